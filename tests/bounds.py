@@ -65,10 +65,6 @@ if __name__ == "__main__":
     elif flags == ["--newest"]:
         print(newest_python())
     elif flags == ["--installed"]:
-        print(
-            f"Python {platform.python_version()}",
-            *(f"{name} {version(name)}" for name in lower_bounds(setup)),
-            sep=", ",
-        )
+        print(f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in lower_bounds(setup)), sep=", ")
     else:
         print(*(f"{name}=={bound}" for name, bound in lower_bounds(setup).items()), sep="\n")

@@ -69,17 +69,11 @@ def weights_of(run: Path) -> dict[str, bytes]:
 def lines_of(file: Path) -> list[dict[str, Any]]:
     """Lines of a log, without its speeds and the version of its format."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("images_per_s", "version")} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("images_per_s", "eval_s", "version")} for row in rows]
 
 
 def train_here(
-    data: Path,
-    out: Path,
-    preset: Path,
-    counted: Any = lambda *_: None,
-    log_to: Any = (),
-    on_checkpoint: str = "",
-    **options: Any,
+    data: Path, out: Path, preset: Path, counted: Any = lambda *_: None, log_to: Any = (), on_checkpoint: str = "", **options: Any
 ) -> list[str]:
     """Train in this process; what is said. counted: is called with each report of progress."""
     resolved = settings.resolve({"preset": str(preset), **options}, Dataset(data))

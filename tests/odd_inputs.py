@@ -152,11 +152,7 @@ bad("web page", "page.jpg", b"<!DOCTYPE html>\n<title>404</title>")
 bad("PostScript", "drawing.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
 bad("PNG that claims 100000 x 100000", "claim.png", bits_png(100_000, 100_000, 0))
 bad("PNG that is 20000 x 20000 in 220 kB", "bomb.png", bits_png(20_000, 20_000, 2501 * 20000))
-bad(
-    "WebP that is 16383 x 16383 in 30 bytes",
-    "bomb.webp",
-    b"RIFF\x16\0\0\0WEBPVP8L\x0a\0\0\0\x2f\xfe\xbf\xff\x0f" + bytes(5),
-)
+bad("WebP that is 16383 x 16383 in 30 bytes", "bomb.webp", b"RIFF\x16\0\0\0WEBPVP8L\x0a\0\0\0\x2f\xfe\xbf\xff\x0f" + bytes(5))
 bad("icon (ICNS)", "icon.icns", b"icns\0\0\0\x18ic10\0\0\0\x10" + bytes(8))
 image("1 x 60000", "thin.png", bits_png(1, 60_000, 120_000))
 bad("zip among images", "images.zip", b"PK\3\4" + bytes(60))

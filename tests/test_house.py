@@ -28,6 +28,9 @@ BELOW = {
 """Package → packages that it may import besides itself: only those below it."""
 DOORS = {
     ("train", "sample.draw"): "previews are drawn, and latents decoded, as `elbo sample` does",
+    ("train", "evaluate.extract"): "samples are scored while training as `elbo eval` scores them",
+    ("train", "evaluate.scoring"): "the same",
+    ("train", "evaluate.settings"): "the same",
     ("grid", "sample.draw"): "a grid is made for the guided denoiser that `elbo sample` walks with",
     ("optimum", "train.batches"): "the images of a run are those that training did not hold out",
     ("bound", "train.batches"): "images are normalised, and held out, as in training",

@@ -384,9 +384,9 @@ def device_options(function: Any) -> Any:
     return device_option(function)
 
 
-def out_option(kind: str) -> Callable[[Any], Any]:
-    """Return a decorator that adds option -o, for a file or standard output. kind: kind of file that -o may replace."""
-    return option("-o", "--out", type=Output(kind, stdout=True), default="-", help="The file to write; - is standard output.")
+def out_option(*kinds: str) -> Callable[[Any], Any]:
+    """Return a decorator that adds option -o, for a file or standard output. kinds: kinds of files that -o may replace."""
+    return option("-o", "--out", type=Output(*kinds, stdout=True), default="-", help="The file to write; - is standard output.")
 
 
 since_option = option("--since", type=value(int, ge=0), default=0, help="Use only intervals of the loss log after this step.")

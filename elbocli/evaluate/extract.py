@@ -44,7 +44,7 @@ class FeatureSource:
     reader, saved, statistics: images, saved features and statistics in the file; None: not in the file.
     labels: class of each image, [n]; None: the file has no labels.
     streamed: whether the images are a stream, which rank 0 alone can read, once and in order.
-    features: result of `extract_features`, on rank 0 alone.
+    features: result of `extract_features`, on rank 0 alone. extracted: whether `extract_features` is done, on every rank.
     """
 
     name: str
@@ -56,6 +56,7 @@ class FeatureSource:
     labels: np.ndarray | None = None
     streamed: bool = False
     features: Features | None = None
+    extracted: bool = False
 
     @property
     def width(self) -> int | None:
@@ -110,7 +111,7 @@ def extract_features(
     check: Callable[[dict[str, Tensor], FeatureSource], None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
-    """Extract a source's features on all ranks, and set `source.features` on rank 0.
+    """Extract a source's features on all ranks, and set `source.features` on rank 0; do nothing if that is done.
 
     extractor: None if the source has no images.
     batch: number of images at a time, on each rank.
@@ -120,6 +121,9 @@ def extract_features(
     Raises DataError: when features are not finite or too large.
     """
     statistics, saved = source.statistics, source.saved
+    if source.extracted:
+        return
+    source.extracted = True
     if statistics is not None and not keep:
         source.features = Features(statistics, spatial=statistics.spatial)
         source.about = structs.replace(source.about, images=None)

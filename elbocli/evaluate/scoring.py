@@ -76,46 +76,86 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
             if classes and settings.classes and source.labels is None:
                 source.labels = choose_labels(settings.classes, source.n, classes, settings.seed)
         settings = check_sources(settings, sides)
-        compares = settings.needing(Need.REFERENCE_FEATURES) or settings.neighbours
-        seen = [side for side in sides.every if side.statistics is None or compares]
-        extractor = _extractor(settings, seen, world)
+        images = [side for side in sides.every if side.statistics is None or compares_images(settings)]
+        extractor = _extractor(settings, images, world)
         if extractor is not None:
             log.info("extracting features with %s on %s, in %s", extractor.name, world.device, settings.precision)
-        for source in sides.every:
-            about = source.about
-            if extractor is not None and source.saved is None and source.n and not about.extractor:
-                network = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
-                source.about = structs.replace(about, **network, feature_precision=extractor.precision)
-            held: Any = source.statistics or source.saved or extractor
-            if spatial and source is not sides.held_out and held.spatial is None:
-                raise UsageError(
-                    f"{source.name}: no spatial features, which {spatial[0]} needs; score images with --extractor {DEFAULT}"
-                )
-        differ = check_alike(sides, settings)
-        deviating = [deviations(settings, source, sides.reference) for source in sides.samples]
-        needed = settings.needing(Need.REFERENCE) or compares or settings.save_features
-        logits = settings.needing(Need.LOGITS) or settings.save_features
-        wanted = {"values": needed, "logits": logits, "spatial_values": spatial}
-        check = partial(check_features, sides=sides, settings=settings)
-        for source in sides.every:
-            keep = {name for name, reason in wanted.items() if reason}
-            if source not in sides.samples:
-                keep = {"values"} if compares or source is sides.held_out else set()
-            with_spatial = bool(spatial) and source is not sides.held_out
-            extract_features(source, extractor, settings.batch_size, world, keep, check, with_spatial)
+        result = score(sides, settings, extractor, world, spatial)
+    if result is not None:
+        for source in sides.samples:
+            _save(source, settings)
+        if settings.neighbours is not None:
+            write_sheet(settings.neighbours, sides)
+        _warn(result, settings)
+    return result
+
+
+def score(
+    sides: Sides, settings: EvalSettings, extractor: Extractor | None, world: World, spatial: Sequence[str] = ()
+) -> EvalResult | None:
+    """Score opened samples; return the result on rank 0, and None on other ranks.
+
+    extractor: None if all sources are saved features. spatial: names of the metrics that need spatial features.
+    Features that a source has already are not extracted again.
+    Raises UsageError, DataError and FormatError like `run`.
+    """
+    differ = check_extraction(sides, settings, extractor, spatial)
+    deviating = [deviations(settings, source, sides.reference) for source in sides.samples]
+    extract(sides.every, sides, settings, extractor, world, spatial)
     if not world.first:  # other ranks don't wait for the scores, which may take an hour for many images
         return None
     digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]
     if len(set(digests)) < len(digests):
         raise DataError(f"two of {[source.name for source in sides.samples]} hold the same images; draw repeats with other seeds")
-    result = EvalResult([])
-    for source, mismatch, deviates in zip(sides.samples, differ, deviating):
-        _save(source, settings)
-        result.repeats.append(scored(source, sides, settings, any(differ), mismatch or None, deviates or None))
-    if settings.neighbours is not None:
-        write_sheet(settings.neighbours, sides)
-    _warn(result, settings)
-    return result
+    facts = zip(sides.samples, differ, deviating)
+    return EvalResult([scored(source, sides, settings, any(differ), pairs or None, odd or None) for source, pairs, odd in facts])
+
+
+def compares_images(settings: EvalSettings) -> bool:
+    """Tell whether a metric or the picture of --neighbours needs the features of each reference image."""
+    return bool(settings.needing(Need.REFERENCE_FEATURES) or settings.neighbours)
+
+
+def check_extraction(
+    sides: Sides, settings: EvalSettings, extractor: Extractor | None, spatial: Sequence[str] = ()
+) -> list[Pairs]:
+    """Record the extractor in all sources, and return the differences between samples and reference, as `check_alike` does.
+
+    Raises DataError and UsageError: the sources don't fit each other or the metrics.
+    """
+    for source in sides.every:
+        about = source.about
+        if extractor is not None and source.saved is None and source.n and not about.extractor:
+            network = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
+            source.about = structs.replace(about, **network, feature_precision=extractor.precision)
+        held: Any = source.statistics or source.saved or extractor
+        if spatial and source is not sides.held_out and held.spatial is None:
+            raise UsageError(
+                f"{source.name}: no spatial features, which {spatial[0]} needs; score images with --extractor {DEFAULT}"
+            )
+    return check_alike(sides, settings)
+
+
+def extract(
+    sources: Sequence[FeatureSource],
+    sides: Sides,
+    settings: EvalSettings,
+    extractor: Extractor | None,
+    world: World,
+    spatial: Sequence[str] = (),
+) -> None:
+    """Extract the features of some of the opened files, with those that the metrics need. Other arguments: as of `score`."""
+    compares = compares_images(settings)
+    needed = settings.needing(Need.REFERENCE) or compares or settings.save_features
+    logits = settings.needing(Need.LOGITS) or settings.save_features
+    wanted = {"values": needed, "logits": logits, "spatial_values": spatial}
+    check = partial(check_features, sides=sides, settings=settings)
+    for source in sources:
+        keep = {name for name, reason in wanted.items() if reason}
+        if source not in sides.samples:
+            keep = {"values"} if compares or source is sides.held_out else set()
+        with_spatial = bool(spatial) and source is not sides.held_out
+        extract_features(source, extractor, settings.batch_size, world, keep, check, with_spatial)
 
 
 def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
@@ -190,7 +230,7 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
         counted, others = {"n": source.n, **own}, {"n": first.n, **made[0]}
         refuse(counted, others, source.name, first.name, "score one set at a time, or repeats made alike")
         for other in () if settings.allow_mismatch else sides.every[len(made) :]:
-            remedy = "such scores are not comparable; use images made alike, or add --allow-mismatch"
+            remedy = "such scores are not comparable; use images made alike, or 'elbo eval --allow-mismatch'"
             refuse(fingerprint(other.about), own, other.name, source.name, remedy)
     theirs = fingerprint(sides.reference.about) if sides.reference else {}
     return [mismatches(own, theirs) for own in made]

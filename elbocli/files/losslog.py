@@ -36,6 +36,10 @@ def check_edges(edges: list[float]) -> None:
         raise ValueError("the edges of the bins must increase")
 
 
+EVAL = "eval_"
+"""Beginning of the names of the scores in metrics.jsonl that samples got while training."""
+
+
 @stored("metrics.jsonl")
 class MetricsRow(Record, frozen=True):
     """Metrics after a step. values: value of each metric, by name; None: not finite."""

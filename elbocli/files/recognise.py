@@ -78,6 +78,7 @@ KINDS = [
     Kind("a page", "", rb"\A<!doctype html"),
     Kind("a figure", "", rb"\A<\?xml|\A%PDF"),
     Kind("a table", "", rb"\Aindex\t|\Alogsnr_low\t"),
+    Kind("a model card", "", rb"\A---\nlibrary_name: elbo\n"),
     Kind("a score card", "", rb"\A# Score card"),
     Kind("a preset", "", rb"\A# A preset"),
     Kind("numbers by step", "", rb'\A{"step"'),

@@ -1,4 +1,5 @@
-"""`elbo report`: an HTML page about one run or several.
+"""`elbo report`: an HTML page about one run or several, or a model card.
 
-gather.py reads runs, log_history.py logs, results.py results of commands, thumbnails.py images; page.py writes the page.
+gather.py reads runs, log_history.py logs, results.py results of commands, thumbnails.py images; page.py writes the page,
+card.py the card.
 """

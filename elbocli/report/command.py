@@ -10,6 +10,7 @@ from elbocli.cli.commands import (
     STREAM,
     Command,
     common,
+    hand_out,
     option,
     out_option,
     overwrite_option,
@@ -17,10 +18,12 @@ from elbocli.cli.commands import (
     print_json,
 )
 
+CARD = "README.md"
+
 
 @click.command(cls=Command)
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
-@out_option("a page")
+@out_option("a page", "a model card")
 @option(
     "--samples",
     type=PATH,
@@ -36,6 +39,14 @@ from elbocli.cli.commands import (
     more="So is a file of 'elbo bound --per-image' (.tsv, .h5): the page shows the likeliest and the least likely images.",
 )
 @option("--json", "as_json", is_flag=True, help="Print the facts as one JSON object; the page only goes to the file of -o.")
+@option(
+    "--card",
+    is_flag=True,
+    help="Write a model card instead, README.md in RUN unless -o names another file.",
+    more="The card is Markdown with the metadata of the Hugging Face Hub: data, objective and whether the loss is an ELBO, network, "
+    "training, the results that lie in RUN, and how to sample. It is made of RUN's files alone. Fill in the licence; 'hf upload' of the "
+    "folder then gives a usable page. elbo uploads nothing.",
+)
 @overwrite_option
 @plugin_option
 @common
@@ -45,6 +56,7 @@ def report(
     samples: tuple[Path, ...],
     results: tuple[Path, ...],
     as_json: bool,
+    card: bool,
 ) -> None:
     """Show a run, or several, on one page of HTML.
 
@@ -63,8 +75,14 @@ def report(
         raise click.UsageError(f"--samples: {len(samples)} files for {len(runs)} runs; give one for each run, or none")
     if results and len(runs) > 1:
         raise click.UsageError("--scores needs a single RUN; for several, put each result file into its run's folder")
-    if out == STREAM and sys.stdout.isatty() and not as_json:
+    if out == STREAM and sys.stdout.isatty() and not (as_json or card):
         raise click.UsageError("standard output is a terminal; add -o FILE")
+    if card:
+        if len(runs) > 1 or samples or results or as_json:
+            raise click.UsageError("--card takes one RUN, and no --samples, --scores or --json; put results into RUN's folder")
+        source = click.get_current_context().get_parameter_source("out")
+        _write_card(runs[0], runs[0] / CARD if source is click.core.ParameterSource.DEFAULT else out)
+        return
     gathered = [gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
     if as_json:
         print_json(report_of(gathered))
@@ -78,3 +96,14 @@ def report(
         return
     with new_file(out) as file:
         file.write(page)
+
+
+def _write_card(run: Path, out: Path) -> None:
+    from elbocli.files.recognise import check_outputs
+    from elbocli.report.card import model_card
+    from elbocli.report.gather import gather
+
+    text = model_card(gather(run, data=False), run / "previews")
+    if out == run / CARD:
+        check_outputs([(out, ["a model card"])], [], Command.overwrite)
+    hand_out(text, out)

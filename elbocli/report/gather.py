@@ -22,7 +22,7 @@ from elbocli.files.losslog import is_table
 from elbocli.files.records import Record, stored
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
-from elbocli.report.log_history import Curve, LogHistory, curve, read_curves, read_log_history
+from elbocli.report.log_history import Curve, LogHistory, curve, error_of, read_curves, read_log_history, score_columns
 from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
 from elbocli.report.thumbnails import (
     Extremes,
@@ -180,10 +180,18 @@ class RunFacts:
 
     @property
     def headline(self) -> list[Row]:
-        """Key numbers of the run: last losses, last bound, and first two scores of the last result of `elbo eval`."""
-        found = []
-        for name, (what, unit) in CURVES.items():
-            values, errors = (curve(self.report.curves, key)[1] for key in (name, f"{name}_se"))
+        """Key numbers of the run: those of `logged`, and the first two scores of the last result of `elbo eval`."""
+        found = self.logged
+        for result in self.results["scores"][-1:]:
+            found += [row._replace(unit=row.unit or result.path.name) for row in score_rows(result.found)[:2]]
+        return found
+
+    @property
+    def logged(self) -> list[Row]:
+        """Last losses, scores while training, and last bound."""
+        found, scores = [], score_columns(self.report.curves)
+        for name, (what, unit) in {**CURVES, **{name: (title, "while training") for name, title in scores.items()}}.items():
+            values, errors = (curve(self.report.curves, key)[1] for key in (name, error_of(name)))
             if values:
                 last = Estimate(values[-1], *errors[-1:])
                 found.append(Row(what, unit, last.value, interval=last.interval))
@@ -192,9 +200,6 @@ class RunFacts:
             note = "on training images" if self.trains_on(bound) else ""
             unit = ", ".join([bound.found.unit, *Path(str(bound.content.get("dataset", ""))).parts[-1:]])
             found.append(Row("variational bound", unit, last.value, note=note, interval=last.interval))
-        for result in self.results["scores"][-1:]:
-            rows = score_rows(result.found)[:2]
-            found += [row._replace(unit=row.unit or result.path.name) for row in rows]
         return found
 
 
@@ -227,11 +232,12 @@ def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(report.json()), parse_constant=lambda _: None))
 
 
-def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
+def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = (), data: bool = True) -> RunFacts:
     """Read everything that a report on a run shows.
 
     samples: file of images to show by class; None: the last preview.
     results: more results, of 'elbo eval', 'elbo bound' or 'elbo optimum' (JSON), or tables of 'elbo bound --per-image'.
+    data: whether to read the run's dataset, which may lie elsewhere, for the command that packed it and pictures of its images.
     Raises FormatError: `run` is not a run. Raises ElboError: unusable `samples` or `results`.
     """
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # "." is no name for a page
@@ -271,9 +277,9 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         excess_found = ask(_excess, each, course, held_out, effective, config)
     previews = [row for index in chosen_times(len(sheets)) if (row := ask(read_preview, sheets[index]))]
     extremes = [read_extremes(path, dataset_of(config.data, run), None) for path in results if is_table(path)]
-    extremes += [pair for each in found if (pair := ask(_extremes, each, config, run))]
+    extremes += [pair for each in found if data and (pair := ask(_extremes, each, config, run))]
     checkpoint = next(filter(None, (ask(read_checkpoint, path, False) for path in reversed(checkpoints(run)))), None)
-    packed = None if imported else ask(_packed, dataset_of(config.data, run), config)
+    packed = None if imported or not data else ask(_packed, dataset_of(config.data, run), config)
     report = RunReport(
         run=name,
         status={} if status is None else {**status.facts(), "time": status.when},

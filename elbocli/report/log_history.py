@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import bin_middles
 from elbocli.errors import DataError, FormatError
-from elbocli.files.losslog import LossLogRow, MetricsRow, read_losslog
+from elbocli.files.losslog import EVAL, LossLogRow, MetricsRow, read_losslog
 from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.records import parse_json
 
@@ -49,9 +49,25 @@ def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
 
 
 def _pooled(name: str, values: Sequence[float]) -> float | None:
-    if name in ("step", "images") or name.startswith("val_"):  # validations are rare: show the last, not a mean
+    if name in ("step", "images") or name.startswith(("val_", EVAL)):  # these are rare: show the last, not a mean
         return values[-1] if values else None
     return sum(value / len(values) for value in values) if values else None
+
+
+def error_of(name: str) -> str:
+    """Return the name of the column of standard errors of column `name`, such as `eval_frechet_distance_se[elbo-tiny]`."""
+    stem, bracket, network = name.partition("[")
+    return f"{stem.removesuffix('_mean')}_se{bracket}{network}"
+
+
+def score_columns(columns: dict[str, Curve]) -> dict[str, str]:
+    """Return the columns of scores of samples while training: name → title. columns: from `read_curves`."""
+    scores = {}
+    for name in columns:
+        stem, _, network = name.removeprefix(EVAL).rstrip("]").partition("[")
+        if name.startswith(EVAL) and stem not in ("samples", "s") and not stem.endswith("_se"):
+            scores[name] = stem.removesuffix("_mean").replace("_", " ") + (network and f", {network}")
+    return scores
 
 
 def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float]]:

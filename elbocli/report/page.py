@@ -19,8 +19,9 @@ from elbocli.cli.figure import STYLE, level_ticks, line_style
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.evaluate.result import fill_template
 from elbocli.evaluate.settings import PROTOCOLS
+from elbocli.files.losslog import EVAL
 from elbocli.report.gather import RunFacts, differences, figures
-from elbocli.report.log_history import LogHistory, curve
+from elbocli.report.log_history import LogHistory, curve, error_of, score_columns
 from elbocli.report.results import score_rows
 from elbocli.report.thumbnails import Thumbnails
 
@@ -46,7 +47,6 @@ OWN: dict[Any, Any] = {
 LEVEL, ERROR, WEIGHT = "noise  ←  λ  →  data", "‖ε − ε̂‖² / D", "w(λ) / max w"
 POINTS = 241
 NATS, BITS = "loss, nats per dimension", "bound, bits per dimension"
-LOGARITHMIC = NATS, BITS, ERROR
 
 
 class Line(NamedTuple):
@@ -109,7 +109,7 @@ def draw_lines(
 ) -> Any:
     """Draw lines in a new figure; return (Axes, legend), or None without lines.
 
-    label: label of the vertical axis; a label in LOGARITHMIC makes the axis logarithmic if all values are positive.
+    label: label of the vertical axis, which is logarithmic over training images and for errors if all values are positive.
     names: legend entries; (): no legend. over: function that formats the horizontal axis.
     """
     from matplotlib.ticker import LogLocator
@@ -125,7 +125,7 @@ def draw_lines(
             axis.fill_between(x, below, y + spread, color=style["color"], alpha=0.3, linewidth=0)
         axis.plot(x, y, marker="" if len(y) > 1 else "o", **style)
     least, largest = axis.dataLim.intervaly
-    if label in LOGARITHMIC and least > 0:
+    if (over is over_images or label == ERROR) and least > 0:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
         if largest / 1000 < least:
@@ -157,9 +157,28 @@ def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> An
 def curve_line(facts: RunFacts, name: str) -> Line | None:
     """Return the curve of column `name` of metrics.jsonl over training images; None without values."""
     at, values = curve(facts.report.curves, name)
-    _, errors = curve(facts.report.curves, f"{name}_se")
+    _, errors = curve(facts.report.curves, error_of(name))
     x, y, spread = (torch.tensor(each, dtype=torch.float64) for each in (at, values, errors))
     return Line(x, y, 2 * spread if len(spread) == len(y) else None) if values else None
+
+
+def score_panels(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> dict[str, Any]:
+    """Draw a plot for each score of samples while training. names: legend entries of several runs."""
+    drawn = {}
+    for place, (name, title) in enumerate(_scores(runs).items()):
+        drawn[f"score{place}"] = draw_lines(title, [curve_line(facts, name) for facts in runs], names, over_images)
+    return drawn
+
+
+def score_drawings(runs: Sequence[RunFacts]) -> list[tuple[str, str, str]]:
+    """Return (name, title, caption) of each plot of `score_panels`."""
+    counts = sorted({round(n) for facts in runs for n in curve(facts.report.curves, f"{EVAL}samples")[1]})
+    caption = f"Of {' or '.join(map(str, counts))} samples drawn with the first average. With ± 2 standard errors where known."
+    return [(f"score{k}", f"Scores while training: {title}", caption) for k, title in enumerate(_scores(runs).values())]
+
+
+def _scores(runs: Sequence[RunFacts]) -> dict[str, str]:
+    return {name: title for facts in runs for name, title in score_columns(facts.report.curves).items()}
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
@@ -209,6 +228,7 @@ def _panels_of_several(runs: Sequence[RunFacts]) -> dict[str, Any]:
         },
         "profiles": draw_lines(ERROR, late, names),
         "held_out": draw_lines(ERROR, held_out, names),
+        **score_panels(runs, names),
     }
 
 
@@ -221,6 +241,7 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
         **_objective_panels(facts),
         "loss": draw_lines(NATS, [loss, val_loss], ["training", "validation"], over_images),
         "bits": draw_lines(BITS, [None, None, None, bits], over=over_images),
+        **score_panels([facts]),
     }
     if course:
         early = profile_line(course, LogHistory.early)
@@ -266,6 +287,7 @@ def render(*runs: RunFacts) -> str:
         "runs": runs,
         "pictures": pictures(*runs),
         "swatches": [swatch(index) for index in range(len(runs))],
+        "score_drawings": score_drawings(runs),
         "differences": differences(runs),
         "figures": figures(runs),
         "protocols": PROTOCOLS,

@@ -22,6 +22,7 @@ RUN = "Run"
 SPEED = "Speed and memory"
 KEPT = "What is kept"
 VALIDATION = "Validation"
+EVALUATION = "Evaluation"
 
 IN_UNITS = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s)?")
 IN_COLONS = re.compile(r"(?:(?:([0-9]+)-)?([0-9]+):)?([0-9]+):([0-9][0-9])")
@@ -257,6 +258,46 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     val_split: Annotated[int, count("Number of images to hold out.")] = 0
     val_every: Annotated[int, count("Updates per validation.", free=True, zero=AUTO, shown="2 % of the work")] = 0
     val_images: Annotated[int, count("Most images per validation.", free=True, zero="all", shown="all")] = 0
+
+    eval_every: Annotated[
+        int,
+        count(
+            "Updates per evaluation.",
+            group=EVALUATION,
+            more="Also one at the end. Samples of the first average, by 32 steps of ddim, are scored as 'elbo eval' scores them; image i depends on (seed, i) "
+            "alone. Each evaluation is a line of metrics.jsonl, with the scores, their standard errors, the number of samples and "
+            "the seconds taken, which images_per_s leaves out. Training goes on as without evaluations.",
+            free=True,
+            zero="none",
+            shown="none",
+        ),
+    ] = 0
+    eval_samples: Annotated[
+        int,
+        count(
+            "Number of samples.",
+            more="auto is 1000, or the number of the dataset's images if that is lower. Scores compare only at equal numbers.",
+            free=True,
+            zero=AUTO,
+            le=10**6,
+            shown="1000 or fewer",
+        ),
+    ] = 0
+    eval_metrics: Annotated[
+        str,
+        about("See 'elbo weights list metrics'.", metavar="LIST", free=True, shown="fid"),
+    ] = "fid"
+    eval_ref: Annotated[
+        str,
+        about(
+            "Score against this.",
+            more="As of 'elbo eval --ref': by default all images of the dataset, held-out images among them. Statistics, as 'elbo eval --save-stats' writes them, save the time of extracting features at each start.",
+            metavar="PATH",
+            free=True,
+            preset=False,
+            shown="DATA.h5",
+        ),
+    ] = ""
 
     def __post_init__(self) -> None:
         if self.val and self.val_split:

@@ -4,7 +4,8 @@
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 log = logging.getLogger("elbo")
@@ -26,3 +27,14 @@ def show_progress_with(show: Callable[..., None]) -> None:
     """Pass every later report to the function `show(done, total, unit, then, values)`."""
     global _show
     _show = show
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Display no progress inside the block: work within a longer task must not replace the task's own progress."""
+    global _show
+    before, _show = _show, None
+    try:
+        yield
+    finally:
+        _show = before

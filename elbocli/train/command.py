@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from elbocli.cli.commands import PATH, Command, Named, Value, command_line, common, launched, option, plugin_option
-from elbocli.run.train_settings import KEPT, RUN, SETTINGS, Setting
+from elbocli.nn.extractors import TINY
+from elbocli.run.train_settings import EVALUATION, KEPT, RUN, SETTINGS, Setting
 
 
 def _type(setting: Setting) -> Any:
@@ -49,6 +50,7 @@ for name, setting in SETTINGS.items():
         GROUPS.setdefault(setting.group, []).append(name)
 GROUPS[RUN] = ["out", "overwrite", "dry_run", "config", "init", "plugin", *GROUPS[RUN], "words"]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
+GROUPS[EVALUATION] += ["eval_extractor", "eval_extractor_weights"]
 
 
 @click.command(cls=Command, groups=GROUPS)
@@ -92,11 +94,12 @@ GROUPS[KEPT] += ["log_to", "on_checkpoint"]
     "--log-to",
     multiple=True,
     metavar="TARGET",
-    help="Also log to tensorboard, wandb or a FILE.jsonl; may be repeated.",
-    more="FILE.jsonl gets the lines of metrics.jsonl. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
+    help="Also to tensorboard, wandb, trackio, FILE.jsonl.",
+    more="May be repeated. FILE.jsonl gets the lines of metrics.jsonl. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
     "RUN/tensorboard. wandb (pip install 'elbocli[wandb]') logs to Weights & Biases, in the project elbo unless "
     "$WANDB_PROJECT names one, and goes on with the same W&B run when the run goes on; $WANDB_MODE=offline keeps it in "
-    "RUN/wandb. Errors of these loggers are warnings. Neither a preset nor --config can set this option: give it at each start.",
+    "RUN/wandb. trackio (pip install 'elbocli[trackio]') logs in the project elbo unless $TRACKIO_PROJECT names one, to the run that is "
+    "named by RUN's folder and the first 8 digits of its id, also when the run goes on. Errors of these loggers are warnings. Neither a preset nor --config can set this option: give it at each start.",
 )
 @option(
     "--on-checkpoint",
@@ -108,6 +111,15 @@ GROUPS[KEPT] += ["log_to", "on_checkpoint"]
     "command at its end; an interrupted or failed run ends the command (SIGTERM, after 5 s SIGKILL). Neither a preset nor "
     "--config can set this option.",
 )
+@option(
+    "--eval-extractor",
+    metavar="NAME",
+    default=TINY,
+    help="Extractor of 'elbo eval'.",
+    more="A name or FILE.pt2. elbo-tiny needs no download, and serves to compare runs, not to publish. Neither a preset nor --config can set this option, "
+    "because a program may run code: give it at each start.",
+)
+@option("--eval-extractor-weights", type=PATH, help="File of its weights.")
 @option(
     "--dry-run",
     is_flag=True,
@@ -125,6 +137,8 @@ def train(
     words: tuple[str, ...],
     log_to: tuple[str, ...],
     on_checkpoint: str,
+    eval_extractor: str,
+    eval_extractor_weights: Path | None,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -161,6 +175,7 @@ def train(
             dataset = Dataset(data or dataset_for(known), latents=True)
             resolved = settings.resolve(asked, dataset, known, initial)
             recorder.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
-        loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite)
+        more = on_checkpoint, log_to, Command.overwrite, (eval_extractor, eval_extractor_weights)
+        loop.run(dataset, out, resolved, world, command_line(), *more)
     if world.first:
         click.echo(os.fsencode(out))  # the unescaped path, for scripts

@@ -17,6 +17,7 @@ from threading import Lock
 from elbocli.errors import Interrupted, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
+from elbocli.nn.extractors import TINY
 from elbocli.nn.networks import count_parameters
 from elbocli.run.folder import DONE, RUNNING, Status, claim, record_start
 from elbocli.run.settings import Resolved
@@ -45,6 +46,7 @@ def run(
     on_checkpoint: str = "",
     log_to: Sequence[str] = (),
     overwrite: bool = False,
+    extractor: tuple[str, Path | None] = (TINY, None),
 ) -> None:
     """Train until the last step, from the newest checkpoint in `out` if there is a checkpoint.
 
@@ -54,6 +56,7 @@ def run(
     command_line: the command as typed, for config.yaml.
     on_checkpoint: shell command to run after each checkpoint; '': none.
     log_to: further targets of the logs: 'tensorboard', 'wandb' or paths of JSONL files.
+    extractor: for --eval-every: name or program of the extractor, and file of its weights.
     overwrite: begin again at step 0 if the run's checkpoints are gone; False: raise DataError if they are gone.
     Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
     """
@@ -88,9 +91,10 @@ def run(
                 if world.first:
                     store.drop_snapshots_after(out, state.steps_done)
                     record_start(out, resolved, command_line, processes=world.size, device_name=name_of(world.device))
-                recorder = Recorder(state, out, lengths, log_to)
+                recorder = Recorder(state, out, lengths, log_to, extractor)
             hook = CheckpointHook(on_checkpoint if world.first else "", out)
             stack.callback(hook.stop)
+            stack.callback(recorder.targets.finish)
             gc.freeze()  # the collector skips objects that live as long as the run
             stack.callback(gc.unfreeze)
             _train(state, out, recorder, status, hook, Ending(signals, settings.time_limit, world.size > 1))

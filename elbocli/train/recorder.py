@@ -1,12 +1,14 @@
-"""Logs of a run in training: metrics, errors per λ, validation, previews, and the targets of --log-to."""
+"""Logs of a run in training: metrics, errors per λ, validation, scores, previews, and the targets of --log-to."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor
 from elbocli.core.adaptive import BinSums, bin_edges, bin_middles
 from elbocli.core.elbo import bits_per_dimension, prior, reconstruction
 from elbocli.core.loss import Network, denoising_losses
-from elbocli.core.samplers import parse_sampler, time_grid
+from elbocli.core.samplers import parse_sampler
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
@@ -31,8 +33,8 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
 from elbocli.files.reading import reading
 from elbocli.files.recognise import check_outputs
-from elbocli.files.schedule_file import finite, resolve_schedule
-from elbocli.nn.denoiser import Denoiser
+from elbocli.files.schedule_file import finite
+from elbocli.nn.extractors import TINY
 from elbocli.nn.networks.diffusers import affine
 from elbocli.run.folder import PREVIEW_COUNT
 from elbocli.run.open import SPACE
@@ -40,8 +42,9 @@ from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.progress import log, progress
-from elbocli.sample.draw import Decoder, SampleSettings, draw, open_decoder
-from elbocli.train.batches import LEAST_HELD_OUT, count_parts, network_input, split_rows
+from elbocli.sample.draw import Decoder, SampleSettings, open_decoder
+from elbocli.train.batches import LEAST_HELD_OUT, network_input, split_rows
+from elbocli.train.scores import Evaluation, draw_averaged
 from elbocli.train.state import TrainState
 from elbocli.train.step import check
 
@@ -62,11 +65,19 @@ class Recorder:
 
     out: run folder.
     lengths: size of each log at the checkpoint to resume from, in bytes; longer logs are truncated.
-    log_to: targets of --log-to: tensorboard, wandb or paths of JSONL files.
+    log_to: targets of --log-to: names in PACKAGES, or paths of JSONL files.
+    extractor: for --eval-every: name or program of the extractor, and file of its weights.
     Raises UsageError: --val doesn't fit the run; no previews possible. FormatError: --val is no dataset. DataError: can't write.
     """
 
-    def __init__(self, state: TrainState, out: Path, lengths: dict[str, int], log_to: Iterable[str] = ()):
+    def __init__(
+        self,
+        state: TrainState,
+        out: Path,
+        lengths: dict[str, int],
+        log_to: Iterable[str] = (),
+        extractor: tuple[str, Path | None] = (TINY, None),
+    ):
         self.state, self.settings, self.world, self.out = state, state.settings, state.world, out
         settings, network = state.settings, state.resolved.network
         held = open_held_out(settings, state.dataset, network.num_classes > 0)
@@ -92,8 +103,13 @@ class Recorder:
         if settings.preview_every:
             with reading("previews can't be drawn; --preview-every none turns them off", kind=UsageError):
                 self.decoder = open_decoder(state.resolved.data, network, state.device)
+        self.evaluation = None
+        if settings.eval_every:
+            with reading("--eval-every: samples can't be scored", kind=UsageError):
+                output = self.decoder or open_decoder(state.resolved.data, network, state.device)
+                self.evaluation = Evaluation(state, output, *extractor)
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
-        self._since = state.steps_done
+        self._since, self._clock = state.steps_done, 0.0
         if self.validation and state.resolved.init is not None and not state.steps_done:
             self._validate(self.validation)  # the score of the weights that the run begins from
         self._begun = self._clock = time.monotonic()
@@ -103,7 +119,7 @@ class Recorder:
         return not self.previewed and time.monotonic() - self._begun > FIRST_PREVIEW_S
 
     def after(self, early: bool) -> dict[str, Any]:
-        """Do what is due after a step: log, validate, draw a preview. Return numbers for the progress line.
+        """Do what is due after a step: log, validate, score samples, draw a preview. Return numbers for the progress line.
 
         early: whether to draw a preview even if no preview is due.
         Raises NonFiniteError and DataError, on all ranks alike.
@@ -114,6 +130,8 @@ class Recorder:
             values |= self._log()
         if self.validation and self.validation.due(step):
             values |= self._validate(self.validation)
+        if self.evaluation and self.evaluation.due(step):
+            values |= self._evaluate(self.evaluation)
         if self.decoder and (early or last or step % settings.preview_every == 0):
             self._preview(self.decoder)
         return values
@@ -144,7 +162,7 @@ class Recorder:
         progress(state.steps_done, self.settings.steps, "step", "validating")
         check(state)
         validation.weighting = state.weighting  # a learned weighting has changed meanwhile
-        with state.averaged():
+        with self._apart(), state.averaged():
             sums = world.added(validation.partial(state.spread.forward, world.rank, world.size))
         values = validation.finish(sums)
         self._measured(values)
@@ -152,10 +170,28 @@ class Recorder:
             self._append(VALIDATION, losslog.line(state.steps_done, state.images, sums[:, :-2]))
         return values
 
+    def _evaluate(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Score samples drawn with the averaged weights, and log the result."""
+        progress(self.state.steps_done, self.settings.steps, "step", "scoring samples")
+        check(self.state)
+        with self._apart():
+            values = evaluation.values()
+        self._measured(values)
+        return values
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Leave the seconds of the block out of `images_per_s`. Before the block, the device must have finished all updates."""
+        begun = time.monotonic()
+        yield
+        self._clock += time.monotonic() - begun
+
     def _preview(self, decoder: Decoder) -> None:
         self.previewed = True
         progress(self.state.steps_done, self.settings.steps, "step", "drawing a preview")
-        images, layout = preview(self.state, decoder)
+        check(self.state)
+        with self._apart():
+            images, layout = preview(self.state, decoder)
         path = self.out / "previews" / f"step-{self.state.steps_done:08d}.png"
         if self.world.first:
             with writing(path.parent):
@@ -210,25 +246,10 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     output: decoder from the sampler's output to pixels.
     Returns: images, uint8 [N, H, W, C], and their layout in a contact sheet.
     """
-    network, settings = state.resolved.network, state.settings
+    network = state.resolved.network
     labels = preview_labels(network.num_classes, PREVIEW.n)
     count = PREVIEW.n if labels is None else len(labels)
-    grid = time_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), PREVIEW.steps)
-    how = replace(PREVIEW, seed=settings.seed, precision=settings.precision)
-    shape = (network.image_size, network.image_size, network.image_channels)
-    # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
-    # Size of the smallest micro-batch of any process, which fits into memory on all ranks: ranks of a sharded network must do
-    # equally many forward passes.
-    part_size = settings.batch_size // state.world.size // len(state.batches.parts)
-    at_once, images = -(-count // count_parts(count, 1, part_size)), list[Tensor]()
-    with state.averaged():
-        for start in range(0, count, at_once):
-            places, part = range(start, start + at_once), None
-            if labels is not None:
-                part = sent(torch.from_numpy(labels[np.minimum(places, count - 1)]), state.device)
-            denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
-            images.append(draw(denoiser, places, shape, grid, how, state.device, output))
-    drawn = torch.cat(images)[:count].cpu().numpy()
+    drawn = draw_averaged(state, output, replace(PREVIEW, n=count), labels).numpy()
     return drawn, lay_out(drawn.shape[1], drawn.shape[2], rows_of_classes(count, labels, state.resolved.data.class_names or []))
 
 
@@ -386,7 +407,7 @@ class Validation:
 
 LINES = ".jsonl"
 SAMPLES = "samples"  # key of a preview (the path of a PNG file) among the values of a step
-Target = Callable[[int, Mapping[str, Any]], object]  # (step, values) → anything
+Target = Callable[[int, Mapping[str, Any]], object]  # (step, values) → anything; `finish`, if there, is called at the end
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
@@ -411,7 +432,8 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
             if key == SAMPLES:
                 writer.add_image(key, np.atleast_3d(np.asarray(Image.open(value))), step, dataformats="HWC")
             elif value is not None:
-                writer.add_scalar(f"val/{key[4:]}" if key.startswith("val_") else f"train/{key}", value, step)
+                group, _, rest = key.partition("_")
+                writer.add_scalar(f"{group}/{rest}" if group in ("val", "eval") else f"train/{key}", value, step)
         writer.flush()
 
     return write
@@ -434,7 +456,32 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
     return write
 
 
-PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {"tensorboard": open_tensorboard, "wandb": open_wandb}
+class TrackioTarget:
+    """Target that logs to trackio, to the run that is named by this run's folder and id: trackio resumes a run by its name."""
+
+    def __init__(self, word: str, run: Path, step: int):
+        import trackio
+
+        config, self.trackio = read_config(run), trackio
+        name, project = f"{run.resolve().name}-{str(config.run_id)[:8]}", os.environ.get("TRACKIO_PROJECT", "elbo")
+        with redirect_stdout(sys.stderr):  # standard output is for the run's path
+            self.begun = trackio.init(project=project, name=name, config=config.json(), resume="allow")
+
+    def __call__(self, step: int, values: Mapping[str, Any]) -> None:
+        shown = {key: self.trackio.Image(str(value)) if key == SAMPLES else value for key, value in values.items()}
+        self.begun.log({key: value for key, value in shown.items() if value is not None}, step=step)
+
+    def finish(self) -> None:
+        """Wait until trackio has stored everything."""
+        with redirect_stdout(sys.stderr):
+            self.trackio.finish()
+
+
+PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {
+    "tensorboard": open_tensorboard,
+    "wandb": open_wandb,
+    "trackio": TrackioTarget,
+}
 
 
 def check_targets(words: Iterable[str], run: Path) -> None:
@@ -451,7 +498,7 @@ def check_targets(words: Iterable[str], run: Path) -> None:
 class LogTargets:
     """Writer to all targets of --log-to; a target that fails is dropped with a warning.
 
-    words: tensorboard, wandb, or paths of JSONL files.
+    words: names in PACKAGES, or paths of JSONL files.
     step: last step done before the run was started or resumed.
     """
 
@@ -462,9 +509,20 @@ class LogTargets:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write the values of a step to all targets."""
         for word, target in list(self._targets.items()):
-            try:
+            with self._dropping(word):
                 opened = self._targets[word] = target or PACKAGES.get(word, open_lines)(word, self._run, self._step)
                 opened(step, values)
-            except Exception as error:  # tensorboard and wandb raise errors of any type
-                log.warning("--log-to %s: %s; this target gets no more values until the run is resumed", word, error)
-                del self._targets[word]
+
+    def finish(self) -> None:
+        """Let the targets store what they have."""
+        for word, target in list(self._targets.items()):
+            with self._dropping(word):
+                getattr(target, "finish", lambda: None)()
+
+    @contextmanager
+    def _dropping(self, word: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the packages raise errors of any type
+            log.warning("--log-to %s: %s; this target gets no more values until the run is resumed", word, error)
+            del self._targets[word]

@@ -133,11 +133,7 @@ def of_encoded(images: np.ndarray, dataset: Dataset, pool: ThreadPoolExecutor, r
         rounds=rounds,
     )
     yield compare(
-        f"read {BATCH}, {dataset.store} at {size} / pure decode",
-        lambda: dataset.batch(some()),
-        pure,
-        BOUND,
-        rounds=rounds,
+        f"read {BATCH}, {dataset.store} at {size} / pure decode", lambda: dataset.batch(some()), pure, BOUND, rounds=rounds
     )
 
 

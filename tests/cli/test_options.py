@@ -129,7 +129,7 @@ def test_each_help_fits_two_screens_and_the_options_of_training_are_its_settings
     for path, command in commands():
         with click.Context(command, info_name=" ".join(["elbo", *path]), terminal_width=78) as context:
             lines = command.get_help(context).splitlines()
-        assert len(lines) <= 90 and max(map(len, lines)) <= 80, path
+        assert len(lines) <= 100 and max(map(len, lines)) <= 80, path
     options = {option.name for option in train.params if isinstance(option, click.Option)}
     others = {
         "out",
@@ -138,6 +138,8 @@ def test_each_help_fits_two_screens_and_the_options_of_training_are_its_settings
         "plugin",
         "log_to",
         "on_checkpoint",
+        "eval_extractor",
+        "eval_extractor_weights",
         "overwrite",
         "dry_run",
         "words",
@@ -204,15 +206,7 @@ def test_units_and_colons_say_the_same(days, hours, minutes, rest):
 
 
 def test_a_duration_is_read_in_units_and_in_colons():
-    words = {
-        "3h50m": 13800,
-        "90s": 90,
-        "1.5h": 5400,
-        "2d": 172800,
-        "50:00": 3000,
-        "3:50:00": 13800,
-        "1-02:03:04": 93784,
-    }
+    words = {"3h50m": 13800, "90s": 90, "1.5h": 5400, "2d": 172800, "50:00": 3000, "3:50:00": 13800, "1-02:03:04": 93784}
     assert {word: seconds(word) for word in words} == words
 
 

@@ -125,11 +125,7 @@ def test_only_timesteps_within_the_range_are_visited_and_a_shift_moves_them():
 
 @pytest.mark.parametrize(
     ("schedule", "steps", "spacing", "word"),
-    [
-        ("cosine", 10, "timesteps", "no timesteps"),
-        ("t-linear", 1001, "timesteps", "1000"),
-        ("t-linear", 300, "stride", "334"),
-    ],
+    [("cosine", 10, "timesteps", "no timesteps"), ("t-linear", 1001, "timesteps", "1000"), ("t-linear", 300, "stride", "334")],
 )
 def test_timesteps_that_a_schedule_lacks_are_refused(schedule, steps, spacing, word):
     with pytest.raises(UsageError, match=word):

@@ -144,9 +144,7 @@ halflife:images=1e99 powr
 
 
 @pytest.mark.parametrize(
-    "text",
-    [[], True, None, {"power": 0.1}, [0.9, [0.8]], [0.9, "0.90"], 1.0, -0.1, math.nan, *NONSENSE.split()],
-    ids=str,
+    "text", [[], True, None, {"power": 0.1}, [0.9, [0.8]], [0.9, "0.90"], 1.0, -0.1, math.nan, *NONSENSE.split()], ids=str
 )
 def test_nonsense_is_refused(text):
     with pytest.raises(UsageError):
@@ -154,8 +152,7 @@ def test_nonsense_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("value", "specs"),
-    [(0.9999, ("0.9999",)), ("power", ("power:std=0.05",)), ([0.9, "power:std=.1"], ("0.9", "power:std=0.1"))],
+    ("value", "specs"), [(0.9999, ("0.9999",)), ("power", ("power:std=0.05",)), ([0.9, "power:std=.1"], ("0.9", "power:std=0.1"))]
 )
 def test_one_or_several_by_number_or_text(value, specs):
     assert canonical(value) == specs == canonical(specs)

@@ -132,13 +132,7 @@ def test_numbers_do_not_depend_on_processes_and_an_error_of_any_ends_all(digits,
     (folder / "10.png").write_bytes((folder / "10.png").read_bytes()[:-30])
     cases = [(2, "a.npy", False), (3, "a.npz", False), (2, "a.npy", True), (2, "cut", False)]
     jobs = [
-        {
-            "size": size,
-            "samples": f"{tmp_path}/{name}",
-            "streamed": streamed,
-            "ref": str(digits),
-            "out": f"{tmp_path}/{k}",
-        }
+        {"size": size, "samples": f"{tmp_path}/{name}", "streamed": streamed, "ref": str(digits), "out": f"{tmp_path}/{k}"}
         for k, (size, name, streamed) in enumerate(cases)
     ]
     line = ["eval", "-", "--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--batch-size", 16]

@@ -28,16 +28,7 @@ spacing: even, start: edm, rounding: truncate, threshold: none, classes: balance
 imported_format: edm, imported_file: net.pkl, command: elbo sample
 }""")
 MADE |= {"weights_sha256": "ab" * 32, "trained_on": "cd" * 32, "init_sha256": "ef" * 32, "imported_sha256": "ef" * 32}
-NASTY = [
-    "<script>alert(1)</script>",
-    "`</code><b>x",
-    "``",
-    "a | b",
-    "[x](http://y)",
-    "*a* _b_ # c\n# d",
-    "![i](j)",
-    "\\`<i>",
-]
+NASTY = ["<script>alert(1)</script>", "`</code><b>x", "``", "a | b", "[x](http://y)", "*a* _b_ # c\n# d", "![i](j)", "\\`<i>"]
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +69,7 @@ def test_files_that_are_no_repeats_are_refused_or_warned_of(paths, digits, tmp_p
 def test_a_mismatch_of_any_repeat_stands_at_the_top(digits, tmp_path):
     """One that knows its crop, after one that doesn't: the mean bears no published name, and the card says so."""
     images = Dataset(digits).batch(np.arange(200))
-    paths = [
-        save(tmp_path / "0.npy", images[:100]),
-        save(tmp_path / "1.npz", images[100:], np.arange(100) % 10, crop="none"),
-    ]
+    paths = [save(tmp_path / "0.npy", images[:100]), save(tmp_path / "1.npz", images[100:], np.arange(100) % 10, crop="none")]
     found = result(paths, digits, allow_mismatch=True)
     assert found.json()["mismatch"] == {"crop": ["none", "center"]} and found.network == "elbo-tiny"
     card = score_card(found)

@@ -209,10 +209,7 @@ def test_what_another_process_is_writing_is_not_swept(tmp_path, python):
     with atomic.new_file(tmp_path / "file") as file, atomic.new_folder(tmp_path / "folder") as folder:
         file.write(b"half")
         (folder / "a").touch()
-        python(
-            "import sys; from pathlib import Path; from elbocli.files.atomic import sweep; sweep(Path(sys.argv[1]))",
-            tmp_path,
-        )
+        python("import sys; from pathlib import Path; from elbocli.files.atomic import sweep; sweep(Path(sys.argv[1]))", tmp_path)
         assert not (tmp_path / ".left.7.tmp").exists() and not (tmp_path / "file").exists()
     assert (tmp_path / "file").read_bytes() == b"half" and (tmp_path / "folder" / "a").exists()
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]

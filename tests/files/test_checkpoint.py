@@ -21,10 +21,7 @@ WEIGHTS = {
     "model": {"view": BASE.T, "part": BASE[:, 1:3], "b": torch.tensor([1.5], dtype=torch.float64)},
     "ema-0.999": {"n": torch.tensor(3)},
 }
-STATE = {
-    "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]},
-    "online": None,
-}
+STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}, "online": None}
 
 
 def save(run, step, keep=3, weights=WEIGHTS, **meta):

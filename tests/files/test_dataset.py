@@ -71,11 +71,7 @@ def test_rows_labels_and_names_read_back_in_any_order_also_by_plain_h5py(kind, t
     image, label = data[-1]
     np.testing.assert_array_equal(image, rows[11] if kind == "latents" else rows[11].transpose(2, 0, 1))
     assert label == 2 and data.labels.tolist() == [i % 3 for i in range(12)] and data.labels.dtype == np.int64
-    assert data.shape == (12, 8, 8, {"grey": 1, "latents": 2}.get(kind, 3)) and data.class_names == [
-        "ant",
-        "bee",
-        "cat",
-    ]
+    assert data.shape == (12, 8, 8, {"grey": 1, "latents": 2}.get(kind, 3)) and data.class_names == ["ant", "bee", "cat"]
     assert (data.num_classes, data.attributes.count, data.attributes.crop) == (3, 12, "center")
     assert os.listdir(tmp_path) == ["x.h5"]
     with h5py.File(path, "r") as file:

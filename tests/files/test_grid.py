@@ -67,8 +67,7 @@ def test_a_class_has_rows_of_its_own_behind_its_name():
 
 
 @pytest.mark.parametrize(
-    ("side", "count", "scale"),
-    [(1, 1, 96), (8, 1, 12), (32, 1, 3), (33, 1, 2), (49, 1, 1), (28, 10_000, 1), (8, 10_000, 5)],
+    ("side", "count", "scale"), [(1, 1, 96), (8, 1, 12), (32, 1, 3), (33, 1, 2), (49, 1, 1), (28, 10_000, 1), (8, 10_000, 5)]
 )
 def test_images_are_enlarged_as_often_as_a_cell_and_the_width_have_room(side, count, scale):
     layout = lay_out(side, side, rows_of_classes(count, None))

@@ -128,11 +128,7 @@ CONFIGS = {
     "sigmoid": {**BASE, "beta_schedule": "sigmoid", "prediction_type": "epsilon"},
     "trained": {**BASE, "trained_betas": [0.001 * (i + 1) for i in range(100)]},
 }
-ERROR = {
-    "epsilon": lambda lam: lam * 0 + 1,
-    "sample": lambda lam: np.exp(-lam),
-    "v_prediction": lambda lam: 1 + np.exp(-lam),
-}
+ERROR = {"epsilon": lambda lam: lam * 0 + 1, "sample": lambda lam: np.exp(-lam), "v_prediction": lambda lam: 1 + np.exp(-lam)}
 
 
 @pytest.fixture

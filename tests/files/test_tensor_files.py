@@ -33,13 +33,7 @@ from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, check_
 
 # Safetensors, and averages of weights
 
-ABOUT = {
-    "spec": "power:std=0.1",
-    "step": 30,
-    "images": 480,
-    "run_id": "1f",
-    "note": f'"payload_sha256":"{0:064}"',
-}
+ABOUT = {"spec": "power:std=0.1", "step": 30, "images": 480, "run_id": "1f", "note": f'"payload_sha256":"{0:064}"'}
 TENSORS = {
     "half": torch.arange(5, dtype=torch.float16),
     "brain": torch.arange(3, dtype=torch.bfloat16),

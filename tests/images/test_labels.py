@@ -294,10 +294,7 @@ def test_training_and_validation_agree(validation, devkit, listed, order):
     training = touch(devkit / "train", *(f"{wnid}/{wnid}_{k}.JPEG" for wnid in WNIDS for k in range(2)))
     own = listed("".join(f"{wnid} some words\n" for wnid in sorted(WNIDS)[::-1]))
     classes = {"sorted": None, "meta.mat": devkit / "meta.mat", "own": own}[order]
-    train, val = (
-        open_source(training, classes=classes),
-        open_source(validation, labels=devkit / "truth.txt", classes=classes),
-    )
+    train, val = (open_source(training, classes=classes), open_source(validation, labels=devkit / "truth.txt", classes=classes))
     assert train.class_names == val.class_names and val.files == sorted(val.files)
     number = {name.partition("/")[0]: label for name, label in zip(train.files, train.labels, strict=True)}
     assert val.labels == [number[list(WNIDS)[at - 1]] for at in NUMBERS]

@@ -168,10 +168,7 @@ def test_a_failure_half_way_leaves_no_target_and_is_gone_on_with(tmp_path, rows,
             assert sink.done == expected
             sink.put(rows[sink.done :][:4])
             raise RuntimeError
-        with (
-            pytest.raises(DataError, match=f"{expected + 4} images"),
-            open_samples(tmp_path / name, plan(rows)) as sink,
-        ):
+        with pytest.raises(DataError, match=f"{expected + 4} images"), open_samples(tmp_path / name, plan(rows)) as sink:
             sink.finish()
         assert not (tmp_path / name).exists()
     write(tmp_path / name, rows)
@@ -223,11 +220,7 @@ def test_a_file_finished_while_its_lock_was_waited_for_is_refused(tmp_path, rows
 
 @pytest.mark.parametrize(
     ("name", "scale", "word"),
-    [
-        ("x.jpg", 0, ".jpg"),
-        ("x.png", 2000, "--zoom"),
-        *((name, 2, "--zoom") for name in ("x", "x.npz", "x.h5", None)),
-    ],
+    [("x.jpg", 0, ".jpg"), ("x.png", 2000, "--zoom"), *((name, 2, "--zoom") for name in ("x", "x.npz", "x.h5", None))],
 )
 def test_other_suffixes_and_scales_are_refused(tmp_path, rows, name, scale, word):
     target = tmp_path / name if name else io.BytesIO()

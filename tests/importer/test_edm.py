@@ -275,10 +275,7 @@ def odd(change: Callable[[Any], Any]) -> Callable[[Path], Path]:
     """A pickle whose objects hold something that EDM's don't."""
 
     def write(folder: Path) -> Path:
-        held = {
-            "ema": edm_files.preconditioned(edm_unet.made(**SMALL)),
-            "loss_fn": edm_files.loss(P_mean=-1.2, P_std=1.2),
-        }
+        held = {"ema": edm_files.preconditioned(edm_unet.made(**SMALL)), "loss_fn": edm_files.loss(P_mean=-1.2, P_std=1.2)}
         change(held)
         return edm_files.write_pickle(folder / "odd.pkl", held)
 

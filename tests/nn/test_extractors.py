@@ -250,13 +250,7 @@ CLIP_OF_TRANSFORMERS = {
     "vision_model.head": "visual_projection",
     "attn.qkv": "self_attn.QKV_proj",
 }
-OTHERS = (
-    "logit_scale",
-    "positional_embedding",
-    "ln_final.weight",
-    "text_model.x",
-    "vision_model.embeddings.position_ids",
-)
+OTHERS = ("logit_scale", "positional_embedding", "ln_final.weight", "text_model.x", "vision_model.embeddings.position_ids")
 """Tensors of CLIP's text side, and one that is none of the network's."""
 
 

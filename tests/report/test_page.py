@@ -6,6 +6,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import markdown
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,8 @@ from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files import losslog
-from elbocli.files.yaml_text import read_yaml, yaml_text
+from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
+from elbocli.report.card import model_card
 from elbocli.report.gather import BITS, RunReport, differences, figures, gather, report_of, weighting_terms
 from elbocli.report.page import INKS, LINES, number, pictures, render, swatch
 
@@ -70,6 +72,25 @@ def test_a_finished_run_says_everything(trained):
         assert page.count(svg) == 1 and "var(--ink)" in svg and not any(ink in svg for ink in INKS)
 
 
+def test_scores_while_training_are_curves_with_bands_and_their_last_values(runs):
+    """Of two metrics; the second run has the first alone."""
+    for run, keys in zip(runs, (("eval_frechet_distance", "eval_kernel_distance_mean"), ("eval_frechet_distance",))):
+        with open(run / "metrics.jsonl", "a") as file:
+            for step, value in ((20, 12.5), (40, 7.25)):
+                scores = {f"{key}[elbo-tiny]": value for key in keys} | {f"{keys[0]}_se[elbo-tiny]": 0.5}
+                file.write(json.dumps({"step": step, "images": 16 * step, **scores, "eval_samples": 50, "eval_s": 1.0}) + "\n")
+    one, many = pictures(gather(runs[0])), pictures(*map(gather, runs))
+    assert (
+        {name for name in one if name.startswith("score")} == {name for name in many if "score" in name} == {"score0", "score1"}
+    )
+    assert "fill-opacity: 0.3" in one["score0"][0] and "fill-opacity: 0.3" not in one["score1"][0]
+    assert [len(many[name][1]) for name in ("score0", "score1")] == [2, 1]
+    last = {row.name: (row.value, row.interval is not None) for row in gather(runs[0]).headline}
+    assert last["frechet distance, elbo-tiny"] == (7.25, True) and last["kernel distance, elbo-tiny"] == (7.25, False)
+    for read in (shown(runs[0]), shown(*runs)):
+        assert "kernel distance, elbo-tiny" in read.text and "Of 50 samples" in read.text
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.long
 def test_a_page_needs_nothing_but_itself_and_is_the_same_bytes_every_time(count, runs):
@@ -85,8 +106,9 @@ def test_a_page_needs_nothing_but_itself_and_is_the_same_bytes_every_time(count,
     assert {value[1:] for value in addresses if value[0] == "#"} | set(re.findall(r"url\(#([^)]+)\)", page)) <= set(names)
 
 
-def test_strings_of_strangers_are_shown_as_text(copy, runs):
-    odd = runs[1].rename(copy.with_name("_$x$ &<b>\x1b[31m"))
+def of_strangers(run):
+    """Rename the run, and put hostile strings into all its files; the new path."""
+    odd = run.rename(run.with_name("_$x$ &<b>\x1b[31m"))
     status = {"state": HOSTILE, "step": 1, "steps": 2, "images": 3, "message": HOSTILE, "time": 0}
     (odd / "status.json").write_text(json.dumps(status))
     config = read_yaml(odd / "config.yaml")
@@ -96,6 +118,11 @@ def test_strings_of_strangers_are_shown_as_text(copy, runs):
     (odd / "config.yaml").write_text(yaml_text(config))
     scores = {f"frechet_distance[{HOSTILE}]": 1.0, HOSTILE: HOSTILE, "n_samples": 2, "extractor": HOSTILE}
     (odd / "a.json").write_text(json.dumps({**scores, "command": HOSTILE}))
+    return odd
+
+
+def test_strings_of_strangers_are_shown_as_text(copy, runs):
+    odd = of_strangers(runs[1])
     alone = shown(odd)
     for read in (alone, shown(copy, odd)):
         assert "script" not in read.tags and "_$x$ &<b>" in read.text and HOSTILE in read.text
@@ -215,6 +242,76 @@ def test_a_result_is_shown_once_with_its_interval_and_the_images_that_it_is_of(c
         assert text.count("n = 60") == 2
         assert "1.402 to 1.598" in text and text.count("1.01 to 1.99") == 2, "95 % intervals, 1.96 standard errors wide"
     assert len(gather(copy, results=[copy / "checkpoints" / ".." / "bound.json"]).results["bound"]) == 1
+
+
+# --- the model card ---
+
+
+def card_of(run):
+    """The metadata and the Markdown of the card that the command writes into a run."""
+    text = model_card(gather(run, data=False), run / "previews")
+    _, block, body = text.split("---\n", 2)
+    return parse_yaml(block, "card"), body
+
+
+def test_a_card_has_the_metadata_and_the_facts_of_the_run(runs):
+    alone, other = runs
+    scores = {"frechet_distance[a]": 1.5, "frechet_distance_se[a]": 0.25, "n_samples": 60, "n_ref": 300, "extractor": "a"}
+    (alone / "fid.json").write_text(json.dumps(scores))
+    change(other, "network", num_classes=0)
+    change(other, "settings", weighting="edm")
+    for run, classes, metrics in ((alone, 10, ["frechet_distance"]), (other, 0, ["bits_per_dimension"])):
+        block, body = card_of(run)
+        config, verdict = read_yaml(run / "config.yaml"), gather(run).report.objective.verdict
+        assert (block["library_name"], block["license"]) == ("elbo", "unknown") and block["metrics"] == metrics
+        assert block["pipeline_tag"] == "unconditional-image-generation" and ("class-conditional" in block["tags"]) == bool(
+            classes
+        )
+        facts = [
+            verdict,
+            config["data"]["payload_sha256"],
+            *(f"`{key}`: {config['settings'][key]}\n" for key in ("batch_size", "lr")),
+        ]
+        assert all(fact in body for fact in facts) and ("not an ELBO" in body) == (run == other), body
+        assert ("--classes 0" in body) == bool(classes) and "(previews/step-00000040.png)" in body
+    assert "**1.5** ± 0.25 (standard error), 95 % interval 1.01 to 1.99 (n = 60)" in card_of(alone)[1]
+    assert "**1.5**, 95 % interval 1.402 to 1.598" in card_of(other)[1] and str(alone.parent) not in card_of(alone)[1]
+
+
+def test_a_card_of_strangers_is_text_and_of_a_run_in_any_state_is_one(copy, trained, tmp_path):
+    plain = Reader(markdown.markdown(card_of(copy)[1]))
+    for state in STATES:
+        path = Path(shutil.copytree(trained, tmp_path / state.__name__))
+        state(path)
+        assert card_of(path)[0]["library_name"] == "elbo"
+    odd = of_strangers(copy)
+    (odd / "a.json").rename(odd / f"{ALERT.replace('/', '')}](x).json")
+    (odd / "previews" / "step-1](javascript:x).png").write_bytes(b"")
+    change(odd, "network", family="a\n---\n# <b>", num_classes=10)
+    with open(odd / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 41, "images": 700, f"eval_{HOSTILE}": 1.0, "eval_samples": 3}) + "\n")
+    config = read_yaml(odd / "config.yaml")
+    for source in (None, {"format": HOSTILE, "file": HOSTILE, "sha256": HOSTILE, "licence": HOSTILE}):
+        (odd / "config.yaml").write_text(yaml_text({**config, **({"source": source} if source else {})}))
+        block, body = card_of(odd)
+        read = Reader(markdown.markdown(body))
+        assert block["tags"] == ["elbo", "diffusion", "image-generation", "class-conditional"]
+        assert set(read.tags) <= {*plain.tags, "em"} and read.tags.count("h2") == plain.tags.count("h2") and ALERT in read.text
+        assert {name for name, _ in read.attributes} <= {"src", "alt"}, "the preview's"
+
+
+def test_a_card_lands_in_its_run_and_replaces_only_a_card_that_one_gives_up(copy, elbo):
+    def card(*more):
+        return elbo("report", copy, "--card", *more, cwd=copy.parent)
+
+    assert card("-o", "-").stdout.startswith(b"---\nlibrary_name: elbo\n") and not (copy / "README.md").exists()
+    assert card("-q").stdout == b"" and card().returncode == 2
+    written = (copy / "README.md").read_text()
+    (copy / "README.md").write_text(written.replace("unknown", "mit"))
+    assert card("--overwrite").returncode == 0 and (copy / "README.md").read_text() == written
+    (copy / "README.md").write_text("# Mine\n")
+    assert [card("--overwrite").returncode, card("--json").returncode, card(copy).returncode] == [2] * 3
+    assert (copy / "README.md").read_text() == "# Mine\n" and card("-o", "a.md").returncode == 0
 
 
 DRAWS = {"one bin": {5: (1, 0.5, 0.25)}, "two": {5: (1, 0.5, 0.25), 9: (1, 0.4, 0.16)}, "no": {}}

@@ -241,12 +241,7 @@ def test_a_runs_setting_that_is_none_is_named_with_its_file(said):
 
 def test_sections_of_a_config_that_are_none_are_refused_by_name(resolved, digits):
     content = resolved().config().json()
-    for section in (
-        {"data": {"path": 3}},
-        {"settings": {"lr": "fast"}},
-        {"network": {"family": "gan"}},
-        {"network": {}},
-    ):
+    for section in ({"data": {"path": 3}}, {"settings": {"lr": "fast"}}, {"network": {"family": "gan"}}, {"network": {}}):
         with pytest.raises(FormatError, match=r"^run/config\.yaml: "):
             resolve({}, Dataset(digits), Known(WHERE, RunConfig.of({**content, **section}, WHERE)))
     for case in (("", "family: uvit, attention: [8]"), ("", UNET, "about: {gpu: maybe}")):

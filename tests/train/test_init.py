@@ -159,12 +159,13 @@ def test_settings_are_the_sources_unless_given_or_of_its_machine(trained, digits
     # Memory, time and the images held out are of a machine and of a dataset.
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
-    settings = {"micro_batch": 4, "time_limit": 60.0, "parallel": "fsdp", "precision": "bf16", "val_split": 9}
+    settings = {"micro_batch": 4, "time_limit": 60.0, "parallel": "fsdp", "precision": "bf16", "val_split": 9, "eval_ref": "a"}
     config["settings"] |= settings
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     same = resolved(copy, data).settings
     assert (same.micro_batch, same.time_limit, same.parallel, same.precision) == (0, 0, "ddp", "fp32")
-    assert same.val_split == 9 and resolved(copy, RunData("other", None, 100, 8, 1, 10)).settings.val_split == 0
+    other = resolved(copy, RunData("other", None, 100, 8, 1, 10)).settings
+    assert (same.val_split, same.eval_ref) == (9, "a") and (other.val_split, other.eval_ref) == (0, "")
 
 
 def test_another_size_shifts_the_weighting_unless_told(trained):

@@ -15,21 +15,21 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from group import lines_of, train_here
+from group import lines_of, train_here, weights_of
 from PIL import Image
 
 from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, bin_middles
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import choose_labels
-from elbocli.errors import UsageError
+from elbocli.errors import ElboError, UsageError
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
 from elbocli.files.schedule_file import read_table
 from elbocli.run.open import open_run, weighting_of_run
-from elbocli.run.settings import resolve
+from elbocli.run.settings import read_options, resolve
 from elbocli.sample.draw import open_decoder
-from elbocli.train import recorder
+from elbocli.train import loop, recorder, scores
 from elbocli.train.recorder import PREVIEW, check_targets, open_tensorboard, preview, preview_labels
 from elbocli.train.state import TrainState
 
@@ -101,6 +101,60 @@ def test_the_first_preview_comes_early_once_and_changes_no_weight(train, tmp_pat
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+# --- --eval-every ---
+
+
+def test_scores_while_training_are_those_of_sample_and_eval_and_change_no_weight(train, digits, elbo, tmp_path):
+    options = {"steps": 8, "log_every": 4, "eval_samples": 60, "eval_metrics": "prc,fid"}
+    train("plain", steps=8, log_every=4)
+    train("scored", eval_every=3, **options)
+    assert weights_of(tmp_path / "plain") == weights_of(tmp_path / "scored")
+    rows = [row for row in lines_of(tmp_path / "scored" / "metrics.jsonl") if "eval_samples" in row]
+    assert [(row["step"], row["eval_samples"]) for row in rows] == [(3, 60), (6, 60), (8, 60)]
+    drawn = ("--sampler", "ddim", "--steps", scores.SAMPLING.steps, "-n", 60, "-o", "x.npz")
+    assert elbo("sample", "scored", *drawn, cwd=tmp_path).returncode == 0
+    judged = elbo("eval", "x.npz", "--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid,prc", cwd=tmp_path)
+    wanted, keys = json.loads(judged.stdout), set(rows[-1]) - {"step", "images", "eval_samples"}
+    assert {f"frechet_distance{end}[elbo-tiny]" for end in ("", "_se")} < {key.removeprefix("eval_") for key in keys}
+    assert {key: rows[-1][key] for key in keys} == pytest.approx(
+        {key: wanted[key.removeprefix("eval_")] for key in keys}, rel=0.02
+    )
+    assert {key: rows[-1][key] for key in keys} != {key: rows[0][key] for key in keys}
+
+
+def test_seconds_of_evaluations_are_logged_apart_from_the_speed(train, tmp_path, monkeypatch):
+    """A clock that only runs while samples are drawn, so that training takes no time at all."""
+    clock, whole = [0.0], scores.draw_averaged
+
+    def slow(*given):
+        clock[0] += 1000.0
+        return whole(*given)
+
+    for module in (recorder, scores):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(scores, "draw_averaged", slow)
+    train("run", steps=4, log_every=4, eval_every=2, eval_samples=10)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["eval_s"] for row in lines if "eval_s" in row] == [1000.0, 1000.0]
+    assert all(row["images_per_s"] > 1e6 for row in lines if "images_per_s" in row)
+
+
+def test_what_can_not_be_scored_is_refused_before_the_first_step(digits, preset, tmp_path):
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
+    data, run = Dataset(digits), tmp_path / "run"
+    refused: list[tuple[str, object]] = [("eval_metrics", word) for word in ("nonsense", "copying", "kid", "sfid,")]
+    refused += [("extractor", word) for word in ("nonsense", "none.pt2", "vgg16")]
+    refused += [("eval_ref", str(path)) for path in (tmp_path / "none.h5", preset, tmp_path)]
+    for key, value in refused:
+        ours = {"preset": str(preset), "steps": 1, "eval_every": 1, **({} if key == "extractor" else {key: value})}
+        with pytest.raises(ElboError) as caught:
+            loop.run(data, run, resolve(ours, data), **({key: (value, None)} if key == "extractor" else {}))
+        assert caught.value.exit_code in (1, 2) and not (run / "checkpoints").exists(), (key, value)
+    (tmp_path / "c.yaml").write_text("eval_extractor: evil.pt2\n")  # a program may run code, and no file may name it
+    with pytest.raises(UsageError):
+        read_options(tmp_path / "c.yaml", {}, [])
+
+
 # --- --log-to ---
 
 
@@ -144,7 +198,7 @@ def test_a_target_comes_from_the_command_line_and_the_environment_and_from_no_fi
         with pytest.raises(UsageError, match=f"^--log-to {word}: "):
             check_targets([word], Path("run"))
     monkeypatch.setattr(recorder, "find_spec", lambda name: None)
-    for package in ("tensorboard", "wandb"):
+    for package in recorder.PACKAGES:
         with pytest.raises(UsageError, match=rf"elbocli\[{package}\]"):
             check_targets(["a.jsonl", package], Path("run"))
 
@@ -160,12 +214,12 @@ def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice(tmp_path, monk
     Image.fromarray(pixels).save(tmp_path / "grid.png")
     write = open_tensorboard("tensorboard", tmp_path, 0)
     write(10, {"loss": 0.5, "lr": 1e-4, "images": 12, "none": None})
-    write(20, {"loss": 0.25, "val_bpd": 3.5})
+    write(20, {"loss": 0.25, "val_bpd": 3.5, "eval_fid[a]": 2.0})
     write(10, {"samples": tmp_path / "grid.png"})
     write = open_tensorboard("tensorboard", tmp_path, 10)  # as a run that goes on after step 10
     write(20, {"loss": 0.125})
     found = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
-    assert set(found.Tags()["scalars"]) == {"train/loss", "train/lr", "train/images", "val/bpd"}
+    assert set(found.Tags()["scalars"]) == {"train/loss", "train/lr", "train/images", "val/bpd", "eval/fid[a]"}
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(10, 0.5), (20, 0.125)]
     (event,) = found.Images("samples")
     assert event.step == 10
@@ -173,29 +227,39 @@ def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice(tmp_path, monk
 
 
 @pytest.mark.usefixtures("short_previews")
-def test_wandb_gets_numbers_previews_and_settings_and_a_run_that_goes_on_is_the_same(train, tmp_path, monkeypatch):
-    """A stand-in takes the calls. The user's own variables come before elbo's."""
-    begun, logged, run = [], [], tmp_path / "run"
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_a_logger_gets_all_under_one_name_and_a_run_that_goes_on_is_the_same(package, train, tmp_path, monkeypatch, capsys):
+    """A stand-in takes the calls, and prints as trackio does. The user's own variables come before elbo's."""
+    begun, logged, ends, run = [], [], [], tmp_path / "run"
+
+    def keep(values, step=None):
+        logged.append({"step": step, **values})
 
     def init(**how):
-        begun.append({**how, **{key: os.environ[f"WANDB_{key.upper()}"] for key in ("project", "name", "dir")}})
-        return SimpleNamespace(define_metric=lambda *_, **__: None, log=logged.append)
+        print("* Created new run")
+        begun.append({**{key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "name", "dir")}, **how})
+        return SimpleNamespace(define_metric=lambda *_, **__: None, log=keep)
 
-    stand_in = SimpleNamespace(init=init, Image=lambda path: Path(path).read_bytes())
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    with patch.dict(os.environ, {"WANDB_NAME": "best"}):
+    def finish():
+        print("* Run finished")
+        ends.append(len(logged))
+
+    stand_in = SimpleNamespace(init=init, finish=finish, Image=lambda path: Path(path).read_bytes())
+    monkeypatch.setitem(sys.modules, package, stand_in)
+    with patch.dict(os.environ, {"WANDB_NAME": "best", "TRACKIO_PROJECT": "mine"}):
         for steps in (8, 10):
-            train("run", log_to=["wandb"], steps=steps, log_every=2, preview_every=4)
-    config, pictures = read_config(run), [(row["step"], row["samples"]) for row in logged if "samples" in row]
-    assert pictures == [(step, (run / f"previews/step-{step:08d}.png").read_bytes()) for step in (4, 8, 10)]
-    assert [{**row, "images_per_s": 0} for row in logged if "samples" not in row] == [
-        {**row, "images_per_s": 0} for row in lines_of(run / "metrics.jsonl")
-    ]
-    for each in begun:
-        assert (each["id"], each["resume"], each["name"], each["project"], each["dir"]) == (
-            *(config.run_id, "allow", "best", "elbo", str(run)),
-        )
-    assert begun[1]["config"]["settings"] == config.settings
+            train("run", log_to=[package], steps=steps, log_every=2, preview_every=4, eval_every=4, eval_samples=10)
+    config, pictures, timed = read_config(run), [row for row in logged if "samples" in row], {"images_per_s": 0, "eval_s": 0}
+    wanted = [(step, (run / f"previews/step-{step:08d}.png").read_bytes()) for step in (4, 8, 10)]
+    assert [(row["step"], row["samples"]) for row in pictures] == wanted
+    numbers = [{**row, **timed} for row in logged if "samples" not in row]
+    assert numbers == [{**row, **timed} for row in lines_of(run / "metrics.jsonl")]
+    how = {"wandb": {"id": config.run_id, "name": "best", "project": "elbo", "dir": str(run)}, "trackio": {"project": "mine"}}
+    how["trackio"]["name"] = f"run-{config.run_id[:8]}"
+    assert [{key: each[key] for key in how[package]} for each in begun] == [how[package]] * 2
+    assert begun[1]["config"]["settings"] == config.settings and {each["resume"] for each in begun} == {"allow"}
+    if package == "trackio":
+        assert len(ends) == 2 and ends[1] == len(logged) and capsys.readouterr().out == ""
 
 
 # --- a learned weighting ---

@@ -50,8 +50,9 @@ def content(run):
 SMALL = {"network.levels": [1], "network.attention": []}
 EVERYTHING = {"schedule": "adaptive", "ema": ["0.9", "power:std=0.1"], "lr_decay": "cosine:final=.1", "flip": True}
 EVERYTHING |= {"grad_clip": 0.5, "val_split": 20, "val_every": 5, "snapshot_every": 5, "preview_every": 6}
+EVERYTHING |= {"eval_every": 5, "eval_samples": 10, "eval_metrics": "fid,prc"}
 LEARNED = {"weighting": "uncertainty", "schedule": "edm2-img512", "precision": "fp16", "micro_batch": 6}
-SHARDED = {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 5}
+SHARDED = {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 5, "eval_every": 5, "eval_samples": 10}
 SIGNALS = [("SIGKILL", 3), ("SIGINT", 5), ("SIGTERM", 6), ("SIGHUP", 7), ("SIGKILL", 8), ("SIGUSR1", 10)]
 KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
 
@@ -176,8 +177,7 @@ LATE = "import time; os.environ['RANK'] == '0' and time.sleep(2)"
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("patch", "options", "words"),
-    [(LACKING, (), "error: rank 1: out of memory (9 GiB)"), (LATE, ("--steps", "many"), "many")],
+    ("patch", "options", "words"), [(LACKING, (), "error: rank 1: out of memory (9 GiB)"), (LATE, ("--steps", "many"), "many")]
 )
 def test_under_torchrun_a_mistake_of_any_process_is_told_once(patch, options, words, digits, preset, tmp_path):
     process = under_torchrun(tmp_path, digits, "--preset", preset, *options, patch=patch)

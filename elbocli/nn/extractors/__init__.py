@@ -17,6 +17,7 @@ EXTRACTORS = Registry("extractor")
 extractor = EXTRACTORS.declare
 """Decorator that declares a function (path of weights or None) → Extractor."""
 DEFAULT = "inception-v3-compat"
+TINY = "elbo-tiny"  # the extractor that needs no weights
 STRICT = "fp32"  # precision of published scores, and of files that state no precision
 PRECISIONS = (STRICT, "bf16")
 PUBLISHED_INCEPTION = "6726825d"
@@ -160,7 +161,7 @@ def _published() -> Path:
 
 
 @extractor(
-    "elbo-tiny",
+    TINY,
     formula="small random convolutions, 64 features",
     source="fixed seed, no download: for tests and smoke runs, not for publication",
 )
@@ -171,7 +172,7 @@ def tiny(weights: Path | None) -> Extractor:
     from elbocli.nn.extractors.vit import Tiny
 
     module = Tiny()
-    return Extractor("elbo-tiny", module, TINY_SHA256, channels=3, spatial=module.convs[-1])
+    return Extractor(TINY, module, TINY_SHA256, channels=3, spatial=module.convs[-1])
 
 
 def make_extractor(name: str, weights: Path | None, device: Any, precision: str = STRICT) -> Extractor:

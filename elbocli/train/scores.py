@@ -1,0 +1,133 @@
+"""Draw samples with the averaged weights of a run in training, and score them, for previews and --eval-every."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbocli.core.metrics import Need, Role, asked
+from elbocli.core.samplers import parse_sampler, time_grid
+from elbocli.core.streams import choose_labels
+from elbocli.errors import UsageError
+from elbocli.evaluate.extract import FeatureSource, open_reference
+from elbocli.evaluate.scoring import Sides, check_extraction, check_features, check_sources, extract, score
+from elbocli.evaluate.settings import EvalSettings
+from elbocli.files.dataset import LATENTS, PREPROCESSING
+from elbocli.files.features import FeatureFacts
+from elbocli.files.losslog import EVAL
+from elbocli.files.reading import reading
+from elbocli.files.sample_files import SamplesAbout
+from elbocli.files.schedule_file import finite, resolve_schedule
+from elbocli.images.samples import SampleReader
+from elbocli.nn.denoiser import Denoiser
+from elbocli.nn.extractors import make_extractor
+from elbocli.runtime.device import sent
+from elbocli.runtime.progress import log, without_progress
+from elbocli.sample.draw import Decoder, SampleSettings, draw
+from elbocli.train.batches import count_parts
+from elbocli.train.state import TrainState
+
+SAMPLING = SampleSettings(n=1000, sampler=parse_sampler("ddim"), steps=32)
+"""How samples to score are drawn; n: number of samples unless --eval-samples says otherwise."""
+
+
+def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, labels: np.ndarray | None) -> Tensor:
+    """Draw images with the first average; every rank draws a share, and gets all images.
+
+    output: decoder from the sampler's output to pixels. how: n, sampler and steps are used; image i depends on (seed, i) alone.
+    labels: class of each image, [n]; None: network without classes.
+    Returns: uint8 [n, H, W, C] on the CPU.
+    """
+    network, settings, world = state.resolved.network, state.settings, state.world
+    grid = time_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
+    how = replace(how, seed=settings.seed, precision=settings.precision)
+    shape = (network.image_size, network.image_size, network.image_channels)
+    # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
+    # Size of the smallest micro-batch of any process, which fits into memory on all ranks: ranks of a sharded network must do
+    # equally many forward passes.
+    share, most = -(-how.n // world.size), settings.batch_size // world.size // len(state.batches.parts)
+    at_once, images = -(-share // count_parts(share, 1, most)), list[Tensor]()
+    with state.averaged():
+        for start in range(world.rank * share, (world.rank + 1) * share, at_once):
+            places, part = range(start, start + at_once), None
+            if labels is not None:
+                part = sent(torch.from_numpy(labels[np.minimum(places, how.n - 1)]), state.device)
+            denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
+            images.append(draw(denoiser, places, shape, grid, how, state.device, output))
+    return torch.cat(world.all(torch.cat(images)[:share].cpu()))[: how.n]
+
+
+class Evaluation:
+    """Scores of samples of a run in training against a reference whose features are extracted once.
+
+    output: decoder from the sampler's output to pixels.
+    extractor: name, or path of an exported program, as of `elbo eval --extractor`. weights: file of its weights; None: its own.
+    Raises UsageError, FormatError and DataError: metrics, extractor, reference and number of samples don't fit each other.
+    """
+
+    def __init__(self, state: TrainState, output: Decoder, extractor: str, weights: Path | None):
+        settings, data, world = state.settings, state.dataset, state.world
+        self.state, self.output = state, output
+        path = Path(settings.eval_ref or data.path)
+        if not settings.eval_ref and data.kind == LATENTS:
+            raise UsageError(f"--eval-every: {path} holds latents; name their images, or statistics, with --eval-ref")
+        self.how = replace(SAMPLING, n=settings.eval_samples or min(SAMPLING.n, len(data)))
+        self.labels = choose_labels("balanced", self.how.n, state.resolved.network.num_classes, settings.seed)
+        names = [word.strip() for word in settings.eval_metrics.split(",")]
+        self.settings = EvalSettings(asked(names, settings.seed), settings.seed, extractor)
+        self.spatial = self.settings.needing(Need.SPATIAL)
+        if lacking := self.settings.needing(Need.HELD_OUT):
+            raise UsageError(f"--eval-metrics: {lacking[0]} needs held-out images; run 'elbo eval --held-out' on samples instead")
+        with world.together(), reading(f"--eval-extractor {extractor}", kind=UsageError):
+            self.extractor = make_extractor(extractor, weights, world.device)
+        with ExitStack() as stack:
+            self.reference = open_reference(path, stack, world)
+            black = torch.zeros(1, *output.shape, dtype=torch.uint8)
+            sides = Sides([self.source(black.expand(self.how.n, -1, -1, -1))], self.reference, None)
+            check_sources(self.settings, sides)
+            check_extraction(sides, self.settings, self.extractor, self.spatial)
+            with world.together(), torch.inference_mode():
+                features, logits = self.extractor(sent(black, world.device).permute(0, 3, 1, 2))
+                found = {"values": features} if logits is None else {"values": features, "logits": logits}
+                check_features(found, sides.samples[0], sides, self.settings)
+            log.info("%s: extracting features, against which samples are scored", path)
+            with without_progress():
+                extract([self.reference], sides, self.settings, self.extractor, world, self.spatial)
+
+    def source(self, images: Tensor) -> FeatureSource:
+        """Return drawn images, uint8 [n, H, W, C], as a source of features."""
+        data, (n, side, _, channels) = self.state.resolved.data, images.shape
+        name = f"--eval-samples {n}"
+        crop = {key: value for key in PREPROCESSING if (value := getattr(data, key)) is not None}
+        about = FeatureFacts(n=n, preprocessing={"image_size": side, "channels": channels, **crop})
+        reader = SampleReader(name, images.numpy(), self.labels, SamplesAbout(), [], {})
+        return FeatureSource(name, n, about, reader, labels=self.labels)
+
+    def due(self, step: int) -> bool:
+        """Return whether to evaluate after a step."""
+        settings = self.state.settings
+        return step >= settings.steps or step % settings.eval_every == 0
+
+    def values(self) -> dict[str, Any]:
+        """Draw and score samples; return numbers for a line of metrics.jsonl on rank 0, {} on other ranks.
+
+        Returns: scores and their standard errors, named as by `elbo eval` after EVAL; number of samples; seconds taken.
+        Raises DataError: on all ranks, if features are not finite.
+        """
+        begun = time.monotonic()
+        images = draw_averaged(self.state, self.output, self.how, self.labels)
+        with self.state.world.together(), without_progress():
+            sides = Sides([self.source(images)], self.reference, None)
+            result = score(sides, self.settings, self.extractor, self.state.world, self.spatial)
+        if result is None:
+            return {}
+        numbers = [each for each in result.scores if each.number.role in (Role.NUMBER, Role.ERROR)]
+        scores = {
+            EVAL + each.number.name(result.network): finite(each.value) for each in numbers if isinstance(each.value, float)
+        }
+        return {**scores, f"{EVAL}samples": self.how.n, f"{EVAL}s": round(time.monotonic() - begun, 3)}

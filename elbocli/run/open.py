@@ -28,7 +28,7 @@ from elbocli.files.tensor_files import check_average, load, read_about
 from elbocli.nn.networks import Network, NetworkConfig, build, config_of, loaded, place, section_of
 from elbocli.nn.weights import shapes_of, transfer
 from elbocli.run.settings import Known, run_settings, schedule_of
-from elbocli.run.train_settings import EVALUATION, SETTINGS, SPEED, VALIDATION, TrainSettings
+from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
 from elbocli.runtime.progress import log
 
 # Attributes of datasets that define a latent space: latents are comparable only if all of these are equal.
@@ -289,7 +289,7 @@ class Initial(TrainedRun):
         Settings of validation and evaluation are inherited only if `data` has the images of the old run.
         """
         same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
-        left = (SPEED,) if same else (SPEED, VALIDATION, EVALUATION)
+        left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored()
         return {key: stored[key] for key in stored if key != "time_limit" and SETTINGS[key].group not in left}
 

@@ -21,8 +21,7 @@ ADAPTIVE = "adaptive"
 RUN = "Run"
 SPEED = "Speed and memory"
 KEPT = "What is kept"
-VALIDATION = "Validation"
-EVALUATION = "Evaluation"
+VALIDATION = "Validation and scores"
 
 IN_UNITS = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s)?")
 IN_COLONS = re.compile(r"(?:(?:([0-9]+)-)?([0-9]+):)?([0-9]+):([0-9][0-9])")
@@ -263,9 +262,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         int,
         count(
             "Updates per evaluation.",
-            group=EVALUATION,
-            more="Also one at the end. Samples of the first average, by 32 steps of ddim, are scored as 'elbo eval' scores them; image i depends on (seed, i) "
-            "alone. Each evaluation is a line of metrics.jsonl, with the scores, their standard errors, the number of samples and "
+            more="Also one at the end. Samples of the first average, by 32 steps of ddim, are scored as 'elbo eval' scores "
+            "them; image i depends on (seed, i) alone. Each evaluation is a line of metrics.jsonl, with the scores, their standard errors, the number of samples and "
             "the seconds taken, which images_per_s leaves out. Training goes on as without evaluations.",
             free=True,
             zero="none",
@@ -291,7 +289,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         str,
         about(
             "Score against this.",
-            more="As of 'elbo eval --ref': by default all images of the dataset, held-out images among them. Statistics, as 'elbo eval --save-stats' writes them, save the time of extracting features at each start.",
+            more="As of 'elbo eval --ref': by default all images of the dataset, held-out images among them. Statistics, as "
+            "'elbo eval --save-stats' writes them, save the time of extracting features at each start.",
             metavar="PATH",
             free=True,
             preset=False,

@@ -9,7 +9,7 @@ import click
 
 from elbocli.cli.commands import PATH, Command, Named, Value, command_line, common, launched, option, plugin_option
 from elbocli.nn.extractors import TINY
-from elbocli.run.train_settings import EVALUATION, KEPT, RUN, SETTINGS, Setting
+from elbocli.run.train_settings import KEPT, RUN, SETTINGS, VALIDATION, Setting
 
 
 def _type(setting: Setting) -> Any:
@@ -50,7 +50,7 @@ for name, setting in SETTINGS.items():
         GROUPS.setdefault(setting.group, []).append(name)
 GROUPS[RUN] = ["out", "overwrite", "dry_run", "config", "init", "plugin", *GROUPS[RUN], "words"]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
-GROUPS[EVALUATION] += ["eval_extractor", "eval_extractor_weights"]
+GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
 
 
 @click.command(cls=Command, groups=GROUPS)
@@ -119,7 +119,7 @@ GROUPS[EVALUATION] += ["eval_extractor", "eval_extractor_weights"]
     more="A name or FILE.pt2. elbo-tiny needs no download, and serves to compare runs, not to publish. Neither a preset nor --config can set this option, "
     "because a program may run code: give it at each start.",
 )
-@option("--eval-extractor-weights", type=PATH, help="File of its weights.")
+@option("--eval-weights", type=PATH, help="File of its weights.")
 @option(
     "--dry-run",
     is_flag=True,
@@ -138,7 +138,7 @@ def train(
     log_to: tuple[str, ...],
     on_checkpoint: str,
     eval_extractor: str,
-    eval_extractor_weights: Path | None,
+    eval_weights: Path | None,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -175,7 +175,7 @@ def train(
             dataset = Dataset(data or dataset_for(known), latents=True)
             resolved = settings.resolve(asked, dataset, known, initial)
             recorder.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
-        more = on_checkpoint, log_to, Command.overwrite, (eval_extractor, eval_extractor_weights)
+        more = on_checkpoint, log_to, Command.overwrite, (eval_extractor, eval_weights)
         loop.run(dataset, out, resolved, world, command_line(), *more)
     if world.first:
         click.echo(os.fsencode(out))  # the unescaped path, for scripts

@@ -139,7 +139,7 @@ def test_each_help_fits_two_screens_and_the_options_of_training_are_its_settings
         "log_to",
         "on_checkpoint",
         "eval_extractor",
-        "eval_extractor_weights",
+        "eval_weights",
         "overwrite",
         "dry_run",
         "words",

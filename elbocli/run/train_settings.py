@@ -44,6 +44,13 @@ def seconds(value: Any) -> Any:
     return sum(float(part or 0) * each for part, each in zip(found.groups(), (86400, 3600, 60, 1)))
 
 
+def canonical_auxiliary(value: Any) -> tuple[str, ...]:
+    """Return the SPECs of auxiliary losses with all parameters; `none` is no loss. Raises UsageError."""
+    from elbocli.nn.auxiliary import canonical  # imports torch
+
+    return canonical(value)
+
+
 def about(help: str, **said: Any) -> Meta:
     """Return the declaration of a setting without type and default.
 
@@ -140,6 +147,31 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         "low-discrepancy"
     )
     floor: Annotated[float, about("Least density, relative to uniform.", gt=0, le=1, flags="")] = 0.01
+
+    auxiliary: Annotated[
+        tuple[str, ...],
+        about(
+            group="Auxiliary losses, with which the loss is no ELBO",
+            help="Add this loss of hidden states; may be repeated.",
+            more="NAME:key=value,… of 'elbo weights list auxiliary', such as dispersive:weight=0.5,temperature=0.5,block=3. block "
+            "counts the network's blocks from 1; 0 is the block at a quarter of the network. The logs have each loss as "
+            "auxiliary_NAME, without its weight, and all other numbers without it. none removes the losses that --init or a "
+            "preset sets.",
+            names="elbocli.nn.auxiliary.AUXILIARIES",
+            words=("none",),
+            metavar="SPEC",
+            shown="none",
+            parse=canonical_auxiliary,
+        ),
+    ] = ()
+    features: Annotated[
+        str,
+        about(
+            "Features of all images of DATA.h5, for repa.",
+            more="Made by 'elbo eval DATA.h5 --save-features FILE'.",
+            metavar="FILE",
+        ),
+    ] = ""
 
     flip: Annotated[bool, about(group="Data and network", help="Mirror half of the images; refused for latents.")] = False
     conditional: Annotated[
@@ -268,7 +300,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     def stored(self) -> dict[str, Any]:
         """Return the settings that config.yaml has, by name."""
         stored = {name: getattr(self, name) for name, setting in SETTINGS.items() if setting.says("stored", True)}
-        return {**stored, "ema": list(self.ema)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in stored.items()}
 
     def written(self) -> dict[str, Any]:
         """Return the settings of `stored`, with words such as none in place of 0, as in config.yaml."""

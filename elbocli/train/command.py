@@ -140,7 +140,7 @@ def train(
     from elbocli.runtime.processes import joined
     from elbocli.train import loop, plan, recorder
 
-    known, asked = settings.read_options(config, {**options, "ema": options["ema"] or None}, words)
+    known, asked = settings.read_options(config, {key: None if each == () else each for key, each in options.items()}, words)
     data, init = data or asked.pop("data", None), init or asked.pop("init", None)
     preset = asked.get("preset")
     known = known or folder.known_of(out, data is not None, preset)

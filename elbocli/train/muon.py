@@ -52,7 +52,7 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """Update all weights by their gradients."""
-        (group,) = self.param_groups
+        group = self.param_groups[0]  # of the network's weights
         keep = 1 - self.found_inf  # type: ignore[attr-defined]
         shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for weight in self.matrices:

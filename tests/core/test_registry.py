@@ -20,6 +20,7 @@ from elbocli.core.weighting import FACTORS, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS, weighting
 from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.nn.extractors import EXTRACTORS
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
@@ -158,6 +159,7 @@ REGISTRIES: list[Registry] = [
     AVERAGES,
     METRICS,
     EXTRACTORS,
+    AUXILIARIES,
 ]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from group import lines_of, poisoned
 from harness import heard
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from torch import nn
 from torch._dynamo import config as dynamo
 from torch._dynamo.backends.common import aot_autograd
@@ -19,8 +21,9 @@ from torch._dynamo.utils import counters
 
 from elbocli.core.loss import denoising_losses
 from elbocli.core.training import LR_DECAYS, learning_rate
-from elbocli.errors import DataError, NonFiniteError, UsageError
+from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.features import SavedFeatures, read_features, write_features
 from elbocli.nn.networks import build
 from elbocli.nn.networks.transformers import UViTConfig
 from elbocli.run.settings import resolve
@@ -88,10 +91,10 @@ def test_an_update_follows_the_gradient_of_the_mean_loss_in_parts_and_clipped(mi
     assert len(moments) == len(gradients) and (shrunk < 0.9) == bool(clip)
     for gradient, moment in zip(gradients, moments, strict=True):
         torch.testing.assert_close(moment, 0.1 * shrunk * gradient, rtol=1e-4, atol=1e-8)
-    sums, loss, found = state.interval()
+    sums, loss, found, _ = state.interval()
     assert int(sums[0].sum()) == 16 and state.steps_done == 1 and state.images == 16
     assert (loss, found) == pytest.approx((float(wanted), float(norm)), rel=1e-5)
-    sums, loss, _ = state.interval()
+    sums, loss, *_ = state.interval()
     assert float(sums.sum()) == 0 and math.isnan(loss)
 
 
@@ -121,6 +124,67 @@ def test_rates_are_logged_and_a_run_of_more_steps_follows_their_curve(digits, pr
         loop.run(data, tmp_path / "run", resolve({**options, "lr": 1e-3, "lr_decay": decay, "steps": steps}, data))
         wanted += [learning_rate(step, steps, 1e-3, 4, LR_DECAYS.parse(decay)) for step in range(done, steps)]
     assert [row["lr"] for row in lines_of(tmp_path / "run" / "metrics.jsonl")] == wanted
+
+
+# --- auxiliary losses ---
+
+AUXILIARY = ["dispersive:weight=0.7,temperature=0.4,block=2", "repa:weight=0.3,width=6,block=3"]
+
+
+def stated(state, part):
+    """Return the diffusion loss of a micro-batch of step 0, and both losses of AUXILIARY without weights, as [n] and scalars."""
+    mine, hidden = state.batches.parts[part], []
+    hooks = [unit.register_forward_hook(lambda unit, given, out: hidden.append(out)) for unit in state.network.units()]
+    levels = state.schedule.logsnr(state.batches.times(0))[mine.start : mine.stop]
+    how = state.weighting, state.schedule, state.prediction
+    loss = denoising_losses(state.network, *state.batches.at(0, part), levels, *how).loss
+    for hook in hooks:
+        hook.remove()
+    one, other = hidden[1].flatten(1), hidden[2].flatten(2).mT
+    apart = (one[:, None] - one[None]).square().mean(2)
+    features = read_features(Path(state.settings.features)).features[state.batches.indices(0)[mine.start : mine.stop]]
+    away = state.auxiliary.heads[0].project(other).mean(1)
+    cosine = (away * features).sum(1) / (away.norm(dim=1) * features.norm(dim=1))
+    return loss, (-apart / 0.4).exp().mean().log(), (1 - cosine).mean()
+
+
+@pytest.mark.parametrize("more", [{}, {"micro_batch": 8, "activation_checkpointing": True, "compile": True}])
+def test_an_update_adds_the_stated_auxiliary_losses_and_logs_each_loss_alone(more, fresh, features, compiler):
+    """The two micro-batches are equal, so their mean is that of the batch; dispersive sees one micro-batch at a time."""
+    compiler("eager")
+    state = fresh(auxiliary=AUXILIARY, features=str(features), **more)
+    losses, repelled, aligned = zip(*(stated(state, part) for part in range(len(state.batches.parts))))
+    alone, repelled, aligned = torch.cat(losses).mean(), sum(repelled) / len(repelled), sum(aligned) / len(aligned)
+    weights = [*state.network.parameters(), *state.auxiliary.heads.parameters()]
+    wanted = torch.autograd.grad(alone + 0.7 * repelled + 0.3 * aligned, weights)
+    update(state)
+    moments = [one["exp_avg"] for one in state.optimizer.state_dict()["state"].values()]
+    for gradient, moment in zip(wanted, moments, strict=True):
+        torch.testing.assert_close(moment, 0.1 * gradient, rtol=1e-4, atol=1e-7)
+    (sums, loss, norm, others), log = state.interval(), {"auxiliary_dispersive": repelled, "auxiliary_repa": aligned}
+    assert others == pytest.approx({key: float(value) for key, value in log.items()}, rel=1e-5)
+    total = torch.stack([gradient.square().sum() for gradient in wanted]).sum().sqrt()
+    assert (int(sums[0].sum()), loss, norm) == (16, pytest.approx(float(alone)), pytest.approx(float(total), rel=1e-5))
+    assert state.network.recorded is None and not {*state.live} & {"auxiliary", *state.auxiliary.heads.state_dict()}
+
+
+def test_auxiliary_losses_that_do_not_suit_network_or_dataset_are_refused(fresh, features, digits, tmp_path):
+    saved = read_features(features)
+    for name, values, digest in (("few", saved.features[:-1], saved.about.payload_sha256), ("other", saved.features, "0" * 64)):
+        about = structs.replace(saved.about, payload_sha256=digest)
+        write_features(tmp_path / f"{name}.safetensors", SavedFeatures(values, about=about))
+    cases = [
+        ({"auxiliary": ["dispersive:block=6"]}, "block 6: the network has 5 blocks"),
+        ({"auxiliary": ["dispersive:block=.5"]}, "block 0.5"),
+        ({"auxiliary": ["dispersive", "dispersive:block=0"]}, "given twice"),
+        ({"auxiliary": "repa"}, "--features FILE"),
+        ({"features": str(features)}, "no auxiliary loss"),
+        *(({"auxiliary": "repa", "features": str(tmp_path / f"{name}.safetensors")}, name) for name in ("few", "other", "none")),
+    ]
+    for options, words in cases:
+        with pytest.raises((UsageError, DataError, FormatError), match=words):
+            fresh(**options)
+    assert fresh(auxiliary=["none"]).settings.auxiliary == ()
 
 
 # --- steps that aren't finite ---

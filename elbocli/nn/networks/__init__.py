@@ -103,9 +103,11 @@ class Network(nn.Module):
 
     config: the config that the network was built from.
     recompute: whether the backward pass runs each submodule in `units` again, to save memory (activation checkpointing).
+    recorded: list to which `through` appends the output of each unit; None: outputs are not recorded.
     """
 
     recompute = False
+    recorded: list[Tensor] | None = None
 
     def __init__(self, config: Any):
         super().__init__()
@@ -143,9 +145,11 @@ class Network(nn.Module):
 
     def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
         """Call one of `units` on the inputs, with activation checkpointing if `recompute` is set."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(unit, *inputs, use_reentrant=False)
-        return unit(*inputs)
+        again = self.recompute and torch.is_grad_enabled()
+        out = checkpoint(unit, *inputs, use_reentrant=False) if again else unit(*inputs)
+        if self.recorded is not None:
+            self.recorded.append(out)
+        return out
 
 
 NETWORKS = Registry("network family")  # `traits` of a declaration is the class of the network's config

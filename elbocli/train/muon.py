@@ -58,7 +58,9 @@ class Muon(torch.optim.AdamW):
         for weight in self.matrices:
             if weight.grad is None:
                 continue
-            momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+            state = self.state[weight]
+            state.setdefault("step", torch.zeros(()))  # unused, but AdamW can't load a state without it
+            momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight))
             gradient = (weight.grad / self.grad_scale).where(keep > 0, momentum)  # type: ignore[attr-defined]
             momentum.lerp_(gradient, 1 - MOMENTUM)
             ahead = gradient.lerp(momentum, MOMENTUM)

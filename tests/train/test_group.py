@@ -12,7 +12,7 @@ import torch
 from group import in_processes, lines_of, train_here, weights_of
 from safetensors.torch import load
 
-from elbocli.files.checkpoint import checkpoints, read_checkpoint, step_of
+from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint, step_of
 from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import Network
 from elbocli.run.settings import resolve
@@ -83,6 +83,34 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, compiled, w
             torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
         assert (run / "previews" / "step-00000004.png").exists()
     assert column(alone / "losslog.jsonl", "count").sum() == 4 * 14
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "more"), [("adamw", {}), pytest.param("muon", {"activation_checkpointing": True}, marks=pytest.mark.long)]
+)
+def test_auxiliary_losses_of_the_same_micro_batches_do_not_depend_on_processes(
+    optimizer, more, digits, preset, features, tmp_path
+):
+    """One process has two micro-batches of 8 images; two processes have one each."""
+    options = {"preset": str(preset), "steps": 6, "log_every": 1, "lr": 1e-3, "optimizer": optimizer, **SMALL, **more}
+    options |= {"auxiliary": ["dispersive:block=2", "repa:width=6"], "features": str(features)}
+    jobs = [
+        {"size": size, "data": digits, "out": tmp_path / f"{size}-{way}"}
+        | {"options": {**options, "parallel": way, "micro_batch": 8}}
+        for size, way in (ALONE, *FEW)
+    ]
+    succeeded(*jobs)
+    alone, *others = (job["out"] for job in jobs)
+    for run in others:
+        for key in ("loss", "grad_norm", "auxiliary_dispersive", "auxiliary_repa"):
+            wanted, found = (column(path / "metrics.jsonl", key) for path in (alone, run))
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, err_msg=f"{run.name} {key}")
+        heads = [latest(path).state()["auxiliary"] for path in (alone, run)]
+        weights = [load(weights_of(path)["model.safetensors"]) for path in (alone, run)]
+        for one, other in (heads, weights):
+            assert one.keys() == other.keys() and one
+            for name, value in one.items():
+                torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.long

@@ -193,7 +193,7 @@ class TrainState:
             if settings.optimizer == "muon"
             else torch.optim.AdamW(network.parameters(), *values, fused=True)
         )
-        heads = [*self.auxiliary.heads.to(self.device).parameters()]
+        heads = [*place(self.auxiliary.heads, self.device).parameters()]
         if heads:  # in a group of their own, because they aren't sharded
             self.optimizer.add_param_group({"params": heads})
         named, kept = [*network.named_parameters(), *network.named_buffers()], network.state_dict()

@@ -168,7 +168,7 @@ def test_an_update_adds_the_stated_auxiliary_losses_and_logs_each_loss_alone(mor
     assert state.network.recorded is None and not {*state.live} & {"auxiliary", *state.auxiliary.heads.state_dict()}
 
 
-def test_auxiliary_losses_that_do_not_suit_network_or_dataset_are_refused(fresh, features, digits, tmp_path):
+def test_auxiliary_losses_that_do_not_suit_network_or_dataset_are_refused(fresh, features, tmp_path, monkeypatch):
     saved = read_features(features)
     for name, values, digest in (("few", saved.features[:-1], saved.about.payload_sha256), ("other", saved.features, "0" * 64)):
         about = structs.replace(saved.about, payload_sha256=digest)
@@ -184,7 +184,11 @@ def test_auxiliary_losses_that_do_not_suit_network_or_dataset_are_refused(fresh,
     for options, words in cases:
         with pytest.raises((UsageError, DataError, FormatError), match=words):
             fresh(**options)
-    assert fresh(auxiliary=["none"]).settings.auxiliary == ()
+    state = fresh(auxiliary=["none"])
+    assert state.settings.auxiliary == ()
+    monkeypatch.setattr(type(state.network), "units", list)
+    with pytest.raises(UsageError, match="no blocks"):
+        fresh(auxiliary=["dispersive"])
 
 
 # --- steps that aren't finite ---

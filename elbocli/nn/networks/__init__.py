@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 import torch
@@ -30,6 +30,7 @@ from elbocli.files.reading import one_line, reading
 from elbocli.files.records import Count, plain
 
 Size = Annotated[int, Meta(ge=1, le=2**20)]
+Module = TypeVar("Module", bound=nn.Module)
 Depth = Annotated[int, Meta(ge=1, le=1000)]
 
 
@@ -225,7 +226,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def place(network: Network, device: torch.device) -> Network:
+def place(network: Module, device: torch.device) -> Module:
     """Move a network to a device, in the memory format channels last."""
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

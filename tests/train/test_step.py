@@ -78,22 +78,53 @@ def test_the_loss_of_a_step_is_the_paper_s(fresh):
     assert torch.equal(given[2], (levels + 1).float()) and not torch.equal(given[0], terms.loss)
 
 
-@pytest.mark.parametrize(("micro_batch", "clip"), [(0, 0.0), (5, 0.0), (0, 1e-3)])
-def test_an_update_follows_the_gradient_of_the_mean_loss_in_parts_and_clipped(micro_batch, clip, fresh):
-    whole, state = fresh(), fresh(micro_batch=micro_batch, grad_clip=clip)
-    how = whole.weighting, whole.schedule, whole.prediction
-    wanted = step_losses(whole.network, whole.batches, 0, 0, *how)[0].mean()
-    gradients = torch.autograd.grad(wanted, list(whole.network.parameters()))
+AUXILIARY = ["dispersive:weight=0.7,temperature=0.4,block=2", "repa:weight=0.3,width=6,block=3"]
+
+
+def stated(state, part):
+    """Return the diffusion loss of each image in a micro-batch of step 0, and the mean of each loss of AUXILIARY."""
+    mine, hidden = state.batches.parts[part], []
+    hooks = [unit.register_forward_hook(lambda unit, given, out: hidden.append(out)) for unit in state.network.units()]
+    levels = state.schedule.logsnr(state.batches.times(0))[mine.start : mine.stop]
+    how = state.weighting, state.schedule, state.prediction
+    loss = denoising_losses(state.network, *state.batches.at(0, part), levels, *how).loss
+    for hook in hooks:
+        hook.remove()
+    if not state.auxiliary:
+        return loss, []
+    one, other = hidden[1].flatten(1), hidden[2].flatten(2).mT
+    features = read_features(Path(state.settings.features)).features[state.batches.indices(0)[mine.start : mine.stop]]
+    away = state.auxiliary.heads[0].project(other).mean(1)
+    cosine = (away * features).sum(1) / (away.norm(dim=1) * features.norm(dim=1))
+    return loss, [(-(one[:, None] - one).square().mean(2) / 0.4).exp().mean().log(), (1 - cosine).mean()]
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "options"),
+    [
+        *(([], {"micro_batch": 5}), ([], {"grad_clip": 1e-3}), (AUXILIARY, {})),
+        (AUXILIARY, {"micro_batch": 8, "activation_checkpointing": True, "compile": True}),
+    ],
+)
+def test_an_update_follows_the_gradient_of_the_mean_losses_in_parts_and_clipped(auxiliary, options, fresh, features, compiler):
+    """Where there are auxiliary losses, micro-batches are equal, so that their mean is that of the batch."""
+    compiler("eager")
+    state = fresh(auxiliary=auxiliary, features=str(features) if auxiliary else "", **options)
+    losses, others = zip(*(stated(state, part) for part in range(len(state.batches.parts))))
+    wanted, others = torch.cat(losses).mean(), [sum(parts) / len(losses) for parts in zip(*others)]
+    whole = wanted + sum(weight * other for weight, other in zip((0.7, 0.3), others))
+    gradients = torch.autograd.grad(whole, [*state.network.parameters(), *state.auxiliary.heads.parameters()])
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
-    shrunk = min(1.0, clip / float(norm)) if clip else 1.0
+    shrunk = min(1.0, state.settings.grad_clip / float(norm)) if "grad_clip" in options else 1.0
     update(state)
     moments = [one["exp_avg"] for one in state.optimizer.state_dict()["state"].values()]
-    assert len(moments) == len(gradients) and (shrunk < 0.9) == bool(clip)
+    assert (shrunk < 0.9) == ("grad_clip" in options) and state.network.recorded is None
     for gradient, moment in zip(gradients, moments, strict=True):
-        torch.testing.assert_close(moment, 0.1 * shrunk * gradient, rtol=1e-4, atol=1e-8)
-    sums, loss, found, _ = state.interval()
+        torch.testing.assert_close(moment, 0.1 * shrunk * gradient, rtol=1e-4, atol=1e-7 if auxiliary else 1e-8)
+    sums, loss, found, logged = state.interval()
     assert int(sums[0].sum()) == 16 and state.steps_done == 1 and state.images == 16
     assert (loss, found) == pytest.approx((float(wanted), float(norm)), rel=1e-5)
+    assert [*logged.values()] == pytest.approx([float(other) for other in others], rel=1e-5)
     sums, loss, *_ = state.interval()
     assert float(sums.sum()) == 0 and math.isnan(loss)
 
@@ -124,48 +155,6 @@ def test_rates_are_logged_and_a_run_of_more_steps_follows_their_curve(digits, pr
         loop.run(data, tmp_path / "run", resolve({**options, "lr": 1e-3, "lr_decay": decay, "steps": steps}, data))
         wanted += [learning_rate(step, steps, 1e-3, 4, LR_DECAYS.parse(decay)) for step in range(done, steps)]
     assert [row["lr"] for row in lines_of(tmp_path / "run" / "metrics.jsonl")] == wanted
-
-
-# --- auxiliary losses ---
-
-AUXILIARY = ["dispersive:weight=0.7,temperature=0.4,block=2", "repa:weight=0.3,width=6,block=3"]
-
-
-def stated(state, part):
-    """Return the diffusion loss of a micro-batch of step 0, and both losses of AUXILIARY without weights, as [n] and scalars."""
-    mine, hidden = state.batches.parts[part], []
-    hooks = [unit.register_forward_hook(lambda unit, given, out: hidden.append(out)) for unit in state.network.units()]
-    levels = state.schedule.logsnr(state.batches.times(0))[mine.start : mine.stop]
-    how = state.weighting, state.schedule, state.prediction
-    loss = denoising_losses(state.network, *state.batches.at(0, part), levels, *how).loss
-    for hook in hooks:
-        hook.remove()
-    one, other = hidden[1].flatten(1), hidden[2].flatten(2).mT
-    apart = (one[:, None] - one[None]).square().mean(2)
-    features = read_features(Path(state.settings.features)).features[state.batches.indices(0)[mine.start : mine.stop]]
-    away = state.auxiliary.heads[0].project(other).mean(1)
-    cosine = (away * features).sum(1) / (away.norm(dim=1) * features.norm(dim=1))
-    return loss, (-apart / 0.4).exp().mean().log(), (1 - cosine).mean()
-
-
-@pytest.mark.parametrize("more", [{}, {"micro_batch": 8, "activation_checkpointing": True, "compile": True}])
-def test_an_update_adds_the_stated_auxiliary_losses_and_logs_each_loss_alone(more, fresh, features, compiler):
-    """The two micro-batches are equal, so their mean is that of the batch; dispersive sees one micro-batch at a time."""
-    compiler("eager")
-    state = fresh(auxiliary=AUXILIARY, features=str(features), **more)
-    losses, repelled, aligned = zip(*(stated(state, part) for part in range(len(state.batches.parts))))
-    alone, repelled, aligned = torch.cat(losses).mean(), sum(repelled) / len(repelled), sum(aligned) / len(aligned)
-    weights = [*state.network.parameters(), *state.auxiliary.heads.parameters()]
-    wanted = torch.autograd.grad(alone + 0.7 * repelled + 0.3 * aligned, weights)
-    update(state)
-    moments = [one["exp_avg"] for one in state.optimizer.state_dict()["state"].values()]
-    for gradient, moment in zip(wanted, moments, strict=True):
-        torch.testing.assert_close(moment, 0.1 * gradient, rtol=1e-4, atol=1e-7)
-    (sums, loss, norm, others), log = state.interval(), {"auxiliary_dispersive": repelled, "auxiliary_repa": aligned}
-    assert others == pytest.approx({key: float(value) for key, value in log.items()}, rel=1e-5)
-    total = torch.stack([gradient.square().sum() for gradient in wanted]).sum().sqrt()
-    assert (int(sums[0].sum()), loss, norm) == (16, pytest.approx(float(alone)), pytest.approx(float(total), rel=1e-5))
-    assert state.network.recorded is None and not {*state.live} & {"auxiliary", *state.auxiliary.heads.state_dict()}
 
 
 def test_auxiliary_losses_that_do_not_suit_network_or_dataset_are_refused(fresh, features, tmp_path, monkeypatch):

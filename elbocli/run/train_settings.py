@@ -83,7 +83,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         str,
         about(
             group=RUN,
-            help="Network and settings, or a FILE.yaml.",
+            help="Network and settings, or a file.",
             shown="by size",
             names="elbocli.nn.presets.NAMES",
             metavar="NAME",
@@ -129,6 +129,28 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         str,
         about("Network's output; see 'elbo weights list predictions'.", names="elbocli.core.prediction.PREDICTIONS"),
     ] = "v"
+    auxiliary: Annotated[
+        tuple[str, ...],
+        about(
+            "Add a loss of hidden states: no ELBO.",
+            more="May be repeated. NAME:key=value,… of 'elbo weights list auxiliary', such as dispersive:weight=0.5,temperature=0.5,block=3. block "
+            "counts the network's blocks from 1; 0 is the block at a quarter of the network. The logs have each loss as "
+            "auxiliary_NAME, without its weight, and all other numbers without it. none removes the losses that --init or a "
+            "preset sets.",
+            names="elbocli.nn.auxiliary.AUXILIARIES",
+            words=("none",),
+            metavar="SPEC",
+            parse=canonical_auxiliary,
+        ),
+    ] = ()
+    features: Annotated[
+        str,
+        about(
+            "Features of DATA.h5's images, for repa.",
+            more="They are made by 'elbo eval DATA.h5 --save-features FILE'.",
+            metavar="FILE",
+        ),
+    ] = ""
     logsnr_min: Annotated[float, about("Noisiest level.", ge=-50, le=50)] = -15.0
     logsnr_max: Annotated[float, about("Cleanest level.", ge=-50, le=50)] = 15.0
 
@@ -147,31 +169,6 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         "low-discrepancy"
     )
     floor: Annotated[float, about("Least density, relative to uniform.", gt=0, le=1, flags="")] = 0.01
-
-    auxiliary: Annotated[
-        tuple[str, ...],
-        about(
-            group="Auxiliary losses, with which the loss is no ELBO",
-            help="Add this loss of hidden states; may be repeated.",
-            more="NAME:key=value,… of 'elbo weights list auxiliary', such as dispersive:weight=0.5,temperature=0.5,block=3. block "
-            "counts the network's blocks from 1; 0 is the block at a quarter of the network. The logs have each loss as "
-            "auxiliary_NAME, without its weight, and all other numbers without it. none removes the losses that --init or a "
-            "preset sets.",
-            names="elbocli.nn.auxiliary.AUXILIARIES",
-            words=("none",),
-            metavar="SPEC",
-            shown="none",
-            parse=canonical_auxiliary,
-        ),
-    ] = ()
-    features: Annotated[
-        str,
-        about(
-            "Features of all images of DATA.h5, for repa.",
-            more="Made by 'elbo eval DATA.h5 --save-features FILE'.",
-            metavar="FILE",
-        ),
-    ] = ""
 
     flip: Annotated[bool, about(group="Data and network", help="Mirror half of the images; refused for latents.")] = False
     conditional: Annotated[
@@ -241,9 +238,15 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             free=True,
         ),
     ] = None
-    parallel: Annotated[Literal["ddp", "fsdp"], about("Each process holds all weights, or a share.", free=True, shown="ddp")] = (
-        "ddp"
-    )
+    parallel: Annotated[
+        Literal["ddp", "fsdp"],
+        about(
+            "Hold all weights, or a share.",
+            more="Each process holds all weights (ddp) or a share of them (fsdp).",
+            free=True,
+            shown="ddp",
+        ),
+    ] = "ddp"
     micro_batch: Annotated[
         int,
         count(

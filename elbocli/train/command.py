@@ -92,8 +92,8 @@ GROUPS[KEPT] += ["log_to", "on_checkpoint"]
     "--log-to",
     multiple=True,
     metavar="TARGET",
-    help="Also log to tensorboard, wandb or a FILE.jsonl; may be repeated.",
-    more="FILE.jsonl gets the lines of metrics.jsonl. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
+    help="Also log to tensorboard, wandb or FILE.jsonl.",
+    more="May be repeated. FILE.jsonl gets the lines of metrics.jsonl. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
     "RUN/tensorboard. wandb (pip install 'elbocli[wandb]') logs to Weights & Biases, in the project elbo unless "
     "$WANDB_PROJECT names one, and goes on with the same W&B run when the run goes on; $WANDB_MODE=offline keeps it in "
     "RUN/wandb. Errors of these loggers are warnings. Neither a preset nor --config can set this option: give it at each start.",

@@ -72,14 +72,14 @@ class Parallel:
         if world.size > 1:
             self.forward = DistributedDataParallel(network, gradient_as_bucket_view=True)
 
-    def compile(self, parts: int, whole: bool = True) -> None:
-        """Compile the network. parts: number of micro-batches per step. whole: whether the units may be compiled as one."""
+    def compile(self, parts: int) -> None:
+        """Compile the network. parts: number of micro-batches per step."""
         from torch._dynamo import config
 
         # Unit by unit, because equal units are compiled once. Small networks on CUDA are limited by kernel launches: as a whole,
         # with CUDA graphs. A pass then overwrites the gradients of the pass before, so graphs exclude gradient accumulation,
         # several processes and activation checkpointing. Auxiliary losses need the outputs of the units.
-        alone = whole and self.world.size == 1 and parts == 1 and not self.network.recompute
+        alone = self.world.size == 1 and parts == 1 and not self.network.recompute and not self.auxiliary
         graphs = self.world.device.type == "cuda" and alone and count_parameters(self.network) <= SMALL
         units = [self.network] if graphs else self.network.units()
         config.optimize_ddp = False  # it would split the compiled units by DDP's gradient buckets
@@ -233,7 +233,7 @@ class TrainState:
         """Compile the network and try a pass; if any rank fails, log a warning and train without compilation on all ranks."""
         trouble = ""
         try:
-            self.spread.compile(len(self.batches.parts), whole=not self.auxiliary)
+            self.spread.compile(len(self.batches.parts))
             self.spread.try_pass(len(self.batches.parts[0]))
         except Exception as error:
             trouble = one_line(error)

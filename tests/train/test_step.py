@@ -24,6 +24,7 @@ from elbocli.core.training import LR_DECAYS, learning_rate
 from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import SavedFeatures, read_features, write_features
+from elbocli.nn.auxiliary import Auxiliary
 from elbocli.nn.networks import build
 from elbocli.nn.networks.transformers import UViTConfig
 from elbocli.run.settings import resolve
@@ -87,7 +88,8 @@ def stated(state, part):
     hooks = [unit.register_forward_hook(lambda unit, given, out: hidden.append(out)) for unit in state.network.units()]
     levels = state.schedule.logsnr(state.batches.times(0))[mine.start : mine.stop]
     how = state.weighting, state.schedule, state.prediction
-    loss = denoising_losses(state.network, *state.batches.at(0, part), levels, *how).loss
+    x, eps, labels = state.batches.at(0, part)
+    loss = denoising_losses(state.network, x, eps, labels, levels, *how).loss
     for hook in hooks:
         hook.remove()
     if not state.auxiliary:
@@ -110,8 +112,8 @@ def test_an_update_follows_the_gradient_of_the_mean_losses_in_parts_and_clipped(
     """Where there are auxiliary losses, micro-batches are equal, so that their mean is that of the batch."""
     compiler("eager")
     state = fresh(auxiliary=auxiliary, features=str(features) if auxiliary else "", **options)
-    losses, others = zip(*(stated(state, part) for part in range(len(state.batches.parts))))
-    wanted, others = torch.cat(losses).mean(), [sum(parts) / len(losses) for parts in zip(*others)]
+    losses, added = zip(*(stated(state, part) for part in range(len(state.batches.parts))))
+    wanted, others = torch.cat(losses).mean(), [sum(parts) / len(losses) for parts in zip(*added)]
     whole = wanted + sum(weight * other for weight, other in zip((0.7, 0.3), others))
     gradients = torch.autograd.grad(whole, [*state.network.parameters(), *state.auxiliary.heads.parameters()])
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
@@ -356,7 +358,7 @@ def test_units_are_all_compiled_however_many_kinds_there_are(compiler):
     compiler("eager")
     units = [Unit(kind) for kind in range(12)]
     network = SimpleNamespace(units=lambda: units, recompute=False)
-    Parallel.compile(SimpleNamespace(world=World(), network=network), 1)  # type: ignore[arg-type]
+    Parallel.compile(SimpleNamespace(world=World(), network=network, auxiliary=None), 1)  # type: ignore[arg-type]
     for unit in units:
         unit(torch.zeros(2))
     assert counters["frames"]["ok"] == 12
@@ -366,16 +368,18 @@ def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_gr
     modes, asked = [], set()
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: asked.add(how["mode"]))
     replica = Parallel(build(UViTConfig(8, 1, 0, 8, (1, 2), blocks=1, depth=1, heads=2, embedding=8)), World(), "fp32")
-    for device, processes, parts, recompute, small in (
-        *((CUDA, 1, 1, False, 10**8), (CPU, 1, 1, False, 10**8), (CUDA, 1, 2, False, 10**8)),
-        *((CUDA, 2, 1, False, 10**8), (CUDA, 1, 1, True, 10**8), (CUDA, 1, 1, False, 100)),
+    for device, processes, parts, recompute, small, added in (
+        *((CUDA, 1, 1, False, 10**8, []), (CPU, 1, 1, False, 10**8, []), (CUDA, 1, 2, False, 10**8, [])),
+        *((CUDA, 2, 1, False, 10**8, []), (CUDA, 1, 1, True, 10**8, []), (CUDA, 1, 1, False, 100, [])),
+        (CUDA, 1, 1, False, 10**8, ["dispersive"]),
     ):
         replica.world, replica.network.recompute = World(0, processes, device), recompute
+        replica.auxiliary = Auxiliary(added, replica.network, 0)
         monkeypatch.setattr("elbocli.train.state.SMALL", small)
         asked.clear()
         replica.compile(parts)
         modes += asked
-    assert modes == ["reduce-overhead", None, None, None, None, None]
+    assert modes == ["reduce-overhead", *[None] * 6]
 
 
 def test_a_network_whose_backward_pass_does_not_compile_trains_uncompiled(compiler, fresh):

@@ -308,18 +308,12 @@ def searched(state, most, error):
     return micro_batch(state.spread, 50), tried
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("x"),
-        pytest.param(RuntimeError("FIND was unable to find an engine"), marks=pytest.mark.long),
-        pytest.param(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), marks=pytest.mark.long),
-    ],
-)
-def test_batches_are_halved_until_one_fits_twice_and_nothing_is_left(error, fresh):
-    state = fresh()
-    assert searched(state, 12, error) == (7, [50, 25, 13, 7, 7])
-    assert all(weight.grad is None for weight in state.network.parameters())
+def test_batches_are_halved_until_one_fits_twice_and_nothing_is_left(fresh):
+    errors = [RuntimeError("FIND was unable to find an engine"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+    for error in (torch.OutOfMemoryError("x"), *errors):
+        state = fresh(auxiliary=["dispersive"])
+        assert searched(state, 12, error) == (7, [50, 25, 13, 7, 7])
+        assert all(weight.grad is None for weight in state.network.parameters())
 
 
 def test_other_errors_are_bugs_and_no_room_for_one_image_is_an_error(fresh):

@@ -131,7 +131,7 @@ class Repa(nn.Module):
 
 def canonical(value: Any) -> tuple[str, ...]:
     """Return the SPECs of auxiliary losses with all parameters; `none` is no loss. Raises UsageError."""
-    items = [value] if isinstance(value, str) else list(value or ())
+    items = [*value] if isinstance(value, list | tuple) else [value]
     if items == ["none"]:
         return ()
     if not all(isinstance(item, str) for item in items):

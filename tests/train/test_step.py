@@ -168,7 +168,7 @@ def test_auxiliary_losses_that_do_not_suit_network_or_dataset_are_refused(fresh,
         ({"auxiliary": ["dispersive:block=6"]}, "block 6: the network has 5 blocks"),
         ({"auxiliary": ["dispersive:block=.5"]}, "block 0.5"),
         ({"auxiliary": ["dispersive", "dispersive:block=0"]}, "given twice"),
-        ({"auxiliary": "repa"}, "--features FILE"),
+        *(({"auxiliary": 5}, "expected losses"), ({"auxiliary": "repa"}, "--features FILE")),
         ({"features": str(features)}, "no auxiliary loss"),
         *(({"auxiliary": "repa", "features": str(tmp_path / f"{name}.safetensors")}, name) for name in ("few", "other", "none")),
     ]

@@ -16,8 +16,10 @@ from pretend.runs import NETWORKS, measured_by, train, weights_of
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_previews")]
 
-MAY_WAIT = ("TrainState.__init__", "TrainState.restore", "check", "TrainState.interval", "TrainState.copies")
-MAY_WAIT += ("TrainState.snapshot", "Validation.partial", "preview")
+MAY_WAIT = (
+    *("TrainState.__init__", "TrainState.restore", "check", "TrainState.interval", "TrainState.copies"),
+    *("TrainState.snapshot", "Validation.partial", "preview"),
+)
 """What comes before the first step, and what is not done in every step."""
 MAY_COPY = ("place", "TrainState.restore")
 """What sends memory that isn't pinned, once."""

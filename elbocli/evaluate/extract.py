@@ -82,10 +82,11 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
     with world.together():
         if world.first or not streamed:
             reader = stack.enter_context(read_samples(source))
-            told = reader.name, reader.shape, reader.labels, reader.made.facts(), reader.preprocessing
-    name, (n, *size, channels), labels, made, how = world.of_first(told)
+            told = reader.name, reader.shape, reader.labels, reader.made.facts(), reader.preprocessing, reader.payload_sha256
+    name, (n, *size, channels), labels, made, how, payload = world.of_first(told)
     side = size[0] if size[0] == size[1] else size
-    about = FeatureFacts(n=n, preprocessing={"image_size": side, "channels": channels, **how}, made=made or None)
+    how = {"image_size": side, "channels": channels, **how}
+    about = FeatureFacts(n=n, preprocessing=how, made=made or None, payload_sha256=payload)
     return FeatureSource(name, n, about, reader, labels=labels, streamed=streamed)
 
 

@@ -39,6 +39,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
     feature_precision: precision in which the extractor ran.
     sha256: digest of a file of statistics.
     images: number of images that a file of statistics also holds; the statistics may be of other images.
+    payload_sha256: digest of the dataset whose images, in order, the features are of; None: other images.
     """
 
     REST: ClassVar[str] = "more"
@@ -50,6 +51,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
     weights_sha256: str | None = None
     feature_precision: str | None = None
     images_sha256: str | None = None
+    payload_sha256: str | None = None
     sha256: str | None = None
     images: Count | None = None
     more: dict[str, Any] = {}

@@ -78,6 +78,7 @@ def _saved(path: Path) -> Facts:
 
 
 def _run(path: Path) -> Facts:
+    from elbocli.core.weighting import no_elbo
     from elbocli.files.checkpoint import latest, read_config, snapshots
     from elbocli.run.folder import read_status
 
@@ -95,6 +96,7 @@ def _run(path: Path) -> Facts:
         "elbo_version": config.elbo_version,
         **(config.source.about() if config.source else {}),
         **config.settings,
+        "verdict": no_elbo(config.settings.get("auxiliary") or ()),
         "data": config.data.path,
         "init": config.init and config.init.json(),
         "parameters_of": config.network,

@@ -21,6 +21,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import is_table
 from elbocli.files.records import Record, stored
 from elbocli.images.samples import read_samples
+from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, error_of, read_curves, read_log_history, score_columns
 from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
@@ -66,7 +67,7 @@ class Term(Record, frozen=True):
 class ObjectiveReport(Record, frozen=True, kw_only=True):
     """The training objective, and a verdict on whether the objective is an ELBO.
 
-    logsnr: range of λ. rising: intervals of λ where the weighting rises.
+    logsnr: range of λ. rising: intervals of λ where the weighting rises. auxiliary: SPECs of auxiliary losses.
     over_time: `monotone` and `rising` of a learned weighting, by step; None: fixed weighting.
     """
 
@@ -75,6 +76,7 @@ class ObjectiveReport(Record, frozen=True, kw_only=True):
     rising: list[list[float]]
     verdict: str
     logsnr: list[float]
+    auxiliary: list[str] = []
     over_time: list[dict[str, Any]] | None = None
     terms: list[Term]
 
@@ -362,19 +364,21 @@ def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | No
 def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Schedule | None, list[EffectiveWeighting]]:
     """Return the objective, the schedule (None: adaptive), and the weighting by step. Raises ElboError: a file is missing."""
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
-    *_, weighting, low, high = effective[-1]
+    *_, weighting, low, high, auxiliary = effective[-1]
     rising = weighting.rising(low, high)
     report = ObjectiveReport(
         weighting=weighting.spec,
         monotone=not rising,
         rising=[list(stretch) for stretch in rising],
-        verdict=weighting.verdict(low, high),
+        verdict=effective[-1].verdict,
+        auxiliary=[*auxiliary],
         logsnr=[settings.logsnr_min, settings.logsnr_max],
         over_time=[each.json() for each in effective] if weighting.learned else None,
         terms=[
             *weighting_terms(weighting),
             schedule_term(schedule),
             _term("prediction", settings.prediction, Prediction(settings.prediction).declared),
+            *(_term("auxiliary loss", spec, AUXILIARIES.parse(spec)) for spec in auxiliary),
         ],
     )
     return report, schedule, effective

@@ -201,13 +201,22 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
 
 
 class EffectiveWeighting(NamedTuple):
-    """Weighting of a run after a step. low, high: range of λ in which the weighting is defined."""
+    """Weighting of a run after a step.
+
+    low, high: range of λ in which the weighting is defined. auxiliary: SPECs of the run's auxiliary losses.
+    """
 
     step: int
     images: int
     weighting: Weighting
     low: float
     high: float
+    auxiliary: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """Whether the run's loss is an ELBO, as text for the subject "the weighting"."""
+        return self.weighting.verdict(self.low, self.high, self.auxiliary)
 
     def json(self) -> dict[str, Any]:
         """Return the JSON form. rising: intervals of λ where w rises. rise: total rise of w, relative to the largest w."""
@@ -237,7 +246,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     low, high = (settings.logsnr_min, settings.logsnr_max)
     ends = max(low, weighting.support[0]), min(high, weighting.support[1])
     if not weighting.learned:
-        return [EffectiveWeighting(0, 0, weighting, *ends)]
+        return [EffectiveWeighting(0, 0, weighting, *ends, settings.auxiliary)]
     assert schedule is not None
     path, online, intervals = run / "losslog.jsonl", AdaptiveSchedule(bin_edges(low, high)), list[LossLogRow]()
     if path.exists():
@@ -250,7 +259,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
             online.update(interval.sums)
         if number in told_at:
             now = learned_weighting(weighting, schedule, prediction, online)
-            found.append(EffectiveWeighting(interval.step, interval.images, now, *ends))
+            found.append(EffectiveWeighting(interval.step, interval.images, now, *ends, settings.auxiliary))
     return found
 
 

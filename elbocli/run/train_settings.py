@@ -44,6 +44,13 @@ def seconds(value: Any) -> Any:
     return sum(float(part or 0) * each for part, each in zip(found.groups(), (86400, 3600, 60, 1)))
 
 
+def canonical_auxiliary(value: Any) -> tuple[str, ...]:
+    """Return the SPECs of auxiliary losses with all parameters; `none` is no loss. Raises UsageError."""
+    from elbocli.nn.auxiliary import canonical  # imports torch
+
+    return canonical(value)
+
+
 def about(help: str, **said: Any) -> Meta:
     """Return the declaration of a setting, except its type and default.
 
@@ -123,15 +130,38 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         str,
         about("Network's output; see 'elbo weights list predictions'.", names="elbocli.core.prediction.PREDICTIONS"),
     ] = "v"
+    auxiliary: Annotated[
+        tuple[str, ...],
+        about(
+            "Add a loss of hidden states: no ELBO.",
+            more="May be repeated. NAME:key=value,… of 'elbo weights list auxiliary', such as dispersive:weight=0.5,temperature=0.5,block=3. block "
+            "counts the network's blocks from 1; 0 is the block at a quarter of the network. The logs have each loss as "
+            "auxiliary_NAME, without its weight, and all other numbers without it. none removes the losses that --init or a "
+            "preset sets.",
+            names="elbocli.nn.auxiliary.AUXILIARIES",
+            words=("none",),
+            metavar="SPEC",
+            parse=canonical_auxiliary,
+        ),
+    ] = ()
+    features: Annotated[
+        str,
+        about(
+            "Features of DATA.h5's images, for repa.",
+            more="They are made by 'elbo eval DATA.h5 --save-features FILE'.",
+            metavar="FILE",
+        ),
+    ] = ""
     logsnr_min: Annotated[float, about("Noisiest level.", ge=-50, le=50)] = -15.0
     logsnr_max: Annotated[float, about("Cleanest level.", ge=-50, le=50)] = 15.0
 
     schedule: Annotated[
         str,
         about(
-            group="Noise levels drawn, which change the variance of the loss alone",
-            help="NAME:key=value,…; FILE of 'elbo adapt'; or adaptive.",
-            more="adaptive is fitted while training. FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
+            group="Schedule, data and network",
+            help="Noise levels: NAME, FILE of 'elbo adapt', or adaptive.",
+            more="The schedule changes only the variance of the loss, except under the weighting uncertainty. adaptive is fitted while "
+            "training. FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
             "unless given.",
             names="elbocli.core.schedule_curves.SCHEDULES",
             words=(ADAPTIVE,),
@@ -142,7 +172,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     )
     floor: Annotated[float, about("Least density, relative to uniform.", gt=0, le=1, flags="")] = 0.01
 
-    flip: Annotated[bool, about(group="Data and network", help="Mirror half of the images; refused for latents.")] = False
+    flip: Annotated[bool, about("Mirror half of the images; refused for latents.")] = False
     conditional: Annotated[
         bool | None,
         about("Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False),
@@ -210,7 +240,15 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             free=True,
         ),
     ] = None
-    parallel: Annotated[Literal["ddp", "fsdp"], about("Whole or sharded weights.", free=True, shown="ddp")] = "ddp"
+    parallel: Annotated[
+        Literal["ddp", "fsdp"],
+        about(
+            "Hold all weights, or a share.",
+            more="Each process holds all weights (ddp) or a share of them (fsdp).",
+            free=True,
+            shown="ddp",
+        ),
+    ] = "ddp"
     micro_batch: Annotated[
         int,
         count(
@@ -307,7 +345,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     def stored(self) -> dict[str, Any]:
         """Return the settings that config.yaml has, by name."""
         stored = {name: getattr(self, name) for name, setting in SETTINGS.items() if setting.says("stored", True)}
-        return {**stored, "ema": list(self.ema)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in stored.items()}
 
     def written(self) -> dict[str, Any]:
         """Return the settings of `stored`, as config.yaml has them: words such as 'none' in place of 0."""

@@ -3,14 +3,16 @@
 import math
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from elbocli.core.streams import Stream, times
-from elbocli.errors import UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import ENCODED, Dataset
+from elbocli.files.features import read_features
 from elbocli.nn.networks.diffusers import affine
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import TrainSettings
@@ -45,6 +47,24 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
 def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:
     """Return the dataset rows that a run trains on; None means all rows. Raises UsageError for a bad --val-split."""
     return split_rows(settings, dataset)[0] if settings.val_split else None
+
+
+def training_features(settings: TrainSettings, dataset: Dataset) -> Tensor | None:
+    """Return the features of all images of the dataset, float32 [N, D]; None without a file of features.
+
+    Raises FormatError for an unusable file, DataError if the features are of other images.
+    """
+    if not settings.features:
+        return None
+    saved = read_features(Path(settings.features))
+    about, digest = saved.about, dataset.attributes.payload_sha256
+    if len(saved.features) != len(dataset) or digest is None or about.payload_sha256 != digest:
+        of = f"payload_sha256 {about.payload_sha256[:12]}" if about.payload_sha256 else "no payload_sha256"
+        raise DataError(
+            f"{settings.features}: holds {len(saved.features)} features with {of}, but {dataset.path} has {len(dataset)} images "
+            f"with payload_sha256 {str(digest)[:12]}; make the features by 'elbo eval {dataset.path} --save-features FILE'"
+        )
+    return saved.features
 
 
 def count_parts(batch: int, processes: int, most: int) -> int:
@@ -119,11 +139,20 @@ class Batches:
     """Images, labels, times and noise of any training step, as functions of the run's seed and the step alone.
 
     parts: for each micro-batch of this process, a range of positions in the batch; None for one micro-batch.
+    features: features of all images of the dataset, float32 [N, D]; None: no auxiliary loss needs features.
     masks: stream of random numbers that seeds the dropout masks of each step. Only dropout masks depend on `parts`.
     """
 
-    def __init__(self, dataset: Dataset, resolved: Resolved, device: torch.device, parts: list[range] | None = None):
-        settings = self.settings = resolved.settings
+    def __init__(
+        self,
+        dataset: Dataset,
+        resolved: Resolved,
+        device: torch.device,
+        parts: list[range] | None = None,
+        features: Tensor | None = None,
+    ):
+        settings, self.features = resolved.settings, features
+        self.settings = settings
         self.dataset, self.batch, self.device = dataset, settings.batch_size, device
         self.conditional, self.dropout = resolved.network.num_classes > 0, resolved.network.dropout > 0
         self._order, self._flips, self._drops, self._noise, self._eta, self._t, self.masks = (
@@ -182,3 +211,11 @@ class Batches:
         stored, eta, eps, labels = self._fetch(step * len(self.parts) + which)
         x, eps = network_input(stored, eta, self._scaling, self.device), sent(eps, self.device).permute(0, 3, 1, 2)
         return x, eps, None if labels is None else sent(labels, self.device)
+
+    def features_at(self, step: int, which: int = 0) -> Tensor | None:
+        """Return the features of the images of a micro-batch, float32 [n, D] on the device; None without features."""
+        if self.features is None:
+            return None
+        part = self.parts[which]
+        rows = torch.from_numpy(self.indices(step)[part.start : part.stop])
+        return sent(pinned(self.features[rows], self.device), self.device)

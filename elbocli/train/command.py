@@ -144,8 +144,8 @@ def train(
 ) -> None:
     """Train a denoiser on DATA.h5, under any weighting.
 
-    A setting comes from the first of these that has it: options, $ELBO_TRAIN_…, --config, an existing RUN, the preset.
-    The dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one in this folder.
+    Settings: options over $ELBO_TRAIN_… over --config over an existing RUN over the preset. Without DATA.h5, the
+    dataset is $ELBO_DATA, else the run's, else the only one in this folder.
     """
     from elbocli.files.dataset import Dataset
     from elbocli.files.yaml_text import yaml_text
@@ -154,7 +154,7 @@ def train(
     from elbocli.runtime.processes import joined
     from elbocli.train import loop, plan, recorder
 
-    known, asked = settings.read_options(config, {**options, "ema": options["ema"] or None}, words)
+    known, asked = settings.read_options(config, {key: None if each == () else each for key, each in options.items()}, words)
     data, init = data or asked.pop("data", None), init or asked.pop("init", None)
     preset = asked.get("preset")
     known = known or folder.known_of(out, data is not None, preset)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
+from elbocli.core.weighting import no_elbo
 from elbocli.errors import Interrupted, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
@@ -248,5 +249,5 @@ def _introduction(state: TrainState, out: Path) -> str:
         f"{count_parameters(state.network):,} parameters, {state.device}{many}, "
         f"{Precision(settings.precision, state.device)}; "
         f"weighting {settings.weighting} ({'learned, ' if state.weighting.learned else ''}{kind}), schedule {settings.schedule}, "
-        f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
+        f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}{'; ' * bool(state.auxiliary)}{no_elbo(settings.auxiliary)}"
     )

@@ -50,15 +50,17 @@ class Muon(torch.optim.AdamW):
         self.matrices = list(dict.fromkeys(weight for weight in owned if weight.dim() > 1))
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update all weights by their gradients."""
-        (group,) = self.param_groups
+        group = self.param_groups[0]  # of the network's weights
         keep = 1 - self.found_inf  # type: ignore[attr-defined]
         shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for weight in self.matrices:
             if weight.grad is None:
                 continue
-            momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+            state = self.state[weight]
+            state.setdefault("step", torch.zeros(()))  # unused, but AdamW can't load a state without it
+            momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight))
             gradient = (weight.grad / self.grad_scale).where(keep > 0, momentum)  # type: ignore[attr-defined]
             momentum.lerp_(gradient, 1 - MOMENTUM)
             ahead = gradient.lerp(momentum, MOMENTUM)
@@ -67,7 +69,7 @@ class Muon(torch.optim.AdamW):
             weight.grad = None
         for shape, pairs in shapes.items():
             size = group["lr"] * SHARE * math.sqrt(max(pairs[0][1].shape))
-            for (weight, _), update in zip(pairs, orthogonalised(torch.stack([whole for _, whole in pairs])), strict=True):
-                weight.mul_(1 - keep * (group["lr"] * group["weight_decay"]))
-                weight.sub_(sharded_like(update.view(shape) * (keep * size), weight))
+            for (matrix, _), update in zip(pairs, orthogonalised(torch.stack([whole for _, whole in pairs])), strict=True):
+                matrix.mul_(1 - keep * (group["lr"] * group["weight_decay"]))
+                matrix.sub_(sharded_like(update.view(shape) * (keep * size), matrix))
         super().step()

@@ -140,13 +140,14 @@ class Recorder:
         state = self.state
         check(state)
         weighting = state.weighting  # before `interval` updates a learned weighting
-        sums, loss, norm = state.interval()
+        sums, loss, norm, auxiliary = state.interval()
         now = time.monotonic()
         rate = (state.steps_done - self._since) * state.settings.batch_size / max(now - self._clock, 1e-9)
         self._clock, self._since = now, state.steps_done
         values = {
             "loss": finite(loss),
             "eps_mse": finite(float(sums[1].sum() / sums[0].sum())),
+            **{key: finite(value) for key, value in auxiliary.items()},
             "lr": float(state.optimizer.param_groups[0]["lr"]),
             "grad_norm": finite(norm),
             "images_per_s": round(rate, 2),

@@ -20,13 +20,14 @@ from elbocli.errors import OUT_OF_MEMORY, DataError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import one_line, reading
+from elbocli.nn.auxiliary import Auxiliary, AuxiliaryBatch
 from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_device, name_of
 from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to_stderr, to_local
 from elbocli.runtime.progress import log
-from elbocli.train.batches import Batches, split
+from elbocli.train.batches import Batches, split, training_features
 from elbocli.train.muon import Muon
 from elbocli.train.plan import device_memory
 
@@ -41,10 +42,12 @@ class Parallel:
 
     precision: number format of the forward pass. sharded: whether to shard. forward: module to call in training.
     shards: number of processes per copy of the weights. DDP: 1. FSDP: the processes of a node (HSDP on several nodes).
+    auxiliary: auxiliary losses of the network; None: none.
     """
 
-    def __init__(self, network: Network, world: World, precision: str, sharded: bool = False):
+    def __init__(self, network: Network, world: World, precision: str, sharded: bool = False, auxiliary: Auxiliary | None = None):
         self.network, self.world, self.sharded = network, world, sharded
+        self.auxiliary = auxiliary or Auxiliary((), network, 0)
         self.precision = Precision(precision, world.device)
         self.forward: nn.Module = network
         self.shards = shard_size(world.size) if sharded else 1
@@ -75,8 +78,8 @@ class Parallel:
 
         # Unit by unit, because equal units are compiled once. Small networks on CUDA are limited by kernel launches: as a whole,
         # with CUDA graphs. A pass then overwrites the gradients of the pass before, so graphs exclude gradient accumulation,
-        # several processes and activation checkpointing.
-        alone = self.world.size == 1 and parts == 1 and not self.network.recompute
+        # several processes and activation checkpointing. Auxiliary losses need the outputs of the units.
+        alone = self.world.size == 1 and parts == 1 and not self.network.recompute and not self.auxiliary
         graphs = self.world.device.type == "cuda" and alone and count_parameters(self.network) <= SMALL
         units = [self.network] if graphs else self.network.units()
         config.optimize_ddp = False  # it would split the compiled units by DDP's gradient buckets
@@ -92,10 +95,13 @@ class Parallel:
         config, device = self.network.config, self.world.device
         z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
+        x, logsnr = z.permute(0, 3, 1, 2), torch.zeros(images, device=device)
+        features = torch.zeros(images, self.auxiliary.features, device=device)
         with self.accumulating(last):
-            with self.precision.autocast():
-                out: Tensor = self.forward(z.permute(0, 3, 1, 2), torch.zeros(images, device=device), labels)
-            out.float().square().mean().backward()
+            with self.precision.autocast(), self.auxiliary.recording() as hidden:
+                out: Tensor = self.forward(x, logsnr, labels)
+            others = self.auxiliary.losses(hidden, AuxiliaryBatch(x, x, labels, logsnr, out, features))
+            (out.float().square().mean() + self.auxiliary.total(others)).backward()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Return a context for the passes of a micro-batch. last: whether DDP averages the gradients over processes."""
@@ -116,12 +122,12 @@ def micro_batch(spread: Parallel, images: int) -> int:
     spread: network, not sharded. images: first size to try; next, half as many images, and so on.
     Raises DataError on all ranks: not even one image fits.
     """
-    world = spread.world
+    world, weights = spread.world, [*spread.network.parameters(), *spread.auxiliary.heads.parameters()]
     world.added(torch.zeros(1, device=world.device))  # NCCL allocates its buffers with the first exchange
     while True:
         beside, lacking = list[Tensor](), False
         try:
-            for weight in spread.network.parameters():  # room for the optimizer's moments, which the first update allocates
+            for weight in weights:  # room for the optimizer's moments, which the first update allocates
                 beside += torch.empty_like(weight), torch.empty_like(weight)
             spread.try_pass(images)
             spare = int(SPARE * torch.cuda.max_memory_allocated(world.device))
@@ -132,7 +138,8 @@ def micro_batch(spread: Parallel, images: int) -> int:
                 raise
             lacking = True
         del beside
-        spread.network.zero_grad()
+        for weight in weights:
+            weight.grad = None
         torch.cuda.empty_cache()
         if not world.most([int(lacking)])[0]:
             return images
@@ -161,9 +168,10 @@ FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
 
 
 class TrainState:
-    """State of training: network, optimizer, averages, schedule, sums for the log, and counters.
+    """State of training: network, auxiliary losses, optimizer, averages, schedule, sums for the log, and counters.
 
-    Raises UsageError: the batch can't be split over the processes. Raises DataError: not even one image fits on a device.
+    Raises UsageError: the batch can't be split over the processes, or an auxiliary loss doesn't suit the network.
+    Raises DataError: not even one image fits on a device.
     """
 
     def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None, saved: store.Checkpoint | None = None):
@@ -175,13 +183,19 @@ class TrainState:
         network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
         sharded = settings.parallel == "fsdp" and world.size > 1
-        self.spread = Parallel(network, world, settings.precision, sharded)
+        features = training_features(settings, dataset)
+        width = 0 if features is None else features.shape[1]
+        self.auxiliary = Auxiliary(settings.auxiliary, network, settings.seed, width)
+        self.spread = Parallel(network, world, settings.precision, sharded, self.auxiliary)
         values = settings.lr, (0.9, settings.beta2), settings.adam_eps, settings.weight_decay
         self.optimizer: torch.optim.AdamW = (
             Muon(network, *values, fused=True)
             if settings.optimizer == "muon"
             else torch.optim.AdamW(network.parameters(), *values, fused=True)
         )
+        heads = [*place(self.auxiliary.heads, self.device).parameters()]
+        if heads:  # in a group of their own, because they aren't sharded
+            self.optimizer.add_param_group({"params": heads})
         named, kept = [*network.named_parameters(), *network.named_buffers()], network.state_dict()
         self.live: dict[str, Tensor] = {key: each for key, each in named if key in kept and each.is_floating_point()}
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
@@ -196,7 +210,7 @@ class TrainState:
             else:
                 most = planned_micro_batch(resolved, world, most) if sharded else micro_batch(self.spread, most)
             self.fits["micro_batch"] = most
-        self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch_size, most))
+        self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch_size, most), features)
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
             self._compile()
         if world.size > 2 and not sharded:
@@ -206,11 +220,12 @@ class TrainState:
             self.optimizer.zero_grad()
 
         self.scaled = settings.precision == "fp16"
-        zeros = torch.zeros(8, dtype=torch.float64, device=self.device)
+        zeros = torch.zeros(8 + len(self.auxiliary.keys), dtype=torch.float64, device=self.device)
         # Loss scale, and number of steps since the last change of the loss scale.
         self.scale, self.unbroken = zeros[0] + (FIRST_SCALE if self.scaled else 1.0), zeros[1]
         self.first_bad = zeros[2:5]  # number, loss and gradient norm of the first non-finite step; zeros if there was none
-        self.totals = zeros[5:]  # since the last log interval: sum of all images' losses, sum of gradient norms, updates
+        # Since the last log interval: sum of all images' losses, sum of gradient norms, updates, sums of auxiliary losses.
+        self.totals = zeros[5:]
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges, self.sums = bin_edges(low, high), BinSums(low, high, device=self.device)
         self.weighting, self.prediction = resolved.weighting, resolved.prediction
@@ -267,22 +282,24 @@ class TrainState:
             self.unbroken = unbroken % GROWTH_INTERVAL
         return (self.first_bad[0] > 0) | overflow
 
-    def interval(self) -> tuple[Tensor, float, float]:
-        """Return (sums, loss, gradient norm) since the last call, and refit an adaptive schedule or learned weighting.
+    def interval(self) -> tuple[Tensor, float, float, dict[str, float]]:
+        """Return sums and means since the last call, and refit an adaptive schedule or learned weighting.
 
-        sums: count, sum and sum of squares of the ε error in each bin of λ, [3, bins].
-        loss, gradient norm: means per image and per step; NaN: every step was skipped.
+        Returns: count, sum and sum of squares of the ε error in each bin of λ, [3, bins]; mean loss per image; mean gradient norm
+            per step; mean of each auxiliary loss per image, by key. A mean is NaN if every step was skipped.
         All ranks get equal results. Waits for the device.
         """
         sums = self.world.added(self.sums.values.clone()).cpu()
         self.sums.values.zero_()
-        loss, norm, steps = self.totals.tolist()
+        loss, norm, steps, *others = self.totals.tolist()
         self.totals.zero_()
         if self.online is not None:
             self.online.update(sums)
             self._adapt()
         steps = steps or math.nan
-        return sums, loss / steps / self.settings.batch_size, norm / steps
+        images = steps * self.settings.batch_size
+        auxiliary = {key: other / images for key, other in zip(self.auxiliary.keys, others, strict=True)}
+        return sums, loss / images, norm / steps, auxiliary
 
     def _adapt(self) -> None:
         """Fit an adaptive schedule, or a learned weighting, to the errors logged so far; do nothing if both are fixed."""
@@ -306,6 +323,7 @@ class TrainState:
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
         return weights, {
             "optimizer": optimizer,
+            "auxiliary": self.copies(self.auxiliary.heads.state_dict()),
             "guard": {key: getattr(self, key).cpu().clone() for key in ("scale", "unbroken")},
             "sums": torch.stack(self.world.all(self.sums.values.cpu().clone())),
             "totals": self.totals.cpu().clone(),
@@ -336,7 +354,9 @@ class TrainState:
                 file = saved.weights(name)
                 for key, tensor in tensors.items():
                     tensor.copy_(sharded_like(file.read(key), tensor))
-            optimizer, weights = state["optimizer"], list(self.live.values())
+            for key, tensor in self.auxiliary.heads.state_dict().items():
+                tensor.copy_(state["auxiliary"][key])
+            optimizer, weights = state["optimizer"], [each for group in self.optimizer.param_groups for each in group["params"]]
             for index, one in optimizer["state"].items():
                 for key, value in one.items():
                     # Fused optimizers ignore strides, so moments need the memory format of the weights. "step" is a scalar.

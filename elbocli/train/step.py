@@ -12,6 +12,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.training import learning_rate
 from elbocli.core.weighting import Weighting
 from elbocli.errors import NonFiniteError
+from elbocli.nn.auxiliary import Auxiliary, AuxiliaryBatch
 from elbocli.runtime.device import Precision, seed_dropout, sent
 from elbocli.runtime.processes import to_local
 from elbocli.train.batches import Batches
@@ -27,14 +28,16 @@ def step_losses(
     schedule: Schedule,
     prediction: Prediction,
     logsnr: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weighted loss, ε error and λ of each image in a micro-batch: three tensors [n] on the device.
+    auxiliary: Auxiliary | None = None,
+) -> tuple[Tensor, ...]:
+    """Return weighted loss, ε error, λ and auxiliary losses of each image in a micro-batch: tensors [n] on the device.
 
     Loss and ε error: per dimension.
     network: function (z, λ [n], labels [n] or None) → network output [n,C,H,W].
     batches: images, labels, t and noise of all steps. step: number of updates done before.
     part: index of the micro-batch within the step.
     logsnr: λ of each image of the whole batch, [batch]; None: the schedule's λ(t).
+    auxiliary: auxiliary losses of `network`; None: none.
     Source: Kingma & Gao 2023.
     """
     settings, device, mine = batches.settings, batches.device, batches.parts[part]
@@ -45,42 +48,51 @@ def step_losses(
     x, eps, labels = batches.at(step, part)
     if batches.dropout:
         seed_dropout(device, batches.masks.seed(step) + mine.start)
+    given = x, eps, labels, level, weighting, schedule, prediction, send
     with Precision(settings.precision, device).autocast():
-        given = x, eps, labels, level, weighting, schedule, prediction, send
-        return denoising_losses(network, *given)[:3]
+        if not auxiliary:
+            return denoising_losses(network, *given)[:3]
+        with auxiliary.recording() as hidden:
+            terms = denoising_losses(network, *given)
+    batch = AuxiliaryBatch(x, eps, labels, terms.logsnr, terms.out, batches.features_at(step, part))
+    return *terms[:3], *auxiliary.losses(hidden, batch)
 
 
 def update(state: TrainState) -> None:
     """Do one optimizer update without waiting for the device, or skip a non-finite update, for which `check` raises an error."""
-    settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
+    settings, world, spread, optimizer, auxiliary = state.settings, state.world, state.spread, state.optimizer, state.auxiliary
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
     for part in range(parts):
         with spread.accumulating(last=part == parts - 1):
-            loss, eps_error, logsnr = step_losses(
-                spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
-            )
+            how = state.weighting, state.schedule, state.prediction
+            loss, eps_error, logsnr, *others = step_losses(spread.forward, state.batches, step, part, *how, auxiliary=auxiliary)
             # Backward: DDP averages gradients over processes, so the factor world.size makes the result the batch's mean.
-            (loss.sum() * (scale.float() * (world.size / settings.batch_size))).backward()
-        seen.append((loss.detach(), logsnr, eps_error))
-    for _, logsnr, eps_error in seen:
+            whole = loss.sum() + auxiliary.total(others) if others else loss.sum()
+            (whole * (scale.float() * (world.size / settings.batch_size))).backward()
+        seen.append((logsnr, eps_error, torch.stack([loss, *others]).detach()))
+    for logsnr, eps_error, _ in seen:
         state.sums.add(logsnr, eps_error)
-    loss = torch.cat([loss for loss, _, _ in seen])
+    losses = torch.cat([losses for _, _, losses in seen], 1).double().sum(1)
+    auxiliary.average_gradients(world)
     gradients = [to_local(weight.grad) for weight in state.live.values() if weight.grad is not None]
     # Not finite? Loss and gradient norm of the whole batch stay on the device, so that the host needn't wait.
     squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
     if world.rank >= spread.shards:
         squares = torch.zeros_like(squares)  # copies have equal gradients: count those of the first copy alone
-    squares, total = world.added(torch.stack([squares, loss.double().sum()])).unbind()
+    if world.first:
+        squares = squares + auxiliary.gradient_squares()
+    squares, total, *others = world.added(torch.cat([squares[None], losses])).unbind()
     norm = squares.sqrt() / scale
     left_out = state.leaves_out(total, norm)
 
     # Optimizer: it divides gradients by grad_scale, and does nothing where found_inf is 1.
-    optimizer.param_groups[0]["lr"] = learning_rate(step, settings.steps, settings.lr, settings.warmup_steps, state.lr_decay)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, settings.steps, settings.lr, settings.warmup_steps, state.lr_decay)
     clipped = scale * (norm / settings.grad_clip).clamp(min=1) if settings.grad_clip else scale
     optimizer.grad_scale, optimizer.found_inf = clipped.float(), left_out.float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
-    state.totals += torch.stack([total, norm, torch.ones_like(norm)]).where(~left_out, 0)
+    state.totals += torch.stack([total, norm, torch.ones_like(norm), *others]).where(~left_out, 0)
 
     # Averages of the weights; then the network's own constraint on its weights, such as normalisation.
     state.steps_done += 1

@@ -40,6 +40,7 @@ REGISTRIES = {
     "thresholds": "elbocli.core.sampling.THRESHOLDS",
     "roundings": "elbocli.core.sampling.ROUNDINGS",
     "criteria": "elbocli.core.training.CRITERIA",
+    "auxiliary": "elbocli.nn.auxiliary.AUXILIARIES",
     "averages": "elbocli.core.training.AVERAGES",
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
     "metrics": "elbocli.core.metrics.METRICS",
@@ -81,7 +82,8 @@ def list_(kind: str, as_json: bool) -> None:
     """List weightings, or the names of another KIND, with formula, parameters and source; with -v, also aliases.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
-    noises, starts, thresholds, roundings, criteria, averages, extractors or metrics. For weightings: also whether monotone.
+    noises, starts, thresholds, roundings, criteria, auxiliary (losses), averages, extractors or metrics. For weightings:
+    also whether monotone.
     """
     from elbocli.core.registry import load_installed
 
@@ -151,7 +153,8 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
     noise levels at which the weightings are not zero.
 
     SPEC may be the folder of a run. The run's own range then applies, and a learned weighting is checked at the start
-    and end of training, and at up to ten steps between: the exit status is 0 if w increases at none of these steps.
+    and end of training, and at up to ten steps between: the exit status is 0 if w increases at none of these steps, and
+    the run has no auxiliary loss.
     """
     from elbocli.core.monotone import likeness
     from elbocli.core.schedule import check_range
@@ -161,10 +164,11 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
     if equals is None and means_run(spec):
         settings, effective = weighting_of_run(Path(spec))
         times, bounds = [each.json() for each in effective], [settings.logsnr_min, settings.logsnr_max]
-        good, named = all(row["monotone"] for row in times), f"{spec}: {settings.weighting}"
+        falls, named = all(row["monotone"] for row in times), f"{spec}: {settings.weighting}"
+        good = falls and not settings.auxiliary
         verdict: dict[str, Any] = {"run": spec, "weighting": settings.weighting, "schedule": settings.schedule}
-        verdict |= {"monotone": good, "logsnr": bounds, "times": times}
-        sentences = [f"{named} after step {w.step}: {w.weighting.verdict(w.low, w.high)}" for w in effective]
+        verdict |= {"auxiliary": list(settings.auxiliary), "monotone": falls, "logsnr": bounds, "times": times}
+        sentences = [f"{named} after step {w.step}: {w.verdict}" for w in effective]
     else:
         weighting, *others = [_weighting(text) for text in (spec, equals) if text is not None]
         low = max(low, *(w.support[0] for w in (weighting, *others)))

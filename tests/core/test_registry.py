@@ -20,6 +20,7 @@ from elbocli.core.weighting import FACTORS, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS, weighting
 from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.nn.extractors import EXTRACTORS
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
@@ -64,21 +65,11 @@ def test_a_declarations_spec_parses_to_the_same_parameters(r, x):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("circle:y=1", "r=1,x=0"),
-        ("dot:y=1", "dot"),
-        ("circle:r=0", "above 0"),
-        ("circle:r=-1", "above 0"),
-        ("circle:x=2.1", "from -2 to 2"),
-        ("circle:x=-2.1", "from -2 to 2"),
-        ("circle:r,x", "key=value"),
-        ("circle:r=", "key=value"),
-        ("circle:=1", "key=value"),
-        ("circle:r=1,r=2", "each key once"),
-        ("circle:1", "no parameter"),
-        ("ring:2,r=3", "given twice"),
-        ("ring:r", "not a number"),
-        ("cirle", "did you mean circle"),
-        ("zzz", "known: circle, dot, ring"),
+        *(("circle:y=1", "r=1,x=0"), ("dot:y=1", "dot"), ("circle:r=0", "above 0"), ("circle:r=-1", "above 0")),
+        *(("circle:x=2.1", "from -2 to 2"), ("circle:x=-2.1", "from -2 to 2"), ("circle:r,x", "key=value")),
+        *(("circle:r=", "key=value"), ("circle:=1", "key=value"), ("circle:r=1,r=2", "each key once")),
+        *(("circle:1", "no parameter"), ("ring:2,r=3", "given twice"), ("ring:r", "not a number")),
+        *(("cirle", "did you mean circle"), ("zzz", "known: circle, dot, ring")),
     ],
 )
 def test_a_bad_spec_is_refused_with_a_word_on_why(shapes, text, word):
@@ -143,27 +134,9 @@ def test_later_declarations_are_found_wherever_names_are():
 # Names of others
 
 
-REGISTRIES: list[Registry] = [
-    WEIGHTINGS,
-    SCHEDULES,
-    PREDICTIONS,
-    FACTORS,
-    SAMPLERS,
-    SPACINGS,
-    NOISES,
-    STARTS,
-    THRESHOLDS,
-    ROUNDINGS,
-    CRITERIA,
-    AVERAGES,
-    METRICS,
-    EXTRACTORS,
-]
-
-
+REGISTRIES: list[Registry] = [WEIGHTINGS, SCHEDULES, PREDICTIONS, FACTORS, SAMPLERS, SPACINGS, NOISES]
+REGISTRIES += [STARTS, THRESHOLDS, ROUNDINGS, CRITERIA, AVERAGES, METRICS, EXTRACTORS, AUXILIARIES]
 DECLARED = [(registry, declared) for registry in REGISTRIES for declared in registry.values()]
-
-
 IDS = [f"{registry.kind}-{declared.name}" for registry, declared in DECLARED]
 
 
@@ -199,10 +172,8 @@ def test_another_name_is_written_down_as_the_own_name(registry, declared):
         (parse_weighting, "schedule:edm2-img512", "schedule:edm:mean=-0.4,std=1"),
         (parse_weighting, "schedule:vp", "schedule:linear-beta:beta_min=0.1,beta_max=20"),
         (parse_weighting, "schedule:karras", "schedule:edm-sample:rho=7,sigma_min=0.002,sigma_max=80"),
-        (parse_sampler, "euler", "ddim"),
-        (parse_sampler, "Euler_a", "ddpm:gamma=0"),
-        (parse_sampler, "dpm++_2m_sde:0.5", "dpmpp-2m-sde:eta=0.5"),
-        (parse_average, "power:0.1", "power:std=0.1"),
+        *((parse_sampler, "euler", "ddim"), (parse_sampler, "Euler_a", "ddpm:gamma=0")),
+        *((parse_sampler, "dpm++_2m_sde:0.5", "dpmpp-2m-sde:eta=0.5"), (parse_average, "power:0.1", "power:std=0.1")),
         (Prediction, "epsilon", "eps"),
     ],
 )

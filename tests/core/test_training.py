@@ -182,15 +182,9 @@ def test_a_rate_begins_at_lr_and_never_rises_after_warm_up(name):
 @pytest.mark.parametrize(
     ("spec", "part", "factor"),
     [
-        ("cosine", 0.25, (1 + math.cos(math.pi / 4)) / 2),
-        ("cosine", 1, 0),
-        ("linear", 0.25, 0.75),
-        ("linear", 1, 0),
-        ("cosine:final=.2", 0.5, 0.6),
-        ("linear:final=.2", 0.5, 0.6),
-        ("cosine:final=.2", 2, 0.2),
-        ("linear:final=.2", 2, 0.2),
-        ("constant", 0.9, 1),
+        *(("cosine", 0.25, (1 + math.cos(math.pi / 4)) / 2), ("cosine", 1, 0), ("linear", 0.25, 0.75), ("linear", 1, 0)),
+        *(("cosine:final=.2", 0.5, 0.6), ("linear:final=.2", 0.5, 0.6), ("cosine:final=.2", 2, 0.2)),
+        *(("linear:final=.2", 2, 0.2), ("constant", 0.9, 1)),
     ],
 )
 def test_a_rate_falls_to_its_end(spec, part, factor):

@@ -120,20 +120,13 @@ def test_logs_without_a_header_or_of_other_bins_or_of_too_many_are_refused():
 # The least error
 
 BINS = bin_edges(-4, 4, 8)
+NUMBERS = {"classes": 2, "nats": 1.5, "nats_se": 0.1, "log_images": 1.6, "images": 5}
+NUMBERS |= {"flip": False, "sources": 4, "draws": 2, "dimensions": 3, "label_dropout": 0.25}
 FOUND = Optimum(
+    **NUMBERS,
     edges=BINS.tolist(),
     eps_mse=[0.1 * k for k in range(8)],
     eps_mse_se=[0.01] * 8,
-    classes=2,
-    nats=1.5,
-    nats_se=0.1,
-    log_images=1.6,
-    images=5,
-    flip=False,
-    sources=4,
-    draws=2,
-    dimensions=3,
-    label_dropout=0.25,
     without_class=LeastCurve([0.2 * k for k in range(8)], [0.02] * 8),
     sample=SampleCheck(3, 2, [0.0] * 8, [0.1] * 8),
     dataset="x.h5",

@@ -18,16 +18,8 @@ from pretend.runs import NETWORKS, measured_by, train, weights_of
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_previews")]
 
 MAY_WAIT = (
-    "TrainState.__init__",
-    "TrainState.restore",
-    "check",
-    "TrainState.interval",
-    "TrainState.copies",
-    "TrainState.snapshot",
-    "Validation.partial",
-    "Evaluation.__init__",
-    "Evaluation.values",
-    "preview",
+    *("TrainState.__init__", "TrainState.restore", "check", "TrainState.interval", "TrainState.copies"),
+    *("TrainState.snapshot", "Validation.partial", "Evaluation.__init__", "Evaluation.values", "preview"),
 )
 """What comes before the first step, and what is not done in every step."""
 MAY_COPY = ("place", "make_extractor", "TrainState.restore")
@@ -69,10 +61,14 @@ def test_every_network_in_every_precision(network, precision, digits, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"micro_batch": 3}, {"activation_checkpointing": True}, {"t_sampling": "independent", "label_dropout": 0.0}],
+    [
+        *({"micro_batch": 3}, {"activation_checkpointing": True}, {"t_sampling": "independent", "label_dropout": 0.0}),
+        {"micro_batch": 0, "auxiliary": ["dispersive", "repa"]},
+    ],
     ids=str,
 )
-def test_ways_to_do_a_step(options, digits, tmp_path):
+def test_ways_to_do_a_step(options, digits, features, tmp_path):
+    options |= {"features": str(features)} if "auxiliary" in options else {}
     cpu, cuda, _ = both(digits, tmp_path, **options)
     alike(cuda, cpu, 1e-6)
 

@@ -12,7 +12,7 @@ import torch
 from group import in_processes, lines_of, train_here, weights_of
 from safetensors.torch import load
 
-from elbocli.files.checkpoint import checkpoints, read_checkpoint, step_of
+from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint, step_of
 from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import Network
 from elbocli.run.settings import resolve
@@ -49,39 +49,56 @@ def column(file, key):
 
 
 NODES = (4, "hsdp")
-LONGER = [pytest.param("unet", False, (*FEW[1:], NODES), marks=pytest.mark.long)]
+AUXILIARY = {"auxiliary": ["dispersive:block=2", "repa:width=6"], "optimizer": "muon", "batch_size": 16, "micro_batch": 8}
+LONGER = [pytest.param("unet", {}, (*FEW[1:], NODES), marks=pytest.mark.long)]
 LONGER += [
-    pytest.param("edm2", False, ALL, marks=pytest.mark.slow),
-    pytest.param("unet", True, (FEW[0], NODES), marks=pytest.mark.slow),
+    pytest.param("edm2", {}, ALL, marks=pytest.mark.slow),
+    pytest.param("unet", {"compile": True}, (FEW[0], NODES), marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize(("family", "compiled", "ways"), [("unet", False, FEW[:1]), *LONGER])
-def test_losses_do_not_depend_on_processes_or_how_they_share(family, compiled, ways, digits, tmp_path):
-    """With a batch that neither two parts nor four processes divide evenly. hsdp: two nodes of two processes."""
+@pytest.mark.parametrize(("family", "more", "ways"), [("unet", {}, FEW[:1]), ("unet", AUXILIARY, FEW), *LONGER])
+def test_losses_do_not_depend_on_processes_or_how_they_share(family, more, ways, digits, features, tmp_path):
+    """With a batch that neither two parts nor four processes divide evenly. hsdp: two nodes of two processes.
+
+    Auxiliary losses of pairs of images need equal micro-batches: one process then has two.
+    """
     preset = tmp_path / "preset.yaml"
     preset.write_text(f"network: {{{PRESETS[family]}, dropout: 0.0}}{TRAIN}")
-    options = {"preset": str(preset), "val_split": 20, "val_every": 2, "compile": compiled, "eval_every": 4, "eval_samples": 41}
+    options = {"preset": str(preset), "val_split": 20, "val_every": 2, "eval_every": 4, "eval_samples": 41, **more}
+    added = [f"auxiliary_{spec.partition(':')[0]}" for spec in more.get("auxiliary", ())]
+    options |= {"features": str(features)} if added else {}
     jobs = [
         {"size": size, "data": digits, "out": tmp_path / f"{size}-{way}", "node": 2 if way == "hsdp" else 0}
-        | {"options": {**options, "parallel": way.replace("hs", "fs"), "micro_batch": 3 if size == 2 else 0}}
+        | {
+            "options": {
+                **options,
+                "parallel": way.replace("hs", "fs"),
+                "micro_batch": more.get("micro_batch", 3 if size == 2 else 0),
+            }
+        }
         for size, way in (ALONE, *ways)
     ]
     succeeded(*jobs)
     alone = jobs[0]["out"]
     for run in (job["out"] for job in jobs[1:]):
-        for name, keys in (("metrics.jsonl", ("loss", "grad_norm", "val_loss", "val_bpd")), ("losslog.jsonl", ("sum", "count"))):
+        for name, keys in (
+            ("metrics.jsonl", ("loss", "grad_norm", "val_loss", "val_bpd", *added)),
+            ("losslog.jsonl", ("sum", "count")),
+        ):
             for key in keys:
                 wanted, found = (column(path / name, key) for path in (alone, run))
                 np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-12, err_msg=f"{run.name} {key}")
         wanted, found = (column(path / "metrics.jsonl", "eval_frechet_distance[elbo-tiny]") for path in (alone, run))
         np.testing.assert_allclose(found, wanted, rtol=1e-2)  # a pixel may round otherwise
-        whole, other = (load(weights_of(path)["ema-0.9.safetensors"]) for path in (alone, run))
+        whole, other = (
+            load(weights_of(path)["ema-0.9.safetensors"]) | latest(path).state()["auxiliary"] for path in (alone, run)
+        )
         assert whole.keys() == other.keys()
         for name, value in whole.items():
             torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
         assert (run / "previews" / "step-00000004.png").exists()
-    assert column(alone / "losslog.jsonl", "count").sum() == 4 * 14
+    assert column(alone / "losslog.jsonl", "count").sum() == 4 * more.get("batch_size", 14)
 
 
 @pytest.mark.long

@@ -21,6 +21,7 @@ from PIL import Image
 from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, bin_middles
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import choose_labels
+from elbocli.core.weighting import no_elbo
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
@@ -331,3 +332,30 @@ def test_weights_adapt_report_and_bound_take_the_weighting_of_a_run(learned, tra
     bound = ("bound", "-q", learned, "--check", "-n", 20, "--draws", 4, "--batch-size", 80)
     (check,) = json.loads(said(elbo, *bound))["checks"]
     assert check["weighting"] == "uncertainty" and check["agree"]
+
+
+# --- a run with an auxiliary loss ---
+
+
+def test_an_auxiliary_loss_makes_a_run_no_elbo_wherever_it_is_described_and_stays_out_of_its_other_numbers(
+    elbo, digits, preset, tmp_path
+):
+    spec = "dispersive:temperature=0.5,block=2,weight=3"
+    for name, more in (("plain", ()), ("run", ("--auxiliary", spec))):
+        line = ("train", digits, "--preset", preset, "--steps", 2, "--set", "training.log_every=1", *more)
+        said = elbo(*line, "-o", name, cwd=tmp_path)
+        assert said.returncode == 0, said.stderr
+        checked = elbo("weights", "check", name, "--json", cwd=tmp_path)
+        found = json.loads(checked.stdout)
+        assert (checked.returncode, found["monotone"], found["auxiliary"]) == (len(more) // 2, True, list(more[1:]))
+        assert elbo("report", name, "-o", f"{name}.html", cwd=tmp_path).returncode == 0
+        told = [said.stderr.decode(), elbo("train", "-o", name, "--dry-run", cwd=tmp_path).stdout.decode()]
+        told += [elbo(*words, name, cwd=tmp_path).stdout.decode() for words in (("weights", "check"), ("info",))]
+        told.append((tmp_path / f"{name}.html").read_text())
+        assert [no_elbo([spec]) in " ".join(text.split()) for text in told] == [bool(more)] * 5, told
+    for log in ("losslog.jsonl", "metrics.jsonl"):
+        one, other = (next(row for row in lines_of(tmp_path / name / log) if row.get("step") == 1) for name in ("plain", "run"))
+        assert other.pop("auxiliary_dispersive", -1) < 0 and other.pop("grad_norm", 1) != one.pop("grad_norm", 2)
+        assert one == other
+    names = [set(open_run(tmp_path / name, torch.device("cpu")).checkpoint.weights("model").layout) for name in ("plain", "run")]
+    assert names[0] == names[1]

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from group import lines_of, poisoned
 from harness import heard
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from torch import nn
 from torch._dynamo import config as dynamo
 from torch._dynamo.backends.common import aot_autograd
@@ -19,8 +21,10 @@ from torch._dynamo.utils import counters
 
 from elbocli.core.loss import denoising_losses
 from elbocli.core.training import LR_DECAYS, learning_rate
-from elbocli.errors import DataError, NonFiniteError, UsageError
+from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.features import SavedFeatures, read_features, write_features
+from elbocli.nn.auxiliary import Auxiliary
 from elbocli.nn.networks import build
 from elbocli.nn.networks.transformers import UViTConfig
 from elbocli.run.settings import resolve
@@ -75,23 +79,55 @@ def test_the_loss_of_a_step_is_the_paper_s(fresh):
     assert torch.equal(given[2], (levels + 1).float()) and not torch.equal(given[0], terms.loss)
 
 
-@pytest.mark.parametrize(("micro_batch", "clip"), [(0, 0.0), (5, 0.0), (0, 1e-3)])
-def test_an_update_follows_the_gradient_of_the_mean_loss_in_parts_and_clipped(micro_batch, clip, fresh):
-    whole, state = fresh(), fresh(micro_batch=micro_batch, grad_clip=clip)
-    how = whole.weighting, whole.schedule, whole.prediction
-    wanted = step_losses(whole.network, whole.batches, 0, 0, *how)[0].mean()
-    gradients = torch.autograd.grad(wanted, list(whole.network.parameters()))
+AUXILIARY = ["dispersive:weight=0.7,temperature=0.4,block=2", "repa:weight=0.3,width=6,block=3"]
+
+
+def stated(state, part):
+    """Return the diffusion loss of each image in a micro-batch of step 0, and the mean of each loss of AUXILIARY."""
+    mine, hidden = state.batches.parts[part], []
+    hooks = [unit.register_forward_hook(lambda unit, given, out: hidden.append(out)) for unit in state.network.units()]
+    levels = state.schedule.logsnr(state.batches.times(0))[mine.start : mine.stop]
+    how = state.weighting, state.schedule, state.prediction
+    x, eps, labels = state.batches.at(0, part)
+    loss = denoising_losses(state.network, x, eps, labels, levels, *how).loss
+    for hook in hooks:
+        hook.remove()
+    if not state.auxiliary:
+        return loss, []
+    one, other = hidden[1].flatten(1), hidden[2].flatten(2).mT
+    features = read_features(Path(state.settings.features)).features[state.batches.indices(0)[mine.start : mine.stop]]
+    away = state.auxiliary.heads[0].project(other).mean(1)
+    cosine = (away * features).sum(1) / (away.norm(dim=1) * features.norm(dim=1))
+    return loss, [(-(one[:, None] - one).square().mean(2) / 0.4).exp().mean().log(), (1 - cosine).mean()]
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "options"),
+    [
+        *(([], {"micro_batch": 5}), ([], {"grad_clip": 1e-3}), (AUXILIARY, {})),
+        (AUXILIARY, {"micro_batch": 8, "activation_checkpointing": True, "compile": True}),
+    ],
+)
+def test_an_update_follows_the_gradient_of_the_mean_losses_in_parts_and_clipped(auxiliary, options, fresh, features, compiler):
+    """Where there are auxiliary losses, micro-batches are equal, so that their mean is that of the batch."""
+    compiler("eager")
+    state = fresh(auxiliary=auxiliary, features=str(features) if auxiliary else "", **options)
+    losses, added = zip(*(stated(state, part) for part in range(len(state.batches.parts))))
+    wanted, others = torch.cat(losses).mean(), [sum(parts) / len(losses) for parts in zip(*added)]
+    whole = wanted + sum(weight * other for weight, other in zip((0.7, 0.3), others))
+    gradients = torch.autograd.grad(whole, [*state.network.parameters(), *state.auxiliary.heads.parameters()])
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
-    shrunk = min(1.0, clip / float(norm)) if clip else 1.0
+    shrunk = min(1.0, state.settings.grad_clip / float(norm)) if "grad_clip" in options else 1.0
     update(state)
     moments = [one["exp_avg"] for one in state.optimizer.state_dict()["state"].values()]
-    assert len(moments) == len(gradients) and (shrunk < 0.9) == bool(clip)
+    assert (shrunk < 0.9) == ("grad_clip" in options) and state.network.recorded is None
     for gradient, moment in zip(gradients, moments, strict=True):
-        torch.testing.assert_close(moment, 0.1 * shrunk * gradient, rtol=1e-4, atol=1e-8)
-    sums, loss, found = state.interval()
+        torch.testing.assert_close(moment, 0.1 * shrunk * gradient, rtol=1e-4, atol=1e-7 if auxiliary else 1e-8)
+    sums, loss, found, logged = state.interval()
     assert int(sums[0].sum()) == 16 and state.steps_done == 1 and state.images == 16
     assert (loss, found) == pytest.approx((float(wanted), float(norm)), rel=1e-5)
-    sums, loss, _ = state.interval()
+    assert [*logged.values()] == pytest.approx([float(other) for other in others], rel=1e-5)
+    sums, loss, *_ = state.interval()
     assert float(sums.sum()) == 0 and math.isnan(loss)
 
 
@@ -121,6 +157,29 @@ def test_rates_are_logged_and_a_run_of_more_steps_follows_their_curve(digits, pr
         loop.run(data, tmp_path / "run", resolve({**options, "lr": 1e-3, "lr_decay": decay, "steps": steps}, data))
         wanted += [learning_rate(step, steps, 1e-3, 4, LR_DECAYS.parse(decay)) for step in range(done, steps)]
     assert [row["lr"] for row in lines_of(tmp_path / "run" / "metrics.jsonl")] == wanted
+
+
+def test_auxiliary_losses_that_do_not_suit_network_or_dataset_are_refused(fresh, features, tmp_path, monkeypatch):
+    saved = read_features(features)
+    for name, values, digest in (("few", saved.features[:-1], saved.about.payload_sha256), ("other", saved.features, "0" * 64)):
+        about = structs.replace(saved.about, payload_sha256=digest)
+        write_features(tmp_path / f"{name}.safetensors", SavedFeatures(values, about=about))
+    cases = [
+        ({"auxiliary": ["dispersive:block=6"]}, "block 6: the network has 5 blocks"),
+        ({"auxiliary": ["dispersive:block=.5"]}, "block 0.5"),
+        ({"auxiliary": ["dispersive", "dispersive:block=0"]}, "given twice"),
+        *(({"auxiliary": 5}, "expected losses"), ({"auxiliary": "repa"}, "--features FILE")),
+        ({"features": str(features)}, "no auxiliary loss"),
+        *(({"auxiliary": "repa", "features": str(tmp_path / f"{name}.safetensors")}, name) for name in ("few", "other", "none")),
+    ]
+    for options, words in cases:
+        with pytest.raises((UsageError, DataError, FormatError), match=words):
+            fresh(**options)
+    state = fresh(auxiliary=["none"])
+    assert state.settings.auxiliary == ()
+    monkeypatch.setattr(type(state.network), "units", list)
+    with pytest.raises(UsageError, match="no blocks"):
+        fresh(auxiliary=["dispersive"])
 
 
 # --- steps that aren't finite ---
@@ -249,18 +308,12 @@ def searched(state, most, error):
     return micro_batch(state.spread, 50), tried
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("x"),
-        pytest.param(RuntimeError("FIND was unable to find an engine"), marks=pytest.mark.long),
-        pytest.param(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), marks=pytest.mark.long),
-    ],
-)
-def test_batches_are_halved_until_one_fits_twice_and_nothing_is_left(error, fresh):
-    state = fresh()
-    assert searched(state, 12, error) == (7, [50, 25, 13, 7, 7])
-    assert all(weight.grad is None for weight in state.network.parameters())
+def test_batches_are_halved_until_one_fits_twice_and_nothing_is_left(fresh):
+    errors = [RuntimeError("FIND was unable to find an engine"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+    for error in (torch.OutOfMemoryError("x"), *errors):
+        state = fresh(auxiliary=["dispersive"])
+        assert searched(state, 12, error) == (7, [50, 25, 13, 7, 7])
+        assert all(weight.grad is None for weight in state.network.parameters())
 
 
 def test_other_errors_are_bugs_and_no_room_for_one_image_is_an_error(fresh):
@@ -299,7 +352,7 @@ def test_units_are_all_compiled_however_many_kinds_there_are(compiler):
     compiler("eager")
     units = [Unit(kind) for kind in range(12)]
     network = SimpleNamespace(units=lambda: units, recompute=False)
-    Parallel.compile(SimpleNamespace(world=World(), network=network), 1)  # type: ignore[arg-type]
+    Parallel.compile(SimpleNamespace(world=World(), network=network, auxiliary=None), 1)  # type: ignore[arg-type]
     for unit in units:
         unit(torch.zeros(2))
     assert counters["frames"]["ok"] == 12
@@ -309,16 +362,18 @@ def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_gr
     modes, asked = [], set()
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: asked.add(how["mode"]))
     replica = Parallel(build(UViTConfig(8, 1, 0, 8, (1, 2), blocks=1, depth=1, heads=2, embedding=8)), World(), "fp32")
-    for device, processes, parts, recompute, small in (
-        *((CUDA, 1, 1, False, 10**8), (CPU, 1, 1, False, 10**8), (CUDA, 1, 2, False, 10**8)),
-        *((CUDA, 2, 1, False, 10**8), (CUDA, 1, 1, True, 10**8), (CUDA, 1, 1, False, 100)),
+    for device, processes, parts, recompute, small, added in (
+        *((CUDA, 1, 1, False, 10**8, []), (CPU, 1, 1, False, 10**8, []), (CUDA, 1, 2, False, 10**8, [])),
+        *((CUDA, 2, 1, False, 10**8, []), (CUDA, 1, 1, True, 10**8, []), (CUDA, 1, 1, False, 100, [])),
+        (CUDA, 1, 1, False, 10**8, ["dispersive"]),
     ):
         replica.world, replica.network.recompute = World(0, processes, device), recompute
+        replica.auxiliary = Auxiliary(added, replica.network, 0)
         monkeypatch.setattr("elbocli.train.state.SMALL", small)
         asked.clear()
         replica.compile(parts)
         modes += asked
-    assert modes == ["reduce-overhead", None, None, None, None, None]
+    assert modes == ["reduce-overhead", *[None] * 6]
 
 
 def test_a_network_whose_backward_pass_does_not_compile_trains_uncompiled(compiler, fresh):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 import torch
@@ -30,6 +30,7 @@ from elbocli.files.reading import one_line, reading
 from elbocli.files.records import Count, plain
 
 Size = Annotated[int, Meta(ge=1, le=2**20)]
+Module = TypeVar("Module", bound=nn.Module)
 Depth = Annotated[int, Meta(ge=1, le=1000)]
 
 
@@ -103,9 +104,11 @@ class Network(nn.Module):
 
     config: the config that the network was built from.
     recompute: whether the backward pass runs each submodule in `units` again, to save memory (activation checkpointing).
+    recorded: list to which `through` appends the output of each unit; None: outputs are not recorded.
     """
 
     recompute = False
+    recorded: list[Tensor] | None = None
 
     def __init__(self, config: Any):
         super().__init__()
@@ -143,9 +146,11 @@ class Network(nn.Module):
 
     def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
         """Call one of `units` on the inputs, with activation checkpointing if `recompute` is set."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(unit, *inputs, use_reentrant=False)
-        return unit(*inputs)
+        again = self.recompute and torch.is_grad_enabled()
+        out = checkpoint(unit, *inputs, use_reentrant=False) if again else unit(*inputs)
+        if self.recorded is not None:
+            self.recorded.append(out)
+        return out
 
 
 NETWORKS = Registry("network family")  # `traits` of a declaration is the class of the network's config
@@ -221,7 +226,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def place(network: Network, device: torch.device) -> Network:
+def place(network: Module, device: torch.device) -> Module:
     """Move a network to a device, in the memory format channels last."""
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

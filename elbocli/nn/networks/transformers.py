@@ -263,7 +263,7 @@ class JiT(DiT):
         code, x, side = self.conditioning(logsnr, labels), self.tokens(z), config.side // config.patch
         angle = rotary_angles(side, config.width // config.heads, self.context, x.device)
         for index, block in enumerate(self.blocks):
-            if self.context and index == config.class_start:
+            if self.conditioning.classes is not None and self.context and index == config.class_start:
                 of_class = self.conditioning.classes(named_labels(labels, -1, logsnr))[:, None]
                 x = torch.cat([(of_class + self.context_positions).to(x.dtype), x], 1)
             x = self.through(block, x, code, angle[-x.shape[1] :])

@@ -1,0 +1,233 @@
+"""Auxiliary losses: functions of a network's hidden states that training adds to the diffusion loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elbocli.core.registry import Registry
+from elbocli.core.streams import Stream
+from elbocli.errors import UsageError
+from elbocli.files.reading import reading
+from elbocli.nn.networks import Network, build, declaration_of
+from elbocli.runtime.processes import World
+
+PREFIX = "auxiliary_"
+"""Prefix of the keys of auxiliary losses in metrics.jsonl."""
+TRIED = 2  # images of the trial at the start
+T = TypeVar("T")
+
+
+class AuxiliaryTraits(NamedTuple):
+    """Properties of an auxiliary loss besides its formula. features: whether the loss needs features of the images."""
+
+    features: bool = False
+
+
+class AuxiliaryBatch(NamedTuple):
+    """Inputs and output of the network for a micro-batch of n images, on the device.
+
+    x, eps: clean images and noise, [n, C, H, W].
+    labels: class of each image, [n], −1 for "no class"; None for an unconditional network.
+    logsnr: λ of each image, [n].
+    out: output of the network, [n, C, H, W].
+    features: features of the images (`--features`), float32 [n, D]; None without a file of features.
+    """
+
+    x: Tensor
+    eps: Tensor
+    labels: Tensor | None
+    logsnr: Tensor
+    out: Tensor
+    features: Tensor | None
+
+
+class AuxiliarySetup(NamedTuple):
+    """Sizes that a loss with weights of its own needs.
+
+    shapes: shape of each block's output without the batch: (channels, height, width), or (tokens, channels).
+    features: number of features per image; 0 without features.
+    """
+
+    shapes: list[tuple[int, ...]]
+    features: int
+
+
+AUXILIARIES = Registry("auxiliary loss", AuxiliaryTraits)
+
+
+def auxiliary(
+    name: str, *, formula: str, source: str, weight: float = 1.0, positive: Iterable[str] = (), **how: Any
+) -> Callable[[Any], Any]:
+    """Return a decorator that declares an auxiliary loss, with the parameter `weight` besides its own parameters.
+
+    The declared object is a function (hidden, batch, **parameters) → loss of each image, [n]; or, for a loss with weights of its
+    own, a Module class, made once from (AuxiliarySetup, **parameters), whose forward is a function (hidden, batch) → [n].
+    hidden: output of each of the network's `units`, in order. batch: AuxiliaryBatch.
+    weight: default factor of the loss. how: `features=True` if the loss needs features; further arguments of Registry.declare.
+    Raises UsageError: when the name is taken.
+    """
+    return AUXILIARIES.declare(name, formula=formula, source=source, positive=["weight", *positive], weight=weight, **how)
+
+
+def block_of(blocks: Sequence[T], number: float) -> T:
+    """Return block `number`, counted from 1; 0: the block at a quarter of the network. Raises UsageError if there is none."""
+    number = number or max(1, round(len(blocks) / 4))
+    if number not in range(1, len(blocks) + 1):
+        raise UsageError(f"block {number:g}: the network has {len(blocks)} blocks; choose a whole number from 1 to {len(blocks)}")
+    return blocks[int(number) - 1]
+
+
+@auxiliary(
+    "dispersive",
+    formula="log mean_ij exp(-|h_i - h_j|^2/(D temperature)), over all pairs of a micro-batch",
+    source="Wang & He 2025, arXiv:2506.09027",
+    positive=["temperature"],
+    weight=0.5,
+)
+def dispersive(hidden: list[Tensor], batch: AuxiliaryBatch, temperature: float = 0.5, block: float = 0.0) -> Tensor:
+    """Return the dispersive loss of one block: its flattened outputs repel each other. All images have the same loss."""
+    h = block_of(hidden, block).flatten(1).float()
+    h = h - h.mean(0)  # leaves distances as they are, and their float32 rounding errors small
+    gram = h @ h.T
+    square = gram.diagonal()
+    distance = (square[:, None] + square - 2 * gram).clamp(min=0) / h.shape[1]
+    loss = (-distance / temperature).flatten().logsumexp(0) - 2 * math.log(len(h))
+    return loss.expand(len(h))
+
+
+@auxiliary(
+    "repa",
+    formula="1 - cos(mean over tokens of MLP(h), features)",
+    source="Yu et al. 2024, arXiv:2410.06940, here with one feature vector per image",
+    features=True,
+    within={"width": (0, 1e6)},
+    weight=0.5,
+)
+class Repa(nn.Module):
+    """Alignment of one block with the features of the images. width: channels of the MLP; 0: as many as the block has."""
+
+    def __init__(self, setup: AuxiliarySetup, width: float = 0.0, block: float = 0.0):
+        super().__init__()
+        self.block, shape = block, block_of(setup.shapes, block)
+        channels = shape[0] if len(shape) == 3 else shape[-1]
+        inside = int(width) or channels
+        layers = nn.Linear(channels, inside), nn.SiLU(), nn.Linear(inside, inside), nn.SiLU(), nn.Linear(inside, setup.features)
+        self.project = nn.Sequential(*layers)
+
+    def forward(self, hidden: list[Tensor], batch: AuxiliaryBatch) -> Tensor:
+        assert batch.features is not None  # the loss is declared with features=True
+        h = block_of(hidden, self.block).float()
+        tokens = h.flatten(2).transpose(1, 2) if h.dim() == 4 else h
+        return 1 - F.cosine_similarity(self.project(tokens).mean(1), batch.features, dim=1)
+
+
+def canonical(value: Any) -> tuple[str, ...]:
+    """Return the SPECs of auxiliary losses with all parameters; `none` is no loss. Raises UsageError."""
+    items = [*value] if isinstance(value, list | tuple) else [value]
+    if items == ["none"]:
+        return ()
+    if not all(isinstance(item, str) for item in items):
+        raise UsageError(f"auxiliary: expected losses, such as dispersive:weight=0.5, not {value!r}")
+    specs = [AUXILIARIES.parse(item).spec for item in items]
+    if repeated := [spec for spec in specs if specs.count(spec) > 1]:
+        raise UsageError(f"auxiliary: {repeated[0]} is given twice; give it once, with another weight")
+    return tuple(specs)
+
+
+def needs_features(specs: Iterable[str]) -> list[str]:
+    """Return those SPECs of auxiliary losses that need features of the images."""
+    return [spec for spec in specs if AUXILIARIES.parse(spec).traits.features]
+
+
+def _checked(loss: Any, n: int) -> Tensor:
+    """Return the result of an auxiliary loss for n images. Raises UsageError unless it is a tensor [n]."""
+    if not isinstance(loss, Tensor) or loss.shape != (n,):
+        given = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise UsageError(f"returned {given} for {n} images; expected a tensor [{n}], the loss of each image")
+    return loss
+
+
+class Auxiliary:
+    """Auxiliary losses of a training run.
+
+    specs: SPECs of the losses. network: network in training, before it is sharded.
+    seed: seed of the weights in `heads`, which losses have besides the network. features: number of features per image, or 0.
+    keys: keys of the losses in metrics.jsonl. weights: factor of each loss.
+    Raises UsageError: the network has no blocks, or a loss doesn't suit the network.
+    """
+
+    def __init__(self, specs: Sequence[str], network: Network, seed: int, features: int = 0):
+        self.network, self.features, self.heads = network, features, nn.ModuleList()
+        declared = [AUXILIARIES.parse(spec) for spec in specs]
+        names = [each.name for each in declared]
+        self.keys = [PREFIX + name + (f"_{n}" if (n := names[: k + 1].count(name)) > 1 else "") for k, name in enumerate(names)]
+        self.weights = [float(each.params["weight"]) for each in declared]
+        self._losses: list[Callable[..., Tensor]] = []
+        if not specs:
+            return
+        torch.manual_seed(Stream(seed, "auxiliary").seed(0))
+        setup = AuxiliarySetup(self._shapes(), features)
+        z, logsnr, labels = network.config.example(TRIED)
+        zeros = [torch.zeros(()).expand(TRIED, *shape) for shape in setup.shapes]
+        batch = AuxiliaryBatch(z, z, labels, logsnr, z, torch.zeros(TRIED, features) if features else None)
+        for each in declared:
+            params = {key: value for key, value in each.params.items() if key != "weight"}
+            with reading(f"--auxiliary {each.spec}", kind=UsageError), torch.no_grad():
+                self._losses.append(each.make(setup, **params) if isinstance(each.make, type) else partial(each.make, **params))
+                _checked(self._losses[-1](zeros, batch), TRIED)
+        self.heads.extend(loss for loss in self._losses if isinstance(loss, nn.Module))
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the blocks' outputs, from a forward pass without values."""
+        config = self.network.config
+        with torch.device("meta"):
+            network = build(config)
+            network.recorded = []
+            if network.units():
+                network(*config.example(TRIED))
+        if not network.recorded or len(network.recorded) != len(network.units()):
+            raise UsageError(
+                f"--auxiliary: network family {declaration_of(config).name!r} shows no blocks, which an auxiliary loss needs; "
+                "choose another --preset"
+            )
+        return [tuple(hidden.shape[1:]) for hidden in network.recorded]
+
+    def __bool__(self) -> bool:
+        return bool(self._losses)
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Tensor]]:
+        """Collect the outputs of the network's units in the block; without auxiliary losses, nothing is collected."""
+        hidden = list[Tensor]()
+        self.network.recorded = hidden if self else None
+        try:
+            yield hidden
+        finally:
+            self.network.recorded = None
+
+    def losses(self, hidden: list[Tensor], batch: AuxiliaryBatch) -> list[Tensor]:
+        """Return each loss without its weight, [n]. hidden: output of each unit. Raises UsageError for another shape."""
+        with torch.autocast(batch.x.device.type, enabled=False):
+            return [_checked(loss(hidden, batch), len(batch.x)) for loss in self._losses]
+
+    def total(self, losses: Sequence[Tensor]) -> Tensor | float:
+        """Return the weighted sum of all losses over all images; 0 without losses."""
+        return sum(weight * loss.sum() for weight, loss in zip(self.weights, losses, strict=True))
+
+    def average_gradients(self, world: World) -> None:
+        """Average the gradients of `heads` over processes: each process holds all weights of the heads."""
+        for weight in self.heads.parameters():
+            if weight.grad is not None and world.size > 1:
+                world.added(weight.grad).div_(world.size)
+
+    def gradient_squares(self) -> Tensor | float:
+        """Return the sum of the squared gradients of `heads`; 0 without heads."""
+        return sum(weight.grad.double().square().sum() for weight in self.heads.parameters() if weight.grad is not None)

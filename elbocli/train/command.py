@@ -144,8 +144,8 @@ def train(
 ) -> None:
     """Train a denoiser on DATA.h5, under any weighting.
 
-    Settings: options over $ELBO_TRAIN_… over --config over an existing RUN over the preset. Without DATA.h5, the
-    dataset is $ELBO_DATA, else the run's, else the only one in this folder.
+    Settings: options over $ELBO_TRAIN_… over --config over RUN over preset. Without DATA.h5, the dataset is
+    $ELBO_DATA, else the run's, else the only one here.
     """
     from elbocli.files.dataset import Dataset
     from elbocli.files.yaml_text import yaml_text

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import click
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -198,6 +199,29 @@ def test_one_training_of_the_sweep_through_shell_and_make(prepared):
     assert (prepared / "sweep.md").read_text() == done.stdout
     again = subprocess.run(line, env={**variables, "PYTHON": "false"}, capture_output=True, check=False)
     assert again.returncode == 0 and not again.stdout, "all is done"
+
+
+# Datasets that no preset was chosen by
+
+
+def test_letters_of_a_family_are_in_one_part_alone(tmp_path):
+    fresh = load(EXAMPLES / "fresh/make_dataset.py")
+    made = dict(fresh.letters([Path(matplotlib.get_data_path()) / "fonts/ttf"]))
+    assert {path.parts[1] for path in made} == set(fresh.LETTERS) and {image.shape for image in made.values()} == {(24, 24)}
+    families = {part: {path.stem[:4] for path in made if path.parts[0] == part} for part in ("train", "test")}
+    assert families["train"] and families["test"] and not families["train"] & families["test"]  # DejaVu, STIX, cmr10
+    assert len({image.tobytes() for image in made.values()}) == len(made)
+
+
+def test_photographs_are_cut_alike_each_time_and_whole_ones_are_held_out(monkeypatch, tmp_path):
+    fresh = load(EXAMPLES / "fresh/make_dataset.py")
+    monkeypatch.setattr(fresh, "BACKGROUNDS", tmp_path)
+    monkeypatch.setattr(fresh, "CROPS", 5)
+    first, second = dict(fresh.cut()), dict(fresh.cut())
+    assert all(np.array_equal(second[path], image) for path, image in first.items()) and len(first) == len(second)
+    of_part = {part: {path.stem.rpartition("-")[0] for path in first if path.parts[0] == part} for part in ("train", "test")}
+    assert not of_part["train"] & of_part["test"] and {len(found) for found in of_part.values()} == {2, 4}
+    assert {path.parts[2] for path in first if path.parts[0] == "features"} == of_part["train"]
 
 
 # The tutorial

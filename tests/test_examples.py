@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import click
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -183,6 +184,40 @@ def test_cells_of_the_ablation_are_measured_once_by_elbos_own_commands(prepared,
     ablation.work(prepared, todo, 2, 2)  # calls nothing
 
 
+@pytest.fixture
+def nine(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "ablation"))
+    return load(EXAMPLES / "ablation/nine.py")
+
+
+def test_jits_nine_are_tabulated_by_prediction_and_loss(nine):
+    kept = {"steps": 2, "schedule": "s", "machine": "m", "seconds": 3600}
+    rows = [dict(cell._asdict(), **kept, frechet=10.0 * cell.seed + cell.patch, accuracy=0.5) for cell in nine.cells((7, 4), 2)]
+    assert len({tuple(row[key] for key in nine.Cell._fields) for row in rows}) == 2 * 9 * 2
+    failed = rows.index(next(row for row in rows if (row["prediction"], row["loss"], row["patch"]) == ("eps", "v", 7)))
+    rows[failed] = {key: value for key, value in rows[failed].items() if key not in nine.SCORES} | {"failed": "loss is nan"}
+    of = [[entry.strip() for entry in line.split("|")[1:-1]] for line in nine.table(rows, 7, "frechet").splitlines()]
+    assert of[0][1:] == ["x loss", "eps loss", "v loss"] and [line[0].split()[0] for line in of[2:]] == ["x", "eps", "v"]
+    assert of[3][3] == "17.00 (1 of 2 failed)" and {entry for line in of[2:] for entry in line[1:]} - {of[3][3]} == {
+        "12.00 ± 7.07"
+    }
+    assert "36 trainings of 2 steps on s, 36.0 hours" in nine.summary(rows)
+
+
+@pytest.mark.slow
+def test_a_training_of_jits_nine_is_measured_by_elbos_own_commands(nine, prepared):
+    options = nine.parsed([str(prepared), "--steps", "2", "--samples", "20", "--walk", "2", "--jobs", "1"])
+    todo = nine.Cell(4, "eps", "v", 0)
+    nine.work(prepared, [todo], options)
+    (row,) = nine.gathered(prepared)
+    assert row["frechet"] > 0 and 0 <= row["accuracy"] <= 1
+    config = read_yaml(prepared / "runs" / todo.name / "config.yaml")
+    assert (config["settings"]["prediction"], config["network"]["patch"]) == ("eps-path", 4)
+    assert (
+        config["settings"]["weighting"].startswith("u-mse@") and config["settings"]["schedule"] in config["settings"]["weighting"]
+    )
+
+
 @pytest.mark.slow
 def test_one_training_of_the_sweep_through_shell_and_make(prepared):
     given = {"BIASES": "-1", "SHIFTS": "1.65", "SCHEDULES": "laplace:mean=0,scale=1.5", "SEEDS": "3", "STEPS": "2"}
@@ -198,6 +233,29 @@ def test_one_training_of_the_sweep_through_shell_and_make(prepared):
     assert (prepared / "sweep.md").read_text() == done.stdout
     again = subprocess.run(line, env={**variables, "PYTHON": "false"}, capture_output=True, check=False)
     assert again.returncode == 0 and not again.stdout, "all is done"
+
+
+# Datasets that no preset was chosen by
+
+
+def test_letters_of_a_family_are_in_one_part_alone(tmp_path):
+    fresh = load(EXAMPLES / "fresh/make_dataset.py")
+    made = dict(fresh.letters([Path(matplotlib.get_data_path()) / "fonts/ttf"]))
+    assert {path.parts[1] for path in made} == set(fresh.LETTERS) and {image.shape for image in made.values()} == {(24, 24)}
+    families = {part: {path.stem[:4] for path in made if path.parts[0] == part} for part in ("train", "test")}
+    assert families["train"] and families["test"] and not families["train"] & families["test"]  # DejaVu, STIX, cmr10
+    assert len({image.tobytes() for image in made.values()}) == len(made)
+
+
+def test_photographs_are_cut_alike_each_time_and_whole_ones_are_held_out(monkeypatch, tmp_path):
+    fresh = load(EXAMPLES / "fresh/make_dataset.py")
+    monkeypatch.setattr(fresh, "BACKGROUNDS", tmp_path)
+    monkeypatch.setattr(fresh, "CROPS", 5)
+    first, second = dict(fresh.cut()), dict(fresh.cut())
+    assert all(np.array_equal(second[path], image) for path, image in first.items()) and len(first) == len(second)
+    of_part = {part: {path.stem.rpartition("-")[0] for path in first if path.parts[0] == part} for part in ("train", "test")}
+    assert not of_part["train"] & of_part["test"] and {len(found) for found in of_part.values()} == {2, 4}
+    assert {path.parts[2] for path in first if path.parts[0] == "features"} == of_part["train"]
 
 
 # The tutorial

@@ -62,6 +62,15 @@ def eps(alpha, sigma):
 
 
 @PREDICTIONS.declare(
+    "eps-path",
+    formula="eps, of a network that sees (1-t) x + t eps",
+    source="Li & He 2025 (JiT), table 2: eps whose input is not scaled to constant variance",
+)
+def eps_path(alpha, sigma):
+    return alpha * 0, alpha * 0 + 1, 1 / (alpha + sigma)
+
+
+@PREDICTIONS.declare(
     "x",
     formula="x",
     source="Salimans & Ho 2022",

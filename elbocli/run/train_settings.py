@@ -222,8 +222,9 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp16"],
         about(
-            "Number format of the network.",
-            more="fp32 is strict; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by "
+            "auto, fp32, tf32, bf16 or fp16.",
+            metavar="FORMAT",
+            more="The number format of the network. fp32 is strict; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by "
             "autocast, with fp32 weights. auto keeps the run's own if it continues; else it is fp32 on a CPU, and on "
             "CUDA bf16 for presets that are meant for a GPU, if the card supports it, else tf32. A run may go from fp32 to tf32 and back.",
             shown="auto",

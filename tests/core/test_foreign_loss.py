@@ -55,6 +55,7 @@ TIMES = {
 
 ERROR = {
     "eps": lambda lam: np.ones_like(lam),
+    "eps-path": lambda lam: np.ones_like(lam),
     "x": lambda lam: np.exp(-lam),
     "x-path": lambda lam: np.exp(-lam),
     "v": lambda lam: 1 + np.exp(-lam),

@@ -27,6 +27,7 @@ ROWS = 8
 
 FACTOR = {  # target error² = ‖ε−ε̂‖² × factor
     "eps": lambda lam: 1,
+    "eps-path": lambda lam: 1,
     "x": lambda lam: math.exp(-lam),
     "x-path": lambda lam: math.exp(-lam),
     "v": lambda lam: 1 + math.exp(-lam),
@@ -88,8 +89,10 @@ def test_error_factors_hold_at_every_level(case):
     np.testing.assert_allclose(prediction.coefficients(lam).eps_factor * factor, 1, rtol=1e-12)
 
 
+PATHS = ("u-path", "x-path", "eps-path")
 TARGET = {
     "eps": lambda a, s, x, e: e,
+    "eps-path": lambda a, s, x, e: e,
     "x": lambda a, s, x, e: x,
     "x-path": lambda a, s, x, e: x,
     "v": lambda a, s, x, e: a * e - s * x,
@@ -119,7 +122,7 @@ def test_edm_is_karras_preconditioning(lam, data):
     assert float(c.c_in) == pytest.approx(c_in / alpha, rel=1e-13)
 
 
-@pytest.mark.parametrize("name", ["u-path", "x-path"])
+@pytest.mark.parametrize("name", PATHS)
 @given(LEVELS)
 def test_the_network_of_a_path_sees_the_straight_path(name, lam):
     """z/(α + σ) = (1−t) x + t ε with t = σ/(α + σ), the t of λ = 2 log((1−t)/t)."""
@@ -129,7 +132,7 @@ def test_the_network_of_a_path_sees_the_straight_path(name, lam):
     assert float(c.c_in * c.sigma) == pytest.approx(t, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("edm", "u-path", "x-path")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("edm", *PATHS)])
 def test_no_other_scales_the_input(name):
     assert Prediction(name).coefficients(torch.linspace(-15, 15, 9, dtype=torch.float64)).c_in.tolist() == [1] * 9
 

@@ -198,7 +198,7 @@ def test_nan_is_named_with_its_step_level_and_image_and_the_weights_are_those_be
     with pytest.raises(NonFiniteError) as caught:
         check(sick)
     assert caught.value.exit_code == 4
-    assert f"step 4: loss nan at logsnr {level:.4g} (image {image} of the dataset, 1 of 16" in str(caught.value)
+    assert f"step 4: loss nan at logsnr {level:.4g} (image {image}; 1 of 16" in str(caught.value)
     moments = clean.snapshot()[1]["optimizer"]["state"], sick.snapshot()[1]["optimizer"]["state"]
     for one, other in ((clean.live, sick.live), *((moments[0][index], moments[1][index]) for index in moments[0])):
         assert all(torch.equal(value, other[key]) for key, value in one.items())

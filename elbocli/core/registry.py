@@ -94,14 +94,14 @@ def alike(name: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a hint for an unknown word: `did you mean A or B?`, or else the first twenty known names."""
+    """Return a hint for an unknown word: `did you mean A or B?`, or else the first thirty known names."""
     import difflib  # imported here because only errors need it
 
     spelt = {alike(name): name for name in known}
     near = difflib.get_close_matches(alike(word), spelt, n=2)
     if near:
         return f"did you mean {' or '.join(spelt[each] for each in near)}?"
-    return f"known: {', '.join([*spelt.values()][:20])}"
+    return f"known: {', '.join([*spelt.values()][:30])}"
 
 
 @cache

@@ -59,7 +59,7 @@ def narrowest(sample_size: int, channels: int, classes: int, parameters: int, la
 
     relative = next(levels for largest, levels in CHANNELS.items() if sample_size <= largest)
     for first in [width] if width else range(8, 4096, 8):
-        network = UNet2DModel(
+        network: Any = UNet2DModel(
             sample_size=sample_size,
             in_channels=channels,
             out_channels=channels,
@@ -105,7 +105,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(
         weights, settings.lr, betas=(0.9, settings.beta2), eps=settings.adam_eps, weight_decay=settings.weight_decay
     )
-    noise = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    noise: Any = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     begin, batch = time.time(), min(settings.batch_size, count)
     steps, longest, losses = 0, 0.0, list[float]()
     with precision.applied(benchmark=True):
@@ -216,7 +216,7 @@ class Comparison:
 
     def score(self, images: Path, labelled: bool) -> dict[str, float]:
         """Return the scores of images, uint8 [N,H,W,C], against the test images. labelled: image i is of class i mod K."""
-        words = ("-", "--ref", self.options.test, "--extractor", self.options.classifier or "elbo-tiny")
+        words: tuple[Any, ...] = ("-", "--ref", self.options.test, "--extractor", self.options.classifier or "elbo-tiny")
         words += ("--metrics", "fid,accuracy", "--classes", "balanced") if labelled else ("--metrics", "fid")
         scores = self.elbo("eval", "-q", *words, feed=images)
         distance = next(value for name, value in scores.items() if name.startswith("frechet_distance["))

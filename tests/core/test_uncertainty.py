@@ -177,5 +177,5 @@ def test_alone_it_says_no_weight_and_an_adaptive_schedule_is_refused():
     assert alone.learned and not parse_weighting("edm").learned
     with pytest.raises(UsageError, match="name a run"):
         alone(MIDDLE)
-    with pytest.raises(UsageError, match="schedule that stays"):
+    with pytest.raises(UsageError, match="fixed"):
         DiffusionLoss("uncertainty", "adaptive")

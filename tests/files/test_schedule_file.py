@@ -224,11 +224,11 @@ num_train_timesteps {"num_train_timesteps": 1}
 num_train_timesteps {"num_train_timesteps": 1000000000}
 beta_start {"beta_start": null}
 beta_start {"beta_start": -1e-4}
-between {"beta_end": 1.0}
+every {"beta_end": 1.0}
 trained_betas {"trained_betas": [0.1, 1.0]}
 trained_betas {"trained_betas": [0.1, 0]}
 trained_betas {"trained_betas": [0.1]}
-two {"trained_betas": [1e-30, 1e-30]}
+logsnr {"trained_betas": [1e-30, 1e-30]}
 scaled_linear {"beta_schedule": "scaledlinear"}
 velocity {"prediction_type": "velocity"}
 snr_shift_scale {"snr_shift_scale": 0}

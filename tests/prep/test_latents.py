@@ -54,7 +54,7 @@ def drawn(run: Path, out: Path, **options: Any) -> np.ndarray:
 def run(tmp_path_factory: pytest.TempPathFactory, latents: Path, preset: Path) -> Path:
     """A run of 12 steps on latents, with previews."""
     out = tmp_path_factory.mktemp("latent-runs") / "run"
-    train(latents, out, preset, steps=12, preview_every=6)
+    train(latents, out, preset, steps=12, preview_every=6, save_every=10)
     return out
 
 

@@ -42,7 +42,7 @@ def train(
     preset = out.parent / f"{out.name}.yaml"
     preset.write_text(PRESET % NETWORKS[network])
     data = Dataset(dataset, latents=True)
-    resolved = settings.resolve({"preset": str(preset), "micro_batch": 8, **options}, data)
+    resolved = settings.resolve({"preset": str(preset), "micro_batch": 8, "warmup_steps": 5, "log_every": 2, **options}, data)
     with heard() as lines:
         loop.run(data, out, resolved)
     for line in lines:

@@ -207,8 +207,8 @@ def test_the_grid_may_be_the_runs_own_schedule(trained, digits, preset, make, dr
     """That of a run that adapts is the one that it had at the checkpoint."""
     own, about = drawn(trained, schedule="run")
     assert about["schedule"] == "cosine" and np.array_equal(own, drawn(trained, schedule="cosine")[0])
-    run, options = make(steps=20, schedule="adaptive"), {"preset": str(preset), "steps": 20, "device": "cpu"}
-    state = TrainState(settings.resolve({**options, "schedule": "adaptive"}, Dataset(digits)), Dataset(digits))
+    options = {"preset": str(preset), "steps": 20, "device": "cpu", "schedule": "adaptive", "log_every": 10}
+    run, state = make(**options), TrainState(settings.resolve(options, Dataset(digits)), Dataset(digits))
     uniform = time_grid(state.schedule, 9)
     state.restore(open_run(run, CPU).checkpoint)
     assert time_grid(open_run(run, CPU).schedule(), 9) == time_grid(state.schedule, 9) != uniform

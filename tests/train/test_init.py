@@ -50,7 +50,7 @@ OWN = ("d.h5", "--preset", "own.yaml")
 @pytest.mark.parametrize("gone", [False, True])
 @pytest.mark.long
 def test_a_run_goes_on_and_is_repeated_to_the_same_bits_whatever_became_of_its_preset(gone, train, folder):
-    asked = (*OWN, "--weighting", "edm", "--shift", 1, "--flip", "--set", "network.dropout=.2", "--steps", 14)
+    asked = (*OWN, "--weighting", "edm", "--shift", 1, "--flip", "--set", "network.dropout=.2", "--save-every", 10, "--steps", 14)
     train(*asked, "-o", "whole")
     shutil.copytree(folder / "whole", folder / "run")
     shutil.rmtree(folder / "run" / "checkpoints" / "step-00000014")  # as if it had been killed after step 10

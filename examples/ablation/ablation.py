@@ -175,8 +175,8 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per what was trained."""
-    titles = [*(f"{s} distance" for s in SAMPLERS), "bits/dim"]
+    """Return a Markdown table with a row for each combination. The table has the first sampler alone."""
+    titles = [f"{next(iter(SAMPLERS))} distance", "bits/dim"]
     lines = [["prediction", "weighting", "schedule", *titles], ["---"] * (3 + len(titles))]
     for key, seeds in grouped(rows).items():
         whole = [seed for seed in seeds if seed]

@@ -162,7 +162,11 @@ class DiT(Network):
     def image(self, x: Tensor, code: Tensor) -> Tensor:
         """Return the network's output [B, C or 2C, H, W] for the last block's tokens [B, N, width]."""
         config = self.config
-        size, side, batch = config.image_size, config.side // config.patch, len(x)
+        size, side, batch = (
+            config.image_size,
+            config.side // config.patch,
+            x.shape[0],
+        )  # len() would fix the batch in torch.export
         shift, scale = self.modulation(code)[:, None].chunk(2, 2)
         x = self.last(torch.addcmul(shift, self.norm(x), scale + 1))
         patches = x.view(batch, side, side, config.patch, config.patch, -1).permute(0, 5, 1, 3, 2, 4)

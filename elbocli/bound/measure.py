@@ -227,7 +227,7 @@ class Measurement(MeasuredNetwork):
             yield Images(self.content(rows), labels, rows.tolist())
 
     def draw_all(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
-        """Yield the Draws of each batch of images, and report progress."""
+        """Yield the Draws of each batch of images, and report progress. purpose: key of the random numbers."""
         done = 0
         for some in self:
             yield self.draw(some, weighting, schedule, purpose)

@@ -76,7 +76,7 @@ def std_of(gamma: float) -> float:
 
 @cache
 def gamma_of(std: float) -> float:
-    """Return the γ ≥ 0 of the profile with standard deviation `std` ≤ MAX_STD."""
+    """Return the γ ≥ 0 of EDM2's power average with relative standard deviation `std` ≤ MAX_STD."""
     low, high = 0.0, 1 / std
     while low < (middle := 0.5 * (low + high)) < high:
         low, high = (middle, high) if std_of(middle) > std else (low, middle)

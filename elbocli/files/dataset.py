@@ -456,7 +456,7 @@ class Resumable:
                 raise
 
     def _resume(self, overwrite: bool) -> None:
-        """Resume after the journal's rows if their digest matches, else at row 0. Raises UsageError for another source."""
+        """Resume after the rows in the journal if they are intact, else at row 0. Raises UsageError: other source, no `overwrite`."""
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
             there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
             if there.source == own:

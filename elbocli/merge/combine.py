@@ -69,7 +69,7 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
     expected = [f"{index + 1}/{len(parts)}" for index in range(len(parts))]
     if len(preps) > 1 or set(shards) != set(expected):
         found = ", ".join(map(str, shards))
-        raise DataError(f"{parts[0].path}: expected each shard of one prep once, found {found}; name all shards")
+        raise DataError(f"{parts[0].path}: found shards {found}; name all shards of one 'elbo prep', each once")
     return [shards[name] for name in expected]
 
 
@@ -145,7 +145,7 @@ def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: 
     """Copy the datasets' rows; skip datasets that an earlier call copied. Raises DataError if rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
-        log.info(f"going on after {before} parts that are copied already")
+        log.info(f"going on: {before} datasets are copied already")
     for index, part in enumerate(parts[before:], start=before):
         digest = hashlib.sha256()
         for rows in part.pieces():

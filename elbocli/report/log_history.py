@@ -61,7 +61,7 @@ def error_of(name: str) -> str:
 
 
 def score_columns(columns: dict[str, Curve]) -> dict[str, str]:
-    """Return the columns of scores of samples while training: name → title. columns: from `read_curves`."""
+    """Return the columns that hold scores of --eval-every: name → title. columns: from `read_curves`."""
     scores = {}
     for name in columns:
         stem, _, network = name.removeprefix(EVAL).rstrip("]").partition("[")

@@ -276,7 +276,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         chosen = Stream(settings.seed, "val-images").permutation(0, len(rows))[: settings.val_images]
         rows = rows[np.sort(chosen)]
     if len(rows) < LEAST_HELD_OUT:
-        raise UsageError(f"{held.path}: only {len(rows)} image for validation; hold out {LEAST_HELD_OUT} or more")
+        raise UsageError(f"{held.path}: images for validation: {len(rows)}; give {LEAST_HELD_OUT} or more")
     return held, rows
 
 

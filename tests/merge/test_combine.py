@@ -93,9 +93,9 @@ def samples_of(path: Path, start: int = 0, stop: int = COUNT, **about: Any) -> P
     ("parts", "word"),
     [
         (lambda at: [at / "gone.h5"], "no such dataset"),
-        (lambda at: [*shards(at)[:2], at / "part3.h5"], "each shard"),
-        (lambda at: shards(at)[2:3], "each shard"),
-        (lambda at: [*shards(at), shutil.copy(at / "part1.h5", at / "double.h5")], "each shard"),
+        (lambda at: [*shards(at)[:2], at / "part3.h5"], "name all shards"),
+        (lambda at: shards(at)[2:3], "name all shards"),
+        (lambda at: [*shards(at), shutil.copy(at / "part1.h5", at / "double.h5")], "name all shards"),
         (lambda at: [*shards(at), at / "." / "part1.h5"], "twice"),
         (lambda at: [write(at / "b.h5", shard="1/4", shard_of="cd" * 32), *shards(at)[1:]], "one prep"),
         (lambda at: [*shards(at), write(at / "b.h5")], "one prep"),

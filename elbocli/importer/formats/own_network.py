@@ -65,7 +65,7 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     takes=TAKES,
 )
 def program(source: Source, options: ImportOptions) -> Imported:
-    """Copy the program into the run, and the program's weights into the checkpoint."""
+    """Import a program: the run gets a copy of the program, and the checkpoint gets its weights."""
     trust(source.path)
     exported, takes = open_program(source.path)
     if not options.levels:

@@ -18,7 +18,7 @@ from elbocli.nn.extractors import Extractor
 
 SIZE = 224
 HUB_OFFSET = 0.1
-"""Offset in the scale factor of DINOv2's hub code: (side + 0.1)/S instead of side/S, from S to `side` positions per side."""
+"""Offset in DINOv2's hub code, which scales S × S position embeddings by (side + 0.1)/S, not side/S, to side × side."""
 TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
 
 

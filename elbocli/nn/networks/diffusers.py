@@ -139,7 +139,7 @@ class Autoencoder:
 def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
     """Return the latent space of an autoencoder.
 
-    convention: name in CONVENTIONS.
+    convention: how latents are scaled, a name in CONVENTIONS. channels: of the latents.
     config: contents of the autoencoder's config.json.
     facts: the fields autoencoder, autoencoder_sha256, pixel_size and mirrored of LatentSpace.
     """

@@ -74,6 +74,19 @@ def test_the_loss_is_half_the_weighted_integral_over_logsnr(integrate, panels, m
     assert integrate("sigmoid:bias=2", "edm") == pytest.approx(total, rel=1e-6)
 
 
+def test_jits_loss_and_input_are_those_of_its_code():
+    """JiT sees z = (1−τ)x + τε, and divides x − z and x̂ − z by max(τ, .05) before it compares them."""
+    x, eps, x_hat = torch.randn(3, 64, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lam, seen = torch.linspace(-12, 12, 64, dtype=torch.float64), []
+    w, s = parse_weighting("u-mse:clamped@logit-normal:mean=.8,std=.8"), parse_schedule("logit-normal:mean=.8,std=.8", -15, 15)
+    loss = denoising_losses(lambda z, *_: seen.append(z) or x_hat, x, eps, None, lam, w, s, Prediction("x-path")).loss
+    tau = (-lam / 2).sigmoid().view(-1, 1, 1, 1)
+    z, scale = (1 - tau) * x + tau * eps, tau.clamp(min=0.05)
+    wanted = ((x - z) / scale - (x_hat - z) / scale).square().mean((1, 2, 3))
+    np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+    np.testing.assert_allclose(seen[0], z, atol=1e-12)
+
+
 def test_coefficients_are_single_precision_and_shaped_for_images():
     lam = torch.linspace(-15, 15, 5, dtype=torch.float64)
     c = step_coefficients(lam, *TERMS)

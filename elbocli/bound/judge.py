@@ -34,7 +34,7 @@ SHARES = 10  # number of bins of λ for which −dw is reported
 
 
 def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
-    """Compare the two sides of theorem 1 for each weighting. Raises ElboError.
+    """Compare the two sides of Kingma & Gao's theorem 1 for each weighting. Raises ElboError.
 
     asked: the run, and the images that both sides are computed on.
     """

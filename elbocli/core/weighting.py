@@ -205,7 +205,7 @@ class Weighting:
         return isinstance(self.curve, LearnedCurve)
 
     def knowing(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:
-        """Return the learned weighting with a curve w, computed from a schedule and errors.
+        """Return this learned weighting with its curve w, which follows from a schedule and errors.
 
         middle: λ at the centres of bins, [bins].
         error: ‖ε − ε̂‖²/D in each bin, [bins].

@@ -171,7 +171,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def common(self) -> dict[str, Any]:
-        """Return the metadata that are equal in all repeats, and the mismatches and deviations of any repeat."""
+        """Return the metadata that are equal in all repeats, and any repeat's mismatches and deviations from the protocol."""
         facts = [one.facts.json() for one in self.repeats]
         common = {**shared(facts), "made": shared([each["made"] for each in facts])}
         for name in ("mismatch", "deviates"):

@@ -148,7 +148,7 @@ class LossLog:
 
     edges: [bins + 1], increasing λ.
     sums: [3, bins], count, sum and sum of squares of the errors.
-    images: images seen. lines: number of intervals. batch: images per step.
+    images: images seen. lines: number of lines of the log. batch: images per step.
     """
 
     header: LossLogHeader

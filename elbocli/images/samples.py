@@ -93,7 +93,7 @@ class SampleReader:
 
 
 def about_samples(text: object, where: object) -> SamplesAbout:
-    """Parse the JSON `text` that records how samples were drawn; None gives an empty record. Raises FormatError."""
+    """Parse the JSON `text` on how samples were drawn; None: empty record. where: file, for messages. Raises FormatError."""
     with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
         return SamplesAbout.of(json.loads("{}" if text is None else str(text)), where)
 

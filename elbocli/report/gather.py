@@ -224,7 +224,7 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
 
 
 def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
-    """Return the headlines of all runs: (name, unit) → a Row per run; None: the run has no such Row."""
+    """Return the main results of all runs: (name, unit) → a Row per run; None: the run lacks this result."""
     return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
 
 

@@ -64,7 +64,7 @@ class SamplesHeader:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Return what must be equal to resume an unfinished file: number and size of images, and `about` without the keys FREE."""
+        """Return what must be equal to resume an unfinished file: number and size of images, `about` without the keys FREE."""
         n, height, width, channels = self.shape
         facts = {**self.about, "n": n, "size": f"{height} x {width} x {channels}"}
         return {key: str(value) for key, value in facts.items() if key not in FREE}

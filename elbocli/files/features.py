@@ -35,7 +35,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
     """Images and extractor from which features or statistics were made.
 
     n: number of images. preprocessing: how images were prepared. made: how samples were drawn. more: further keys.
-    extractor: its name. weights_sha256: digest of its weights. feature_precision: precision in which the extractor ran.
+    extractor: name. weights_sha256: digest of the extractor's weights. feature_precision: the extractor's precision.
     images_sha256: digest of the images. payload_sha256: digest of the images' dataset; None: no dataset.
     sha256: digest of a statistics file. images: number of images in a statistics file; the statistics may be of other images.
     """

@@ -61,7 +61,7 @@ def open_part(path: Path) -> Dataset:
 
 
 def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Sort shards by number; keep the order of other datasets. Raises DataError: shards are incomplete or don't belong together."""
+    """Sort shards by number; keep the order of other datasets. Raises DataError: shards are incomplete or don't fit."""
     preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)

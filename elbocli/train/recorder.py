@@ -66,7 +66,7 @@ class Recorder:
     out: run folder.
     lengths: size of each log at the checkpoint to resume from, in bytes; longer logs are truncated.
     log_to: targets of --log-to: names in PACKAGES, or paths of JSONL files.
-    extractor: name or program of the extractor for --eval-every, and file of the weights (None: no file).
+    extractor: name or program of the extractor for --eval-every, and file of the weights (None: default weights).
     Raises UsageError: --val, previews or --eval-every don't fit the run. FormatError: --val: no dataset. DataError: can't write.
     """
 
@@ -281,7 +281,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
 
 
 def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
-    """Raise UsageError if `held` has the images of `trained`, or differs in shape or (if `conditional`) in classes."""
+    """Raise UsageError if `held` has the images of `trained`, or other shapes, latents or (if `conditional`) classes."""
     digest = held.attributes.payload_sha256
     if digest is not None and digest == trained.attributes.payload_sha256:
         raise UsageError(f"--val {held.path}: holds the training images; name another dataset, or use --val-split N")

@@ -118,7 +118,7 @@ def fit_log(
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
             raise UsageError(
-                f"{optimum}: {known.dimensions} values per image, but {losses.header.dimensions} in the log; use the run's optimum"
+                f"{optimum}: {known.dimensions} values per image, but {losses.header.dimensions} in the run; use the run's file"
             )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]

@@ -68,7 +68,7 @@ class ModuleConfig(OwnConfig):
             null = (num_classes,)
         elif num_classes not in (0, self.num_classes) and max(null, default=-1) >= 0:
             raise UsageError(
-                f"network: found {num_classes} classes, expected {self.num_classes}: {self.name} takes label {null[0]} for no class"
+                f"network: {self.num_classes} classes can't become {num_classes}: {self.name} takes label {null[0]} for no class; keep {self.num_classes}"
             )
         return replace(self, num_classes=num_classes, null_class=null)
 

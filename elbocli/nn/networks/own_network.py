@@ -68,7 +68,7 @@ class ModuleConfig(OwnConfig):
             null = (num_classes,)
         elif num_classes not in (0, self.num_classes) and max(null, default=-1) >= 0:
             raise UsageError(
-                f"network: {self.name}: must keep {self.num_classes} classes, not {num_classes}, as label {null[0]} means no class"
+                f"network: {self.name} must keep {self.num_classes} classes, not {num_classes}, as label {null[0]} means no class"
             )
         return replace(self, num_classes=num_classes, null_class=null)
 

@@ -173,7 +173,7 @@ class DiffusionLoss:
             UsageError: if ``x``, ``eps`` or the network's output has the wrong type or shape, or ``x`` the wrong scale.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
-            raise UsageError("x: expected a float tensor of shape [B, …]; convert pixels with elbocli.normalised")
+            raise UsageError(f"x is {getattr(x, 'dtype', type(x))}, not a float tensor [B, …]; pixels: use elbocli.normalised")
         size, first = len(x), self.rank * len(x)
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
         if eps is None:
@@ -205,7 +205,7 @@ class DiffusionLoss:
         return self._sums.take()
 
     def adapt(self, sums: Tensor) -> None:
-        """Refit the adaptive schedule or the learned weighting, if this loss has one, to new errors.
+        """Refit this loss's adaptive schedule or learned weighting, if any, to new errors.
 
         Args:
             sums (Tensor): Statistics from ``take_sums``, [3, bins], added up over all processes.
@@ -230,7 +230,7 @@ class DiffusionLoss:
         """Restore the state that ``state_dict`` returned.
 
         Args:
-            state (dict): State of a loss with the same weighting, prediction, range of λ and kind of schedule.
+            state (dict): State of a loss with this loss's weighting, prediction, range of λ and, if any, adaptive schedule.
 
         Raises:
             UsageError: if the state belongs to a loss with other settings.
@@ -254,8 +254,8 @@ class DiffusionLoss:
 def _on_range(schedule: Schedule | str, low: float | None, high: float | None, usual: Any, clip: bool = False) -> Schedule:
     """Return a schedule truncated to [low, high].
 
-    low, high: range of λ; None: limit of the Schedule object, else of `usual`, else −15 or 15.
-    usual: a DiffusionLoss, or None. clip: for a SPEC, reduce [low, high] to the range that its schedule covers.
+    low, high: range of λ; None: limit of `schedule` if an object, else of `usual`, else −15 or 15.
+    usual: DiffusionLoss with default limits, or None. clip: for a SPEC, reduce [low, high] to the range of its schedule.
     """
     ends = usual if isinstance(schedule, str) else schedule
     low = low if low is not None else ends.logsnr_min if ends else -15.0

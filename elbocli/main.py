@@ -172,14 +172,14 @@ elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # click suggests thes
 
 
 def share_cores() -> None:
-    """Shorten the busy-waiting of torch's OpenMP threads, unless the environment sets it. Call before torch is imported."""
+    """Shorten busy-waiting of OpenMP threads, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT is set. Call before importing torch."""
     # With torch's default, two commands of a pipe that share two cores slow each other down a hundredfold.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def extend_segments() -> None:
-    """Enable expandable segments of torch's CUDA allocator, unless the environment sets them. Call before torch is imported."""
+    """Enable expandable segments of CUDA's allocator, unless PYTORCH_[CUDA_]ALLOC_CONF is set. Call before importing torch."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch before 2.9 reads only the second name
     chosen = next((os.environ[name] for name in names if name in os.environ), "expandable_segments:True")
     for name in names:

@@ -104,7 +104,7 @@ def adapt(
         source, ctx = click.core.ParameterSource, click.get_current_context()
         given = [f"--{key}" for key in options if ctx.get_parameter_source(key) is not source.DEFAULT]
         if sources or given:
-            raise click.UsageError(f"--data-only can't go with {', '.join(given) or 'a log'}; leave out --data-only, or the rest")
+            raise click.UsageError(f"--data-only takes no log or its options; omit --data-only or {', '.join(given) or 'LOG'}")
         fitted = fit_data(data_only, choose("elbo"), floor)
     else:
         inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]

@@ -38,7 +38,7 @@ PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independen
 
 @stored("result of elbo adapt --report (JSON)")
 class AdaptReport(Record, frozen=True):
-    """Report of `elbo adapt`: a fitted schedule, and the variance of the loss predicted for several schedules.
+    """Report of `elbo adapt`: a fitted schedule, and several schedules' predicted variances of the loss.
 
     intervals: number of lines of the loss logs. batch: batch size for which variances are predicted.
     schedules: name of a schedule → variances and ratios, under the keys in PROMISE; None: infinite or undefined.
@@ -67,11 +67,11 @@ class AdaptReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class FittedSchedule:
-    """A fitted schedule, the text of the schedule's file, the report, and the data of the plot.
+    """A fitted schedule, with the text of its file, the report, and the data of the plot.
 
     edges: edges of the λ bins, [bins + 1]. error: (ε error per dimension, standard error), [bins] each.
     densities: name of a schedule → density function p(λ).
-    share: density over λ of the weighted loss, [bins]; None for --data-only.
+    share: the weighted loss as a density over λ, with integral 1, [bins]; None for --data-only.
     """
 
     schedule: Schedule
@@ -118,7 +118,7 @@ def fit_log(
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
             raise UsageError(
-                f"{optimum}: {known.dimensions} values per image, but the log has {losses.header.dimensions}; use another optimum"
+                f"{optimum}: {known.dimensions} values per image, but {losses.header.dimensions} in the run; use the run's file"
             )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]
@@ -153,7 +153,7 @@ def fit_log(
 
 
 def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
-    """Merge a log's bins into `bins` bins; return (edges, sums as in LossLog.sums). None: keep the log's bins."""
+    """Merge a log's bins into `bins` bins; return (edges, sums as in LossLog.sums). bins: None keeps the log's bins."""
     count = losses.sums.shape[1]
     bins = bins or count
     if count % bins:
@@ -202,7 +202,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     log.info(f"weighting {weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
     log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
-        log.warning(f"the least possible error falls off above logsnr {told_apart:.3g}, unlike a network's; raise --floor")
+        log.warning(f"above logsnr {told_apart:.3g}, the least possible error falls, but a network's doesn't fall; raise --floor")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(

@@ -134,7 +134,7 @@ def bound(
 
     ctx = click.get_current_context()
     if launched() > 1:
-        raise click.UsageError("elbo bound measures in one process; start it without torchrun")
+        raise click.UsageError("elbo bound measures in one process; start elbo bound without torchrun")
     chosen = estimate.parse_estimators(estimator or ("variational",))
     names = [each.name for each in chosen]
     alone = names == ["variational"]
@@ -142,14 +142,14 @@ def bound(
     rules = (
         (check, "--check", ("classify", "schedule", "per_image", "estimator", "target_se", *drawn)),
         (classify, "--classify", ("weighting", "estimator", "target_se", *drawn)),
-        (not check, "the bound (only with --check)", ("weighting",)),
+        (not check, "the bound without --check", ("weighting",)),
         (not alone, f"--estimator {names[-1]}", ("target_se",)),
         (target_se, "--target-se", ("per_image",)),
         (names == ["ode"], "--estimator ode alone", drawn),
     )
     for name, other in ((name, other) for holds, other, refused in rules if holds for name in refused):
         if ctx.params[name]:
-            raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}; leave one out")
+            raise click.UsageError(f"leave out --{name.replace('_', '-')}, which can't go with {other}")
     asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
     own = judge.open_own(asked, optimum) if optimum else asked
     result: Any

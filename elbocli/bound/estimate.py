@@ -30,7 +30,7 @@ from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
 
 TRUSTED = 64
-"""Number of images after which --target-se may stop the first pass over the images, at the earliest."""
+"""Least number of images before --target-se may stop the first pass over the images."""
 UNITS = ("bpd", "nats_per_latent_dimension")
 """Names of values per dimension: bits per dimension of pixels, and nats per dimension of latents."""
 COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se", "excess", "excess_se")
@@ -87,7 +87,7 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return `nats` per image and its standard error `se`, also per dimension, for a Nats. some: a batch, for the unit."""
+    """Return the fields of a Nats from `nats` per image and standard error `se`. some: images, for the unit per dimension."""
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
@@ -162,7 +162,7 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
 # Several estimates of −log p of the same images.
 
 ROUNDING = 1e-9
-"""Largest standard error of two estimators' difference, relative to the estimate, that counts as rounding."""
+"""Largest standard error of two estimators' difference that counts as rounding, as a fraction of the first estimate."""
 CELLS = 20
 """Number of cells into which the estimator `information` divides the range of λ."""
 ENOUGH = 16
@@ -174,7 +174,7 @@ CHECKED = 32
 class Parts(NamedTuple):
     """Two independent estimates of −log p for each image, split into terms that add up to −log p.
 
-    nats: terms in nats, [N, 2, len(names)].
+    names, nats: names of the terms, and the terms in nats, [N, 2, len(names)].
     evaluations: network evaluations per image.
     solver: error of the ODE solver in nats; 0 for other estimators.
     """
@@ -204,7 +204,7 @@ class Question(NamedTuple):
 
 
 ESTIMATORS = Registry("estimator")
-"""Estimators of −log p: functions (Question, parameters) → Parts. traits: quantity that an estimator bounds from above."""
+"""Estimators of −log p: functions (Question, parameters) → Parts. Declaration.traits: quantity that is bounded from above."""
 DRAWN = ("variational", "information")
 """Names of the estimators that use the draws of the variational bound: random noise levels and noise."""
 
@@ -306,9 +306,9 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
 
 
 def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
-    """Solve the ODE for a batch of images.
+    """Solve the ODE for a batch of images; `steps` to `exact` as in `ode`.
 
-    Returns: [image, first or second half of the draws, (E[log q(z₀|x)] − log p(z₀), control variate ½‖ε‖² − D/2)], [B, 2, 2].
+    Returns: [B, 2, 2]. Axis 1: mean over first, second half of draws. Axis 2: E[log q(z₀|x)] − log p(z₀); variate ½‖ε‖² − D/2.
     """
     denoiser = asked.denoiser
     noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
@@ -344,7 +344,7 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
 
 
 def slopes(value: Tensor, known: Tensor) -> Tensor:
-    """Return the coefficient of a control variate for each image, [N].
+    """Return the factor of a control variate to subtract from each image's estimates, [N].
 
     value: estimates to correct, [N, 2].
     known: control variate, whose expectation is 0, [N, 2].

@@ -43,7 +43,8 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
     for weighting, measure in zip(weightings, measures):
         if not 0 < measure.largest < math.inf:
             raise UsageError(
-                f"{weighting.spec}: largest w is {measure.largest:g} on logsnr {low:g} to {high:g}; change --logsnr-min or -max"
+                f"{weighting.spec}: largest w on logsnr {low:g} to {high:g} is {measure.largest:g}, expected above 0 and finite; "
+                "change --logsnr-min or --logsnr-max"
             )
     # All weightings share the draws for the right side, at noise levels of the average density, so that no weighting lacks any.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
@@ -67,7 +68,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
 def _check(
     weighting: Weighting, measure: Augmented, loss: PairedEstimate, bounds: PairedEstimate, index: int, edges: Tensor
 ) -> Check:
-    """Compare `loss`, the theorem's left side, with column `index` of `bounds`, the theorem's right side."""
+    """Compare the theorem's sides, `loss` and column `index` of `bounds`. measure: −dw. edges: of bins of λ for −dw."""
     of = np.zeros(len(bounds.mean))
     of[index] = 1
     left, right = _side(loss, np.ones(1)), _side(bounds, of)
@@ -131,7 +132,7 @@ def judge_scores(
     """Compute a classifier's accuracy and calibration.
 
     halves, labels, rows: scores, labels and rows from `class_scores`.
-    draws, schedule: noise levels per image, and the schedule that the noise levels were drawn from.
+    draws, schedule: number of noise levels per image, and the schedule that the noise levels were drawn from.
     Returns: the result, and a table with a row per image.
     """
     found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
@@ -184,7 +185,7 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
     """Return a copy of `asked` on at most `asked.images` of the run's training images.
 
     optimum: file of 'elbo optimum --like RUN', only checked to fit the run and `asked`.
-    Raises UsageError: `optimum` lacks the training images, or noise levels. DataError, FormatError: the dataset is unusable.
+    Raises UsageError: `optimum` is for other images, or a narrower λ range. DataError, FormatError: the dataset is unusable.
     """
     least, trained = read_optimum(optimum), asked.trained
     known, run = trained.data.payload_sha256, trained.path

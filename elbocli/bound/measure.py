@@ -85,11 +85,11 @@ class Draws(NamedTuple):
     Axis 1 of [B, 2, K]: two independent sets of K evenly spaced times t, each set with one random offset.
     logsnr: λ, [B, 2, K]. loss, error: weighted loss and ‖ε−ε̂‖², summed over dimensions, [B, 2, K].
     below, above: prior term and reconstruction term of the bound, nats, [B].
-    If `draw` gets no Gaussian, the following fields are empty.
+    The following fields are empty if MeasuredNetwork.draw gets no `gaussian`.
     rounded: ‖ε−ε̂‖² of x̂ rounded to the nearest pixel level, [B, 2, K].
-    gaussian: ‖ε−ε̂‖² of the Gaussian's exact denoiser, [B, 2, K]. expected: expectation of `gaussian` over ε, [B, 2, K].
+    gaussian: ‖ε−ε̂‖² of `gaussian`'s exact denoiser, [B, 2, K]. expected: expectation of `gaussian` over ε, [B, 2, K].
     ends: ½ ∫ `expected` dλ from −∞ to the lower limit of λ, and from −∞ to the upper limit, nats, [B, 2].
-    nats: −log p of each image under the Gaussian, [B].
+    nats: −log p of each image under `gaussian`, [B].
     """
 
     logsnr: Tensor
@@ -202,7 +202,7 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(MeasuredNetwork):
-    """A run's network, and the dataset rows to evaluate the network on. Iterating yields batches of images."""
+    """A run's network, and at most `images` dataset rows to evaluate the network on. Iterating yields batches of images."""
 
     trained: TrainedRun
     dataset: Dataset
@@ -227,7 +227,7 @@ class Measurement(MeasuredNetwork):
             yield Images(self.content(rows), labels, rows.tolist())
 
     def draw_all(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
-        """Yield the Draws of each batch of images, and report progress. purpose: key of the random numbers."""
+        """Yield the Draws of each batch of images, and report progress. purpose: name of the random stream."""
         done = 0
         for some in self:
             yield self.draw(some, weighting, schedule, purpose)
@@ -235,7 +235,7 @@ class Measurement(MeasuredNetwork):
             progress(done, self.total, "img")
 
     def content(self, rows: np.ndarray) -> Tensor:
-        """Return the images of dataset rows: pixels, or scaled latents. Each call draws the same latents from the posteriors."""
+        """Return images of dataset rows: pixels, or scaled latents, drawn from the encoder's posteriors, equal in each call."""
         stored = torch.from_numpy(self.dataset.batch(rows))
         space = self.dataset.latent_space
         if space is None:
@@ -251,7 +251,7 @@ class Measurement(MeasuredNetwork):
         spec `name:key=value,…`: schedule by name.
         spec fitted[:CRITERION]: schedule fitted to the run's loss log, for losses with `weighting`.
         spec '': schedule fitted for a low variance of the mean loss with `weighting`.
-        A fitted schedule is uniform if no loss log covers the range of λ.
+        Without a loss log that covers the range of λ, a uniform schedule replaces the fitted schedule.
         """
         name, _, criterion = spec.partition(":")
         if name not in ("", FITTED):
@@ -303,7 +303,7 @@ def open_measurement(
     logsnr_max: float | None = None,
     **options: Any,
 ) -> Measurement:
-    """Open a run and a dataset to evaluate it on.
+    """Open a run, and a dataset to evaluate the run on.
 
     path: run or checkpoint. data: dataset; None: the run's training dataset.
     weights: ema (the run's first average), model (the run's last weights), another average, or a file of 'elbo ema'.
@@ -350,12 +350,12 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     """
     known, config = trained.data, trained.network.config
     if data is None and known.path is None:
-        raise UsageError(f"{trained.path}: names no dataset to evaluate on; name one after the run: RUN DATA.h5")
+        raise UsageError(f"{trained.path}: names no dataset to evaluate on; add a dataset, as in RUN DATA.h5")
     dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
     dataset.check_square()
     check_content(dataset.identity(), known, trained.path)
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
-        raise DataError(f"{dataset.path}: has changed since the run was trained on it; name one after the run: RUN DATA.h5")
+        raise DataError(f"{dataset.path}: has changed since the run was trained on it; add a dataset, as in RUN DATA.h5")
     given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
     expected = config.image_size, config.image_channels, config.num_classes
     if given[:2] != expected[:2] or given[2] > expected[2]:

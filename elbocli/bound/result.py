@@ -25,7 +25,7 @@ class Answer(Record, frozen=True, kw_only=True):
 
 
 class Nats(Record, frozen=True, kw_only=True):
-    """Mean over images of a bound, a term or an estimate of −log p, per image and per dimension.
+    """Mean over images of a bound on −log p, a term of the bound, or an estimate of −log p; per image and per dimension.
 
     Suffix _se: standard error of the field as an estimate of the mean over the whole dataset.
     """

@@ -266,7 +266,7 @@ def launched() -> int:
     name = next((name for name in LAUNCHERS if name in os.environ), "WORLD_SIZE")
     count = os.environ.get(name, "1")
     if not count.isdecimal() or (name != "WORLD_SIZE" and count != "1"):
-        raise UsageError(f"{name} is {count!r}; start several processes with torchrun, which sets WORLD_SIZE to their number")
+        raise UsageError(f"{name} is {count!r}; several processes need their number in WORLD_SIZE; start elbo with torchrun")
     return int(count)
 
 
@@ -406,7 +406,7 @@ def stdin_or_fail(what: str) -> Any:
     Raises click.UsageError if standard input is a terminal.
     """
     if sys.stdin is None or sys.stdin.isatty():
-        raise click.UsageError(f"name {what}, or pipe it to standard input")
+        raise click.UsageError(f"no input; name {what}, or pipe a file to standard input")
     return sys.stdin.buffer
 
 

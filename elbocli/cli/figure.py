@@ -71,7 +71,7 @@ def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dic
 
 
 def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high: float, out: Path) -> None:
-    """Set the range of all λ axes, label the λ axes of the panels `last`, and write the figure to `out`."""
+    """Set all λ axes to low … high, label the λ axes of the panels named in `last`, and write the figure to `out`."""
     from matplotlib import pyplot
 
     for axis in axes.values():
@@ -93,13 +93,13 @@ def level_ticks(axis: Any) -> None:
 
 
 def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
-    """Draw the curve `value` over the λ in `at`, with a band of ± 2 standard errors `se`, [N] each."""
+    """Draw a curve with a band of ± 2 standard errors. at: λ, [N]. value: the curve, [N]. se: standard errors, [N]."""
     axis.fill_between(at, (value - 2 * se).maximum(value / 10), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
     axis.plot(at, value, color=COLORS[0], linewidth=1.5)
 
 
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
-    """Draw densities p(λ) of schedules, by name, at the λ in `at`, with a legend.
+    """Draw schedules' densities over λ, with a legend. densities: name of a schedule → p(λ). at: λ to draw at.
 
     Equal densities share a line. The line of the schedule named FITTED is black.
     """

@@ -37,7 +37,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     otherwise, the standard errors of both results count.
 
     FIRST and OTHER may also be features of 'elbo eval --save-features'. Then Fréchet distances to --ref are compared.
-    Images of equal seed and classes are compared in pairs, which often shows smaller differences.
+    Images of equal seed and classes are compared in pairs, which often finds smaller differences.
 
     Results must have equal extractor, reference, number of images, preprocessing, protocol and options of metrics. Each
     interval has a confidence of 95 %: of twenty equal pairs, one looks different.

@@ -17,7 +17,7 @@ from elbocli.evaluate.result import EvalResult, numbers, refuse, shared
 from elbocli.files.features import read_features
 from elbocli.files.records import Record, stored
 
-ALIKE = "such scores are not comparable; score both with the same settings"
+ALIKE = "such scores are not comparable; score both files with the same settings"
 
 
 class Difference(Record, frozen=True, kw_only=True):
@@ -111,11 +111,11 @@ def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
 
 
 def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], dict[str, Any]]:
-    """Compare the Fréchet distances of saved features with the distance of the first file.
+    """Compare each file's Fréchet distance to a reference with the first file's distance.
 
-    paths: features saved by `elbo eval --save-features`. ref: statistics or features that the distances refer to.
-    Returns: comparison of each further file, paired by image if seeds and classes are equal; settings and digests of all files.
-    Raises DataError: files are not comparable. Raises UsageError: the reference holds images.
+    paths: features saved by `elbo eval --save-features`. ref: statistics or features of the reference.
+    Returns: comparison of each further file, paired by image if seeds and classes are equal; common settings and digests.
+    Raises DataError: files are not comparable. Raises UsageError: the reference holds only images.
     """
     with contextlib.ExitStack() as stack:
         reference = open_reference(ref, stack)
@@ -132,7 +132,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         n, width = values.shape
         if width != reference.width or 1 in (n, reference.n):
             sizes = f"{n} images x {width} features, and {ref} has {reference.n or 'any number of'} images x {reference.width}"
-            raise DataError(f"{path}: {sizes}; both need the same extractor, and at least 2 images")
+            raise DataError(f"{path}: {sizes}; both files need the same extractor, and at least 2 images")
         own, moments = {"n_samples": n, **fingerprint(saved.about)}, FeatureMoments.of(values)
         refuse(own, fingerprint(reference.about), path, ref, ALIKE)
         distance, moved = frechet_distance(moments, points), influence(values, moments, points)

@@ -46,9 +46,9 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 def roughness(at: Tensor, bend: float) -> Tensor:
-    """Return the roughness penalty K, [B, B]: fᵀKf ≈ ∫ (f″²/bend + f′²/TILT) dλ for the values f of a function at `at`.
+    """Return the matrix K, [B, B], of the roughness penalty fᵀKf of a curve's values f at `at`.
 
-    at: rising λ, [B], float64. bend: prior variance of changes in f′ per unit of λ.
+    fᵀKf ≈ ∫ (f″²/bend + f′²/TILT) dλ. at: rising λ, [B], float64. bend: prior variance of changes in f′ per unit of λ.
     """
     # The term in f′² keeps the curve flat far from any observation.
     step = at.diff()
@@ -119,7 +119,7 @@ def bin_middles(edges: Tensor) -> Tensor:
 
 
 class BinSums:
-    """Accumulator of errors in equal bins of λ. values: count, sum, and sum of squares, [3, bins], float64."""
+    """Sums of errors in equal bins of λ. values: number, sum and sum of squares of a bin's errors, [3, bins], float64."""
 
     def __init__(self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu"):
         self.low, self.width, self.bins = low, (high - low) / bins, bins
@@ -192,7 +192,7 @@ class ErrorMoments:
         return ErrorMoments(self.edges, self.count, mean, mean.square() * (1 + spread))
 
     def filled(self) -> ErrorMoments:
-        """Return a copy with smoothed values in bins with fewer than two measured errors. Raises DataError if no bin has two."""
+        """Return a copy with smoothed values for bins of fewer than two errors. Raises DataError if no bin has two errors."""
         known, seen = self.smoothed, self.seen
         return ErrorMoments(self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second))
 
@@ -206,7 +206,7 @@ def fine_levels(edges: Tensor) -> Tensor:
 def check_floor(floor: float) -> None:
     """Raise UsageError unless LEAST_FLOOR ≤ floor ≤ 1."""
     if not LEAST_FLOOR <= floor <= 1:
-        raise UsageError(f"floor is {floor:g}; it must be from {LEAST_FLOOR:g} to 1")
+        raise UsageError(f"floor is {floor:g}; choose a floor from {LEAST_FLOOR:g} to 1")
 
 
 def fit_schedule(
@@ -219,7 +219,7 @@ def fit_schedule(
 ) -> Schedule:
     """Return the schedule with density proportional to weighting × criterion in each bin.
 
-    criterion: a name in CRITERIA.
+    moments: measured errors. criterion: function of a bin's errors, a name in CRITERIA.
     floor: smallest density, as a fraction of the uniform density.
     base: name of the new schedule. least: least possible error of a denoiser, [bins], for the criterion `excess`.
     Raises UsageError for an unknown criterion, a missing `least`, or a floor outside [LEAST_FLOOR, 1].
@@ -233,8 +233,8 @@ def fit_schedule(
 def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01, base: str = "fitted") -> Schedule:
     """Return the schedule with density proportional to weighting × score in each bin.
 
-    score: [bins]. floor: smallest density, as a fraction of the uniform density. base: name of the new schedule.
-    Raises UsageError for a floor outside [LEAST_FLOOR, 1].
+    edges: limits of the bins, [bins + 1]. score: criterion of each bin, [bins]. base: name of the new schedule.
+    floor: smallest density, as a fraction of the uniform density. Raises UsageError for a floor outside [LEAST_FLOOR, 1].
     Raises DataError if weighting × score is zero or not finite.
     """
     check_floor(floor)
@@ -259,9 +259,9 @@ def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
 def loss_variance(
     moments: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
 ) -> tuple[float, float]:
-    """Return the predicted variance of a batch's mean loss, times the batch size, divided by the squared loss.
+    """Predict batch size × variance of a batch's mean loss / squared loss.
 
-    density: density p(λ) of the draws. batch: number of examples in a batch; None: the limit of large batches.
+    density: density p(λ) of the noise levels drawn. batch: number of examples in a batch; None: the limit of large batches.
     Returns (variance for independent t, variance for low-discrepancy t); infinite if p is zero where the weighting is not.
     """
     # With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1, and low-discrepancy t ∫ w² Var[e]/p / (∫ w E[e])²
@@ -334,7 +334,7 @@ class AdaptiveSchedule:
         return ErrorMoments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
-        """Return the current schedule, uniform in λ until a bin has two measured errors. floor: least / uniform density."""
+        """Return the current schedule, uniform in λ until a bin has two measured errors. floor: smallest / uniform density."""
         known = self.moments()
         if not bool(known.seen.any()):
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
@@ -344,7 +344,7 @@ class AdaptiveSchedule:
 def refuse_adaptive(weighting: Weighting) -> None:
     """Raise UsageError for the learned weighting, which needs a fixed schedule."""
     if weighting.learned:
-        raise UsageError(f"weighting '{LEARNED}' can't have schedule 'adaptive'; choose a fixed one such as edm:mean=-0.4,std=1")
+        raise UsageError(f"weighting '{LEARNED}' needs a fixed schedule, not 'adaptive'; choose for example edm:mean=-0.4,std=1")
 
 
 def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:

@@ -1,7 +1,7 @@
 """Terms of the variational bound, likelihood by the probability-flow ODE, and a Gaussian model of the data.
 
 −log p(x) ≤ KL(q(z₁|x) ‖ N(0,I)) + E[−log p(x|z₀)] + ½ ∫ E‖ε−ε̂‖² dλ, all in nats, summed over dimensions.
-L(t;x): bound for data noised to time t; it is the first term plus the integral up to λ_t.
+L(t;x): bound for data noised to time t: the KL term plus the integral up to λ_t.
 Source: Kingma et al. 2021 (VDM), eq. 11 to 17; Kingma & Gao 2023, sec. 3 and appendix A.
 """
 
@@ -74,14 +74,14 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
 def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
     """Return the sum of `values` in each bin of λ, [.., bins].
 
-    values, logsnr: [.., K]. edges: limits of the bins, [bins + 1].
+    values: [.., K]. logsnr: λ of each value, [.., K]. edges: limits of the bins, [bins + 1].
     """
     found = torch.zeros(*values.shape[:-1], len(edges) - 1, dtype=values.dtype)
     return found.scatter_add_(-1, cell_of(logsnr, edges), values)
 
 
 class Augmented:
-    """Measure −dw(λ) on noise levels: the weighted loss L_w is an integral of bounds over this measure.
+    """The measure −dw(λ) on noise levels; an integral of bounds over the measure is the weighted loss L_w.
 
     L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x), where L(λ;x) is the bound for data noised to λ.
     low, high: λmin and λmax.

@@ -148,7 +148,7 @@ class StreamingFeatureMoments:
 
 
 class PairedMoments:
-    """Accumulator of two independent estimates of a vector per image; separates noise from variance between images."""
+    """Accumulator of pairs, two independent estimates of an image's vector; tells noise from variance between images."""
 
     def __init__(self) -> None:
         self._means, self._noise, self._least = StreamingFeatureMoments(), 0.0, 0.0
@@ -344,10 +344,10 @@ def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> 
 
 
 def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
-    """Return the Fréchet distance extrapolated to infinitely many samples, and the remaining absolute bias.
+    """Return the Fréchet distance extrapolated to infinitely many samples, and an estimate of the bias left, ≥ 0.
 
     parts: FeatureMoments of random subsets of the samples; an even number of subsets, of equal size.
-    Source: line in 1/N: Chong & Forsyth 2020 (arXiv:1911.07023); points (all samples, and all but one part): Quenouille 1956.
+    Source: Chong & Forsyth 2020 (arXiv:1911.07023) for a line in 1/N; Quenouille 1956 for leaving out a subset at a time.
     """
     # The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
     # mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves

@@ -83,9 +83,9 @@ class FineSolution:
         return found
 
     def errors(self, sampler: Sampler, grid: list[float]) -> list[float]:
-        """Return each step's root-mean-square local error, times its estimated growth until the data.
+        """Return each step's root-mean-square local error, times the factor by which the error grows in later steps.
 
-        Growth: α^−½ at the step's end. grid: rising λ at which the steps start; the last step ends at clean data.
+        Factor: estimated as α^−½ at the step's end. grid: rising λ at which the steps start; the last step ends at clean data.
         """
         # α^−½ estimates how much an error grows until the data: it is the geometric mean of 1, which fits z = αx + σε, and 1/α,
         # which fits y = z/α. On mixtures with exact denoisers, α^−½ gave smaller final errors than 1, 1/α or measured growth.
@@ -93,7 +93,7 @@ class FineSolution:
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
 
     def final_error(self, sampler: Sampler, grid: list[float]) -> float:
-        """Return the root-mean-square error of the data when the sampler has taken all steps of the grid."""
+        """Return the root mean square of the sampler's data minus this solution's data, after all steps of the grid."""
         return rms(walk(sampler, self.points[0], [*grid, math.inf], self.denoise, no_noise) - self.end)
 
 
@@ -106,7 +106,7 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     """Return a function that estimates the errors of ancestral steps from a loss log alone.
 
     moments: means of ‖ε−ε̂‖²/D in bins of λ, from the loss log.
-    Returns: function: rising λ at which steps start → variance of the data, per dimension, lost by each step.
+    Returns: a StepErrors; a step's error is the variance that the data lose by the step, per dimension.
     """
     # Given z the step's mean is exact, but the step uses x̂ for x: in y = z/α it leaves out c² E Var[x | z], with
     # c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'
@@ -161,7 +161,7 @@ def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> Eq
 
     start: λ of the initial grid, rising; the first λ stays fixed.
     high: upper limit of the last λ.
-    Returns: the grid of the least spread.
+    Returns: the grid with the least `spread` of all grids tried.
     """
     grid, best = start, None
     for count in range(1, ROUNDS + 1):

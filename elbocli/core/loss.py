@@ -34,7 +34,7 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """Coefficients of a batch, named as in prediction.Coefficients.
+    """Coefficients of a batch, with the meanings in prediction.Coefficients.
 
     alpha, sigma, a, b, c_in: [B, 1, 1, 1], to broadcast over images.
     eps_factor: [B], ratio of ‖ε−ε̂‖² to ‖target−out‖². logsnr: [B].
@@ -77,7 +77,7 @@ def step_coefficients(
 
 
 def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
-    """Return a network's output for z [B, C, …], after checking its shape.
+    """Check the shape of a network's output for z [B, C, …], and return the output.
 
     variance: also accept [B, 2C, …], the prediction followed by a learned variance.
     Raises UsageError unless the output is a tensor of an accepted shape.
@@ -106,7 +106,7 @@ def denoising_losses(
     labels: passed to the network unchanged.
     logsnr: [B], float64, on the CPU.
     send: function that moves a tensor to the device of the batch.
-    Raises UsageError if the shape of the network's output is not that of x.
+    Raises UsageError if the network's output and x differ in shape.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     c = step_coefficients(logsnr, weighting, schedule, prediction, send, dtype, x.dim() - 1)

@@ -56,7 +56,7 @@ def nearest(
     # Blocks of squared distances are matrix products. The few candidates are measured again as norms of differences, rounded to
     # float32, so that distances that are equal in exact arithmetic, as of copied images, compare as equal.
     if len(points) < k + others:
-        raise ValueError(f"{len(points)} points are too few for {k} neighbours; give at least {k + others}")
+        raise ValueError(f"{len(points)} points are too few for {k} neighbours; give at least {k + others} points")
     most = min(k + SPARE, len(points) - others)
     values = torch.full((len(queries), most), torch.inf, device=device, dtype=torch.float64)
     which = torch.zeros(len(queries), most, device=device, dtype=torch.int64)
@@ -86,7 +86,7 @@ def nearest(
 def within(
     queries: Tensor, points: Tensor, reach: Tensor, own_reach: Tensor | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield pairs of a query and a near point: query indices, point indices, float32 distances, [P] each, on the CPU.
+    """Yield P pairs (query, near point) at a time: query indices, point indices, float32 distances, [P] each, on the CPU.
 
     reach: radius of each point, [M]. own_reach: radius of each query, [N]; None: queries have no radius.
     Yields every pair whose distance is within the point's or the query's radius, and through rounding a few pairs just beyond.

@@ -28,12 +28,12 @@ TILE = {"cpu": 2**16, "cuda": 2**24}  # pairs (noised source, image) at a time; 
 
 
 class LeastErrors:
-    """Accumulator of the least possible error of denoising source images, by sums over all images of a set.
+    """Sums over a set of images, which give the least possible error of denoising source images.
 
     source: images to be noised, float64 [S, D].
     eps: H noises per source, float64 [S, H, D].
-    logsnr: λ of each noise, rising along L, [S, H, L].
-    labels: classes of the sources, [S], for a second error, among images of the source's class alone; None: no second error.
+    logsnr: L levels λ per noise, in rising order, [S, H, L].
+    labels: classes of the sources, [S], for a second error, on the images of the source's class alone; None: no second error.
     unit: factor from the given images to x, such as 1/127.5 for pixel values.
     """
 
@@ -74,9 +74,9 @@ class LeastErrors:
             self._sum(part, along[part], distance[part, None], mates[part, None].double())
 
     def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:
-        """Add images' weights, and weights times distances, to the sums of the sources `rows`.
+        """Add each image's weight (the source's is 1), and weight times distance, to the sums.
 
-        along: ε·(x_i − x_s), [s, H, J]. distance: ‖x_i − x_s‖², [s, 1, J]. mates: 1 for images of the source's class, else 0.
+        rows: s sources. along: ε·(x_i − x_s), [s, H, J]. distance: ‖x_i − x_s‖², [s, 1, J]. mates: 1 in the source's class, or 0.
         """
         near = distance * mates
         for level in range(self.logsnr.shape[2]):
@@ -105,7 +105,7 @@ class LeastErrors:
         return 0.5 * self.logsnr.exp() * distance / (1 + stands_for * self._weight)
 
     def squares(self) -> Tensor:
-        """Return the approximate mean square of `values` over ε at high λ, from each source's nearest image only."""
+        """Return the approximate mean of `values`² over ε, of the same shape. Only the nearest image counts, as at high λ."""
         # (½ e^λ b)² Φ(−δ/2), as derived above, with b of the nearest image and δ² = e^λ b.
         nearest = (self._nearest * self.unit**2)[:, :, None, None]
         apart = (0.5 * self.logsnr).exp() * nearest.sqrt()
@@ -170,6 +170,6 @@ def verdict(low: float, high: float) -> str:
 
 
 def excess_by_bin(moments: ErrorMoments, least: Tensor, least_se: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean error minus least possible error, and the difference's standard error, [bins]; NaN for less than 2 errors."""
+    """Return mean error minus least possible error, and its standard error, [bins]; NaN in bins with fewer than 2 errors."""
     value = (moments.mean - least).where(moments.seen, torch.nan)
     return value, torch.hypot(moments.mean_se, least_se)

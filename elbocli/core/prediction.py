@@ -2,7 +2,7 @@
 
 Variance preserving: α² = sigmoid(λ), σ² = sigmoid(−λ).
 
-Every prediction is linear in data and noise: target = a·x + b·ε. With d = αb − σa:
+Every prediction is linear in data and noise: target = a·x + b·ε. With d = αb − σa, and the network's output out:
   x̂ = (b·z − σ·out)/d,   ε̂ = (α·out − a·z)/d,   ‖ε−ε̂‖² = (α/d)² ‖target−out‖².
 Source: Kingma & Gao 2023, appendix on parameterizations; Karras et al. 2022, table 1, for `edm`.
 """

@@ -74,7 +74,7 @@ class Declaration:
         for own in (word, self.parameters_known_as.get(word.lower(), word.lower())):
             if own in self.params:
                 return own
-        raise UsageError(f"{self.name} has no parameter {word!r}; use only the parameters of {self.spec}")
+        raise UsageError(f"{self.name} has no parameter {word!r}; it has {', '.join(self.params) or 'no parameters'}")
 
     @property
     def spec(self) -> str:
@@ -152,7 +152,7 @@ class Registry(dict[str, Declaration]):
         positive: parameters that must be above 0.
         within: parameter → (least, greatest) value.
         traits: `traits` of the Declaration, in a registry whose own `traits` is None.
-        known_as: other names of exactly the same function: `name`, or `name:key=value,…` with the values that the name implies.
+        known_as: aliases as `ALIAS`, or `ALIAS:key=value,…` for an alias that sets these parameters.
         parameters_known_as: other name in lower case → parameter.
         params: default values of further parameters, and values of the fields of the registry's class `traits`.
         Raises UsageError if the name is taken.

@@ -68,8 +68,7 @@ class SamplerTraits(NamedTuple):
     """Properties of a sampler.
 
     grid, steps: default schedule of the noise levels, and default number of steps.
-    presets: published settings by name.
-    learned: whether the denoiser must be a DenoiseWithVariance.
+    presets: published settings by name. learned: whether the denoiser must be a DenoiseWithVariance.
     ancestral: whether steps draw from q(z' | z, x̂).
     """
 
@@ -216,7 +215,7 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
 def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0):
     """Make a second-order step of Heun's method, after adding noise if s_churn > 0.
 
-    s_churn: relative growth of σ_edm by added noise, divided evenly among all steps from noise to data.
+    s_churn: relative growth of σ_edm by added noise, summed over all steps from noise to data; at most √2 − 1 in a step.
     s_min, s_max: noise is added only in steps with s_min ≤ σ_edm ≤ s_max.
     s_noise: factor on the added noise's standard deviation.
     """
@@ -271,7 +270,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
 
 def no_noise() -> NoReturn:
     """Raise UsageError. For use as the argument `noise` of samplers that must not draw noise."""
-    raise UsageError("can't use a sampler that adds noise; use dpmpp-2m or heun with s_churn=0 (in 'elbo grid', also ddpm)")
+    raise UsageError("the sampler adds noise, but must not; use dpmpp-2m, or heun with s_churn=0 (in 'elbo grid', also ddpm)")
 
 
 def walk(

@@ -57,7 +57,7 @@ def timesteps(schedule, steps):
     known_as=["ddim"],
 )
 def stride(schedule, steps):
-    """Return λ at timesteps 0, k, 2k, …, `steps` in all. Raises UsageError: no k gives `steps` timesteps."""
+    """Return λ at timesteps 0, k, 2k, … with the least k that gives `steps` timesteps. Raises UsageError: no k does."""
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
@@ -177,7 +177,7 @@ class Guidance:
     strong: network output with the class.
     weak: network output without the class, or output of a worse network (autoguidance).
     scale: 1: no guidance; 0: only the weak output. channels: number of leading channels to guide; 0: all channels.
-    Raises UsageError: the interval is empty.
+    low, high: interval of λ. Raises UsageError: the interval is empty.
     Source: Ho & Salimans 2022; Karras et al. 2024 for autoguidance; Kynkäänniemi et al. 2024 for the interval.
     """
 
@@ -241,7 +241,7 @@ class Noise:
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices):
-        """Return a function. Each call of the function returns the next noise of the images `indices`, float32 [N, H, W, C]."""
+        """Return a function that returns first start noise, then noise of steps, for images `indices`, float32 [N, H, W, C]."""
         from elbocli.core.streams import walk_noise
 
         return walk_noise(self.seed, indices, self.shape)
@@ -277,7 +277,7 @@ class EdmNoise(Noise):
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
 
     def walk(self, indices):
-        """Return a function. Each call of the function returns the next noise of the images `indices`, float32 [N, H, W, C]."""
+        """Return a function that returns first start noise, then noise of steps, for images `indices`, float32 [N, H, W, C]."""
         import torch
 
         begun = [self._begun(index) for index in indices]
@@ -322,6 +322,6 @@ def schedule_of_levels(levels: list[float]) -> Schedule:
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Return the purpose of a grid of noise levels, such as 'heun, 18 steps, guidance 2'."""
+    """Return a text on what a grid of noise levels is made for, such as 'heun, 18 steps, guidance 2'."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

@@ -1,4 +1,4 @@
-"""Noise schedules, and level codes, the functions of λ that networks take as input.
+"""Noise schedules; and level codes: functions of λ that networks take as input.
 
 Schedule: a float64 curve λ(t), shifted in λ, then truncated to a range of λ.
 Training draws noise levels from a schedule. The weighted loss doesn't depend on the schedule (arXiv:2303.00848 sec. 3).
@@ -208,7 +208,7 @@ def parse_schedule(
 def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
     """Return a piecewise linear schedule that draws λ from each bin with a given probability.
 
-    edges: bin boundaries, rising λ, [B + 1]. shares: relative probabilities of the bins, [B].
+    edges: bin boundaries, rising λ, [B + 1]. shares: relative probabilities of the bins, [B]. name: of the new schedule.
     """
     import torch
 

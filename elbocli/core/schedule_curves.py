@@ -90,7 +90,7 @@ class Steps:
         self.level, self.time = logsnr[kept].flip(0), time[kept].flip(0)  # λ rising, t falling
         if len(self.level) < 2 or not rises(self.level):
             raise UsageError(
-                f"logsnr must fall, and be within ±{LIMIT:g} at 2 timesteps or more, found {len(self.level)}; choose other betas"
+                f"{len(self.level)} timesteps have logsnr within ±{LIMIT:g}, expected 2 or more that fall; choose other betas"
             )
         self.support = (float(self.level[0]), float(self.level[-1]))
         self.chord = self.time.diff() / self.level.diff()
@@ -151,13 +151,13 @@ def steps_of(betas, start, end, count):
     import torch
 
     if count != int(count):
-        raise UsageError(f"count is {count:g}; it must be a whole number of timesteps")
+        raise UsageError(f"count is {count:g}, expected a whole number of timesteps")
     with torch.device("cpu"):  # callers may build a network on the meta device
         return Steps(logsnr_of_betas(BETAS[betas].make(start, end, int(count))))
 
 
 class Moved:
-    """Schedule curve shifted by `by` in λ."""
+    """Schedule curve λ(t) + by, made from the curve λ(t)."""
 
     def __init__(self, curve, by):
         self.curve, self.by = curve, by
@@ -174,7 +174,7 @@ class Moved:
 
 SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
-"""Decorator for a class or function that makes a ScheduleCurve. Its float arguments are the keys of SPECs NAME:key=value."""
+"""Decorator of a function or class that makes a ScheduleCurve from floats, the keys in its SPEC NAME:key=value."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}  # parameter in EDM's code → parameter in elbo
 NORMAL_WORDS = {**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"}
 

@@ -21,7 +21,7 @@ TWO_THREADS = 1 << 20  # least number of normal numbers that two threads draw so
 
 
 class Stream:
-    """Random numbers of one (seed, purpose). `at(index)` starts an independent sequence for each index."""
+    """Random numbers of one seed and one purpose, any text. `at(index)` starts an independent sequence for each index."""
 
     def __init__(self, seed: int, purpose: str):
         self._of = seed, purpose
@@ -32,7 +32,7 @@ class Stream:
         self._generator = np.random.Generator(self._bits)
 
     def at(self, index: int) -> np.random.Generator:
-        """Return a NumPy generator at the start of random sequence number `index`. The next call of a method resets it."""
+        """Return a NumPy generator at the start of random sequence number `index`. Any later call resets the generator."""
         self._state["state"]["counter"][:] = (0, 0, index, 0)
         self._state["buffer_pos"] = 4
         self._state["has_uint32"] = 0

@@ -40,7 +40,7 @@ MAX_STD = 1 / math.sqrt(12)  # relative standard deviation of t^γ at γ = 0; wi
     within={"beta": (0, math.nextafter(1, 0))},
 )
 def decay(step, images_seen, batch, beta=0.9999):
-    """Return β: `beta`, but during the first updates at most (1 + step)/(10 + step)."""
+    """Return the factor β of a moving average at update `step`: `beta`, or (1 + step)/(10 + step) if smaller."""
     return min(beta, (1 + step) / (10 + step))
 
 
@@ -52,7 +52,7 @@ def decay(step, images_seen, batch, beta=0.9999):
     within={"ramp": (0, math.inf)},
 )
 def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
-    """Return the β of a half-life of `images` images, limited to `ramp` times the images seen (ramp 0: no limit)."""
+    """Return the β whose half-life, in images, is `images`, or `ramp` × the images seen before if smaller; ramp 0: `images`."""
     half = min(images, ramp * (images_seen - batch)) if ramp else images
     return 0.5 ** (batch / half) if half > 0 else 0.0
 
@@ -65,7 +65,7 @@ def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
 def power(step, images_seen, batch, std=0.05):
-    """Return the β of an average that weights update t by t^γ. std: standard deviation of this profile on [0, 1]."""
+    """Return the β of an average that weights update t by t^γ. std: standard deviation of a density ∝ t^γ on [0, 1]."""
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
@@ -116,7 +116,7 @@ def parse_average(text: str | float) -> Average:
     """Parse the SPEC or the name of an average.
 
     text: SPEC, such as `0.9999` or `halflife:images=50e6`, or name, such as `ema-0.9999`.
-    Raises UsageError: when the text is neither.
+    Raises UsageError: when `text` is no SPEC and no name.
     """
     words = str(text).strip()
     if words.startswith(PREFIX):
@@ -139,7 +139,7 @@ def _of_name(name: str) -> Average:
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Return the SPECs, with all parameters, of one or several averages. Raises UsageError for invalid or repeated averages."""
+    """Return the SPECs, with all parameters, of an average or several averages. UsageError: invalid or repeated average."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
@@ -218,7 +218,7 @@ def std(mean, second, least):
 def excess(mean, second, least):
     if least is None:
         raise UsageError(
-            "criterion 'excess' needs the least possible error; write it by 'elbo optimum' to FILE, and add --optimum FILE"
+            "criterion 'excess' needs the least possible error; write the error to FILE by 'elbo optimum', and add --optimum FILE"
         )
     return (mean - least).clamp(min=0)
 
@@ -230,7 +230,7 @@ RIDGE = 1e-10  # penalty on squared coefficients: coefficients in the thousands 
 
 
 class Profile(NamedTuple):
-    """Profile of a power average: weights ∝ t^gamma for t from 0 to `step`."""
+    """Profile of a power average: update t, from 0 to `step`, has a weight ∝ t^gamma."""
 
     gamma: float
     step: float

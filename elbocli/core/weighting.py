@@ -132,7 +132,7 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaratio
 
 @dataclass(frozen=True)
 class ScheduleDensity:
-    """Weighting of an unweighted ε loss: the density of a schedule, untruncated and scaled to a peak of 1."""
+    """Weighting that the plain ε loss has under a schedule: the schedule's density, untruncated and scaled to a peak of 1."""
 
     schedule: Schedule
 
@@ -309,7 +309,7 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes only 'monotone'; omit the rest, or write a schedule's parameters after its name")
+        raise UsageError(f"{text!r} takes only 'monotone'; omit other parameters (of a schedule: schedule:NAME:KEY=VALUE)")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 

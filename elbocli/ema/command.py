@@ -53,14 +53,14 @@ def ema(run: Path, std: float, at: int | None, out: Path) -> None:
 
 
 WARN, REFUSE = 0.1, 0.5  # residuals above which elbo warns, and above which elbo refuses; 0: exact average
-REMEDY = "choose --std between the stored averages' and .2, or train with a smaller --snapshot-every"
+REMEDY = "choose --std between the std of the stored averages and 0.2, or train with a smaller --snapshot-every"
 
 
 def make_average(path: Path, std: float, out: Path, at: int | None = None, command: str = "") -> dict[str, Any]:
-    """Write an average of a run's weights, power:std=STD, to `out`; return a description of the average.
+    """Write the average power:std=STD of a run's weights to `out`; return a description of the average.
 
-    at: step of the last snapshot in the average; None: the newest snapshot. command: command line to record.
-    Raises UsageError: `out` exists, or no snapshot at that step. Raises DataError: the snapshots don't suffice.
+    std: STD. at: step of the last snapshot in the average; None: the newest snapshot. command: command line to record.
+    Raises UsageError: no snapshot at step `at`. Raises DataError: the snapshots don't suffice.
     Raises FormatError: not a run, or snapshots of another network.
     """
     import torch
@@ -83,10 +83,10 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         if average.stored
     ]
     if not parts:
-        raise DataError(f"{path}: no snapshots of power averages; train with --snapshot-every STEPS")
+        raise DataError(f"{path}: no snapshots of power averages{f' up to --at {at}' if at else ''}; train with --snapshot-every")
     last, _, last_file = parts[-1]
     if at not in (None, last.step):
-        raise UsageError(f"--at {at}: no snapshot at this step; choose {last.step}, the last snapshot before ({last.path})")
+        raise UsageError(f"--at {at}: {path} has no snapshot at this step; choose {last.step}, the last snapshot before {at}")
     layout = last_file.layout
     if strange := [str(snapshot.path) for snapshot, _, file in parts if file.layout != layout]:
         raise FormatError(f"{strange[0]}: has another network than {last.path}; move this snapshot out of the run")

@@ -112,7 +112,7 @@ def extract_features(
     check: Callable[[dict[str, Tensor], FeatureSource], None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
-    """Extract a source's features on all ranks, and set `source.features` on rank 0; do nothing if that is done.
+    """Extract a source's features on all ranks, and set `source.features` on rank 0. Does nothing if `source.extracted`.
 
     extractor: None if the source has no images.
     batch: number of images at a time, on each rank.

@@ -22,7 +22,7 @@ from elbocli.nn.extractors import STRICT
 
 SD = "_sd"  # suffix of the names of standard deviations over repeats
 Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
-"""Key of metadata whose value is unexpected → [value, expected value]."""
+"""Key of metadata → [value, expected value]; only for values that are not as expected."""
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]  # a number whose square is within float64 range
 ENOUGH = 10_000  # below this number of images, reports and warnings say that a score comes from few images
 KEYS = ("n_samples", "extractor")  # keys by which a file is recognised as a result of `elbo eval`
@@ -49,7 +49,7 @@ class Facts(Record, frozen=True, kw_only=True):
     n_ref_images: number of images in the reference file besides statistics, if a metric used these images.
     fewest_of_a_class, most_of_a_class: number of images in the smallest class, and in the largest class.
     made: how the samples were drawn, as recorded in the samples' file.
-    options: options of the metrics.
+    options, seed: options of the metrics, and seed of their random draws.
     mismatch: metadata in which samples and reference differ.
     deviates: settings in which the evaluation differs from the protocol.
     held_out: file of held-out images.
@@ -160,7 +160,7 @@ class EvalResult(Record, frozen=True):
         return Estimate(value, error and error.value)
 
     def named(self) -> dict[str, Value]:
-        """Return all scores and standard deviations by name in the JSON."""
+        """Return all scores and standard deviations: name in the JSON → value."""
         found: dict[str, Value] = {}
         for score in self.scores:
             for end, value in {"": score.value, SD: score.sd}.items():
@@ -241,7 +241,7 @@ def refuse(
     kind: class of the error.
     """
     if pairs := mismatches(mine, theirs):
-        told = "; ".join(f"{key} is {one}, that of {other} {another}" for key, (one, another) in pairs.items())
+        told = "; ".join(f"{key} is {one}, but {another} for {other}" for key, (one, another) in pairs.items())
         raise kind(f"{where}: {told}: {then}")
 
 
@@ -284,7 +284,7 @@ def score_card(result: EvalResult) -> str:
 
 
 def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -> str:
-    """Render a Jinja template; in .html templates, values are escaped. filters: functions by name."""
+    """Render a Jinja template; in .html, values are escaped. filters, values: functions and variables of the template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     how: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "undefined": StrictUndefined}

@@ -44,7 +44,7 @@ from elbocli.version import __version__
 
 
 class Sides(NamedTuple):
-    """Opened files of an evaluation. samples: one source of features for each repeat."""
+    """Opened files of an evaluation. samples: a source per repeat. held_out: images that the model was not trained on."""
 
     samples: list[FeatureSource]
     reference: FeatureSource | None
@@ -79,7 +79,7 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
         images = [side for side in sides.every if side.statistics is None or compares_images(settings)]
         extractor = _extractor(settings, images, world)
         if extractor is not None:
-            log.info("extracting features with %s on %s, in %s", extractor.name, world.device, settings.precision)
+            log.info("extracting features with %s on %s, in %s precision", extractor.name, world.device, settings.precision)
         result = score(sides, settings, extractor, world, spatial)
     if result is not None:
         for source in sides.samples:
@@ -121,7 +121,7 @@ def check_extraction(
 ) -> list[Pairs]:
     """Record the extractor in all sources, and return the differences between samples and reference, as `check_alike` does.
 
-    Raises DataError and UsageError: the sources don't fit each other or the metrics.
+    spatial: as in `score`. Raises DataError, UsageError: the sources don't fit each other or the metrics.
     """
     for source in sides.every:
         about = source.about
@@ -144,7 +144,7 @@ def extract(
     world: World,
     spatial: Sequence[str] = (),
 ) -> None:
-    """Extract the features of some of the opened files, with those that the metrics need. Other arguments: as of `score`."""
+    """Extract features of `sources`, some of the opened files; keep what the metrics need. Other arguments: as in `score`."""
     compares = compares_images(settings)
     needed = settings.needing(Need.REFERENCE) or compares or settings.save_features
     logits = settings.needing(Need.LOGITS) or settings.save_features
@@ -174,8 +174,7 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     """Check that the files suffice for the metrics, and return the settings.
 
     Returns: the settings; without --ref, but with --save-stats or --save-features, metrics that need --ref are removed.
-    Raises UsageError: for metrics that lack an input.
-    Raises DataError: for too few images.
+    Raises UsageError: for metrics that lack an input. Raises DataError: for too few images.
     """
     samples, reference, held_out = sides
     if reference is None and (settings.save_stats or settings.save_features):
@@ -205,9 +204,9 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
             if side and side.n < needed and (side.n or not side.statistics):
                 raise DataError(f"{side.name}: has {side.n} images; --metrics {name} needs at least {needed}; add images")
     if settings.save_stats is not None and samples[0].n < 2:
-        raise DataError(f"{samples[0].name}: has one image; statistics need at least 2; add images")
+        raise DataError(f"{samples[0].name}: has one image; --save-stats needs at least 2; add images")
     if len(samples) > 1 and any((settings.save_stats, settings.save_features, settings.neighbours)):
-        raise UsageError(f"--save-stats, --save-features and --neighbours take one set of samples; name 1, not {len(samples)}")
+        raise UsageError(f"--save-stats, --save-features and --neighbours take 1 set of samples, not {len(samples)}; name 1 set")
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
@@ -398,7 +397,8 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
     facts = result.repeats[0].facts
     if few and (facts.n_samples or 0) < ENOUGH:
-        log.warning("%s: %s images; below %s, scores depend on the number: %s", facts.samples, facts.n_samples, ENOUGH, few)
+        said = "%s: has %s images; with fewer than %s, scores depend on the number of images: %s"
+        log.warning(said, facts.samples, facts.n_samples, ENOUGH, few)
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))

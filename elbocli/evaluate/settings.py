@@ -24,7 +24,7 @@ class EvalSettings:
     held_out: file of images like the reference's that the model was not trained on; None: no such images.
     neighbours: file for a picture of samples beside the closest reference images; None: no picture.
     protocol: name in PROTOCOLS; '': no protocol.
-    precision: precision of the extractor.
+    precision: number format of the extractor, such as 'fp32'.
     """
 
     metrics: Mapping[str, Any] = field(default_factory=lambda: asked(("fid", "is")))
@@ -113,7 +113,7 @@ def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any
     """Return the fields protocol, metrics and extractor of EvalSettings.
 
     name: protocol; '': no protocol.
-    given: the user's options by name; they replace the protocol's options.
+    given: the user's options by name; the user's options replace the protocol's options.
     seed: seed of the metrics.
     """
     protocol = PROTOCOLS.get(name, USUAL)

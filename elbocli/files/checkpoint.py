@@ -46,7 +46,7 @@ class RunData(Record, frozen=True):
     """Description of a run's dataset.
 
     path: dataset file, as typed by the user.
-    from_run: path of the dataset file relative to the run's folder.
+    from_run: path of the dataset file relative to the run's folder. payload_sha256: digest of the images.
     crop, filter: names of the crop and the resampling filter of the images.
     more: further attributes; for latents, the latent space.
     """
@@ -72,9 +72,9 @@ class RunData(Record, frozen=True):
 
 
 class SourceFacts(Record, frozen=True):
-    """Checkpoint of another program from which a run was imported.
+    """Origin of an imported run: a checkpoint of another program.
 
-    format: name of the checkpoint's format. file: name of the checkpoint file. notes: warnings of the import.
+    format: name of the checkpoint's format. file, sha256: the checkpoint file's name and digest. notes: warnings of the import.
     """
 
     format: str | None = None
@@ -154,7 +154,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Make a RunConfig from the parsed config.yaml. where: the file, for messages. Raises errors like Record.of."""
+        """Make a RunConfig from the parsed config.yaml. where: the file, for messages. Raises FormatError, DataError."""
         inner: dict[str, type[Record]] = {"data": RunData, "init": InitFacts}
         read = {key: record.of(content[key], f"{where}: {key}") for key, record in inner.items() if content.get(key)}
         return super().of({**content, **read}, where)
@@ -188,7 +188,7 @@ class FolderMeta(Record, frozen=True, kw_only=True):
 
     step: optimizer updates done. images: images seen. run_id: the run's id, as in config.yaml.
     world_size: number of ranks. parallel: ddp or fsdp.
-    micro_batch: largest micro-batch that fits, for the circumstances in micro_batch_for; None if none was looked for.
+    micro_batch: largest micro-batch that fits; None: not searched. micro_batch_for: GPU and settings of the search.
     log_bytes: name of a log of the run → size in bytes at this step; None for a snapshot.
     files: name of every other file in the folder → size and digest.
     """
@@ -258,7 +258,7 @@ class Checkpoint:
 def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     """Read a checkpoint or snapshot, and check its files.
 
-    verify: whether to compare every file's digest, besides the size of every file.
+    verify: True: compare the digest of every file; False: compare only sizes.
     Raises FormatError if the folder is damaged or from another run, DataError without permission to read the folder.
     """
     with reading(f"{path}: not a complete checkpoint"):
@@ -272,7 +272,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
                 raise FormatError(f"{file}: damaged: its size or digest differs from {META}; restore the file")
     run = path.resolve().parent.parent
     if len({meta.run_id, _run_id(run)} - {None}) == 2:
-        raise FormatError(f"{path}: folder of another run than {run / CONFIG}; move it to its run, or delete it")
+        raise FormatError(f"{path}: folder of another run than {run / CONFIG}; move or delete this folder")
     return Checkpoint(path, meta)
 
 
@@ -377,7 +377,7 @@ def due(step: int, save_every: int, keep_every: int) -> bool:
 def drop(run: Path, step: int, keep: int, keep_every: int, held: Collection[int]) -> None:
     """Delete a run's checkpoints except milestones, checkpoints in use, and the `keep` newest. Raises DataError.
 
-    step: step of the newest good checkpoint. Later checkpoints are damaged, and deleted.
+    step: step of the newest good checkpoint; later checkpoints are damaged, so they are deleted, too.
     keep_every: steps between milestones; 0: no milestones.
     held: steps of the checkpoints in use.
     """

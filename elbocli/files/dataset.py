@@ -323,14 +323,14 @@ os.register_at_fork(after_in_child=_decoders.cache_clear)  # a DataLoader's fork
 
 
 def find_dataset(folder: Path) -> Path:
-    """Find the only elbo-dataset in a folder. Raises DataError when there is none, or more than one."""
+    """Find the only elbo-dataset in a folder. Raises DataError unless the folder holds exactly one dataset."""
     found = []
     for path in folder.glob("*.h5"):
         with suppress(FormatError):
             found.append(Dataset(path, latents=True).path)
     if len(found) != 1:
         raise DataError(
-            f"{len(found)} datasets in the working directory; give a path, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'"
+            f"{len(found)} datasets in the working directory, not 1; give a path, set ELBO_DATA, or run 'elbo prep SRC OUT.h5'"
         )
     return found[0]
 
@@ -456,7 +456,7 @@ class Resumable:
                 raise
 
     def _resume(self, overwrite: bool) -> None:
-        """Resume after the rows in the journal if they are intact, else at row 0. Raises UsageError: other source, no `overwrite`."""
+        """Resume after the rows in the journal if they are intact, else at row 0. UsageError: other source, no `overwrite`."""
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
             there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
             if there.source == own:
@@ -472,7 +472,7 @@ class Resumable:
                 if isinstance(there.source, dict) and isinstance(own, dict):
                     differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()}))
                 raise UsageError(
-                    f"{self.partial}: the unfinished file differs in {differing}; to resume, repeat the command that "
+                    f"{self.partial}: the unfinished file was begun with other {differing}; to resume, repeat the command that "
                     "made the file; or choose another name, or add --overwrite to start again"
                 )
         for column in self._columns:

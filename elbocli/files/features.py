@@ -32,14 +32,12 @@ SYMMETRIC = 1e-5  # largest accepted asymmetry of a covariance, relative to its 
 
 @stored("`about` of features (safetensors) and statistics (npz)")
 class FeatureFacts(Record, frozen=True, kw_only=True):
-    """Description of the images and of the extractor from which features or statistics were made.
+    """Images and extractor from which features or statistics were made.
 
-    n: number of images.
-    made: how samples were drawn.
-    feature_precision: precision in which the extractor ran.
-    sha256: digest of a file of statistics.
-    images: number of images that a file of statistics also holds; the statistics may be of other images.
-    payload_sha256: digest of the dataset whose images, in order, the features are of; None: other images.
+    n: number of images. preprocessing: how images were prepared. made: how samples were drawn. more: further keys.
+    extractor: name. weights_sha256: digest of the extractor's weights. feature_precision: the extractor's precision.
+    images_sha256: digest of the images. payload_sha256: digest of the images' dataset; None: no dataset.
+    sha256: digest of a statistics file. images: number of images in a statistics file; the statistics may be of other images.
     """
 
     REST: ClassVar[str] = "more"
@@ -104,7 +102,7 @@ def read_features(path: Path) -> SavedFeatures:
             kind, rank = (torch.int64, 1) if name == "labels" else (torch.float32, 2)
             fits = tensor.dtype == kind and tensor.dim() == rank and len(tensor) == n > 0
             if not fits or not bool((tensor.abs() <= LARGEST_FEATURE).all() or rank == 1):
-                raise ValueError(f"{name} {list(tensor.shape)} must be finite {kind} for {n} images; extract the features again")
+                raise ValueError(f"{name} {[*tensor.shape]}: not finite {rank}-d {kind} of {n} images; extract features again")
     return SavedFeatures(**tensors, about=about)
 
 

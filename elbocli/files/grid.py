@@ -43,7 +43,7 @@ def whole_factor(side: int) -> int:
 
 
 class Group(NamedTuple):
-    """Images of one class, shown in separate rows of a contact sheet.
+    """Images of one class, which begin a new row of a contact sheet.
 
     name: class name; '': no classes.
     images: indices of the images.
@@ -96,9 +96,8 @@ class Layout(Record, frozen=True):
     """Layout of a contact sheet. Each group begins a new row.
 
     height, width: size of an image in pixels, before it is enlarged.
-    scale: whole factor of the enlargement.
-    columns: images per row.
-    left: pixels left of the images, for class names; 0: no names.
+    scale: whole factor of the enlargement. columns: images per row.
+    left: width of the margin for class names, in pixels; 0: no names.
     gutter: pixels between neighbouring images.
     """
 
@@ -159,8 +158,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     """Parse the layout that `write_grid` stored in a picture.
 
     text: the layout as JSON.
-    size: width and height of the picture.
-    where: the file, for messages.
+    size: width and height of the picture. where: the file, for messages.
     Raises FormatError if the layout is damaged or doesn't fit the picture.
     """
     what = f"{where}: its layout of images is damaged"
@@ -169,7 +167,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
     if not whole or layout.size != size:
         raise FormatError(
-            f"{what}: {len(held)} images for a (width, height) of {layout.size}, but the picture has {size}; make the sheet again"
+            f"{what}: {len(held)} images need (width, height) {layout.size}, but the picture has {size}; make the sheet again"
         )
     return layout
 

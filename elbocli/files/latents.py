@@ -1,4 +1,4 @@
-"""Conventions for latents: their scaling for a network, and their decoding to pixels.
+"""Conventions for latents: how latents are scaled for a network, and decoded to pixels.
 
 Datasets store the mean and standard deviation of the autoencoder's posterior, unscaled. For a draw z from the posterior, the
 network's input is x0 = (z − shift)·scale. No numeric library is imported, so that --help is fast.
@@ -41,7 +41,7 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
     traits=ConventionTraits("[-1,1]"),
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
-    """Return the shift and the scale of each channel. config: the autoencoder's config.json. Raises FormatError."""
+    """Return each channel's shift and scale of diffusers' latents. config: the autoencoder's config.json. Raises FormatError."""
     from elbocli.files.reading import reading  # imported late: --help lists the conventions
 
     with reading("config.json"):
@@ -49,7 +49,7 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
         if mean is None or std is None:
             mean, std = [config.get("shift_factor") or 0] * channels, [1] * channels
         if {len(mean), len(std)} != {channels}:
-            raise ValueError(f"{len(mean)} latents_mean and {len(std)} latents_std; expected {channels} of each")
+            raise ValueError(f"{len(mean)} latents_mean, {len(std)} latents_std for {channels} channels; correct config.json")
         return tuple(map(float, mean)), tuple(scale / each for each in std)
 
 
@@ -110,7 +110,7 @@ class LatentSpace:
                 raise ValueError(f"latent_convention or latent_input is {value!r}, expected one of {', '.join(known)}")
         finite = all(map(math.isfinite, (*self.shift, *self.scale)))
         if not finite or len(self.shift) != len(self.scale) or min(self.scale) <= 0:
-            raise ValueError(f"expected a finite number per channel, scale above 0, found shift {self.shift}, scale {self.scale}")
+            raise ValueError(f"latent_shift {self.shift} and latent_scale {self.scale} must be finite, equally long, scale > 0")
         if self.pixel_size < 1 or not self.autoencoder:
             raise ValueError(f"pixel_size {self.pixel_size} must be positive, and autoencoder {self.autoencoder!r} not empty")
 
@@ -128,7 +128,7 @@ class LatentSpace:
 
 
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
-    """Return the latent space that attributes describe.
+    """Return the latent space that a file describes. attributes: the file's, with the names in ATTRIBUTES.
 
     channels: number of channels of the latents.
     where: name of the file, for messages.

@@ -37,7 +37,7 @@ def check_edges(edges: list[float]) -> None:
 
 
 EVAL = "eval_"
-"""Beginning of the names of the scores in metrics.jsonl that samples got while training."""
+"""Prefix of the names of the scores of --eval-every in metrics.jsonl."""
 
 
 @stored("metrics.jsonl")
@@ -112,7 +112,7 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
 
     step, images: optimizer updates done and images seen when the interval ends.
     sums: [3, bins], count, sum and sum of squares of the errors.
-    weight: [bins], w(λ) of a learned weighting.
+    weight: [bins], w(λ) of a learned weighting; None: other weightings.
     """
     count, total, squares = sums.tolist()
     learned = None if weight is None else weight.tolist()
@@ -135,7 +135,7 @@ def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLo
         row = LossLogRow.of(content, where)
         if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
             raise FormatError(
-                f"{where}: count, sum, sumsq must each have {bins} values, not {len(row.count)}, {len(row.sum)}, {len(row.sumsq)}"
+                f"{where}: {len(row.count)} count, {len(row.sum)} sum, {len(row.sumsq)} sumsq for {bins} bins; delete the line"
             )
         yield row
     if not bins:
@@ -148,7 +148,7 @@ class LossLog:
 
     edges: [bins + 1], increasing λ.
     sums: [3, bins], count, sum and sum of squares of the errors.
-    images: images seen. lines: number of lines of the log. batch: images per step.
+    images: images seen. lines: number of intervals added up. batch: images per step.
     """
 
     header: LossLogHeader
@@ -163,7 +163,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     """Add up loss logs.
 
     sources: run folders, files or streams.
-    since: only intervals that end after this step are added.
+    since: a step; only intervals that end after step `since` are added.
     Raises FormatError: a log is damaged, or logs have different bins. UsageError: no sources.
     """
     total: LossLog | None = None
@@ -174,7 +174,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
                 total = total or LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
                 if entry.edges != total.header.edges:
                     raise FormatError(
-                        f"{source}: its bins of logsnr differ from those of the first log; fit a schedule to each log alone"
+                        f"{source}: its bins of logsnr differ from the first log's bins; fit a schedule to each log alone"
                     )
             elif total and entry.step > since:
                 total.sums += entry.sums
@@ -261,7 +261,7 @@ class Optimum(Record, frozen=True, kw_only=True):
     edges: [bins + 1], increasing λ.
     eps_mse, eps_mse_se: [bins], the least possible error per dimension, and its standard error.
     classes: number of classes, for a denoiser that is given the class; 0: not given the class.
-    label_dropout: fraction of a run's training images whose class was hidden from the network.
+    label_dropout: fraction of images whose class was hidden from the network in training.
     without_class: least possible error of a denoiser that is not given the class; None: no classes.
     nats: ½∫ dimensions·eps_mse dλ over all bins; for an infinite range of λ, the integral would be log_images.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
@@ -354,11 +354,11 @@ def write_table(path: Path, table: Columns) -> None:
 
 
 def read_table(path: Path) -> Columns:
-    """Read a table. Raises FormatError unless the file has columns of finite numbers, all of one length."""
+    """Read a table of likelihoods. Raises FormatError unless it has 3 or more equally long columns of finite numbers."""
     with reading(f"{path}: not usable as likelihoods"):
         names, *lines = [line.split("\t") for line in read_text(path).splitlines()]
         values = np.array(lines, np.float64)
         table = dict(zip(names, values.T, strict=True))
         if len(table) < 3 or not np.isfinite(values).all():
-            raise ValueError(f"needs 3 or more columns, of finite numbers only, with a row per image; found {len(table)} columns")
+            raise ValueError(f"{len(table)} columns; needs 3 or more, of finite numbers; make the table again with --per-image")
         return {**table, "index": table["index"].astype(np.int64), "label": table["label"].astype(np.int64)}

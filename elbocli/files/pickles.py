@@ -106,7 +106,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
         return type("Foreign", (Foreign,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """Load a storage from the archive, as a tensor [n]. Raises FormatError: the storage is not in the archive."""
+        """Load a storage, as a tensor [n]. pid: torch's (…, dtype, name, …). Raises FormatError: not in the archive."""
         _, dtype, key, *_ = pid
         if self._archive is None or type(key) is not str or not isinstance(dtype, torch.dtype):
             raise FormatError("the pickle refers to a tensor that is not in the file; get the file again")
@@ -124,7 +124,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 def read_torch_file(path: Path) -> Any:
     """Read a checkpoint of torch (.pt, .pth), a pickle of modules (.pkl), or safetensors.
 
-    Raises FormatError: the file is damaged, or has another format.
+    Returns: the stored object, with a Foreign for each unknown class. Raises FormatError: damaged file, or another format.
     """
     with reading(f"{path}: not usable as a checkpoint"), open_file(path) as file:
         if begins_like_tensors(path):
@@ -162,7 +162,7 @@ def module_state(module: Any) -> dict[Any, Any]:
     """Return the attributes of a pickled nn.Module. Raises FormatError if the object is not an nn.Module."""
     state = attributes(module)
     if not all(isinstance(state.get(kind), dict) for kind in ("_modules", "_parameters", "_buffers")):
-        raise FormatError("the object is not a pickled network (torch.nn.Module)")
+        raise FormatError("found an object that isn't a pickled torch.nn.Module; choose another checkpoint")
     return state
 
 

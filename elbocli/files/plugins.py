@@ -88,7 +88,7 @@ def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
     for plugin in needed or ():
         if plugin.file not in known:
             raise UsageError(
-                f"{where}: needs the plug-in {plugin}, with which it was trained; add --plugin FOLDER/{plugin.file}, "
+                f"{where}: was trained with the plug-in {plugin}; add --plugin FOLDER/{plugin.file}, "
                 "or in Python open_run(…, plugins=[…])"
             )
         if known[plugin.file] != plugin.sha256:

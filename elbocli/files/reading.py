@@ -68,7 +68,7 @@ def check_format(where: object, found: Mapping[str, Any], name: str, known: int 
     """
     kind, version = found.get("format") if name else "", str(found.get("version", "" if name else 1))
     if kind != name or not re.fullmatch("[1-9][0-9]{0,8}", version):
-        raise FormatError(f"{where}: format is {kind!r} version {version}, expected {name!r} version {known}{then}")
+        raise FormatError(f"{where}: has format {kind!r}, version {version!r}; expected format {name!r}, version {known}{then}")
     if int(version) > known:
         raise DataError(
             f"{where}: format version {version}, from a later elbo; elbo {__version__} reads up to version {known}; upgrade elbo"

@@ -23,7 +23,7 @@ HERE = "/"
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: glob patterns, by spaces, for the file's name; for a folder, HERE and patterns for names inside; "": any file.
+    names: glob patterns with spaces between, of a file's name; for a folder: HERE, then patterns of names inside; "": any file.
     content: regular expression to find in the first 4 kB of a file with such a name; b"" for any content.
     use: commands that take such a file; {} stands for the file's path.
     """

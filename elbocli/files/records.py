@@ -55,7 +55,7 @@ def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Cal
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Base class of all records. REST: name of the field that holds keys without a field; "": such keys are ignored."""
+    """Base class of all records. REST: name of the field that collects unknown keys; "": unknown keys are ignored."""
 
     REST: ClassVar[str] = ""
 
@@ -107,7 +107,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def convert(content: Any, hint: Any, where: object) -> Any:
-    """Convert a parsed value to the type `hint`. where: the file, for messages. Raises FormatError with the key's path."""
+    """Convert a parsed value to the type `hint`. where: the file, for messages. Raises FormatError, which names the wrong key."""
     with reading(where, on=(msgspec.ValidationError,)):
         return msgspec.convert(content, hint)
 

@@ -31,7 +31,7 @@ FILE_BYTES = 8192  # bytes of disk that a small file needs besides its content
 
 @stored("`about` of samples (npz), attribute `samples` of a dataset")
 class SamplesAbout(Record, frozen=True):
-    """How samples were drawn: run, weights, sampler, seed, …. For merged samples, a value may be a list."""
+    """How samples were drawn: run, weights, sampler, seed, …. For merged samples, a value may be a list. more: other keys."""
 
     REST: ClassVar[str] = "more"
 
@@ -64,7 +64,7 @@ class SamplesHeader:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Return the settings, number and size of the images, which must be equal to resume an unfinished file."""
+        """Return what must be equal to resume an unfinished file: number and size of images, `about` without the keys FREE."""
         n, height, width, channels = self.shape
         facts = {**self.about, "n": n, "size": f"{height} x {width} x {channels}"}
         return {key: str(value) for key, value in facts.items() if key not in FREE}

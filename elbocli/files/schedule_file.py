@@ -107,7 +107,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     if config.use_dynamic_shifting:
         raise FormatError(
             f"{path}: use_dynamic_shifting makes the shift depend on the image; "
-            "for one shift s, give u-mse@fm-ot:shift=S with S = -2 log(s)"
+            "for a constant shift s, give u-mse@fm-ot:shift=S with S = -2 log(s)"
         )
     if flow:
         # t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s.
@@ -125,7 +125,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """Return the sampler and steps for which `elbo grid` made a schedule, as text; None for other schedules.
+    """Return the sampler and number of steps for which `elbo grid` made a schedule, as text; None for other schedules.
 
     Raises FormatError if the schedule's file is damaged.
     """

@@ -119,7 +119,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Reco
 
 
 def read_about(path: Path) -> tuple[AverageFacts, str]:
-    """Return how the averaged weights in a file were made, and the file's digest. Raises FormatError: weights aren't averaged."""
+    """Return how a file's averaged weights were made, and the digest of the tensors. Raises FormatError for other files."""
     meta = TensorFile(path).metadata
     check_format(path, meta, AVERAGE, then="; make them with 'elbo ema'")
     what = f"{path}: doesn't say how it was made"
@@ -148,7 +148,7 @@ def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
     # torch.export makes a program for batches of one size unless told otherwise.
     shape = next((value.shape for value in user_inputs(program)), None)
     if shape and isinstance(shape[0], int):
-        raise FormatError(f"{path}: takes only batches of {shape[0]} images; export it for any batch size, by {export}")
+        raise FormatError(f"{path}: takes only batches of {shape[0]} images; export the program for any batch size, by {export}")
     return program
 
 

@@ -47,8 +47,8 @@ class GridReport(Record, frozen=True):
     spread: largest error divided by the smallest.
     grids: name of a grid of noise levels → errors; `solver`: the grid `levels`. Every grid has `steps` steps.
     order: measured order p of the sampler: a step's error is proportional to its width to the power p + 1.
-    rounds: number of iterations that equalised the errors.
-    evaluations: network evaluations per trajectory, in all measurements.
+    rounds: number of iterations that equalised the errors. evaluations: network evaluations per trajectory, in all.
+    images: number of trajectories; None: ancestral sampler.
     """
 
     run: str
@@ -71,10 +71,10 @@ class GridReport(Record, frozen=True):
 
 
 ADAPTIVE = {"entropic": "elbo", "rescaled": "fm-ot"}
-"""Name of a grid that a report compares → weighting whose adaptive schedule gives the grid.
+"""Other grids in a report: name of the grid → weighting; the grid is the weighting's adaptive schedule.
 Source: Stancevic et al. 2025, arXiv:2504.13612."""
 CELLS = 64
-"""Least number of steps of the reference solution, which has at least four times as many steps as the grid."""
+"""Errors are measured against an accurate solution of max(CELLS, 4 · steps of the grid) steps."""
 
 
 @torch.inference_mode()
@@ -101,7 +101,7 @@ def make_grid(
     images: number of trajectories along which errors are measured.
     classes: classes of the trajectories: balanced, random or a list.
     guide: run or checkpoint to guide away from; None: the run itself.
-    guide_weights: weights to guide away from; "": `ema` if `guide` is given, else `weights`, without classes.
+    guide_weights: weights to guide away from; "": `ema` of `guide`; if `guide` is None, `weights` with no class given.
     since: step of training after which loss-log intervals are used.
     weights: weights of the run: ema, model, an average, or a file of 'elbo ema'. batch_size: number of images at a time.
     Raises UsageError for settings that don't fit the run, FormatError if `path` is not a run.
@@ -113,7 +113,7 @@ def make_grid(
     if guide or guide_weights:
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
     if ancestral and guidance.scale != 1:
-        log.warning(f"the errors of {sampler.spec} are from the loss log, measured without guidance; the grid ignores guidance")
+        log.warning(f"--guidance-scale is ignored: errors of {sampler.spec} are from the loss log, measured without guidance")
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(run.precision(precision, place), place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])

@@ -42,7 +42,7 @@ def center(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     if width * height > (Image.MAX_IMAGE_PIXELS or 0):
-        raise DataError(f"too long and thin for {size} pixels: {width} x {height} before the crop; use another --crop")
+        raise DataError(f"too long and thin for {size} pixels: {width} x {height} resized, before the crop; use another --crop")
     return _middle(image.resize((width, height), BICUBIC), size)
 
 
@@ -66,7 +66,7 @@ def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
 
 
 def none(image: Image.Image, size: int) -> Image.Image:
-    """Return the image unchanged. Raises DataError if its size is not (size, size)."""
+    """Return the image unchanged. Raises DataError if the image is not size × size."""
     if image.size != (size, size):
         raise DataError(f"{image.size[0]} x {image.size[1]} pixels; --crop none takes only {size} x {size}; use another --crop")
     return image
@@ -110,7 +110,7 @@ class DecodeOptions:
     crop: key of CROPS.
     background: colour behind transparent pixels and of padding; '': drop the alpha channel, pad with white.
     auto_orient: rotate by the EXIF orientation.
-    grey_expected: all images seemed grey; report a colour image as 'colour made grey'.
+    grey_expected: whether channels is 1 because all images seemed grey; a colour image is reported as 'colour made grey'.
     """
 
     size: int = 0

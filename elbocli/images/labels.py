@@ -42,11 +42,11 @@ def _word(text: str) -> Word:
 
 
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
-    """Read the file of --labels.
+    """Read the file of --labels: a table of names and classes, a bare list of classes, or an array (.npy).
 
-    names: image files, in the order of a bare list's lines.
-    Returns: class of each image (None: missing or ambiguous), and whether the file is a bare list: one class a line, no names.
-    Names in the file: the image's whole path, a longer path, the file name, or the file name without suffix.
+    names: files of all images; a bare list has one class a line, in the order of `names`.
+    Returns: class of each image (None: missing or ambiguous), and whether the file is a bare list.
+    Names in a table: the image's path, any path that ends in the image's file name, or the file name without suffix.
     Numbers in a bare list: class numbers of ILSVRC's meta.mat, if meta.mat lies beside the list.
     Raises DataError: when the list's length is not the number of images, or no image gets a class.
     """
@@ -92,7 +92,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
     """Return the classes of images in EDM's dataset.json; None for an image that the file doesn't list.
 
-    ref: the file dataset.json.
+    ref: the file dataset.json. names: names of the images, as in the file.
     Returns: None instead of a list if the file has no labels.
     Raises DataError: when the labels are not a list of [name, number].
     """
@@ -181,7 +181,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
     """Number the classes from 0. Returns the class number of each image (−1: class not listed), and the class names.
 
     words: class of each image, a word or a number.
-    known: class names of the user's archives or datasets, in order; if every word is among them, all are returned.
+    known: class names of the user's archives or datasets, in order; returned whole if every word is among these names.
     listed: file of --classes.
     bare: whether the file of --labels has one class a line without image names.
     Numbers count from 1 with ILSVRC's meta.mat, and in a bare list without a 0; else from 0.
@@ -206,7 +206,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
         names = [str(number) for number in range(first, min(largest, 10 * len(numbers) + 1000) + 1)]
     last = first + len(names) - 1
     if not first <= least <= largest <= last:
-        raise DataError(f"the images' class numbers are {least} to {largest}, expected {first} to {last}; correct the labels")
+        raise DataError(f"images have classes {least} to {largest}, expected {first} to {last}; correct the labels or --classes")
     if first:
         log.warning(f"no image has class 0, so classes are numbered from 1: {names[0]} to {names[largest - 1]}")
     return [number - first for number in numbers], names

@@ -156,7 +156,7 @@ class SourceKind:
 
     form: 'images': open(path) yields images.
     form: 'tree': open(path) lists files by path; folders may be classes.
-    form: 'parts': open(names, folder) yields images from files `names` of `folder`, a dict of name → reference.
+    form: 'parts': open(names, folder) yields images from the files `names`. folder: dict, file name → reference.
     """
 
     name: str

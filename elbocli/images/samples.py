@@ -102,7 +102,7 @@ def about_samples(text: object, where: object) -> SamplesAbout:
 def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     """Open the images in a binary stream, file or folder, for reading in pieces. Never unpickles.
 
-    Raises FormatError or DataError for an unsupported kind of file or type of numbers, or a truncated file.
+    Raises FormatError or DataError: unsupported file kind, unsupported number type, or truncated file.
     """
     name = str(source) if isinstance(source, Path) else "standard input"
     rows: Rows
@@ -144,4 +144,4 @@ def has_images(path: Path) -> bool:
 def refuse_terminal(stream: IO[Any]) -> None:
     """Raise UsageError if a stream for binary data is a terminal."""
     if os.isatty(stream.fileno()):
-        raise UsageError("standard output is a terminal; add -o FILE, or pipe it: elbo sample RUN | elbo eval --ref DATA.h5")
+        raise UsageError("standard output is a terminal; add -o FILE, or a pipe: elbo sample RUN | elbo eval --ref DATA.h5")

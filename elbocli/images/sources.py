@@ -50,7 +50,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
         whole.labels += _words_of(part)
         whole.refs += part.refs
     if not whole.files:
-        raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")
+        raise DataError(f"{roots[0]}: no files inside; expected images, or a folder of images for each class")
     if labels is not None:
         whole.labels, bare = read_labels_file(labels, whole.files)
         whole.class_names = []
@@ -58,7 +58,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
     papers = [name for name, word in zip(whole.files, whole.labels) if word is None]
     for name in papers:
         if is_picture(name) or not classed:
-            both = f"{whole.prefix}{name}: no class, but {len(classed)} other images have one"
+            both = f"{whole.prefix}{name}: no class, but {len(classed)} other images have a class"
             raise DataError(f"{both}; remove images without a class, or give a class for each image with --labels")
     if papers:
         log.warning(
@@ -70,7 +70,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
-        raise DataError(f"{classes}: lists no class of the images (they have {dropped}); correct the file")
+        raise DataError(f"{classes}: lists none of the images' classes ({dropped}); correct the file")
     if dropped:
         log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
     return whole.take(kept)
@@ -82,7 +82,7 @@ def _words_of(images: Images) -> list[Word | None]:
     if not images.numbered:
         return list(images.labels)
     if len(set(names)) < len(names):
-        raise DataError(f"{images.prefix}two classes named {max(names, key=names.count)!r}; pack this source alone, no --classes")
+        raise DataError(f"{images.prefix}two classes named {max(names, key=names.count)!r}; omit other sources and --classes")
     return [names[number] for number in images.labels]
 
 
@@ -92,7 +92,7 @@ def _words_of(images: Images) -> list[Word | None]:
 def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Images:
     """List the images of one folder, archive or file.
 
-    among: whether there are other sources; names of images without class folders then begin with this source's name.
+    among: whether there are other sources; if so, images that are in no class folder get the source's name as folder.
     skip: whether to warn about damaged archives instead of raising an error.
     ours: names of files to leave out, such as those of --labels and --classes.
     Raises DataError or FormatError.

@@ -19,7 +19,7 @@ from elbocli.images.samples import read_samples
 from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8
-"""Number of images on a contact sheet; least number of images per class, which may enlarge the sheet."""
+"""Number of images on a contact sheet; least number of images per class, even if the sheet then has more images."""
 HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
 """Keys of a file's description that are not shown, because their values are redundant or too long."""
 Facts = dict[str, Any]
@@ -202,7 +202,7 @@ def _verify_dataset(path: Path) -> Facts:
         elif written is None and name not in (data.attributes.digests or ""):
             unverified.append(name)
         else:
-            raise DataError(f"{path}: damaged: the content doesn't match {name}; pack the images again")
+            raise DataError(f"{path}: damaged: the content doesn't match the digest {name}; pack the images again")
     return {"verified": verified, "unverified": unverified}
 
 
@@ -227,10 +227,9 @@ def _verify_folder(path: Path) -> int:
 
 
 def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
-    """Read evenly spaced images of a dataset or of samples; return the images and their layout on a contact sheet.
+    """Return evenly spaced images of a file, uint8 [N, H, W, C], and their layout on a contact sheet.
 
-    zoom: whole factor by which images are enlarged; 0 to choose the factor.
-    Returns: images, uint8 [N, H, W, C], and the layout.
+    path: dataset or samples. zoom: whole factor by which images are enlarged; 0: a factor that suits the image size.
     Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
     """
     with read_samples(path) as reader:

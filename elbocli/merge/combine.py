@@ -49,7 +49,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
     ):
         _copy(writer, parts, total, signals)
         writer.finish(*_join_contents(contents), attributes)
-    log.info(f"{out}: {total} images of {len(parts)} parts")
+    log.info(f"{out}: {total} images of {len(parts)} datasets")
 
 
 def open_part(path: Path) -> Dataset:
@@ -61,7 +61,7 @@ def open_part(path: Path) -> Dataset:
 
 
 def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Sort shards by number; keep the order of other datasets. Raises DataError unless all shards of one prep are given."""
+    """Sort shards by number; keep the order of other datasets. Raises DataError: shards are incomplete or don't fit."""
     preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)
@@ -74,7 +74,7 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
 
 
 def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Names]], drawn: Sequence[dict[str, Any]]) -> None:
-    """Raise DataError if datasets were made differently. drawn: how the samples of each dataset were drawn."""
+    """Raise DataError if datasets were made differently. contents: of each dataset. drawn: how samples were drawn."""
     first: dict[str, Any] = {}
     for part, (arrays, names), about in zip(parts, contents, drawn):
         making = {
@@ -94,7 +94,7 @@ def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Name
 
 
 def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names]:
-    """Concatenate values per image, sum counts per class, and keep the class names once."""
+    """Join datasets' contents: concatenate values per image, add counts per class, keep class names once."""
     arrays, names = Arrays(), Names()
     for name in set(parts[0][0]) - {"offsets"}:  # the writer makes offsets itself
         columns = [part[name] for part, _ in parts]
@@ -112,7 +112,7 @@ def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
     }
     if "skipped" in said[0]:
         joined["skipped"] = sum(other.get("skipped", 0) for other in said)
-    with reading(f"{parts[0].path} and others: attributes changed or source_sha256 are not usable"):
+    with reading(f"{parts[0].path} or another PART: attribute 'changed' or 'source_sha256' is not usable"):
         if "changed" in said[0]:
             changed = Counter[str]()
             for other in said:
@@ -154,7 +154,7 @@ def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: 
             done += len(rows)
             progress(done, total, "img")
             if signals.received:
-                safe = f"{index} of {len(parts)} parts are safe in {writer.partial.name}"
+                safe = f"{index} of {len(parts)} datasets are safe in {writer.partial.name}"
                 raise interrupted(signals.received, f"{safe}; the same command goes on from there")
         if part.attributes.payload_sha256 not in (None, digest.hexdigest()):
             raise DataError(f"{part.path}: damaged: its images differ from their digest; pack it again")

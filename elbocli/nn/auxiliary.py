@@ -66,19 +66,19 @@ AUXILIARIES = Registry("auxiliary loss", AuxiliaryTraits)
 def auxiliary(
     name: str, *, formula: str, source: str, weight: float = 1.0, positive: Iterable[str] = (), **how: Any
 ) -> Callable[[Any], Any]:
-    """Return a decorator that declares an auxiliary loss, with the parameter `weight` besides its own parameters.
+    """Return a decorator that declares an auxiliary loss with a parameter `weight`.
 
     The declared object is a function (hidden, batch, **parameters) → loss of each image, [n]; or, for a loss with weights of its
     own, a Module class, made once from (AuxiliarySetup, **parameters), whose forward is a function (hidden, batch) → [n].
     hidden: output of each of the network's `units`, in order. batch: AuxiliaryBatch.
-    weight: default factor of the loss. how: `features=True` if the loss needs features; further arguments of Registry.declare.
-    Raises UsageError: when the name is taken.
+    weight: default factor of the loss. positive: names of further parameters that must be above 0.
+    how: `features=True` if the loss needs features; arguments of Registry.declare. Raises UsageError: the name is taken.
     """
     return AUXILIARIES.declare(name, formula=formula, source=source, positive=["weight", *positive], weight=weight, **how)
 
 
 def block_of(blocks: Sequence[T], number: float) -> T:
-    """Return block `number`, counted from 1; 0: the block at a quarter of the network. Raises UsageError if there is none."""
+    """Return block `number`, counted from 1; 0: the block at a quarter of the network. Raises UsageError for other numbers."""
     number = number or max(1, round(len(blocks) / 4))
     if number not in range(1, len(blocks) + 1):
         raise UsageError(f"block {number:g}: the network has {len(blocks)} blocks; choose a whole number from 1 to {len(blocks)}")
@@ -112,7 +112,7 @@ def dispersive(hidden: list[Tensor], batch: AuxiliaryBatch, temperature: float =
     weight=0.5,
 )
 class Repa(nn.Module):
-    """Alignment of one block with the features of the images. width: channels of the MLP; 0: as many as the block has."""
+    """Alignment of one block with the features of the images. width: channels of the MLP; 0: the channels of the block."""
 
     def __init__(self, setup: AuxiliarySetup, width: float = 0.0, block: float = 0.0):
         super().__init__()
@@ -130,7 +130,7 @@ class Repa(nn.Module):
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Return the SPECs of auxiliary losses with all parameters; `none` is no loss. Raises UsageError."""
+    """Return SPECs with all parameters, also defaults. value: SPEC, list of SPECs, or `none` (no loss). Raises UsageError."""
     items = [*value] if isinstance(value, list | tuple) else [value]
     if items == ["none"]:
         return ()
@@ -138,7 +138,7 @@ def canonical(value: Any) -> tuple[str, ...]:
         raise UsageError(f"auxiliary: expected losses, such as dispersive:weight=0.5, not {value!r}")
     specs = [AUXILIARIES.parse(item).spec for item in items]
     if repeated := [spec for spec in specs if specs.count(spec) > 1]:
-        raise UsageError(f"auxiliary: {repeated[0]} is given twice; give it once, with another weight")
+        raise UsageError(f"auxiliary: {repeated[0]} is given twice; give it once, with twice the weight")
     return tuple(specs)
 
 
@@ -148,10 +148,10 @@ def needs_features(specs: Iterable[str]) -> list[str]:
 
 
 def _checked(loss: Any, n: int) -> Tensor:
-    """Return the result of an auxiliary loss for n images. Raises UsageError unless it is a tensor [n]."""
+    """Return `loss`, an auxiliary loss of n images. Raises UsageError unless `loss` is a tensor [n]."""
     if not isinstance(loss, Tensor) or loss.shape != (n,):
         given = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise UsageError(f"returned {given} for {n} images; expected a tensor [{n}], the loss of each image")
+        raise UsageError(f"the loss returned {given} for {n} images; return a tensor [{n}], the loss of each image")
     return loss
 
 
@@ -159,7 +159,7 @@ class Auxiliary:
     """Auxiliary losses of a training run.
 
     specs: SPECs of the losses. network: network in training, before it is sharded.
-    seed: seed of the weights in `heads`, which losses have besides the network. features: number of features per image, or 0.
+    features: number of features per image, or 0. heads: losses that have weights of their own. seed: of these weights.
     keys: keys of the losses in metrics.jsonl. weights: factor of each loss.
     Raises UsageError: the network has no blocks, or a loss doesn't suit the network.
     """
@@ -186,7 +186,7 @@ class Auxiliary:
         self.heads.extend(loss for loss in self._losses if isinstance(loss, nn.Module))
 
     def _shapes(self) -> list[tuple[int, ...]]:
-        """Return the shapes of the blocks' outputs, from a forward pass without values."""
+        """Return the shapes of the blocks' outputs, from a forward pass on the meta device."""
         config = self.network.config
         with torch.device("meta"):
             network = build(config)
@@ -205,7 +205,7 @@ class Auxiliary:
 
     @contextmanager
     def recording(self) -> Iterator[list[Tensor]]:
-        """Collect the outputs of the network's units in the block; without auxiliary losses, nothing is collected."""
+        """Collect the outputs of the network's units while the `with` block runs; without losses, collect nothing."""
         hidden = list[Tensor]()
         self.network.recorded = hidden if self else None
         try:
@@ -214,7 +214,7 @@ class Auxiliary:
             self.network.recorded = None
 
     def losses(self, hidden: list[Tensor], batch: AuxiliaryBatch) -> list[Tensor]:
-        """Return each loss without its weight, [n]. hidden: output of each unit. Raises UsageError for another shape."""
+        """Return each loss, unweighted, [n]. hidden: output of each unit. Raises UsageError if a loss isn't [n]."""
         with torch.autocast(batch.x.device.type, enabled=False):
             return [_checked(loss(hidden, batch), len(batch.x)) for loss in self._losses]
 

@@ -21,8 +21,8 @@ NO_THRESHOLD = THRESHOLDS["none"]
 class Denoiser:
     """A network as a denoiser, with guidance and clipping of x̂.
 
-    network: outputs the prediction, or in twice the channels the prediction and a learned variance.
-    labels: classes [B], or None.
+    network: outputs the prediction, or the prediction and a learned variance in twice the channels.
+    labels: classes [B]; None: no classes.
     guide: denoiser for the weak output of guidance; None: the same network without classes.
     threshold: method that clips x̂, from THRESHOLDS.
     calls: number of calls of `network`, without calls of the guide; a batch counts once.
@@ -50,7 +50,7 @@ class Denoiser:
         return self._estimate(z, logsnr)[0]
 
     def with_variance(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
-        """Return x̂ and γ = (v + 1)/2, each [B,C,H,W], where v is the network's output for the variance, without guidance.
+        """Return x̂ with guidance, and γ = (v + 1)/2, each [B,C,H,W]; v: the network's output for the variance, unguided.
 
         Raises UsageError if the network has no learned variance.
         """

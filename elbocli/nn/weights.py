@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 class Averages(dict[str, dict[str, Tensor]]):
     """Averages of a network's weights during training: name of the average → name of the tensor → tensor.
 
-    averages: averages to keep; a run's default is first. tensors: the network's floating-point tensors; DTensors under FSDP.
+    averages: rules for averaging, the run's default first. tensors: floating-point tensors to average; DTensors under FSDP.
     """
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
@@ -42,9 +42,9 @@ class Averages(dict[str, dict[str, Tensor]]):
 
 @contextmanager
 def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
-    """Exchange the values of live tensors and an average inside the `with` block, bit for bit.
+    """Exchange the values of `live` and `average` for the `with` block, bit for bit.
 
-    Don't update or save the tensors inside the block.
+    live: the network's tensors by name; don't update or save them inside the block.
     """
     # In place, one tensor at a time: no second copy of the network; DDP, FSDP and compiled graphs keep their storage.
 
@@ -84,11 +84,11 @@ def _axes(one: Shape, other: Shape) -> list[int]:
 def transfer(
     before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None], read: Callable[[str], Tensor]
 ) -> dict[str, Tensor]:
-    """Return weights by name for a network that differs only in image size, classes and dropout.
+    """Return an old network's weights by name, adapted to another image size and other classes.
 
     before, now: configs of the old and the new network. read: returns an old weight by name.
     rows: for each new class, its number in the old network; None for a class that the old network lacks.
-    Raises UsageError if the networks differ in other settings, or a weight can't be transferred.
+    Raises UsageError if settings differ, besides image size, classes and dropout, or a weight can't be transferred.
     """
     # A class table has a row per class, then perhaps a row for "no class", which stays last. A class that the old network lacks
     # gets a copy of the "no class" row. Without such a row it gets zeros if `quiet_classes` is set, otherwise random signs at the
@@ -96,7 +96,7 @@ def transfer(
     # initialises the table. Weights on a grid of positions are interpolated.
     family, tables, had, wanted = declaration_of(before).name, class_axes(now), shapes_of(before), shapes_of(now)
     if replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout) != now:
-        raise UsageError(f"the new {family} differs in more than image size, classes and dropout; use the old network's settings")
+        raise UsageError(f"only image size, classes and dropout of a {family} may change; use the old network's other settings")
     if before.num_classes and not tables and list(rows) != list(range(now.num_classes)):
         raise UsageError(f"the weights of a {family} have no row per class; keep the old network's classes")
     found = {}
@@ -124,7 +124,7 @@ def transfer(
 
 
 def _table(given: Tensor, before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None]) -> Tensor:
-    """Make the new network's class table from the old table, `given`; axis 0: classes. rows: old row of each class or None."""
+    """Return the new network's class table, [classes, …]. given: the old network's table. rows: as in `transfer`."""
     size = 0.0 if now.quiet_classes else given.square().mean(0).sqrt()  # per output, so that magnitudes stay the same
     draws, classes = torch.Generator().manual_seed(0), before.num_classes
     kept = []

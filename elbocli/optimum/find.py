@@ -145,7 +145,7 @@ def find_optimum(search: Search) -> Optimum:
 
 
 def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
-    """Return the Optimum. main: errors by a softmax over `size` images. apart: bias of these errors; None: `size` is all."""
+    """Return the Optimum. main: errors of the sources by a softmax over `size` images. apart: bias of `main`; None: no bias."""
     bins, count, data = search.bins, len(search.rows), search.dataset
     unit = np.eye(len(main.mean))
 
@@ -205,7 +205,7 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
         classes = config_of(config.network, where).num_classes > 0
         data = data or (dataset_of(known, like) if known.path else None)
     if data is None:
-        raise UsageError("no dataset given; name DATA.h5, or a run that has a dataset with --like RUN")
+        raise UsageError("no dataset given; name DATA.h5, or add --like RUN of a run that has a dataset")
     dataset = Dataset(data)
     if known.payload_sha256 not in (None, dataset.attributes.payload_sha256):
         raise DataError(f"{data}: holds other images than {like} was trained on; name the dataset of {like}")

@@ -47,7 +47,7 @@ SAFE_EVERY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Settings(DecodeOptions):
-    """Settings of `elbo prep`, named like the command's options. size, channels: 0 to choose them from the images."""
+    """Settings of `elbo prep`, named like the command's options. size, channels: 0: chosen by the images."""
 
     channels: int = 0
     store: str = RAW
@@ -154,9 +154,9 @@ def look(source: Images) -> set[Shape]:
 
 
 def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
-    """Choose size and channels by the images' shapes (H, W, C), unless they are set.
+    """Return settings in which size and channels that are 0 are chosen by the images' shapes (H, W, C).
 
-    Size: shorter side (crop 'pad': longer) of images of one size, if <= USUAL_SIZE or crop is 'none'; else USUAL_SIZE.
+    Size: USUAL_SIZE, or the shorter side (crop 'pad': longer side) of images of one size if smaller or if crop is 'none'.
     Channels: 1 if all images are grey and no setting needs colour; otherwise 3.
     """
     sizes = {shape[:2] for shape in shapes}
@@ -168,7 +168,7 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
         grey = shapes and all(shape[2] == 1 for shape in shapes)
         channels = 1 if grey and not coloured and settings.latents is None else 3
     if min(sides) < size and settings.crop != "none":
-        log.warning(f"images are enlarged to {size} x {size} pixels; --size {min(sides)} avoids this")
+        log.warning(f"images are enlarged to {size} x {size} pixels; --size {min(sides)} avoids enlarging")
     return replace(settings, size=size, channels=channels, grey_expected=not settings.channels and channels == 1)
 
 
@@ -248,7 +248,7 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Pi
     rows: list[Any] = []
     batch: list[np.ndarray] = []
     if done:
-        log.info(f"going on after {done} images")
+        log.info(f"going on after {done} images, which are packed already")
     safe_at, held = time.monotonic(), 0
     for packed in _packed_in_order(source, done, settings):
         if packed.trouble:
@@ -259,7 +259,7 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Pi
             index, trouble = notes["skipped"].popitem()
             if not batch:
                 writer.append(rows, done, notes)
-            remedy = "put it right, or add --on-error skip to go on without it"
+            remedy = "repair the image, or add --on-error skip to leave the image out"
             raise DataError(f"{source.shown(int(index))}: {trouble}; {remedy}")
         named = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
         notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(named).hexdigest()])

@@ -72,9 +72,9 @@ def report(
     from elbocli.report.gather import gather, report_of
 
     if samples and len(samples) != len(runs):
-        raise click.UsageError(f"--samples: {len(samples)} files for {len(runs)} runs; give one for each run, or none")
+        raise click.UsageError(f"--samples: {len(samples)} files for {len(runs)} runs; give one file per run, or omit --samples")
     if results and len(runs) > 1:
-        raise click.UsageError("--scores needs a single RUN; for several, put each result file into its run's folder")
+        raise click.UsageError("--scores needs a single RUN; for several runs, put each result file into its run's folder")
     if out == STREAM and sys.stdout.isatty() and not (as_json or card):
         raise click.UsageError("standard output is a terminal; add -o FILE")
     if card:

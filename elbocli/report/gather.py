@@ -56,7 +56,7 @@ CURVES = {
 
 
 class Term(Record, frozen=True):
-    """A component of the objective. what: component, such as "weighting". name: SPEC `name:key=value,…`."""
+    """A component of the objective. what: its role, such as "weighting". name: SPEC `name:key=value,…`. source: paper."""
 
     what: str
     name: str
@@ -113,8 +113,9 @@ class RunReport(Record, frozen=True, kw_only=True):
     """Report on a run, for --json.
 
     status, settings, source, data, network, environment: keys as in the run's files. status: {} if unknown.
-    curves: columns of metrics.jsonl. missing: messages about missing or damaged files.
-    scores, bound, theorem, likelihoods, classification: results by name in KINDS, each with the key `file`.
+    curves: columns of metrics.jsonl. missing: messages about missing or damaged files. per_image: paths of --per-image tables.
+    scores, bound, theorem, likelihoods, classification: contents of result files, each with its path as the key `file`.
+    excess: errors above the least possible errors; None: no result of 'elbo optimum'.
     """
 
     run: str
@@ -154,8 +155,9 @@ class RunFacts:
     """Report on a run, with the data for plots and pictures. Missing data are None or empty.
 
     schedule: training schedule; None: adaptive. effective: weighting in the course of training; one entry: fixed weighting.
-    course, held_out: training errors and validation errors, by λ and step. drawn: rows of samples, one row per class.
-    results: results of other commands, by name in KINDS. extremes: likeliest and least likely images of --per-image tables.
+    course, held_out: training errors and validation errors, by λ and step.
+    previews: a row of pictures per preview. drawn: a row of samples per class.
+    results: results of other commands: name in KINDS → files. extremes: likeliest and least likely images per table.
     """
 
     report: RunReport
@@ -182,7 +184,7 @@ class RunFacts:
 
     @property
     def headline(self) -> list[Row]:
-        """Key numbers of the run: those of `logged`, and the first two scores of the last result of `elbo eval`."""
+        """Main results of the run: `logged`, and the first two scores of the last result of `elbo eval`."""
         found = self.logged
         for result in self.results["scores"][-1:]:
             found += [row._replace(unit=row.unit or result.path.name) for row in score_rows(result.found)[:2]]
@@ -190,7 +192,7 @@ class RunFacts:
 
     @property
     def logged(self) -> list[Row]:
-        """Last losses, scores while training, and last bound."""
+        """Last losses and scores in metrics.jsonl, and last result of `elbo bound`."""
         found, scores = [], score_columns(self.report.curves)
         for name, (what, unit) in {**CURVES, **{name: (title, "while training") for name, title in scores.items()}}.items():
             values, errors = (curve(self.report.curves, key)[1] for key in (name, error_of(name)))
@@ -239,7 +241,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = (),
 
     samples: file of images to show by class; None: the last preview.
     results: more results, of 'elbo eval', 'elbo bound' or 'elbo optimum' (JSON), or tables of 'elbo bound --per-image'.
-    data: whether to read the run's dataset, which may lie elsewhere, for the command that packed it and pictures of its images.
+    data: whether to read the run's dataset, for its pack command and pictures of its images.
     Raises FormatError: `run` is not a run. Raises ElboError: unusable `samples` or `results`.
     """
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # "." is no name for a page
@@ -327,8 +329,8 @@ def _excess(
 ) -> dict[str, Any]:
     """Return training and validation errors minus the least possible errors, and a verdict on memorisation.
 
-    result: file of `elbo optimum`. course, held: training errors and validation errors.
-    Returns: dict for RunReport.excess; `copying` is None without validation errors.
+    result: file of `elbo optimum`. course, held: training errors and validation errors. effective: weighting by step.
+    Returns: dict for RunReport.excess; key `copying`: the verdict; None: no validation errors.
     Raises ElboError: the errors are not comparable.
     """
     optimum, path = result.found, result.path
@@ -400,7 +402,7 @@ def _environment(
 
 
 def _packed(data: Path, config: RunConfig) -> str | None:
-    """Return the command line that packed the run's dataset. Raises FormatError. Raises DataError: the dataset has changed."""
+    """Return the command line that packed the dataset `data`; None: unknown. Raises FormatError; DataError: changed dataset."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
         raise DataError(f"{data}: has changed since the training, so its pack command is unknown; restore the dataset")
@@ -412,7 +414,7 @@ def _commands(
 ) -> Iterator[tuple[str, str]]:
     """Yield (purpose, command line) of each command that made the dataset, run, samples or scores.
 
-    packed: command line that packed the dataset; None: unknown.
+    name: the run's name on the page. packed: command line that packed the dataset; None: unknown.
     """
     if packed:
         yield "Pack the images", packed

@@ -16,7 +16,7 @@ from elbocli.files.records import parse_json
 POINTS = 400
 """Largest number of points in a curve; neighbouring points of longer curves are averaged."""
 CELLS = 48
-"""A LogHistory with 2·CELLS intervals merges pairs of neighbouring intervals before adding another."""
+"""A LogHistory with 2·CELLS intervals merges pairs of neighbouring intervals before it adds an interval."""
 LATE = 0.2
 """Last fraction of the training images, over which `LogHistory.late` adds up errors."""
 EARLY = 0.1
@@ -71,7 +71,7 @@ def score_columns(columns: dict[str, Curve]) -> dict[str, str]:
 
 
 def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float]]:
-    """Return two lists for a column: numbers of training images, and values that are not None. columns: from `read_curves`."""
+    """Return a column's points that are not None: numbers of training images, and values. columns: from `read_curves`."""
     pairs = zip(columns.get("images", []), columns.get(name, []))
     known = [(at, value) for at, value in pairs if at is not None and value is not None]
     return [at for at, _ in known], [value for _, value in known]
@@ -95,7 +95,7 @@ class LogHistory:
         Raises FormatError if `images` is not larger than the number at the end of the interval before.
         """
         if images <= (self.images[-1] if self.images else 0):
-            raise FormatError(f"an interval ends at {images} images, but the previous interval at {(self.images or [0])[-1]}")
+            raise FormatError(f"an interval ends at {images} images, not after {(self.images or [0])[-1]}; remove the line")
         if len(self.images) == 2 * CELLS:
             self.images = self.images[1::2]
             self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]
@@ -109,7 +109,7 @@ class LogHistory:
 
     @property
     def error(self) -> Tensor:
-        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; in an interval without draws, the bin's previous error, or NaN."""
+        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; without draws in an interval: the bin's error before, else NaN."""
         count, total, _ = torch.stack(self.sums).unbind(1)
         last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
         return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)

@@ -107,9 +107,9 @@ def draw_lines(
     names: Sequence[str] = (),
     over: Callable[[Any], None] = over_levels,
 ) -> Any:
-    """Draw lines in a new figure; return (Axes, legend), or None without lines.
+    """Draw lines in a new figure; return (Axes, legend: [(swatch, name)]), or None without lines.
 
-    label: label of the vertical axis, which is logarithmic over training images and for errors if all values are positive.
+    label: of the vertical axis, logarithmic if all values are positive, and `label` is ERROR or `over` is over_images.
     names: legend entries; (): no legend. over: function that formats the horizontal axis.
     """
     from matplotlib.ticker import LogLocator
@@ -163,7 +163,7 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 
 def score_panels(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> dict[str, Any]:
-    """Draw a plot for each score of samples while training. names: legend entries of several runs."""
+    """Draw each score of --eval-every over training; return name → (Axes, legend). names: legend entries; (): no legend."""
     drawn = {}
     for place, (name, title) in enumerate(_scores(runs).items()):
         drawn[f"score{place}"] = draw_lines(title, [curve_line(facts, name) for facts in runs], names, over_images)
@@ -255,7 +255,7 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 
 
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
-    """Draw three plots: weighting w, slope −dw/dλ, and density p(λ) of the schedule."""
+    """Draw the weighting w, the slope −dw/dλ, and the schedule's density p(λ); {} if the weighting is unknown."""
     if not facts.effective:
         return {}
     w, at, course = facts.effective[-1].weighting, levels_of(facts), facts.course

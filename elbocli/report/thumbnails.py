@@ -67,7 +67,7 @@ def chosen_times(count: int) -> list[int]:
 
 
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
-    """Return a row of the first ROW images of each class; if there is only one class, up to ROW rows.
+    """Return a row of the first ROW images of each class; for a single class, up to ROW such rows.
 
     images: function of an index that returns the image, [H, W, C].
     groups: indices of images by class.
@@ -126,7 +126,7 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     by = [*table][2]
     index, values = table["index"], table[by]
     if not by.startswith(NATS) or data.kind == LATENTS:
-        raise DataError(f"{path}: holds {by!r} of {data.kind!r}; a page shows only nats of pixel images; leave this file out")
+        raise DataError(f"{path}: {by!r} of {data.kind}; a page shows only likelihoods of pixels, in nats; leave this file out")
     with reading(path, kind=DataError):
         same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.attributes.payload_sha256):

@@ -35,7 +35,7 @@ def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
     """Return the config.yaml of the run in a folder; None if there is no run to resume.
 
     anew: whether to return None for a run without a checkpoint, because the run begins again.
-    preset: preset that the user named, so that a run with another preset gives None; None: not named.
+    preset: preset that the run must have, else None is returned; None: any preset.
     Raises FormatError: if config.yaml is damaged.
     Raises UsageError: for an imported run, which can't resume.
     """

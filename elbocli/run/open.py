@@ -75,7 +75,7 @@ class TrainedRun:
     network: in eval mode, on its device.
     data: section `data` of config.yaml.
     files: SHA-256 digest of each file that settings name, such as a schedule file.
-    about: keys for results: weights (name of the weights), weights_sha256, step, images_trained, and how the run was trained.
+    about: entries for result files: weights (their name), weights_sha256, step, images_trained, and how the run was trained.
     """
 
     path: Path
@@ -102,7 +102,7 @@ class TrainedRun:
     def precision(self, asked: str, device: torch.device) -> str:
         """Return the precision to compute in.
 
-        asked: precision to return, or `auto` for the precision of training on CUDA and fp32 on a CPU.
+        asked: precision to return; `auto`: on CUDA the precision of training, unless also `auto`; else fp32.
         """
         own = self.settings.precision if device.type == "cuda" else AUTO
         return asked if asked != AUTO else own if own != AUTO else "fp32"
@@ -114,7 +114,7 @@ class TrainedRun:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
         file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
-            raise DataError(f"{file}: has changed since {self.path} was trained; name the schedule to use with --schedule")
+            raise DataError(f"{file}: has changed since {self.path} was trained; choose a schedule by --schedule")
         return fixed
 
     def weighting(self) -> Weighting:
@@ -190,7 +190,7 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
     """Return the weights in a file of 'elbo ema', and entries for TrainedRun.about."""
     if not file.is_file():
         raise UsageError(
-            f"{str(file)!r} is neither a file nor an average; {checkpoint.path} has these averages: {', '.join(checkpoint.names)}"
+            f"weights {str(file)!r}: no such file or name; choose a name in {checkpoint.path}: {', '.join(checkpoint.names)}"
         )
     made, digest = read_about(file)
     if made.run_id not in (None, config.run_id):
@@ -215,7 +215,7 @@ class EffectiveWeighting(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the run's loss is an ELBO, as text for the subject "the weighting"."""
+        """Text to follow "the weighting": whether the weighting rises, and whether the run's loss is an ELBO."""
         return self.weighting.verdict(self.low, self.high, self.auxiliary)
 
     def json(self) -> dict[str, Any]:
@@ -293,7 +293,7 @@ class Initial(TrainedRun):
         return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
-        """Return the settings that a new run inherits: all except the time limit, and settings of speed and memory.
+        """Return the settings that a new run inherits: all but the time limit and the settings of speed and memory.
 
         Settings of validation and evaluation are inherited only if `data` has the images of the old run.
         """

@@ -47,7 +47,7 @@ TRAINED_BYTES = 2 * 5 * 4
 
 
 class Known(NamedTuple):
-    """Config of the run to resume, or of --config; options have priority. where: path of config.yaml."""
+    """Config of the run to resume, or of --config; options override the config. where: path of config.yaml."""
 
     where: Path
     config: RunConfig
@@ -58,7 +58,7 @@ def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[
 
     path: file of --config, a YAML file of options or a run's config.yaml; None: no --config.
     options: options of the command line; a value of None: not given. words: network.KEY=VALUE or training.KEY=VALUE of --set.
-    Returns: config, if the file is a run's config.yaml, else None; merged options.
+    Returns: (config if the file is a run's config.yaml, else None; merged options by name).
     Raises UsageError. Raises FormatError: the file can't be read.
     """
     known, found = None, dict[str, Any]()
@@ -258,7 +258,7 @@ def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:
 
 
 def _network(section: dict[str, Any], where: object, data: RunData, classes: int) -> NetworkConfig:
-    """Return a network's config, fitted to the image size and channels of `data`. Raises FormatError, UsageError."""
+    """Return a network's config, fitted to `data`. where: origin of `section`, for messages. Raises FormatError, UsageError."""
     config = config_of({"num_classes": classes, **section, "image_channels": data.channels}, where)
     assert data.image_size
     return config.for_classes(classes).for_size(data.image_size)
@@ -312,7 +312,7 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _features(values: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Return the path of the features that the auxiliary losses need; "" if they need none. Raises UsageError."""
+    """Return the path of the features that auxiliary losses need; "": none needed. asked: options given. Raises UsageError."""
     needing, features = needs_features(values["auxiliary"]), values["features"]
     if needing and not features:
         raise UsageError(

@@ -45,7 +45,7 @@ def seconds(value: Any) -> Any:
 
 
 def canonical_auxiliary(value: Any) -> tuple[str, ...]:
-    """Return the SPECs of auxiliary losses with all parameters; `none` is no loss. Raises UsageError."""
+    """Return the SPECs of the auxiliary losses in `value`, with all parameters; () for 'none'. Raises UsageError."""
     from elbocli.nn.auxiliary import canonical  # imports torch
 
     return canonical(value)
@@ -76,7 +76,7 @@ def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
 class TrainSettings(Struct, frozen=True, kw_only=True):
     """Training settings of a run.
 
-    Settings with stored=False, such as `bias`, aren't saved: `resolve` merges each into another setting, and leaves None.
+    Settings with stored=False, such as `bias`, aren't saved: `resolve` merges each into another setting; the field is None.
     Raises UsageError for settings that contradict each other.
     """
 
@@ -339,7 +339,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.val and self.val_split:
-            raise UsageError("--val names a validation dataset, --val-split takes a part of the training data; give only one")
+            raise UsageError("--val names validation data, --val-split splits the training data; leave out --val or --val-split")
         if self.micro_batch > self.batch_size:
             raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most --batch-size, {self.batch_size}")
 

@@ -20,7 +20,7 @@ WARM_UPS = 2  # calls before a CUDA graph is captured: the first calls choose al
 
 
 def meant_by(name: str) -> str:
-    """Return a device's name. `auto`: $ELBO_DEVICE; without $ELBO_DEVICE, cuda if available, else cpu."""
+    """Return a device's name, with `auto` replaced by $ELBO_DEVICE, else by cuda if available, else by cpu."""
     asked = os.environ.get("ELBO_DEVICE") or "auto" if name == "auto" else name
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -153,7 +153,7 @@ class CudaGraphs:
         self._graphs: dict[Hashable, tuple[Any, list[Tensor | None], Tensor]] = {}
 
     def call(self, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-        """Return function(*inputs). The function must depend only on its inputs and draw no random numbers."""
+        """Return function(*inputs), by a CUDA graph if possible. The function must use only `inputs`, and no random numbers."""
         key = (function, *((x.shape, x.stride(), x.dtype) if x is not None else None for x in inputs))
         self._calls[key] += 1
         if not self._failed and self._calls[key] > WARM_UPS and key not in self._graphs:

@@ -122,10 +122,10 @@ class GuidedRun:
                 f"--threshold {self.threshold.spec}: {path} draws latents, which have no range; leave --threshold out"
             )
         if channels > config.image_channels:
-            raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels; give no more")
+            raise UsageError(f"--guidance-channels {channels}: {path} has {config.image_channels} channels; lower the number")
         if guide is None:
             if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
-                raise UsageError(f"{path}: was not trained on classes with --label-dropout; guide it by another run with --guide")
+                raise UsageError(f"--guidance-scale {scale:g}: {path} has no classes, or no --label-dropout; add --guide RUN")
             return
         if scale == 1:
             raise UsageError("a guide has no effect at --guidance-scale 1; try --guidance-scale 2")
@@ -211,11 +211,11 @@ def open_decoder(
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:
-    """Return the autoencoder's folder: the path stored with the latents, else that path in the folder of `data`."""
+    """Return the autoencoder's folder: the path in `space`, or this path from the folder of the dataset `data`."""
     for place in (Path(space.autoencoder), data.parent / space.autoencoder):
         if place.is_dir():
             return place
-    raise UsageError(f"{space.autoencoder}: the autoencoder of these latents is missing; name its folder with --autoencoder DIR")
+    raise UsageError(f"{space.autoencoder}: the autoencoder of the latents is missing; name its folder with --autoencoder DIR")
 
 
 RUN = "run"

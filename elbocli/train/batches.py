@@ -71,7 +71,7 @@ def count_parts(batch: int, processes: int, most: int) -> int:
     """Return the number of micro-batches that each process computes per step.
 
     batch: number of images per step, over all processes. most: largest number of images in a micro-batch.
-    Returns: the first number from n to 2n − 1 that gives micro-batches of one size, or else n; n: the least possible number.
+    Returns: the least number n that `most` allows; or the first from n to 2n − 1 that makes all micro-batches equally large.
     """
     share = math.ceil(batch / processes)
     few = math.ceil(share / most)

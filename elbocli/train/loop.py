@@ -56,7 +56,7 @@ def run(
     world: None: a single process on the device of the settings.
     command_line: the command as typed, for config.yaml.
     on_checkpoint: shell command to run after each checkpoint; '': none.
-    log_to: further targets of the logs: 'tensorboard', 'wandb' or paths of JSONL files.
+    log_to: further targets of the logs: 'tensorboard', 'wandb', 'trackio' or paths of JSONL files.
     extractor: for --eval-every: name or program of the extractor, and file of its weights.
     overwrite: begin again at step 0 if the run's checkpoints are gone; False: raise DataError if they are gone.
     Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.

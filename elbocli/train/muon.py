@@ -36,9 +36,9 @@ def orthogonalised(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """Optimizer of a network: Muon for the matrices and kernels in network.units(), AdamW for all other weights.
+    """Optimizer of a network: Muon for the blocks' matrices and kernels, AdamW for all other weights.
 
-    A network without units gets Muon for all matrices and kernels but class embeddings. options: arguments of AdamW.
+    Blocks: modules in network.units(), or the network if there are none; without embeddings. options: arguments of AdamW.
     As in fused AdamW, gradients are divided by the tensor grad_scale; if the tensor found_inf is 1, the update is skipped.
     Source: Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982, for the scale of updates.
     """

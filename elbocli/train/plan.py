@@ -21,7 +21,7 @@ from elbocli.runtime.processes import World, shard_size
 from elbocli.train.batches import split
 
 BATCH = 1_000_003
-"""Batch size of the counted step: a large prime, which divides only the sizes of tensors with a batch dimension."""
+"""Batch size for `measure_step`: a large prime, which divides only the sizes of tensors with a batch dimension."""
 FLOAT = 4
 
 
@@ -92,7 +92,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
 
 
 def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> dict[str, int]:
-    """Return the bytes on each device, by purpose such as weights. images: number of images per forward pass on a device."""
+    """Return bytes on each device, by use such as weights. images: in a device's forward pass. cuda: as in `measure_step`."""
     settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
     held = FLOAT * -(-step.weights // (shard_size(devices) if sharded else 1))

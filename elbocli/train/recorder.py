@@ -66,8 +66,8 @@ class Recorder:
     out: run folder.
     lengths: size of each log at the checkpoint to resume from, in bytes; longer logs are truncated.
     log_to: targets of --log-to: names in PACKAGES, or paths of JSONL files.
-    extractor: for --eval-every: name or program of the extractor, and file of its weights.
-    Raises UsageError: --val doesn't fit the run; no previews possible. FormatError: --val is no dataset. DataError: can't write.
+    extractor: name or program of the extractor for --eval-every, and file of the weights (None: default weights).
+    Raises UsageError: --val, previews or --eval-every don't fit the run. FormatError: --val: no dataset. DataError: can't write.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Recorder:
         return values
 
     def _validate(self, validation: Validation) -> dict[str, Any]:
-        """Score the averaged weights on the held-out images, and log the result."""
+        """Score the averaged weights on the held-out images; log and return the numbers."""
         state, world = self.state, self.world
         progress(state.steps_done, self.settings.steps, "step", "validating")
         check(state)
@@ -172,7 +172,7 @@ class Recorder:
         return values
 
     def _evaluate(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Score samples drawn with the averaged weights, and log the result."""
+        """Score samples drawn with the averaged weights; log and return the numbers."""
         progress(self.state.steps_done, self.settings.steps, "step", "scoring samples")
         check(self.state)
         with self._apart():
@@ -261,7 +261,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
     """Return the dataset that has the held-out images, and the images' rows, int64 [N]; None: no validation.
 
     conditional: whether the network is conditioned on classes.
-    Raises UsageError: the datasets don't match. FormatError: --val is not a dataset.
+    Raises UsageError: the datasets don't match, or too few images are held out. FormatError: --val is not a dataset.
     """
     if settings.val_split:
         held, rows = dataset, split_rows(settings, dataset)[1]
@@ -281,7 +281,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
 
 
 def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
-    """Raise UsageError if `held` has the training images, or doesn't fit a network trained on `trained`."""
+    """Raise UsageError if `held` has the images of `trained`, or other shapes, latents or (if `conditional`) classes."""
     digest = held.attributes.payload_sha256
     if digest is not None and digest == trained.attributes.payload_sha256:
         raise UsageError(f"--val {held.path}: holds the training images; name another dataset, or use --val-split N")
@@ -294,7 +294,7 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
         wrong.append("num_classes")
     if wrong:
         raise UsageError(
-            f"--val {held.path}: differs from the training dataset in {', '.join(wrong)}; pack both with equal options"
+            f"--val {held.path}: differs from the training dataset in {', '.join(wrong)}; pack both datasets with equal options"
         )
 
 
@@ -458,7 +458,7 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
 
 
 class TrackioTarget:
-    """Target that logs to trackio, to the run that is named by this run's folder and id: trackio resumes a run by its name."""
+    """Target that logs to trackio under a name made of run folder and run id: trackio resumes the logs of an equal name."""
 
     def __init__(self, word: str, run: Path, step: int):
         import trackio
@@ -515,7 +515,7 @@ class LogTargets:
                 opened(step, values)
 
     def finish(self) -> None:
-        """Let the targets store what they have."""
+        """Finish all targets, so that every value is stored."""
         for word, target in list(self._targets.items()):
             with self._dropping(word):
                 getattr(target, "finish", lambda: None)()

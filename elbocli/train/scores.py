@@ -33,13 +33,13 @@ from elbocli.train.batches import count_parts
 from elbocli.train.state import TrainState
 
 SAMPLING = SampleSettings(n=1000, sampler=parse_sampler("ddim"), steps=32)
-"""How samples to score are drawn; n: number of samples unless --eval-samples says otherwise."""
+"""How to draw samples that are scored. n: largest number of samples without --eval-samples."""
 
 
 def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, labels: np.ndarray | None) -> Tensor:
-    """Draw images with the first average; every rank draws a share, and gets all images.
+    """Draw images with the weights of the first moving average; every rank draws a share, and gets all images.
 
-    output: decoder from the sampler's output to pixels. how: n, sampler and steps are used; image i depends on (seed, i) alone.
+    output: decoder from the sampler's output to pixels. how: uses n, sampler, steps; image i depends on the run's seed and i.
     labels: class of each image, [n]; None: network without classes.
     Returns: uint8 [n, H, W, C] on the CPU.
     """
@@ -66,7 +66,7 @@ class Evaluation:
     """Scores of samples of a run in training against a reference whose features are extracted once.
 
     output: decoder from the sampler's output to pixels.
-    extractor: name, or path of an exported program, as of `elbo eval --extractor`. weights: file of its weights; None: its own.
+    extractor: name, or path of an exported program. weights: file of the extractor's weights; None: default weights.
     Raises UsageError, FormatError and DataError: metrics, extractor, reference and number of samples don't fit each other.
     """
 
@@ -75,7 +75,7 @@ class Evaluation:
         self.state, self.output = state, output
         path = Path(settings.eval_ref or data.path)
         if not settings.eval_ref and data.kind == LATENTS:
-            raise UsageError(f"--eval-every: {path} holds latents; name their images, or statistics, with --eval-ref")
+            raise UsageError(f"--eval-every: {path} holds latents; name a dataset of images, or statistics, with --eval-ref")
         self.how = replace(SAMPLING, n=settings.eval_samples or min(SAMPLING.n, len(data)))
         self.labels = choose_labels("balanced", self.how.n, state.resolved.network.num_classes, settings.seed)
         names = [word.strip() for word in settings.eval_metrics.split(",")]
@@ -116,7 +116,7 @@ class Evaluation:
     def values(self) -> dict[str, Any]:
         """Draw and score samples; return numbers for a line of metrics.jsonl on rank 0, {} on other ranks.
 
-        Returns: scores and their standard errors, named as by `elbo eval` after EVAL; number of samples; seconds taken.
+        Returns: EVAL + score's name in `elbo eval` → score, or standard error; also the number of samples, and seconds taken.
         Raises DataError: on all ranks, if features are not finite.
         """
         begun = time.monotonic()

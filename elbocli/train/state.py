@@ -268,8 +268,8 @@ class TrainState:
         """Return whether to skip this update, as a bool on the device.
 
         total: sum of the losses of all images. norm: gradient norm without the loss scale. Both: float64 scalars.
-        A non-finite loss or norm skips this and all later updates; but in fp16, a gradient overflow skips one, and halves
-        the loss scale.
+        A non-finite loss or norm skips this update and all later updates.
+        fp16: a non-finite norm skips only this update and halves the loss scale, until the loss scale is tiny.
         """
         # The weights stay as before the first bad step until the host calls `check`.
         overflow = ~norm.isfinite()

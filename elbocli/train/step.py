@@ -59,7 +59,7 @@ def step_losses(
 
 
 def update(state: TrainState) -> None:
-    """Do one optimizer update without waiting for the device, or skip a non-finite update, for which `check` raises an error."""
+    """Do one optimizer update without waiting for the device. A non-finite update is skipped, and `check` raises an error."""
     settings, world, spread, optimizer, auxiliary = state.settings, state.world, state.spread, state.optimizer, state.auxiliary
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
     for part in range(parts):

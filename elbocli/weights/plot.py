@@ -55,7 +55,7 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
 def plot_weights(weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
     """Draw w and −dw/dλ of weightings, and densities p(λ) of schedules, over λ into the file `out`.
 
-    weightings: by name in the legend. low, high: range of λ. Raises UsageError: for an unknown suffix of `out`.
+    weightings: SPEC, shown in the legend → weighting. low, high: range of λ. Raises DataError: `out` can't be written.
     """
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     lines = _lines(weightings, at)

@@ -97,8 +97,8 @@ def samples_of(path: Path, start: int = 0, stop: int = COUNT, **about: Any) -> P
         (lambda at: shards(at)[2:3], "name all shards"),
         (lambda at: [*shards(at), shutil.copy(at / "part1.h5", at / "double.h5")], "name all shards"),
         (lambda at: [*shards(at), at / "." / "part1.h5"], "twice"),
-        (lambda at: [write(at / "b.h5", shard="1/4", shard_of="cd" * 32), *shards(at)[1:]], "one prep"),
-        (lambda at: [*shards(at), write(at / "b.h5")], "one prep"),
+        (lambda at: [write(at / "b.h5", shard="1/4", shard_of="cd" * 32), *shards(at)[1:]], "of one 'elbo prep'"),
+        (lambda at: [*shards(at), write(at / "b.h5")], "of one 'elbo prep'"),
         (lambda at: [write(at / "a.h5"), write(at / "b.h5", "png")], r"b\.h5: kind"),
         (lambda at: [write(at / "a.h5"), write(at / "b.h5", crop="none")], r"b\.h5: crop"),
         (lambda at: [write(at / "a.h5"), write(at / "b.h5", background="white")], r"b\.h5: background"),
@@ -206,7 +206,7 @@ def test_shards_of_prep_are_the_single_preps_file_but_for_the_command(store, elb
         assert done.returncode == 0
     line = ["merge", "out.h5", *(f"part{k}.h5" for k in (4, 1, 2, 3))]
     result = elbo(*line, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (0, b"") and b"22 images of 4 parts" in result.stderr
+    assert (result.returncode, result.stdout) == (0, b"") and b"22 images of 4 datasets" in result.stderr
     one, other = (Dataset(tmp_path / name).attributes.json() for name in ("whole.h5", "out.h5"))
     different = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
     assert different == {"command", "contents_sha256"} and other["command"].startswith("elbo merge")

@@ -181,13 +181,13 @@ def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable
 
     The function's arguments: Features of the samples; Features of the reference, or None; namespace of seed and options.
     numbers: the results, without statistics such as standard errors.
-    declared: properties of the metric, and arguments of Registry.declare, such as `formula`.
+    declared: fields of MetricTraits, and arguments of Registry.declare, such as `formula`.
     """
     return METRICS.declare(name, numbers=[part for number in numbers for part in number.whole()], **declared)
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
-    """Return the options of each named metric, with `seed` among them, by metric name.
+    """Return metric name → the metric's options, with `seed` among the options.
 
     given: values of options that replace defaults. Raises UsageError: a name is unknown.
     """

@@ -193,7 +193,9 @@ def copying(samples, reference, options):
             scores.append(float(u / (n * m * (n + m + 1) / 12) ** 0.5))
             weights.append(len(apart))
     if not scores:
-        raise DataError(f"--copying-cells {options.copying_cells}: no cell has held-out images and {FEW + 1} samples; give fewer")
+        raise DataError(
+            f"--copying-cells {options.copying_cells}: no cell has held-out images and {FEW + 1} samples; use fewer cells"
+        )
     share = np.array(weights) / sum(weights)
     found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
     return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}
@@ -213,7 +215,7 @@ def _components(values):
 
 
 def _projected(values, mean, axes):
-    """Return the coordinates of the features [N, D] along the axes, float32 [N, COMPONENTS]."""
+    """Project features [N, D], minus `mean`, on the axes; return float32 [N, COMPONENTS]."""
     import numpy as np
     from torch import from_numpy
 

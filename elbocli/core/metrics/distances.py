@@ -25,7 +25,7 @@ FID = "frechet_inception_distance"
 def fid(samples, reference, options):
     """Return FID and its standard error; with fid_infinity, also FID's limit for infinitely many images.
 
-    The limit's 95 % interval: None if the number of samples is less than twice the number of features.
+    The limit's 95 % interval: None for fewer than 2·D samples; features are [N, D].
     """
     from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance, standard_error
     from elbocli.core.streams import Stream
@@ -89,7 +89,7 @@ SUBSETS = 100
 def kid(samples, reference, options):
     """Return KID, its standard deviation over subsets, and its standard error.
 
-    Standard error: None if a subset holds all samples or all references; too large if samples resemble references.
+    Standard error: None if a subset holds all samples or all reference images; too large if samples resemble the reference.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 

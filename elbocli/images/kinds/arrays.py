@@ -22,7 +22,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
-    """Read the shape (N, H, W, C) in an NPY header. Raises FormatError if the array is not uint8 images."""
+    """Read the shape (N, H, W, C) in an NPY header. name: for messages. Raises FormatError unless of uint8 images."""
     with reading(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
@@ -37,7 +37,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 
 
 class StreamRows:
-    """Stand-in for an array of uint8 images [N, H, W, C], which are read from a stream in order."""
+    """Stand-in for an array of uint8 images [N, H, W, C], read in order from a stream `file`. name: for messages."""
 
     def __init__(self, file: Any, name: str):
         self.file, self.name = file, name  # buffered, so that a read from a pipe returns all requested bytes
@@ -118,7 +118,7 @@ def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | N
 
 
 def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
-    """Read labels, int64 [count], from array `name` of an opened .npz; None if there is no such array. Raises FormatError."""
+    """Read labels, int64 [count], from array `name` of an opened .npz; None if absent. path: for messages. Raises FormatError."""
     with reading(f"{path}: {name} is not usable as labels"):
         labels = npz_array(archive, path, name)
         return None if labels is None else check_labels(labels, count)

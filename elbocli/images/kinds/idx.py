@@ -56,5 +56,7 @@ def _values(ref: ImageRef, where: str, ndim: int) -> np.ndarray:
         shape = struct.unpack_from(f">{ndim}I", content, 4)
         expected = 4 + 4 * ndim + math.prod(shape)
         if content[:4] != UINT8 + bytes([ndim]) or 0 in shape or len(content) != expected:
-            raise FormatError(f"damaged: {len(content)} bytes for uint8 {shape}, expected {expected}; get it again")
+            raise FormatError(
+                f"damaged: {len(content)} bytes, type {content[:4]!r}, shape {shape}; expected {expected}, uint8; get it again"
+            )
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)

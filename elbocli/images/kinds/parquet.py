@@ -26,7 +26,7 @@ LOCK = threading.Lock()
 
 @lru_cache(2)
 def _row_group(path: str, number: int, column: str) -> Any:
-    """Return the image files in row group `number` of a parquet file, as a pyarrow array of bytes."""
+    """Return the image files in the image column `column` of row group `number`, as a pyarrow array of bytes."""
     with _opened(path) as file:
         return file.read_row_group(number, columns=[f"{column}.bytes"]).column(0).combine_chunks().field("bytes")
 
@@ -49,7 +49,7 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
 
     files: names in `folder`.
     Raises UsageError without pyarrow.
-    Raises FormatError if a file is damaged, lies in an archive, has no images, or differs from the first in columns or classes.
+    Raises FormatError if a file is damaged, in an archive, without images, or unlike the first file in columns or classes.
     """
     _row_group.cache_clear()
     layout, labels, names, refs = None, [], [], list[ParquetRow]()
@@ -70,7 +70,7 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{files[0]}: the label {label!r} is not one of the {len(classes)} classes; get the file again")
+            raise FormatError(f"{files[0]}: label {label!r} is not from 0 to {len(classes or labels) - 1}; get the file again")
     return Images(names, labels or None, refs, classes)
 
 

@@ -23,7 +23,7 @@ def hidden(name: str) -> bool:
 
 
 def clean(name: str) -> str:
-    """Return a path in an archive without '.' and '..', with single slashes; '' for a hidden path."""
+    """Return a path inside an archive, cleaned of '.', '..' and repeated slashes; '' for a hidden path."""
     path = "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
     return "" if hidden(path) else path
 
@@ -88,7 +88,7 @@ def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Dam
 
 
 def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the members of the tar `file`, which begins at byte `offset` of the file `path`. Raises tarfile's errors."""
+    """List the tar `file`, at byte `offset` of the file `path`, as (`prefix` + name, reference). Raises tarfile's errors."""
     if prefix:
         yield prefix, FOLDER
     spans: dict[str, Span] = {}

@@ -45,7 +45,7 @@ class ImportOptions:
     weights: ema (the average), model (the last weights), or the key of other weights in the file.
     prediction, weighting, schedule: SPECs of the training's objective.
     levels: SPEC of the network's input for the noise level.
-    attention: heads=N (number of heads) or width=N (channels per head); suffix ',new': AttentionOrder.outside.
+    attention: heads=N (number of heads) or width=N (channels per head); suffix ',new': q of all heads, then k, then v.
     size, channels, classes: side and channels of the images or latents, number of classes.
     null_class: label that means 'no class' to the network.
     logsnr_min, logsnr_max: range of λ in training.
@@ -155,7 +155,7 @@ def source_format(
 
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
-    """Return the state dicts and pickled networks in a file: key → tensors by name; key '' is the whole file."""
+    """Return the state dicts and pickled networks in a file's content: key → tensors by name; key '' is the whole file."""
     held = {"": tree, **(tree if isinstance(tree, dict) else {})}
     found = {str(key): _named_tensors(value) for key, value in held.items()}
     return {key: tensors for key, tensors in found.items() if tensors}
@@ -202,14 +202,14 @@ def state_dict(
 
 
 def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
-    """Return the key in `held` that the user chooses. wanted: value of --weights."""
+    """Return the key of the chosen weights. held: key → tensors. wanted: value of --weights. Raises UsageError."""
     averages = [key for key in held if "ema" in key.lower()]
     last = [key for key in STATE_DICTS if key in held][:1]
     choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
     if len(choices) != 1:
-        raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose with --weights KEY")
+        raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; replace --weights {wanted} by one of these keys")
     if wanted == "ema" and [*held] != averages:
-        source.notes.append(f"{source.path}: takes the weights {choices[0]}; for others, give --weights one of {', '.join(held)}")
+        source.notes.append(f"{source.path}: takes the weights {choices[0]}; to choose, give --weights one of {', '.join(held)}")
     return choices[0]
 
 
@@ -229,10 +229,10 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
-    """Return elbo's name → the file's name, for each module of each block.
+    """Return name in elbo → name in the file, for each module of each block.
 
-    blocks: elbo's name of a sequence of blocks → the file's names of the blocks, in order.
-    parts: elbo's name of a module within a block → the file's name of the module within a block.
+    blocks: name of a sequence of blocks in elbo → names of the blocks in the file, in order.
+    parts: name of a module within a block: in elbo → in the file.
     """
     return {
         f"{way}.{index}.{part}": f"{name}.{their}"
@@ -252,8 +252,8 @@ def fitted(
 ) -> dict[str, Tensor]:
     """Return a file's tensors as weights of elbo's network `config`: name → tensor.
 
-    modules: elbo's name of a module or weight → the file's name; None: names are equal.
-    turned: function of elbo's name and the file's tensor that returns elbo's tensor.
+    modules: name of a module or weight: in elbo → in the file; None: names are equal.
+    turned: function (name in elbo, tensor in the file) → tensor in elbo, such as a transpose.
     without: regular expression for superfluous names to ignore.
     Raises FormatError if a weight is missing, superfluous, or of another shape.
     """
@@ -270,7 +270,7 @@ def fitted(
             value = turned(name, value)
         if value.shape != empty.shape:
             shape = list(tensors[theirs].shape)
-            raise FormatError(f"{where}: {theirs!r} has shape {shape}, elbo needs {list(empty.shape)}; import a .pt2 program")
+            raise FormatError(f"{where}: {theirs!r} has shape {shape}, elbo needs {list(empty.shape)}; export a .pt2 program")
         weights[name] = value.to(empty.dtype)
         unused.pop(theirs, None)
     for name in unused:
@@ -311,7 +311,7 @@ def parse_attention(text: str) -> AttentionOrder:
 def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
     """Return the settings logsnr_min and logsnr_max of a network's discrete timesteps; {} for a network without timesteps.
 
-    code: SPEC of the network's input for the noise level.
+    code: SPEC of the network's input for the noise level. source: gets a note if the range of λ is unknown.
     """
     said = parse_level_code(code)
     if said.name in SCHEDULES:
@@ -319,7 +319,7 @@ def range_settings(code: str, source: Source, options: ImportOptions) -> dict[st
         return {"logsnr_min": low, "logsnr_max": high}
     if None in (options.logsnr_min, options.logsnr_max):
         source.notes.append(
-            "the range of logsnr in training is unknown: taken as -15 to 15; give others with --logsnr-min and --logsnr-max"
+            "the range of logsnr in training is unknown: taken as -15 to 15; change it with --logsnr-min and --logsnr-max"
         )
     return {}
 
@@ -338,7 +338,7 @@ def timestep_settings(code: str, source: Source, options: ImportOptions, predict
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
     """Return the keys of config.yaml that describe the latents of a network. Raises FormatError.
 
-    convention: scaling of latents. options.autoencoder: folder; None: Stable Diffusion's autoencoder.
+    convention: scaling of latents, a name in CONVENTIONS. options.autoencoder: folder; None: Stable Diffusion's autoencoder.
     """
     size, channels, folder = config.image_size, config.image_channels, options.autoencoder
     if folder is not None:

@@ -48,7 +48,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     channels, out, rows = (convert(found.get(key) or usual, Count, f"{where}: {key}") for key, usual in numbers)
     classes = rows if options.classes is None else options.classes
     if not rows - 1 <= classes <= rows or (rows and not classes):
-        raise UsageError(f"--classes {classes}: {folder} has {rows} classes; give {rows}, or one less if the last is 'no class'")
+        raise UsageError(f"--classes {classes}: {folder} has {rows}; give {rows}, or {rows - 1} if the last class is 'no class'")
     side = found.get("sample_size")
     size = options.size or (side[0] if isinstance(side, list) and side == side[:1] * 2 else side)
     if size is None:
@@ -73,7 +73,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     files = [whole] if whole.exists() else sorted(folder.glob(f"{stem}*.safetensors"))  # parts of one file, or a variant
     if not files:
         raise FormatError(
-            f"{folder}: no {WEIGHTS}; only safetensors are read; write them with diffusers' save_pretrained(…, "
+            f"{folder}: no {WEIGHTS}; only safetensors are read; write the weights with diffusers' save_pretrained(…, "
             "safe_serialization=True)"
         )
 
@@ -98,7 +98,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
     places = [path / "scheduler" / SCHEDULER, path / SCHEDULER, path.parent / "scheduler" / SCHEDULER]
     file = next(filter(Path.is_file, places), None)
     if file is None:
-        raise UsageError(f"{path}: no {SCHEDULER} beside it; add --prediction and --levels (t:linear, t:squaredcos, …)")
+        raise UsageError(f"{path}: no {SCHEDULER} in it or scheduler/; add --prediction and --levels (t:linear, t:squaredcos, …)")
     config = read_json(file)
     curve: Any
     prediction, curve = read_config(file)
@@ -110,7 +110,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         return {**formats.range_settings(code, source, options), **flow}, code
     betas = str(config.get("beta_schedule"))
     ends = "" if betas == "squaredcos_cap_v2" else f",start={config.get('beta_start')},end={config.get('beta_end')}"
-    with reading(f"{file}: its timesteps ({betas}) have no level code", "; give one with --levels"):
+    with reading(f"{file}: its timesteps ({betas}) have no level code", "; give a code with --levels"):
         timestep = parse_level_code(f"{BETAS[betas]}:count={count}{ends}")
         apart = float((timestep(curve.level.flip(0)) - curve.time.flip(0) * float(count) + 0.5).abs().max())
         if not apart <= NEAR:

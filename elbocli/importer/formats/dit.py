@@ -60,7 +60,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     rows = shape_of(tensors, TABLE)[0] if TABLE in tensors else 0
     classes = max(rows - 1, 0) if options.classes is None else options.classes
     if rows - classes not in (0, 1):
-        raise UsageError(f"--classes {classes}: the weights have {rows}; give {rows}, or 1 less if the last means 'no class'")
+        raise UsageError(f"--classes {classes}: {TABLE} has {rows} rows; give {rows}, or 1 less if the last row is 'no class'")
     outputs, doubled = shape_of(tensors, LAST)[0], 2 * channels * patch**2
     with reading(where):
         config = DiTConfig(

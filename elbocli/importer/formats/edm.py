@@ -25,7 +25,7 @@ from elbocli.nn.networks.unet import UNetConfig, heads_of
 LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5  # range of σ in sampling with EDM and EDM2, and σ of the data
 LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
 DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}
-"""Encoder of EDM2 ("": EDM) → default mean and default standard deviation of ln σ in training."""
+"""Encoder of EDM2, or "" for EDM → default mean and default standard deviation of ln σ in training."""
 ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}  # number of channels → encoder that is assumed if a file doesn't name its encoder
 BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
 """Start of a weight's name, such as `enc.64x64_block0.`: enc or dec, side of the images, block."""
@@ -57,7 +57,7 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return prediction, weighting, schedule and range of λ with which a network was trained.
 
-    module: the pickled network. loss: attributes of the pickled loss function; DRAWN[kind] has defaults for them.
+    module: the pickled network. loss: attributes of the pickled loss function. kind: key of DRAWN, for the loss's defaults.
     """
     mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
     sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
@@ -71,7 +71,7 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
 
 
 def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return config keys of an EDM or EDM2 network, and a dict from elbo's module names to the file's module names.
+    """Return config values of an EDM or EDM2 network, by key, and a dict from elbo's module names to the file's.
 
     module: the pickled network, from which only the dropout is read.
     format: 'edm' or 'edm2'.
@@ -156,7 +156,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
 
 
 def _content(source: Source) -> tuple[Any, list[Any]]:
-    """Return the file's content, with the first set of averaged weights under "ema", and the EMA width (std) of each set."""
+    """Return (content, stds): the file's content, with the first of its averaged weights as "ema"; EMA widths of all averages."""
     tree: Any = source.tree
     tree = tree.items or tree if isinstance(tree, Foreign) else tree
     ema = tree.get("ema") if isinstance(tree, dict) else None
@@ -179,11 +179,11 @@ def _check_constants(module: Any) -> None:
         for key, value in wanted.items():
             found = told.get(key, value)
             if (list(found) if isinstance(found, tuple) else found) != value:
-                raise FormatError(f"{name} has {key} {found}, but elbo's network has {value}; such a network can't be imported")
+                raise FormatError(f"{name or 'the network'} has {key} {found}; elbo can import only networks with {key} {value}")
 
 
 def _encoder(content: Any, channels: int) -> str:
-    """Return the encoder that a pickle's content names, else the channels' usual one. FormatError: not LATENTS or PIXELS."""
+    """Return `content`'s encoder, else the usual encoder for `channels`. Raises FormatError for any but LATENTS and PIXELS."""
     encoder = content.get("encoder") if isinstance(content, dict) else None
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)

@@ -27,7 +27,7 @@ TAKES = ("levels", "size", "channels", "classes", "null_class")
     takes=(*formats.NAMED, *TAKES, "network"),
 )
 def module(source: Source, options: ImportOptions) -> Imported:
-    """Run the file of --network, make an instance of its class, and load the weights."""
+    """Import weights for the class that --network names, after running the class's file."""
     said = re.fullmatch(r"(.+\.py):(\w+):?(.*)", options.network)
     if not said:
         raise UsageError(f"--network {options.network!r}: expected FILE.py:CLASS, or FILE.py:CLASS:KEY=VALUE,…")
@@ -47,7 +47,7 @@ def module(source: Source, options: ImportOptions) -> Imported:
 
 
 def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
-    """Return the network config for the class `name` in the plug-in `file`."""
+    """Return the network config for the class `name` in the plug-in `file`. arguments: text KEY=VALUE,… for the class."""
     sizes = dict(zip(SIZES, (options.size, options.channels, options.classes or 0), strict=True))
     declared = next((each for each in NETWORKS.values() if each.make is defined(file, name)), None)
     told: Any = {"code": options.levels} if options.levels else {}
@@ -75,10 +75,10 @@ def program(source: Source, options: ImportOptions) -> Imported:
     side = takes.images.shape[2]
     size = options.size or (side if isinstance(side, int) else 0)
     if not size:
-        raise UsageError(f"{source.path}: takes images of any size; add --size")
+        raise UsageError(f"{source.path}: takes images of any size; add --size PIXELS")
     classes, null = takes.classes if options.classes is None else options.classes, options.null_class
     if (takes.labels is None and (classes or null is not None)) or 0 < takes.classes < classes:
-        raise FormatError(f"{source.path}: has {takes.classes or 'no'} labels, not {classes}; omit --classes and --null-class")
+        raise FormatError(f"{source.path}: takes {takes.classes or 'no'} labels, so leave out --classes and --null-class")
     if takes.labels is not None and not classes and null is None and not takes.classes:
         raise UsageError(f"{source.path}: takes labels; add --classes, or --null-class to use no classes")
     config = ProgramConfig(

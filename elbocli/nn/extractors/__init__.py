@@ -51,7 +51,7 @@ class Extractor(NamedTuple):
         features, logits = (*out, None)[:2] if isinstance(out, (tuple, list)) else (out, None)
         if features.dim() != 2 or len(features) != len(images):
             raise FormatError(
-                f"extractor {self.name}: returned {tuple(features.shape)}; make it return (B, D) or (features, logits (B, K))"
+                f"extractor {self.name}: returned {tuple(features.shape)}; return (B, D) or (features, logits (B, K)) instead"
             )
         return features.float(), None if logits is None else logits.float()
 
@@ -130,7 +130,7 @@ extractor(
 def _given(weights: Path | None, name: str) -> Path:
     """Return the weights' path. Raises UsageError if the user gave none."""
     if weights is None:
-        raise UsageError(f"{name} needs --extractor-weights FILE; docs/extractors.md lists the files that it takes")
+        raise UsageError(f"{name} needs --extractor-weights FILE; docs/extractors.md lists suitable files")
     return weights
 
 
@@ -166,7 +166,7 @@ def _published() -> Path:
     source="fixed seed, no download: for tests and smoke runs, not for publication",
 )
 def tiny(weights: Path | None) -> Extractor:
-    """Make the tiny extractor, whose weights are the same on every machine."""
+    """Make the tiny extractor, of the same weights on every machine. Raises UsageError unless `weights` is None."""
     if weights is not None:
         raise UsageError("elbo-tiny has no weights to load; leave --extractor-weights out")
     from elbocli.nn.extractors.vit import Tiny

@@ -18,7 +18,7 @@ from elbocli.nn.extractors import Extractor
 
 SIZE = 224
 HUB_OFFSET = 0.1
-"""Offset in DINOv2's hub code, which scales S × S position embeddings by (side + 0.1)/S, not side/S, to side × side."""
+"""Offset that DINOv2's hub code adds to `side` when it scales S × S position embeddings to side × side: by (side + 0.1)/S."""
 TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
 
 
@@ -141,7 +141,7 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
 def read_weights(path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read a network's tensors from a file, float32, without running code from the file.
 
-    wanted: tensor name → shape in the network. layouts: tensor names of other programs (vit.yaml). name: network, for messages.
+    wanted: tensor name → shape in the network. layouts: program → layout of its files (vit.yaml). name: the network's.
     Raises FormatError if the file doesn't fit the network.
     """
     found, wrong = read_torch_file(path), f"{path}: not weights of {name}"

@@ -159,8 +159,7 @@ NETWORKS = Registry("network family")  # `traits` of a declaration is the class 
 def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[Any], Any]:
     """Return a decorator that declares a Network class.
 
-    name: value of `family` in files.
-    config: class of the network's config.
+    name: value of `family` in files. config: class of the network's config. source: paper or code, for docs.
     Raises UsageError: when the name is taken.
     """
     return NETWORKS.declare(name, source=source, traits=config)
@@ -178,7 +177,7 @@ def build(config: NetworkConfig) -> Network:
 
 
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
-    """Return a network, built on the meta device, with its weights loaded. Raises RuntimeError for other names or shapes."""
+    """Return a network with `weights` loaded. network: on the meta device. Raises RuntimeError for other names or shapes."""
     network.load_state_dict(weights, assign=True)
     # Tensors outside the state dict are computed when the network is built, off the meta device.
     held = [*network.buffers(), *(value for module in network.modules() for value in vars(module).values())]

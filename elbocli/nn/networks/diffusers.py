@@ -40,7 +40,7 @@ class DiffusersUNetConfig(NetworkConfig):
 
 @network("diffusers-unet", config=DiffusersUNetConfig, source="diffusers: UNet2DModel")
 class DiffusersUNet(Network):
-    """UNet2DModel. Raises UsageError without diffusers or for an unknown `code`, FormatError for settings diffusers refuses."""
+    """UNet2DModel. Raises UsageError: no diffusers, unknown `code`, unfit image size. Raises FormatError: unusable `model`."""
 
     def __init__(self, config: DiffusersUNetConfig):
         super().__init__(config)
@@ -111,9 +111,9 @@ class Autoencoder:
             raise FormatError(f"{folder / CONFIG}: in_channels or out_channels is not 3; choose an RGB autoencoder")
 
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
-        """Return the latent space. Raises UsageError if the convention doesn't fit the autoencoder.
+        """Return this autoencoder's latent space. Raises UsageError if the convention doesn't fit the autoencoder.
 
-        convention: name in CONVENTIONS.
+        convention: how latents are scaled, a name in CONVENTIONS.
         pixel_size: side of the images.
         mirrored: whether mirror images are encoded, too.
         """
@@ -122,7 +122,7 @@ class Autoencoder:
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray, space: LatentSpace) -> tuple[Tensor, Tensor]:
-        """Encode pixels, uint8 [B, H, W, 3]. Returns: mean and standard deviation of latents, [B, C, h, w] each."""
+        """Encode pixels, uint8 [B, H, W, 3]. Returns: mean and standard deviation of unscaled latents, [B, C, h, w] each."""
         divisor, offset = INPUTS[space.input]
         x = sent(torch.from_numpy(pixels), self.device).permute(0, 3, 1, 2).float().div_(divisor).add_(offset)
         posterior = self.model.encode(x.contiguous()).latent_dist
@@ -130,7 +130,7 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration | None = None) -> Tensor:
-        """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: to whole pixel values; None: the convention's."""
+        """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: entry of ROUNDINGS; None: `space.rounding`."""
         shift, scale = affine(space, self.device)
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
         return to_levels(x, rounding or space.rounding, INPUTS[space.input])

@@ -48,7 +48,7 @@ class EDM2Config(AttendedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not all(isinstance(level, int) for level in self.levels):
-            raise UsageError(f"network: levels {list(self.levels)} must be integers, which multiply channels {self.channels}")
+            raise UsageError(f"network: levels are {list(self.levels)}; edm2 needs integers (width / channels); round all levels")
 
 
 def unit(x: Tensor, *dims: int) -> Tensor:
@@ -206,7 +206,7 @@ class EDM2(LevelsNetwork):
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
         """Reset all weights except gains to root mean square 1 per output (eq. 66).
 
-        left_out: whether the update was skipped, so that weights must not change.
+        weights: by name. left_out: whether the optimizer skipped the update, so that weights must not change.
         """
         for name in self._constrained:
             weight = weights[name]

@@ -61,14 +61,14 @@ class ModuleConfig(OwnConfig):
         """Return the config for another number of classes.
 
         A null_class equal to the old number of classes becomes the new number of classes.
-        Raises UsageError: null_class is a different label, which may be one of the new classes.
+        Raises UsageError: any other null_class, when the number of classes changes: null_class may be one of the new classes.
         """
         null = self.null_class
         if null == (self.num_classes,):
             null = (num_classes,)
         elif num_classes not in (0, self.num_classes) and max(null, default=-1) >= 0:
             raise UsageError(
-                f"network: {self.name} takes label {null[0]} for no class, so the number of classes must stay {self.num_classes}"
+                f"network: {self.name} must keep {self.num_classes} classes, not {num_classes}, as label {null[0]} means no class"
             )
         return replace(self, num_classes=num_classes, null_class=null)
 
@@ -101,7 +101,7 @@ class OwnModule(Network):
         with suppress(TypeError):
             self.labelled = bool(inspect.signature(self.network.forward).bind(None, None, None))
         if config.num_classes and not self.labelled:
-            raise UsageError(f"{config.name}: its forward takes no labels; set the number of classes to 0")
+            raise UsageError(f"{config.name}: its forward takes no labels; train it --unconditional, or set num_classes to 0")
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -221,7 +221,7 @@ class Program(Network):
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def _classes(self, labels: Tensor | None, logsnr: Tensor, kind: torch.dtype) -> Tensor:
-        """Return labels for the program, of dtype `kind`: integers, or one-hot with zeros for "no class". Raises UsageError."""
+        """Return labels of dtype `kind`, integers or one-hot (zeros: no class). logsnr: λ [B], tells B. Raises UsageError."""
         labels = named_labels(labels, (*self.config.null_class, -1)[0], logsnr)
         if self.takes.classes:
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)

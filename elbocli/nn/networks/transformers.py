@@ -122,7 +122,7 @@ class DiT(Network):
         return nn.Conv2d(config.image_channels, config.width, config.patch, config.patch)
 
     def block(self, index: int) -> nn.Module:
-        """Return the transformer block at this depth."""
+        """Return a new transformer block. index: number of the block, from 0."""
         return DiTBlock(self.config.width, self.config.heads, self.config.dropout)
 
     def norm_layer(self) -> nn.Module:
@@ -160,7 +160,7 @@ class DiT(Network):
         return x.flatten(2).transpose(1, 2) + positions(side, width, x.device)
 
     def image(self, x: Tensor, code: Tensor) -> Tensor:
-        """Return the network's output [B, C or 2C, H, W] for the last block's tokens [B, N, width]."""
+        """Return the network's output [B, C or 2C, H, W] for the last block's tokens x [B, N, width]. code: conditioning."""
         config = self.config
         size, side, batch = (
             config.image_size,
@@ -197,7 +197,7 @@ class JiTConfig(DiTConfig):
 def rotary_angles(side: int, width: int, before: int, device: torch.device) -> Tensor:
     """Return rotary angles [before + side², width/2] of tokens, row by row; 0 for the first `before` tokens.
 
-    Axis 1: by the token's row, then by its column. side: tokens per row and column. width: channels of a head.
+    Axis 1: angles by the token's row, then by the token's column. side: tokens per row and column. width: channels of a head.
     """
     frequency = ROTARY ** (-torch.arange(width // 4, device=device) / (width // 4))
     angle = torch.arange(side, device=device)[:, None] * frequency
@@ -215,7 +215,7 @@ def rotated(x: Tensor, angle: Tensor) -> Tensor:
 class JiTBlock(nn.Module):
     """JiT block: attention, then SwiGLU, each with conditional shift, scale and gate (adaLN-Zero).
 
-    x: tokens [B, N, C]. code: conditioning [B, C]. angle: [N, C/heads/2]. Returns: tokens, equal to x before training.
+    x: tokens [B, N, C]. code: conditioning [B, C]. angle: rotary, [N, C/heads/2]. Returns: tokens, equal to x before training.
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -281,9 +281,9 @@ PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}  # name → number of wavelet le
 
 @dataclass(frozen=True)
 class UViTConfig(LevelsConfig):
-    """Config of a U-ViT. The last level is the transformer, which alone has dropout.
+    """Config of a U-ViT. The last level is the transformer; no other level has dropout.
 
-    Raises UsageError: the image is too small for the levels, or `heads` doesn't divide `width`.
+    Raises UsageError: the image is too small for the number of levels, or `heads` doesn't divide `width`.
     """
 
     levels: Annotated[tuple[Size, ...], Meta(min_length=1)] = explained(LEVELS)
@@ -336,7 +336,7 @@ class TransformerBlock(nn.Module):
 
 @network("uvit", config=UViTConfig, source="Hoogeboom et al. 2023")
 class UViT(Network):
-    """U-ViT: a U-Net with a deep transformer at the smallest size."""
+    """U-ViT: a U-Net whose lowest level is a deep transformer."""
 
     def __init__(self, config: UViTConfig):
         super().__init__(config)

@@ -363,7 +363,7 @@ def resized(x: Tensor, resample: str) -> Tensor:
 def attend(qkv: Tensor, heads: int, prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None) -> Tensor:
     """Compute self-attention over tokens: queries, keys and values [B, N, 3C] → [B, N, C].
 
-    prepare: changes queries and keys, [B, heads, N, C/heads] each; None leaves them unchanged.
+    prepare: function that changes queries and keys, [B, heads, N, C/heads] each; None: no change.
     """
     batch, tokens, width = qkv.shape
     q, k, v = qkv.view(batch, tokens, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -472,7 +472,7 @@ class UNetConfig(AttendedConfig):
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
                     f"network: level {level:g} × channels {self.channels} is {exact:g}; change level or channels so that the "
-                    f"product is a whole number divisible by groups={self.groups} and by heads={heads} (a 0 doesn't count)"
+                    f"product is a whole number divisible by groups={self.groups} and by heads={heads} (ignore a 0)"
                 )
 
 

@@ -97,6 +97,6 @@ def choose_preset(
     if fitting:
         return max(fitting)[-1]
     raise UsageError(
-        f"no preset fits {images} images of {image_size} pixels on a {'GPU' if gpu else 'CPU'}; name one by --preset (see 'elbo "
+        f"no preset fits {images} images of side {image_size} on a {'GPU' if gpu else 'CPU'}; choose a --preset (see 'elbo "
         "presets list'), or pack with another --size"
     )

@@ -1,7 +1,7 @@
 """Averages of a network's weights, and transfer of weights to a network with other classes or another image size."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 
@@ -72,7 +72,10 @@ def shapes_of(config: NetworkConfig) -> dict[str, Shape]:
 
 def class_axes(config: NetworkConfig) -> dict[str, int]:
     """Return the weights that have a row per class: weight name → axis of the rows."""
-    more = shapes_of(config.for_classes(config.num_classes + 1)) if config.num_classes else {}
+    more = dict[str, Shape]()
+    if config.num_classes:
+        with suppress(UsageError):  # a network that must keep its classes
+            more = shapes_of(config.for_classes(config.num_classes + 1))
     differ = {name: _axes(shape, more.get(name, ())) for name, shape in shapes_of(config).items()}
     return {name: axes[0] for name, axes in differ.items() if len(axes) == 1}
 

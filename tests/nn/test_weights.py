@@ -232,6 +232,14 @@ def test_a_module_of_ones_own_keeps_its_label_for_no_class_behind_the_classes():
         other.for_classes(12)
 
 
+def test_a_network_that_must_keep_its_classes_has_no_rows_of_classes(monkeypatch):
+    assert class_axes(CONFIGS["unet"])
+    monkeypatch.setattr(
+        UNetConfig, "for_classes", lambda *_: ModuleConfig(8, 2, 5, name="a.py:N", null_class=(0,)).for_classes(6)
+    )
+    assert class_axes(CONFIGS["unet"]) == {}
+
+
 # From the network's output to x̂, with guidance
 
 

@@ -118,7 +118,7 @@ def fit_log(
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
             raise UsageError(
-                f"{optimum}: {known.dimensions} values per image, but {losses.header.dimensions} in the run; use the run's file"
+                f"{optimum}: {known.dimensions} values per image, but the run has {losses.header.dimensions}; use its dataset's file"
             )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]

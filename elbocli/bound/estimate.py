@@ -344,7 +344,7 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
 
 
 def slopes(value: Tensor, known: Tensor) -> Tensor:
-    """Return the factor of a control variate to subtract from each image's estimates, [N].
+    """Return each image's factor c, [N]: value − c · known has less variance than value.
 
     value: estimates to correct, [N, 2].
     known: control variate, whose expectation is 0, [N, 2].

@@ -111,7 +111,7 @@ def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
 
 
 def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], dict[str, Any]]:
-    """Compare each file's Fréchet distance to a reference with the first file's distance.
+    """Compare each file's Fréchet distance from a reference with the first file's.
 
     paths: features saved by `elbo eval --save-features`. ref: statistics or features of the reference.
     Returns: comparison of each further file, paired by image if seeds and classes are equal; common settings and digests.

@@ -334,7 +334,7 @@ class AdaptiveSchedule:
         return ErrorMoments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
-        """Return the current schedule, uniform in λ until a bin has two measured errors. floor: smallest / uniform density."""
+        """Return the current schedule, uniform in λ until a bin has two measured errors. floor: least density, as a fraction of the uniform density."""
         known = self.moments()
         if not bool(known.seen.any()):
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")

@@ -96,7 +96,7 @@ def ddim(z, last, move, denoise, noise):
 def ancestor(z, x_hat, move, noise, gamma):
     """Draw z' from q(z' | z, x̂); if σ' = 0, return the mean.
 
-    gamma: number or tensor that sets the variance, as in `ddpm`.
+    move: the step, a Move. gamma: number or tensor that sets the variance, as in `ddpm`.
     """
     alpha, sigma, alpha_then, sigma_then = move.scales
     kept = math.exp(-2 * move.width)
@@ -147,7 +147,7 @@ def advance(z, x_hat, last, move, eta=0.0):
     """Return the mean of z' after a step of DPM-Solver++(2M), or of its SDE version.
 
     Equation that the step solves: dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
-    x_hat, last: x̂ of this step, and x̂ of the previous step (None: first step).
+    move: the step, a Move. x_hat, last: x̂ of this step, and x̂ of the previous step (None: first step).
     eta: amount of noise η; 0: the probability-flow ODE.
     """
     # For constant x̂ the mean is exact: e^{−(1+η)h} y + (1 − e^{−(1+η)h}) x̂. x̂ is extrapolated to the middle of the step.

@@ -27,7 +27,7 @@ spacing = SPACINGS.declare
 
 @spacing("even", formula="logsnr(t) at t even from 1 to 0", source="a walk of equal steps in t")
 def even(schedule, steps):
-    """Return λ at equally spaced t from 1 to 0, both included. A single step starts at t = 1."""
+    """Return λ at `steps` equally spaced t from 1 to 0, both included; for one step, λ at t = 1."""
     import torch
 
     return schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()

@@ -309,7 +309,7 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes only 'monotone'; omit other parameters (of a schedule: schedule:NAME:KEY=VALUE)")
+        raise UsageError(f"{text!r} takes only 'monotone'; omit the rest, or write schedule:NAME:KEY=VALUE")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 

@@ -25,7 +25,7 @@ _fields = cache(fields)
 
 
 class StoredFormat(NamedTuple):
-    """A file format of elbo: the class of its records, and the arguments of `stored`."""
+    """A file format: class of its records, file's description, name, version, and advice that errors give."""
 
     record: type[Record]
     file: str

@@ -30,7 +30,7 @@ from elbocli.version import __version__
 NOISES = 2
 """Number of noise samples per source image; the difference of the samples' errors gives the standard error."""
 NUMBERS = 2**22
-"""Largest number of float64 values in a batch of softmax images, or of source images and noise samples: 32 MB."""
+"""Largest number of float64 values in one batch, 32 MB."""
 MOST_IMAGES = 1024
 MOST_SOURCES = 512
 UNIT = 1 / 127.5

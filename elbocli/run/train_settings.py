@@ -365,7 +365,7 @@ class Setting(NamedTuple):
     meta: Meta
 
     def says(self, key: str, otherwise: Any = "") -> Any:
-        """Return the value that `about` was given for a key; `otherwise` if `about` was not given the key."""
+        """Return an argument of the call of `about` that declared this setting; `otherwise` if the argument was absent."""
         return (self.meta.extra or {}).get(key, otherwise)
 
     def written(self, value: Any) -> Any:

@@ -25,7 +25,7 @@ FID = "frechet_inception_distance"
 def fid(samples, reference, options):
     """Return FID and its standard error; with fid_infinity, also FID's limit for infinitely many images.
 
-    The limit's 95 % interval: None for fewer than 2·D samples; features are [N, D].
+    The limit has a 95 % interval, which is None if N < 2·D for features [N, D].
     """
     from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance, standard_error
     from elbocli.core.streams import Stream

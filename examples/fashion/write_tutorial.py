@@ -31,8 +31,9 @@ def minutes(seconds: float) -> str:
 
 
 def ends(text: str, lines: int) -> str:
-    """A long text without its middle."""
-    every = text.splitlines()
+    """Return a long text without its middle, and without lines of progress, which a terminal overwrites."""
+    every = [line for line in text.splitlines() if not re.search(r"\d+/\d+ step", line)]
+    text = "\n".join(every)
     return text if len(every) <= lines else "\n".join([*every[: lines // 2], "…", *every[-lines // 2 :]])
 
 

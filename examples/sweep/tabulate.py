@@ -184,7 +184,8 @@ def sheet(folder: Path, rows: list[dict[str, Any]], path: Path, per_row: int = 2
         with h5py.File(folder / "results" / f"{name}.h5") as file:
             images = file["images"]
             chosen = np.linspace(0, len(images) - 1, per_row).astype(int)
-            strips.append(np.concatenate([images[i] for i in chosen], 1)[..., 0])
+            gutter = ((0, 0), (0, 1), (0, 0))
+            strips.append(np.concatenate([np.pad(images[i], gutter, constant_values=255) for i in chosen], 1)[..., 0])
     height, width = strips[0].shape
     page = Image.new("L", (width * zoom, len(strips) * (height * zoom + 14)), 255)
     pen = ImageDraw.Draw(page)

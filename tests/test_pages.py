@@ -117,6 +117,7 @@ NOT_RUN = {
     "dinov2_vitl14_pretrain": "needs published weights of 1.2 GB",
     "elbo import SOURCE RUN": "is a form of the command",
     "networks/demo.sh": "runs in tests/importer/test_own_network.py",
+    "examples/recipes.py": "writes into docs/; `make recipes` runs it",
 }
 """A part of the block → the reason why it is only parsed."""
 SMALLER = {
@@ -209,6 +210,7 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
         *(("sample", "run", "-n", 60, "--seed", seed, "-o", f"s{seed}.h5") for seed in range(3)),
         ("eval", "out.h5", "--metrics", "fid", "--save-stats", "ref.npz", "--save-features", "ref.safetensors"),
         ("optimum", "out.h5", "-o", "optimum.json"),
+        ("adapt", "run", "-o", "schedule.yaml"),
     ):
         result = elbo(*line, cwd=folder, env=SETTINGS)
         assert result.returncode == 0, result.stderr
@@ -280,10 +282,10 @@ def test_commands_on_pages_and_in_examples_run(name, world, tmp_path, request):
         if any(part in code for part in NOT_RUN):
             continue
         whole = code.replace("\\\n", " ")
-        outs = re.findall(rf"(?:{WRITERS}) (\w[\w./-]*)", whole)
+        outs = re.findall(rf"(?:{WRITERS}) (\w[\w./$-]*)", whole)
         if re.search(r"(?:elbo|elbocli) train (?!.*(?:-o |--dry-run|--help))|train \S+\.h5.* -o run\b", whole):
             outs.append("run")  # it is this command that makes it
-        for out in (here / out for out in outs):
+        for out in (found for name in outs for found in here.glob(re.sub(r"\$\w+", "?", name))):
             if out.is_dir() and not out.is_symlink():
                 shutil.rmtree(out)
             else:

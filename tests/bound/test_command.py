@@ -201,7 +201,7 @@ def test_a_run_is_found_again_from_elsewhere_and_a_changed_dataset_is_not_its_ow
         ("--schedule fitted:nope", "nope"),
         ("--schedule edm-sample", "-10 to 10"),
         ("--logsnr-min 5 --logsnr-max 2", "5 to 2"),
-        ("--check --weighting edm:mean=-200,std=0.1", "w is 0"),
+        ("--check --weighting edm:mean=-200,std=0.1", "largest w"),
         ("--plot x.bmp", ".svg"),
         ("--estimator ode:steps=5", "even"),
         ("--estimator ode --estimator flow", "twice"),

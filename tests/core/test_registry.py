@@ -65,7 +65,7 @@ def test_a_declarations_spec_parses_to_the_same_parameters(r, x):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        *(("circle:y=1", "r=1,x=0"), ("dot:y=1", "dot"), ("circle:r=0", "above 0"), ("circle:r=-1", "above 0")),
+        *(("circle:y=1", "r, x"), ("dot:y=1", "dot"), ("circle:r=0", "above 0"), ("circle:r=-1", "above 0")),
         *(("circle:x=2.1", "from -2 to 2"), ("circle:x=-2.1", "from -2 to 2"), ("circle:r,x", "key=value")),
         *(("circle:r=", "key=value"), ("circle:=1", "key=value"), ("circle:r=1,r=2", "each key once")),
         *(("circle:1", "no parameter"), ("ring:2,r=3", "given twice"), ("ring:r", "not a number")),

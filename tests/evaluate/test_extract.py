@@ -145,7 +145,7 @@ def test_numbers_do_not_depend_on_processes_and_an_error_of_any_ends_all(digits,
     scored(ALONE, {**jobs[0], "out": str(tmp_path / "alone")})
     alone, *shared = (json.loads((tmp_path / name).read_text()) for name in ("alone", "0", "1", "2"))
     command = json.loads(b"".join(told))
-    said = done.stderr.count(b"standard input: 100 images; below 10000")
+    said = done.stderr.count(b"standard input: has 100 images")
     assert said == 2, "once for each stream"
     assert command["samples_sha256"] == alone["samples_sha256"]
     assert command[TINY] == pytest.approx(alone[TINY], rel=1e-9)

@@ -57,7 +57,7 @@ def test_files_that_are_no_repeats_are_refused_or_warned_of(paths, digits, tmp_p
     for last, words in ((paths[0], "same images"), (fewer, r"b\.npz: n is 30"), (cropped, r"c\.npz: crop is none")):
         with pytest.raises(DataError, match=words):
             score([paths[0], last], digits, allow_mismatch=True)
-    with pytest.raises(UsageError, match="one"):
+    with pytest.raises(UsageError, match="1 set"):
         score(paths, digits, save_stats=tmp_path / "s.npz")
     caplog.clear()
     score(paths[:2], digits)

@@ -216,7 +216,7 @@ def test_a_list_fixes_order_and_names_and_leaves_other_classes_out(animals, list
     assert (source.labels, source.class_names) == (labels, names)
 
 
-@pytest.mark.parametrize(("text", "word"), [("ant\nbee\nant\n", "twice"), ("cow\n", "no class"), ("\n", "empty")])
+@pytest.mark.parametrize(("text", "word"), [("ant\nbee\nant\n", "twice"), ("cow\n", "none of"), ("\n", "empty")])
 def test_lists_that_cannot_be_are_refused(animals, listed, text, word):
     with pytest.raises(DataError, match=word):
         open_source(animals, classes=listed(text))

@@ -185,7 +185,7 @@ def test_an_unfinished_file_of_other_settings_is_refused_with_the_difference(tmp
             return sink.done
 
     assert half(ABOUT) == 4
-    with pytest.raises(UsageError, match="in seed, threshold;"):
+    with pytest.raises(UsageError, match="seed, threshold;"):
         half({**ABOUT, "seed": 4, "threshold": 1.5})
     assert half({**ABOUT, "command": "elbo sample ../run"}, overwrite=True) == 8, "the same settings go on in any case"
     assert half({**ABOUT, "seed": 4}, overwrite=True) == 4

@@ -172,7 +172,7 @@ def test_options_say_what_no_scheduler_does(elbo, flat, tmp_path):
         (lambda f: (f / "scheduler_config.json").unlink(), (), 2, "--levels"),
         (lambda f: changed(f / "scheduler_config.json", rescale_betas_zero_snr=True), (), 1, "level code"),
         (lambda f: (f / WHOLE).rename(f / "diffusion_pytorch_model.bin"), (), 1, "safetensors"),
-        (lambda f: None, ("--classes", 3), 2, "0 classes"),
+        (lambda f: None, ("--classes", 3), 2, "has 0"),
     ],
     ids=range(9),
 )

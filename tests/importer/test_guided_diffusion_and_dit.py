@@ -273,7 +273,7 @@ def test_another_network_than_dits_is_refused_by_the_names_in_its_file(change, w
         (adm_unet.made, {"size": 16, "attention": "heads=4,old"}, "old"),
         (adm_unet.made, {"size": 1, "attention": "heads=2"}, "1 pixels"),
         (adm_unet.made, {"size": 16, "attention": "heads=2", "levels": "t:lineal"}, "t-linear"),
-        (dit.made, {"classes": 9}, "have 11"),
+        (dit.made, {"classes": 9}, "has 11"),
         (dit.made, {"levels": "t-lineal"}, "t-linear"),
         (dit.made, {"levels": "flow", "format": "sit"}, "--levels"),
     ],

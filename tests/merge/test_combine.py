@@ -141,7 +141,7 @@ def test_a_damaged_part_is_found_and_good_ones_needn_t_be_copied_again(tmp_path)
     with pytest.raises(DataError, match=r"part1\.h5: damaged: its labels"):
         merged(out, parts)
     flip(parts[1], "seeds")
-    assert "going on after 2 parts" in " ".join(merged(out, parts))
+    assert "going on: 2 datasets" in " ".join(merged(out, parts))
     assert out.read_bytes() == whole(tmp_path)
 
 
@@ -188,7 +188,7 @@ def test_a_full_disk_fails_at_once_and_one_too_full_for_the_labels_keeps_the_ima
     assert not list(tmp_path.glob("out*"))
     with largest_file(9000), pytest.raises(DataError, match="could not write"):
         merged(out, parts)
-    assert "going on after 4 parts" in " ".join(merged(out, parts))
+    assert "going on: 4 datasets" in " ".join(merged(out, parts))
     assert out.read_bytes() == whole(tmp_path)
 
 

@@ -48,7 +48,7 @@ def test_a_preset_builds_for_what_it_was_made_for_and_its_range_and_says_its_siz
     low, high = about.pixels
     assert low <= data.image_size <= high
     fits = {"image_channels": data.channels, "num_classes": data.classes if data.classes > 1 else 0}
-    shallow = {key: 1 for key in ("blocks", "depth") if key in preset.network}
+    shallow = {key: int(key != "class_start") for key in ("blocks", "depth", "class_start") if key in preset.network}
     config: Any = config_of({**preset.network, **fits, "image_size": data.image_size}, name)
     with torch.device("meta"):
         for size in {low + (-low) % (32 if high > 64 else 8), high, data.image_size}:

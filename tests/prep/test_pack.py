@@ -66,7 +66,7 @@ def test_a_bad_file_stops_and_the_same_command_goes_on_when_it_is_mended_or_skip
     if repair:
         bad.write_bytes(good)
     said = pack(source, out, on_error="stop" if repair else "skip")
-    assert "going on after 3 images" in said
+    assert any(line.startswith("going on after 3 images") for line in said)
     whole = packed(source, tmp_path / "b.h5", on_error="skip")
     assert whole.shape == (5 + repair, 12, 12, 1) and out.read_bytes() == (tmp_path / "b.h5").read_bytes()
     if not repair:

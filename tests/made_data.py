@@ -1,6 +1,8 @@
 """Datasets made of numbers alone, for measurements and for tests on a machine that has nothing but what elbo trains with."""
 
 import hashlib
+import io
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -63,3 +65,30 @@ def packed_digits(folder: Path, count: int = 300) -> Dataset:
         top, left = rng.integers(0, 4), rng.integers(0, 6)
         image[top : top + 5, left : left + 3] += (bits * rng.integers(120, 230)).astype(np.uint8)
     return _written(out, BlockLayout(IMAGES, (8, 8, 1)), images, 10, image_size=8)
+
+
+def random_weights(path: Path) -> Path:
+    """Write random weights of torch-fidelity's Inception, under which activations keep their size; return the path."""
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.manual_seed(0)
+    module = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
+    try:
+        FeatureExtractorInceptionV3.__init__(
+            module, "inception-v3-compat", ["2048"], feature_extractor_weights_path=io.BytesIO(b"no weights")
+        )
+    except Exception:
+        # Its layers exist before it fails to load them: that is all that is needed here.
+        assert hasattr(module, "fc")
+    state = module.state_dict()
+    for name, value in state.items():
+        if value.dtype.is_floating_point and value.dim() > 1:
+            state[name] = torch.randn_like(value) * math.sqrt(2 / value[0].numel())
+        elif name.endswith(("bn.weight", "running_var")):
+            state[name] = torch.empty_like(value).uniform_(0.7, 1.3)
+        elif name.endswith(("bn.bias", "running_mean")):
+            state[name] = 0.1 * torch.randn_like(value)
+    state["fc.weight"] *= 8
+    torch.save(state, path)
+    return path

@@ -129,7 +129,7 @@ def autoencoder(make_autoencoder: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights file of the Inception network, at random."""
-    from inception import random_weights
+    from made_data import random_weights
 
     return random_weights(tmp_path_factory.mktemp("weights") / "random.pth")
 

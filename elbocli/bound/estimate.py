@@ -87,7 +87,7 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return the fields of a Nats from `nats` per image and standard error `se`. some: images, for the unit per dimension."""
+    """Return a value and its standard error in nats per image, and per dimension. some: the images; they set the unit per dimension."""
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 

@@ -157,7 +157,7 @@ class EqualErrors(NamedTuple):
 
 
 def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> EqualErrors:
-    """Move the noise levels of a grid until all steps have about equal errors.
+    """Return a grid of noise levels whose steps all have about equal errors.
 
     start: λ of the initial grid, rising; the first λ stays fixed.
     high: upper limit of the last λ.

@@ -84,7 +84,7 @@ class SourceFacts(Record, frozen=True):
     notes: list[str] = []
 
     def about(self) -> dict[str, Any]:
-        """Return format, file and sha256 under keys that begin with imported_."""
+        """Return the source's format, file and sha256, under the keys imported_format, imported_file and imported_sha256."""
         return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
 

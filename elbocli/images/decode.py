@@ -66,7 +66,7 @@ def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
 
 
 def none(image: Image.Image, size: int) -> Image.Image:
-    """Return the image unchanged. Raises DataError if the image is not size × size."""
+    """Return the image as it is. Raises DataError unless the image has size × size pixels."""
     if image.size != (size, size):
         raise DataError(f"{image.size[0]} x {image.size[1]} pixels; --crop none takes only {size} x {size}; use another --crop")
     return image

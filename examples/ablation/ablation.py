@@ -17,7 +17,9 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,17 +71,32 @@ def prepare(folder: Path) -> None:
         subprocess.run([sys.executable, DIGITS / "make_classifier.py", *files], check=True, stdout=sys.stderr)
 
 
+@contextmanager
+def recorded(result: dict[str, Any], out: Path) -> Iterator[float]:
+    """Write the result of the commands in the block to `out`, with its seconds; a command that fails is a result, too."""
+    begin = time.monotonic()
+    try:
+        yield begin
+    except subprocess.CalledProcessError as error:
+        if error.returncode in (130, 143, -2, -15):
+            raise
+        result["failed"] = error.stderr.decode().strip().splitlines()[-1]
+    result["seconds"] = round(time.monotonic() - begin, 1)
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1))
+    part.replace(out)
+
+
 def measure(folder: Path, cell: Cell, steps: int) -> None:
     """Train a cell and score it, if that isn't done: results/NAME.json. What fails is a result too."""
     out = folder / "results" / f"{cell.name}.json"
     if out.exists():
         return
-    begin = time.monotonic()
     run = folder / "runs" / cell.name
     weighting = f"schedule:{cell.schedule}" if cell.weighting == "own" else cell.weighting
     options = ("--prediction", cell.prediction, "--weighting", weighting, "--schedule", cell.schedule)
     result: dict[str, Any] = dict(cell._asdict(), steps=steps, machine=machine())
-    try:
+    with recorded(result, out):
         elbo(
             "train",
             "-q",
@@ -135,14 +152,6 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
             )
             distance = next(value for key, value in scores.items() if key.startswith("frechet_distance["))
             result[sampler] = {"frechet": distance, "accuracy": scores["accuracy"]}
-    except subprocess.CalledProcessError as error:
-        if error.returncode in (130, 143, -2, -15):
-            raise
-        result["failed"] = error.stderr.decode().strip().splitlines()[-1]
-    result["seconds"] = round(time.monotonic() - begin, 1)
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1))
-    part.replace(out)
 
 
 def gathered(path: Path) -> list[dict[str, Any]]:
@@ -291,7 +300,7 @@ def work(folder: Path, todo: list[Cell], steps: int, jobs: int) -> None:
 
 
 def main() -> None:
-    """As the module says."""
+    """Train and score all combinations, then write the tables and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="folder to work in, or results.jsonl to tabulate")
     parser.add_argument("--steps", type=int, default=400, help="of each training (default: 400)")

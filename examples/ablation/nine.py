@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablation import DIGITS, elbo, machine, spread
+from ablation import DIGITS, elbo, machine, recorded, spread
 
 PRESET = Path(__file__).parent / "jit.yaml"
 PREDICTIONS = {"x": "x-path", "eps": "eps-path", "v": "u-path"}
@@ -74,28 +74,20 @@ def measure(folder: Path, cell: Cell, options: argparse.Namespace) -> None:
     out = folder / "results" / f"{cell.name}.json"
     if out.exists():
         return
-    begin, run = time.monotonic(), folder / "runs" / cell.name
+    run = folder / "runs" / cell.name
     result: dict[str, Any] = dict(cell._asdict(), steps=options.steps, schedule=options.schedule, machine=machine())
     words = ["--preset", PRESET, "--set", f"network.patch={cell.patch}", "--steps", options.steps, "--seed", cell.seed]
     words += ["--prediction", PREDICTIONS[cell.prediction], "--weighting", f"{LOSSES[cell.loss]}@{options.schedule}"]
     words += ["--schedule", options.schedule, "--save-every", options.steps, "--keep-last", 1]
     drawn = ["-n", options.samples, "--sampler", "heun", "--steps", options.walk, "--seed", cell.seed, "--batch-size", 250]
     scored = ["--extractor", folder / "classifier.pt2", "--metrics", "fid,accuracy", "--classes", "balanced"]
-    try:
+    with recorded(result, out) as begin:
         elbo("train", "-q", folder / "train.h5", "-o", run, *words)
         result["trained"] = round(time.monotonic() - begin, 1)
         images = elbo("sample", "-q", run, *drawn)
         scores = json.loads(elbo("eval", "-q", "-", "--ref", folder / "test.h5", *scored, feed=images))
         distance = next(value for key, value in scores.items() if key.startswith("frechet_distance["))
         result |= {"frechet": distance, "accuracy": scores["accuracy"]}
-    except subprocess.CalledProcessError as error:
-        if error.returncode in (130, 143, -2, -15):
-            raise
-        result["failed"] = error.stderr.decode().strip().splitlines()[-1]
-    result["seconds"] = round(time.monotonic() - begin, 1)
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1))
-    part.replace(out)
 
 
 def gathered(path: Path) -> list[dict[str, Any]]:
@@ -167,7 +159,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """As the module says."""
+    """Train and score all nine combinations, then print the tables."""
     options = parsed()
     if not options.path.is_file():
         prepare(options.path, options.data, options.epochs)

@@ -153,7 +153,7 @@ def cut() -> Iterator[tuple[Path, np.ndarray]]:
 
 
 def main() -> None:
-    """As the module says."""
+    """Write the dataset that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("letters", "photographs"))
     parser.add_argument("folder", type=Path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from compare import Row, compare
-from inception import random_weights
+from made_data import random_weights
 from PIL import Image
 from scipy.linalg import sqrtm
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

@@ -7,12 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from elbocli.core import streams
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
 
 SEEDS = st.integers(0, 2**31)
 
 
 INDICES = st.integers(0, 2**62)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_two_threads_draw_the_numbers_of_one(count, monkeypatch):
+    wanted = Stream(3, "noise").normal(range(count), (4, 2))
+    monkeypatch.setattr(streams, "TWO_THREADS", 1)
+    assert torch.equal(Stream(3, "noise").normal(range(count), (4, 2)), wanted)
 
 
 @given(SEEDS, st.lists(INDICES, min_size=1, max_size=6), st.randoms())

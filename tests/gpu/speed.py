@@ -243,7 +243,7 @@ def inception(session: Session) -> Iterator[Row]:
         if not has(module):
             raise Skipped(f"{package} is not installed")
     from bench_scores import inception
-    from inception import random_weights
+    from made_data import random_weights
 
     batch, rounds = (2, 1) if session.small else (256, 5)
     found = inception(random_weights(session.folder / "inception.pth"), session.device, batch, rounds)

@@ -73,7 +73,7 @@ def test_a_finished_run_says_everything(trained):
 
 
 def test_scores_while_training_are_curves_with_bands_and_their_last_values(runs):
-    """Of two metrics; the second run has the first alone."""
+    """Two runs: the first has two metrics, the second has only the first of them."""
     for run, keys in zip(runs, (("eval_frechet_distance", "eval_kernel_distance_mean"), ("eval_frechet_distance",))):
         with open(run / "metrics.jsonl", "a") as file:
             for step, value in ((20, 12.5), (40, 7.25)):

@@ -304,3 +304,10 @@ GPU = "about: {gpu: true}"
 )
 def test_precision_is_resolved_by_device_and_preset_unless_it_is_given(train, more, options, precision, resolved):
     assert resolved(train, UNET, more, **options).settings.precision == precision
+
+
+@pytest.mark.parametrize(("steps", "intervals"), [(40, (8, 20)), (10, (2, 5)), (1, (1, 1)), (400, (8, 20))])
+def test_a_shorter_run_shrinks_the_intervals_of_its_preset_but_none_that_was_given(steps, intervals, resolved):
+    train = "steps: 40, warmup_steps: 8, save_every: 20, preview_every: 0"
+    found = resolved(train, steps=steps, log_every=7).settings
+    assert (found.warmup_steps, found.save_every, found.preview_every, found.log_every) == (*intervals, 0, 7)

@@ -31,6 +31,7 @@ from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
 from elbocli.train import loop
 from elbocli.train.batches import Batches, channels_first, count_parts, split
+from elbocli.train.muon import orthogonalised
 from elbocli.train.state import Parallel, TrainState, micro_batch
 from elbocli.train.step import check, step_losses, update
 
@@ -387,3 +388,14 @@ def test_a_network_whose_backward_pass_does_not_compile_trains_uncompiled(compil
         update(state)
     assert sum("no such kernel" in line and "--no-compile" in line for line in lines) == 1
     assert all(torch.equal(value, states[1].live[name]) for name, value in states[0].live.items())
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8)])
+def test_muons_direction_is_that_of_the_nearest_orthogonal_matrix(shape):
+    matrix = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)) + 2 * torch.eye(*shape)
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalised(matrix)
+    assert bool((torch.linalg.svdvals(found)[:, : min(shape) // 2] - 0.95).abs().max() < 0.3)
+    torch.testing.assert_close(
+        u.mT @ found @ vh.mT, (u.mT @ found @ vh.mT).diagonal(dim1=1, dim2=2).diag_embed(), atol=1e-4, rtol=0
+    )

@@ -215,7 +215,7 @@ def _components(values):
 
 
 def _projected(values, mean, axes):
-    """Project features [N, D], minus `mean`, on the axes; return float32 [N, COMPONENTS]."""
+    """Return the coordinates of features [N, D] along the axes, from `mean` as the origin: float32 [N, COMPONENTS]."""
     import numpy as np
     from torch import from_numpy
 

@@ -127,6 +127,15 @@ def test_density_is_minus_the_slope_of_t(schedule):
 
 
 @given(any_schedule())
+def test_density_has_the_share_of_the_time_between_any_levels(schedule):
+    """Without derivatives, which the density and t of an inverted curve share."""
+    level = torch.linspace(schedule.logsnr_min, schedule.logsnr_max, 20_001, dtype=torch.float64)
+    share = torch.trapezoid(schedule.density(level).view(-1)[:-1].view(4, -1), level[:-1].view(4, -1))
+    wanted = schedule.t(level[:-1].view(4, -1)[:, 0]) - schedule.t(level[:-1].view(4, -1)[:, -1])
+    np.testing.assert_allclose(share, wanted, atol=1e-5)
+
+
+@given(any_schedule())
 def test_density_is_zero_outside(schedule):
     outside = float64([schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9, -40, 40])
     assert schedule.density(outside).tolist() == [0, 0, 0, 0]

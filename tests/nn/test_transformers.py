@@ -23,6 +23,8 @@ from elbocli.nn.networks.transformers import (
     bands,
     dwt,
     idwt,
+    rotary_angles,
+    rotated,
 )
 from elbocli.nn.networks.unet import Block
 
@@ -148,3 +150,13 @@ def test_white_noise_has_variance_one_in_every_band_and_a_flat_image_is_in_the_l
     low = VARIANCE[levels - 1][0]
     torch.testing.assert_close(y[:, :3], torch.full((1, 3, 8 >> levels, 8 >> levels), 0.5 / low))
     assert y[:, 3:].abs().max() < 1e-6
+
+
+def test_rotary_products_depend_on_the_distance_alone_and_tokens_before_are_not_rotated():
+    angle = rotary_angles(4, 16, 2, torch.device("cpu"))
+    q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    q, k = (rotated(each.expand(1, 1, 18, 16), angle)[0, 0] for each in (q, k))
+    assert torch.equal(q[0], q[1])
+    products = (q[2:] @ k[2:].T).view(4, 4, 4, 4)  # row and column of q, row and column of k
+    torch.testing.assert_close(products[:3, :3, :3, :3], products[1:, 1:, 1:, 1:], atol=1e-4, rtol=0)
+    assert float((products[0, 0] - products[0, 0].T).abs().max()) > 0.1  # rows and columns are told apart

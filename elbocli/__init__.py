@@ -1,6 +1,6 @@
 """elbo: diffusion objectives as weightings over noise levels.
 
-`__init__.pyi` lists the names of the Python API. A name is imported on first use, so that `elbo --help` stays fast.
+`__init__.pyi` lists the names of the Python API.
 """
 
 from functools import cache
@@ -11,7 +11,7 @@ from elbocli.version import __version__ as __version__
 
 @cache
 def _homes() -> dict[str, str]:
-    """Map each public name to its module, as listed in `__init__.pyi`."""
+    """Map each public name to its module."""
     import re
     from pathlib import Path
 
@@ -22,7 +22,7 @@ def _homes() -> dict[str, str]:
 def __getattr__(name: str) -> Any:
     if name.startswith("_") or name not in _homes():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    from importlib import import_module  # names are imported on first use, so that `elbo --help` stays fast
 
     globals()[name] = getattr(import_module(_homes()[name]), name)
     return globals()[name]

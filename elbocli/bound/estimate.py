@@ -1,7 +1,4 @@
-"""Estimate −log p of images: by the variational bound, by Kong et al.'s integral, or by the probability-flow ODE.
-
-An estimator returns two independent values per image; the difference between the two gives the standard error.
-"""
+"""Estimators of −log p of images: the variational bound, Kong et al.'s integral, and the probability-flow ODE."""
 
 import itertools
 import math
@@ -29,10 +26,8 @@ from elbocli.files import losslog
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
 
-TRUSTED = 64
-"""Least number of images before --target-se may stop the first pass over the images."""
-UNITS = ("bpd", "nats_per_latent_dimension")
-"""Names of values per dimension: bits per dimension of pixels, and nats per dimension of latents."""
+TRUSTED = 64  # images seen before --target-se may stop the first pass
+UNITS = ("bpd", "nats_per_latent_dimension")  # per dimension of pixels, of latents
 COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se", "excess", "excess_se")
 
 
@@ -41,10 +36,9 @@ class BoundEstimate:
     """Variational bound of a set of images, with its profile over λ.
 
     sums: count, sum and sum of squares of the errors ‖ε−ε̂‖²/D in each bin of λ, [3, bins].
-    moments: count, mean and mean square of the errors in each bin, computed from `sums`.
-    profile: L(λ; x), the bound for images noised to λ, in nats, [bins]; λ is the upper edge of each bin.
+    profile: bound L(λ; x) of images noised to the upper edge λ of each bin, in nats, [bins].
     profile_se: standard error of `profile`, [bins].
-    excess: (error minus least possible error, standard error of the difference), [bins] each; () without --optimum.
+    excess: error minus least possible error, and standard error of the difference, [bins] each; () without --optimum.
     """
 
     bound: Bound
@@ -55,7 +49,7 @@ class BoundEstimate:
     excess: Sequence[Tensor] = ()
 
     def tsv(self) -> str:
-        """Return the profile over λ as TSV text with a header."""
+        """Return the profile over λ as TSV with a header."""
         moments = self.moments
         mean = moments.mean.where(moments.count > 0, torch.nan)
         seen = moments.edges[:-1], moments.edges[1:], moments.count, mean, moments.mean_se
@@ -64,7 +58,7 @@ class BoundEstimate:
         return "".join("\t".join(row) + "\n" for row in rows)
 
     def log_text(self, asked: Measurement) -> str:
-        """Return the errors as the text of a loss log, which `elbo adapt` reads. asked: the measured run and images."""
+        """Return the errors as the text of a loss log. asked: the measured run."""
         trained = asked.trained
         specs = {"weighting": trained.settings.weighting, "prediction": trained.settings.prediction}
         about = {"dimensions": asked.dimensions, "schedule": self.bound.schedule, **specs}
@@ -72,7 +66,7 @@ class BoundEstimate:
         return losslog.header(self.moments.edges, **about) + losslog.line(max(1, trained.step), images, self.sums)
 
     def plot(self, out: Path) -> None:
-        """Draw two plots over λ into the file `out`: ε error per dimension, and `profile` in nats, each ± 2 standard errors."""
+        """Plot the ε error per dimension and `profile` over λ."""
         from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
 
         moments, edges, seen = self.moments, self.moments.edges, self.moments.count > 1
@@ -87,7 +81,10 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return a value and its standard error in nats per image, and per dimension. some: the images; they set the unit per dimension."""
+    """Return fields of a result: a value and its standard error, per image and per dimension.
+
+    nats, se: per image. some: any of the images; pixels and latents have different units per dimension.
+    """
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
@@ -103,12 +100,11 @@ def estimate_bound(
     """Estimate the variational bound of a denoiser on images.
 
     images: batches; iterated over again, with new noise, until target_se is reached.
-    schedule: distribution of the noise levels from denoiser.low to denoiser.high; changes the variance, not the expectation.
+    schedule: distribution of the noise levels; changes the variance of the estimate, not the expectation.
     target_se: standard error per dimension at which to stop; None: one pass over the images.
-    gaussian: Gaussian, whose exact denoiser's errors on the same noise are added to the Draws in `kept`; None: no Gaussian.
+    gaussian: model that is also evaluated, on the same noise; None: no such model.
     kept: list to which the Draws of each batch are appended; None: Draws are not kept.
-    Raises UsageError: for fewer than two images.
-    Raises NonFiniteError: if the network's output is NaN or infinite.
+    Raises UsageError for fewer than two images, NonFiniteError for a NaN or infinite output.
     """
     low, high, population = denoiser.low, denoiser.high, denoiser.population
     edges, sums, rounds, se = bin_edges(low, high), BinSums(low, high), list[PairedMoments](), math.inf
@@ -153,26 +149,22 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
     """Estimate the variational bound of a run on images.
 
     asked: the run and the images.
-    schedule: SPEC `name:key=value,…` of the schedule of noise levels; '' fits a schedule to the run's loss log.
-    target_se: standard error per dimension at which to stop; None: one pass over the images.
+    schedule: SPEC of the schedule of noise levels; '' fits a schedule to the run's loss log.
+    target_se: as in `estimate_bound`.
     """
     return estimate_bound(asked, asked, asked.schedule(schedule), target_se)
 
 
 # Several estimates of −log p of the same images.
 
-ROUNDING = 1e-9
-"""Largest standard error of two estimators' difference that counts as rounding, as a fraction of the first estimate."""
-CELLS = 20
-"""Number of cells into which the estimator `information` divides the range of λ."""
-ENOUGH = 16
-"""Least number of draws or images for fitting a control-variate coefficient."""
-CHECKED = 32
-"""Number of images on which the ODE is also solved with half the steps, to estimate the solver's error."""
+ROUNDING = 1e-9  # a difference's standard error below this fraction of the estimate is rounding
+CELLS = 20  # parts into which `information` divides the range of λ
+ENOUGH = 16  # least number of draws or images for fitting a control-variate coefficient
+CHECKED = 32  # images on which the ODE is also solved with half the steps, to estimate the solver's error
 
 
 class Parts(NamedTuple):
-    """Two independent estimates of −log p for each image, split into terms that add up to −log p.
+    """Two independent estimates of −log p per image, as sums of terms.
 
     names, nats: names of the terms, and the terms in nats, [N, 2, len(names)].
     evaluations: network evaluations per image.
@@ -188,7 +180,6 @@ class Parts(NamedTuple):
 class Question(NamedTuple):
     """Input of an estimator.
 
-    latent: whether the images are latents.
     draws: errors of all images at random noise levels; empty if no estimator in DRAWN was requested.
     """
 
@@ -199,14 +190,13 @@ class Question(NamedTuple):
     draws: Draws
 
     def integral(self, error: Tensor) -> Tensor:
-        """Return estimates of ½ ∫ error dλ, [N, 2]: two per image. error: error of each draw, [N, 2, K]."""
+        """Return two estimates of ½ ∫ error dλ per image, [N, 2]. error: of each draw, [N, 2, K]."""
         return (0.5 * error / self.schedule.density(self.draws.logsnr)).mean(2)
 
 
 ESTIMATORS = Registry("estimator")
-"""Estimators of −log p: functions (Question, parameters) → Parts. Declaration.traits: quantity that is bounded from above."""
-DRAWN = ("variational", "information")
-"""Names of the estimators that use the draws of the variational bound: random noise levels and noise."""
+"""Functions (Question, parameters) → Parts. traits: the quantity that the estimator bounds from above."""
+DRAWN = ("variational", "information")  # estimators that use random draws of noise level and noise
 
 
 @ESTIMATORS.declare(
@@ -217,7 +207,6 @@ DRAWN = ("variational", "information")
     known_as=["elbo", "vlb"],
 )
 def variational(asked: Question) -> Parts:
-    """Return the terms of the variational bound, as `elbo bound` reports them by default."""
     return _parts(asked.draws, asked.draws.below, asked.draws.above, asked.integral(asked.draws.error))
 
 
@@ -229,12 +218,7 @@ def variational(asked: Question) -> Parts:
     known_as=["i-mmse"],
 )
 def information(asked: Question) -> Parts:
-    """Estimate ½ ∫ E‖ε−ε̂‖² dλ over all λ, with a Gaussian as a control variate.
-
-    λ below the network's range: error of the denoiser of a Gaussian fitted to the data, in closed form.
-    λ in the network's range: error of x̂, or of x̂ rounded to pixel levels in cells where rounding reduces the error.
-    λ above the network's range: reconstruction term of the bound; for latents, error of the Gaussian's denoiser.
-    """
+    """Estimate ½ ∫ E‖ε−ε̂‖² dλ over all λ, with a Gaussian as a control variate."""
     edges = bin_edges(asked.schedule.logsnr_min, asked.schedule.logsnr_max, CELLS)
     draws, error = asked.draws, asked.draws.error.clone()
     cell, noise = cell_of(draws.logsnr, edges), draws.gaussian - draws.expected
@@ -252,6 +236,7 @@ def information(asked: Question) -> Parts:
         beta = torch.linalg.lstsq(by, target[:, None], driver="gelsd").solution[2, 0]
         error[:, half][here] = chosen[:, half][here] - beta * noise[:, half][here]
     sampled = asked.integral(error)
+    # λ below the network's range: the Gaussian's error. λ above: the same for latents, the reconstruction term for pixels.
     below, end = draws.ends.unbind(1)
     # Control variate of the integral: the deviation of the Gaussian's sampled integral from its closed form.
     away = asked.integral(draws.expected) - (end - below)[:, None]
@@ -273,13 +258,13 @@ def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
     within={"steps": (4, 100000), "draws": (2, 1000), "probes": (1, 1000), "exact": (0, 4096)},
 )
 def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Parts:
-    """Estimate −log p by the probability-flow ODE, solved by Heun's method from the cleanest level to pure noise.
+    """Estimate −log p by the probability-flow ODE, solved by Heun's method.
 
     steps: even number of steps, evenly spaced in λ.
-    draws: even number of noisy versions z₀ of each image, at which solutions start.
+    draws: even number of noisy versions z₀ of each image.
     probes: random sign vectors per z₀, for Hutchinson's estimate of the trace.
     exact: largest number of dimensions for which the trace is computed exactly, without probes.
-    Raises UsageError: if `steps` or `draws` is not an even integer, or `probes` or `exact` is not an integer.
+    Raises UsageError unless all four are integers, and `steps` and `draws` even.
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
         raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, and {probes=:g} and {exact=:g} integers")
@@ -308,7 +293,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
 def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
     """Solve the ODE for a batch of images; `steps` to `exact` as in `ode`.
 
-    Returns: [B, 2, 2]. Axis 1: mean over first, second half of draws. Axis 2: E[log q(z₀|x)] − log p(z₀); variate ½‖ε‖² − D/2.
+    Returns means over each half of the draws, [B, 2, 2]: E[log q(z₀|x)] − log p(z₀); control variate ½‖ε‖² − D/2.
     """
     denoiser = asked.denoiser
     noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
@@ -326,8 +311,7 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
     z = alpha * x.double().repeat_interleave(draws, 0) + sigma * eps
     given = None if labels is None else labels.repeat_interleave(draws, 0)
 
-    def denoise(z: Tensor, logsnr: float) -> Tensor:
-        """Return x̂ at one λ, in the dtype of z."""
+    def denoise(z: Tensor, logsnr: float) -> Tensor:  # x̂ at one λ, in the dtype of z
         c_in, from_z, from_out = denoiser.prediction.scalars(logsnr)
         level = torch.full((len(z),), logsnr, device=z.device)
         with denoiser.arithmetic.applied(), denoiser.arithmetic.autocast():
@@ -346,8 +330,7 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
 def slopes(value: Tensor, known: Tensor) -> Tensor:
     """Return each image's factor c, [N]: value − c · known has less variance than value.
 
-    value: estimates to correct, [N, 2].
-    known: control variate, whose expectation is 0, [N, 2].
+    value: estimates to correct, [N, 2]. known: control variate, of expectation 0, [N, 2].
     """
     odd = torch.arange(len(value)) % 2 == 1  # coefficients of odd images are fitted on even images, and vice versa
     found = torch.zeros(len(value), dtype=torch.float64)
@@ -363,7 +346,7 @@ class Found(NamedTuple):
 
     result: means over images, for JSON output.
     parts: SPEC of an estimator → estimates for each image.
-    bound: the variational bound with its profile; None if no estimator in DRAWN was requested.
+    bound: None if no estimator in DRAWN was requested.
     """
 
     result: Likelihoods
@@ -371,7 +354,7 @@ class Found(NamedTuple):
     bound: BoundEstimate | None
 
     def table(self, rows: np.ndarray, labels: np.ndarray) -> losslog.Columns:
-        """Return a table with a row per image, in the order of the dataset, and columns for each estimator.
+        """Return a table with a row per image, in the order of the dataset.
 
         rows: dataset row of each image, [N]. labels: labels of the whole dataset.
         """
@@ -388,7 +371,7 @@ class Found(NamedTuple):
 
 
 def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
-    """Parse SPECs of estimators, such as `ode:steps=32`. Raises UsageError for an unknown or repeated estimator."""
+    """Parse SPECs such as `ode:steps=32`. Raises UsageError for an unknown or repeated estimator."""
     found = {each.name: each for each in map(ESTIMATORS.parse, specs)}
     if len(found) < len(specs):
         raise UsageError(f"--estimator {', '.join(specs)}: an estimator is named twice; name each estimator once")
@@ -402,13 +385,12 @@ def estimate_likelihoods(
     estimators: list[Declaration],
     gaussian: GaussianModel | None = None,
 ) -> Found:
-    """Estimate −log p of images under a denoiser by several estimators, and compare the estimates.
+    """Estimate −log p of images by several estimators, and compare the estimates.
 
     images: batches; iterated over several times.
     schedule: distribution of the noise levels, for estimators in DRAWN.
-    gaussian: Gaussian fitted to similar data, which the estimator `information` needs.
-    Raises UsageError: for parameters of `ode` that are not integers, or fewer than two images.
-    Raises NonFiniteError: if the network's output or the ODE's solution is NaN or infinite.
+    gaussian: Gaussian fitted to similar data; only the estimator `information` needs a Gaussian.
+    Raises UsageError for fewer than two images or invalid parameters, NonFiniteError for a NaN or infinite output.
     """
     first, kept, bound = next(iter(images)), list[Draws](), None
     if any(each.name in DRAWN for each in estimators):
@@ -445,7 +427,7 @@ def estimate_likelihoods(
 
 
 def flat(content: Tensor) -> Tensor:
-    """Flatten `Images.content` to float vectors [N, D], channels first; pixels are scaled to [-1, 1]."""
+    """Flatten `Images.content` to floats [N, D], channels first, pixels scaled to [-1, 1]."""
     x = content if content.is_floating_point() else content.permute(0, 3, 1, 2).float() / 127.5 - 1
     return x.flatten(1)
 

@@ -12,7 +12,7 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
-"""Network: a module or function (z [B, …], logsnr [B], labels) → out [B, …]. z: noised data times the input scale c_in."""
+"""Module or function (z [B, …], logsnr [B], labels) → out [B, …]. z: noised data times the input scale c_in."""
 
 
 class LossTerms(NamedTuple):
@@ -34,9 +34,9 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """Coefficients of a batch, with the meanings in prediction.Coefficients.
+    """Coefficients of a batch, defined in prediction.Coefficients.
 
-    alpha, sigma, a, b, c_in: [B, 1, 1, 1], to broadcast over images.
+    alpha, sigma, a, b, c_in: [B, 1, 1, 1] for images.
     eps_factor: [B], ratio of ‖ε−ε̂‖² to ‖target−out‖². logsnr: [B].
     loss_factor: [B], ratio of the loss to ‖target−out‖²/D.
     """
@@ -63,8 +63,7 @@ def step_coefficients(
     """Return the coefficients of a batch at the noise levels `logsnr`.
 
     logsnr: [B], float64, on the CPU.
-    send: function that moves a tensor to the device of the batch; called once.
-    dtype: type of the returned tensors; the computation is in float64.
+    send: function that moves a tensor to the device of the batch.
     dimensions: number of tensor axes of an example, 3 for images.
     Source: Kingma & Gao 2023, eq. 6, importance-sampled.
     """
@@ -77,8 +76,9 @@ def step_coefficients(
 
 
 def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
-    """Check the shape of a network's output for z [B, C, …], and return the output.
+    """Check the shape of a network's output, and return the output.
 
+    z: the network's input, [B, C, …].
     variance: also accept [B, 2C, …], the prediction followed by a learned variance.
     Raises UsageError unless the output is a tensor of an accepted shape.
     """
@@ -100,7 +100,7 @@ def denoising_losses(
     prediction: Prediction,
     send: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> LossTerms:
-    """Noise x to z = αx + σε, call the network, and return the weighted loss of each example.
+    """Return a network's weighted loss on each example x, noised to z = αx + σε.
 
     x, eps: data and noise, [B, …].
     labels: passed to the network unchanged.

@@ -12,23 +12,20 @@ from typing import Any, TypeVar
 
 from elbocli.errors import UsageError
 
-LARGEST = 1e15
-"""Largest absolute value of a parameter."""
-LEARNED = "uncertainty"
-"""Name of the weighting that training learns; the registry of weightings doesn't contain this name."""
+LARGEST = 1e15  # largest absolute value of a parameter
+LEARNED = "uncertainty"  # name of the weighting that training learns; not in the registry of weightings
 M = TypeVar("M", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, repr=False)
 class Declaration:
-    """Registered function or class, with values of its parameters. Calling a Declaration calls `make` with these values.
+    """Registered function or class `make`, with values of its parameters. A call of the Declaration passes these values.
 
-    make: the function or class.
     formula, source: text for docs and help.
     params: parameter → value.
     positive: parameters that must be above 0.
     within: parameter → (least, greatest) value.
-    traits: properties besides the formula, such as `monotone` of a weighting; None for none.
+    traits: other properties, such as `monotone` of a weighting; None for none.
     known_as: other name → values of the parameters that the name sets.
     parameters_known_as: other name of a parameter → parameter.
     """
@@ -54,7 +51,7 @@ class Declaration:
         """Return a copy with the given values of parameters.
 
         given: parameter → value or text; the key "" is allowed if there is just one parameter.
-        Raises UsageError for an unknown parameter, or a value that is not a number, too large or out of bounds.
+        Raises UsageError for an unknown parameter or an invalid value.
         """
         values: dict[str, float] = {}
         for word, text in given.items():
@@ -78,23 +75,23 @@ class Declaration:
 
     @property
     def spec(self) -> str:
-        """SPEC `name:key=value,…` with the values of all parameters."""
+        """SPEC `name:key=value,…` with all parameters."""
         words = ",".join(f"{key}={plain(value)}" for key, value in self.params.items())
         return f"{self.name}:{words}" if words else self.name
 
 
 def plain(value: float) -> str:
-    """Return the shortest text that parses to the same float: 2, 0.1, -1.386294361119891."""
+    """Return the shortest text that parses to the same float."""
     return repr(value).removesuffix(".0")
 
 
 def alike(name: str) -> str:
-    """Return a normalised name for comparison: lower case, with '-' for '_'."""
+    """Return a name in lower case, with '-' for '_'."""
     return name.strip().lower().replace("_", "-")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a hint for an unknown word: `did you mean A or B?`, or else the first thirty known names."""
+    """Return a hint with names similar to `word`, else with all names."""
     import difflib  # imported here because only errors need it
 
     spelt = {alike(name): name for name in known}
@@ -106,7 +103,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 @cache
 def load_installed() -> None:
-    """Import the plug-ins of installed packages, which are entry points of the group `elbo.plugins`.
+    """Import installed plug-ins: entry points of the group `elbo.plugins`.
 
     Raises UsageError for a plug-in that can't be imported.
     """
@@ -122,10 +119,10 @@ def load_installed() -> None:
 
 
 class Registry(dict[str, Declaration]):
-    """Registry of declarations: name → Declaration.
+    """Registry: name → Declaration.
 
     kind: noun for messages, such as `weighting`.
-    traits: NamedTuple class of a declaration's properties besides the formula; None: no such class.
+    traits: NamedTuple class of a Declaration's `traits`; None: no such class.
     """
 
     def __init__(self, kind: str, traits: Any = None):
@@ -154,7 +151,7 @@ class Registry(dict[str, Declaration]):
         traits: `traits` of the Declaration, in a registry whose own `traits` is None.
         known_as: aliases as `ALIAS`, or `ALIAS:key=value,…` for an alias that sets these parameters.
         parameters_known_as: other name in lower case → parameter.
-        params: default values of further parameters, and values of the fields of the registry's class `traits`.
+        params: default values of further parameters; values of the fields of the registry's class `traits`.
         Raises UsageError if the name is taken.
         """
         aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}
@@ -174,7 +171,7 @@ class Registry(dict[str, Declaration]):
         return enter
 
     def named(self, name: str) -> Declaration | None:
-        """Return the declaration of a name or alias, ignoring case; None for an unknown name."""
+        """Find a name or alias, ignoring case; None for an unknown name."""
         found = self._named(name)
         if found is None:
             load_installed()
@@ -192,20 +189,20 @@ class Registry(dict[str, Declaration]):
         return None
 
     def find(self, name: str) -> Declaration:
-        """Return the declaration of a name or alias. Raises UsageError for an unknown name."""
+        """Find a name or alias, ignoring case. Raises UsageError for an unknown name."""
         found = self.named(name)
         if found is None:
             raise UsageError(f"no {self.kind} is called {name!r}; {nearest(name, self)}")
         return found
 
     def parse(self, text: str) -> Declaration:
-        """Return the declaration of a SPEC `name:key=value,…`, with the SPEC's values. Raises UsageError for unknown names."""
+        """Return the Declaration of a SPEC `name:key=value,…`. Raises UsageError."""
         name, params = parse_spec(text)
         return self.find(name).bind(params)
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
-    """Split a SPEC `name:key=value,…` into name and {key: value}; a value without a key gets the key "". Raises UsageError."""
+    """Split `name:key=value,…` into name and {key: value}; a missing key is "". Raises UsageError."""
     name, _, rest = text.strip().partition(":")
     params: dict[str, str] = {}
     for item in filter(None, map(str.strip, rest.split(","))):
@@ -218,7 +215,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def number(text: str | float, what: str = "value") -> float:
-    """Convert text to a float of absolute value up to LARGEST, or raise UsageError. what: name of the value in the message."""
+    """Return `text` as a float, at most ±LARGEST. what: name for the message. Raises UsageError."""
     with suppress(TypeError, ValueError):
         if abs(value := float(text)) <= LARGEST:
             return value

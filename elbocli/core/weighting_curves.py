@@ -1,7 +1,4 @@
-"""Weightings by name: functions w(λ) in the loss L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ.
-
-The functions use only tensor methods and the standard library, so that listing the names does not import torch.
-"""
+"""Weightings by name: functions w(λ) in the loss L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,16 +11,17 @@ from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
 class WeightingTraits(NamedTuple):
     """Properties of a weighting besides its formula.
 
-    monotone: whether w is declared non-increasing in λ.
-    const: constant factor that w leaves out: the authors' objective divided by L_w, as text.
+    monotone: whether w is non-increasing in λ.
+    const: the authors' objective divided by L_w, as text.
     """
 
     monotone: bool
     const: str = ""
 
 
+# The functions use only tensor methods and the standard library, so that listing the names does not import torch.
 WEIGHTINGS = Registry("weighting", WeightingTraits)
-"""Weightings: functions λ → w(λ), float64, any shape."""
+"""Functions λ → w(λ), float64, any shape."""
 weighting = WEIGHTINGS.declare
 PAPER = "arXiv:2303.00848"
 
@@ -128,10 +126,7 @@ def min_snr(logsnr, gamma=5.0):
     positive=["sigma_data"],
 )
 def soft_min_snr(logsnr, sigma_data=0.5):
-    """Return w(λ) of soft Min-SNR on the unshifted cosine schedule.
-
-    k-diffusion's objective differs: its SPEC is eps-mse:sigmoid:bias=s@cosine:shift=s with s = −2 ln sigma_data.
-    """
+    # k-diffusion's objective differs: eps-mse:sigmoid:bias=s@cosine:shift=s with s = −2 ln sigma_data.
     noise = (-logsnr).exp()
     return _sech(logsnr / 2) * noise / (noise + sigma_data**2)
 

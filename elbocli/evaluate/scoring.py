@@ -1,4 +1,4 @@
-"""Score images against a reference: open the files, check that they are comparable, and compute the metrics."""
+"""Score images against a reference, if both are comparable."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ from elbocli.version import __version__
 
 
 class Sides(NamedTuple):
-    """Opened files of an evaluation. samples: a source per repeat. held_out: images that the model was not trained on."""
+    """Opened files. samples: one per repeat. held_out: images that the model was not trained on."""
 
     samples: list[FeatureSource]
     reference: FeatureSource | None
@@ -52,15 +52,15 @@ class Sides(NamedTuple):
 
     @property
     def every(self) -> list[FeatureSource]:
-        """All files: samples, then reference and held-out images if given."""
+        """All files, beginning with the samples."""
         return [side for side in (*self.samples, self.reference, self.held_out) if side is not None]
 
 
 def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE) -> EvalResult | None:
-    """Score samples against a reference; return the result on rank 0, and None on other ranks.
+    """Score samples against a reference; return the result on rank 0, None on other ranks.
 
     sources: paths, or one NPY stream; several sources are repeats of one experiment with different seeds.
-    ref: reference; None if the metrics need no reference.
+    ref: None if the metrics need no reference.
     Raises UsageError, DataError and FormatError for too few images, a truncated stream, or files that don't fit each other.
     """
     deviations(settings)
@@ -93,10 +93,9 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
 def score(
     sides: Sides, settings: EvalSettings, extractor: Extractor | None, world: World, spatial: Sequence[str] = ()
 ) -> EvalResult | None:
-    """Score opened samples; return the result on rank 0, and None on other ranks.
+    """Score opened files; return the result on rank 0, None on other ranks.
 
-    extractor: None if all sources are saved features. spatial: names of the metrics that need spatial features.
-    Features that a source has already are not extracted again.
+    extractor: None if all files are saved features. spatial: names of the metrics that need spatial features.
     Raises UsageError, DataError and FormatError like `run`.
     """
     differ = check_extraction(sides, settings, extractor, spatial)
@@ -112,16 +111,16 @@ def score(
 
 
 def compares_images(settings: EvalSettings) -> bool:
-    """Tell whether a metric or the picture of --neighbours needs the features of each reference image."""
+    """Tell whether features of each reference image are needed."""
     return bool(settings.needing(Need.REFERENCE_FEATURES) or settings.neighbours)
 
 
 def check_extraction(
     sides: Sides, settings: EvalSettings, extractor: Extractor | None, spatial: Sequence[str] = ()
 ) -> list[Pairs]:
-    """Record the extractor in all sources, and return the differences between samples and reference, as `check_alike` does.
+    """Record the extractor in all files, and return the result of `check_alike`.
 
-    spatial: as in `score`. Raises DataError, UsageError: the sources don't fit each other or the metrics.
+    spatial: as in `score`. Raises DataError, UsageError: the files don't fit each other or the metrics.
     """
     for source in sides.every:
         about = source.about
@@ -144,7 +143,10 @@ def extract(
     world: World,
     spatial: Sequence[str] = (),
 ) -> None:
-    """Extract features of `sources`, some of the opened files; keep what the metrics need. Other arguments: as in `score`."""
+    """Extract the features that the metrics need from `sources`.
+
+    sources: some of the files in `sides`. Other parameters: as in `score`.
+    """
     compares = compares_images(settings)
     needed = settings.needing(Need.REFERENCE) or compares or settings.save_features
     logits = settings.needing(Need.LOGITS) or settings.save_features
@@ -159,7 +161,6 @@ def extract(
 
 
 def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
-    """Return the extractor; None if all sources are saved features. Default: extractor of any saved features, else DEFAULT."""
     told = [each for each in sources if each.saved is not None and each.about.extractor]
     name = settings.extractor or str(told[0].about.extractor if told else DEFAULT)
     with world.together():
@@ -215,7 +216,7 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
 
 
 def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
-    """Check that all files were made alike; return the differences between samples and reference.
+    """Check that all files were made alike; return differences from the reference.
 
     Returns: for each set of samples, property → [value, the reference's value] where the values differ.
     Raises DataError: if repeats differ from each other; without --allow-mismatch, also if they differ from --ref or --held-out.
@@ -236,7 +237,7 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
 
 
 def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides, settings: EvalSettings) -> None:
-    """Check the features of a source's first batch, and set missing labels from --classes.
+    """Check the features of a file's first batch, and set missing labels.
 
     found: features of the batch, by name.
     Raises DataError or UsageError: if features or labels are unsuitable for the metrics.
@@ -266,18 +267,16 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
 
 
 def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options of the metrics except the seed and on/off options: option → value."""
+    """Return the metrics' options except the seed and on/off options."""
     found = {key: value for own in metrics.values() for key, value in vars(own).items()}
     return {key: value for key, value in found.items() if key != "seed" and not isinstance(value, bool)}
 
 
 def deviations(settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None) -> Pairs:
-    """Return the deviations from the protocol: name → [value, the protocol's value]; {} without a protocol.
+    """Return deviations from the protocol: name → [value, the protocol's value].
 
     source, reference: opened samples and reference; None to check the settings alone.
-    Omitted metrics and on/off options of metrics are not deviations.
-    Raises UsageError: if settings deviate without --allow-mismatch.
-    Raises DataError: if files deviate without --allow-mismatch.
+    Raises UsageError for settings, DataError for files that deviate without --allow-mismatch.
     """
     if not settings.protocol:
         return {}
@@ -287,7 +286,7 @@ def deviations(settings: EvalSettings, source: FeatureSource | None = None, refe
     mine: dict[str, Any] = {
         "extractor": named.name if named else settings.extractor,
         "feature_precision": settings.precision,
-        "metrics": ", ".join([name for name in settings.metrics if name not in usual] or usual),
+        "metrics": ", ".join([name for name in settings.metrics if name not in usual] or usual),  # some may be omitted
         **options_of(settings.metrics),
     }
     theirs = {
@@ -329,9 +328,9 @@ def scored(
     mismatch: Pairs | None,
     deviates: Pairs | None,
 ) -> Scores:
-    """Compute all metrics of one set of samples, and record how the files were made.
+    """Compute all metrics of one set of samples.
 
-    mismatched: whether any samples and the reference were made differently; then names of scores include the extractor.
+    mismatched: whether any set of samples and the reference were made differently.
     mismatch: differences between these samples and the reference; None if there are none.
     deviates: deviations from the protocol; None if there are none.
     Raises DataError when a metric can't be computed from these features.
@@ -345,7 +344,7 @@ def scored(
         values |= METRICS[name].make(features, theirs, own)
         draws = draws or METRICS[name].traits.draws(own)
     about, other, apart = (side.about if side else FeatureFacts() for side in (source, sides.reference, sides.held_out))
-    network = str(about.extractor) if mismatched else naming_network(about)
+    network = str(about.extractor) if mismatched else naming_network(about)  # part of the names of scores
     counts = source.class_counts()
     facts = Facts(
         n_samples=about.n,
@@ -405,15 +404,11 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
         log.warning("repeats differ in more than the seed: %s; so the standard deviation is not over seeds alone", told)
 
 
-SAMPLES, BESIDE = 12, 5
-"""Number of samples in the picture of --neighbours, and of reference images beside each sample."""
+SAMPLES, BESIDE = 12, 5  # rows in the picture of --neighbours, and reference images in each row
 
 
 def write_sheet(out: Path, sides: Sides) -> None:
-    """Draw the samples closest to reference images, each beside the sample's nearest reference images.
-
-    Title of a row: the sample's index, and the distance to the nearest reference image in feature space.
-    """
+    """Draw the samples nearest to reference images, beside these images."""
     mine: Any = sides.samples[0]
     theirs: Any = sides.reference
     beside = min(BESIDE, theirs.n)

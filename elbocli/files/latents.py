@@ -1,8 +1,9 @@
-"""Conventions for latents: how latents are scaled for a network, and decoded to pixels.
+"""How latents are scaled for a network, and decoded to pixels.
 
-Datasets store the mean and standard deviation of the autoencoder's posterior, unscaled. For a draw z from the posterior, the
-network's input is x0 = (z − shift)·scale. No numeric library is imported, so that --help is fast.
+Datasets store the mean and standard deviation of the autoencoder's posterior, unscaled.
 """
+
+# No numeric library is imported, so that --help is fast.
 
 import math
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """Properties of a latent convention. input: pixel range, a key of INPUTS. rounding: of decoded pixels, from ROUNDINGS."""
+    """Properties of a latent convention. input: key of INPUTS. rounding: key of ROUNDINGS, for decoded pixels."""
 
     input: str
     rounding: str = "nearest"
@@ -22,10 +23,9 @@ class ConventionTraits(NamedTuple):
 
 CONVENTIONS = Registry("latent convention")
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
-"""Pixel range → (divisor, offset): the autoencoder's input for a pixel value p from 0 to 255 is p / divisor + offset."""
+"""Pixel range → (divisor, offset): the autoencoder's input is p / divisor + offset for pixel values p ≤ 255."""
 
-UNKNOWN = "unknown"
-"""Stored as the digest of an autoencoder's weights if only the autoencoder's name is known."""
+UNKNOWN = "unknown"  # digest of an autoencoder of which only the name is known
 
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
@@ -41,7 +41,7 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
     traits=ConventionTraits("[-1,1]"),
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
-    """Return each channel's shift and scale of diffusers' latents. config: the autoencoder's config.json. Raises FormatError."""
+    """Return shift and scale of each channel. config: content of config.json. Raises FormatError."""
     from elbocli.files.reading import reading  # imported late: --help lists the conventions
 
     with reading("config.json"):
@@ -61,7 +61,7 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     traits=ConventionTraits("[0,1]", "truncate"),
 )
 def edm2(config: Mapping[str, Any], channels: int) -> Affine:
-    """Return EDM2's constant shift and scale of each channel. Raises UsageError unless there are 4 channels."""
+    """Return shift and scale of each channel. Raises UsageError unless there are 4 channels."""
     if channels != len(EDM2_MEAN):
         found = f"{len(EDM2_MEAN)} channels, but this autoencoder has {channels}"
         raise UsageError(f"latent convention edm2 needs {found}; use --latent-convention diffusers")
@@ -78,15 +78,15 @@ ATTRIBUTES = {
     "pixel_size": "pixel_size",
     "mirrored": "mirrored",
 }
-"""Field of LatentSpace → name of the attribute in datasets and in a run's config.yaml."""
+"""Field of LatentSpace → its name in datasets and config.yaml."""
 
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Latent space: the autoencoder, the image size, and the scaling of latents for a network.
+    """Latents of an autoencoder, and the scaling of these latents for a network.
 
     convention: one of CONVENTIONS.
-    shift, scale: one number per channel; the network's input is x0 = (z − shift)·scale.
+    shift, scale: one number per channel; the network's input is (z − shift)·scale for a draw z from the posterior.
     input: pixel range of the autoencoder, a key of INPUTS.
     autoencoder: folder of the autoencoder, as the user gave it.
     autoencoder_sha256: digest of the autoencoder's weights, or UNKNOWN.
@@ -122,15 +122,15 @@ class LatentSpace:
         return ROUNDINGS[CONVENTIONS[self.convention].traits.rounding]
 
     def attributes(self) -> dict[str, Any]:
-        """Return the fields as plain values, for a dataset's attributes and a run's config."""
+        """Return the fields as plain values, named as in ATTRIBUTES."""
         values = {name: getattr(self, field) for field, name in ATTRIBUTES.items()}
         return values | {"latent_shift": [*self.shift], "latent_scale": [*self.scale], "mirrored": int(self.mirrored)}
 
 
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
-    """Return the latent space that a file describes. attributes: the file's, with the names in ATTRIBUTES.
+    """Return the latent space that a file describes.
 
-    channels: number of channels of the latents.
+    attributes: the file's, with the names in ATTRIBUTES. channels: number of channels of the latents.
     where: name of the file, for messages.
     Raises FormatError if an attribute is missing or wrong.
     """

@@ -1,7 +1,4 @@
-"""Schedules and weightings from files: elbo's schedule files (YAML), and scheduler_config.json of diffusers.
-
-Only the training settings of a scheduler_config.json are read, because settings of the sampler don't change the objective.
-"""
+"""Read schedules and weightings from schedule files and diffusers' scheduler_config.json."""
 
 import math
 import re
@@ -33,15 +30,19 @@ from elbocli.files.yaml_text import read_yaml, yaml_text
 
 LARGEST_TABLE = 100_000
 CONFIG = re.compile(r"(?P<path>.*\.json)(?P<words>(?:[:,].*)?)")
-TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
-"""Prediction's name in diffusers → prediction's name in elbo."""
+TARGETS = {
+    "epsilon": "eps",
+    "sample": "x",
+    "v_prediction": "v",
+    "flow_prediction": "u",
+}  # prediction: name in diffusers → name in elbo
 Level = Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]
 Positive = Annotated[float, Meta(gt=0)]
 Beta = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class Knot(Record, frozen=True):
-    """A knot of a schedule: the noise level `logsnr` at time `t`."""
+    """Knot of a schedule: `logsnr` at time `t`."""
 
     t: Annotated[float, Meta(ge=0, le=1)]
     logsnr: Level
@@ -49,7 +50,7 @@ class Knot(Record, frozen=True):
 
 @stored("schedule.yaml", "elbo-schedule", remedy="; make one with 'elbo adapt'")
 class ScheduleFile(Record, frozen=True, kw_only=True):
-    """Content of a schedule file: λ at knots of t, and the range of λ. about: how the schedule was fitted."""
+    """Content of a schedule file. about: how the schedule was made."""
 
     REST: ClassVar[str] = "about"
 
@@ -60,7 +61,7 @@ class ScheduleFile(Record, frozen=True, kw_only=True):
 
 
 def to_text(schedule: Schedule, **origin: Any) -> str:
-    """Return the text of a schedule file for a tabulated schedule. origin: fields that record how the schedule was made."""
+    """Return a tabulated schedule as text of a schedule file. origin: how the schedule was made."""
     curve = schedule.curve
     assert isinstance(curve, Table)
     knots = zip(curve.time.tolist(), curve.level.tolist(), strict=True)
@@ -70,7 +71,7 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
 
 
 def read_table(path: Path) -> tuple[Table, ScheduleFile]:
-    """Read a schedule file; return the curve t → λ, and the whole content. Raises FormatError for any other file."""
+    """Read a schedule file: the curve t → λ, and all content. Raises FormatError."""
     expect(path, "schedule")
     file = ScheduleFile.of(read_yaml(path), path)
     with reading(path):
@@ -80,6 +81,7 @@ def read_table(path: Path) -> tuple[Table, ScheduleFile]:
 class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"}):
     """Keys of diffusers' scheduler_config.json that elbo reads."""
 
+    # Settings of the sampler are not read: they don't change the objective.
     class_name: str = ""
     prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] | None = None
     num_train_timesteps: Annotated[int, Meta(ge=2, le=MOST_TIMESTEPS)] | None = None
@@ -96,7 +98,7 @@ class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"})
 
 
 def read_config(path: Path) -> tuple[str, ScheduleCurve]:
-    """Return the prediction (eps, x, v or u) and λ(t) of a scheduler_config.json of diffusers. Raises FormatError."""
+    """Return prediction and λ(t) of a scheduler_config.json of diffusers. Raises FormatError."""
     import torch
 
     config: SchedulerConfig = convert(read_json(path), SchedulerConfig, path)
@@ -125,10 +127,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """Return the sampler and number of steps for which `elbo grid` made a schedule, as text; None for other schedules.
-
-    Raises FormatError if the schedule's file is damaged.
-    """
+    """Return the sampler and steps that `elbo grid` made a schedule for, or None. Raises FormatError."""
     if schedule.file is None or schedule.file.suffix == ".json":
         return None
     said = read_table(schedule.file)[1].about.get("made_for")
@@ -138,7 +137,7 @@ def made_for(schedule: Schedule) -> str | None:
 def resolve_schedule(
     text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
 ) -> Schedule:
-    """Return the schedule for a SPEC (`cosine`, `edm:mean=-0.4`) or the path of a schedule file, truncated to [low, high].
+    """Return the schedule of a SPEC or schedule file, truncated to [low, high].
 
     low, high: limits of logsnr; None for no truncation at that limit.
     clip: reduce [low, high] to the range that the schedule covers.
@@ -167,7 +166,7 @@ def resolve_weighting(
     given: dict[str, float] | None = None,
     size: int | None = None,
 ) -> Weighting:
-    """Return the weighting for a SPEC, in which the path of a schedule file may replace the name of a schedule.
+    """Return the weighting of a SPEC, which may name a schedule file as its schedule.
 
     text: the SPEC; `FILE.json:monotone` means `v-mse:monotone@FILE.json` if the network of FILE.json predicts v.
     shift: replace w(λ) by w(λ − shift).

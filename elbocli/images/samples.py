@@ -1,4 +1,4 @@
-"""Read samples: an NPY stream, .npy, .npz (images in `arr_0`, labels in `arr_1`), .h5, or a folder of images."""
+"""Read samples: an NPY stream, .npy, .npz, .h5, or a folder of images."""
 
 import contextlib
 import json
@@ -22,12 +22,11 @@ from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_array, npz_lab
 from elbocli.images.registry import DatasetRows, Span
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-BATCH_BYTES = 256 << 20
-"""Largest size in bytes of a batch of images."""
+BATCH_BYTES = 256 << 20  # largest size of a batch
 
 
 class FolderRows:
-    """Images of a folder in the order of file names; slicing reads images. shape: (N, H, W, C)."""
+    """Images of a folder in the order of file names; slicing reads images."""
 
     def __init__(self, folder: Path):
         self.files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
@@ -61,7 +60,7 @@ class SampleReader:
     rows: images [N, H, W, C].
     labels: class numbers [N], or None.
     made: how the images were drawn.
-    class_names: names of the classes; empty unless the images are a dataset of several classes.
+    class_names: empty unless the images are a dataset of several classes.
     preprocessing: crop and filter of the original images.
     payload_sha256: digest of the dataset; None for other files.
     """
@@ -88,19 +87,19 @@ class SampleReader:
         return np.array(self.rows[start : start + count])
 
     def batch(self, size: int) -> int:
-        """Return a batch size: `size`, or less for large images, to limit memory."""
+        """Return a batch size: `size`, or less for large images."""
         return max(1, min(size, BATCH_BYTES // math.prod(self.shape[1:])))
 
 
 def about_samples(text: object, where: object) -> SamplesAbout:
-    """Parse the JSON `text` on how samples were drawn; None: empty record. where: file, for messages. Raises FormatError."""
+    """Parse JSON on how samples were drawn. text: None: no record. where: file, for messages. Raises FormatError."""
     with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
         return SamplesAbout.of(json.loads("{}" if text is None else str(text)), where)
 
 
 @contextlib.contextmanager
 def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
-    """Open the images in a binary stream, file or folder, for reading in pieces. Never unpickles.
+    """Open the images in a binary stream, file or folder. Never unpickles.
 
     Raises FormatError or DataError: unsupported file kind, unsupported number type, or truncated file.
     """

@@ -1,4 +1,4 @@
-"""Merge several datasets into one, and check the digests of the copied rows."""
+"""Merge several datasets into one."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ from elbocli.runtime.progress import log, progress
 
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
 WRITTEN |= {"shard", "shard_of"}
+# Attributes that may differ between the merged datasets.
 OWN = WRITTEN | {"skipped", "changed", "command", "samples", "elbo_version", "pillow_version", "fast_decode"}
-"""Attributes that may differ between the merged datasets; all other attributes must be equal."""
 
 
 def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> None:
@@ -53,7 +53,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
 
 
 def open_part(path: Path) -> Dataset:
-    """Open a dataset to merge. Raises DataError if the dataset's labels, names or attributes differ from their digest."""
+    """Open a dataset to merge. Raises DataError for damaged labels, names or attributes."""
     data = Dataset(path, latents=True)
     if data.attributes.contents_sha256 not in (None, data.contents_digest()):
         raise DataError(f"{path}: damaged: its labels, names or attributes differ from their digest; pack it again")
@@ -61,7 +61,7 @@ def open_part(path: Path) -> Dataset:
 
 
 def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Sort shards by number; keep the order of other datasets. Raises DataError: shards are incomplete or don't fit."""
+    """Sort shards by number; other datasets keep their order. Raises DataError for incomplete shards."""
     preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)
@@ -74,7 +74,6 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
 
 
 def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Names]], drawn: Sequence[dict[str, Any]]) -> None:
-    """Raise DataError if datasets were made differently. contents: of each dataset. drawn: how samples were drawn."""
     first: dict[str, Any] = {}
     for part, (arrays, names), about in zip(parts, contents, drawn):
         making = {
@@ -94,7 +93,6 @@ def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Name
 
 
 def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names]:
-    """Join datasets' contents: concatenate values per image, add counts per class, keep class names once."""
     arrays, names = Arrays(), Names()
     for name in set(parts[0][0]) - {"offsets"}:  # the writer makes offsets itself
         columns = [part[name] for part, _ in parts]
@@ -105,7 +103,6 @@ def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names
 
 
 def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
-    """Return the attributes that are equal in all datasets, and the sums of the datasets' counts and digests."""
     said = [part.attributes.json() for part in parts]
     joined = {
         key: value for key, value in said[0].items() if key not in WRITTEN and all(other.get(key) == value for other in said)
@@ -124,7 +121,6 @@ def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
 
 
 def _join_drawn(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join descriptions of how samples were drawn: keep equal values, and list different values in order."""
     joined: dict[str, Any] = {}
     for key in dict.fromkeys(key for part in parts for key in part):
         values = [part.get(key) for part in parts]
@@ -142,7 +138,6 @@ def _fingerprint(parts: Sequence[Dataset]) -> str:
 
 
 def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: Signals) -> None:
-    """Copy the datasets' rows; skip datasets that an earlier call copied. Raises DataError if rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
         log.info(f"going on: {before} datasets are copied already")

@@ -120,7 +120,7 @@ def write(name: str, out: Path) -> None:
 
 
 def editable(name: str, preset: Preset) -> str:
-    """Return a preset as YAML, with comments on every key. Keys that the preset omits are commented out."""
+    """Return a preset as YAML, with comments on every key."""
     from dataclasses import MISSING, fields
 
     from elbocli.nn.networks import NETWORKS, NetworkConfig, config_of
@@ -159,7 +159,7 @@ def editable(name: str, preset: Preset) -> str:
 
 
 def _key(key: str, help: str, value: Any, given: bool) -> list[str]:
-    """Return a key as YAML lines, after the comment `help`. given: False: comment out the key."""
+    # A key that the preset does not give is commented out.
     import textwrap
 
     from elbocli.files.yaml_text import yaml_text

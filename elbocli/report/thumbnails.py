@@ -1,4 +1,4 @@
-"""Make rows of pictures, as PNG images, for the page of `elbo report`: previews, samples by class, likeliest and least likely."""
+"""Rows of pictures for the page of `elbo report`."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ CLASSES = 16  # largest number of rows of previews (TIMES), and of rows of class
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A row of `count` pictures as one PNG image, with the title `name`."""
+    """A row of `count` pictures as one PNG image, titled `name`."""
 
     name: str
     png: bytes
@@ -31,7 +31,7 @@ class Thumbnails:
 
 
 def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
-    """Make a row of pictures from images, uint8 [H, W, C] of one size. Large images are shrunk, and small images enlarged."""
+    """Make a row of pictures. images: uint8 [H, W, C], of one size."""
     shown, buffer = [], io.BytesIO()
     for image in images:
         factor = whole_factor(max(image.shape[:2]))
@@ -56,18 +56,18 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
 
 
 def read_preview(path: Path) -> Thumbnails:
-    """Return a row of the first pictures of a preview, titled with the training step. Raises DataError."""
+    """Return a row of the first pictures of a preview. Raises DataError."""
     name = path.stem.removeprefix("step-").lstrip("0") or "0"
     return thumbnails_of(name, list(read_sheet(path)[0][:ROW]))
 
 
 def chosen_times(count: int) -> list[int]:
-    """Return the indices of the previews to show, at geometric intervals from the first to the last of `count` previews."""
+    """Return indices of previews at geometric intervals. count: number of previews."""
     return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)}) if count else []
 
 
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
-    """Return a row of the first ROW images of each class; for a single class, up to ROW such rows.
+    """Return a row of pictures per class; for a single class, up to ROW rows.
 
     images: function of an index that returns the image, [H, W, C].
     groups: indices of images by class.
@@ -82,13 +82,13 @@ def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thu
 
 
 def read_strips(path: Path) -> list[Thumbnails]:
-    """Return a row for each class in a preview. path: contact sheet of the preview. Raises DataError."""
+    """Return a row of pictures per class of a contact sheet. Raises DataError."""
     images, groups = read_sheet(path)
     return strips(lambda index: images[index], groups)
 
 
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
-    """Return a row of images for each class in a file of samples. names: class names. Raises FormatError and DataError."""
+    """Return a row of pictures per class of a file of samples. Raises FormatError and DataError."""
     with read_samples(path) as reader:
         groups = by_class(reader.shape[0], reader.labels, names, CLASSES)
         return strips(lambda index: reader.at(index, 1)[0], groups)
@@ -99,9 +99,9 @@ ROWS = 2  # of the likeliest images, and of the least likely
 
 @dataclass(frozen=True)
 class Extremes:
-    """Rows of the likeliest and the least likely images in a file of `elbo bound --per-image`.
+    """Pictures of the likeliest and the least likely images.
 
-    path: the file.
+    path: file of `elbo bound --per-image`.
     by: column of the file that ranks the images.
     count: number of images in the file.
     likeliest, least: rows of pictures, the most extreme images first.
@@ -115,7 +115,7 @@ class Extremes:
 
 
 def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
-    """Read the likeliest and the least likely images of a dataset.
+    """Return pictures of a dataset's likeliest and least likely images.
 
     path: file of 'elbo bound --per-image'.
     dataset: file of the measured images.

@@ -1,4 +1,4 @@
-"""Devices: choice by name, precision, memory, copies of tensors, and CUDA graphs of repeated calls."""
+"""Devices: choice, precision, memory, copies of tensors, and CUDA graphs."""
 
 import os
 import platform
@@ -20,14 +20,15 @@ WARM_UPS = 2  # calls before a CUDA graph is captured: the first calls choose al
 
 
 def meant_by(name: str) -> str:
-    """Return a device's name, with `auto` replaced by $ELBO_DEVICE, else by cuda if available, else by cpu."""
+    """Replace `auto` by $ELBO_DEVICE, else by cuda if available, else by cpu."""
     asked = os.environ.get("ELBO_DEVICE") or "auto" if name == "auto" else name
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device with a name such as cuda:1 or auto. A CUDA device becomes torch's current device.
+    """Return the device with a name such as cuda:1 or auto.
 
+    A CUDA device becomes torch's current device.
     Raises UsageError: when the device doesn't work on this machine.
     """
     name = meant_by(name)
@@ -46,7 +47,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def name_of(device: torch.device) -> str:
-    """Return the name of the GPU, such as NVIDIA H100, or the CPU's architecture and number of threads."""
+    """Return the GPU's name, or the CPU's architecture and number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}), threads: {torch.get_num_threads()}"
@@ -54,12 +55,11 @@ def name_of(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Precision:
-    """Arithmetic of a network on a device. str() gives the precision actually used: on a CPU, tf32 is fp32.
+    """Arithmetic of a network on a device. str(): the precision actually used; on a CPU, tf32 is fp32.
 
-    fp32: strict float32, as on a CPU.
+    fp32: strict float32.
     tf32: CUDA multiplies float32 with 10 bits of mantissa and accumulates in float32; on other devices the same as fp32.
     bf16, fp16: autocast; operations that autocast leaves in float32 run as with tf32.
-    All precisions: losses are at least float32, and λ is never rounded.
     Raises UsageError: for another name.
     """
 
@@ -79,14 +79,13 @@ class Precision:
         return "fp32" if self.name == "tf32" and not self.tf32 else self.name
 
     def autocast(self) -> torch.autocast:
-        """Return the autocast context for a network's forward pass."""
         dtype = PRECISIONS[self.name]
         lower = dtype != torch.float32
         return torch.autocast(self.device.type, dtype=dtype if lower else torch.bfloat16, enabled=lower)
 
     @contextmanager
     def applied(self, benchmark: bool = False) -> Iterator[None]:
-        """On CUDA, set torch's TF32 and cuDNN switches during the block, which must include backward passes.
+        """Set torch's TF32 and cuDNN switches during the block, which must include backward passes.
 
         benchmark: let cuDNN time its algorithms for each shape and keep the fastest.
         """
@@ -104,10 +103,7 @@ class Precision:
 
 
 def usual_precision(device: str, for_gpu: bool) -> str:
-    """Return the default precision of training: fp32 on a CPU; on CUDA, tf32, or bf16 if `for_gpu` and the GPU has bf16.
-
-    for_gpu: whether the network is made for GPUs.
-    """
+    """Return the default precision of training. for_gpu: whether the network is made for GPUs."""
     if not meant_by(device).startswith("cuda"):
         return "fp32"
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -123,7 +119,7 @@ def seed_dropout(device: torch.device, seed: int) -> None:
 
 
 def pinned(value: Tensor, device: torch.device) -> Tensor:
-    """Return a copy of a CPU tensor in pinned host memory if `device` is a GPU; else the tensor itself."""
+    """Copy a CPU tensor to pinned memory if `device` is a GPU."""
     travels = device.type == "cuda" and value.device.type == "cpu"
     return value.pin_memory() if travels and not value.is_pinned() else value
 
@@ -134,7 +130,7 @@ def sent(value: Tensor, device: torch.device) -> Tensor:
 
 
 def card_bytes(device: str) -> int | None:
-    """Return the total memory of a CUDA device in bytes; None for another device, or without a GPU."""
+    """Return the memory of a CUDA device in bytes; None: no CUDA device."""
     name = meant_by(device)
     if name.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_properties(name).total_memory
@@ -142,10 +138,7 @@ def card_bytes(device: str) -> int | None:
 
 
 class CudaGraphs:
-    """CUDA graphs of functions that are called repeatedly with inputs of the same shapes.
-
-    If a call can't be captured, a warning is logged, and all later calls run without graphs.
-    """
+    """CUDA graphs of functions that are called repeatedly with equal shapes."""
 
     def __init__(self) -> None:
         self._pool, self._failed = torch.cuda.graph_pool_handle(), False
@@ -153,7 +146,7 @@ class CudaGraphs:
         self._graphs: dict[Hashable, tuple[Any, list[Tensor | None], Tensor]] = {}
 
     def call(self, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-        """Return function(*inputs), by a CUDA graph if possible. The function must use only `inputs`, and no random numbers."""
+        """Return function(*inputs). The function must use only `inputs`, and no random numbers."""
         key = (function, *((x.shape, x.stride(), x.dtype) if x is not None else None for x in inputs))
         self._calls[key] += 1
         if not self._failed and self._calls[key] > WARM_UPS and key not in self._graphs:
@@ -168,7 +161,6 @@ class CudaGraphs:
         return output.clone()
 
     def _capture(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]) -> None:
-        """Capture a call as a graph, with static tensors for its inputs and output."""
         places = [None if x is None else x.clone() for x in inputs]
         graph, caching = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # cached casts would lie in the graph's memory

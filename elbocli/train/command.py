@@ -1,4 +1,4 @@
-"""Command line of `elbo train`: options, and the function that runs the command."""
+"""Command line of `elbo train`."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from elbocli.run.train_settings import KEPT, RUN, SETTINGS, VALIDATION, Setting
 
 
 def _type(setting: Setting) -> Any:
-    """Return the click type that checks the setting's value."""
     if get_origin(setting.kind) is Literal:
         return click.Choice(get_args(setting.kind))
     if setting.says("names"):
@@ -24,7 +23,7 @@ def _type(setting: Setting) -> Any:
 
 
 def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add one click option per training setting to a command. An option that isn't given is None, or () if repeatable."""
+    """Add an option per training setting to a command. Absent options are None or ()."""
     for name, setting in reversed(SETTINGS.items()):
         word, kind = name.replace("_", "-"), _type(setting)
         flags = setting.says("flags", f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}")

@@ -1,7 +1,4 @@
-"""Readers of images, one for each kind of file or folder.
-
-A reader is a function decorated with @source; `form` of SourceKind says what a reader takes and yields.
-"""
+"""Readers of images, one for each kind of file or folder."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,6 +1,5 @@
-"""Import state dicts of guided-diffusion's (ADM's) UNetModel: networks for ImageNet at 64 to 512 pixels, and for LSUN.
+"""Import networks (UNetModel) of guided-diffusion, also called ADM.
 
-Checkpoints lack image size, attention heads and noise schedule; SIZES and PUBLISHED list these for OpenAI's networks.
 Source: Dhariwal & Nichol 2021.
 """
 
@@ -15,6 +14,7 @@ from elbocli.importer.formats import TABLES, AttentionOrder, Imported, ImportOpt
 from elbocli.nn.networks.unet import UNetConfig
 
 TIME, LABELS, FIRST, LAST = "time_embed.0.weight", "label_emb.weight", "input_blocks.0.0.weight", "out.2.weight"
+# Checkpoints don't hold what these two tables list.
 SIZES: dict[tuple[float, ...], int] = {
     (1, 2, 3, 4): 64,
     (1, 1, 2, 3, 4): 128,
@@ -25,12 +25,12 @@ SIZES: dict[tuple[float, ...], int] = {
 PUBLISHED = {
     (192, 3, 64): (AttentionOrder(outside=True), "t-squaredcos", 0.1),
     (256, 2, 128): (AttentionOrder(heads=4), "t-linear", 0.0),
-    (256, 2, 256): (AttentionOrder(), "t-linear", 0.0),
+    (256, 2, 256): (AttentionOrder(), "t-linear", 0.0),  # also LSUN's networks
     (256, 2, 512): (AttentionOrder(), "t-linear", 0.0),
 }
 """(channels, blocks, size) of OpenAI's networks → (order of attention heads, noise schedule, dropout).
 
-Source: guided-diffusion's model card and commands. The entry for 256 pixels is also right for LSUN's networks.
+Source: guided-diffusion's model card and commands.
 """
 ATTENDED = {32, 16, 8}
 

@@ -1,6 +1,6 @@
-"""Networks of the optional package diffusers: UNet2DModel, and AutoencoderKL, from pixels to latents and back.
+"""Networks of the optional package diffusers: UNet2DModel and AutoencoderKL.
 
-Models are read from local folders, weights only as safetensors: nothing is downloaded or unpickled.
+Models are read from local folders, weights only as safetensors.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class DiffusersUNetConfig(NetworkConfig):
 
 @network("diffusers-unet", config=DiffusersUNetConfig, source="diffusers: UNet2DModel")
 class DiffusersUNet(Network):
-    """UNet2DModel. Raises UsageError: no diffusers, unknown `code`, unfit image size. Raises FormatError: unusable `model`."""
+    """UNet2DModel. Raises UsageError without diffusers or for an unfit size, FormatError for unusable settings."""
 
     def __init__(self, config: DiffusersUNetConfig):
         super().__init__(config)
@@ -68,7 +68,6 @@ class DiffusersUNet(Network):
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction, [B, C, H, W]; with a learned variance, prediction and variance, [B, 2C, H, W]."""
         labels = None if self.model.class_embedding is None else named_labels(labels, -1, logsnr)
         return self.model(z, self.code(logsnr), labels, return_dict=False)[0]
 
@@ -111,18 +110,19 @@ class Autoencoder:
             raise FormatError(f"{folder / CONFIG}: in_channels or out_channels is not 3; choose an RGB autoencoder")
 
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
-        """Return this autoencoder's latent space. Raises UsageError if the convention doesn't fit the autoencoder.
+        """Return the latent space with these fields, and with this autoencoder's.
 
-        convention: how latents are scaled, a name in CONVENTIONS.
-        pixel_size: side of the images.
-        mirrored: whether mirror images are encoded, too.
+        Raises UsageError if the convention doesn't fit the autoencoder.
         """
         with reading(self.folder / CONFIG, kind=UsageError):
             return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray, space: LatentSpace) -> tuple[Tensor, Tensor]:
-        """Encode pixels, uint8 [B, H, W, 3]. Returns: mean and standard deviation of unscaled latents, [B, C, h, w] each."""
+        """Encode pixels, uint8 [B, H, W, 3].
+
+        Returns: mean and standard deviation of unscaled latents, [B, C, h, w] each.
+        """
         divisor, offset = INPUTS[space.input]
         x = sent(torch.from_numpy(pixels), self.device).permute(0, 3, 1, 2).float().div_(divisor).add_(offset)
         posterior = self.model.encode(x.contiguous()).latent_dist
@@ -130,7 +130,7 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration | None = None) -> Tensor:
-        """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: entry of ROUNDINGS; None: `space.rounding`."""
+        """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: None: `space.rounding`."""
         shift, scale = affine(space, self.device)
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
         return to_levels(x, rounding or space.rounding, INPUTS[space.input])
@@ -139,7 +139,7 @@ class Autoencoder:
 def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
     """Return the latent space of an autoencoder.
 
-    convention: how latents are scaled, a name in CONVENTIONS. channels: of the latents.
+    convention: a name in CONVENTIONS. channels: of the latents.
     config: contents of the autoencoder's config.json.
     facts: the fields autoencoder, autoencoder_sha256, pixel_size and mirrored of LatentSpace.
     """
@@ -149,11 +149,11 @@ def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: 
 
 
 def comfortable_batch(pixel_size: int, cpu: bool) -> int:
-    """Return a batch size for which the autoencoder needs little memory. pixel_size: side of the images."""
+    """Return a batch size for which the autoencoder needs little memory."""
     return max(1, (4 if cpu else 32) * 256**2 // pixel_size**2)  # Stable Diffusion's needs 1.6 GB on a CPU
 
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return shift and scale of x0 = (z − shift)·scale for the encoder's z, float32 [1, C, 1, 1] each."""
+    """Return a space's shift and scale as tensors, float32 [1, C, 1, 1] each."""
     shift, scale = (sent(torch.tensor(values).view(1, -1, 1, 1), device) for values in (space.shift, space.scale))
     return shift, scale

@@ -2,10 +2,10 @@
 
 import re
 
+# errors of Python, torch, the CUDA driver, cuBLAS and cuDNN
 OUT_OF_MEMORY = re.compile(
     "OutOfMemoryError|out of memory|can't allocate memory|std::bad_alloc|ALLOC_FAILED|unable to find an engine"
 )
-"""Pattern of out-of-memory errors from Python, torch, the CUDA driver, cuBLAS and cuDNN."""
 
 
 class ElboError(Exception):
@@ -25,7 +25,7 @@ class FormatError(ElboError):
 
 
 class DataError(ElboError):
-    """Data are missing or unusable: an image that can't be decoded, an empty folder, a truncated stream."""
+    """Data are missing or unusable: an undecodable image, an empty folder, a truncated stream."""
 
 
 class NonFiniteError(ElboError):
@@ -35,7 +35,7 @@ class NonFiniteError(ElboError):
 
 
 class Interrupted(ElboError):
-    """A signal ended the run, after the run's work was saved. signum: number of the signal; the exit code is 128 + signum."""
+    """A signal ended the run, after the run's work was saved. signum: number of the signal."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -47,7 +47,7 @@ class PeerLost(ElboError):
 
 
 class ReaderGone(ElboError):
-    """The program that reads elbo's output from a pipe has closed the pipe; exit code 141, as after SIGPIPE."""
+    """The program that reads elbo's output from a pipe has closed the pipe."""
 
     exit_code = 141
 

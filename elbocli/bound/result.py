@@ -1,7 +1,7 @@
 """Records of the JSON results of `elbo bound`.
 
 nats: nats per image. bpd: bits per dimension of pixels. nats_per_latent_dimension: in place of bpd, for latents.
-Suffix _se: standard error. Field `about`: further keys of the JSON object, such as run, checkpoint, weights and dataset.
+about: further keys of the JSON object, such as run and dataset.
 """
 
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ class Answer(Record, frozen=True, kw_only=True):
 
 
 class Nats(Record, frozen=True, kw_only=True):
-    """Mean over images of a bound on −log p, a term of the bound, or an estimate of −log p; per image and per dimension.
+    """Mean over images of one quantity, per image and per dimension.
 
     Suffix _se: standard error of the field as an estimate of the mean over the whole dataset.
     """
@@ -51,7 +51,7 @@ class Nats(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo bound (JSON)")
 class Bound(Nats, frozen=True, kw_only=True):
-    """The variational bound on −log p of images or latents. For latents, p is a density, and the bound may be negative.
+    """Variational bound on −log p of images or latents; may be negative for latents.
 
     Suffix _se_noise: standard error from the noise alone.
     Suffix _se_population: standard error of the mean over the distribution that the images are from.
@@ -85,8 +85,7 @@ class Estimate(Nats, frozen=True, kw_only=True):
     bounds: name of the quantity that the estimate bounds from above.
     nats_se_noise: standard error from the noise alone.
     nats_se_population: standard error of the mean over the distribution that the images are from.
-    terms: summands of the estimate in nats, by name.
-    evaluations: network evaluations per image, without backward passes.
+    terms: summands in nats, by name. evaluations: network evaluations per image, without backward passes.
     solver_nats: error of the ODE solver, included in all standard errors but nats_se_noise; None: no ODE solver.
     """
 
@@ -114,7 +113,7 @@ class Difference(Record, frozen=True):
 
 @stored("result of elbo bound --estimator (JSON)")
 class Likelihoods(Answer, frozen=True):
-    """Several estimates of −log p of the same images, and their differences."""
+    """Estimates of −log p of the same images, and their differences."""
 
     estimates: list[Estimate]
     differences: list[Difference]
@@ -123,7 +122,10 @@ class Likelihoods(Answer, frozen=True):
 
 
 class Side(Record, frozen=True):
-    """One side of the equation in Kingma & Gao's theorem 1. se: standard error from the noise. relative_se: se / |nats|."""
+    """One side of the equation in Kingma & Gao's theorem 1.
+
+    se: standard error from the noise. relative_se: se / |nats|.
+    """
 
     nats: float
     se: float
@@ -133,9 +135,8 @@ class Side(Record, frozen=True):
 class NoiseShares(Record, frozen=True):
     """Measure −dw / max w of a weighting w, as a histogram over logsnr.
 
-    at_logsnr_max: mass at logsnr_max, the cleanest level.
-    logsnr: bin boundaries. mass: mass in each bin.
-    positive, negative: total positive and total negative mass; None for a monotone weighting.
+    at_logsnr_max: mass at logsnr_max. logsnr: bin boundaries. mass: mass in each bin.
+    positive, negative: total mass of each sign; None for a monotone weighting.
     """
 
     at_logsnr_max: float
@@ -146,7 +147,7 @@ class NoiseShares(Record, frozen=True):
 
 
 class Check(Record, frozen=True):
-    """Comparison of both sides of theorem 1 of Kingma & Gao 2023 for one weighting.
+    """Both sides of Kingma & Gao's theorem 1 for one weighting.
 
     left: weighted loss as in training. right: the same loss as an integral of bounds over noise levels.
     rising: intervals of logsnr where the weighting rises; None for a monotone weighting.
@@ -169,7 +170,7 @@ class Check(Record, frozen=True):
 
 @stored("result of elbo bound --check (JSON)")
 class Theorem(Answer, frozen=True):
-    """Check of theorem 1 of Kingma & Gao 2023. agree: whether both sides of the equation agree for every weighting."""
+    """Check of theorem 1 of Kingma & Gao 2023. agree: whether all checks agree."""
 
     agree: bool
     checks: list[Check]
@@ -178,8 +179,9 @@ class Theorem(Answer, frozen=True):
 
 @stored("result of elbo bound --classify (JSON)")
 class Classification(Answer, frozen=True):
-    """Scores of a run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise and prior for all classes.
+    """Scores of a run as a classifier.
 
+    p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise and prior for all classes.
     accuracy_low, accuracy_high: 95 % interval of the accuracy. log_loss: mean of −log p(label|x), in nats.
     ece: expected calibration error, the mean of |accuracy − confidence|.
     undecided: fraction of images whose likeliest class differs between the two halves of the noise draws.

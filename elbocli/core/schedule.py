@@ -1,9 +1,8 @@
-"""Noise schedules; and level codes: functions of λ that networks take as input.
+"""Noise schedules and level codes. The declared curves are in core/schedule_curves.py.
 
 Schedule: a float64 curve λ(t), shifted in λ, then truncated to a range of λ.
-Training draws noise levels from a schedule. The weighted loss doesn't depend on the schedule (arXiv:2303.00848 sec. 3).
-Level code: a function of λ, such as a timestep, t, σ or log σ, that a published network takes as input instead of λ.
-The declared curves are in core/schedule_curves.py.
+The weighted loss doesn't depend on the schedule (arXiv:2303.00848 sec. 3).
+Level code: a function of λ, such as a timestep or σ, that a published network takes as input instead of λ.
 """
 
 from __future__ import annotations
@@ -23,12 +22,11 @@ if TYPE_CHECKING:
 
 
 LEAST_SHARE = 1e-9
-NARROWEST = 1e-3
-"""Least width of a range of λ, so that the bins of an adaptive schedule are wide enough to be smoothed."""
+NARROWEST = 1e-3  # least width of a range of λ; the bins of an adaptive schedule must be wide enough to be smoothed
 
 
 def cell_of(at: Tensor, edges: Tensor) -> Tensor:
-    """Return the index k of each value's bin, edges[k] ≤ value < edges[k+1]; for values outside all bins, the nearest bin."""
+    """Return the bin k of each value: edges[k] ≤ value < edges[k+1]; beyond all bins, the nearest."""
     import torch
 
     return (torch.searchsorted(edges, at.contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
@@ -139,7 +137,7 @@ class Schedule:
         return self.curve.density(logsnr - self.shift) * ((logsnr >= low) & (logsnr <= high))
 
     def shifted(self, by: float) -> Schedule:
-        """Return a copy shifted by `by` in λ, with the range of λ reduced to what the shifted curve covers."""
+        """Return a copy shifted by `by` in λ; the range of λ shrinks to what the shifted curve covers."""
         if not by:
             return self
         low, high = _support(self.curve, self.shift + by)
@@ -148,7 +146,7 @@ class Schedule:
 
 
 def check_range(low: float, high: float) -> None:
-    """Raise UsageError unless the range is at least NARROWEST wide and lies within ±LIMIT."""
+    """Raise UsageError unless the range of λ lies within ±LIMIT and is at least NARROWEST wide."""
     if not (low >= -LIMIT and high <= LIMIT and high - low >= NARROWEST):
         raise UsageError(f"the logsnr range {low:g} to {high:g} must be {NARROWEST:g} wide or more, within ±{LIMIT:g}")
 
@@ -185,11 +183,11 @@ def make_schedule(
 def parse_schedule(
     text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
 ) -> Schedule:
-    """Return the schedule that a text such as `cosine:shift=-1.4` or `edm:mean=-0.4,std=1` declares.
+    """Return the schedule of a text such as `cosine:shift=-1.4` or `edm:mean=-0.4,std=1`.
 
-    low, high: range of λ to truncate the schedule to; None: as far as the shifted curve reaches.
+    low, high: range of λ; None: as far as the shifted curve reaches.
     clip: whether to reduce [low, high] to the range that the shifted curve covers.
-    size: image size in pixels; the default of the curve's parameter `size`, if the curve has this parameter.
+    size: image size in pixels, the default of the curve's parameter `size`.
     Raises UsageError for an unknown name or parameter, or a range that the curve doesn't cover.
     """
     name, params = parse_spec(text)
@@ -206,9 +204,9 @@ def parse_schedule(
 
 
 def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
-    """Return a piecewise linear schedule that draws λ from each bin with a given probability.
+    """Return a piecewise linear schedule with a given probability of each bin of λ.
 
-    edges: bin boundaries, rising λ, [B + 1]. shares: relative probabilities of the bins, [B]. name: of the new schedule.
+    edges: bin boundaries, rising λ, [B + 1]. shares: relative probabilities, [B].
     """
     import torch
 
@@ -217,8 +215,7 @@ def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
     return make_schedule(Table(list(knots)), name, None, None)
 
 
-LEVEL_CODES = Registry("level code")
-"""Level codes: functions λ [B] → input of a network [B], in float32, or in float64 if λ is float64."""
+LEVEL_CODES = Registry("level code")  # functions λ [B] → input of a network [B], in float32, or in float64 if λ is float64
 level_code = LEVEL_CODES.declare
 
 
@@ -243,7 +240,6 @@ def flow_reversed(level, factor=1.0):
 
 
 def _timestep(schedule, level, **params: float):
-    """Return the fractional timestep, from 0 to `params["count"]` − 1, at each λ of `level`. schedule: name in SCHEDULES."""
     import torch
 
     curve, count = SCHEDULES[schedule].make(**params).on(level.device), params["count"]
@@ -259,6 +255,6 @@ for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
 
 
 def parse_level_code(text: str) -> Declaration:
-    """Return the level code that a text such as `logsnr:factor=-0.125` or `t:linear` declares. Raises UsageError."""
+    """Return the level code of a text such as `logsnr:factor=-0.125` or `t:linear`. Raises UsageError."""
     words = text.strip()
     return LEVEL_CODES.parse("t-" + words[2:].replace(",", ":", 1) if words.startswith("t:") else words)

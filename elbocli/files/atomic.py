@@ -1,6 +1,6 @@
-"""Atomic writes: write a file or folder under a temporary name, flush it to disk, then rename it.
+"""Atomic writes: write under a temporary name, flush to disk, then rename.
 
-`.NAME.PID.tmp`: file or folder being written, locked by the writing process; if unlocked, a leftover of a killed process.
+`.NAME.PID.tmp`: file or folder being written; unlocked if the writing process was killed.
 `.NAME.PID.trash`: folder being removed.
 `.NAME.PID.old`: folder being replaced; after a kill, `sweep` renames it to NAME unless NAME exists.
 """
@@ -23,12 +23,12 @@ PIPE = "a pipe or a device"
 
 
 def streams(path: Path) -> bool:
-    """Tell whether a path is a pipe or a character device, which can only be written in sequence."""
+    """Return whether a path is a pipe or a character device."""
     return path.is_fifo() or path.is_char_device()
 
 
 def special(path: Path) -> bool:
-    """Tell whether a path exists but is neither a file nor a folder."""
+    """Return whether a path exists but is neither a file nor a folder."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
@@ -47,7 +47,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_all(handle: int, data: bytes, at: int) -> None:
-    """Write all of `data` to the file descriptor `handle` at the byte offset `at`. Raises OSError."""
+    """Write all of `data` at the byte offset `at`. handle: file descriptor. Raises OSError."""
     left = memoryview(data)
     while left:
         count = os.pwrite(handle, left, at)
@@ -70,7 +70,10 @@ def _aside(path: Path, end: str = "tmp") -> Path:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove leftovers of killed processes from a folder. name: file or folder whose leftovers to remove; None: all leftovers."""
+    """Remove leftovers of killed processes from a folder.
+
+    name: file or folder whose leftovers to remove; None: all leftovers.
+    """
     with suppress(OSError):
         for path in folder.glob(".*"):
             found = ASIDE.fullmatch(path.name)
@@ -86,7 +89,6 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def _hold(path: Path) -> Iterator[None]:
-    """Lock a file or folder during the block. Raises BlockingIOError if another process holds the lock."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         lock(handle)
@@ -96,7 +98,7 @@ def _hold(path: Path) -> Iterator[None]:
 
 
 def replace(aside: Path, path: Path) -> None:
-    """Rename the temporary file or folder `aside` to `path`. Raises DataError, also if `path` is a pipe or a device."""
+    """Rename the temporary file or folder `aside` to `path`. Raises DataError."""
     with writing(path):
         if special(path):
             raise DataError(f"{path}: could not write: is {PIPE}, and elbo replaces only files; choose another name")
@@ -105,7 +107,7 @@ def replace(aside: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Rename a folder to a temporary name, then delete the folder. Raises DataError."""
+    """Delete a folder atomically. Raises DataError."""
     with writing(path, "delete"):
         trash = _aside(path, "trash")
         path.rename(trash)
@@ -115,7 +117,7 @@ def remove_folder(path: Path) -> None:
 
 @contextmanager
 def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file that is renamed to `path` when the block ends, or removed if the block fails. Raises DataError."""
+    """Open a file that replaces `path` if the block succeeds. Raises DataError."""
     aside = _aside(path)
     with writing(path):
         sweep(path.parent, path.name)
@@ -132,7 +134,7 @@ def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make a temporary folder that replaces `path` when the block ends, or is removed if the block fails. Raises DataError."""
+    """Make a folder that replaces `path` if the block succeeds. Raises DataError."""
     aside, old = _aside(path), _aside(path, "old")
     with writing(path):
         sweep(path.parent, path.name)
@@ -153,13 +155,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically. Raises DataError."""
+    """Write a text file atomically. Raises DataError."""
     with new_file(path, "w") as file:
         file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a small JSON file atomically. Raises DataError."""
+    """Write a JSON file atomically. Raises DataError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
@@ -167,8 +169,7 @@ def write_json(path: Path, value: Any) -> None:
 def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
     """Hold a lock on the file `path` during the block.
 
-    what: name of the file or folder that is being written, for the message.
-    wait: seconds to wait for another process to release the lock.
+    what: file or folder to name in the message. wait: seconds to wait for the lock.
     Raises DataError if another process still holds the lock.
     """
     until = time.monotonic() + wait

@@ -1,7 +1,7 @@
 """Plug-ins: Python files that declare networks, weightings and more, and programs of torch.export (.pt2).
 
 elbo runs a plug-in file only if the user names the file on the command line or in the environment.
-A run records which plug-ins the run needs; the user must name these plug-ins to open the run.
+A run records its plug-ins; the user must name these plug-ins to open the run.
 """
 
 import sys
@@ -22,19 +22,19 @@ _RUN: dict[Path, PluginFile] = {}  # plug-ins run so far, by path
 
 
 def defined(file: str, name: str) -> Any:
-    """Return the object `name` of the plug-in `file`; None if the plug-in was not run, or only imports the object."""
+    """Return the object `name` that the plug-in `file` defines; None: no such object."""
     module = sys.modules.get(PREFIX + Path(file).stem)
     found = getattr(module, name, None)
     return found if module and getattr(found, "__module__", "") == module.__name__ else None
 
 
 def trust(path: Path) -> None:
-    """Allow elbo to load a .pt2 program that the user has named, and copies of that program in runs."""
+    """Allow elbo to load a .pt2 program, and copies of that program in runs."""
     _TRUSTED.add(file_sha256(path))
 
 
 def check_trusted(digest: str, path: Path) -> None:
-    """Raise UsageError unless `trust` was called for a .pt2 program with SHA-256 `digest`. path: for the message."""
+    """Raise UsageError unless `trust` was called for this .pt2 program. digest: SHA-256 of the program."""
     if digest not in _TRUSTED:
         raise UsageError(
             f"{path}: is a program that can run any code; if you trust its author, add --plugin {path}, or in Python plugins=[…]"
@@ -42,9 +42,8 @@ def check_trusted(digest: str, path: Path) -> None:
 
 
 def run_plugin(path: Path) -> None:
-    """Run a plug-in (.py) that has not been run or imported yet, or allow elbo to load a program (.pt2).
+    """Run a plug-in (.py) unless it has been run or imported, or allow elbo to load a program (.pt2).
 
-    Appends the folder of a .py file to sys.path, so that the file can import other files of the folder.
     Raises UsageError if the file is missing or fails.
     """
     place = path.resolve()
@@ -57,7 +56,7 @@ def run_plugin(path: Path) -> None:
         return
     plugin = PluginFile(path.name, file_sha256(path))
     if str(place.parent) not in sys.path:
-        sys.path.append(str(place.parent))
+        sys.path.append(str(place.parent))  # so that the file can import others of its folder
     for module in (sys.modules.get(path.stem), sys.modules["__main__"]):
         if module is not None and Path(getattr(module, "__file__", None) or "").resolve() == place:
             break
@@ -75,14 +74,14 @@ def run_plugin(path: Path) -> None:
 
 
 def plugins_run() -> list[PluginFile]:
-    """Return name and digest of each plug-in that has run, sorted by name, for config.yaml."""
+    """Return the plug-ins that have run, sorted by name."""
     return sorted(_RUN.values(), key=lambda plugin: plugin.file)
 
 
 def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
-    """Raise UsageError if a plug-in of a run has not been loaded; warn if a plug-in has changed since training.
+    """Raise UsageError if a plug-in of a run is not loaded; warn if a plug-in has changed.
 
-    needed: plug-ins that the run records. where: path of the run, for messages.
+    needed: plug-ins of the run. where: path of the run, for messages.
     """
     known = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
     for plugin in needed or ():

@@ -19,14 +19,13 @@ from elbocli.files.reading import reading
 from elbocli.nn.networks import Network, build, declaration_of
 from elbocli.runtime.processes import World
 
-PREFIX = "auxiliary_"
-"""Prefix of the keys of auxiliary losses in metrics.jsonl."""
+PREFIX = "auxiliary_"  # of the keys of auxiliary losses in metrics.jsonl
 TRIED = 2  # images of the trial at the start
 T = TypeVar("T")
 
 
 class AuxiliaryTraits(NamedTuple):
-    """Properties of an auxiliary loss besides its formula. features: whether the loss needs features of the images."""
+    """Properties besides the formula. features: whether the loss needs features of the images."""
 
     features: bool = False
 
@@ -68,11 +67,13 @@ def auxiliary(
 ) -> Callable[[Any], Any]:
     """Return a decorator that declares an auxiliary loss with a parameter `weight`.
 
-    The declared object is a function (hidden, batch, **parameters) → loss of each image, [n]; or, for a loss with weights of its
-    own, a Module class, made once from (AuxiliarySetup, **parameters), whose forward is a function (hidden, batch) → [n].
+    The decorator takes a function (hidden, batch, **parameters) → loss of each image, [n].
+    A loss with weights of its own is a Module class, made once from (AuxiliarySetup, **parameters).
+    The forward method of this class is a function (hidden, batch) → loss of each image, [n].
     hidden: output of each of the network's `units`, in order. batch: AuxiliaryBatch.
     weight: default factor of the loss. positive: names of further parameters that must be above 0.
-    how: `features=True` if the loss needs features; arguments of Registry.declare. Raises UsageError: the name is taken.
+    how: `features=True` if the loss needs features; arguments of Registry.declare.
+    Raises UsageError: the name is taken.
     """
     return AUXILIARIES.declare(name, formula=formula, source=source, positive=["weight", *positive], weight=weight, **how)
 
@@ -93,7 +94,6 @@ def block_of(blocks: Sequence[T], number: float) -> T:
     weight=0.5,
 )
 def dispersive(hidden: list[Tensor], batch: AuxiliaryBatch, temperature: float = 0.5, block: float = 0.0) -> Tensor:
-    """Return the dispersive loss of one block: its flattened outputs repel each other. All images have the same loss."""
     h = block_of(hidden, block).flatten(1).float()
     h = h - h.mean(0)  # leaves distances as they are, and their float32 rounding errors small
     gram = h @ h.T
@@ -112,7 +112,7 @@ def dispersive(hidden: list[Tensor], batch: AuxiliaryBatch, temperature: float =
     weight=0.5,
 )
 class Repa(nn.Module):
-    """Alignment of one block with the features of the images. width: channels of the MLP; 0: the channels of the block."""
+    """Align a block with image features. width: channels of the MLP; 0: as in the block."""
 
     def __init__(self, setup: AuxiliarySetup, width: float = 0.0, block: float = 0.0):
         super().__init__()
@@ -130,7 +130,10 @@ class Repa(nn.Module):
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Return SPECs with all parameters, also defaults. value: SPEC, list of SPECs, or `none` (no loss). Raises UsageError."""
+    """Return SPECs with all parameters, also defaults. Raises UsageError.
+
+    value: SPEC, list of SPECs, or `none` (no loss).
+    """
     items = [*value] if isinstance(value, list | tuple) else [value]
     if items == ["none"]:
         return ()
@@ -143,12 +146,11 @@ def canonical(value: Any) -> tuple[str, ...]:
 
 
 def needs_features(specs: Iterable[str]) -> list[str]:
-    """Return those SPECs of auxiliary losses that need features of the images."""
+    """Return those SPECs that need features of the images."""
     return [spec for spec in specs if AUXILIARIES.parse(spec).traits.features]
 
 
 def _checked(loss: Any, n: int) -> Tensor:
-    """Return `loss`, an auxiliary loss of n images. Raises UsageError unless `loss` is a tensor [n]."""
     if not isinstance(loss, Tensor) or loss.shape != (n,):
         given = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise UsageError(f"the loss returned {given} for {n} images; return a tensor [{n}], the loss of each image")
@@ -186,7 +188,6 @@ class Auxiliary:
         self.heads.extend(loss for loss in self._losses if isinstance(loss, nn.Module))
 
     def _shapes(self) -> list[tuple[int, ...]]:
-        """Return the shapes of the blocks' outputs, from a forward pass on the meta device."""
         config = self.network.config
         with torch.device("meta"):
             network = build(config)
@@ -205,7 +206,7 @@ class Auxiliary:
 
     @contextmanager
     def recording(self) -> Iterator[list[Tensor]]:
-        """Collect the outputs of the network's units while the `with` block runs; without losses, collect nothing."""
+        """Collect the outputs of the network's units during the `with` block."""
         hidden = list[Tensor]()
         self.network.recorded = hidden if self else None
         try:
@@ -214,20 +215,20 @@ class Auxiliary:
             self.network.recorded = None
 
     def losses(self, hidden: list[Tensor], batch: AuxiliaryBatch) -> list[Tensor]:
-        """Return each loss, unweighted, [n]. hidden: output of each unit. Raises UsageError if a loss isn't [n]."""
+        """Return each unweighted loss, [n]. hidden: output of each unit. Raises UsageError."""
         with torch.autocast(batch.x.device.type, enabled=False):
             return [_checked(loss(hidden, batch), len(batch.x)) for loss in self._losses]
 
     def total(self, losses: Sequence[Tensor]) -> Tensor | float:
-        """Return the weighted sum of all losses over all images; 0 without losses."""
+        """Return the weighted sum of all losses over all images."""
         return sum(weight * loss.sum() for weight, loss in zip(self.weights, losses, strict=True))
 
     def average_gradients(self, world: World) -> None:
-        """Average the gradients of `heads` over processes: each process holds all weights of the heads."""
+        """Average the gradients of `heads` over processes."""
         for weight in self.heads.parameters():
             if weight.grad is not None and world.size > 1:
                 world.added(weight.grad).div_(world.size)
 
     def gradient_squares(self) -> Tensor | float:
-        """Return the sum of the squared gradients of `heads`; 0 without heads."""
+        """Return the sum of the squared gradients of `heads`."""
         return sum(weight.grad.double().square().sum() for weight in self.heads.parameters() if weight.grad is not None)

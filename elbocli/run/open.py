@@ -1,4 +1,4 @@
-"""Open a trained run, to sample, to score, or to begin another run from its weights (`elbo train --init`)."""
+"""Open a trained run, or the old run of `elbo train --init`."""
 
 import os
 from contextlib import suppress
@@ -47,7 +47,7 @@ def dataset_of(data: RunData, run: Path) -> Path:
 def check_content(data: RunData, known: RunData, run: object) -> None:
     """Raise UsageError unless dataset and run both have pixels, or both have latents of the same space.
 
-    data: description of the dataset. known: section `data` of the run's config.yaml. run: run's name for messages.
+    data: the dataset. known: section `data` of the run's config.yaml. run: run's name for messages.
     """
     if data.latents != known.latents:
         holds = "latents" if data.latents else "pixels"
@@ -61,7 +61,7 @@ def check_content(data: RunData, known: RunData, run: object) -> None:
 
 
 def read_run_config(run: Path) -> RunConfig:
-    """Read a run's config.yaml. Raises FormatError, and UsageError if a plug-in of the run is missing."""
+    """Read a run's config.yaml. Raises FormatError, and UsageError if a plug-in is missing."""
     config = store.read_config(run)
     check_plugins(config.plugins, run)
     return config
@@ -69,13 +69,13 @@ def read_run_config(run: Path) -> RunConfig:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A trained run, whose network has the weights of a checkpoint or of a file of 'elbo ema'.
+    """A trained run, with the weights of a checkpoint or of a file of 'elbo ema'.
 
     path: run folder.
     network: in eval mode, on its device.
     data: section `data` of config.yaml.
     files: SHA-256 digest of each file that settings name, such as a schedule file.
-    about: entries for result files: weights (their name), weights_sha256, step, images_trained, and how the run was trained.
+    about: entries for result files, such as weights (a name), weights_sha256, step and images_trained.
     """
 
     path: Path
@@ -102,13 +102,13 @@ class TrainedRun:
     def precision(self, asked: str, device: torch.device) -> str:
         """Return the precision to compute in.
 
-        asked: precision to return; `auto`: on CUDA the precision of training, unless also `auto`; else fp32.
+        asked: precision to return. `auto`: the training precision on CUDA, else fp32; also fp32 if training used `auto`.
         """
         own = self.settings.precision if device.type == "cuda" else AUTO
         return asked if asked != AUTO else own if own != AUTO else "fp32"
 
     def schedule(self) -> Schedule:
-        """Return the training schedule; if adaptive, as stored in the checkpoint. Raises FormatError, DataError."""
+        """Return the training schedule; if adaptive, as of the checkpoint. Raises FormatError, DataError."""
         fixed = schedule_of(self.settings)
         if fixed is None:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
@@ -118,14 +118,13 @@ class TrainedRun:
         return fixed
 
     def weighting(self) -> Weighting:
-        """Return the training weighting; if learned, the checkpoint's. FormatError, DataError: unusable checkpoint."""
+        """Return the training weighting; if learned, as of the checkpoint. Raises FormatError, DataError."""
         weighting = resolve_weighting(self.settings.weighting)
         if not weighting.learned:
             return weighting
         return learned_weighting(weighting, self.schedule(), self.prediction, self._online())
 
     def _online(self) -> AdaptiveSchedule:
-        """Return the errors per λ in the checkpoint. Raises FormatError if the checkpoint has no errors."""
         online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
         try:
             online.state.copy_(self.checkpoint.state()["online"])
@@ -137,7 +136,7 @@ class TrainedRun:
 
 
 def empty_network(config: RunConfig, where: Path) -> Network:
-    """Build a run's network on the meta device, without memory. where: file to name in a FormatError."""
+    """Build a run's network on the meta device. where: file to name in a FormatError."""
     network = config_of(config.network, where)
     with reading(where), torch.device("meta"):
         return build(network)
@@ -146,7 +145,7 @@ def empty_network(config: RunConfig, where: Path) -> Network:
 def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedRun:
     """Open a run or one of its checkpoints.
 
-    weights: `ema`: the run's first average; `model`: the last weights; else name of an average, or path of a file of 'elbo ema'.
+    weights: `ema` (the first average), `model` (the last weights), name of an average, or path of a file of 'elbo ema'.
     Raises FormatError: not a run, damaged, or the weights don't fit the network.
         DataError: no checkpoint yet, or an average of another run. UsageError: no such average.
     """
@@ -187,7 +186,6 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
 
 
 def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights in a file of 'elbo ema', and entries for TrainedRun.about."""
     if not file.is_file():
         raise UsageError(
             f"weights {str(file)!r}: no such file or name; choose a name in {checkpoint.path}: {', '.join(checkpoint.names)}"
@@ -203,7 +201,7 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
 class EffectiveWeighting(NamedTuple):
     """Weighting of a run after a step.
 
-    low, high: range of λ in which the weighting is defined. auxiliary: SPECs of the run's auxiliary losses.
+    low, high: range of λ. auxiliary: SPECs of the run's auxiliary losses.
     """
 
     step: int
@@ -215,23 +213,23 @@ class EffectiveWeighting(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Text to follow "the weighting": whether the weighting rises, and whether the run's loss is an ELBO."""
+        """Text after "the weighting": whether w rises, and whether the loss is an ELBO."""
         return self.weighting.verdict(self.low, self.high, self.auxiliary)
 
     def json(self) -> dict[str, Any]:
-        """Return the JSON form. rising: intervals of λ where w rises. rise: total rise of w, relative to the largest w."""
+        """Return the JSON form. rising: intervals of λ where w rises. rise: total rise / largest w."""
         rising = self.weighting.rising(self.low, self.high)
         rise = self.weighting.rise(self.low, self.high)
         return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}
 
 
 def means_run(text: str) -> bool:
-    """Return whether a text is the path of a run folder, and not the name of a weighting."""
+    """Return whether a text is the path of a run, and not the name of a weighting."""
     return WEIGHTINGS.named(text.partition(":")[0]) is None and (Path(text) / CONFIG).is_file()
 
 
 def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
-    """Return a run's settings, and the result of `effective_weightings`. Raises ElboError."""
+    """Return a run's settings, and `effective_weightings`. Raises ElboError."""
     config = read_run_config(run)
     if not {"weighting", "schedule"} <= set(config.settings):
         raise DataError(f"{run}: was imported without its objective; import it again with --weighting and --schedule")
@@ -240,7 +238,7 @@ def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]
 
 
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
-    """Return a run's weighting, at up to 12 steps if the weighting is learned, else at step 0. Raises ElboError."""
+    """Return a run's weighting; if learned, at up to 12 steps. Raises ElboError."""
     # A learned weighting is recomputed from the loss log, as training does after each log interval.
     weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings)
     low, high = (settings.logsnr_min, settings.logsnr_max)
@@ -270,7 +268,7 @@ def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) ->
 
 @dataclass(frozen=True, repr=False)
 class Initial(TrainedRun):
-    """The old run whose weights a new run begins from (--init); the network is on the meta device.
+    """The old run whose weights a new run begins from (--init). The network is on the meta device.
 
     named: path given to --init: a run, a checkpoint, or a file of weights in a checkpoint.
     """
@@ -278,10 +276,9 @@ class Initial(TrainedRun):
     named: Path
 
     def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
-        """Return the section `init` of the new run's config.yaml, which identifies the old weights.
+        """Return the section `init` of the new run's config.yaml.
 
-        settings, network, data: settings, network config and dataset of the new run.
-        Raises UsageError: the weights can't be transferred to the network.
+        settings, network, data: of the new run. Raises UsageError: the weights can't be transferred to the network.
         """
         with reading(self.named, kind=UsageError):
             shapes = shapes_of(self.network.config)
@@ -293,21 +290,17 @@ class Initial(TrainedRun):
         return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
-        """Return the settings that a new run inherits: all but the time limit and the settings of speed and memory.
-
-        Settings of validation and evaluation are inherited only if `data` has the images of the old run.
-        """
+        """Return the settings that a new run inherits. data: dataset of the new run."""
         same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
         left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored()
         return {key: stored[key] for key in stored if key != "time_limit" and SETTINGS[key].group not in left}
 
     def check_data(self, data: RunData) -> None:
-        """Raise UsageError unless `data` and the old run both have pixels, or both have latents of the same space."""
         check_content(data, self.data, self.named)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
-        """Return the old run's class number for each class of the new run; None: the old run lacks the class.
+        """Return the old run's class number for each new class; None: the old run lacks the class.
 
         Classes are matched by name if the datasets have class names in common, else by number.
         """
@@ -325,7 +318,7 @@ class Initial(TrainedRun):
 
 
 def open_initial(path: Path) -> Initial:
-    """Open the run, checkpoint or file of weights of --init. Raises FormatError, DataError, UsageError (missing plug-in)."""
+    """Open the path of --init. Raises FormatError, DataError, UsageError."""
     folder, name = path, "ema"
     if path.suffix == WEIGHTS and (path.parent / META).exists():
         folder, name = path.parent, path.stem
@@ -335,7 +328,7 @@ def open_initial(path: Path) -> Initial:
 
 
 def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
-    """Return the run whose weights the run in `out` begins from; None: random weights, or `out` has a checkpoint.
+    """Return the run that the run in `out` begins from; None: random weights, or `out` has a checkpoint.
 
     asked: path of --init; None: not given.
     known: config.yaml, whose section `init` names the run if `asked` is None; None: no config.yaml.

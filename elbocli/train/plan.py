@@ -1,6 +1,6 @@
 """Estimate the cost of a training run before the run starts: `elbo train --dry-run`.
 
-A step is run on tensors of torch's meta device, which have shapes but no values. Estimates are off by up to 25 %.
+Estimates are off by up to 25 %.
 """
 
 from functools import cache
@@ -20,8 +20,7 @@ from elbocli.runtime.device import PRECISIONS, meant_by
 from elbocli.runtime.processes import World, shard_size
 from elbocli.train.batches import split
 
-BATCH = 1_000_003
-"""Batch size for `measure_step`: a large prime, which divides only the sizes of tensors with a batch dimension."""
+BATCH = 1_000_003  # for `measure_step`: a large prime, which divides only the sizes of tensors with a batch dimension
 FLOAT = 4
 
 
@@ -44,7 +43,7 @@ class Step(NamedTuple):
 
 @cache
 def measure_step(config: NetworkConfig, cuda: bool) -> Step:
-    """Return the costs of a training step of a network. cuda: whether group norm is fused, as on CUDA."""
+    """Return the costs of a training step. cuda: whether group norm is fused, as on CUDA."""
     kept, entering = dict[int, torch.UntypedStorage](), [0]
 
     def keep(tensor: Tensor) -> Tensor:
@@ -56,8 +55,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
         entering.append(max(x.nbytes for x in inputs if isinstance(x, Tensor)) // BATCH)
 
     class FusedAttention(TorchFunctionMode):
-        """Count attention as fused: autograd saves the inputs and the output of attention, but no attention matrix."""
-
+        # autograd saves the inputs and the output of fused attention, but no attention matrix
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is not F.scaled_dot_product_attention:
                 return func(*args, **(kwargs or {}))
@@ -92,7 +90,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
 
 
 def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> dict[str, int]:
-    """Return bytes on each device, by use such as weights. images: in a device's forward pass. cuda: as in `measure_step`."""
+    """Return bytes per device, by use. images: in a device's forward pass. cuda: as in `measure_step`."""
     settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
     held = FLOAT * -(-step.weights // (shard_size(devices) if sharded else 1))
@@ -108,10 +106,9 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
 
 
 def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
-    """Return the plan of a run: settings, data, network, operations, and memory per device in MB.
+    """Return the plan of a run: settings, data, network, operations, and MB per device.
 
-    devices: number of processes, with one device each.
-    Raises UsageError for more devices than images in a batch.
+    devices: number of processes, with one device each. Raises UsageError for more devices than images in a batch.
     """
     settings, network, images = resolved.settings, resolved.network, resolved.data.count or 1
     device = meant_by(settings.device).partition(":")[0]

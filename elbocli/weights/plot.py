@@ -24,9 +24,7 @@ SHARE = 0.01  # smallest point mass of p_w that the legend mentions
 class Line:
     """A line of the plot.
 
-    value: w at each λ, divided by the largest w.
-    slope: −dw/dλ at each λ, divided by the largest w.
-    rises: whether w rises anywhere.
+    value, slope: w and −dw/dλ at each λ, divided by the largest w. rises: whether w rises anywhere.
     """
 
     label: str
@@ -36,7 +34,6 @@ class Line:
 
 
 def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
-    """Return the plot's lines at the λ of `at`. Weightings that are equal up to a factor share a line."""
     low, high = float(at[0]), float(at[-1])
     lines = list[Line]()
     for spec, weighting in weightings.items():
@@ -53,9 +50,9 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
 
 
 def plot_weights(weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
-    """Draw w and −dw/dλ of weightings, and densities p(λ) of schedules, over λ into the file `out`.
+    """Draw weightings, and the densities of schedules, over λ into the file `out`.
 
-    weightings: SPEC, shown in the legend → weighting. low, high: range of λ. Raises DataError: `out` can't be written.
+    weightings: SPEC, shown in the legend → weighting. low, high: range of λ. Raises DataError.
     """
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     lines = _lines(weightings, at)
@@ -90,7 +87,6 @@ def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
-    """Draw p_w = −dw/dλ, and mark where w rises. p_w: density of λ of the noise that augments the data."""
     for index, line in enumerate(lines):
         last = float(line.value[line.value > 0][-1:].sum())  # the point mass at the largest λ that has a weight
         mass = rf"mass {last:.2g} at $\lambda_{{\max}}$: {line.label}"
@@ -105,13 +101,13 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def _cap(axis: Any) -> None:
-    """Limit a vertical axis, so that a spike doesn't flatten the other lines."""
+    # so that a spike doesn't flatten the other lines
     if peaks := [peak for line in axis.lines if (peak := np.nan_to_num(line.get_ydata()).max()) > 0]:
         axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))
 
 
 def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int) -> list[str]:
-    """Draw each weighting over λ as a row of block characters. columns: width of the text in characters."""
+    """Draw each weighting as a row of block characters. columns: characters in a row."""
     names = [visible(brief(spec)) for spec in weightings]
     margin = max(map(len, names))
     wide = max(20, columns - margin - 2)

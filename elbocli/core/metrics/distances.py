@@ -1,4 +1,4 @@
-"""Metrics: distances between the features of samples and reference, and scores of the samples' logits."""
+"""Distances between the features of samples and reference, and scores of the samples' logits."""
 
 from elbocli.core.metrics import BOTH, Need, Number, Option, Value, metric
 
@@ -23,10 +23,6 @@ FID = "frechet_inception_distance"
     few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
 )
 def fid(samples, reference, options):
-    """Return FID and its standard error; with fid_infinity, also FID's limit for infinitely many images.
-
-    The limit has a 95 % interval, which is None if N < 2·D for features [N, D].
-    """
     from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance, standard_error
     from elbocli.core.streams import Stream
 
@@ -57,7 +53,6 @@ SFID = "spatial_frechet_inception_distance"
     few="sFID is biased upwards, so compare it at the same n only",
 )
 def sfid(samples, reference, options):
-    """Return sFID, the Fréchet distance of spatial features, and its standard error."""
     from elbocli.core.estimate import frechet_distance, standard_error
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
@@ -87,17 +82,14 @@ SUBSETS = 100
     options=[Option("kid_subset_size", 1000, "Images in each subset of KID.", least=2)],
 )
 def kid(samples, reference, options):
-    """Return KID, its standard deviation over subsets, and its standard error.
-
-    Standard error: None if a subset holds all samples or all reference images; too large if samples resemble the reference.
-    """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = options.kid_subset_size
     pair, n = (samples.values, reference.values), min(len(samples.values), len(reference.values))
     found = dict(kid_features_to_metric(*pair, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False))
     # Overlap reduces the spread over subsets of m of n images to √(1 − m/n) of that of independent subsets; the error of all
-    # n images is √(m/n) of the latter, plus that of SUBSETS subsets. The spread includes the choice of reference images.
+    # n images is √(m/n) of the latter, plus that of SUBSETS subsets. The spread includes the choice of reference images, so
+    # the error is too large if samples resemble the reference.
     error = found[f"{KID}_std"] * (size / (n - size) + 1 / SUBSETS) ** 0.5 if n > size else None
     return {**found, f"{KID}_se": error}
 
@@ -116,11 +108,7 @@ SCALE = 1000.0
     few="CMMD, as it was published, is biased upwards, so compare it at the same n only",
 )
 def cmmd(samples, reference, options):
-    """Return CMMD: 1000 times the biased estimate of MMD² (V-statistic).
-
-    MMD² = E k(x, x′) + E k(y, y′) − 2 E k(x, y), including pairs of an image with itself.
-    k: Gaussian kernel on features of length 1.
-    """
+    """Return CMMD by the biased estimate of MMD² (V-statistic)."""
     from elbocli.core.neighbours import squares
 
     first, second = samples.values, reference.values
@@ -138,8 +126,7 @@ def cmmd(samples, reference, options):
 
 IS = "inception_score"
 ROWS = 4096
-ORDERS = ("shuffled", "given")
-"""Orders of the images before splitting: shuffled, as torch-fidelity does, or unchanged, as ADM does."""
+ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidelity does, as ADM does
 
 
 @metric(
@@ -163,7 +150,6 @@ ORDERS = ("shuffled", "given")
     few="the Inception score is biased downwards, so compare it at the same n only",
 )
 def inception_score(samples, reference, options):
-    """Return the Inception score, its standard deviation over splits, and its standard error."""
     import torch
     from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -185,7 +171,6 @@ def inception_score(samples, reference, options):
     needs={Need.LOGITS, Need.LABELS},
 )
 def accuracy(samples, reference, options):
-    """Return the share of samples whose largest logit is their class, its standard error, and its 95 % interval."""
     from torch import as_tensor
 
     from elbocli.core.estimate import error_of_share

@@ -32,10 +32,9 @@ def _begins_like_images(path: Path, head: bytes) -> bool:
 
 @source("IDX", test=_begins_like_images, form="parts")
 def open_idx(files: Sequence[str], folder: Entries) -> Images:
-    """Open a file of images, and the file of labels in the same folder, if there is one.
+    """Open a file of images, and the folder's file of labels, if there is one.
 
-    files: [name of the file of images]. folder: all files of the folder, by name.
-    Raises FormatError for a damaged file or labels that don't fit the images, DataError for a file that can't be read.
+    files: [name of the file of images]. folder: all files of the folder, by name. Raises FormatError, DataError.
     """
     (name,) = files
     images = _values(folder[name], name, 3)

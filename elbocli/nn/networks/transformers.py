@@ -1,6 +1,6 @@
 """Networks with transformers: DiT and JiT over patches, and the U-ViT of simple diffusion.
 
-Source of DiT: Peebles & Xie 2023. SiT (Ma et al. 2024) and REPA (Yu et al. 2025) use the same network.
+Source of DiT: Peebles & Xie 2023. SiT and REPA use the same network.
 Source of JiT: Li & He 2025, arXiv:2511.13720.
 Source of U-ViT: Hoogeboom et al. 2023.
 """
@@ -43,7 +43,7 @@ ROTARY = 10_000.0  # ratio of the highest to the lowest frequency of rotary posi
 
 @dataclass(frozen=True)
 class DiTConfig(NetworkConfig):
-    """Config of a DiT. Images are padded with zeros to whole patches. Raises UsageError unless `heads` divides `width`."""
+    """Config of a DiT. Raises UsageError unless `heads` divides `width`."""
 
     width: Width = explained("Channels of the transformer, a multiple of 4 and of the number of heads.")
     depth: Depth = explained("Number of transformer blocks.")
@@ -59,14 +59,14 @@ class DiTConfig(NetworkConfig):
 
     @property
     def side(self) -> int:
-        """Side of the padded image in pixels: the image size, rounded up to whole patches."""
+        """Side of the image in pixels, padded to whole patches."""
         return -(-self.image_size // self.patch) * self.patch
 
 
 def positions(side: int, width: int, device: torch.device) -> Tensor:
     """Return position embeddings of side × side tokens, row by row, [side², width].
 
-    Axis 1: sines and cosines of the token's column, then sines and cosines of the token's row.
+    Axis 1: sine and cosine of the token's column, then of the token's row.
     """
     quarter = width // 4
     power = torch.arange(quarter, device=device, dtype=torch.float64) / quarter
@@ -76,9 +76,9 @@ def positions(side: int, width: int, device: torch.device) -> Tensor:
 
 
 class DiTBlock(nn.Module):
-    """DiT block: attention, then an MLP, each with conditional shift, scale and gate (adaLN-Zero).
+    """DiT block: attention, then an MLP, both with adaLN-Zero.
 
-    x: tokens [B, N, C]. code: conditioning [B, C]. Returns: tokens [B, N, C], equal to x before training.
+    x: tokens [B, N, C]. code: conditioning [B, C].
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -102,7 +102,7 @@ class DiTBlock(nn.Module):
 
 @network("dit", config=DiTConfig, source="Peebles & Xie 2023")
 class DiT(Network):
-    """Diffusion transformer (DiT), a transformer over image patches."""
+    """Diffusion transformer over image patches."""
 
     def __init__(self, config: DiTConfig):
         super().__init__(config)
@@ -122,7 +122,7 @@ class DiT(Network):
         return nn.Conv2d(config.image_channels, config.width, config.patch, config.patch)
 
     def block(self, index: int) -> nn.Module:
-        """Return a new transformer block. index: number of the block, from 0."""
+        """Return a new transformer block. index: from 0."""
         return DiTBlock(self.config.width, self.config.heads, self.config.dropout)
 
     def norm_layer(self) -> nn.Module:
@@ -131,7 +131,7 @@ class DiT(Network):
 
     @torch.no_grad()
     def _start(self) -> None:
-        """Initialise the weights as in the code of the DiT paper; layers of zeros stay zero."""
+        # As in the code of the DiT paper; layers of zeros stay zero
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.any():
                 nn.init.xavier_uniform_(module.weight.flatten(1))
@@ -142,11 +142,9 @@ class DiT(Network):
             nn.init.normal_(layer.weight, std=0.02)
 
     def units(self) -> list[nn.Module]:
-        """Return the blocks, from first to last."""
         return [*self.blocks]
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction [B, C, H, W]; with learned variance, prediction and variance [B, 2C, H, W]."""
         code = self.conditioning(logsnr, labels)
         x = self.tokens(z)
         for block in self.blocks:
@@ -154,13 +152,13 @@ class DiT(Network):
         return self.image(x, code)
 
     def tokens(self, z: Tensor) -> Tensor:
-        """Return the tokens of images, with their position embeddings: [B, C, H, W] → [B, N, width]."""
+        """Return tokens with position embeddings: [B, C, H, W] → [B, N, width]."""
         x = self.first(self.config.padded(z))
         _, width, side, _ = x.shape
         return x.flatten(2).transpose(1, 2) + positions(side, width, x.device)
 
     def image(self, x: Tensor, code: Tensor) -> Tensor:
-        """Return the network's output [B, C or 2C, H, W] for the last block's tokens x [B, N, width]. code: conditioning."""
+        """Return the network's output [B, C or 2C, H, W]. x: tokens of the last block, [B, N, width]."""
         config = self.config
         size, side, batch = (
             config.image_size,
@@ -179,7 +177,7 @@ class DiT(Network):
 
 @dataclass(frozen=True)
 class JiTConfig(DiTConfig):
-    """Config of a JiT. Raises UsageError unless the width of a head is a multiple of 4, and `class_start` is below `depth`."""
+    """Config of a JiT. Raises UsageError: head width not a multiple of 4, or class_start ≥ depth."""
 
     code: str = explained("Level code: the number that tells the network its noise level.", default="flow-reversed")
     bottleneck: Size = explained("Channels between the pixels of a patch and the transformer's width.", default=128)
@@ -195,9 +193,10 @@ class JiTConfig(DiTConfig):
 
 
 def rotary_angles(side: int, width: int, before: int, device: torch.device) -> Tensor:
-    """Return rotary angles [before + side², width/2] of tokens, row by row; 0 for the first `before` tokens.
+    """Return rotary angles of tokens, row by row, [before + side², width/2].
 
-    Axis 1: angles by the token's row, then by the token's column. side: tokens per row and column. width: channels of a head.
+    Axis 1: angles by the token's row, then by the token's column. The first `before` tokens have angle 0.
+    side: tokens per row and column. width: channels of a head.
     """
     frequency = ROTARY ** (-torch.arange(width // 4, device=device) / (width // 4))
     angle = torch.arange(side, device=device)[:, None] * frequency
@@ -206,16 +205,16 @@ def rotary_angles(side: int, width: int, before: int, device: torch.device) -> T
 
 
 def rotated(x: Tensor, angle: Tensor) -> Tensor:
-    """Rotate channel pairs (i, i + width/2) of each token: x [B, heads, N, width], angle [N, width/2] → shape of x."""
+    """Rotate channel pairs (i, i + width/2). x: [B, heads, N, width]. angle: [N, width/2]."""
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     one, other = x.chunk(2, -1)
     return torch.cat([one * cos - other * sin, one * sin + other * cos], -1)
 
 
 class JiTBlock(nn.Module):
-    """JiT block: attention, then SwiGLU, each with conditional shift, scale and gate (adaLN-Zero).
+    """JiT block: attention, then SwiGLU, both with adaLN-Zero.
 
-    x: tokens [B, N, C]. code: conditioning [B, C]. angle: rotary, [N, C/heads/2]. Returns: tokens, equal to x before training.
+    x: tokens [B, N, C]. code: conditioning [B, C]. angle: rotary, [N, C/heads/2].
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -241,7 +240,7 @@ class JiTBlock(nn.Module):
 
 @network("jit", config=JiTConfig, source="Li & He 2025")
 class JiT(DiT):
-    """DiT with RMSNorm, SwiGLU, rotary positions and class tokens. Dropout acts in the middle half of the blocks."""
+    """DiT with RMSNorm, SwiGLU, rotary positions and class tokens."""
 
     def __init__(self, config: JiTConfig):
         super().__init__(config)
@@ -281,7 +280,7 @@ PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}  # name → number of wavelet le
 
 @dataclass(frozen=True)
 class UViTConfig(LevelsConfig):
-    """Config of a U-ViT. The last level is the transformer; no other level has dropout.
+    """Config of a U-ViT. `dropout` acts in the transformer only.
 
     Raises UsageError: the image is too small for the number of levels, or `heads` doesn't divide `width`.
     """
@@ -300,7 +299,7 @@ class UViTConfig(LevelsConfig):
 
     @property
     def width(self) -> int:
-        """Number of channels of the transformer."""
+        """Channels of the transformer."""
         return self.channels * self.levels[-1]
 
     @property
@@ -310,9 +309,9 @@ class UViTConfig(LevelsConfig):
 
 
 class TransformerBlock(nn.Module):
-    """U-ViT block: attention, then an MLP; the conditioning scales and shifts the MLP's input.
+    """U-ViT block: attention, then an MLP whose input the conditioning scales and shifts.
 
-    x: tokens [B, N, C]. code: conditioning [B, width]. Returns: tokens [B, N, C].
+    x: tokens [B, N, C]. code: conditioning [B, width].
     """
 
     def __init__(self, channels: int, heads: int, width: int, dropout: float):
@@ -361,7 +360,6 @@ class UViT(Network):
         self.last = zeroed(nn.Conv2d(channels[0], inside, 3, padding=1))
 
     def units(self) -> list[nn.Module]:
-        """Return the residual blocks on the way down, the transformer's blocks, and the residual blocks on the way up."""
         ups = [block for level in reversed(self.up) for block in level]  # type: ignore[attr-defined]
         return [*(block for level in self.down for block in level), *self.transformer, *ups]  # type: ignore[attr-defined]
 
@@ -401,7 +399,7 @@ HIGH = [1.0, *SCALES[0][1:]]  # scales of level 1 before level 2, which scales t
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the last axis of x, […, 2n], into a low and a high wavelet band, […, n] each."""
+    """Split the last axis, […, 2n], into a low and a high wavelet band, […, n] each."""
     even, odd = x[..., 0::2], x[..., 1::2]
     high = odd - 0.5 * (even + _after(even))
     return even + 0.25 * (high + _before(high)), high
@@ -425,22 +423,22 @@ def _before(x: Tensor) -> Tensor:
 def bands(x: Tensor, scales: list[float]) -> Tensor:
     """Return one level of the wavelet transform of images [B, C, H, W]: four bands, [B, 4C, H/2, W/2].
 
-    Order of the bands: low in H and W; low in H, high in W; high in H, low in W; high in H and W. scales: factor of each band.
+    Bands along (H, W): (low, low), (low, high), (high, low), (high, high). scales: factor of each band.
     """
     halves = [half for side in split(x.mT) for half in split(side.mT)]
     return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
 
 
 def image(x: Tensor, scales: list[float]) -> Tensor:
-    """Invert bands() with the same scales: bands [B, 4C, H, W] → images [B, C, 2H, 2W]."""
+    """Invert bands() with the same scales: [B, 4C, H, W] → [B, C, 2H, 2W]."""
     ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales, strict=True))
     return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT
 
 
 def dwt(x: Tensor, levels: int) -> Tensor:
-    """Compute the wavelet transform of images [B, C, H, W] in 1 or 2 levels.
+    """Return the wavelet transform of images: [B, C, H, W] → [B, C·4^levels, H/2^levels, W/2^levels].
 
-    Returns: bands, [B, C·4^levels, H/2^levels, W/2^levels]; white noise keeps variance 1, except near edges.
+    levels: 1 or 2. White noise keeps variance 1, except near edges.
     """
     if levels == 1:
         return bands(x, SCALES[0])
@@ -449,7 +447,7 @@ def dwt(x: Tensor, levels: int) -> Tensor:
 
 
 def idwt(x: Tensor, levels: int) -> Tensor:
-    """Invert dwt(): bands [B, C·4^levels, H, W] → images [B, C, H·2^levels, W·2^levels]."""
+    """Invert dwt(): [B, C·4^levels, H, W] → [B, C, H·2^levels, W·2^levels]."""
     if levels == 1:
         return image(x, SCALES[0])
     coarse, fine = x.tensor_split([x.shape[1] // 4], 1)

@@ -1,4 +1,4 @@
-"""Show a command's messages and progress on stderr: a progress bar on a terminal, else a line every ten seconds."""
+"""Show a command's messages and progress on stderr."""
 
 import logging
 import sys
@@ -33,7 +33,7 @@ def shown_on_stderr() -> Iterator[None]:
 
 
 class Display(logging.Handler):
-    """Log handler that prints messages and a progress bar. The rate shown is the mean rate since the first report."""
+    """Log handler that shows messages and a progress bar."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,15 +43,13 @@ class Display(logging.Handler):
         self.shown_at = time.monotonic() + FIRST_S - LINE_EVERY_S
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a message above the progress bar."""
         self.end()
         tell(f"{Command.path}: {'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
 
     def show(self, done: int, total: int | None, unit: str, then: str, values: dict[str, Any]) -> None:
-        """Update the progress bar, or print a line of progress every ten seconds.
+        """Show progress on a bar, or on a line every ten seconds.
 
         then: current phase, such as validating; '': none.
-        values: numbers shown as key=value; the bar keeps earlier numbers until new numbers replace them.
         """
         from tqdm import tqdm
 
@@ -78,7 +76,7 @@ class Display(logging.Handler):
             self.bar.update(done - self.bar.n)
 
     def end(self) -> None:
-        """Remove the progress bar; the next report draws a new progress bar."""
+        """Remove the progress bar."""
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.close()

@@ -1,4 +1,4 @@
-"""Local errors of sampling steps, and grids of noise levels λ on which all steps have equal local errors."""
+"""Local errors of sampling steps, and grids of λ with equal local errors."""
 # A sampler without noise solves the probability-flow ODE, dz/dλ = ½ α (x̂ − α z). Its local error is the result of one step
 # from a point of the exact trajectory, minus the exact trajectory at the end of the step. An ancestral step has an exact
 # mean; its error is the variance that the step leaves out. Equal local errors give the least sum of local errors for a
@@ -17,12 +17,12 @@ from elbocli.core.prediction import alpha_sigma
 from elbocli.core.samplers import Denoise, Move, Sampler, no_noise, walk
 from elbocli.errors import DataError
 
+# Function: rising λ at which steps start → error of each step; the last step ends at λ = inf
 StepErrors = Callable[[list[float]], list[float]]
-"""Function: rising λ at which steps start → error of each step. The last step ends at clean data, λ = inf."""
 
 
 def slope(z: Tensor, x_hat: Tensor, logsnr: float) -> Tensor:
-    """Return dz/dλ of the probability-flow ODE at z, given the denoiser's x̂."""
+    """Return dz/dλ of the probability-flow ODE at z."""
     alpha = alpha_sigma(logsnr)[0]
     return (x_hat - alpha * z).mul_(0.5 * alpha)
 
@@ -30,9 +30,8 @@ def slope(z: Tensor, x_hat: Tensor, logsnr: float) -> Tensor:
 class FineSolution:
     """Accurate trajectories of the probability-flow ODE from λ = low to λ = high.
 
-    denoise: function (z, λ) → x̂.
     z: noise at λ = low, [B, …].
-    cells: number of equal steps in λ of the Runge-Kutta method (RK4).
+    cells: number of equal Runge-Kutta steps in λ.
     Raises DataError: when x̂ is not finite.
     """
 
@@ -60,7 +59,7 @@ class FineSolution:
             raise DataError("the network's data estimate is not finite; use another checkpoint, or --precision fp32")
 
     def at(self, logsnr: float) -> Tensor:
-        """Return z at any λ from low to high, or the data x̂ at λ = inf."""
+        """Return z at this λ; λ = inf: the data x̂."""
         if logsnr == math.inf:
             return self.end
         place = (logsnr - self.low) / self.width
@@ -71,10 +70,7 @@ class FineSolution:
         return found.sub_(self.slopes[cell + 1] * (self.width * s**2 * rest))
 
     def deviations(self, sampler: Sampler, grid: list[float]) -> list[Tensor]:
-        """Return the local error of each step of a sampler without noise, tensors like z.
-
-        grid: rising λ at which the steps start; the last step ends at clean data.
-        """
+        """Return each step's local error, a tensor like z. grid: rising λ at which the steps start."""
         found, last = [], None  # multistep methods get the previous x̂ on the exact trajectory
         for before, now, then in zip([-math.inf, *grid], grid, [*grid[1:], math.inf]):
             move = Move(now, then, before, len(grid))
@@ -83,30 +79,26 @@ class FineSolution:
         return found
 
     def errors(self, sampler: Sampler, grid: list[float]) -> list[float]:
-        """Return each step's root-mean-square local error, times the factor by which the error grows in later steps.
-
-        Factor: estimated as α^−½ at the step's end. grid: rising λ at which the steps start; the last step ends at clean data.
-        """
+        """Return each step's root-mean-square local error times α^−½ at the step's end."""
         # α^−½ estimates how much an error grows until the data: it is the geometric mean of 1, which fits z = αx + σε, and 1/α,
         # which fits y = z/α. On mixtures with exact denoisers, α^−½ gave smaller final errors than 1, 1/α or measured growth.
         found = zip(self.deviations(sampler, grid), [*grid[1:], math.inf], strict=True)
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
 
     def final_error(self, sampler: Sampler, grid: list[float]) -> float:
-        """Return the root mean square of the sampler's data minus this solution's data, after all steps of the grid."""
+        """Return the root-mean-square error of the sampler's data."""
         return rms(walk(sampler, self.points[0], [*grid, math.inf], self.denoise, no_noise) - self.end)
 
 
 def rms(difference: Tensor) -> float:
-    """Return the root mean square of all values of a tensor."""
+    """Return the root mean square of a tensor."""
     return float(difference.double().square().mean().sqrt())
 
 
 def ancestral_errors(moments: ErrorMoments) -> StepErrors:
-    """Return a function that estimates the errors of ancestral steps from a loss log alone.
+    """Return a function that estimates the errors of ancestral steps.
 
-    moments: means of ‖ε−ε̂‖²/D in bins of λ, from the loss log.
-    Returns: a StepErrors; a step's error is the variance that the data lose by the step, per dimension.
+    moments: means of ‖ε−ε̂‖²/D in bins of λ, from a loss log.
     """
     # Given z the step's mean is exact, but the step uses x̂ for x: in y = z/α it leaves out c² E Var[x | z], with
     # c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'
@@ -118,7 +110,6 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     errors = known.mean.clamp(max=1).tolist()
 
     def error(logsnr: float) -> float:
-        """Interpolate the error of ε per dimension linearly between the centres of bins."""
         place = (logsnr - low) / width - 0.5
         left = min(max(int(place), 0), len(errors) - 2)
         part = min(max(place - left, 0.0), 1.0)
@@ -142,12 +133,12 @@ LEAST = 1e-30
 
 
 class EqualErrors(NamedTuple):
-    """Grid of noise levels on which all steps have about equal local errors.
+    """Grid of noise levels whose steps have about equal local errors.
 
-    grid: rising λ at which the steps start; the last step ends at clean data.
+    grid: rising λ at which the steps start.
     errors: error of each step.
-    spread: largest error / smallest error; without the last step if its error is largest and its λ at the upper limit.
-    rounds: number of iterations until this grid.
+    spread: largest error divided by smallest error.
+    rounds: number of iterations.
     """
 
     grid: list[float]
@@ -157,11 +148,10 @@ class EqualErrors(NamedTuple):
 
 
 def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> EqualErrors:
-    """Return a grid of noise levels whose steps all have about equal errors.
+    """Return a grid of noise levels whose steps have about equal errors.
 
     start: λ of the initial grid, rising; the first λ stays fixed.
     high: upper limit of the last λ.
-    Returns: the grid with the least `spread` of all grids tried.
     """
     grid, best = start, None
     for count in range(1, ROUNDS + 1):
@@ -196,7 +186,7 @@ def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
 
 
 def measured_order(step_errors: StepErrors, grid: list[float]) -> float:
-    """Return the order p of local errors ∝ h^{p+1}, measured by halving each step but the last."""
+    """Return the order p of local errors ∝ h^{p+1}, measured by halving steps."""
     halved = [at for a, b in pairwise(grid) for at in (a, 0.5 * (a + b))] + grid[-1:]
     whole, halves = step_errors(grid)[:-1], step_errors(halved)[:-1:2]
     return median(math.log2(max(a, LEAST) / max(b, LEAST)) - 1 for a, b in zip(whole, halves, strict=True))

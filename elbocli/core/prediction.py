@@ -2,7 +2,7 @@
 
 Variance preserving: α² = sigmoid(λ), σ² = sigmoid(−λ).
 
-Every prediction is linear in data and noise: target = a·x + b·ε. With d = αb − σa, and the network's output out:
+Every target is a·x + b·ε. With d = αb − σa, and the network's output out:
   x̂ = (b·z − σ·out)/d,   ε̂ = (α·out − a·z)/d,   ‖ε−ε̂‖² = (α/d)² ‖target−out‖².
 Source: Kingma & Gao 2023, appendix on parameterizations; Karras et al. 2022, table 1, for `edm`.
 """
@@ -33,27 +33,26 @@ def sigma(logsnr: Tensor) -> Tensor:
 
 
 def logsnr_of(sigma_edm: float) -> float:
-    """Return λ = −2 ln σ_edm, where σ_edm = σ/α is a noise level of EDM."""
+    """Return λ = −2 ln σ_edm for the noise level σ_edm = σ/α."""
     return -2.0 * math.log(sigma_edm)
 
 
 def alpha_sigma(logsnr: float) -> tuple[float, float]:
-    """Return (α, σ) at one λ as Python floats; λ = inf is clean data."""
+    """Return (α, σ) at one λ; λ = inf is clean data."""
     odds = math.exp(-abs(logsnr))
     large, small = math.sqrt(1 / (1 + odds)), math.sqrt(odds / (1 + odds))
     return (large, small) if logsnr >= 0 else (small, large)
 
 
 def resolution_shift(image_size: int) -> float:
-    """Return the shift of λ that keeps coarse detail as noisy as in images of 64 × 64 pixels: 2 log(64 / image_size).
+    """Return the shift of λ for an image size: 2 log(64 / image_size).
 
     Source: Hoogeboom et al. 2023 (simple diffusion), eq. 4.
     """
     return 2.0 * math.log(64.0 / image_size)
 
 
-PREDICTIONS = Registry("prediction")
-"""Predictions: functions (α, σ) → (a, b, c_in), where target = a·x + b·ε and the network's input is c_in · z."""
+PREDICTIONS = Registry("prediction")  # functions (α, σ) → (a, b, c_in): target = a·x + b·ε, network's input = c_in·z
 
 
 @PREDICTIONS.declare("eps", formula="eps", source="Ho et al. 2020", known_as=["epsilon", "noise", "eps-prediction", "pred-noise"])
@@ -164,7 +163,7 @@ class Prediction:
 
     @lru_cache(maxsize=4096)  # noqa: B019 - a run has one prediction
     def scalars(self, logsnr: float) -> tuple[float, float, float]:
-        """Return (c_in, x_from_z, x_from_out) at one λ; see Coefficients."""
+        """Return (c_in, x_from_z, x_from_out) at one λ."""
         import torch
 
         c = self.coefficients(torch.tensor([logsnr], dtype=torch.float64))

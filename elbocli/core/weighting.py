@@ -1,4 +1,4 @@
-"""Weightings w(λ) of the loss L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. core/weighting_curves.py declares curves.
+"""Weightings w(λ) of the loss L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ.
 
 Source: Kingma & Gao 2023, arXiv:2303.00848, sec. 3.
 """
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-FACTORS = Registry("factor")
-"""Factors F(λ) of the squared error ‖target − out‖². `traits` of a factor: target, such as x; None: the network's target."""
+FACTORS = Registry("factor")  # F(λ) in F(λ) ‖target − out‖²; `traits`: target, such as x; None: the network's target
 
 
 @FACTORS.declare("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
@@ -85,11 +84,11 @@ def p2(logsnr, gamma=1.0):
 
 
 class ForeignLoss(NamedTuple):
-    """Weighting of the loss E_t[F(λ_t) ‖target − out‖²]. Call the weighting with λ to get w.
+    """Weighting of the loss E_t[F(λ_t) ‖target − out‖²].
 
     prediction: target of the network.
     factor: F, a named factor of λ, or a weighting; None: F = 1.
-    schedule: gives λ_t for a uniform t; limits on the range of λ are ignored.
+    schedule: gives λ_t for a uniform t; limits on λ are ignored.
     """
 
     prediction: Prediction
@@ -98,13 +97,12 @@ class ForeignLoss(NamedTuple):
 
     @property
     def spec(self) -> str:
-        """Text of the loss with every parameter, such as `x-mse:min-snr:gamma=5`."""
+        """Text of the loss, such as `x-mse:min-snr:gamma=5`."""
         own = self.prediction.spec.partition(":")[2]
         words = ",".join(filter(None, [own, self.factor.spec if self.factor else ""]))
         return f"{self.prediction.declared.name}-mse" + (f":{words}" if words else "")
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """Return w = 2 p F / eps_factor at each λ, float64. p: density of λ_t. eps_factor: ‖ε−ε̂‖² / ‖target−out‖²."""
         weighed = self.prediction
         value = 2 * self.schedule.untruncated_density(logsnr)
         if self.factor is not None:
@@ -114,15 +112,15 @@ class ForeignLoss(NamedTuple):
 
 
 def is_foreign_loss(text: str) -> bool:
-    """Tell whether the text of a weighting begins with a loss, as in `v-mse@cosine`."""
+    """Tell whether a weighting's text names a loss, as in `v-mse@cosine`."""
     return re.fullmatch(r"[\w-]+-mse", text.strip().partition("@")[0].partition(":")[0]) is not None
 
 
 def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaration:
     """Parse a factor of a loss.
 
-    text: `snr`, `min-snr:5`, `min-snr:gamma=5`, or the name of a weighting.
-    given: parameters from options, which override parameters in the text.
+    text: such as `min-snr:5`, or the name of a weighting.
+    given: parameters that override parameters in the text.
     Raises UsageError: for an unknown name.
     """
     known = Registry("factor")
@@ -132,13 +130,12 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaratio
 
 @dataclass(frozen=True)
 class ScheduleDensity:
-    """Weighting that the plain ε loss has under a schedule: the schedule's density, untruncated and scaled to a peak of 1."""
+    """A schedule's density as a weighting, untruncated, with a peak of 1."""
 
     schedule: Schedule
 
     @property
     def spec(self) -> str:
-        """Text of the weighting, such as `schedule:cosine`."""
         return f"schedule:{self.schedule.base}"
 
     def __call__(self, logsnr: Tensor) -> Tensor:
@@ -152,12 +149,12 @@ class ScheduleDensity:
 
 
 class LearnedCurve(NamedTuple):
-    """Weighting learned in training: the density of the schedule, divided by the current error at each λ.
+    """Weighting learned in training: the schedule's density divided by the error at each λ.
 
     schedule: schedule of the run; None: no error is measured yet.
     middle: λ at the centres of bins, [bins].
     log_error: logarithm of ‖ε − ε̂‖²/D in each bin, [bins].
-    Source: equivalent to the weighting that EDM2 learns, Karras et al. 2024, arXiv:2312.02696.
+    Source: equivalent to EDM2's weighting, Karras et al. 2024, arXiv:2312.02696.
     """
 
     # EDM2's loss ω/e^u ‖x̂ − x‖²/D + u is least in u where e^u = ω E‖x̂ − x‖²/D, and with this u, EDM2's loss weights ‖ε − ε̂‖²
@@ -171,7 +168,6 @@ class LearnedCurve(NamedTuple):
         return LEARNED
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """Return w at each λ, float64. Raises UsageError without a schedule."""
         from elbocli.core.adaptive import through
 
         if self.schedule is None:
@@ -187,7 +183,7 @@ WeightingCurve = Declaration | ScheduleDensity | ForeignLoss | LearnedCurve  # a
 class Weighting:
     """Weighting w(λ): a curve, shifted and optionally made monotone.
 
-    Call a weighting with λ, a float64 tensor of any shape, to get w of the same shape.
+    Called with λ, float64 of any shape, a weighting returns w of the same shape.
     shift: replaces w(λ) by w(λ − shift), for other resolutions.
     monotone: replaces w by the least non-increasing function that is nowhere below w.
     """
@@ -201,11 +197,11 @@ class Weighting:
 
     @property
     def learned(self) -> bool:
-        """Whether training learns the weighting. If so, `knowing` returns a weighting that can be called."""
+        """Whether training learns the weighting."""
         return isinstance(self.curve, LearnedCurve)
 
     def knowing(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:
-        """Return this learned weighting with its curve w, which follows from a schedule and errors.
+        """Return this learned weighting with w computed from a schedule and errors.
 
         middle: λ at the centres of bins, [bins].
         error: ‖ε − ε̂‖²/D in each bin, [bins].
@@ -245,20 +241,20 @@ class Weighting:
         return slope(self, logsnr)
 
     def rising(self, low: float, high: float) -> list[tuple[float, float]]:
-        """Return the intervals of λ within [low, high] on which w increases; []: the loss is an ELBO of noisy data."""
+        """Return the intervals of λ in [low, high] on which w increases; [] for an ELBO."""
         return rising(self, low, high)
 
     def rise(self, low: float, high: float) -> float:
-        """Return the total increase of w on [low, high], divided by the largest w; 0: the loss is an ELBO."""
+        """Return the total increase of w on [low, high], divided by the largest w."""
         import torch
 
         at = torch.linspace(low, high, POINTS, dtype=torch.float64)
         return sum(float(self(float64([b])) - self(float64([a]))) for a, b in self.rising(low, high)) / float(self(at).max())
 
     def verdict(self, low: float, high: float, auxiliary: Sequence[str] = ()) -> str:
-        """Say whether the loss is an ELBO on [low, high], as in 'rises for logsnr …: its loss is not an ELBO'.
+        """Say whether the loss is an ELBO on [low, high].
 
-        auxiliary: SPECs of the auxiliary losses that training adds.
+        auxiliary: SPECs of auxiliary losses that training adds.
         """
         without = no_elbo(auxiliary)
         if self.learned and not self.schedule:
@@ -270,7 +266,7 @@ class Weighting:
 
 
 def no_elbo(auxiliary: Sequence[str]) -> str:
-    """Say that the loss with these auxiliary losses (SPECs) is no ELBO; '' without auxiliary losses."""
+    """Say that auxiliary losses (SPECs) make the loss no ELBO; '' without any."""
     names = dict.fromkeys(spec.partition(":")[0] for spec in auxiliary)
     return f"with the auxiliary loss {' and '.join(names)} added, the loss is no longer an ELBO" if names else ""
 
@@ -287,7 +283,7 @@ def parse_weighting(
 
     text: such as `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `v-mse@cosine` or `schedule:cosine`.
     shift: added to a shift in the text.
-    given: parameters from options, which override parameters in the text.
+    given: parameters that override parameters in the text.
     schedule: function that parses the schedule in the text.
     Raises UsageError: for an unknown name or parameter.
     """
@@ -314,7 +310,7 @@ def parse_weighting(
 
 
 def _modifiers(words: str) -> tuple[str, float, bool]:
-    """Split parameters such as `bias=2,shift=1,monotone` into (other parameters, shift, monotone)."""
+    """Split `bias=2,shift=1,monotone` into ('bias=2', 1.0, True)."""
     others, shift, monotone = [], None, False
     for word in filter(None, (part.strip() for part in words.split(","))):
         key, _, value = word.partition("=")
@@ -330,7 +326,7 @@ def _modifiers(words: str) -> tuple[str, float, bool]:
 
 
 def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[Prediction, Declaration | None]:
-    """Parse a loss. name: such as `x-mse`. words: parameters and factor, such as `min-snr:5`. given: the factor's parameters."""
+    """Parse a loss, such as `x-mse:min-snr:5`. name: `x-mse`. words: `min-snr:5`."""
     own: list[str] = []
     chosen: list[str] = []
     for word in filter(None, words.split(",")):

@@ -1,4 +1,4 @@
-"""The result of `elbo eval`: scores of samples, and metadata on how the scores were measured."""
+"""Results of `elbo eval`: scores of samples, and metadata on the evaluation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from elbocli.files.records import Record, convert, parse_json, plain, stored
 from elbocli.nn.extractors import STRICT
 
 SD = "_sd"  # suffix of the names of standard deviations over repeats
+# Key of metadata → [value, expected value], where they differ
 Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
-"""Key of metadata → [value, expected value]; only for values that are not as expected."""
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]  # a number whose square is within float64 range
 ENOUGH = 10_000  # below this number of images, reports and warnings say that a score comes from few images
 KEYS = ("n_samples", "extractor")  # keys by which a file is recognised as a result of `elbo eval`
 NONE = "not a result of 'elbo eval' (one JSON object); 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
-ALIKE = (
+ALIKE = (  # metadata that must be equal in comparable results, except keys that a result lacks
     "n_samples",
     "n_ref",
     "n_ref_images",
@@ -39,19 +39,18 @@ ALIKE = (
     "ref_preprocessing",
     "protocol",
 )
-"""Metadata that must be equal in comparable results; keys that a result lacks are not compared."""
 
 
 class Facts(Record, frozen=True, kw_only=True):
-    """Metadata on the scores of one set of samples. None: unknown.
+    """Metadata on the scores of one set of samples; None: unknown.
 
-    n_ref: number of images from which the reference's statistics are computed.
-    n_ref_images: number of images in the reference file besides statistics, if a metric used these images.
-    fewest_of_a_class, most_of_a_class: number of images in the smallest class, and in the largest class.
-    made: how the samples were drawn, as recorded in the samples' file.
+    n_ref: number of images in the reference's statistics.
+    n_ref_images: number of images in the reference file besides statistics.
+    fewest_of_a_class, most_of_a_class: sizes of the smallest and of the largest class.
+    made: how the samples were drawn.
     options, seed: options of the metrics, and seed of their random draws.
     mismatch: metadata in which samples and reference differ.
-    deviates: settings in which the evaluation differs from the protocol.
+    deviates: settings that differ from the protocol.
     held_out: file of held-out images.
     """
 
@@ -89,11 +88,7 @@ class Facts(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of samples.
-
-    network: extractor that appears in score names; None: the published Inception.
-    values: scores by key.
-    """
+    """Scores of one set of samples. network: extractor in score names; None: the published Inception."""
 
     network: str | None
     values: dict[str, Value]
@@ -102,11 +97,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Score:
-    """A score, or its mean over repeats.
-
-    number: name and description of the score.
-    sd: standard deviation over repeats; None: not computed.
-    """
+    """A score, or its mean over repeats. sd: standard deviation over repeats."""
 
     number: Number
     value: Value
@@ -115,18 +106,17 @@ class Score:
 
 @stored("result of elbo eval (JSON)")
 class EvalResult(Record, frozen=True):
-    """The result of one set of samples, or of an experiment repeated with several seeds."""
+    """Result of one set of samples, or of repeats with several seeds."""
 
     repeats: list[Scores]
 
     @property
     def network(self) -> str | None:
-        """Extractor that appears in score names; None for the published Inception, whose scores keep usual names."""
         return self.repeats[0].network
 
     @property
     def scores(self) -> list[Score]:
-        """Scores; for several repeats, the mean and standard deviation of each score."""
+        """Scores; for several repeats, means and standard deviations."""
         found = []
         for key, first in self.repeats[0].values.items():
             number, column = numbers()[key], [one.values[key] for one in self.repeats]
@@ -139,17 +129,16 @@ class EvalResult(Record, frozen=True):
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """Return the Score with this role that belongs to `score`, such as its standard error; None: not computed."""
+        """Return the Score with this role for `score`, such as its standard error."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
     def interval(self, score: Score) -> Any:
-        """Return the lower and upper limit of a score's 95 % interval; None without an interval."""
+        """Return (low, high) of a score's 95 % interval, or None."""
         within = self.about(score, Role.INTERVAL)
         return within and within.value
 
     def estimate(self, score: Score) -> Estimate:
-        """Return a score with its standard error."""
         # The standard error comes from repeats, else from the interval, else from the metric.
         if score.sd is not None:
             return Estimate.of_repeats([one.values[score.number.key] for one in self.repeats])  # type: ignore[misc]
@@ -160,7 +149,7 @@ class EvalResult(Record, frozen=True):
         return Estimate(value, error and error.value)
 
     def named(self) -> dict[str, Value]:
-        """Return all scores and standard deviations: name in the JSON → value."""
+        """Return all scores and standard deviations by name in the JSON."""
         found: dict[str, Value] = {}
         for score in self.scores:
             for end, value in {"": score.value, SD: score.sd}.items():
@@ -171,7 +160,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def common(self) -> dict[str, Any]:
-        """Return the metadata that are equal in all repeats, and any repeat's mismatches and deviations from the protocol."""
+        """Return metadata equal in all repeats, and each repeat's mismatches and deviations."""
         facts = [one.facts.json() for one in self.repeats]
         common = {**shared(facts), "made": shared([each["made"] for each in facts])}
         for name in ("mismatch", "deviates"):
@@ -180,7 +169,7 @@ class EvalResult(Record, frozen=True):
         return common
 
     def alike(self) -> dict[str, Any]:
-        """Return the metadata that must be equal in comparable results. Entries of dicts get keys like `preprocessing.size`."""
+        """Return the metadata that must be equal in comparable results."""
         facts, found = self.common(), dict[str, Any]()
         options = [own.name for metric in METRICS.values() for own in metric.traits.options]
         for key in [*ALIKE, *options]:
@@ -192,11 +181,6 @@ class EvalResult(Record, frozen=True):
         return found
 
     def json(self) -> dict[str, Any]:
-        """Return the JSON object of the result.
-
-        One set of samples: scores and metadata.
-        Several repeats: means, standard deviations and shared metadata; `repeats` holds the JSON object of every repeat.
-        """
         found = {**self.head(), **self.named(), **self.common()}
         if len(self.repeats) > 1:
             found["repeats"] = [EvalResult([one]).json() for one in self.repeats]
@@ -204,11 +188,7 @@ class EvalResult(Record, frozen=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> EvalResult:
-        """Read an object that `json` returned. Keys that are no scores are read as metadata.
-
-        where: file of the object, for messages.
-        Raises FormatError: for any other object.
-        """
+        """Read an object that `json` returned. where: its file. Raises FormatError."""
         cls.check_head(content, where)
         found = convert(content, dict[str, Any], where)
         repeats = convert(found.get("repeats", [found]), list[dict[str, Any]], f"{where}: repeats")
@@ -221,7 +201,7 @@ def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> Pairs:
-    """Return the differing values of keys that both dicts have: key → [value in `mine`, value in `other`]."""
+    """Return values that differ: key in both dicts → [value in `mine`, value in `other`]."""
     return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
 
 
@@ -237,8 +217,7 @@ def refuse(
 
     mine, where: metadata and name of the first file.
     theirs, other: metadata and name of the second file.
-    then: end of the message, which says what to do.
-    kind: class of the error.
+    then: end of the message: what to do.
     """
     if pairs := mismatches(mine, theirs):
         told = "; ".join(f"{key} is {one}, but {another} for {other}" for key, (one, another) in pairs.items())
@@ -246,12 +225,12 @@ def refuse(
 
 
 def numbers() -> dict[str, Number]:
-    """Return the descriptions of all scores that metrics compute, by key."""
+    """Return all scores that metrics compute, by key."""
     return {number.key: number for metric in METRICS.values() for number in metric.traits.numbers}
 
 
 def result_of(content: bytes, where: str) -> EvalResult:
-    """Parse a result file. where: path of the file, for messages. Raises FormatError for any other file."""
+    """Parse a result file. where: path, for messages. Raises FormatError."""
     result = EvalResult.of(parse_json(content, where), where)
     if any(one.facts.n_samples is None or not one.values for one in result.repeats):
         raise FormatError(f"{where}: {NONE}")
@@ -276,7 +255,7 @@ UNKNOWN = "*not known*"
 
 
 def score_card(result: EvalResult) -> str:
-    """Return a Markdown page with the scores and all metadata; unknown values are marked."""
+    """Return a Markdown page with all scores and metadata."""
     facts = result.common()
     shown = {key: said(value) for key, value in facts.items()}
     values = {"result": result, "facts": facts, "shown": shown, "protocols": PROTOCOLS, "Role": Role}
@@ -284,7 +263,7 @@ def score_card(result: EvalResult) -> str:
 
 
 def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -> str:
-    """Render a Jinja template; in .html, values are escaped. filters, values: functions and variables of the template."""
+    """Render a Jinja template. filters: functions by name. values: variables."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     how: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "undefined": StrictUndefined}
@@ -294,7 +273,7 @@ def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -
 
 
 def code(value: Any) -> str:
-    """Return text as a Markdown code span on one line; UNKNOWN for empty text."""
+    """Return a Markdown code span on one line; UNKNOWN for empty text."""
     text = visible(" ".join(str(value).split()))
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -302,7 +281,7 @@ def code(value: Any) -> str:
 
 
 def said(value: Any) -> str:
-    """Format a value for the score card: numbers as digits, text as code spans, None as UNKNOWN."""
+    """Format a value for the score card; UNKNOWN for None and empty values."""
     if value is None or value == "" or value == {}:
         return UNKNOWN
     if isinstance(value, dict):

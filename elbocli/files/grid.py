@@ -1,4 +1,4 @@
-"""Contact sheets: pictures of many images, in rows by class, with class names."""
+"""Contact sheets: pictures of many images, in rows by class."""
 
 import json
 import math
@@ -38,28 +38,22 @@ def picture(image: np.ndarray) -> Image.Image:
 
 
 def whole_factor(side: int) -> int:
-    """Return the largest whole factor, at least 1, that enlarges `side` pixels to at most CELL pixels."""
+    """Return the largest whole factor, at least 1, that enlarges `side` to at most CELL pixels."""
     return max(1, CELL // side)
 
 
 class Group(NamedTuple):
-    """Images of one class, which begin a new row of a contact sheet.
-
-    name: class name; '': no classes.
-    images: indices of the images.
-    """
+    """Images of one class on a contact sheet. name: '' without classes. images: indices."""
 
     name: str
     images: Sequence[int]
 
 
 def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), most: int | None = None) -> list[Group]:
-    """Group images by class, in the order of class numbers.
+    """Group images by class.
 
-    count: number of images.
-    labels: class of each image, [count]; None: a single group without a name.
-    names: class names; for a class without a name, the class number is shown.
-    most: largest number of groups; if there are more classes, evenly spaced classes are kept. None: no limit.
+    labels: class of each image, [count]; None: one group without a name.
+    most: largest number of groups; of more classes, evenly spaced ones are kept. None: no limit.
     """
     if labels is None:
         return [Group("", range(count))]
@@ -75,13 +69,12 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
 
 
 def rows_of_classes(count: int, labels: np.ndarray | None, names: Sequence[str] = ()) -> list[Group]:
-    """Group images as `by_class` does, but in a single group if there are too many classes for separate rows."""
+    """Group images by class, or in one group if there are too many classes."""
     groups = by_class(count, labels, names)
     return by_class(count, None) if len(groups) > max(MOST_CLASSES, _columns(groups)) else groups
 
 
 def _columns(groups: list[Group]) -> int:
-    """Choose the number of images per row, for a nearly square sheet with few empty places."""
     sizes = [len(group.images) for group in groups]
     square = math.ceil(math.sqrt(sum(sizes)))
     if len(sizes) == 1:
@@ -95,7 +88,7 @@ def _columns(groups: list[Group]) -> int:
 class Layout(Record, frozen=True):
     """Layout of a contact sheet. Each group begins a new row.
 
-    height, width: size of an image in pixels, before it is enlarged.
+    height, width: size of an image in pixels, before enlargement.
     scale: whole factor of the enlargement. columns: images per row.
     left: width of the margin for class names, in pixels; 0: no names.
     gutter: pixels between neighbouring images.
@@ -122,11 +115,11 @@ class Layout(Record, frozen=True):
 
     @property
     def pitch(self) -> tuple[int, int]:
-        """Distance between neighbouring images in pixels, down and across."""
+        """Pixels from the start of an image to the next image's, down and across."""
         return self.height * self.scale + self.gutter, self.width * self.scale + self.gutter
 
     def places(self) -> list[tuple[slice, slice]]:
-        """Return (pixel rows, pixel columns) of each image on the sheet, as slices."""
+        """Return (pixel rows, pixel columns) of each image, as slices."""
         places = {}
         down, across = self.pitch
         for row, _, group in self.rows():
@@ -136,7 +129,7 @@ class Layout(Record, frozen=True):
         return [places[image] for image in sorted(places)]
 
     def check(self, where: object) -> None:
-        """Raise UsageError if the picture has more than LARGEST_PICTURE pixels. where: start of the message."""
+        """Raise UsageError above LARGEST_PICTURE pixels. where: start of the message."""
         width, height = self.size
         if width * height > LARGEST_PICTURE:
             remedy = "use a smaller --zoom, fewer images, or write a folder, .npy, .npz or .h5"
@@ -144,7 +137,7 @@ class Layout(Record, frozen=True):
 
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
-    """Arrange images of height x width pixels on a sheet. scale: factor that enlarges images; 0: automatic."""
+    """Arrange images on a contact sheet. scale: factor of enlargement; 0: automatic."""
     columns, left = _columns(groups), 0
     scale = scale or max(1, min(whole_factor(max(height, width)), WIDE // (columns * width)))
     if any(group.name for group in groups):
@@ -155,10 +148,9 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
 
 
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
-    """Parse the layout that `write_grid` stored in a picture.
+    """Parse a layout that `write_grid` stored.
 
-    text: the layout as JSON.
-    size: width and height of the picture. where: the file, for messages.
+    text: the layout as JSON. size: (width, height) of the picture.
     Raises FormatError if the layout is damaged or doesn't fit the picture.
     """
     what = f"{where}: its layout of images is damaged"
@@ -173,7 +165,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
 
 
 def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
-    """Draw a contact sheet with class names. images: uint8 [N, H, W, C], not enlarged."""
+    """Draw a contact sheet. images: uint8 [N, H, W, C], not enlarged."""
     width, height = layout.size
     sheet = np.full((height, width, images.shape[3]), PAPER, np.uint8)
     for image, place in zip(images, layout.places()):
@@ -190,7 +182,7 @@ def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
 
 @cache
 def _lettering(row: int) -> tuple[ImageFont.FreeTypeFont, int]:
-    """Return the font of class names, and the margin beside a name in pixels. row: height of an image row in pixels."""
+    """Return font and margin of class names. row: height of an image row in pixels."""
     import matplotlib  # its font, with Pillow's basic layout, gives the same pixels on every machine
 
     size = max(1, min(row, max(LETTER, row // 8)))
@@ -203,12 +195,12 @@ def _cut(name: str) -> str:
 
 
 def cut_up(sheet: np.ndarray, layout: Layout) -> np.ndarray:
-    """Return the images [N, H, W, C] of a contact sheet [height, width, C] at their original size."""
+    """Cut a sheet [height, width, C] into images [N, H, W, C] of original size."""
     return np.stack([sheet[place][:: layout.scale, :: layout.scale] for place in layout.places()])
 
 
 def write_grid(target: Path | IO[bytes], images: np.ndarray, layout: Layout) -> None:
-    """Write a contact sheet as PNG, with the layout in a text chunk. Raises DataError if the disk is full."""
+    """Write a contact sheet and its layout as PNG. Raises DataError if the disk is full."""
     about = PngInfo()
     about.add_text(PLACES, json.dumps(layout.json()), zip=True)
     with new_file(target) if isinstance(target, Path) else nullcontext(target) as file:

@@ -1,7 +1,4 @@
-"""Write samples: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, or a PNG contact sheet.
-
-A stream's header gives the number of images. Files are first written as an unfinished file, which a later process can resume.
-"""
+"""Write samples: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, or a contact sheet."""
 
 import contextlib
 import io
@@ -24,14 +21,14 @@ from elbocli.files.records import Record, stored
 from elbocli.runtime.progress import progress
 from elbocli.version import __version__
 
+# Keys of SamplesHeader.about that may differ when an unfinished file is resumed
 FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
-"""Keys of SamplesHeader.about that may differ when an unfinished file is resumed."""
 FILE_BYTES = 8192  # bytes of disk that a small file needs besides its content
 
 
 @stored("`about` of samples (npz), attribute `samples` of a dataset")
 class SamplesAbout(Record, frozen=True):
-    """How samples were drawn: run, weights, sampler, seed, …. For merged samples, a value may be a list. more: other keys."""
+    """How samples were drawn. more: run, weights, sampler, seed and other keys."""
 
     REST: ClassVar[str] = "more"
 
@@ -40,7 +37,6 @@ class SamplesAbout(Record, frozen=True):
 
     @property
     def commands(self) -> list[str]:
-        """Command lines that drew the samples."""
         return self.command if isinstance(self.command, list) else [self.command or ""]
 
 
@@ -52,7 +48,7 @@ class SamplesHeader:
     labels: class of each image, [N]; None: no classes.
     seeds: seed of each image, [N].
     about: how the samples are drawn.
-    scale: whole factor by which a contact sheet enlarges the images; 0: automatic.
+    scale: enlargement of images on a contact sheet; 0: automatic.
     """
 
     shape: tuple[int, int, int, int]
@@ -64,7 +60,7 @@ class SamplesHeader:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Return what must be equal to resume an unfinished file: number and size of images, `about` without the keys FREE."""
+        """Values that must be equal to resume an unfinished file."""
         n, height, width, channels = self.shape
         facts = {**self.about, "n": n, "size": f"{height} x {width} x {channels}"}
         return {key: str(value) for key, value in facts.items() if key not in FREE}
@@ -100,7 +96,7 @@ class StreamSink:
                 left = left[self._file.write(left) :]
 
     def put(self, batch: np.ndarray) -> None:
-        """Write the next images, uint8 [b, H, W, C]. Raises DataError if writing fails."""
+        """Write the next images, uint8 [b, H, W, C]. Raises DataError."""
         self._write(batch.tobytes())
         self.done += len(batch)
 
@@ -111,9 +107,9 @@ class StreamSink:
 class FileSink:
     """Writer of samples to a file.
 
-    layout: layout of a contact sheet; None for other formats.
+    layout: layout of a contact sheet; None: another format.
     partial: path of the unfinished file.
-    done: number of images safely on disk.
+    done: number of images on disk.
     """
 
     def __init__(self, file: Resumable, header: SamplesHeader, layout: Layout | None):
@@ -122,14 +118,14 @@ class FileSink:
         self.done = file.rows
 
     def put(self, batch: np.ndarray) -> None:
-        """Write the next images, uint8 [b, H, W, C], and flush them to disk. Raises DataError if the disk is full."""
+        """Write the next images, uint8 [b, H, W, C], to disk. Raises DataError if the disk is full."""
         self._file.append(batch, self.done + len(batch), {})
         self.done = self._file.rows
 
     def finish(self, look: Callable[[], None] = lambda: None) -> None:
         """Complete the unfinished file under its final name.
 
-        look: function called after each PNG of a folder; may raise an error to stop.
+        look: called after each PNG of a folder; may raise an error to stop.
         Raises DataError: when images are missing or the disk is full.
         """
         file, header, out = self._file, self._header, self._file.out
@@ -170,13 +166,12 @@ def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
 
 @contextlib.contextmanager
 def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: bool = False, wait: float = 0) -> Iterator[Sink]:
-    """Open a binary stream or a path for writing samples.
+    """Open a stream or a path for writing samples.
 
-    target: the suffix of a path gives the format; no suffix: a folder of PNGs.
+    target: a path's suffix gives the format; no suffix: a folder of PNGs.
     overwrite: replace an existing file, and discard an unfinished file of other settings.
     wait: seconds to wait for another process to release the file.
-    Raises UsageError: for an unknown suffix, an existing file, an unfinished file of other settings, a contact sheet that is
-    too large, or a scale without a contact sheet.
+    Raises UsageError: for an unknown suffix, an existing file, an unfinished file of other settings, or an unusable scale.
     Raises DataError: when the disk is full.
     """
     suffix = target.suffix if isinstance(target, Path) else None

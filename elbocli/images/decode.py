@@ -1,4 +1,4 @@
-"""Decoding of an image file to a square of uint8 pixels. Needs Pillow and numpy, not torch."""
+"""Decode image files to squares of uint8 pixels, without torch."""
 
 import io
 import warnings
@@ -13,11 +13,10 @@ from elbocli.files.grid import picture
 from elbocli.files.reading import reading
 from elbocli.images.registry import Shape
 
-FORMATS = (
+FORMATS = (  # without icons, and without PostScript, which runs programs
     *("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000"),
     *("BMP", "DIB", "GIF", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF"),
 )
-"""Image formats to decode. Icons and PostScript, which runs programs, are left out."""
 # Pillow's warnings about odd files are ignored, because errors are raised for each file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prep decodes in threads of its own
@@ -32,7 +31,7 @@ Colour = int | tuple[int, ...]
 
 
 def center(image: Image.Image, size: int) -> Image.Image:
-    """Crop to the centre as ADM does: halve while both sides are ≥ 2·size, resize the short side to `size`, crop.
+    """Crop to the centre as ADM does.
 
     Source: Dhariwal & Nichol 2021, preparation of the training images.
     Raises DataError: when the image is too long and thin.
@@ -47,17 +46,17 @@ def center(image: Image.Image, size: int) -> Image.Image:
 
 
 def edm(image: Image.Image, size: int) -> Image.Image:
-    """Crop to the centre as EDM does: cut out the middle square, then resize it by Lanczos."""
+    """Cut out the middle square and resize it by Lanczos, as EDM does."""
     return _middle(image, min(image.size)).resize((size, size), LANCZOS)
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """Resize to a square by Lanczos without cropping; proportions are lost."""
+    """Resize to a square by Lanczos, without cropping."""
     return image.resize((size, size), LANCZOS)
 
 
 def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
-    """Resize the long side by Lanczos, and pad the short side with the background colour."""
+    """Resize the long side by Lanczos, and pad the short side."""
     scale = size / max(image.size)
     inner = image.resize([max(1, round(side * scale)) for side in image.size], LANCZOS)
     square = Image.new(image.mode, (size, size), background)
@@ -66,20 +65,19 @@ def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
 
 
 def none(image: Image.Image, size: int) -> Image.Image:
-    """Return the image as it is. Raises DataError unless the image has size × size pixels."""
+    """Return the image. Raises DataError unless it has size × size pixels."""
     if image.size != (size, size):
         raise DataError(f"{image.size[0]} x {image.size[1]} pixels; --crop none takes only {size} x {size}; use another --crop")
     return image
 
 
-CROPS: dict[str, tuple[Callable[..., Image.Image], str]] = {
+CROPS: dict[str, tuple[Callable[..., Image.Image], str]] = {  # name → (function, filters as recorded in the dataset)
     "center": (center, "box, bicubic"),
     "edm": (edm, "lanczos"),
     "resize": (resize, "lanczos"),
     "pad": (pad, "lanczos"),
     "none": (none, "none"),
 }
-"""Name of a crop → function that crops an image, and names of the resampling filters, for the dataset's attributes."""
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -88,7 +86,7 @@ def _middle(image: Image.Image, size: int) -> Image.Image:
 
 
 def halve(image: Image.Image) -> Image.Image:
-    """Halve each side, rounded down, with the BOX filter: faster than `image.resize`, same pixels."""
+    """Halve each side, rounded down, with the BOX filter."""
     # Pillow resizes one axis after the other, and rounds in between. For an axis of even length, BOX is the rounded
     # mean of two pixels, which `reduce` computes faster.
     width, height = image.size
@@ -103,14 +101,14 @@ def halve(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Settings for turning an image into a square.
+    """Settings for decoding an image to a square.
 
     size: side of the square in pixels; 0: not chosen yet.
     channels: 1 or 3; 0: as in the file.
     crop: key of CROPS.
     background: colour behind transparent pixels and of padding; '': drop the alpha channel, pad with white.
     auto_orient: rotate by the EXIF orientation.
-    grey_expected: whether channels is 1 because all images seemed grey; a colour image is reported as 'colour made grey'.
+    grey_expected: report colour images as 'colour made grey'.
     """
 
     size: int = 0
@@ -122,13 +120,13 @@ class DecodeOptions:
 
     @property
     def colour(self) -> Colour:
-        """Background colour: a number for 1 channel, else (red, green, blue). Raises UsageError for an unknown colour."""
+        """Background colour: grey level, or (red, green, blue). Raises UsageError."""
         with reading("background", "; try white, black or #8090a0", UsageError):
             return ImageColor.getcolor(self.background or "white", MODES[self.channels])
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Open an image without decoding it. Raises DataError for a file that is no image."""
+    """Open an image without decoding it. Raises DataError for any other file."""
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -138,7 +136,6 @@ def open_image(content: bytes) -> Image.Image:
 def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
     """Decode an image file.
 
-    16-bit grey: scaled by 1/257. Animation: first frame. Transparency and EXIF orientation: ignored as in ADM, or as `how` says.
     Returns: image of 1 or 3 channels; changes, such as 'alpha dropped', or ''.
     Raises DataError: for a damaged file.
     """
@@ -158,13 +155,13 @@ def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
 
 
 def header_shape(content: bytes) -> Shape:
-    """Return (H, W, C) from the header of an image file; C is 1 for grey, else 3. Raises DataError or Pillow's errors."""
+    """Return (H, W, C) from an image file's header; C is 1 or 3. Raises DataError or Pillow's errors."""
     image = open_image(content)
     return image.size[1], image.size[0], 1 if image.mode in GREY else 3
 
 
 def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
-    """Convert an image to grey or RGB. Returns: the image; the change, such as 'alpha dropped', or ''."""
+    """Convert to grey or RGB. Returns: image; change, such as 'alpha dropped', or ''."""
     mode = image.mode
     target = MODES[how.channels or (1 if mode in PLAIN_GREY else 3)]
     if mode[0] in "IF":
@@ -190,7 +187,7 @@ def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray,
 
     content: image file, or pixels [H, W, C].
     Returns: pixels, uint8 [size, size, channels]; changes, such as 'alpha dropped', or ''.
-    Raises DataError: for a damaged file, or an image that can't be cropped.
+    Raises DataError: if the image can't be decoded or cropped.
     """
     if isinstance(content, bytes):
         image, change = decode(content, how)

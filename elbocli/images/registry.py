@@ -1,4 +1,4 @@
-"""References to images, and image sources, which the decorator @source declares:
+"""References to images, and the decorator @source, which declares image sources:
 
 @source("frames", suffix=".frames")
 def frames(path):
@@ -26,12 +26,12 @@ HEAD = 512
 
 
 class ImageRef(Protocol):
-    """Reference to one image, which is read without extracting it to disk."""
+    """Reference to one image."""
 
     def read(self, most: int = -1) -> bytes | np.ndarray:
-        """Return the bytes of an image file, or the pixels of an array's row, uint8 [H, W, C]. Several threads may call `read`.
+        """Return an image file's bytes, or uint8 pixels [H, W, C]. Thread-safe. Raises DataError.
 
-        most: number of bytes needed from the start of the file; −1: all. Raises DataError: when reading fails.
+        most: number of bytes needed from the start of the file; −1: all.
         """
 
 
@@ -39,7 +39,7 @@ Entries = dict[str, ImageRef]  # path of a file within an image source → refer
 
 
 class Span(NamedTuple):
-    """Reference to bytes of a file. offset: first byte. size: number of bytes; −1: up to the end of the file."""
+    """Reference to bytes of a file. offset: first byte. size: number of bytes; −1: up to the end."""
 
     path: str
     offset: int = 0
@@ -67,7 +67,7 @@ class ZipEntry(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Last entry in the listing of a damaged archive. why: error message, with the name of the archive."""
+    """Last entry of a damaged archive's listing. why: error message."""
 
     why: str
 
@@ -79,7 +79,6 @@ class DatasetRows:
         self.dataset, self.shape = dataset, dataset.shape
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read consecutive rows. Raises DataError, and FormatError for a damaged dataset."""
         return self.dataset.batch(range(rows.start, rows.stop))
 
 
@@ -98,10 +97,10 @@ class Images:
     """Images in a fixed order.
 
     files: name of each image, such as its path within the source.
-    labels: class of each image, a word, a number or None (no class); None: no image has a class.
+    labels: class of each image: a word, a number, or None; None: no classes.
     refs: ImageRef of each image.
     class_names: names of the classes 0, 1, …; if labels are words: every class name.
-    prefix: text that messages put before file names.
+    prefix: text before file names in messages.
     """
 
     files: list[str]
@@ -123,7 +122,7 @@ class Images:
         return self.prefix + self.files[index]
 
     def take(self, chosen: Sequence[int]) -> Images:
-        """Return only the images whose indices are in `chosen`, in the order of `chosen`."""
+        """Return the images with these indices, in this order."""
         return replace(
             self,
             files=[self.files[i] for i in chosen],
@@ -138,7 +137,7 @@ def images_of_array(
     classes: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> Images:
-    """Return all rows of an array as images. classes: class names. names: names of the rows; (): row numbers."""
+    """Return an array's rows as images. names: names of the rows; (): row numbers."""
     rows = range(array.shape[0])
     return Images(list(names or map(str, rows)), labels, [ArrayRow(array, row) for row in rows], list(classes))
 
@@ -152,11 +151,11 @@ def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """A type of image source. Files of this type begin with `magic`, end in `suffix`, and pass `test`.
+    """Type of image source. Files of this type begin with `magic`, end in `suffix`, and pass `test`.
 
-    form: 'images': open(path) yields images.
-    form: 'tree': open(path) lists files by path; folders may be classes.
-    form: 'parts': open(names, folder) yields images from the files `names`. folder: dict, file name → reference.
+    form 'images': open(path) yields images.
+    form 'tree': open(path) lists files by path; folders may be classes.
+    form 'parts': open(names, folder) yields images of the files `names`. folder: file name → reference.
     """
 
     name: str
@@ -167,7 +166,7 @@ class SourceKind:
     form: str = "images"
 
     def matches(self, path: Path, head: bytes) -> bool:
-        """Tell whether a file is a source of this type. head: the first bytes of the file."""
+        """Tell whether a file has this type. head: first bytes of the file."""
         return head.startswith(self.magic) and path.name.lower().endswith(self.suffix) and self.test(path, head)
 
 
@@ -178,7 +177,6 @@ def source(name: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[...
     """Declare an image source: a function of a path that yields (name, class or None, reference) for each image.
 
     how: fields of SourceKind: magic (first bytes of a file), suffix (of the file name), test(path, first 512 bytes) → bool.
-    The function gets the files that meet all conditions in `how`.
     """
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -194,7 +192,7 @@ def kinds() -> list[SourceKind]:
 
 
 def kind_of(path: Path) -> SourceKind | None:
-    """Return the image source for a file or folder; None: no source. Raises DataError if reading fails."""
+    """Return the type of image source of a path, or None. Raises DataError."""
     head = b""
     if not path.is_dir():
         head = Span(str(path)).read(HEAD)

@@ -1,1 +1,1 @@
-"""`elbo optimum`: the least possible error of a denoiser on a set of images. find.py computes the error."""
+"""`elbo optimum`: the least possible error of a denoiser on a set of images."""

@@ -1,1 +1,1 @@
-"""`elbo presets`: list presets, show one, or write one to a file to edit."""
+"""`elbo presets`: list, show and write presets."""

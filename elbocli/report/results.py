@@ -13,7 +13,7 @@ from elbocli.files.losslog import Optimum
 from elbocli.files.reading import read_bytes
 from elbocli.files.records import parse_json
 
-KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [
+KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [  # name on the report page, keys of every such result, class
     ("scores", KEYS, EvalResult),
     ("bound", ("bpd", "diffusion"), Bound),
     ("bound", ("nats_per_latent_dimension", "diffusion"), Bound),
@@ -22,12 +22,11 @@ KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [
     ("likelihoods", ("estimates", "differences"), Likelihoods),
     ("classification", ("accuracy", "reliability"), Classification),
 ]
-"""Kinds of results: name on the report page, keys that every such result has, and record class."""
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A file with one result. kind: name in KINDS. content: the whole JSON object. found: the result as a record."""
+    """A file with one result. kind: name in KINDS. found: the result as a record."""
 
     path: Path
     kind: str
@@ -38,10 +37,10 @@ class ResultFile:
 class Row(NamedTuple):
     """A row in a table of the report page.
 
-    unit: unit of the value; for a score, name of the extractor; "": no unit.
-    spread: error or deviation after ±; None if unknown. spread_is: name of the spread, such as "sd of repeats".
-    note: remark about the images, such as "n = 500".
-    interval: 95 % confidence interval; None if the error is unknown.
+    unit: unit of the value; for a score, the extractor; "": no unit.
+    spread: number after ±, or None. spread_is: name of the spread, such as "sd of repeats".
+    note: remark, such as "n = 500".
+    interval: 95 % confidence interval, or None.
     """
 
     name: str
@@ -54,10 +53,7 @@ class Row(NamedTuple):
 
 
 def score_rows(result: EvalResult) -> list[Row]:
-    """Return a table row for each score.
-
-    Spread: standard deviation over repeats, else over subsets of the samples, else standard error.
-    """
+    """Return a table row for each score."""
     rows, n = [], result.repeats[0].facts.n_samples
     for score in result.scores:
         number = score.number
@@ -80,14 +76,14 @@ def score_rows(result: EvalResult) -> list[Row]:
 
 
 def drawn_by(result: EvalResult) -> list[str]:
-    """Return the command lines that drew the samples of all repeats."""
+    """Return the command lines that drew the samples."""
     told = [one.facts.made.get("command") or [] for one in result.repeats]
     lines = [line for lines in told for line in (lines if isinstance(lines, list) else [lines])]
     return list(dict.fromkeys(map(str, lines)))
 
 
 def read_result(path: Path) -> ResultFile:
-    """Read a file with one result. Raises FormatError for an unreadable file, or a file without a result."""
+    """Read a result file. Raises FormatError for any other file."""
     content = parse_json(read_bytes(path), path)
     for kind, keys, record in KINDS:
         if set(keys) <= set(content):
@@ -96,7 +92,7 @@ def read_result(path: Path) -> ResultFile:
 
 
 def results_in(run: Path) -> list[ResultFile]:
-    """Read all results among the JSON files in a run folder; skip files that aren't results."""
+    """Read all results among a run folder's JSON files."""
     found = []
     for path in sorted(run.glob("*.json")):
         with suppress(FormatError):

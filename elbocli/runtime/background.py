@@ -1,4 +1,4 @@
-"""Background computation, and reasons to end a run: a signal, a time limit, or the launcher's death."""
+"""Background computation, and reasons to end a run."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """Background thread that computes work(step) for the next `depth` steps. work: a function of the step alone."""
+    """Background thread that computes work(step) for the next `depth` steps."""
 
     def __init__(self, work: Callable[[int], T], depth: int = 2):
         self._work, self._depth = work, depth
@@ -24,7 +24,7 @@ class Ahead(Generic[T]):
         self._begun: dict[int, Future[T]] = {}
 
     def get(self, step: int) -> T:
-        """Return work(step), or raise its exception. Steps may come in any order; increasing steps are fast."""
+        """Return work(step), or raise its exception."""
         for gone in self._begun.keys() - range(step, step + self._depth + 1):
             self._begun.pop(gone).cancel()
         for later in range(step, step + self._depth + 1):
@@ -34,16 +34,13 @@ class Ahead(Generic[T]):
 
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-GRACE_S = 1.0
-"""Seconds after the first signal in which another SIGINT is ignored, because torchrun passes the first Ctrl-C on again."""
-PATIENCE_S = 60
-"""Seconds that a process restarted by torchrun waits until its predecessor, which may still be saving, has ended."""
-TIME, ORPHAN = 1001, 1002
-"""Reasons to end a run that are not signals: the time limit is reached, the launcher has died."""
+GRACE_S = 1.0  # seconds after the first signal in which SIGINT is ignored, because torchrun passes the first Ctrl-C on again
+PATIENCE_S = 60  # seconds that a process restarted by torchrun waits for its predecessor, which may still be saving, to end
+TIME, ORPHAN = 1001, 1002  # reasons to end a run besides signals: time limit, dead launcher
 
 
 class Signals:
-    """Record of the first SIGINT, SIGTERM, SIGHUP or SIGUSR1. A later SIGINT ends the process at once."""
+    """Handler that records the first signal; a later SIGINT ends the process."""
 
     def __init__(self) -> None:
         self.received, self._first = 0, 0.0
@@ -57,9 +54,9 @@ class Signals:
 
 
 def interrupted(reason: int, saved: str) -> ElboError:
-    """Return the error that ends a run: Interrupted (exit code 128 + signal), or PeerLost if the launcher has died.
+    """Return the error that ends a run.
 
-    reason: number of the signal, or ORPHAN for a dead launcher. saved: what was saved, for the message.
+    reason: number of the signal, or ORPHAN. saved: what was saved, for the message.
     """
     if reason == ORPHAN:
         return PeerLost(f"the launcher of this run (torchrun) has ended; {saved}")
@@ -68,7 +65,7 @@ def interrupted(reason: int, saved: str) -> ElboError:
 
 @contextmanager
 def catching_signals() -> Iterator[Signals]:
-    """Record signals inside the `with` block, instead of acting on them. An ignored SIGHUP stays ignored."""
+    """Record signals inside the block, instead of acting on them."""
     signals, before = Signals(), dict[signal.Signals, Any]()
     if current_thread() is main_thread():
         for caught in CAUGHT:
@@ -82,9 +79,9 @@ def catching_signals() -> Iterator[Signals]:
 
 
 class Ending:
-    """Watcher for reasons to end a run: a signal, the time limit (TIME), or the launcher's death (ORPHAN).
+    """Watcher for reasons to end a run.
 
-    limit: time limit in seconds; 0 for none.
+    limit: time limit in seconds; 0: none.
     launched: whether a launcher, such as torchrun, started this process.
     """
 
@@ -94,7 +91,7 @@ class Ending:
         self._parent = os.getppid() if launched else 0
 
     def reason(self) -> int:
-        """Return the reason to end the run: number of a signal, TIME or ORPHAN; 0 for none."""
+        """Return a signal's number, TIME or ORPHAN; 0: no reason to end."""
         if self.signals.received:
             return self.signals.received
         if self._parent not in (0, os.getppid()):

@@ -1,4 +1,4 @@
-"""Draw the held-out images of a training run, and the images, noise, times and dropout masks of each step."""
+"""Draw the held-out images of a training run, and the data of each step."""
 
 import math
 from functools import lru_cache
@@ -20,15 +20,13 @@ from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import pinned, sent
 from elbocli.runtime.processes import World
 
-LEAST_HELD_OUT = 2
-"""Smallest number of held-out images: a standard error needs two."""
+LEAST_HELD_OUT = 2  # a standard error needs two images
 
 
 def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the dataset rows for training, and the rows that --val-split holds out.
+    """Return (rows for training, rows that --val-split holds out), rising int64 arrays.
 
-    Returns: two int64 arrays in rising order. An image and its mirror image are in the same array.
-    Raises UsageError if --val-split would separate an image and its mirror image, or leaves too few images in an array.
+    Raises UsageError if --val-split separates an image from its mirror image, or leaves too few images.
     """
     space, count, n = dataset.latent_space, len(dataset), settings.val_split
     together = 2 if space is not None and space.mirrored else 1
@@ -45,14 +43,15 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
 
 
 def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:
-    """Return the dataset rows that a run trains on; None means all rows. Raises UsageError for a bad --val-split."""
+    """Return the dataset rows that a run trains on; None: all. Raises UsageError for a bad --val-split."""
     return split_rows(settings, dataset)[0] if settings.val_split else None
 
 
 def training_features(settings: TrainSettings, dataset: Dataset) -> Tensor | None:
-    """Return the features of all images of the dataset, float32 [N, D]; None without a file of features.
+    """Return the features of all images, float32 [N, D]; None without a file of features.
 
-    Raises FormatError for an unusable file, DataError if the features are of other images.
+    Raises FormatError: for an unusable file.
+    Raises DataError: for features of other images.
     """
     if not settings.features:
         return None
@@ -68,10 +67,9 @@ def training_features(settings: TrainSettings, dataset: Dataset) -> Tensor | Non
 
 
 def count_parts(batch: int, processes: int, most: int) -> int:
-    """Return the number of micro-batches that each process computes per step.
+    """Return the number of micro-batches of each process per step.
 
-    batch: number of images per step, over all processes. most: largest number of images in a micro-batch.
-    Returns: the least number n that `most` allows; or the first from n to 2n − 1 that makes all micro-batches equally large.
+    batch: images per step, over all processes. most: largest number of images in a micro-batch.
     """
     share = math.ceil(batch / processes)
     few = math.ceil(share / most)
@@ -81,11 +79,10 @@ def count_parts(batch: int, processes: int, most: int) -> int:
 
 
 def split(world: World, batch: int, most: int) -> list[range]:
-    """Return the positions in a batch that this process trains on, as one range per micro-batch.
+    """Return this process's positions in a batch, one range per micro-batch.
 
-    batch: number of images per step, over all processes. most: largest number of images in a micro-batch.
-    All processes have equally many micro-batches, of sizes as even as possible.
-    Raises UsageError when a process would have fewer images than micro-batches.
+    batch: images per step, over all processes. most: largest number of images in a micro-batch.
+    Raises UsageError: when a process would have fewer images than micro-batches.
     """
     parts = count_parts(batch, world.size, most)
     mine = range(batch * world.rank // world.size, batch * (world.rank + 1) // world.size)
@@ -101,7 +98,7 @@ def split(world: World, batch: int, most: int) -> list[range]:
 def channels_first(pixels: Tensor) -> Tensor:
     """Return a view of images in the layout [B,C,H,W].
 
-    pixels: uint8 [B,H,W,C] or [B,C,H,W], C 1 or 3; a shape that fits both layouts is read as [B,H,W,C].
+    pixels: uint8 [B,H,W,C] or [B,C,H,W], C 1 or 3; a shape that fits both is read as [B,H,W,C].
     Raises UsageError for another dtype or shape.
     """
     if pixels.dtype != torch.uint8 or pixels.dim() != 4 or not {pixels.shape[1], pixels.shape[3]} & {1, 3}:
@@ -114,7 +111,7 @@ def channels_first(pixels: Tensor) -> Tensor:
 def normalised(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Return images as float32 [B,C,H,W] in [-1, 1] on the device.
 
-    pixels: uint8 [B,C,H,W] or [B,H,W,C]; they are sent as bytes and scaled on the device.
+    pixels: uint8 [B,C,H,W] or [B,H,W,C].
     Raises UsageError for another dtype or shape.
     """
     x = channels_first(sent(torch.as_tensor(pixels), torch.device(device)))
@@ -122,11 +119,11 @@ def normalised(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") 
 
 
 def network_input(stored: Tensor, eta: Tensor | None, scaling: tuple[Tensor, Tensor] | None, device: torch.device) -> Tensor:
-    """Return the clean data x that the network is trained on: float32 [B,C,H,W] on the device.
+    """Return the clean data x, float32 [B,C,H,W] on the device.
 
-    stored: uint8 pixels, scaled to [-1, 1]; or the latents' posterior, mean and std concatenated, [B,2C,h,w].
+    stored: uint8 pixels; or the latents' posterior, mean and std concatenated, [B,2C,h,w].
     eta: for latents, the Gaussian noise of the posterior sample, [B,C,h,w]; else None.
-    scaling: for latents, (shift, scale) from `affine`: x = (mean + std·eta − shift)·scale; else None.
+    scaling: for latents, (shift, scale) from `affine`; else None.
     """
     if scaling is None or eta is None:
         return normalised(stored, device)
@@ -136,11 +133,11 @@ def network_input(stored: Tensor, eta: Tensor | None, scaling: tuple[Tensor, Ten
 
 
 class Batches:
-    """Images, labels, times and noise of any training step, as functions of the run's seed and the step alone.
+    """Images, labels, times and noise of any training step.
 
-    parts: for each micro-batch of this process, a range of positions in the batch; None for one micro-batch.
-    features: features of all images of the dataset, float32 [N, D]; None: no auxiliary loss needs features.
-    masks: stream of random numbers that seeds the dropout masks of each step. Only dropout masks depend on `parts`.
+    parts: ranges of this process's micro-batches in the batch; None: one micro-batch.
+    features: features of all images of the dataset, float32 [N, D], or None.
+    masks: random numbers that seed the dropout masks.
     """
 
     def __init__(
@@ -174,15 +171,13 @@ class Batches:
         return self._rows[np.concatenate(order)]
 
     def times(self, step: int) -> Tensor:
-        """Return the time t of each image of a step, [batch] float64 in [0, 1), on the CPU."""
+        """Return t of each image of a step, float64 [batch] in [0, 1), on the CPU."""
         return times(self._t, step, self.batch, self.settings.t_sampling)
 
     def _fetched(self, index: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """Return (stored images, η, noise, labels) of a micro-batch, on the CPU; a background thread may call `_fetched`.
+        """Return (stored images, η, noise [n,H,W,C], labels) of a micro-batch, on the CPU.
 
         index: number of the micro-batch, counted over all steps.
-        Images: [n, …]. η: Gaussian noise of the latents' posterior sample, [n,C,h,w]; None for pixels.
-        Noise: [n,H,W,C]. Labels: [n]; None for an unconditional network.
         """
         step, which = divmod(index, len(self.parts))
         part = slice(self.parts[which].start, self.parts[which].stop)
@@ -202,18 +197,18 @@ class Batches:
         return pinned(torch.from_numpy(stored), self.device), eta, eps, labels
 
     def at(self, step: int, which: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the images, noise and labels of a micro-batch, on the device.
+        """Return images, noise and labels of a micro-batch, on the device.
 
         which: number of the micro-batch in the step.
         Images x and noise ε: [n,C,H,W]; pixels are in [-1, 1].
-        Labels: [n], −1 where label dropout removed the class; None for an unconditional network.
+        Labels: [n], −1 after label dropout; None for an unconditional network.
         """
         stored, eta, eps, labels = self._fetch(step * len(self.parts) + which)
         x, eps = network_input(stored, eta, self._scaling, self.device), sent(eps, self.device).permute(0, 3, 1, 2)
         return x, eps, None if labels is None else sent(labels, self.device)
 
     def features_at(self, step: int, which: int = 0) -> Tensor | None:
-        """Return the features of the images of a micro-batch, float32 [n, D] on the device; None without features."""
+        """Return the features of a micro-batch, float32 [n, D] on the device, or None."""
         if self.features is None:
             return None
         part = self.parts[which]

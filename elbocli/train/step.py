@@ -1,4 +1,4 @@
-"""One optimizer update: losses of a batch, backward passes, gradient clipping, optimizer step, moving averages."""
+"""One optimizer update, and the losses of a batch."""
 
 import math
 from functools import partial
@@ -30,14 +30,12 @@ def step_losses(
     logsnr: Tensor | None = None,
     auxiliary: Auxiliary | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return weighted loss, ε error, λ and auxiliary losses of each image in a micro-batch: tensors [n] on the device.
+    """Return weighted loss, ε error, λ and auxiliary losses of each image in a micro-batch, [n].
 
     Loss and ε error: per dimension.
     network: function (z, λ [n], labels [n] or None) → network output [n,C,H,W].
-    batches: images, labels, t and noise of all steps. step: number of updates done before.
-    part: index of the micro-batch within the step.
+    step: number of updates done before. part: index of the micro-batch within the step.
     logsnr: λ of each image of the whole batch, [batch]; None: the schedule's λ(t).
-    auxiliary: auxiliary losses of `network`; None: none.
     Source: Kingma & Gao 2023.
     """
     settings, device, mine = batches.settings, batches.device, batches.parts[part]
@@ -59,7 +57,7 @@ def step_losses(
 
 
 def update(state: TrainState) -> None:
-    """Do one optimizer update without waiting for the device. A non-finite update is skipped, and `check` raises an error."""
+    """Do one optimizer update; skip an update that isn't finite."""
     settings, world, spread, optimizer, auxiliary = state.settings, state.world, state.spread, state.optimizer, state.auxiliary
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
     for part in range(parts):
@@ -102,7 +100,7 @@ def update(state: TrainState) -> None:
 
 @torch.no_grad()
 def check(state: TrainState) -> None:
-    """Wait for the device, and raise NonFiniteError on all ranks if an update wasn't finite."""
+    """Raise NonFiniteError on all ranks if an update wasn't finite."""
     number, _, norm = state.first_bad.tolist()
     if not number:
         return

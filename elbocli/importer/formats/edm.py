@@ -1,4 +1,4 @@
-"""Import checkpoints of EDM's ADM network (DhariwalUNet) and of EDM2: pickles, training states, state dicts.
+"""Import checkpoints of EDM (DhariwalUNet) and EDM2.
 
 Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696.
 """
@@ -24,15 +24,13 @@ from elbocli.nn.networks.unet import UNetConfig, heads_of
 
 LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5  # range of σ in sampling with EDM and EDM2, and σ of the data
 LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
-DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}
-"""Encoder of EDM2, or "" for EDM → default mean and default standard deviation of ln σ in training."""
+DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}  # encoder, or "" for EDM → mean and std of ln σ in training
 ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}  # number of channels → encoder that is assumed if a file doesn't name its encoder
-BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
-"""Start of a weight's name, such as `enc.64x64_block0.`: enc or dec, side of the images, block."""
+BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")  # as in enc.64x64_block0.
 MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")  # endings of weight names by which EDM2's network is recognised
 LABELS, AUGMENT = "map_label.weight", "map_augment.weight"
 READ = {"", "EDMPrecond", "DhariwalUNet"}  # classes of EDM that elbo can import; "": a state dict, which has no class
-CONSTANTS: dict[str, Any] = {
+CONSTANTS: dict[str, Any] = {  # attribute of EDM2's modules → the only value that elbo can import
     "label_balance": ours.CLASS,
     "concat_balance": ours.JOINED,
     "res_balance": ours.RESIDUAL,
@@ -40,14 +38,13 @@ CONSTANTS: dict[str, Any] = {
     "clip_act": ours.CLIP,
     "resample_filter": [1, 1],
 }
-"""Attribute of EDM2's modules → the only value of the attribute that elbo can import."""
 
 
 # Shared by EDM and EDM2.
 
 
 def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (name, attributes) of a pickled module and of all submodules. name: name of the module."""
+    """Yield (name, attributes) of a pickled module and of all submodules."""
     told = attributes(module)
     yield name, told
     for key, inner in (told.get("_modules") or {}).items():
@@ -55,9 +52,9 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 
 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return prediction, weighting, schedule and range of λ with which a network was trained.
+    """Return prediction, weighting, schedule and range of λ of a network's training.
 
-    module: the pickled network. loss: attributes of the pickled loss function. kind: key of DRAWN, for the loss's defaults.
+    module: pickled network. loss: attributes of the pickled loss function. kind: key of DRAWN.
     """
     mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
     sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
@@ -71,10 +68,9 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
 
 
 def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return config values of an EDM or EDM2 network, by key, and a dict from elbo's module names to the file's.
+    """Return config values, and a dict from elbo's module names to the file's.
 
-    module: the pickled network, from which only the dropout is read.
-    format: 'edm' or 'edm2'.
+    module: pickled network. format: 'edm' or 'edm2'.
     """
     names, qkv = TABLES[format], TABLES[format]["block"]["attention.qkv"]
     places = [match.groups() for match in map(BLOCK.match, tensors) if match]
@@ -120,7 +116,7 @@ def _is_edm(names: Iterable[str]) -> bool:
     recognises=lambda source: any(map(_is_edm, formats.entries(source.tree).values())),
 )
 def edm(source: Source, options: ImportOptions) -> Imported:
-    """Import a checkpoint of EDM. Weights define the network; pickled objects define the objective."""
+    """Import a checkpoint of EDM."""
     where = source.path
     held, averaged, module = formats.state_dict(source, options, meant=_is_edm)
     strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
@@ -156,7 +152,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
 
 
 def _content(source: Source) -> tuple[Any, list[Any]]:
-    """Return (content, stds): the file's content, with the first of its averaged weights as "ema"; EMA widths of all averages."""
+    """Return the file's content, with the first average as "ema", and the widths of all averages."""
     tree: Any = source.tree
     tree = tree.items or tree if isinstance(tree, Foreign) else tree
     ema = tree.get("ema") if isinstance(tree, dict) else None
@@ -171,7 +167,6 @@ def _is_edm2(names: Iterable[str]) -> bool:
 
 
 def _check_constants(module: Any) -> None:
-    """Raise FormatError if a pickled network's constants differ from elbo's."""
     for name, told in submodules(module):
         wanted = dict(CONSTANTS)
         if told.get("num_heads"):
@@ -183,7 +178,7 @@ def _check_constants(module: Any) -> None:
 
 
 def _encoder(content: Any, channels: int) -> str:
-    """Return `content`'s encoder, else the usual encoder for `channels`. Raises FormatError for any but LATENTS and PIXELS."""
+    """Return the file's encoder, or the usual encoder for `channels`."""
     encoder = content.get("encoder") if isinstance(content, dict) else None
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
@@ -198,7 +193,7 @@ def _encoder(content: Any, channels: int) -> str:
     takes=(*formats.NAMED, "autoencoder"),
 )
 def edm2(source: Source, options: ImportOptions) -> Imported:
-    """Import a checkpoint of EDM2. Weights define the network; pickled objects define the objective."""
+    """Import a checkpoint of EDM2."""
     content, stds = _content(source)
     held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
     if len(stds) > 1 and averaged:

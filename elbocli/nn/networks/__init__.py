@@ -1,12 +1,12 @@
-"""Networks. Each module of this folder, and each plug-in, can declare network families.
+"""Network families, declared by the modules of this folder and by plug-ins.
 
 A network is a torch module (z, logsnr, labels) → out:
 z: noised images times c_in of the prediction, [B, C, H, W], with H = W = image_size and C = image_channels;
 logsnr: λ of each image, float [B];
 labels: class of each image, int64 [B], −1 for "no class"; None if no image has a class;
-out: the run's prediction, [B, C, H, W], but not a view of another tensor, because FSDP would warn.
+out: the run's prediction, [B, C, H, W], not a view of another tensor.
 The output for an image must not depend on other images of the batch.
-Floating-point buffers in the state dict are saved in checkpoints and averaged like the weights.
+Floating-point buffers in the state dict are averaged like weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,23 +35,23 @@ Depth = Annotated[int, Meta(ge=1, le=1000)]
 
 
 def explained(help: str, **how: Any) -> Any:
-    """Return a dataclass field with a help text, for a config. how: arguments of dataclasses.field."""
+    """Return a field with help for a config. how: arguments of dataclasses.field."""
     return field(metadata={"help": help}, **how)
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Base of all network configs. A config determines a network completely.
+    """Base of all network configs.
 
     image_size: side of an image in pixels, or of a latent.
     num_classes: number of classes; 0 is unconditional.
     dropout: fraction of values set to zero in training; a network may ignore the field.
     trainable: whether runs can train the network.
     quiet_classes: whether a zero row in the class embedding means "no class".
-    code: in some subclasses, level code as text: the function of λ that tells the network the noise level, such as `sigma`.
+    code (in some subclasses): function of λ that tells the network the noise level, such as `sigma`.
     Raises UsageError: when fields contradict each other.
 
-    Subclasses add fields of type int, float, str, bool or tuples of these types, so that files can store them.
+    Subclasses may add fields of type int, float, str, bool, or tuples of these types.
     """
 
     trainable = True
@@ -80,7 +80,7 @@ class NetworkConfig:
 
     @property
     def side(self) -> int:
-        """Side in pixels at which the network works: image_size, or more with padding."""
+        """Side of images in pixels, after padding."""
         return self.image_size
 
     def padded(self, z: Tensor) -> Tensor:
@@ -89,21 +89,20 @@ class NetworkConfig:
         return pad(z, (0, more, 0, more)) if more else z
 
     def example(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return zeros as example inputs for `count` images: z, logsnr, and labels (None without classes)."""
+        """Return zeros as inputs for `count` images: z, logsnr, labels (None without classes)."""
         z = torch.zeros(count, self.image_channels, self.image_size, self.image_size)
         labels = torch.zeros(count, dtype=torch.long) if self.num_classes else None
         return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
-        """Return the config with its files in `folder`; a config without files is returned unchanged."""
+        """Return the config with its files, if any, in `folder`."""
         return self
 
 
 class Network(nn.Module):
     """Base of all networks.
 
-    config: the config that the network was built from.
-    recompute: whether the backward pass runs each submodule in `units` again, to save memory (activation checkpointing).
+    recompute: whether `through` uses activation checkpointing, to save memory.
     recorded: list to which `through` appends the output of each unit; None: outputs are not recorded.
     """
 
@@ -115,29 +114,28 @@ class Network(nn.Module):
         self.config = config
 
     def units(self) -> list[nn.Module]:
-        """Return the submodules that FSDP shards separately; [] to shard the network as a whole.
+        """Return the submodules that FSDP shards separately.
 
         `forward` must call each submodule once, by `through`, in the order of the list.
         """
         return []
 
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
-        """Project the weights onto the network's constraints, in place, after an update. Most networks have none.
+        """Project the weights onto the network's constraints, in place, after an update.
 
-        weights: tensors by name, without gradients; complete, or this rank's shards along the first dimension.
-        left_out: scalar bool tensor; true: the update was skipped, so the weights must not change.
-        Averages of the weights are updated before the call.
+        weights: tensors by name; complete, or this rank's shards along the first dimension.
+        left_out: scalar bool tensor; true: the weights must not change.
         """
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction. A subclass overrides this method, or `outputs` if it can have a learned variance."""
+        """Return the prediction. Subclasses override `forward`, or `outputs` for a learned variance."""
         out = self.outputs(z, logsnr, labels)
         if not self.config.variance:
             return out
         return out[:, : self.config.image_channels].clone()  # not a view, because FSDP attaches hooks to the output
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction, followed by the learned variance v if the config has one: [B, C or 2C, H, W].
+        """Return the prediction, followed by any learned variance v: [B, C or 2C, H, W].
 
         v: position of a step's log variance between its lower bound (−1) and its upper bound (1).
         Source: Nichol & Dhariwal 2021, eq. 15.
@@ -145,7 +143,7 @@ class Network(nn.Module):
         return self(z, logsnr, labels)
 
     def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
-        """Call one of `units` on the inputs, with activation checkpointing if `recompute` is set."""
+        """Call one of `units`, with activation checkpointing if `recompute` is set."""
         again = self.recompute and torch.is_grad_enabled()
         out = checkpoint(unit, *inputs, use_reentrant=False) if again else unit(*inputs)
         if self.recorded is not None:
@@ -166,18 +164,18 @@ def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[
 
 
 def declaration_of(config: NetworkConfig) -> Declaration:
-    """Return the declaration of the network family that a config belongs to."""
+    """Return the declaration of a config's network family."""
     return next(declared for declared in NETWORKS.values() if declared.traits is type(config))
 
 
 def build(config: NetworkConfig) -> Network:
-    """Build a new network from a config. Raises UsageError if torch can't build the network."""
+    """Build a new network. Raises UsageError if torch can't."""
     with reading("network", kind=UsageError, on=(RuntimeError, OverflowError)):
         return declaration_of(config).make(config)
 
 
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
-    """Return a network with `weights` loaded. network: on the meta device. Raises RuntimeError for other names or shapes."""
+    """Load weights into a network on the meta device. Raises RuntimeError for other names or shapes."""
     network.load_state_dict(weights, assign=True)
     # Tensors outside the state dict are computed when the network is built, off the meta device.
     held = [*network.buffers(), *(value for module in network.modules() for value in vars(module).values())]
@@ -188,9 +186,8 @@ def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
 
 
 def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
-    """Return the config of a section `network` of a file.
+    """Return the config in a file's section `network`.
 
-    section: keys and values; the default of `family` is unet.
     where: source of the section, for messages; for a file, the file's Path.
     Raises FormatError: for unknown or missing keys, and for values of another type.
     Raises UsageError: for values that contradict each other.
@@ -209,13 +206,13 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
 
 
 def _stored(config: type[NetworkConfig]) -> list[str]:
-    """Return the names of the fields that files store, in the order of the constructor."""
+    """Return the names of the fields that files store."""
     ordered = sorted(fields(config), key=lambda each: bool(each.kw_only))
     return [each.name for each in ordered if each.metadata.get("stored", True)]
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
-    """Return a config as the section `network` of a file; `config_of` is the inverse."""
+    """Return a config as a section `network`; `config_of` is the inverse."""
     values = {name: plain(getattr(config, name)) for name in _stored(type(config))}
     return {"family": declaration_of(config).name, **values}
 

@@ -1,4 +1,4 @@
-"""Decorators for plug-ins, which are Python files that add weightings, schedules, networks and more.
+"""Decorators for plug-ins: Python files that add weightings, schedules, networks and more.
 
     import elbocli.plugin as elbo
 

@@ -1,7 +1,4 @@
-"""Measure the errors of a network on images at many noise levels.
-
-MeasuredNetwork takes any network and any images. Measurement takes a run and a dataset.
-"""
+"""Measure the errors of a network on images at many noise levels."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -44,9 +41,8 @@ PLAIN = parse_weighting("elbo")
 class Images(NamedTuple):
     """A batch of images.
 
-    content: pixels, uint8 [B, H, W, C]; or latents, float32 [B, C, H, W], scaled for the network.
-    labels: class numbers, [B]; None: no classes.
-    rows: unique number of each image, [B], which seeds the image's noise.
+    content: uint8 pixels [B, H, W, C], or float32 latents [B, C, H, W], scaled for the network.
+    labels: class numbers, [B]; None: no classes. rows: unique numbers, [B], which seed the images' noise.
     """
 
     content: Tensor
@@ -55,21 +51,20 @@ class Images(NamedTuple):
 
     @property
     def latent(self) -> bool:
-        """Whether the images are latents, not pixels."""
         return self.content.is_floating_point()
 
     @property
     def x(self) -> Tensor:
-        """The images as float64, with the axes of `content`: pixels in [-1, 1], or latents."""
+        """Images as float64, with the axes of `content`; pixels lie in [-1, 1]."""
         return self.content.double() if self.latent else self.content.double() / 127.5 - 1
 
     @property
     def divisor(self) -> float:
-        """Divisor that turns nats per image into bits per dimension (pixels) or nats per dimension (latents)."""
+        """Nats per image / divisor = bits per dimension; for latents, nats per dimension."""
         return self.content[0].numel() * (1.0 if self.latent else math.log(2))
 
     def decoder_nats(self, logsnr_max: float) -> Tensor:
-        """Return the reconstruction term E[−log p(x|z₀)] of each image, nats, [B]. logsnr_max: λ of z₀."""
+        """Return each image's reconstruction term E[−log p(x|z₀)], nats, [B]. logsnr_max: λ of z₀."""
         if self.latent:
             nats = reconstruction_of_numbers(logsnr_max) * self.content[0].numel()
             return torch.full((len(self.content),), nats, dtype=torch.float64)
@@ -80,16 +75,16 @@ NONE = torch.empty(0, dtype=torch.float64)
 
 
 class Draws(NamedTuple):
-    """Errors of a network on a batch of images at 2K noise levels each, float64 on the CPU.
+    """Errors of a network on B images at 2K noise levels each, float64 on the CPU.
 
-    Axis 1 of [B, 2, K]: two independent sets of K evenly spaced times t, each set with one random offset.
+    Axis 1 of [B, 2, K]: two independent sets of noise levels.
     logsnr: λ, [B, 2, K]. loss, error: weighted loss and ‖ε−ε̂‖², summed over dimensions, [B, 2, K].
     below, above: prior term and reconstruction term of the bound, nats, [B].
-    The following fields are empty if MeasuredNetwork.draw gets no `gaussian`.
-    rounded: ‖ε−ε̂‖² of x̂ rounded to the nearest pixel level, [B, 2, K].
-    gaussian: ‖ε−ε̂‖² of `gaussian`'s exact denoiser, [B, 2, K]. expected: expectation of `gaussian` over ε, [B, 2, K].
-    ends: ½ ∫ `expected` dλ from −∞ to the lower limit of λ, and from −∞ to the upper limit, nats, [B, 2].
-    nats: −log p of each image under `gaussian`, [B].
+    Further fields are empty if `draw` gets no GaussianModel.
+    rounded: ‖ε−ε̂‖² of x̂ rounded to pixel levels, [B, 2, K].
+    gaussian: ‖ε−ε̂‖² of the model's exact denoiser, [B, 2, K]. expected: expectation of `gaussian` over ε, [B, 2, K].
+    ends: ½ ∫ `expected` dλ from −∞ to each end of the range of λ, nats, [B, 2].
+    nats: −log p of each image under the model, [B].
     """
 
     logsnr: Tensor
@@ -104,10 +99,7 @@ class Draws(NamedTuple):
     nats: Tensor = NONE
 
     def shares(self, schedule: Schedule) -> Tensor:
-        """Return each draw's contribution to ½ ∫ ‖ε−ε̂‖² dλ, nats, [B, 2, K]. The sum over K estimates the integral.
-
-        schedule: schedule from which the noise levels were drawn.
-        """
+        """Return terms in nats, [B, 2, K]; their sum over K estimates ½ ∫ ‖ε−ε̂‖² dλ. schedule: as for `draw`."""
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
 
 
@@ -115,12 +107,10 @@ class Draws(NamedTuple):
 class MeasuredNetwork:
     """A network to evaluate, with the options of the evaluation.
 
-    network: function (z [B, C, H, W] scaled as `prediction` says, logsnr [B], labels [B] or None) → output [B, C, H, W].
-    low, high: range of λ.
-    precision: fp32, tf32, bf16 or fp16. batch_size: number of network inputs at a time.
-    draws: number of noise levels per image, even. seed: seed of the noise levels and of the noise.
-    name: name of the network in messages.
-    population: number of images in the dataset that the images are drawn from; inf: images drawn from a distribution.
+    network: (z [B, C, H, W] scaled as `prediction` says, logsnr [B], labels [B] or None) → output [B, C, H, W].
+    low, high: range of λ. draws: noise levels per image, even.
+    precision: fp32, tf32, bf16 or fp16. batch_size: network inputs at a time.
+    population: size of the dataset that the images come from; inf: images from a distribution.
     total: number of images, for progress messages; None: unknown.
     """
 
@@ -139,11 +129,10 @@ class MeasuredNetwork:
 
     @property
     def arithmetic(self) -> Precision:
-        """Numeric precision of the network on its device."""
         return Precision(self.precision, self.device)
 
     def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
-        """Return (images [B, C, H, W] scaled for the network, labels or None), both on the network's device."""
+        """Return (images [B, C, H, W] scaled for the network, labels or None) on `device`."""
         x = sent(images.content, self.device) if images.latent else normalised(images.content, self.device)
         return x, None if images.labels is None else sent(images.labels, self.device)
 
@@ -156,11 +145,11 @@ class MeasuredNetwork:
         purpose: str,
         gaussian: GaussianModel | None = None,
     ) -> Draws:
-        """Return the network's losses and errors on a batch of images, at `draws` noise levels each.
+        """Evaluate the network on images at `draws` noise levels each.
 
-        weighting: weighting of the losses. schedule: schedule from which the noise levels are drawn.
+        schedule: distribution of the noise levels.
         purpose: name of the random stream; different purposes give independent draws.
-        gaussian: model whose exact denoiser is also evaluated, on the same noise; None: only the network is evaluated.
+        gaussian: model whose exact denoiser is also evaluated; None: no model.
         Raises UsageError: `draws` is odd or less than 2. Raises NonFiniteError: the loss is not finite.
         """
         if self.draws < 2 or self.draws % 2:
@@ -202,7 +191,7 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(MeasuredNetwork):
-    """A run's network, and at most `images` dataset rows to evaluate the network on. Iterating yields batches of images."""
+    """A run's network, and the dataset rows to evaluate. Iterating yields batches of images."""
 
     trained: TrainedRun
     dataset: Dataset
@@ -216,7 +205,6 @@ class Measurement(MeasuredNetwork):
 
     @property
     def conditional(self) -> bool:
-        """Whether the network is conditioned on classes."""
         return self.trained.network.config.num_classes > 0
 
     def __iter__(self) -> Iterator[Images]:
@@ -227,7 +215,7 @@ class Measurement(MeasuredNetwork):
             yield Images(self.content(rows), labels, rows.tolist())
 
     def draw_all(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
-        """Yield the Draws of each batch of images, and report progress. purpose: name of the random stream."""
+        """Yield the Draws of each batch, and report progress. purpose: as for `draw`."""
         done = 0
         for some in self:
             yield self.draw(some, weighting, schedule, purpose)
@@ -235,7 +223,7 @@ class Measurement(MeasuredNetwork):
             progress(done, self.total, "img")
 
     def content(self, rows: np.ndarray) -> Tensor:
-        """Return images of dataset rows: pixels, or scaled latents, drawn from the encoder's posteriors, equal in each call."""
+        """Return dataset rows as `Images.content`."""
         stored = torch.from_numpy(self.dataset.batch(rows))
         space = self.dataset.latent_space
         if space is None:
@@ -246,11 +234,9 @@ class Measurement(MeasuredNetwork):
         return network_input(stored, eta, affine(space, cpu), cpu)
 
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
-        """Return a schedule of noise levels. Raises ElboError.
+        """Make a schedule to draw noise levels from. Raises ElboError.
 
-        spec `name:key=value,…`: schedule by name.
-        spec fitted[:CRITERION]: schedule fitted to the run's loss log, for losses with `weighting`.
-        spec '': schedule fitted for a low variance of the mean loss with `weighting`.
+        spec: NAME:KEY=VALUE,…; fitted[:CRITERION]: fitted to the run's loss log; '': fitted for a low variance of the mean loss.
         Without a loss log that covers the range of λ, a uniform schedule replaces the fitted schedule.
         """
         name, _, criterion = spec.partition(":")
@@ -266,12 +252,12 @@ class Measurement(MeasuredNetwork):
         return parse_schedule("uniform", self.low, self.high)
 
     def weightings(self, specs: Sequence[str]) -> list[Weighting]:
-        """Return the weightings that `specs` name; the run's training weighting if `specs` is empty. Raises ElboError."""
+        """Parse weightings; without `specs`, return the run's training weighting. Raises ElboError."""
         size = self.trained.network.config.image_size
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
     def about(self) -> dict[str, Any]:
-        """Return the entries common to all results of `elbo bound`: run, dataset and settings."""
+        """Return the entries of all results of `elbo bound`: run, dataset and settings."""
         return {
             "run": str(self.trained.path),
             "checkpoint": self.trained.checkpoint.path.name,
@@ -303,15 +289,13 @@ def open_measurement(
     logsnr_max: float | None = None,
     **options: Any,
 ) -> Measurement:
-    """Open a run, and a dataset to evaluate the run on.
+    """Open a run, and a dataset to evaluate the run on. Raises UsageError, DataError, FormatError.
 
     path: run or checkpoint. data: dataset; None: the run's training dataset.
-    weights: ema (the run's first average), model (the run's last weights), another average, or a file of 'elbo ema'.
-    images: largest number of images; None: DEFAULT_IMAGES; ALL: all images of the dataset.
-    batch_size: number of network inputs at a time; None: 256, or fewer for images of more than 32 × 32 × 3 values.
-    precision: fp32, tf32, bf16, fp16, or auto (on CUDA the precision of training, on a CPU fp32).
-    logsnr_min, logsnr_max: range of λ; None: the run's range. options: draws=N, for N noise levels per image.
-    Raises UsageError, DataError, FormatError: run, dataset and options don't fit each other.
+    images: largest number of images; None: DEFAULT_IMAGES.
+    batch_size: network inputs at a time; None: 256, or fewer for images of more than 32 × 32 × 3 values.
+    logsnr_min, logsnr_max: range of λ; None: the run's range.
+    seed, device, weights, precision, options: as the options of `elbo bound`.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES
     trained = open_run(path, place, weights)
@@ -344,9 +328,9 @@ def open_measurement(
 
 
 def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
-    """Open a dataset to evaluate a run on.
+    """Open a dataset to evaluate a run on. Raises UsageError, DataError, FormatError.
 
-    data: dataset; None: the run's training dataset. Raises UsageError, DataError, FormatError: the dataset doesn't fit the run.
+    data: dataset; None: the run's training dataset.
     """
     known, config = trained.data, trained.network.config
     if data is None and known.path is None:

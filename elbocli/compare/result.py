@@ -1,4 +1,4 @@
-"""Compare the scores of each file with the first file's scores. Files: results of `elbo eval`, or saved features."""
+"""Compare each file with the first: scores in results of `elbo eval`, or Fréchet distances of saved features."""
 
 import contextlib
 import math
@@ -21,7 +21,7 @@ ALIKE = "such scores are not comparable; score both files with the same settings
 
 
 class Difference(Record, frozen=True, kw_only=True):
-    """Values of a score in two files, and the difference, other − first.
+    """Difference of a score between two files, other − first.
 
     se, interval: standard error and 95 % interval of the difference; None: unknown.
     apart: whether 0 lies outside the interval; None: unknown.
@@ -39,7 +39,7 @@ class Difference(Record, frozen=True, kw_only=True):
 
 
 class Compared(Record, frozen=True, kw_only=True):
-    """Differences between the scores of a file and the scores of the first file."""
+    """Differences between a file's scores and the first file's."""
 
     file: str
     scores: list[Difference]
@@ -47,7 +47,7 @@ class Compared(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo compare (JSON)")
 class Comparison(Record, frozen=True, kw_only=True):
-    """Comparison of several files with the first file. alike: settings and digests that are equal in all files."""
+    """Result of `elbo compare`. alike: metadata that are equal in all files."""
 
     REST: ClassVar[str] = "alike"
 
@@ -59,10 +59,7 @@ class Comparison(Record, frozen=True, kw_only=True):
 
 
 def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str) -> Difference:
-    """Return the Difference of a score between two files.
-
-    estimate: other − first, with standard error. how: method of the standard error.
-    """
+    """Make the Difference of a score between two files. estimate: of other − first. how: as in Difference."""
     ends = estimate.interval
     return Difference(
         score=score,
@@ -77,11 +74,10 @@ def difference_of(score: str, first: float, other: float, estimate: Estimate, ho
 
 
 def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Compared], dict[str, Any]]:
-    """Compare the scores of each result with the scores of the first result.
+    """Compare each result's scores with the first result's. Raises DataError: results are not comparable.
 
     results: (file, result) pairs.
-    Returns: comparison of each further result; settings and digests that are equal in all results.
-    Raises DataError: results are not comparable.
+    Returns: comparison of each further result; metadata that are equal in all results.
     """
     (name, first), compared = results[0], []
     seeds = _by_seed(first)
@@ -105,7 +101,7 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
 
 
 def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
-    """Return the scores of all repeats, by seed of the samples; {} unless several repeats have distinct seeds."""
+    """Return each repeat's scores, by seed; {} unless several repeats have distinct seeds."""
     found = {str(seed): one.values for one in result.repeats if (seed := one.facts.made.get("seed")) is not None}
     return found if 1 < len(found) == len(result.repeats) else {}
 
@@ -114,7 +110,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     """Compare each file's Fréchet distance from a reference with the first file's.
 
     paths: features saved by `elbo eval --save-features`. ref: statistics or features of the reference.
-    Returns: comparison of each further file, paired by image if seeds and classes are equal; common settings and digests.
+    Returns: comparison of each further file; metadata that are equal in all files.
     Raises DataError: files are not comparable. Raises UsageError: the reference holds only images.
     """
     with contextlib.ExitStack() as stack:
@@ -161,5 +157,5 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
 
 
 def _mean(value: float, each: np.ndarray) -> Estimate:
-    """Return a value with its standard error by the infinitesimal jackknife. each: influence of each image on the value, [N]."""
+    """Estimate by the infinitesimal jackknife. each: influence of each image on `value`, [N]."""
     return Estimate(value, float(each.std(ddof=1)) / math.sqrt(len(each)))

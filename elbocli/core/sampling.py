@@ -1,4 +1,4 @@
-"""Options of sampling: noise levels, start noise, thresholds, rounding to pixel levels, random numbers, and guidance."""
+"""Options of sampling: noise levels, start noise, thresholds, rounding to pixel levels, random numbers and guidance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ spacing = SPACINGS.declare
 
 @spacing("even", formula="logsnr(t) at t even from 1 to 0", source="a walk of equal steps in t")
 def even(schedule, steps):
-    """Return λ at `steps` equally spaced t from 1 to 0, both included; for one step, λ at t = 1."""
     import torch
 
     return schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
@@ -40,7 +39,7 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """Return λ at equally spaced timesteps, rounded to whole timesteps. Raises UsageError: too few timesteps."""
+    """Return rising λ at whole timesteps. Raises UsageError: too few timesteps."""
     levels = _levels(schedule)
     if steps > len(levels):
         raise UsageError(f"{schedule.base} has {len(levels)} timesteps in its logsnr range, fewer than {steps}; use fewer steps")
@@ -57,7 +56,7 @@ def timesteps(schedule, steps):
     known_as=["ddim"],
 )
 def stride(schedule, steps):
-    """Return λ at timesteps 0, k, 2k, … with the least k that gives `steps` timesteps. Raises UsageError: no k does."""
+    """Return rising λ at every k-th timestep. Raises UsageError: no k gives `steps` timesteps."""
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
@@ -67,7 +66,7 @@ def stride(schedule, steps):
 
 
 def _levels(schedule):
-    """Return the λ of the timesteps in the schedule's range, in falling order. Raises UsageError: schedule without timesteps."""
+    """Return falling λ of the timesteps in range. Raises UsageError: schedule without timesteps."""
     if not isinstance(schedule.curve, Steps):
         raise UsageError(
             f"{schedule.base} has no timesteps, which this spacing needs; choose a schedule such as t-linear, or spacing 'even'"
@@ -77,7 +76,7 @@ def _levels(schedule):
 
 
 def usual_spacing(schedule: Schedule) -> Declaration:
-    """Return the default spacing: `timesteps` for a named schedule of discrete timesteps, `even` for any other schedule."""
+    """Return the default spacing: `timesteps` for named discrete schedules, else `even`."""
     discrete = schedule.declared is not None and isinstance(schedule.curve, Steps)
     return SPACINGS["timesteps" if discrete else "even"]
 
@@ -104,13 +103,11 @@ THRESHOLDS = Registry("threshold")  # functions x̂ [B, …] → clipped x̂
 
 @THRESHOLDS.declare("none", formula="x_hat")
 def none(x_hat):
-    """Return x̂ unchanged."""
     return x_hat
 
 
 @THRESHOLDS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
 def static(x_hat):
-    """Clip x̂ to [−1, 1]."""
     return x_hat.clamp(-1, 1)
 
 
@@ -122,7 +119,6 @@ def static(x_hat):
     within={"percentile": (0, 100)},
 )
 def dynamic(x_hat, percentile=99.5):
-    """Clip each image x̂ to [−s, s] and divide by s = max(1, percentile of |x̂| in the image)."""
     size = x_hat.abs().flatten(1)
     rank = math.ceil(percentile * size.shape[1] / 100)
     limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
@@ -162,7 +158,7 @@ NEAREST = ROUNDINGS["nearest"]
 def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
     """Convert images [B, C, H, W] to pixel levels, uint8 [B, H, W, C].
 
-    rounded: entry of ROUNDINGS. span: (divisor, offset) of x, in which level p has the value p / divisor + offset.
+    rounded: entry of ROUNDINGS. span: (divisor, offset) of x; level p has the value p / divisor + offset.
     """
     import torch
 
@@ -172,12 +168,10 @@ def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, floa
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guidance: weak + scale · (strong − weak) for low ≤ λ ≤ high; strong for other λ.
+    """Guidance: weak + scale · (strong − weak) for low ≤ λ ≤ high; strong for other λ. Raises UsageError: low ≥ high.
 
-    strong: network output with the class.
-    weak: network output without the class, or output of a worse network (autoguidance).
-    scale: 1: no guidance; 0: only the weak output. channels: number of leading channels to guide; 0: all channels.
-    low, high: interval of λ. Raises UsageError: the interval is empty.
+    strong: network output with the class. weak: output without the class, or of a worse network (autoguidance).
+    channels: number of leading channels to guide; 0: all.
     Source: Ho & Salimans 2022; Karras et al. 2024 for autoguidance; Kynkäänniemi et al. 2024 for the interval.
     """
 
@@ -196,7 +190,7 @@ class Guidance:
         return self.scale != 1.0 and self.low <= logsnr <= self.high
 
     def combine(self, strong: Tensor, weak: Tensor) -> Tensor:
-        """Return the guided output from the strong and the weak output, both [B, C, …], at the same z and λ."""
+        """Return the guided output. strong, weak: outputs [B, C, …] at the same z and λ."""
         if not self.channels:
             return weak.lerp(strong, self.scale)
         guided = strong.clone()
@@ -212,7 +206,7 @@ EDM_SEEDS = 1 << 32
 @NOISES.declare("elbo", formula="Philox by seed, draw and i: the same on any device", source="this program")
 @dataclass(frozen=True)
 class Noise:
-    """Source of random numbers for sampling. Each random number depends only on the seed and the image's index.
+    """Random numbers for sampling; they depend only on the seed and the image's index.
 
     shape: (H, W, C) of an image. every_step: whether every step draws noise, even a step that adds none.
     """
@@ -225,23 +219,23 @@ class Noise:
 
     @property
     def about(self):
-        """Settings besides the seed that determine the random numbers, as a dict for sample files."""
+        """Settings besides the seed that determine the random numbers."""
         return {}
 
     def seeds(self, n):
-        """Return the image indices 0 to n − 1, which sample files record as seeds, int64 [n]."""
+        """Return the seeds that sample files record: here, image indices, int64 [n]."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
 
     def classes(self, n):
-        """Return a random class for each of n images, int64 [n]."""
+        """Return random classes of n images, int64 [n]."""
         from elbocli.core.streams import random_classes
 
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices):
-        """Return a function that returns first start noise, then noise of steps, for images `indices`, float32 [N, H, W, C]."""
+        """Return a function: its first call gives start noise, later calls a step's noise, float32 [N, H, W, C]."""
         from elbocli.core.streams import walk_noise
 
         return walk_noise(self.seed, indices, self.shape)
@@ -254,30 +248,27 @@ class Noise:
 )
 @dataclass(frozen=True)
 class EdmNoise(Noise):
-    """Source of EDM's random numbers. Each image has a torch generator for start noise, class, and noise of the steps.
+    """EDM's random numbers, from one torch generator per image.
 
-    every_step: True: every step draws noise, in float64; False: only steps that add noise draw noise, in float32.
+    every_step: True: every step draws noise, in float64; False: only steps that add noise, in float32.
     """
 
     every_step: bool = True
 
     @property
     def about(self):
-        """Type of the device that draws the noise, as a dict for sample files: CPU and CUDA draw different noise."""
-        return {"noise_device": self.device.type}
+        return {"noise_device": self.device.type}  # CPU and CUDA draw different noise
 
     def seeds(self, n):
-        """Return the seeds of n images, counted up from `seed`, as for EDM's option --seeds, int64 [n]."""
+        """Return n seeds counted up from `seed`, as EDM's --seeds, int64 [n]."""
         return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
     def classes(self, n):
-        """Return the random classes of n images, int64 [n]."""
         import torch
 
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
 
     def walk(self, indices):
-        """Return a function that returns first start noise, then noise of steps, for images `indices`, float32 [N, H, W, C]."""
         import torch
 
         begun = [self._begun(index) for index in indices]
@@ -292,7 +283,7 @@ class EdmNoise(Noise):
         return draws().__next__
 
     def _begun(self, index):
-        """Return an image's start noise [C, H, W], class (0 without classes), and generator for the noise of the steps."""
+        """Return an image's start noise [C, H, W], class (0 without classes), and generator of further noise."""
         import torch
 
         height, width, channels = self.shape
@@ -312,7 +303,7 @@ ELBO = NOISES["elbo"]
 
 
 def schedule_of_levels(levels: list[float]) -> Schedule:
-    """Return a schedule with the given λ at equally spaced t. levels: λ, rising."""
+    """Return a schedule with the given rising λ at equally spaced t."""
     import torch
 
     from elbocli.core.schedule import Table, make_schedule
@@ -322,6 +313,6 @@ def schedule_of_levels(levels: list[float]) -> Schedule:
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Return a text on what a grid of noise levels is made for, such as 'heun, 18 steps, guidance 2'."""
+    """Say what a grid of noise levels is for, such as 'heun, 18 steps, guidance 2'."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

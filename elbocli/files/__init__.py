@@ -1,5 +1,4 @@
-"""File formats, one module each, such as `checkpoint` (the run folder), `dataset`, `tensor_files` and `pickles`.
+"""File formats, one module each. Start with `records`, the base class of all file contents.
 
-Shared modules: `reading` and `atomic` read and write any file, `records` has the base class of all file contents, and
-`recognise` detects the kind of a file. Start with `records`.
+`reading` and `atomic` read and write any file. `recognise` detects the kind of a file.
 """

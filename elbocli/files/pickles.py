@@ -1,7 +1,4 @@
-"""Read checkpoints of other training programs (.pt, .pth, .pkl) without running the code in their pickles.
-
-The unpickler calls only functions that make tensors and containers. Any other call becomes a Foreign, which stores the arguments.
-"""
+"""Read checkpoints of other training programs (.pt, .pth, .pkl) without running the code in their pickles."""
 
 from __future__ import annotations
 
@@ -28,12 +25,10 @@ DTYPES = (  # names of torch's storage classes, each followed by its dtype
 
 
 class Foreign:
-    """Stand-in for an object that a pickle makes with an unknown class or function.
+    """Stand-in for an object that a pickle makes with a class or function outside KNOWN.
 
-    name: name of the class or function, with its module.
-    args: arguments of the class or function.
-    state: state of the object in the pickle, usually the object's __dict__.
-    items, values: contents of an object like a dict or list.
+    name: name of the class or function, with its module. args: arguments of the class or function.
+    state: usually the object's __dict__. items: contents of an object like a dict. values: of an object like a list.
     """
 
     name = ""
@@ -54,20 +49,18 @@ class Foreign:
         self.items[key] = value
 
     def append(self, value: Any) -> None:
-        """Store an item of a list."""
         self.values.append(value)
 
     add = append
 
 
 def _storage(content: bytes) -> Tensor:
-    """Load a storage from bytes of torch.save, as a tensor [n]. Raises FormatError."""
+    """Load bytes of torch.save as a tensor [n]. Raises FormatError."""
     stored = load_tensors(io.BytesIO(content), "a storage")
     return torch.empty(0, dtype=stored.dtype).set_(stored)
 
 
 def _strided(stored: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """Return a view of a storage [n], by offset, size and stride in elements."""
     return stored.as_strided(size, stride, offset)
 
 
@@ -89,14 +82,13 @@ KNOWN: dict[str, Any] = {  # name in a pickle → type or function that the unpi
 
 
 class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damaged PUT
-    """Unpickler for tensors and containers. archive: zip archive with the tensors' bytes (.pt); None: plain pickle (.pkl)."""
+    """Unpickler for tensors and containers. archive: zip archive of a .pt file; None: plain pickle (.pkl)."""
 
     def __init__(self, file: IO[bytes], archive: zipfile.ZipFile | None = None):
         super().__init__(file, encoding="latin-1")
         self._storages, self._archive = dict[tuple[str, torch.dtype], Tensor](), archive
 
     def find_class(self, module: str, name: str) -> Any:
-        """Map the name of a class or function in the pickle to a value of KNOWN, a dtype, or a subclass of Foreign."""
         full = f"{module}.{name}"
         if full in KNOWN:
             return KNOWN[full]
@@ -106,7 +98,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
         return type("Foreign", (Foreign,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """Load a storage, as a tensor [n]. pid: torch's (…, dtype, name, …). Raises FormatError: not in the archive."""
+        """Load a tensor [n]. pid: torch's (…, dtype, name, …). Raises FormatError: not in the archive."""
         _, dtype, key, *_ = pid
         if self._archive is None or type(key) is not str or not isinstance(dtype, torch.dtype):
             raise FormatError("the pickle refers to a tensor that is not in the file; get the file again")
@@ -117,14 +109,14 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return the content of a file in torch's zip archive. name: path of the file without the first folder."""
+    """Read a file of torch's zip archive. name: path without the first folder."""
     return next(archive.read(full) for full in archive.namelist() if full.partition("/")[2] == name)
 
 
 def read_torch_file(path: Path) -> Any:
-    """Read a checkpoint of torch (.pt, .pth), a pickle of modules (.pkl), or safetensors.
+    """Read a checkpoint: torch's .pt or .pth, a pickle of modules (.pkl), or safetensors.
 
-    Returns: the stored object, with a Foreign for each unknown class. Raises FormatError: damaged file, or another format.
+    Returns: the stored object; unknown classes become Foreign. Raises FormatError: damaged file, or another format.
     """
     with reading(f"{path}: not usable as a checkpoint"), open_file(path) as file:
         if begins_like_tensors(path):
@@ -141,25 +133,25 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _meta(found: Any) -> dict[Any, Any]:
-    """Return the dict that EDM's torch_utils.persistence pickled for an object; {} for any other object."""
+    """Return the dict that EDM's torch_utils.persistence pickled for an object; else {}."""
     meta = found.args[0] if isinstance(found, Foreign) and found.args else None
     meta = meta.items if isinstance(meta, Foreign) else meta
     return meta if isinstance(meta, dict) else {}
 
 
 def attributes(found: Any) -> dict[Any, Any]:
-    """Return the attributes (__dict__) of a pickled object; {} if the object has none."""
+    """Return a pickled object's __dict__; {} if it has none."""
     state = _meta(found).get("state") or getattr(found, "state", None)
     return state if isinstance(state, dict) else {}
 
 
 def class_name(found: Any) -> str:
-    """Return the class name of a pickled object, such as EDMPrecond or Linear; '' if the object has none."""
+    """Return a pickled object's class name, such as EDMPrecond; '' if it has none."""
     return str(_meta(found).get("class_name") or getattr(found, "name", "")).rpartition(".")[2]
 
 
 def module_state(module: Any) -> dict[Any, Any]:
-    """Return the attributes of a pickled nn.Module. Raises FormatError if the object is not an nn.Module."""
+    """Return a pickled nn.Module's attributes. Raises FormatError: not an nn.Module."""
     state = attributes(module)
     if not all(isinstance(state.get(kind), dict) for kind in ("_modules", "_parameters", "_buffers")):
         raise FormatError("found an object that isn't a pickled torch.nn.Module; choose another checkpoint")
@@ -167,10 +159,7 @@ def module_state(module: Any) -> dict[Any, Any]:
 
 
 def module_tensors(module: Any) -> dict[str, Tensor]:
-    """Return the tensors of a pickled nn.Module, by name in the module's state_dict.
-
-    module: Foreign, pickled by torch or by EDM's torch_utils.persistence. Raises FormatError if it is not an nn.Module.
-    """
+    """Return a pickled nn.Module's tensors, named as in its state_dict. Raises FormatError: not an nn.Module."""
     return dict(_tensors_of(module, ""))
 
 

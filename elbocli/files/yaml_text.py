@@ -13,8 +13,6 @@ INT = re.compile(r"[-+]?[0-9]+")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe loader that keeps dates as text, reads 1e-4 as a number, and refuses a key given twice."""
-
     yaml_implicit_resolvers = {
         first: [pair for pair in pairs if pair[0].endswith((":null", ":bool"))]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -42,7 +40,7 @@ for _class in (_Loader, _Dumper):
 
 
 def parse_yaml(text: str, name: object) -> dict[str, Any]:
-    """Parse YAML text that holds a mapping. name: the file, for messages. Raises FormatError with the line."""
+    """Parse a mapping from YAML. name: the file, for messages. Raises FormatError."""
     with reading(f"{name}: not usable YAML"):
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
             raise ValueError("the text has an alias, such as *name; replace the alias by its value")
@@ -58,5 +56,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def yaml_text(value: dict[str, Any]) -> str:
-    """Return a mapping as block YAML, with keys in their given order."""
+    """Return a mapping as YAML, with keys in their given order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

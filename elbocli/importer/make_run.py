@@ -1,4 +1,4 @@
-"""Make a run from another program's checkpoint: write config.yaml and a checkpoint of step 0 atomically."""
+"""Make a run from another program's checkpoint, as step 0 of the run."""
 
 import hashlib
 import shutil
@@ -30,9 +30,9 @@ BATCH = 2  # images in the test call of a network: a network may work only for a
 def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", command: str = "") -> None:
     """Make a run from another program's checkpoint, and log warnings of the import.
 
-    format: a name of FORMATS; '': detect the format. command: command line to record in the run.
+    format: a name of FORMATS; '': detect the format. command: command line to record.
     Raises UsageError: the run exists, or an option doesn't fit. Raises DataError: the disk is full.
-    Raises FormatError: the format is wrong or unknown, or a test call of the network fails.
+    Raises FormatError: wrong or unknown format, or the network fails in a test call.
     """
     source = Source(path)
     format = format or ("module" if options.network else "")
@@ -91,9 +91,9 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
 
 
 def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:
-    """Test a network on two images; return the config, with `variance` set if the network outputs variances.
+    """Test a network on BATCH images; return the config, with `variance` set if the network outputs variances.
 
-    where: checkpoint, for messages. Raises FormatError: the network fails, or the output is not shaped like images.
+    where: checkpoint, for messages. Raises FormatError: the network fails, or its output has a wrong shape.
     """
     z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():

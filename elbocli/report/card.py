@@ -1,4 +1,4 @@
-"""Write the model card of a run: Markdown with the metadata block that the Hugging Face Hub reads. Nothing is uploaded."""
+"""Write a run's model card for the Hugging Face Hub: Markdown with a block of metadata."""
 
 import re
 from pathlib import Path, PurePath
@@ -15,7 +15,7 @@ FILL_IN = "license: unknown  # fill in the identifier of your licence; and, wher
 
 
 def metadata(facts: RunFacts) -> str:
-    """Return the YAML block of the card, without its fences."""
+    """Return the card's YAML block, without its fences."""
     family, classes = str(facts.report.network.get("family")), facts.report.network.get("num_classes")
     metrics = {row.name.replace(" ", "_") for result in facts.results["scores"] for row in score_rows(result.found)}
     metrics |= {"bits_per_dimension"} if any(row.unit.startswith("bits per dimension") for row in facts.logged) else set()
@@ -32,10 +32,7 @@ def metadata(facts: RunFacts) -> str:
 
 
 def model_card(facts: RunFacts, previews: Path) -> str:
-    """Return the card of a run as Markdown; text from files appears only in code spans, and in YAML.
-
-    previews: folder of the run's previews, of which the card shows the last.
-    """
+    """Return a run's model card as Markdown. previews: folder of pictures; the card shows the last."""
     run = facts.report
     sheets = sorted(path.name for path in previews.glob("step-*.png") if PREVIEW.fullmatch(path.name))
     values = {
@@ -51,5 +48,6 @@ def model_card(facts: RunFacts, previews: Path) -> str:
         "figures": facts.logged,
         "picture": f"previews/{sheets[-1]}" if sheets else "",
     }
+    # Text from files must appear only in code spans, and in YAML.
     filters = {"code": code, "said": said, "rows": score_rows}
     return fill_template(Path(__file__).with_name("model_card.md"), filters, values)

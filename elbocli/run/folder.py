@@ -22,22 +22,18 @@ from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.run.settings import Known, Resolved, difference
 from elbocli.version import __version__
 
-PREVIEW_COUNT = 64
-"""Largest number of images in a preview."""
+PREVIEW_COUNT = 64  # largest number of images in a preview
 STATUS = "status.json"
 LOCK = ".lock"
 RUNNING, DONE = "running", "done"
-EVERY_S = 5.0
-"""Least time between two writes of the current step to status.json, in seconds."""
+EVERY_S = 5.0  # least time between two writes of the current step to status.json
 
 
 def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
-    """Return the config.yaml of the run in a folder; None if there is no run to resume.
+    """Return the config.yaml of a run to resume; None: no such run.
 
-    anew: whether to return None for a run without a checkpoint, because the run begins again.
-    preset: preset that the run must have, else None is returned; None: any preset.
-    Raises FormatError: if config.yaml is damaged.
-    Raises UsageError: for an imported run, which can't resume.
+    anew: whether to return None for a run without a checkpoint. preset: the only preset to accept; None: any.
+    Raises FormatError: config.yaml is damaged. Raises UsageError: an imported run can't resume.
     """
     if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
         return None
@@ -48,12 +44,11 @@ def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
 
 
 def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew: bool = False) -> None:
-    """Lock the run folder `out` until `stack` closes, and check that the run can begin or resume in this folder.
+    """Lock a run folder until `stack` closes, and check that the run can begin or resume there.
 
-    patience: seconds to wait for the lock while another process holds it.
-    anew: whether to begin again if the run's checkpoints are gone.
-    Raises UsageError: if the folder holds files but no run, or checkpoints of a run with other settings.
-    Raises DataError: if another process keeps the lock, or the run's checkpoints are gone.
+    patience: seconds to wait for another process's lock. anew: whether to begin again if the checkpoints are gone.
+    Raises UsageError: the folder holds files but no run, or checkpoints of a run with other settings.
+    Raises DataError: another process keeps the lock, or the checkpoints are gone.
     """
     with writing(out):
         known = not out.exists() or (out / CONFIG).exists()
@@ -76,10 +71,9 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
 
 
 def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> None:
-    """Write config.yaml: settings, software versions, and the command lines of all starts of the run.
+    """Write config.yaml: settings, software versions, and the command lines of all starts.
 
-    command: the command line as typed; not added again if equal to the command line of the last start.
-    about: fields `processes` and `device_name` of config.yaml.
+    command: command line as typed. about: fields `processes` and `device_name`.
     """
     config = resolved.config()
     commands, run_id = list[str](), None
@@ -104,12 +98,10 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
 class RunStatus(Record, frozen=True):
     """Status of a run.
 
-    state: running, done, stopped, interrupted or failed; `read_status` returns dead instead of running if the process is gone.
-    step, steps: number of updates done, and in the whole run.
-    images: number of images trained on.
-    saved: step of the newest checkpoint; None if there is none.
-    message: why the run ended before its last step, or ''.
-    time: time of writing, in seconds since 1970.
+    state: running, done, stopped, interrupted, failed; or dead (only from `read_status`): the process is gone.
+    step, steps: updates done, and in the whole run. images: number of images trained on.
+    saved: step of the newest checkpoint; None: no checkpoint.
+    message: why the run ended before its last step, or ''. time: seconds since 1970.
     """
 
     state: str
@@ -127,7 +119,7 @@ class RunStatus(Record, frozen=True):
 
 
 def read_status(run: Path) -> RunStatus:
-    """Return the current status of a run. Raises FormatError when status.json is missing or damaged."""
+    """Return the current status of a run. Raises FormatError: status.json is missing or damaged."""
     path = run / STATUS
     found = RunStatus.of(read_json(path), f"{path}: the run's state is unknown")
     if found.state == RUNNING:
@@ -145,8 +137,7 @@ def read_status(run: Path) -> RunStatus:
 class Status:
     """Writer of a run's status.json. Write errors are ignored.
 
-    step, images, saved, state: as in RunStatus; initial values are read from status.json.
-    writes: whether to write; True only on rank 0.
+    step, images, saved, state: as in RunStatus, at first read from status.json. writes: False on ranks other than 0.
     """
 
     def __init__(self, run: Path, steps: int, writes: bool = True):
@@ -157,7 +148,7 @@ class Status:
         self.state, self.step, self.steps, self.images, self.saved = now.state, now.step, steps, now.images, now.saved
 
     def reached(self, step: int, images: int) -> None:
-        """Set the number of updates done and of images trained on; write status.json at most every EVERY_S seconds."""
+        """Set `step` and `images`; write status.json at most every EVERY_S seconds."""
         self.step, self.images = step, images
         if time.monotonic() - self._noted >= EVERY_S:
             self._noted = time.monotonic()

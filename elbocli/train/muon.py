@@ -1,7 +1,4 @@
-"""Muon: updates along the orthogonalised momentum for matrices and convolution kernels, AdamW for the other weights.
-
-torch.optim.Muon reads the learning rate on the host, takes only matrices, and can't skip a non-finite update on the device.
-"""
+"""Muon: updates along the orthogonalised momentum for matrices and kernels, AdamW for the other weights."""
 
 import math
 from typing import Any
@@ -12,18 +9,16 @@ from torch import Tensor, nn
 from elbocli.nn.networks import Network
 from elbocli.runtime.processes import sharded_like
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients (a, b, c) of a step X → aX + (bA + cA²)X with A = XXᵀ, chosen by Jordan et al. for few steps, not for accuracy."""
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # (a, b, c) of a step X → aX + (bA + cA²)X with A = XXᵀ, by Jordan et al.
 STEPS = 5
 MOMENTUM = 0.95
-SHARE = 0.2
-"""Root mean square of an update divided by the learning rate, as usual in AdamW, so that Muon and AdamW can share a rate."""
+SHARE = 0.2  # root mean square of an update / learning rate, as usual in AdamW: Muon and AdamW share a rate
 
 
 def orthogonalised(x: Tensor) -> Tensor:
-    """Return about UVᵀ for matrices x = USVᵀ, [k, rows, columns]: most singular values become .7 to 1.2.
+    """Return about UVᵀ for matrices x = USVᵀ, [k, rows, columns], by Newton-Schulz iteration.
 
-    Newton-Schulz iteration, in bf16 on CUDA. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
     """
     a, b, c = COEFFICIENTS
     tall = x.shape[1] > x.shape[2]
@@ -35,11 +30,12 @@ def orthogonalised(x: Tensor) -> Tensor:
     return (out.mT if tall else out).to(x.dtype)
 
 
+# Unlike torch.optim.Muon, never reads the learning rate on the host, takes kernels, and skips updates on the device.
 class Muon(torch.optim.AdamW):
-    """Optimizer of a network: Muon for the blocks' matrices and kernels, AdamW for all other weights.
+    """Optimizer: Muon for matrices and kernels of the network's blocks, AdamW for all other weights.
 
     Blocks: modules in network.units(), or the network if there are none; without embeddings. options: arguments of AdamW.
-    As in fused AdamW, gradients are divided by the tensor grad_scale; if the tensor found_inf is 1, the update is skipped.
+    grad_scale, found_inf: tensors, as in fused AdamW: gradients are divided by grad_scale; found_inf = 1 skips the update.
     Source: Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982, for the scale of updates.
     """
 
@@ -51,7 +47,6 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all weights by their gradients."""
         group = self.param_groups[0]  # of the network's weights
         keep = 1 - self.found_inf  # type: ignore[attr-defined]
         shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}

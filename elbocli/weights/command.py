@@ -105,7 +105,6 @@ def list_(kind: str, as_json: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """Format a value for a cell of the table of `elbo weights list`."""
     if isinstance(value, dict):
         value = [f"{key}={each:g}" for key, each in value.items()]
     return visible(value if isinstance(value, str) else ", ".join(value) or "-")

@@ -8,10 +8,10 @@ from elbocli.errors import DataError
 
 
 class PrcProtocol(NamedTuple):
-    """Way to compute precision and recall, chosen with --prc-protocol.
+    """Protocol of precision and recall, chosen with --prc-protocol.
 
-    formula: the protocol in words, for help and docs. most: largest number of reference images; None: no limit.
-    network: the only feature extractor that the protocol allows; None: any extractor.
+    formula: the protocol in words. most: largest number of reference images; None: no limit.
+    network: the only feature extractor allowed; None: any extractor.
     """
 
     formula: str
@@ -55,9 +55,9 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
 def precision_recall(samples, reference, options):
     """Return precision, recall and F-score.
 
-    radius of an image: distance to the image's k-th neighbour in the same set (samples or reference); k = PRC_NEIGHBOURS.
-    precision: fraction of samples whose distance to some reference image is at most that image's radius.
-    recall: fraction of reference images whose distance to some sample is at most that sample's radius.
+    radius of an image: distance to the k-th nearest other image of the same set; k = PRC_NEIGHBOURS.
+    precision: fraction of samples within the radius of a reference image.
+    recall: fraction of reference images within the radius of a sample.
     """
     import torch
 
@@ -90,8 +90,8 @@ def precision_recall(samples, reference, options):
 def density_coverage(samples, reference, options):
     """Return density and coverage.
 
-    ball of a reference image: all points nearer than the image's k-th neighbour in the reference; k = coverage_neighbours.
-    density: mean number of balls that a sample lies in, divided by k; 1 for equal distributions.
+    ball of a reference image: all points nearer than its k-th neighbour in the reference; k = coverage_neighbours.
+    density: mean number of balls that a sample lies in, divided by k.
     coverage: fraction of reference images with a sample in their ball.
     """
     import torch
@@ -121,9 +121,9 @@ PERCENT = "authenticity_percent"
     few="authenticity depends on the number of reference images, so compare it at an equal number only",
 )
 def authenticity(samples, reference, options):
-    """Return the percentage of samples whose nearest training image is nearer to another training image than to the sample.
+    """Return the percentage of authentic samples, with standard error and 95 % interval.
 
-    The standard error and the 95 % interval treat the samples as independent.
+    authentic: dist(sample, x) > dist(x, x'). x: training image nearest to the sample; x': training image nearest to x.
     """
     from elbocli.core.estimate import error_of_share
     from elbocli.core.neighbours import nearest
@@ -163,9 +163,8 @@ STARTS = 10  # runs of k-means, of which the best is used
 def copying(samples, reference, options):
     """Return the copying test's C_T, below 0 if samples are nearer to the training images than held-out images are.
 
-    cells: k-means clusters of the training images; cells without held-out images or with at most FEW samples are left out.
-    C_T: mean z-score of a Mann-Whitney test in each cell, weighted by the cell's number of held-out images.
-    95 % interval: C_T ± 1.96 standard deviations of C_T for samples distributed like the held-out images.
+    cells: k-means clusters of the training images; left out without held-out images, or with at most FEW samples.
+    C_T: mean z-score of the cells' Mann-Whitney tests, weighted by number of held-out images.
     Raises DataError: all cells are left out.
     """
     import numpy as np
@@ -197,12 +196,13 @@ def copying(samples, reference, options):
             f"--copying-cells {options.copying_cells}: no cell has held-out images and {FEW + 1} samples; use fewer cells"
         )
     share = np.array(weights) / sum(weights)
+    # 95 % interval for samples distributed like the held-out images.
     found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
     return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}
 
 
 def _components(values):
-    """Return the principal axes [D, COMPONENTS] and the mean [D] of features [N, D]."""
+    """Return principal axes [D, COMPONENTS] and mean [D] of features [N, D]."""
     import numpy as np
 
     from elbocli.core.estimate import StreamingFeatureMoments
@@ -215,7 +215,7 @@ def _components(values):
 
 
 def _projected(values, mean, axes):
-    """Return the coordinates of features [N, D] along the axes, from `mean` as the origin: float32 [N, COMPONENTS]."""
+    """Return (features [N, D] − mean) · axes, float32 [N, COMPONENTS]."""
     import numpy as np
     from torch import from_numpy
 

@@ -1,7 +1,7 @@
 """Read CIFAR-10 and CIFAR-100 in the binary version: batches of 32 x 32 colour images.
 
 Image: label byte (CIFAR-100: coarse label, fine label), then red, green and blue plane.
-Class names: batches.meta.txt or fine_label_names.txt in the same folder. Source: www.cs.toronto.edu/~kriz/cifar.html
+Source: www.cs.toronto.edu/~kriz/cifar.html
 """
 
 import re
@@ -20,7 +20,7 @@ PIXELS = 3 * 32 * 32
 
 @source("CIFAR", test=lambda path, head: bool(BATCH.fullmatch(path.name)), form="parts")
 def open_cifar(files: Sequence[str], folder: Entries) -> Images:
-    """Open the CIFAR batches `files` as one set of images. folder: all files of the folder, by name. Raises FormatError."""
+    """Open CIFAR batches as one set of images. folder: all files of the folder, by name. Raises FormatError."""
     with reading(files[0], "; get the files again, and name batches of one kind"):
         contents = [bytes(folder[name].read()) for name in files]
         count, beside, labels = 10, "batches.meta.txt", 1

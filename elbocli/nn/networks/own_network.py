@@ -1,7 +1,4 @@
-"""Networks of users: any torch.nn.Module of a plug-in, and any program of torch.export (.pt2).
-
-A network is a function (z, level, labels) → out, or (z, level) → out. Only files that the user names or trusts are executed.
-"""
+"""Networks of users: any torch.nn.Module of a plug-in, and any program of torch.export (.pt2)."""
 
 import inspect
 import re
@@ -60,8 +57,8 @@ class ModuleConfig(OwnConfig):
     def for_classes(self, num_classes: int) -> Self:
         """Return the config for another number of classes.
 
-        A null_class equal to the old number of classes becomes the new number of classes.
-        Raises UsageError: any other null_class, when the number of classes changes: null_class may be one of the new classes.
+        A null_class equal to the old number of classes becomes the new number.
+        Raises UsageError: another null_class could be one of the new classes.
         """
         null = self.null_class
         if null == (self.num_classes,):
@@ -75,9 +72,8 @@ class ModuleConfig(OwnConfig):
 
 @network("module", config=ModuleConfig, source="a plug-in")
 class OwnModule(Network):
-    """Network that wraps a class of a plug-in.
+    """Network that wraps a class of a plug-in. labelled: whether forward takes labels.
 
-    labelled: whether forward takes labels.
     Raises UsageError: the class is missing, or refuses the arguments.
     """
 
@@ -115,7 +111,7 @@ class OwnModule(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramConfig(OwnConfig):
-    """Config of a program of torch.export. folder: folder of the .pt2 file; not stored."""
+    """Config of a program of torch.export. folder: folder of the .pt2 file."""
 
     trainable = False
 
@@ -129,15 +125,13 @@ class ProgramConfig(OwnConfig):
             raise FormatError(f"network: file is {self.file!r}, expected the name of a .pt2 file in the run's folder")
 
     def beside(self, folder: Path) -> Self:
-        """Return this config with another folder of the .pt2 file."""
         return replace(self, folder=str(folder))
 
 
 class Signature(NamedTuple):
     """Inputs of a program, as tensors without values.
 
-    images: [B, C, H, W]; H is symbolic if the program accepts any size.
-    levels: [B] or [B, 1, …].
+    images: [B, C, H, W]; H is symbolic if the program accepts any size. levels: [B] or [B, 1, …].
     labels: integers [B] or one-hot [B, classes]; None: no labels.
     variance: whether the output has learned variances.
     """
@@ -149,12 +143,12 @@ class Signature(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """Number of classes of one-hot labels; 0: integer labels, or no labels."""
+        """Number of classes of one-hot labels; else 0."""
         return int(self.labels.shape[1]) if self.labels is not None and self.labels.is_floating_point() else 0
 
 
 def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
-    """Read a program and its inputs' shapes. Raises FormatError if the program is not a network for square images."""
+    """Read a program and its Signature. Raises FormatError: not a network for square images."""
     program = read_program(path, f"elbocli.export_network(network, {str(path)!r}, z, level, labels)")
     inputs: list[Any] = [*user_inputs(program)]
     out = program.graph.output_node().args[0][0].meta.get("val")
@@ -168,15 +162,15 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
         or len({side for side in shape[2:] if isinstance(side, int)}) > 1
     ):
         raise FormatError(
-            f"{path}: not a network for square images: z {shape} → {given}; export (z [B, C, H, H], levels [B]) or "
-            "(z, levels, labels [B]) → [B, C, H, H] or twice the channels"
+            f"{path}: not a network for square images: z {shape} → {given}; export a function of z [B, C, H, H], levels [B] "
+            "and optional labels [B], with output [B, C or 2C, H, H]"
         )
     return program, Signature(inputs[0], inputs[1], (*inputs, None)[2], given[1] == 2 * shape[1])
 
 
 @network("program", config=ProgramConfig, source="torch.export")
 class Program(Network):
-    """Network that wraps a program of torch.export, with the weights in the .pt2 file.
+    """Network that wraps a program of torch.export; its weights stay in the .pt2 file.
 
     Raises UsageError: the user doesn't trust the program. DataError: the file is missing or has changed.
     """
@@ -221,7 +215,7 @@ class Program(Network):
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def _classes(self, labels: Tensor | None, logsnr: Tensor, kind: torch.dtype) -> Tensor:
-        """Return labels of dtype `kind`, integers or one-hot (zeros: no class). logsnr: λ [B], tells B. Raises UsageError."""
+        """Return labels of dtype `kind`, integers or one-hot (zeros: no class). Raises UsageError."""
         labels = named_labels(labels, (*self.config.null_class, -1)[0], logsnr)
         if self.takes.classes:
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
@@ -251,8 +245,7 @@ class Program(Network):
 def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> None:
     """Export a network to FILE.pt2 for batches of any size, and check that elbo can read it. An existing file is replaced.
 
-    network: (z [B, C, H, W], level [B], labels [B]) → [B, C, H, W] or twice the channels; or (z, level) → out. The network
-        must be on the CPU, and is set to eval mode.
+    network: (z [B, C, H, W], level [B], labels [B]) or (z, level) → [B, C or 2C, H, W]; must be on the CPU; is set to eval mode.
     inputs: example inputs; networks built by elbo need none.
     Raises UsageError if torch can't export the network, FormatError if its input isn't images, DataError if writing fails.
 

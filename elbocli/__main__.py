@@ -9,7 +9,7 @@ STDERR = 2
 
 
 def end(signum: int, frame: FrameType | None) -> None:
-    """End the process at once, with the exit code that shells use for the signal."""
+    """End the process at once with exit code 128 + signum, as shells expect."""
     # No exception: an import or a finalizer would print a traceback. The next command removes partial files.
     try:
         if os.environ.get("RANK", "0") == "0" and sys.argv[1:]:

@@ -1,7 +1,7 @@
-"""Check theorem 1 on a run, use the run as a classifier, and compare the run's errors with the least possible errors.
+"""Theorem 1 on a run, classification of images by a run, and a run's errors above the least possible errors.
 
-Theorem 1 of Kingma & Gao 2023: the weighted loss L_w equals −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x).
-Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise for all classes.
+Theorem 1 (Kingma & Gao 2023), L_w: weighted loss: L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x).
+Classifier (Li et al. 2023, arXiv 2303.16203): p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise for all classes.
 """
 
 import math
@@ -34,10 +34,7 @@ SHARES = 10  # number of bins of λ for which −dw is reported
 
 
 def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
-    """Compare the two sides of Kingma & Gao's theorem 1 for each weighting. Raises ElboError.
-
-    asked: the run, and the images that both sides are computed on.
-    """
+    """Check theorem 1 of Kingma & Gao for each weighting. Raises ElboError."""
     low, high = asked.low, asked.high
     measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
@@ -68,7 +65,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
 def _check(
     weighting: Weighting, measure: Augmented, loss: PairedEstimate, bounds: PairedEstimate, index: int, edges: Tensor
 ) -> Check:
-    """Compare the theorem's sides, `loss` and column `index` of `bounds`. measure: −dw. edges: of bins of λ for −dw."""
+    # loss: left side of the theorem. bounds: right sides, one column per weighting. measure: −dw. edges: bins of λ for −dw.
     of = np.zeros(len(bounds.mean))
     of[index] = 1
     left, right = _side(loss, np.ones(1)), _side(bounds, of)
@@ -103,12 +100,9 @@ def class_scores(
     classes: int,
     schedule: Schedule,
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Score each image under each class; a lower score means a more likely class.
+    """Score each image under each class; lower means likelier.
 
-    images: batches with the true labels.
-    schedule: schedule that the noise levels are drawn from.
-    Returns (scores, labels, rows). scores: [N, 2, classes], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats.
-        labels: true labels, [N]. rows: the images' rows in the dataset, [N].
+    Returns: scores [N, 2, classes], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats; true labels [N]; dataset rows [N].
     Raises UsageError: images without labels. NonFiniteError: the network's output is not finite.
     """
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
@@ -129,11 +123,9 @@ def class_scores(
 def judge_scores(
     halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule
 ) -> tuple[Classification, Columns]:
-    """Compute a classifier's accuracy and calibration.
+    """Compute a classifier's accuracy and calibration, and a table with a row per image.
 
-    halves, labels, rows: scores, labels and rows from `class_scores`.
-    draws, schedule: number of noise levels per image, and the schedule that the noise levels were drawn from.
-    Returns: the result, and a table with a row per image.
+    halves, labels, rows: results of `class_scores`. draws: noise levels per image.
     """
     found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
     guess, confidence = found.argmax(1), found.max(1)
@@ -164,11 +156,9 @@ def judge_scores(
 
 
 def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
-    """Classify images with a run. Raises ElboError.
+    """Classify images with a run; also return a table with a row per image. Raises ElboError.
 
-    asked: the run, and the images.
-    schedule: schedule to draw noise levels from, such as 'edm:mean=-0.4'; '': a schedule fitted to the run's loss log.
-    Returns: the result, and a table with a row per image.
+    schedule: SPEC to draw noise levels from; '': a schedule fitted to the run's loss log.
     """
     classes = asked.trained.network.config.num_classes
     if classes < 2:
@@ -182,9 +172,9 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
 
 
 def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """Return a copy of `asked` on at most `asked.images` of the run's training images.
+    """Return `asked` with up to `asked.images` of the run's training images instead.
 
-    optimum: file of 'elbo optimum --like RUN', only checked to fit the run and `asked`.
+    optimum: file of 'elbo optimum' for these training images.
     Raises UsageError: `optimum` is for other images, or a narrower λ range. DataError, FormatError: the dataset is unusable.
     """
     least, trained = read_optimum(optimum), asked.trained
@@ -208,11 +198,11 @@ def add_excess(
 ) -> tuple[dict[str, Any], BoundEstimate]:
     """Compare a run's errors with the least possible errors.
 
-    asked: measurement on the user's images. found: bound of `asked`.
-    own: measurement on training images, from `open_own`. optimum: file of 'elbo optimum'.
-    schedule: schedule to draw the noise levels of `own` from; '': a schedule fitted to the run's loss log.
-    Returns (report, bound). report: weighted loss minus least possible loss, in nats per dimension, for the
-        images of `own` and of `asked`. bound: `found` with the excess over the least possible error in each bin.
+    asked, own: measurements on the user's images, and on training images (from `open_own`). found: bound of `asked`.
+    optimum: file of 'elbo optimum'.
+    schedule: SPEC to draw noise levels for `own` from; '': a schedule fitted to the run's loss log.
+    Returns (report, bound). report: weighted loss above the least possible loss, in nats per dimension.
+        bound: `found`, with the error above the least possible error in each bin.
     """
     least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
     same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)

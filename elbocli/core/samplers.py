@@ -1,6 +1,6 @@
-"""Samplers, which make one step from λ to a higher λ, and `walk`, which makes all steps from noise to data.
+"""Samplers, which step from λ to a higher λ, and `walk`, which steps from noise to data.
 
-z is variance preserving; λ = inf is clean data. Only z and x̂ are tensors. Primes: values at the end of the step (z', α', σ').
+z is variance preserving; λ = inf is clean data. z', α', σ': values at the end of the step.
 last: x̂ of the previous step; None in the first step. noise: function () → standard normal noise, shaped like z.
 """
 
@@ -55,7 +55,7 @@ class Move(NamedTuple):
 class SamplerPreset(NamedTuple):
     """Published settings of a sampler.
 
-    grid: schedule of the noise levels, such as `edm-sample:rho=7`. params: values of the sampler's parameters.
+    grid: schedule of the noise levels, such as `edm-sample:rho=7`. params: the sampler's parameters.
     """
 
     grid: str
@@ -67,9 +67,8 @@ class SamplerPreset(NamedTuple):
 class SamplerTraits(NamedTuple):
     """Properties of a sampler.
 
-    grid, steps: default schedule of the noise levels, and default number of steps.
-    presets: published settings by name. learned: whether the denoiser must be a DenoiseWithVariance.
-    ancestral: whether steps draw from q(z' | z, x̂).
+    grid: default schedule of the noise levels. presets: published settings by name.
+    learned: whether the denoiser must be a DenoiseWithVariance. ancestral: whether steps draw from q(z' | z, x̂).
     """
 
     grid: str
@@ -123,7 +122,7 @@ def ancestor(z, x_hat, move, noise, gamma):
 def ddpm(z, last, move, denoise, noise, gamma=0.2):
     """Make an ancestral step: draw z' from q(z' | z, x̂).
 
-    gamma: sets the variance, small^(1−gamma) large^gamma, with small = c σ'², large = c σ² and c = 1 − e^{λ−λ'}.
+    gamma: the variance is small^(1−gamma) large^gamma, with small = c σ'², large = c σ² and c = 1 − e^{λ−λ'}.
     """
     x_hat = denoise(z, move.now)
     return ancestor(z, x_hat, move, noise, gamma), x_hat
@@ -138,7 +137,7 @@ def ddpm(z, last, move, denoise, noise, gamma=0.2):
     ancestral=True,
 )
 def ddpm_learned(z, last, move, denoise, noise):
-    """Make a ddpm step with the gamma that the denoiser returns for each value of z."""
+    """Make a ddpm step with the denoiser's gamma for each value of z."""
     x_hat, gamma = denoise(z, move.now)
     return ancestor(z, x_hat, move, noise, gamma), x_hat
 
@@ -146,7 +145,7 @@ def ddpm_learned(z, last, move, denoise, noise):
 def advance(z, x_hat, last, move, eta=0.0):
     """Return the mean of z' after a step of DPM-Solver++(2M), or of its SDE version.
 
-    Equation that the step solves: dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
+    Solves dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
     move: the step, a Move. x_hat, last: x̂ of this step, and x̂ of the previous step (None: first step).
     eta: amount of noise η; 0: the probability-flow ODE.
     """
@@ -187,7 +186,7 @@ def dpmpp_2m(z, last, move, denoise, noise):
 def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
     """Make a step of dpmpp-2m with added noise.
 
-    eta: amount of noise, above 0; 1: the reverse SDE; toward 0, the step becomes that of dpmpp-2m.
+    eta: amount of noise, above 0; 1: the reverse SDE.
     """
     x_hat = denoise(z, move.now)
     mean = advance(z, x_hat, last, move, eta)
@@ -215,8 +214,8 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
 def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0):
     """Make a second-order step of Heun's method, after adding noise if s_churn > 0.
 
-    s_churn: relative growth of σ_edm by added noise, summed over all steps from noise to data; at most √2 − 1 in a step.
-    s_min, s_max: noise is added only in steps with s_min ≤ σ_edm ≤ s_max.
+    s_churn: relative growth of σ_edm by added noise, summed over all steps; at most √2 − 1 per step.
+    s_min, s_max: noise is added only if s_min ≤ σ_edm ≤ s_max.
     s_noise: factor on the added noise's standard deviation.
     """
     now, then, _, steps = move
@@ -245,10 +244,7 @@ Sampler = Declaration
 
 
 def parse_sampler(text: str) -> Sampler:
-    """Return the sampler that a text names, with the parameters in the text. Raises UsageError for unknown names.
-
-    text: NAME, NAME:KEY=VALUE,… or NAME:PRESET,KEY=VALUE,…, such as `heun:edm-imagenet64,s_churn=20`.
-    """
+    """Parse NAME, NAME:KEY=VALUE,… or NAME:PRESET,KEY=VALUE,…, such as `heun:edm-imagenet64,s_churn=20`. Raises UsageError."""
     name, _, words = text.strip().partition(":")
     declared = SAMPLERS.find(name)
     first, _, rest = words.partition(",")
@@ -260,7 +256,7 @@ def parse_sampler(text: str) -> Sampler:
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
-    """Return the noise levels λ of `steps` steps of a sampler, rising, [steps + 1]; the last is inf (clean data).
+    """Return the rising λ of a sampler's steps, [steps + 1]; the last is inf (clean data).
 
     spacing: one of SPACINGS; None: the default for the schedule.
     Raises UsageError: the schedule has too few timesteps.
@@ -269,7 +265,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
 
 
 def no_noise() -> NoReturn:
-    """Raise UsageError. For use as the argument `noise` of samplers that must not draw noise."""
+    """Raise UsageError; use as `noise` of samplers that must not draw noise."""
     raise UsageError("the sampler adds noise, but must not; use dpmpp-2m, or heun with s_churn=0 (in 'elbo grid', also ddpm)")
 
 
@@ -283,11 +279,9 @@ def walk(
 ) -> Tensor:
     """Make all steps of a sampler, from noise to data, and return the data.
 
-    z: noise [B, …], at λ = grid[0].
-    grid: rising λ; inf is clean data.
+    z: noise [B, …], at λ = grid[0]. grid: rising λ; inf is clean data.
     denoise: function (z, λ) → x̂; for samplers with learned variance, a DenoiseWithVariance.
-    noise: function () → standard normal noise, shaped like z.
-    every_step: whether to draw noise once in every step, even in steps that add no noise, as EDM does.
+    every_step: whether to draw noise once in every step, even in steps that add none, as EDM does.
     """
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):

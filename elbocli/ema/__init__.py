@@ -1,1 +1,1 @@
-"""`elbo ema`: average the weights of a run after training. Begin with command.py."""
+"""`elbo ema`: average the weights of a run after training."""

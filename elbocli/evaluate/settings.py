@@ -1,4 +1,4 @@
-"""Settings of `elbo eval`, and the settings of published evaluations. Imports no torch."""
+"""Settings of `elbo eval`, and of published evaluations. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,16 +13,14 @@ from elbocli.nn.extractors import DEFAULT, STRICT
 class EvalSettings:
     """Settings of `elbo eval`.
 
-    metrics: options of each metric, by the metric's name.
-    seed: seed of the samples' classes if `classes` is 'random'.
+    metrics: options of each metric, by the metric's name. seed: seed of 'random' classes.
     extractor: name, or file of an exported program; '': the extractor of saved features, or Inception for images.
-    extractor_weights: file of the extractor's weights; None: the published weights.
+    extractor_weights: None: the published weights.
     classes: classes that a stream of samples was drawn with: 'balanced', 'random', or a list; '': not given.
-    allow_mismatch: whether to score samples and a reference that were made differently.
-    command: command line to store in the result.
-    save_stats, save_features: files for the samples' statistics and features; None: no file.
-    held_out: file of images like the reference's that the model was not trained on; None: no such images.
-    neighbours: file for a picture of samples beside the closest reference images; None: no picture.
+    allow_mismatch: whether samples and reference may have been made differently.
+    save_stats, save_features: files for the samples' statistics and features.
+    held_out: file of images like the reference's that the model was not trained on.
+    neighbours: file for a picture of samples beside the closest reference images.
     protocol: name in PROTOCOLS; '': no protocol.
     precision: number format of the extractor, such as 'fp32'.
     """
@@ -43,20 +41,17 @@ class EvalSettings:
     precision: str = STRICT
 
     def needing(self, need: Need) -> list[str]:
-        """Return the names of the chosen metrics that need the input `need`."""
+        """List the chosen metrics that need the input `need`."""
         return [name for name in self.metrics if need in METRICS[name].traits.needs]
 
 
 class Protocol(NamedTuple):
     """Settings of a published evaluation.
 
-    formula: description for the help text. source: paper and script that define the protocol.
-    tables: papers with scores by this protocol.
-    extractor: the only extractor that is allowed.
-    options: options of metrics, by name.
-    n: number of samples.
-    ref_images: number of images that the reference must hold as well as statistics; 0: any reference.
-    classes, per_class: number of classes, and number of samples in each class; 0: any number.
+    formula: description for the help text. source: paper and script. tables: papers with scores by this protocol.
+    extractor: the only allowed extractor. options: options of metrics. n: number of samples.
+    ref_images: number of images that the reference must hold besides statistics; 0: any reference.
+    classes, per_class: number of classes, and samples per class; 0: any number.
     """
 
     formula: str
@@ -112,9 +107,7 @@ USUAL = Protocol("", "", "", extractor="", metrics=("fid", "is"))  # for evaluat
 def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return the fields protocol, metrics and extractor of EvalSettings.
 
-    name: protocol; '': no protocol.
-    given: the user's options by name; the user's options replace the protocol's options.
-    seed: seed of the metrics.
+    name: protocol; '': no protocol. given: the user's options, which replace the protocol's. seed: seed of the metrics.
     """
     protocol = PROTOCOLS.get(name, USUAL)
     return {

@@ -1,7 +1,7 @@
 """Loss logs (JSONL), least possible errors by noise level (JSON), and tables of likelihoods by image (TSV).
 
 Loss log: a LossLogHeader, then a LossLogRow per interval; logs may be concatenated.
-Errors: ‖ε−ε̂‖²/D, summed in each bin of λ. Names that end in _se: standard errors.
+Errors: ‖ε−ε̂‖²/D, summed in each bin of λ. Suffix _se: standard error.
 """
 
 import json
@@ -36,13 +36,12 @@ def check_edges(edges: list[float]) -> None:
         raise ValueError("the edges of the bins must increase")
 
 
-EVAL = "eval_"
-"""Prefix of the names of the scores of --eval-every in metrics.jsonl."""
+EVAL = "eval_"  # prefix of scores of --eval-every in metrics.jsonl
 
 
 @stored("metrics.jsonl")
 class MetricsRow(Record, frozen=True):
-    """Metrics after a step. values: value of each metric, by name; None: not finite."""
+    """Metrics after a step. values: by the metric's name; None: not finite."""
 
     REST: ClassVar[str] = "values"
 
@@ -57,8 +56,8 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
 
     edges: limits of the λ bins, increasing, [bins + 1].
     dimensions: number of values per image, C·H·W.
-    floor: least allowed density of an adaptive schedule, relative to a uniform density; None: other schedules.
-    about: other keys of the line; in validation.jsonl, the dataset, its digest, and the number of held-out images.
+    floor: least density of an adaptive schedule, as a fraction of the uniform density; None: other schedules.
+    about: other keys; in validation.jsonl, the dataset, its digest, and the number of held-out images.
     """
 
     REST: ClassVar[str] = "about"
@@ -80,8 +79,8 @@ class LossLogRow(Record, frozen=True):
     """Errors of one interval of a loss log, in each bin of λ.
 
     step, images: optimizer updates done and images seen when the interval ends.
-    count, sum, sumsq: [bins], number of errors in each bin, their sum, and their sum of squares.
-    weight: [bins], w(λ) of a learned weighting at the middle of each bin; None: other weightings.
+    count, sum, sumsq: number, sum and sum of squares of each bin's errors, [bins].
+    weight: learned w(λ) at the middle of each bin, [bins]; None: not learned.
     """
 
     step: Count
@@ -98,21 +97,19 @@ class LossLogRow(Record, frozen=True):
 
 
 def text_line(record: Record) -> str:
-    """Return a record as one line of JSON, with its line feed."""
+    """Return a record as one line of JSON."""
     return json.dumps(record.json()) + "\n"
 
 
 def header(edges: Tensor, **about: Any) -> str:
-    """Return the first line of a loss log. edges: [bins + 1], increasing λ. about: other fields of LossLogHeader."""
+    """Return the first line of a loss log. about: other fields of LossLogHeader."""
     return text_line(LossLogHeader.of({**LossLogHeader.head(), **about, "edges": edges.tolist()}, "loss log"))
 
 
 def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> str:
     """Return the line of one interval of a loss log.
 
-    step, images: optimizer updates done and images seen when the interval ends.
-    sums: [3, bins], count, sum and sum of squares of the errors.
-    weight: [bins], w(λ) of a learned weighting; None: other weightings.
+    step, images, weight: as in LossLogRow. sums: [3, bins], count, sum and sum of squares of the errors.
     """
     count, total, squares = sums.tolist()
     learned = None if weight is None else weight.tolist()
@@ -120,7 +117,7 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
 
 
 def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and intervals of a loss log. name: file name for messages. Raises FormatError: bad header or row."""
+    """Yield the headers and rows of a loss log. name: for messages. Raises FormatError."""
     bins = 0
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
@@ -144,11 +141,10 @@ def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLo
 
 @dataclass
 class LossLog:
-    """Sum of one or more loss logs.
+    """Sum of loss logs.
 
-    edges: [bins + 1], increasing λ.
-    sums: [3, bins], count, sum and sum of squares of the errors.
-    images: images seen. lines: number of intervals added up. batch: images per step.
+    edges: [bins + 1], increasing λ. sums: [3, bins], count, sum and sum of squares of the errors.
+    images: images seen. lines: number of LossLogRows in the sum. batch: images per step.
     """
 
     header: LossLogHeader
@@ -162,8 +158,7 @@ class LossLog:
 def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     """Add up loss logs.
 
-    sources: run folders, files or streams.
-    since: a step; only intervals that end after step `since` are added.
+    sources: run folders, files or streams. since: intervals that end at this step or before are left out.
     Raises FormatError: a log is damaged, or logs have different bins. UsageError: no sources.
     """
     total: LossLog | None = None
@@ -202,7 +197,7 @@ class LossLogWriter:
     path: a new file, or an existing log with the same bins to append to.
     edges: limits of the λ bins, increasing, [bins + 1].
     dimensions: number of values per example, such as C·H·W of an image.
-    specs: weighting, schedule and prediction to store in the log, such as schedule="edm:mean=-0.4".
+    specs: weighting, schedule and prediction to store, such as schedule="edm:mean=-0.4".
     Raises DataError if the file can't be written.
     """
 
@@ -212,11 +207,10 @@ class LossLogWriter:
             self._append(header(edges, dimensions=dimensions, **specs))
 
     def write(self, step: int, images: int, sums: Tensor) -> None:
-        """Append an interval.
+        """Append an interval. Raises DataError if the file can't be written.
 
         step, images: optimizer updates done and images seen so far.
         sums: [3, bins], count, sum and sum of squares of the errors since the last interval.
-        Raises DataError if the file can't be written.
         """
         self._append(line(step, images, sums))
 
@@ -233,7 +227,7 @@ Positive = Annotated[int, Meta(ge=1, le=10**15)]
 
 
 class LeastCurve(Record, frozen=True):
-    """Least possible error of a denoiser in each bin of λ, and its standard error, [bins] each."""
+    """Least possible error in each bin of λ, [bins]."""
 
     eps_mse: Values
     eps_mse_se: Sums
@@ -244,8 +238,7 @@ class SampleCheck(Record, frozen=True):
 
     images: number of images in the subset.
     sources: number of noised images whose error was computed twice, with the subset and with all images.
-    bias: mean of (error with the subset − error with all images), [bins]; already subtracted from the least possible error.
-    bias_se: standard error of the bias, [bins].
+    bias: mean of (error with the subset − error with all images), [bins]; already subtracted from Optimum.eps_mse.
     """
 
     images: Positive
@@ -258,16 +251,14 @@ class SampleCheck(Record, frozen=True):
 class Optimum(Record, frozen=True, kw_only=True):
     """Least possible error of a denoiser for a finite set of images, by noise level.
 
-    edges: [bins + 1], increasing λ.
-    eps_mse, eps_mse_se: [bins], the least possible error per dimension, and its standard error.
+    edges: [bins + 1], increasing λ. eps_mse: [bins], the least possible error per dimension.
     classes: number of classes, for a denoiser that is given the class; 0: not given the class.
     label_dropout: fraction of images whose class was hidden from the network in training.
     without_class: least possible error of a denoiser that is not given the class; None: no classes.
-    nats: ½∫ dimensions·eps_mse dλ over all bins; for an infinite range of λ, the integral would be log_images.
+    nats: ½∫ dimensions·eps_mse dλ over all bins; log_images for an infinite range of λ.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
-    images: number of images in the set, including mirror images if `flip`.
-    sources, draws: number of images that noise was added to, and noise draws per image.
-    about: other keys of the file.
+    images: number of images, including mirror images if `flip`.
+    sources, draws: number of noised images, and noise draws per image.
     """
 
     REST: ClassVar[str] = "about"
@@ -303,7 +294,7 @@ class Optimum(Record, frozen=True, kw_only=True):
             raise ValueError(f"eps_mse and eps_mse_se must have {bins} numbers, one per bin; found {[*map(len, curves)]}")
 
     def text(self) -> str:
-        """Return the content of the file, as JSON text."""
+        """Return the content of the file."""
         return json.dumps(self.json(), indent=1, allow_nan=False) + "\n"
 
     def least(self, edges: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
@@ -343,22 +334,22 @@ Columns = dict[str, np.ndarray]
 
 
 def is_table(path: Path) -> bool:
-    """Tell whether a file name has the suffix of a table, .tsv or .txt."""
+    """Tell whether a file name ends in .tsv or .txt."""
     return path.suffix.lower() in ENDINGS
 
 
 def write_table(path: Path, table: Columns) -> None:
-    """Write a table as TSV, with all digits of each number. Raises DataError."""
+    """Write a table as TSV. Raises DataError."""
     rows = zip(*(column.tolist() for column in table.values()))
     write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in [table, *rows]))
 
 
 def read_table(path: Path) -> Columns:
-    """Read a table of likelihoods. Raises FormatError unless it has 3 or more equally long columns of finite numbers."""
+    """Read a table of likelihoods. Raises FormatError."""
     with reading(f"{path}: not usable as likelihoods"):
         names, *lines = [line.split("\t") for line in read_text(path).splitlines()]
         values = np.array(lines, np.float64)
         table = dict(zip(names, values.T, strict=True))
         if len(table) < 3 or not np.isfinite(values).all():
-            raise ValueError(f"{len(table)} columns; needs 3 or more, of finite numbers; make the table again with --per-image")
+            raise ValueError("fewer than 3 columns, or numbers that are not finite; make the table again with --per-image")
         return {**table, "index": table["index"].astype(np.int64), "label": table["label"].astype(np.int64)}

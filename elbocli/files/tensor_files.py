@@ -26,10 +26,7 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]  # {tensor's name: (type such as
 
 
 class TensorFile:
-    """A safetensors file, whose tensors are read on request. Raises FormatError.
-
-    layout: type and shape of each tensor.
-    """
+    """A safetensors file, whose tensors are read on request. Raises FormatError."""
 
     def __init__(self, path: Path):
         self._reading = lambda: reading(f"{path}: not usable as safetensors")
@@ -41,26 +38,25 @@ class TensorFile:
             self.layout: Layout = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
 
     def read(self, key: str) -> Tensor:
-        """Return a tensor that is mapped from the file. Raises FormatError."""
+        """Return a tensor, mapped from the file."""
         with self._reading():
             tensor: Tensor = self._file.get_tensor(key)
         return tensor
 
     def all(self) -> dict[str, Tensor]:
-        """Return copies of all tensors, by name. Raises FormatError."""
+        """Return copies of all tensors, by name."""
         return {key: self.read(key).clone() for key in self.layout}
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file by name. Raises FormatError."""
+    """Read all tensors of a safetensors file, by name. Raises FormatError."""
     return TensorFile(path).all()
 
 
 def load_tensors(source: Path | io.BytesIO, name: str = "", mapped: bool = False) -> Any:
-    """Load tensors and plain values that torch.save wrote. Raises FormatError for other objects.
+    """Load what torch.save wrote. Raises FormatError for other objects than tensors and plain values.
 
-    name: name of the file for messages; "": the path.
-    mapped: whether to map the tensors from the file instead of reading them.
+    name: file name for messages; "": the path. mapped: whether to map tensors instead of reading them.
     """
     what = name or source
     with reading(f"{what}: not a file of tensors"), quiet():
@@ -81,7 +77,7 @@ class AverageFacts(Record, frozen=True):
     spec: name and parameters of the average, such as `power:std=0.1`.
     std: standard deviation in time of a power average, relative to the step.
     step, images: optimizer updates done and images seen at the end of the average.
-    residual: error of approximating the wanted average by the snapshots' averages; 0: no error.
+    residual: relative error of approximating the average by snapshots; 0: exact.
     coefficients: coefficient of each snapshot's average; key: SNAPSHOT/AVERAGE.
     """
 
@@ -103,7 +99,7 @@ class AverageFacts(Record, frozen=True):
 def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Record) -> None:
     """Write tensors to a safetensors file. Raises DataError.
 
-    kind: name of the format, for the file's metadata. about: how the tensors were made.
+    kind: name of the format. about: how the tensors were made.
     """
     content = memoryview(save({key: value.contiguous() for key, value in tensors.items()}))
     end = 8 + int.from_bytes(content[:8], "little")
@@ -119,7 +115,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Reco
 
 
 def read_about(path: Path) -> tuple[AverageFacts, str]:
-    """Return how a file's averaged weights were made, and the digest of the tensors. Raises FormatError for other files."""
+    """Return the origin and digest of averaged weights. Raises FormatError."""
     meta = TensorFile(path).metadata
     check_format(path, meta, AVERAGE, then="; make them with 'elbo ema'")
     what = f"{path}: doesn't say how it was made"
@@ -127,7 +123,7 @@ def read_about(path: Path) -> tuple[AverageFacts, str]:
 
 
 def check_average(path: Path) -> None:
-    """Raise FormatError if the tensors of a file of averaged weights don't match the digest in the file."""
+    """Raise FormatError if averaged weights don't match the digest in their file."""
     with reading(path), open_file(path) as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -136,9 +132,9 @@ def check_average(path: Path) -> None:
 
 
 def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
-    """Load a program of torch.export; loading may run code.
+    """Load a program of torch.export, which may run code.
 
-    export: Python code that exports the program, to show in messages; "": code that exports a feature extractor.
+    export: code to suggest in messages; "": code that exports a feature extractor.
     Raises FormatError: the file is not a program, or the program takes batches of only one size.
     """
     export = export or f"elbocli.export_extractor(network, images, {str(path)!r})"
@@ -153,7 +149,7 @@ def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
 
 
 def user_inputs(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
-    """Return a program's inputs as fake tensors, which take no memory."""
+    """Return a program's inputs as fake tensors."""
     names = program.graph_signature.user_inputs
     nodes = [node for node in program.graph.nodes if node.name in names]
     return [node.meta["val"] for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)]

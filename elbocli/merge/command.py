@@ -1,4 +1,4 @@
-"""Command line of `elbo merge`: options, and the function that runs the command."""
+"""Command line of `elbo merge`."""
 
 from pathlib import Path
 

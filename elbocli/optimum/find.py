@@ -1,4 +1,4 @@
-"""Compute the least possible denoising error on a dataset, which is the error of the Bayes denoiser."""
+"""Least possible denoising error on a dataset: the error of the Bayes denoiser."""
 
 import math
 from dataclasses import dataclass
@@ -27,18 +27,13 @@ from elbocli.runtime.progress import log, progress
 from elbocli.train.batches import training_rows
 from elbocli.version import __version__
 
-NOISES = 2
-"""Number of noise samples per source image; the difference of the samples' errors gives the standard error."""
-NUMBERS = 2**22
-"""Largest number of float64 values in one batch, 32 MB."""
+NOISES = 2  # noise samples per source image; the difference of the samples' errors gives the standard error
+NUMBERS = 2**22  # largest number of float64 values in one batch, 32 MB
 MOST_IMAGES = 1024
 MOST_SOURCES = 512
-UNIT = 1 / 127.5
-"""Distance of neighbouring pixel levels after scaling to [-1, 1]."""
-AFFORDABLE = 1e13
-"""Largest number of operations for a softmax over all images on a CPU; on CUDA, 1000 times as many."""
-CHECKED = 1 / 8
-"""Fraction of source images whose error is also computed by a softmax over all images, to correct a subset's bias."""
+UNIT = 1 / 127.5  # distance of neighbouring pixel levels after scaling to [-1, 1]
+AFFORDABLE = 1e13  # most operations for a softmax over all images on a CPU; on CUDA, 1000 times as many
+CHECKED = 1 / 8  # fraction of sources whose error is also computed by a softmax over all images, to correct a subset's bias
 LEAST_CHECKED = 32
 
 
@@ -46,9 +41,8 @@ LEAST_CHECKED = 32
 class Search:
     """Settings for computing the least possible error: noised images (sources) are denoised by a softmax over images.
 
-    rows: dataset rows from which sources and softmax images are drawn.
-    logsnr_min, logsnr_max, bins: range of λ, and number of equal bins in this range.
-    sources: number of images to noise and denoise.
+    rows: dataset rows of sources and of images in the softmax.
+    bins: number of equal bins of λ. sources: number of images to noise and denoise.
     sample: number of images in the softmax; 0: all; None: all, or an eighth if all need more operations than AFFORDABLE.
     batch_size: number of softmax images at a time; None: as many as fit NUMBERS.
     conditional: whether the denoiser is given the class.
@@ -80,16 +74,15 @@ class Search:
         self.of_class = (1 + self.flip) * torch.bincount(self.labels).double()
 
     def levels(self, places: np.ndarray) -> Tensor:
-        """Return images as pixel levels 0 to 255, float64 [J, H, W, C], on the device. places: positions in `rows`."""
+        """Return pixel levels 0 to 255, float64 [J, H, W, C]. places: positions in `rows`."""
         return torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device).double()
 
     def errors(self, places: np.ndarray, levels: np.ndarray, among: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the least possible errors per dimension, and the approximate expectations of the errors' squares.
 
         Returns: two tensors [S, NOISES, bins]; if `conditional`, [S, NOISES, 2 · bins]: without the class, then with the class.
-        places: positions in `rows` of the S sources.
+        places: positions in `rows` of the S sources. among: positions in `rows` of the images in the softmax.
         levels: position of each source's λ in every bin, [S] in [0, 1); each noise sample adds a random offset (modulo 1).
-        among: positions in `rows` of the images in the softmax.
         """
         device, count = self.device, len(places)
         noise, offsets = (Stream(self.seed, f"optimum-{what}") for what in ("noise", "levels"))
@@ -115,7 +108,7 @@ class Search:
 
 
 def find_optimum(search: Search) -> Optimum:
-    """Compute the least possible error in each bin of λ. Raises UsageError for too few sources."""
+    """Compute the least possible error in each bin of λ. Raises UsageError: too few sources."""
     count, sample = len(search.rows), search.sample
     places = Stream(search.seed, "optimum-sources").permutation(0, count)[: search.sources]
     work = 2.0 * (NOISES + 1) * len(places) * search.images * search.dimensions
@@ -145,7 +138,7 @@ def find_optimum(search: Search) -> Optimum:
 
 
 def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
-    """Return the Optimum. main: errors of the sources by a softmax over `size` images. apart: bias of `main`; None: no bias."""
+    # main: errors by a softmax over `size` images. apart: bias of `main`; None: no bias.
     bins, count, data = search.bins, len(search.rows), search.dataset
     unit = np.eye(len(main.mean))
 
@@ -193,10 +186,9 @@ def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, 
 def open_search(data: Path | None, like: Path | None, *, device: str = "auto", **options: Any) -> Search:
     """Return the settings for a dataset, with defaults from a run.
 
-    data: dataset; None for the run's dataset.
-    like: run whose training images, range of λ, classes and mirror images are the defaults; None for no run.
-    options: fields of Search; None keeps the default.
-    Raises UsageError: if no dataset is given. Raises DataError: if the run was trained on other images.
+    data: None: the run's dataset. like: run whose training images and settings are the defaults; None: no run.
+    options: fields of Search; None: the default.
+    Raises UsageError: no dataset. DataError: the run was trained on other images.
     """
     usual, classes, known = TrainSettings(label_dropout=0.0), False, RunData()
     if like is not None:
@@ -217,7 +209,7 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
 
 
 def plot_optimum(found: Optimum, out: Path) -> None:
-    """Draw the least possible ε error per dimension over λ, ± 2 standard errors, into the file `out`."""
+    """Plot the least possible error over λ, ± 2 standard errors, into `out`."""
     from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
 
     edges, value, se = map(torch.tensor, (found.edges, found.eps_mse, found.eps_mse_se))

@@ -1,5 +1,4 @@
-"""`elbo report` writes an HTML page about one or more runs, or writes a model card.
+"""`elbo report`: an HTML page about runs, or a model card.
 
-gather.py reads runs, log_history.py logs, results.py results of commands, thumbnails.py images; page.py writes the page,
-card.py the card.
+gather.py reads runs; page.py writes the page, card.py the card.
 """

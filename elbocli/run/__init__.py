@@ -1,5 +1,4 @@
-"""A run on disk. Start with train_settings.py, which declares all settings, and settings.py, which merges settings.
+"""A run on disk.
 
-folder.py locks the run folder during training, and writes config.yaml and status.json. open.py opens a trained run for
-sampling and scoring, or as the start of another run (--init).
+train_settings.py declares all settings; settings.py merges settings. folder.py writes the run folder; open.py opens trained runs.
 """

@@ -1,4 +1,4 @@
-"""The processes of a run under torchrun: ranks and collective operations. A single process needs no launcher."""
+"""Processes of a run under torchrun: ranks and collective operations."""
 
 import faulthandler
 import os
@@ -19,8 +19,7 @@ from elbocli.runtime.device import choose_device, meant_by
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # timeout of collective operations; ranks wait while rank 0 reads and checks a checkpoint
-VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Environment variables that torchrun or another launcher must set for each process, besides WORLD_SIZE."""
+VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun, besides WORLD_SIZE
 JOIN = timedelta(minutes=10)  # timeout for the start of all processes; imports over a network file system are slow
 ENDING_S = 60.0  # seconds after which a failed process is killed; other processes wait for the end of the failed process
 _kept: list[Any] = []  # freeing a process group waits for its thread, which may wait for Python's lock for ever (torch 2.13)
@@ -28,7 +27,7 @@ _kept: list[Any] = []  # freeing a process group waits for its thread, which may
 
 @dataclass(frozen=True)
 class World:
-    """This process among the `size` processes of a run. Every process must call all methods in the same order.
+    """This process among the `size` processes of a run. All processes must call the methods in the same order.
 
     Raises PeerLost: in all methods, when another process has ended.
     """
@@ -39,11 +38,11 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Tell whether this is rank 0, the only rank that prints and writes."""
+        """Whether this is rank 0, the only rank that prints and writes."""
         return self.rank == 0
 
     def added(self, value: Tensor) -> Tensor:
-        """Sum a tensor over all processes, in place, and return the tensor."""
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
@@ -74,7 +73,7 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Raise an ElboError in every process if any process raises an ElboError in the block."""
+        """If the block raises an ElboError in one process, raise it in all processes."""
         if self.size == 1:
             yield
             return
@@ -94,16 +93,13 @@ ALONE = World()
 
 
 def shard_size(size: int) -> int:
-    """Return the number of processes that share a copy of the weights under FSDP.
-
-    size: number of all processes. Returns: number of processes of a node, or `size` if this number doesn't divide `size`.
-    """
+    """Return how many of `size` processes share a copy of the weights under FSDP."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     return size if size % local else local
 
 
 def to_local(tensor: Any) -> Tensor:
-    """Return this process's shard of a DTensor, not copied; return any other tensor unchanged."""
+    """Return this process's shard of a DTensor; return other tensors unchanged."""
     if not hasattr(tensor, "to_local"):
         return tensor
     with torch.no_grad():
@@ -111,7 +107,7 @@ def to_local(tensor: Any) -> Tensor:
 
 
 def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
-    """Return `whole` sharded like `tensor` if `tensor` is a DTensor, else unchanged. whole: equal in all processes."""
+    """Return `whole` sharded like `tensor`. whole: equal in all processes."""
     if not hasattr(tensor, "device_mesh"):
         return whole
     from torch.distributed.tensor import distribute_tensor
@@ -121,7 +117,7 @@ def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[World]:
-    """Join torchrun's process group during the block; yield this process's World. Without WORLD_SIZE, the process is alone.
+    """Join torchrun's process group during the block; yield a World.
 
     device: auto, cpu, cuda, …; under torchrun, cuda is the GPU of the local rank.
     Raises UsageError: when an environment variable is missing, or `device` has an index under torchrun.
@@ -163,7 +159,7 @@ def joined(device: str = "auto") -> Iterator[World]:
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Redirect file descriptor 1 to stderr during the block, for output of C libraries."""
+    """Redirect file descriptor 1 to stderr, for output of C libraries."""
     stdout = os.dup(1)
     os.dup2(2, 1)
     try:

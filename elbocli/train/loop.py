@@ -1,4 +1,4 @@
-"""The training loop: from start or checkpoint to the last step, with checkpoints written by a background thread."""
+"""The training loop; a background thread writes checkpoints."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ from elbocli.train.state import TrainState
 from elbocli.train.step import check, update
 
 GLANCE_S = 0.5  # seconds to wait for a run's lock, which other commands may hold for a moment
-GRACE_S, LOOK_S = 5.0, 0.1
-"""Seconds between SIGTERM and SIGKILL for a command of --on-checkpoint, and between checks whether the command has ended."""
+GRACE_S, LOOK_S = 5.0, 0.1  # for a command of --on-checkpoint: seconds from SIGTERM to SIGKILL, and between checks for its end
 STDERR = 2
 LAUNCHER = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "WORLD_SIZE", "TORCHELASTIC_")
-"""Prefixes of torchrun's environment variables, with which a command of --on-checkpoint would wait for other ranks."""
+# Prefixes of torchrun's environment variables, with which a command of --on-checkpoint would wait for other ranks.
 
 
 def run(
@@ -49,7 +48,7 @@ def run(
     overwrite: bool = False,
     extractor: tuple[str, Path | None] = (TINY, None),
 ) -> None:
-    """Train until the last step, from the newest checkpoint in `out` if there is a checkpoint.
+    """Train until the last step, from the newest checkpoint in `out` if there is one.
 
     Every process of `world` calls this function; only rank 0 writes.
     out: run folder; a finished run is left unchanged.
@@ -58,7 +57,7 @@ def run(
     on_checkpoint: shell command to run after each checkpoint; '': none.
     log_to: further targets of the logs: 'tensorboard', 'wandb', 'trackio' or paths of JSONL files.
     extractor: for --eval-every: name or program of the extractor, and file of its weights.
-    overwrite: begin again at step 0 if the run's checkpoints are gone; False: raise DataError if they are gone.
+    overwrite: whether to begin again if the run's checkpoints are gone, instead of raising DataError.
     Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
     """
     settings = resolved.settings
@@ -113,14 +112,12 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
     with ThreadPoolExecutor(1, "elbo-saver") as writer:
 
         def start(write: Callable[[], object]) -> None:
-            """Wait for the previous write, then run `write` in the writer thread. Raises the previous write's error."""
             nonlocal writing
             if world.first:
-                writing.result()
+                writing.result()  # waits for the previous write, and raises its error
                 writing = writer.submit(write)
 
         def save() -> None:
-            """Start writing a checkpoint of the current step, unless that checkpoint is saved already."""
             nonlocal last_saved
             if last_saved == (step := state.steps_done):
                 return
@@ -186,7 +183,7 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
 
 
 class CheckpointHook:
-    """Runner of the shell command of --on-checkpoint, for one checkpoint at a time. command: the shell command; '': none."""
+    """Runner of the shell command of --on-checkpoint, for one checkpoint at a time."""
 
     def __init__(self, command: str, run: Path):
         self.command, self.run = command, run
@@ -196,7 +193,7 @@ class CheckpointHook:
         self._starting = Lock()
 
     def start(self, checkpoint: Path) -> None:
-        """Run the command for a checkpoint once no other command runs; skip the command for older waiting checkpoints."""
+        """Queue a checkpoint for the command, and drop older waiting checkpoints."""
         for job in self._jobs.values():
             job.cancel()
         if self.command:
@@ -239,7 +236,6 @@ class CheckpointHook:
 
 
 def _introduction(state: TrainState, out: Path) -> str:
-    """Return the log line at the start of training."""
     settings, start, init = state.settings, state.steps_done, state.resolved.init
     new = f"new run from {init.run}, weights {init.weights}" if init else "new run"
     many = f", {state.world.size} processes" if state.world.size > 1 else ""

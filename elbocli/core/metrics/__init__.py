@@ -1,7 +1,4 @@
-"""Registry of metrics, which distances.py and coverage.py declare. Imports no torch.
-
-A metric is a function of the features of images. `elbo eval` derives options, checks and reports from the declarations.
-"""
+"""Registry of metrics, which are functions of the features of images. Imports no torch."""
 
 from __future__ import annotations
 
@@ -54,13 +51,13 @@ PARTS = {"se": Role.ERROR, "std": Role.PARTS, "infinity": Role.LIMIT, "interval"
 
 @dataclass(eq=False)
 class Features:
-    """Features of a set of images; fields that were not kept are None.
+    """Features of a set of images; None: not kept.
 
     moments: mean and covariance of the features.
     values: features, float32 [N, D]. logits: [N, K]. labels: [N].
     spatial: mean and covariance of the spatial features. spatial_values: spatial features, [N, S].
-    held_out: for a reference, the Features of similar images that no network was trained on.
-    device: device on which pairs of images are compared.
+    held_out: for a reference, the Features of similar images that the model was not trained on.
+    device: where pairs of images are compared.
     """
 
     moments: Gaussian
@@ -84,10 +81,10 @@ class Features:
 
 
 class Option(NamedTuple):
-    """Option of `elbo eval` that belongs to a metric.
+    """Option of `elbo eval` for a metric.
 
     default: False for an on/off option, else a whole number or a word.
-    least, most: smallest and largest allowed number. choices: allowed words.
+    least, most: limits of a number. choices: allowed words.
     """
 
     name: str
@@ -99,15 +96,15 @@ class Option(NamedTuple):
 
 
 class Number(NamedTuple):
-    """Number that a metric returns: a result, or a statistic of a result, such as the result's standard error.
+    """Number that a metric returns: a result, or a statistic of a result, such as a standard error.
 
-    key: name in results with features of the published Inception; torch-fidelity's name if torch-fidelity has the number.
-    elsewhere: name in results with features of another network; '': the same name.
+    key: name in results for the published Inception; torch-fidelity's name if there is one.
+    elsewhere: name in results for other networks; '': same as `key`.
     title, title_elsewhere: headings in reports, for the published Inception and for other networks.
-    alias: second name in results with features of the published Inception.
-    by_network: whether the name ends in `[NETWORK]` if the features are of another network.
+    alias: second name in results for the published Inception.
+    by_network: whether the name in results for other networks ends in `[NETWORK]`.
     parts: for a result, suffixes of the names of its statistics, such as `se`.
-    told: note in reports, which explains the spread over subsets; option names are in braces.
+    told: note in reports on the spread over subsets; {OPTION} stands for the option's value.
     role, of: for a statistic, its meaning and the key of the result.
     """
 
@@ -123,7 +120,7 @@ class Number(NamedTuple):
     of: str = ""
 
     def whole(self) -> list[Number]:
-        """Return a list of this result and its statistics, such as the standard error."""
+        """Return this result and its statistics."""
         found = [self]
         for part in self.parts:
             key, elsewhere, alias = (
@@ -137,7 +134,7 @@ class Number(NamedTuple):
         return found
 
     def name(self, network: str | None, suffix: str = "") -> str:
-        """Return this number's name in results, with `suffix` before `[NETWORK]`.
+        """Return the name in results, with `suffix` before `[NETWORK]`.
 
         network: name of the features' network; None: the published Inception.
         """
@@ -145,11 +142,11 @@ class Number(NamedTuple):
         return f"{stem}[{network}]" if self.by_network and network is not None else stem
 
     def stem(self, network: str | None) -> str:
-        """Return this number's name in results, without `[NETWORK]`. network: as in `name`."""
+        """Return the name in results without `[NETWORK]`. network: as in `name`."""
         return self.key if network is None else self.elsewhere or self.key
 
     def heading(self, network: str | None) -> str:
-        """Return this number's heading in reports. network: as in `name`."""
+        """Return the heading in reports. network: as in `name`."""
         return (network is not None and self.title_elsewhere) or self.title or self.key.replace("_", " ")
 
 
@@ -158,10 +155,10 @@ class MetricTraits(NamedTuple):
 
     numbers: all numbers that the metric may return.
     needs: inputs besides the samples' features.
-    least: function of the options → smallest allowed numbers of samples, reference images and held-out images.
+    least: function of the options → fewest samples, reference images and held-out images.
     draws: function of the options → whether results depend on the seed.
-    network: function of the options → the only network that the metric is defined for; None: any network.
-    few: warning about the effect of few images.
+    network: function of the options → the only network that is allowed; None: any network.
+    few: warning about few images.
     """
 
     numbers: Sequence[Number]
@@ -177,9 +174,9 @@ METRICS = Registry("metric", MetricTraits)
 
 
 def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable[..., Any]:
-    """Return a decorator that declares a metric, a function (samples, reference, options) → {key of a number: value}.
+    """Return a decorator that declares a metric: a function (samples, reference, options) → {key of a number: value}.
 
-    The function's arguments: Features of the samples; Features of the reference, or None; namespace of seed and options.
+    samples: Features. reference: Features or None. options: namespace of seed and options.
     numbers: the results, without statistics such as standard errors.
     declared: fields of MetricTraits, and arguments of Registry.declare, such as `formula`.
     """
@@ -187,9 +184,9 @@ def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
-    """Return metric name → the metric's options, with `seed` among the options.
+    """Return each metric's options and seed, by the metric's name.
 
-    given: values of options that replace defaults. Raises UsageError: a name is unknown.
+    given: values that replace defaults. Raises UsageError: unknown name.
     """
     found = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Arrays of images: NumPy's .npy, ADM's batches and other .npz files with images and labels, and elbo's datasets."""
+"""Arrays of images: NumPy's .npy, .npz files with images and labels, and elbo's datasets."""
 
 import math
 import os
@@ -37,7 +37,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 
 
 class StreamRows:
-    """Stand-in for an array of uint8 images [N, H, W, C], read in order from a stream `file`. name: for messages."""
+    """Images in an NPY stream, uint8 [N, H, W, C], read in order. name: for messages."""
 
     def __init__(self, file: Any, name: str):
         self.file, self.name = file, name  # buffered, so that a read from a pipe returns all requested bytes
@@ -45,7 +45,7 @@ class StreamRows:
         self.next = 0
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read consecutive rows that follow the rows read before. Raises DataError if the stream ends early."""
+        """Read rows after those read before. Raises DataError if the stream ends early."""
         row, count = math.prod(self.shape[1:]), rows.stop - rows.start
         with reading(self.name, kind=DataError):
             if rows.start != self.next:
@@ -60,12 +60,12 @@ class StreamRows:
 
 @source("npy", magic=b"\x93NUMPY")
 def open_npy(path: Path) -> Images:
-    """Open a .npy file of images. Raises FormatError if the array is not uint8 images."""
+    """Open a .npy file of images. Raises FormatError."""
     return images_of_array(npy_rows(path))
 
 
 def npy_rows(path: Path) -> np.ndarray:
-    """Map a .npy file of images into memory. Raises FormatError if the array is not uint8 images, or the file is truncated."""
+    """Map a .npy file of images into memory. Raises FormatError."""
     with reading(path), open_file(path) as file:
         shape = read_header(file, str(path))
         return np.memmap(path, np.uint8, "r", file.tell(), shape)
@@ -73,7 +73,7 @@ def npy_rows(path: Path) -> np.ndarray:
 
 @source("npz", magic=b"PK", suffix=".npz")
 def open_npz(path: Path) -> Images:
-    """Open an .npz of images and labels. Raises FormatError if no array has a name in PAIRS."""
+    """Open an .npz of images and labels. Raises FormatError."""
     with open_zip(path) as archive, reading(path), open_file(path) as file:
         images, labels = next((pair for pair in PAIRS if f"{pair[0]}.npy" in archive.namelist()), PAIRS[0])
         rows = npz_rows(archive, path, images)
@@ -90,7 +90,7 @@ def open_npz(path: Path) -> Images:
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an .npz for a `with` block. Raises FormatError if the file is damaged."""
+    """Open an .npz. Raises FormatError."""
     with ExitStack() as stack:
         with reading(f"{path}: not an .npz archive"):
             archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_file(path))))
@@ -98,7 +98,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> StreamRows:
-    """Return the images in array `name` of an opened .npz. path: for messages. Raises FormatError if missing or damaged."""
+    """Return the images in an array of an .npz. path: for messages. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         held = ", ".join(archive.namelist()[:5])
         raise FormatError(f"{path}: no images in array {name} (the file holds {held}); write them with numpy.savez(FILE, images)")
@@ -110,7 +110,7 @@ def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> Strea
 
 
 def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | None:
-    """Read array `name` of an opened .npz; None if there is none. path: for messages. Raises FormatError if damaged."""
+    """Read an array of an .npz; None: absent. path: for messages. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         return None
     with reading(f"{path}: {name} is not usable"), archive.open(f"{name}.npy") as member:
@@ -118,7 +118,7 @@ def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | N
 
 
 def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
-    """Read labels, int64 [count], from array `name` of an opened .npz; None if absent. path: for messages. Raises FormatError."""
+    """Read labels of an .npz, int64 [count]; None: absent. path: for messages. Raises FormatError."""
     with reading(f"{path}: {name} is not usable as labels"):
         labels = npz_array(archive, path, name)
         return None if labels is None else check_labels(labels, count)

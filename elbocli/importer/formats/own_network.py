@@ -27,7 +27,7 @@ TAKES = ("levels", "size", "channels", "classes", "null_class")
     takes=(*formats.NAMED, *TAKES, "network"),
 )
 def module(source: Source, options: ImportOptions) -> Imported:
-    """Import weights for the class that --network names, after running the class's file."""
+    """Run the file of --network, and import weights for its class."""
     said = re.fullmatch(r"(.+\.py):(\w+):?(.*)", options.network)
     if not said:
         raise UsageError(f"--network {options.network!r}: expected FILE.py:CLASS, or FILE.py:CLASS:KEY=VALUE,…")
@@ -47,7 +47,7 @@ def module(source: Source, options: ImportOptions) -> Imported:
 
 
 def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
-    """Return the network config for the class `name` in the plug-in `file`. arguments: text KEY=VALUE,… for the class."""
+    # name: class in the plug-in `file`. arguments: text KEY=VALUE,… for the class.
     sizes = dict(zip(SIZES, (options.size, options.channels, options.classes or 0), strict=True))
     declared = next((each for each in NETWORKS.values() if each.make is defined(file, name)), None)
     told: Any = {"code": options.levels} if options.levels else {}
@@ -65,7 +65,7 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     takes=TAKES,
 )
 def program(source: Source, options: ImportOptions) -> Imported:
-    """Import a program: the run gets a copy of the program, and the checkpoint gets its weights."""
+    """Import a program, and copy it into the run."""
     trust(source.path)
     exported, takes = open_program(source.path)
     if not options.levels:

@@ -1,6 +1,6 @@
-"""The magnitude-preserving U-Net of EDM2: layers keep the root mean square of their inputs, and there are no biases.
+"""The magnitude-preserving U-Net of EDM2: layers keep the root mean square of their inputs, and have no biases.
 
-Source: Karras et al. 2024, arXiv:2312.02696, config G. Equation numbers below refer to that paper.
+Source: Karras et al. 2024, arXiv:2312.02696, config G, whose equation numbers are cited below.
 """
 
 import math
@@ -25,19 +25,15 @@ from elbocli.nn.networks.unet import (
     resized,
 )
 
-EPS = 1e-4
-"""Number added to a root mean square, to avoid division by zero."""
-SILU_SIZE = 0.596
-"""Root mean square of SiLU of a standard normal variable, as rounded in the paper (eq. 81)."""
-RESIDUAL, ATTENTION, CLASS, JOINED = 0.3, 0.3, 0.5, 0.5
-"""Argument `share` of blend() or join() for the residual branch, attention, the class embedding and the skip connection."""
-CLIP = 256.0
-"""Largest absolute activation of a block's output."""
+EPS = 1e-4  # avoids division by zero
+SILU_SIZE = 0.596  # root mean square of SiLU of a standard normal variable, as rounded in the paper (eq. 81)
+RESIDUAL, ATTENTION, CLASS, JOINED = 0.3, 0.3, 0.5, 0.5  # argument `share` of blend() or join()
+CLIP = 256.0  # largest absolute activation of a block's output
 
 
 @dataclass(frozen=True)
 class EDM2Config(AttendedConfig):
-    """Config of EDM2's U-Net. Raises UsageError if the image is too small, or a level's width is no multiple of `channels`."""
+    """Config of EDM2's U-Net. Raises UsageError: small image, or a level's width is no multiple of `channels`."""
 
     quiet_classes = False
 
@@ -65,28 +61,25 @@ def unit_rows(weight: Tensor) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """Apply a SiLU that keeps the root mean square of standard normal values (eq. 81)."""
+    """Apply SiLU, rescaled to root mean square 1 for standard normal x (eq. 81)."""
     return F.silu(x) / SILU_SIZE
 
 
 def blend(x: Tensor, y: Tensor, share: float) -> Tensor:
-    """Return (1 − share) x + share y, rescaled to keep the magnitude of independent x and y (eq. 88)."""
+    """Return (1 − share) x + share y, rescaled to keep the magnitude (eq. 88)."""
     scale = math.hypot(1 - share, share)
     return torch.add(x * ((1 - share) / scale), y, alpha=share / scale)
 
 
 def join(x: Tensor, y: Tensor, share: float) -> Tensor:
-    """Concatenate the channels of x and y with weights 1 − share and share, rescaled to keep the magnitude (eq. 103)."""
+    """Concatenate channels of x and y, with magnitudes as 1 − share to share (eq. 103)."""
     one, other = x.shape[1], y.shape[1]
     scale = math.sqrt((one + other) / ((1 - share) ** 2 + share**2))
     return torch.cat([x * (scale * (1 - share) / math.sqrt(one)), y * (scale * share / math.sqrt(other))], 1)
 
 
 class UnitLayer(nn.Module):
-    """Linear layer (kernel 0) or convolution, without bias; the applied weights have norm 1 per output (eq. 47).
-
-    weight: stored weights, of root mean square 1 per output; `EDM2.constrain` restores this magnitude in training.
-    """
+    """Linear layer (kernel 0) or convolution; the applied weights have norm 1 per output (eq. 47)."""
 
     def __init__(self, cin: int, cout: int, kernel: int = 0):
         super().__init__()
@@ -95,7 +88,7 @@ class UnitLayer(nn.Module):
         self.weight = nn.Parameter(weight if weight.is_meta else unit_rows(weight.normal_()))
 
     def effective(self, gain: Tensor | float = 1.0) -> Tensor:
-        """Return the weights in at least float32, with norm `gain` for each output."""
+        """Return the weights with norm `gain` per output, in at least float32."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         length = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
         return weight * (gain / (length + EPS * math.sqrt(weight[0].numel())))
@@ -106,11 +99,10 @@ class UnitLayer(nn.Module):
 
 
 class LevelAndClass(nn.Module):
-    """Embedding of noise level and class, [B, width], at unit magnitude.
+    """Embedding of noise level and class, [B, width].
 
-    code: SPEC of the number that tells the network its noise level.
-    channels: number of cosines.
-    frequencies, phases: parameters of the cosines, [channels]; random, not trained, saved in checkpoints (eq. 75).
+    code: SPEC of the number that tells the network its noise level. channels: number of cosines.
+    frequencies, phases: parameters of the cosines, [channels]; random, not trained (eq. 75).
     """
 
     frequencies: Tensor
@@ -142,7 +134,7 @@ class LevelAndClass(nn.Module):
 
 
 class Attention(nn.Module):
-    """Cosine self-attention over pixels: queries, keys and values have unit magnitude in each head."""
+    """Cosine self-attention over pixels."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -156,10 +148,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block of two convolutions; the conditioning scales the activations between the two.
+    """Residual block of two convolutions, with conditioning between the two.
 
-    width: width of the conditioning.
-    down: whether the block is on the way down, where the input is normalised to unit magnitude per pixel.
+    width: width of the conditioning. down: whether the block is on the way down.
     resample: 'down' halves the image size first, 'up' doubles the size, '' does neither.
     """
 
@@ -188,7 +179,7 @@ class Block(nn.Module):
 
 @network("edm2", config=EDM2Config, source="Karras et al. 2024")
 class EDM2(LevelsNetwork):
-    """EDM2's U-Net, built from an EDM2Config."""
+    """EDM2's U-Net."""
 
     def __init__(self, config: EDM2Config):
         super().__init__(config)
@@ -206,7 +197,7 @@ class EDM2(LevelsNetwork):
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
         """Reset all weights except gains to root mean square 1 per output (eq. 66).
 
-        weights: by name. left_out: whether the optimizer skipped the update, so that weights must not change.
+        left_out: whether the optimizer skipped the update; if so, weights stay.
         """
         for name in self._constrained:
             weight = weights[name]

@@ -1,4 +1,4 @@
-"""Main command `elbo`, which contains all other commands and turns their errors into messages and exit codes."""
+"""The command `elbo`: run other commands, and turn errors into messages and exit codes."""
 
 import faulthandler
 import os
@@ -25,6 +25,7 @@ from elbocli.cli.commands import (
 from elbocli.errors import OUT_OF_MEMORY, ElboError
 from elbocli.version import __version__
 
+# Heading of the help → command → first sentence of the command's help.
 GROUPS = {
     "Data": {
         "prep": "Pack images into one dataset, OUT.h5.",
@@ -57,7 +58,6 @@ GROUPS = {
         "help": "Show the help of COMMAND.",
     },
 }
-"""Heading of the help → command → first sentence of the command's help."""
 COMMANDS = {name: text for rows in GROUPS.values() for name, text in rows.items()}
 ELSEWHERE = {
     "help": "elbocli.main.help_",
@@ -68,7 +68,7 @@ ELSEWHERE = {
 
 
 class Commands(Group):
-    """Click group of elbo's and plug-ins' commands, which imports a command's module when the command is used."""
+    """Click group that imports a command's module on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *ADDED]
@@ -90,7 +90,6 @@ class Commands(Group):
 
 
 def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
-    """Print the version (with -v also the environment) and exit; refuse -v without --version."""
     verbose = ctx.params.pop("verbose", False)
     if ctx.resilient_parsing or not (asked or verbose):
         return
@@ -103,7 +102,6 @@ def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> Non
 
 
 def _environment() -> Iterator[str]:
-    """Yield lines for a bug report: versions of all packages, and torch's report on the machine."""
     from importlib import metadata
 
     yield from sorted(f"{package.name} {package.version}" for package in metadata.distributions())
@@ -172,14 +170,14 @@ elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # click suggests thes
 
 
 def share_cores() -> None:
-    """Shorten busy-waiting of OpenMP threads, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT is set. Call before importing torch."""
+    """Shorten OpenMP's busy-waiting, unless the user has set it. Call before importing torch."""
     # With torch's default, two commands of a pipe that share two cores slow each other down a hundredfold.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def extend_segments() -> None:
-    """Enable expandable segments of CUDA's allocator, unless PYTORCH_[CUDA_]ALLOC_CONF is set. Call before importing torch."""
+    """Enable expandable segments of CUDA's allocator, unless configured by the user. Call before importing torch."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch before 2.9 reads only the second name
     chosen = next((os.environ[name] for name in names if name in os.environ), "expandable_segments:True")
     for name in names:
@@ -187,11 +185,7 @@ def extend_segments() -> None:
 
 
 def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
-    """Print an error on stderr, and return the exit code.
-
-    where: name of the command.
-    alone: True: print on this rank, because other ranks may have no error; False: print only on rank 0.
-    """
+    # alone: print on this rank, because other ranks may have no error; otherwise only rank 0 prints.
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
         tell(f"{where}: {'error: ' if code < SIGNALLED else ''}{rank}{message}")
@@ -201,7 +195,6 @@ def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
 
 
 def _invoke(args: list[str]) -> int:
-    """Run a command line, flush standard output, and return the exit code."""
     try:
         if COMPLETE in os.environ:
             from click.shell_completion import shell_complete
@@ -218,7 +211,7 @@ def _invoke(args: list[str]) -> int:
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run a command line, print errors as messages, and return the exit code. Unexpected errors are raised."""
+    """Run a command line, print its errors, and return the exit code."""
     try:
         return _invoke(sys.argv[1:] if args is None else args)
     except (Exception, KeyboardInterrupt) as error:
@@ -251,7 +244,7 @@ def run(args: list[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point of the console script: prepare the process, run the command line, exit."""
+    """Entry point of the console script."""
     if COMPLETE not in os.environ:
         share_cores()
         extend_segments()

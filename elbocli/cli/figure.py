@@ -1,4 +1,4 @@
-"""Draw figures over log-SNR λ, in one style for several commands. The same input gives the same bytes."""
+"""Figures over log-SNR λ, in one style. Equal input gives equal bytes."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ LAMBDA = r"$\lambda = \log(\alpha^2/\sigma^2)$     noise  $\longleftarrow\ \long
 
 
 def brief(spec: str) -> str:
-    """Shorten a SPEC for a legend by leaving out default parameters: `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
+    """Leave out a SPEC's default parameters: `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
     for declared in (*WEIGHTINGS.values(), *SCHEDULES.values(), *FACTORS.values()):
         full = rf"\b{re.escape(declared.spec)}"
         spec = re.sub(rf"{full}(?=@|$)", declared.name, re.sub(f"{full},", f"{declared.name}:", spec))
@@ -50,17 +50,17 @@ def brief(spec: str) -> str:
 
 
 def lettered(name: str) -> str:
-    """Escape $ (which begins a formula in matplotlib) and control characters in a name."""
+    """Escape control characters, and $, which begins a formula in matplotlib."""
     return visible(name).replace("$", r"\$")
 
 
 def line_style(index: int, colors: Sequence[str] = COLORS) -> dict[str, Any]:
-    """Return matplotlib's keywords for the colour, dashes and width of line number `index` of a panel."""
+    """Return matplotlib's keywords for the style of line number `index`."""
     return {"color": colors[index % len(colors)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.5}
 
 
 def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dict[str, Any]]:
-    """Return a new figure of width × height inches, and its panels by name. layout: rows of panel names, for subplot_mosaic."""
+    """Return a figure of width × height inches, and its panels by name. layout: rows of panel names."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -71,7 +71,7 @@ def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dic
 
 
 def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high: float, out: Path) -> None:
-    """Set all λ axes to low … high, label the λ axes of the panels named in `last`, and write the figure to `out`."""
+    """Format the λ axes, and write the figure. last: panels whose λ axis gets a label. low, high: limits of λ."""
     from matplotlib import pyplot
 
     for axis in axes.values():
@@ -93,16 +93,13 @@ def level_ticks(axis: Any) -> None:
 
 
 def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
-    """Draw a curve with a band of ± 2 standard errors. at: λ, [N]. value: the curve, [N]. se: standard errors, [N]."""
+    """Draw the curve `value` over λ = `at`, with a band of ± 2 `se`. All tensors: [N]."""
     axis.fill_between(at, (value - 2 * se).maximum(value / 10), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
     axis.plot(at, value, color=COLORS[0], linewidth=1.5)
 
 
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
-    """Draw schedules' densities over λ, with a legend. densities: name of a schedule → p(λ). at: λ to draw at.
-
-    Equal densities share a line. The line of the schedule named FITTED is black.
-    """
+    """Draw schedules' densities over λ. densities: schedule's name → p(λ). at: λ to draw at."""
     for index, (name, density) in enumerate(densities.items()):
         value, label = density(at), lettered(name)
         value = value.where(value > 0, torch.nan)

@@ -1,7 +1,6 @@
 """Standard errors of estimates, calibration, and the Fréchet distance of two Gaussians.
 
 Fréchet distance: |μ₁−μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½.
-Standard error and extrapolation of the distance: the reference counts as exact, and the samples as independent draws.
 Source: Dowson & Landau 1982; Heusel et al. 2017 (FID).
 """
 
@@ -19,12 +18,11 @@ from elbocli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NORMAL_95 = 1.959963984540054
-"""Half-width of a normal distribution's 95 % interval, in standard deviations."""
+NORMAL_95 = 1.959963984540054  # half-width of a normal distribution's 95 % interval, in standard deviations
 
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
-    """Return the standard error of a proportion, `right` of `n` trials, and Wilson's 95 % interval [low, high]."""
+    """Return the standard error of the proportion right/n, and Wilson's 95 % interval [low, high]."""
     from scipy.stats import binomtest
 
     share = right / n
@@ -33,9 +31,9 @@ def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated value with its standard error.
+    """Value with its standard error.
 
-    se: standard error; None: unknown.
+    se: None if unknown.
     freedom: degrees of freedom of `se`; inf: `se` is exact.
     """
 
@@ -45,13 +43,13 @@ class Estimate:
 
     @classmethod
     def of_repeats(cls, values: Sequence[float]) -> Estimate:
-        """Return the mean of two or more independent values, with its standard error."""
+        """Return mean and standard error of two or more independent values."""
         error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
         return cls(float(np.mean(values)), error, len(values) - 1)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval (low, high) by Student's t; None if `se` is None."""
+        """95 % interval (low, high) by Student's t; None if `se` is None."""
         if self.se is None:
             return None
         if math.isinf(self.freedom):
@@ -63,7 +61,7 @@ class Estimate:
         return self.value - half, self.value + half
 
     def minus(self, other: Estimate) -> Estimate:
-        """Return this estimate minus an independent estimate, with Welch's degrees of freedom (1947)."""
+        """Subtract an independent estimate; degrees of freedom by Welch 1947."""
         value = self.value - other.value
         if self.se is None or other.se is None:
             return Estimate(value)
@@ -75,11 +73,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Number, mean and scatter matrix of feature vectors, float64.
+    """Number, mean and scatter matrix of feature vectors x, float64.
 
-    mu: mean, [D].
-    scatter: sum of (x − mu)(x − mu)ᵀ over the vectors x, [D, D].
-    a + b, a − b: FeatureMoments of the union of two sets of vectors, and of a set without a subset.
+    mu: [D]. scatter: Σ (x − mu)(x − mu)ᵀ, [D, D].
+    a + b: moments of a union of sets. a − b: moments of set a without its subset b.
     """
 
     n: int
@@ -88,7 +85,7 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> FeatureMoments:
-        """Return the FeatureMoments of features [N, D], N > 0."""
+        """Return the moments of features [N, D], N > 0."""
         features = features.astype(np.float64)
         mu = features.mean(0)
         features -= mu
@@ -96,7 +93,7 @@ class FeatureMoments:
 
     @property
     def sigma(self) -> np.ndarray:
-        """Unbiased covariance, [D, D]. Needs n ≥ 2."""
+        """Unbiased covariance, [D, D], for n ≥ 2."""
         return self.scatter / (self.n - 1)
 
     def __add__(self, other: FeatureMoments) -> FeatureMoments:
@@ -113,7 +110,7 @@ class FeatureMoments:
 
 
 class StreamingFeatureMoments:
-    """Accumulator of FeatureMoments over batches of features."""
+    """Accumulator of FeatureMoments over batches."""
 
     ROWS = 1024  # vectors per outer product: one product per batch would take longer than a fast device needs for the batch
 
@@ -140,7 +137,7 @@ class StreamingFeatureMoments:
         self._waiting = []
 
     def moments(self) -> FeatureMoments:
-        """Return the FeatureMoments of all features added so far. Needs at least one vector."""
+        """Return the moments of all features added, at least one vector."""
         if self._waiting:
             self._take()
         mean = self._sum / self.n
@@ -148,16 +145,16 @@ class StreamingFeatureMoments:
 
 
 class PairedMoments:
-    """Accumulator of pairs, two independent estimates of an image's vector; tells noise from variance between images."""
+    """Accumulator for a PairedEstimate: two independent estimates of each image's vector."""
 
     def __init__(self) -> None:
         self._means, self._noise, self._least = StreamingFeatureMoments(), 0.0, 0.0
 
     def add(self, pairs: Tensor, squares: Tensor | None = None) -> None:
-        """Add pairs of estimates.
+        """Add images.
 
-        pairs: [images, 2, C], float64.
-        squares: least noise variance to assume for each estimate, shaped like `pairs`; None: 0.
+        pairs: two estimates of each image, [images, 2, C], float64.
+        squares: least noise variance of each estimate, [images, 2, C]; None: 0.
         """
         values = pairs.numpy()
         self._means.add(values.mean(1))
@@ -168,11 +165,11 @@ class PairedMoments:
 
     @property
     def n(self) -> int:
-        """Number of images added so far."""
+        """Number of images added."""
         return self._means.n
 
     def estimate(self) -> PairedEstimate:
-        """Return the estimate from the images so far. Raises UsageError for fewer than two images."""
+        """Return the estimate so far. Raises UsageError for fewer than two images."""
         if self.n < 2:
             raise UsageError(f"a standard error needs at least two images, found {self.n}; give more images")
         # Half the difference of a pair estimates the noise variance without bias, even if an estimate's draws are dependent.
@@ -184,11 +181,11 @@ class PairedMoments:
 
 @dataclass(frozen=True)
 class PairedEstimate:
-    """Mean of a vector over n images, and the two sources of the mean's error.
+    """Mean of a vector over n images, with covariances.
 
     mean: [C].
     between: covariance of the images' true vectors, [C, C].
-    noise: error covariance of one image's estimate, [C, C]; an estimate is the mean of one or more pairs.
+    noise: error covariance of the mean of an image's estimates, [C, C].
     """
 
     n: int
@@ -198,23 +195,22 @@ class PairedEstimate:
 
     @staticmethod
     def pooled(rounds: list[PairedEstimate]) -> PairedEstimate:
-        """Average the estimates of several independent rounds of draws on the same images."""
+        """Average independent rounds of estimates on the same images."""
         mean, between, noise = (np.mean([getattr(e, key) for e in rounds], axis=0) for key in ("mean", "between", "noise"))
         return PairedEstimate(rounds[0].n, mean, between, noise / len(rounds))
 
     def value(self, of: np.ndarray) -> float:
-        """Return the mean of a linear combination of the components. of: coefficients [C]."""
+        """Return the mean of the linear combination with coefficients `of`, [C]."""
         return float(self.mean @ of)
 
     def noise_se(self, of: np.ndarray) -> float:
-        """Return the standard deviation of `value` over seeds for the same images. of: coefficients [C]."""
+        """Return the standard deviation of `value(of)` over seeds, for the same images."""
         return float(np.sqrt(of @ self.noise @ of / self.n))
 
     def se(self, of: np.ndarray, population: float) -> float:
-        """Return the standard error of `value` as an estimate for a population of images.
+        """Return the standard error of `value(of)` for a population of images.
 
-        of: coefficients, [C].
-        population: number of images from which the n images were drawn without replacement; inf: a distribution.
+        population: number of images that the n images were drawn from without replacement; inf: a distribution.
         Source: Cochran 1977, Sampling Techniques, eq. 2.20.
         """
         chosen = max(0.0, float(of @ self.between @ of)) * (1 - self.n / population)
@@ -225,9 +221,9 @@ LARGEST_FREEDOM = 1e6
 
 
 def image_errors(halves: np.ndarray) -> np.ndarray:
-    """Return the standard error of the mean of each image's two estimates, [N].
+    """Return the standard error of the mean of each row of `halves`, [N].
 
-    halves: the independent estimates, [N, 2]. Error variances are shrunk towards a value common to all images.
+    halves: two independent estimates per image, [N, 2].
     Source: Smyth 2004, Linear models and empirical Bayes methods, eq. 4 to 7.
     """
     from scipy.optimize import brentq  # imported here because only estimates per image need it
@@ -248,11 +244,11 @@ BINS = 10
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
-    """Return the reliability table: one row per bin of confidence that holds images.
+    """Return the reliability table, one row per non-empty bin of confidence.
 
-    confidence: probability of the most likely class, in [0, 1], [N].
+    confidence: probability of the most likely class, [N].
     right: whether the most likely class is correct, bool [N].
-    Returns: rows with low and high (limits of the bin), count of images, mean confidence, and accuracy.
+    Returns: rows with the bin's limits low and high, count of images, mean confidence, and accuracy.
     """
     cell = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows = []
@@ -264,9 +260,8 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, flo
 
 
 def calibration_error(table: list[dict[str, float]]) -> float:
-    """Return the expected calibration error (ECE): |accuracy − confidence| of the bins, averaged over images.
+    """Return the expected calibration error (ECE) of a table from `reliability`.
 
-    table: result of `reliability`.
     Source: Naeini et al. 2015; Guo et al. 2017.
     """
     count = sum(row["count"] for row in table)
@@ -284,7 +279,7 @@ class Gaussian(Protocol):
 
 
 def root(sigma: np.ndarray) -> np.ndarray:
-    """Return A [D, rank] with A Aᵀ = sigma, by pivoted Cholesky decomposition."""
+    """Return A [D, rank] with A Aᵀ = sigma."""
     from scipy.linalg.lapack import dpstrf
 
     # Pivoting stops at the rank of sigma, so a singular covariance (of fewer images than features) is no special case.
@@ -296,7 +291,7 @@ def root(sigma: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Return the Fréchet distance of two Gaussians of the same dimension."""
+    """Return the Fréchet distance of two Gaussians."""
     # With Σᵢ = AᵢAᵢᵀ, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁ᵀA₂: roots of the eigenvalues of a Gram matrix.
     cross = root(first.sigma).T @ root(second.sigma)
     gram = cross @ cross.T if cross.shape[0] <= cross.shape[1] else cross.T @ cross
@@ -311,11 +306,9 @@ ROWS = 4096
 
 
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
-    """Return the influence of each image on the Fréchet distance of features from a reference, [N].
+    """Return the derivative of the Fréchet distance by each image's weight, minus the mean over images, [N].
 
-    features: [N, D].
-    own: mean and covariance of the features.
-    Returns: derivative of the distance with respect to each image's weight, minus the mean over images.
+    features: [N, D]. own: mean and covariance of the features.
     """
     # With c = x − μ and the optimal map T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, the derivative is
     # 2 c·(μ − μᵣ) + cᵀ(1 − T)c. T is not formed: cᵀTc is Σₖ yₖ²/√mₖ over the eigenvectors and eigenvalues m of AᵀΣA, with
@@ -333,20 +326,18 @@ def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.nd
 
 
 def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> float:
-    """Return the standard error of the Fréchet distance of features from a reference.
+    """Return the standard error of the Fréchet distance. The reference counts as exact; bias is not included.
 
-    features: [N, D].
-    own: mean and covariance of the features.
-    Bias of the distance: not included; it falls as 1/N and is often larger.
+    features: independent, [N, D]. own: mean and covariance of the features.
     Source: infinitesimal jackknife, Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
     """
     return float(np.sqrt(influence(features, own, reference).var(ddof=1) / len(features)))
 
 
 def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
-    """Return the Fréchet distance extrapolated to infinitely many samples, and an estimate of the bias left, ≥ 0.
+    """Return the Fréchet distance for infinitely many samples, and an estimate of its remaining bias, ≥ 0.
 
-    parts: FeatureMoments of random subsets of the samples; an even number of subsets, of equal size.
+    parts: moments of random subsets of the samples; an even number of subsets, of equal size.
     Source: Chong & Forsyth 2020 (arXiv:1911.07023) for a line in 1/N; Quenouille 1956 for leaving out a subset at a time.
     """
     # The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the

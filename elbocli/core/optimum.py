@@ -1,4 +1,4 @@
-"""Least possible error of a denoiser on a finite set of images, a network's excess error, and a test for copying."""
+"""Least denoising error on a finite set of images, a network's excess error, and a test for copying."""
 
 import math
 from typing import Any, NamedTuple
@@ -28,12 +28,12 @@ TILE = {"cpu": 2**16, "cuda": 2**24}  # pairs (noised source, image) at a time; 
 
 
 class LeastErrors:
-    """Sums over a set of images, which give the least possible error of denoising source images.
+    """Sums over a set of images, for the least possible error of denoising source images.
 
     source: images to be noised, float64 [S, D].
     eps: H noises per source, float64 [S, H, D].
-    logsnr: L levels λ per noise, in rising order, [S, H, L].
-    labels: classes of the sources, [S], for a second error, on the images of the source's class alone; None: no second error.
+    logsnr: L rising λ per noise, [S, H, L].
+    labels: classes of the sources, [S], for a second error, on images of the source's class; None: no second error.
     unit: factor from the given images to x, such as 1/127.5 for pixel values.
     """
 
@@ -74,10 +74,7 @@ class LeastErrors:
             self._sum(part, along[part], distance[part, None], mates[part, None].double())
 
     def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:
-        """Add each image's weight (the source's is 1), and weight times distance, to the sums.
-
-        rows: s sources. along: ε·(x_i − x_s), [s, H, J]. distance: ‖x_i − x_s‖², [s, 1, J]. mates: 1 in the source's class, or 0.
-        """
+        # rows: s sources. along: ε·(x_i − x_s), [s, H, J]. distance: ‖x_i − x_s‖², [s, 1, J]. mates: 1 if of equal class, or 0.
         near = distance * mates
         for level in range(self.logsnr.shape[2]):
             weight = distance * self._half[rows, :, level, None]
@@ -92,11 +89,10 @@ class LeastErrors:
                 return
 
     def values(self, others: Tensor, mates: Tensor | None = None) -> Tensor:
-        """Return an estimate of the least possible E‖ε−ε̂‖² of each noised source, [1, S, H, L].
+        """Return the estimated least E‖ε−ε̂‖² of each noised source: [1, S, H, L], or [2, S, H, L] with `mates`.
 
         others: number of images besides the source, [S].
-        mates: number of images of the source's class besides the source, [S]; None: no second error.
-        Returns: [2, S, H, L] if `mates` is given; the second entry is the error among images of the source's class.
+        mates: number of images of the source's class besides the source, [S], for the second error.
         """
         # If fewer images were added, they are weighted up: numerator and denominator are unbiased, and their ratio nearly so.
         number = others[None] if mates is None else torch.stack([others, mates])
@@ -105,7 +101,7 @@ class LeastErrors:
         return 0.5 * self.logsnr.exp() * distance / (1 + stands_for * self._weight)
 
     def squares(self) -> Tensor:
-        """Return the approximate mean of `values`² over ε, of the same shape. Only the nearest image counts, as at high λ."""
+        """Return the approximate mean of `values`² over ε, of the same shape."""
         # (½ e^λ b)² Φ(−δ/2), as derived above, with b of the nearest image and δ² = e^λ b.
         nearest = (self._nearest * self.unit**2)[:, :, None, None]
         apart = (0.5 * self.logsnr).exp() * nearest.sqrt()
@@ -117,7 +113,7 @@ SURE = 2.0  # standard errors that make a difference significant
 
 
 class Excess(NamedTuple):
-    """Weighted excess of a network's error e over the least possible error e*: ½∫ w (e − e*) dλ, nats per dimension.
+    """Excess of a network's error e over the least error e*: ½∫ w (e − e*) dλ, nats per dimension.
 
     se: standard error of `value`. least_se: contribution of e* to `se`.
     """
@@ -130,7 +126,7 @@ class Excess(NamedTuple):
 def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: Weighting) -> Excess:
     """Return the weighted excess of a network's errors over the least possible errors.
 
-    moments: the network's errors per dimension, in bins of λ; bins with fewer than two errors are filled from their neighbours.
+    moments: the network's errors per dimension, in bins of λ.
     least, least_se: least possible error per dimension and its standard error, [bins].
     Raises DataError: when no bin has two errors.
     """
@@ -144,14 +140,11 @@ def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: We
 
 
 def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
-    """Return the extent to which a network copies its training images; None if `new` is not significantly above 0.
+    """Return how much a network copies its training images; None if `new` is not significantly above 0.
 
-    own: loss on training images minus the least possible loss for the training images.
-    new: loss on new images minus the least possible loss for the training images.
-    Returns a dict with the keys:
-    - share: 1 − own/new; 0: both losses are equal; 1: the loss on training images is the least possible.
-    - se: standard error of share.
-    - verdict: verb phrase for the subject "the network".
+    own: loss on training images minus the least possible loss on these images.
+    new: loss on new images minus the same least possible loss.
+    Returns: dict of share (1 − own/new; 1: full copying), se (standard error of share) and verdict (see `verdict`).
     """
     if new.value <= SURE * new.se:
         return None
@@ -163,13 +156,13 @@ def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
 
 
 def verdict(low: float, high: float) -> str:
-    """Return a phrase such as 'shows no sign of copying', for a `share` of `copying` between low and high."""
+    """Return a phrase, such as 'shows no sign of copying', for a share (see `copying`) between low and high."""
     if low > BEGUN:
         return f"{'copies' if low > COPIES else 'has begun to copy'} its training images"
     return "shows no sign of copying" if high < COPIES else "may copy: the errors are too large to say"
 
 
 def excess_by_bin(moments: ErrorMoments, least: Tensor, least_se: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean error minus least possible error, and its standard error, [bins]; NaN in bins with fewer than 2 errors."""
+    """Return (mean error − least error, standard error), [bins] each; NaN: fewer than 2 errors."""
     value = (moments.mean - least).where(moments.seen, torch.nan)
     return value, torch.hypot(moments.mean_se, least_se)

@@ -1,4 +1,4 @@
-"""Options of a training run: averages of the weights (EMA), learning-rate decays, and criteria of adaptive schedules."""
+"""Averages of the weights (EMA), learning-rate decays, and criteria of adaptive schedules."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ MAX_STD = 1 / math.sqrt(12)  # relative standard deviation of t^γ at γ = 0; wi
     within={"beta": (0, math.nextafter(1, 0))},
 )
 def decay(step, images_seen, batch, beta=0.9999):
-    """Return the factor β of a moving average at update `step`: `beta`, or (1 + step)/(10 + step) if smaller."""
     return min(beta, (1 + step) / (10 + step))
 
 
@@ -52,7 +51,6 @@ def decay(step, images_seen, batch, beta=0.9999):
     within={"ramp": (0, math.inf)},
 )
 def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
-    """Return the β whose half-life, in images, is `images`, or `ramp` × the images seen before if smaller; ramp 0: `images`."""
     half = min(images, ramp * (images_seen - batch)) if ramp else images
     return 0.5 ** (batch / half) if half > 0 else 0.0
 
@@ -65,18 +63,17 @@ def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
 def power(step, images_seen, batch, std=0.05):
-    """Return the β of an average that weights update t by t^γ. std: standard deviation of a density ∝ t^γ on [0, 1]."""
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
 def std_of(gamma: float) -> float:
-    """Return the standard deviation of the profile (γ+1) t^γ on [0, 1]."""
+    """Return the standard deviation of the density (γ+1) t^γ on [0, 1]."""
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
 @cache
 def gamma_of(std: float) -> float:
-    """Return the γ ≥ 0 of EDM2's power average with relative standard deviation `std` ≤ MAX_STD."""
+    """Return the γ ≥ 0 with std_of(γ) = std, for std ≤ MAX_STD."""
     low, high = 0.0, 1 / std
     while low < (middle := 0.5 * (low + high)) < high:
         low, high = (middle, high) if std_of(middle) > std else (low, middle)
@@ -84,7 +81,7 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """Rule for averaging the weights, with the rule's parameters."""
+    """Rule for averaging the weights, with its parameters."""
 
     def __init__(self, declared: Declaration):
         self.declared, self.beta, self.params = declared, declared, declared.params
@@ -92,12 +89,12 @@ class Average:
 
     @property
     def spec(self) -> str:
-        """SPEC of the average, such as `0.9999` or `power:std=0.05`."""
+        """SPEC, such as `0.9999` or `power:std=0.05`."""
         return plain(self.params["beta"]) if self.declared.name == BARE else self.declared.spec
 
     @property
     def name(self) -> str:
-        """Unique name of the average in files, such as `ema-0.9999` or `ema-halflife-50M-ramp-0.05`."""
+        """Unique name in files, such as `ema-0.9999` or `ema-halflife-50M-ramp-0.05`."""
         (_, first), *others = self.params.items()
         words = [] if self.declared.name == BARE else [self.declared.name]
         words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
@@ -105,7 +102,7 @@ class Average:
 
 
 def _short(value: float) -> str:
-    """Format a number without exponent or sign, for a name with '-' between words: 5e7 → '50M'."""
+    # No exponent and no sign, because '-' separates the words of a name: 5e7 → '50M'.
     from decimal import Decimal  # imported here because the import takes a millisecond
 
     exact = Decimal(repr(value))
@@ -113,11 +110,7 @@ def _short(value: float) -> str:
 
 
 def parse_average(text: str | float) -> Average:
-    """Parse the SPEC or the name of an average.
-
-    text: SPEC, such as `0.9999` or `halflife:images=50e6`, or name, such as `ema-0.9999`.
-    Raises UsageError: when `text` is no SPEC and no name.
-    """
+    """Parse the SPEC or name of an average, such as `0.9999` or `ema-0.9999`. Raises UsageError."""
     words = str(text).strip()
     if words.startswith(PREFIX):
         return _of_name(words)
@@ -139,7 +132,7 @@ def _of_name(name: str) -> Average:
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Return the SPECs, with all parameters, of an average or several averages. UsageError: invalid or repeated average."""
+    """Return the full SPECs of averages. value: one SPEC or several. Raises UsageError, also for repeated averages."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
@@ -149,13 +142,12 @@ def canonical(value: Any) -> tuple[str, ...]:
     return tuple(averages.values())
 
 
+# Functions (updates done, updates in total) → factor of the learning rate.
 LR_DECAYS = Registry("learning-rate decay")
-"""Learning-rate decays: functions (updates done, updates in total) → factor of the learning rate."""
 
 
 @LR_DECAYS.declare("constant", formula="1")
 def constant(done, steps):
-    """Return 1: no decay."""
     return 1.0
 
 
@@ -166,13 +158,11 @@ def constant(done, steps):
     within={"final": (0, 1)},
 )
 def cosine(done, steps, final=0.0):
-    """Return a factor that falls from 1 to `final` along half a cosine."""
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done / steps, 1)))
 
 
 @LR_DECAYS.declare("linear", formula="1 - (1 - final) n/steps after n updates", source="common use", within={"final": (0, 1)})
 def linear(done, steps, final=0.0):
-    """Return a factor that falls linearly from 1 to `final`."""
     return 1 - (1 - final) * min(done / steps, 1)
 
 
@@ -183,12 +173,11 @@ def linear(done, steps, final=0.0):
     positive=["ref"],
 )
 def rsqrt(done, steps, ref=70_000.0):
-    """Return 1 for `ref` updates, then the inverse square root of done/ref."""
     return 1 / math.sqrt(max(done / ref, 1))
 
 
 def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration) -> float:
-    """Return the learning rate after `done` of `steps` updates: lr × linear warmup over `warmup` updates × decay."""
+    """Return the learning rate after `done` of `steps` updates. warmup: number of updates of linear warmup."""
     return lr * min(1.0, (done + 1) / max(1, warmup)) * float(decay(done, steps))
 
 
@@ -230,7 +219,7 @@ RIDGE = 1e-10  # penalty on squared coefficients: coefficients in the thousands 
 
 
 class Profile(NamedTuple):
-    """Profile of a power average: update t, from 0 to `step`, has a weight ∝ t^gamma."""
+    """Weights ∝ t^gamma of updates t, from 0 to `step`, in a power average."""
 
     gamma: float
     step: float
@@ -239,8 +228,8 @@ class Profile(NamedTuple):
 class Solution(NamedTuple):
     """Combination of stored averages.
 
-    coefficients: factors of the stored averages, [n], with sum 1.
-    residual: L² distance of the combined profile from the target profile, relative to the target; 0: exact match.
+    coefficients: factors of the averages, [n], with sum 1.
+    residual: L² distance from the target profile, relative to the target's norm.
     """
 
     coefficients: np.ndarray
@@ -261,7 +250,7 @@ def products(one: Sequence[Profile], other: Sequence[Profile]) -> np.ndarray:
 
 
 def solve(stored: Sequence[Profile], target: Profile) -> Solution:
-    """Return the combination of stored profiles that is nearest to the target profile in L².
+    """Return the combination of stored profiles nearest to the target profile in L².
 
     Source: Karras et al. 2023, arXiv:2312.02696 sec. 3.2.
     """

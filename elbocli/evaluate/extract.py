@@ -1,4 +1,4 @@
-"""Open the samples and references of an evaluation, and extract their features on all ranks."""
+"""Open an evaluation's samples and references, and extract their features on all ranks."""
 
 import contextlib
 import hashlib
@@ -38,12 +38,11 @@ from elbocli.runtime.progress import progress
 class FeatureSource:
     """An opened file of samples or of a reference.
 
-    name: path, for messages.
     n: number of images or features; 0 for statistics alone.
     about: how images and features were made.
-    reader, saved, statistics: images, saved features and statistics in the file; None: not in the file.
+    reader, saved, statistics: images, features and statistics in the file; None: not in the file.
     labels: class of each image, [n]; None: the file has no labels.
-    streamed: whether the images are a stream, which rank 0 alone can read, once and in order.
+    streamed: whether the images are a stream, which only rank 0 reads, once and in order.
     features: result of `extract_features`, on rank 0 alone. extracted: whether `extract_features` is done, on every rank.
     """
 
@@ -60,7 +59,7 @@ class FeatureSource:
 
     @property
     def width(self) -> int | None:
-        """Number of features per image in the file; None for a file of images alone."""
+        """Features per image; None for a file of images alone."""
         if self.statistics is not None:
             return len(self.statistics.mu)
         return None if self.saved is None else self.saved.features.shape[1]
@@ -71,7 +70,7 @@ class FeatureSource:
 
 
 def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
-    """Open saved features (a path) or images (a path or a binary stream) until `stack` closes. Raises FormatError, DataError."""
+    """Open saved features (a path) or images (a path or stream) until `stack` closes. Raises FormatError, DataError."""
     if isinstance(source, Path) and source.suffix == SUFFIX:
         saved = read_features(source)
         n, labels = len(saved.features), None if saved.labels is None else saved.labels.numpy()
@@ -91,7 +90,7 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
 
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
-    """Open a reference (a dataset, other images, saved features, or statistics) until `stack` closes. Raises FormatError."""
+    """Open a reference (images, features or statistics) until `stack` closes. Raises FormatError, DataError."""
     if not is_statistics(path):
         return open_source(path, stack, world)
     statistics = read_statistics(path)
@@ -112,11 +111,11 @@ def extract_features(
     check: Callable[[dict[str, Tensor], FeatureSource], None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
-    """Extract a source's features on all ranks, and set `source.features` on rank 0. Does nothing if `source.extracted`.
+    """Extract features on all ranks, once, and set `source.features` on rank 0.
 
     extractor: None if the source has no images.
     batch: number of images at a time, on each rank.
-    keep: names of the features to keep for each image (`values`, `logits`, `spatial_values`), besides mean and covariance.
+    keep: features to keep for each image (`values`, `logits`, `spatial_values`), besides mean and covariance.
     check: function of the first batch's features and the source; raises an ElboError for unsuitable features.
     spatial: whether to compute mean and covariance of spatial features, too.
     Raises DataError: when features are not finite or too large.
@@ -138,7 +137,6 @@ def extract_features(
     sharers = 1 if source.streamed else world.size  # each takes whole batches: the result doesn't depend on world.size
 
     def read(step: int) -> tuple[int, np.ndarray, list[str]] | None:
-        """Return (index of the first image, images, digests) of this rank's batch; None if no images are left."""
         begin = (step * sharers + world.rank) * batch
         if world.rank >= sharers or begin >= source.n or source.reader is None:
             return None
@@ -180,7 +178,6 @@ def extract_features(
 
 
 def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
-    """Return mean and covariance of the features of all ranks. own: features of this rank."""
     parts = [part for part in world.all(own.moments() if own.n else None) if part is not None]
     return sum(parts[1:], parts[0])
 
@@ -188,10 +185,7 @@ def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
 def _features_of(
     images: np.ndarray, extractor: Extractor, device: torch.device, where: str, begin: int, spatial: bool
 ) -> dict[str, Tensor]:
-    """Return the features of a batch on the CPU: values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`.
-
-    where: text before the image's index in messages. begin: index of the first image.
-    """
+    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. where, begin: for the message.
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
         pixels = sent(torch.from_numpy(images), device).permute(0, 3, 1, 2)
@@ -209,13 +203,13 @@ def _features_of(
 
 
 def naming_network(about: FeatureFacts) -> str | None:
-    """Return the extractor's name to add to score names; None for the published Inception."""
+    """Return the extractor's name for score names; None for the published Inception."""
     published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
     return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:
-    """Return what must be equal for samples and reference: preprocessing, extractor, weights and precision, if known."""
+    """Return the settings that samples and reference must share, where known."""
     network = {"extractor": about.extractor, "weights_sha256": about.weights_sha256}
     precision = about.feature_precision or (STRICT if about.extractor else None)  # absent in files of earlier versions
     found = {**(about.preprocessing or {}), **network, "feature_precision": precision}

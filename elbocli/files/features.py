@@ -1,9 +1,8 @@
-"""Files of image features and of their statistics, so that images need to pass the feature extractor only once.
+"""Files of image features and of their statistics.
 
-Features: safetensors with `features` float32 [N, D], optional `logits` float32 [N, K], `spatial` float32 [N, S] and
-`labels` int64 [N], and metadata `about` (JSON).
-Statistics: npz with `mu` [D] and `sigma` [D, D], float64, optional `mu_s` and `sigma_s` of spatial features, and `about`
-(JSON text). ADM's and EDM's files of statistics can be read, too.
+Features: safetensors with `features` float32 [N, D] and `about` (JSON) in the metadata.
+Optional tensors: `logits` float32 [N, K], `spatial` float32 [N, S], `labels` int64 [N].
+Statistics: npz with `mu` [D] and `sigma` [D, D], float64. Optional: `mu_s` and `sigma_s` of spatial features, `about` (JSON).
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ SYMMETRIC = 1e-5  # largest accepted asymmetry of a covariance, relative to its 
 
 @stored("`about` of features (safetensors) and statistics (npz)")
 class FeatureFacts(Record, frozen=True, kw_only=True):
-    """Images and extractor from which features or statistics were made.
+    """Images and extractor that features or statistics were made from.
 
-    n: number of images. preprocessing: how images were prepared. made: how samples were drawn. more: further keys.
-    extractor: name. weights_sha256: digest of the extractor's weights. feature_precision: the extractor's precision.
-    images_sha256: digest of the images. payload_sha256: digest of the images' dataset; None: no dataset.
-    sha256: digest of a statistics file. images: number of images in a statistics file; the statistics may be of other images.
+    n: number of images. preprocessing: how images were prepared. made: how samples were drawn.
+    extractor: name. weights_sha256: digest of the extractor's weights. images_sha256: digest of the images.
+    payload_sha256: digest of the images' dataset. sha256: digest of a statistics file.
+    images: number of images stored beside statistics. more: further keys.
     """
 
     REST: ClassVar[str] = "more"
@@ -56,7 +55,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
 
 
 class SavedFeatures(NamedTuple):
-    """Content of a features file: the tensors in the module's docstring, and `about`, how the features were made."""
+    """Content of a features file. Shapes: in the module's docstring."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -68,7 +67,6 @@ class SavedFeatures(NamedTuple):
 class Statistics(NamedTuple):
     """Mean [D] and covariance [D, D] of features, with divisor n − 1.
 
-    about: how the features were made.
     spatial: statistics of spatial features; None: not computed.
     """
 
@@ -79,7 +77,7 @@ class Statistics(NamedTuple):
 
 
 def write_features(path: Path, saved: SavedFeatures) -> None:
-    """Write a file of features. Raises DataError if the disk is full."""
+    """Write features. Raises DataError if the disk is full."""
     from elbocli.files.tensor_files import write_tensors
 
     tensors = {name: tensor for name in TENSORS if (tensor := getattr(saved, name)) is not None}
@@ -87,7 +85,7 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
 
 
 def read_features(path: Path) -> SavedFeatures:
-    """Read a file of features. Raises FormatError for missing or non-finite tensors, and for unequal numbers of images."""
+    """Read a file of features. Raises FormatError."""
     import torch
 
     from elbocli.files import tensor_files
@@ -107,7 +105,7 @@ def read_features(path: Path) -> SavedFeatures:
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write statistics as npz, without pickle. Raises DataError if the disk is full."""
+    """Write statistics as npz. Raises DataError if the disk is full."""
     spatial = statistics.spatial
     more: Any = {} if spatial is None else {"mu_s": spatial.mu, "sigma_s": spatial.sigma}
     about = np.array(json.dumps(statistics.about.json()))
@@ -116,14 +114,14 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 
 def is_statistics(path: Path) -> bool:
-    """Tell whether an npz holds statistics rather than images."""
+    """Tell whether a file is an npz with mu and sigma."""
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
         return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
     return False
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Read statistics from npz, without pickle. Raises FormatError for invalid means or covariances."""
+    """Read statistics from npz. Raises FormatError."""
     what = f"{path}: not usable as reference statistics"
     with (
         reading(what, "; expected an npz with mu and sigma"),
@@ -138,7 +136,6 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def _moments(mu: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a mean and a covariance as float64. Raises ValueError if they are invalid or their sizes differ."""
     square = len(mu) > 0 and sigma.shape == (*mu.shape, len(mu)) and {mu.dtype.kind, sigma.dtype.kind} == {"f"}
     largest = float(np.abs(sigma).max()) if square else np.inf
     if not (largest <= LARGEST_FEATURE**2 and float(np.abs(mu).max()) <= LARGEST_FEATURE):

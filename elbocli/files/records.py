@@ -25,7 +25,7 @@ _fields = cache(fields)
 
 
 class StoredFormat(NamedTuple):
-    """A file format: class of its records, file's description, name, version, and advice that errors give."""
+    """A file format: record class, file's description, name, version, and advice for errors."""
 
     record: type[Record]
     file: str
@@ -34,16 +34,15 @@ class StoredFormat(NamedTuple):
     remedy: str
 
 
-FORMATS: dict[type[Record], StoredFormat] = {}
-"""Class of a record → file format, for the modules imported so far."""
+FORMATS: dict[type[Record], StoredFormat] = {}  # only of modules imported so far
 
 
 def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Callable[[R], R]:
     """Return a decorator that declares a Record class as a file format.
 
-    file: name of the file that holds the record, as docs/datasets.md lists it.
-    name: value of the file's key `format`; "" if the file has no such key.
-    version: incremented when an earlier elbo would misread the file; 0 for a record without a version.
+    file: name of the file that holds the record, as in docs/datasets.md.
+    name: value of the file's key `format`; "": no such key.
+    version: incremented when an earlier elbo would misread the file; 0: no version.
     remedy: end of the error message about a file of another format.
     """
 
@@ -55,17 +54,17 @@ def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Cal
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Base class of all records. REST: name of the field that collects unknown keys; "": unknown keys are ignored."""
+    """Base class of records. REST: field that collects unknown keys; "": unknown keys are ignored."""
 
     REST: ClassVar[str] = ""
 
     def json(self) -> dict[str, Any]:
-        """Return the record as a JSON object for a file: format and version if declared, then the fields."""
+        """Return a JSON object: format and version if declared, then the fields."""
         return {**self.head(), **self.facts()}
 
     @classmethod
     def head(cls) -> dict[str, Any]:
-        """Return the declared `format` and `version`; {} if neither is declared."""
+        """Return the declared `format` and `version`, or {}."""
         known = FORMATS.get(cls)
         head = {} if known is None else {"format": known.name, "version": known.version}
         return {key: value for key, value in head.items() if value}
@@ -79,10 +78,8 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Make a record from a parsed file.
+        """Make a record from a parsed file. where: the file, for messages.
 
-        content: an object as `json` returns it.
-        where: the file, for messages.
         Raises FormatError: when a key is missing or wrong, or the file has another format.
         Raises DataError: when a later version of elbo wrote the file.
         """
@@ -100,20 +97,20 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def check_head(cls, content: Any, where: object) -> None:
-        """Raise FormatError for an object of another format, and DataError for a later version of the format."""
+        """Raise FormatError for another format, DataError for a later version."""
         known = FORMATS.get(cls)
         if known and known.version and isinstance(content, dict):
             check_format(where, content, known.name, known.version, known.remedy)
 
 
 def convert(content: Any, hint: Any, where: object) -> Any:
-    """Convert a parsed value to the type `hint`. where: the file, for messages. Raises FormatError, which names the wrong key."""
+    """Convert a parsed value to the type `hint`. where: the file, for messages. Raises FormatError."""
     with reading(where, on=(msgspec.ValidationError,)):
         return msgspec.convert(content, hint)
 
 
 def plain(value: Any) -> Any:
-    """Convert a value to plain JSON types: records to objects, tuples to lists."""
+    """Convert records to objects and tuples to lists, for JSON."""
     if isinstance(value, Record):
         return value.json()
     if isinstance(value, Mapping):
@@ -122,11 +119,11 @@ def plain(value: Any) -> Any:
 
 
 def parse_json(text: bytes | str, where: object) -> dict[str, Any]:
-    """Parse JSON text that holds an object. where: the file, for messages. Raises FormatError."""
+    """Parse a JSON object. where: the file, for messages. Raises FormatError."""
     with reading(f"{where}: not usable JSON"):
         return msgspec.json.decode(text, type=dict[str, Any])
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises FormatError, DataError."""
+    """Read a file with a JSON object. Raises FormatError, DataError."""
     return parse_json(read_bytes(path), path)

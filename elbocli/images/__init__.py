@@ -1,1 +1,1 @@
-"""Read users' images: find images in folders and archives, assign classes, decode, and crop to squares."""
+"""Read users' images: find them, assign classes, decode, and crop to squares."""

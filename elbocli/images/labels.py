@@ -2,8 +2,8 @@
 
 `--labels FILE`: lines of NAME CLASS; CSV; one class a line, in the order of the image names; or an array of numbers (.npy).
 No --labels: EDM's dataset.json, or webdataset's label files beside the images.
-`--classes FILE`: one class a line, as KEY, KEY<tab>NAME or KEY NAME; or meta.mat of ILSVRC's devkit. KEY is the class in the
-images' labels; NAME is the class's name for display.
+`--classes FILE`: one class a line, as KEY, KEY<tab>NAME or KEY NAME; or ILSVRC's meta.mat.
+KEY: class in the images' labels. NAME: class name for display.
 """
 
 import csv
@@ -28,7 +28,7 @@ JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
 
 def lines_of(path: Path) -> list[str]:
-    """Return the non-empty lines of a user's text file. Raises DataError if the file is empty or not text."""
+    """Return the non-empty lines of a text file. Raises DataError."""
     with reading(path, kind=DataError):
         lines = [line for line in Span(str(path)).read().decode("utf-8-sig").splitlines() if line.strip()]
         if not lines:
@@ -44,10 +44,10 @@ def _word(text: str) -> Word:
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
     """Read the file of --labels: a table of names and classes, a bare list of classes, or an array (.npy).
 
-    names: files of all images; a bare list has one class a line, in the order of `names`.
+    names: files of all images; the lines of a bare list are in this order.
     Returns: class of each image (None: missing or ambiguous), and whether the file is a bare list.
-    Names in a table: the image's path, any path that ends in the image's file name, or the file name without suffix.
-    Numbers in a bare list: class numbers of ILSVRC's meta.mat, if meta.mat lies beside the list.
+    Names in a table: paths, file names, or file names without suffix.
+    Numbers in a bare list: class numbers of ILSVRC's meta.mat if that file is in the same folder.
     Raises DataError: when the list's length is not the number of images, or no image gets a class.
     """
     if path.suffix == ".npy":
@@ -90,7 +90,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 
 
 def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
-    """Return the classes of images in EDM's dataset.json; None for an image that the file doesn't list.
+    """Return the classes in EDM's dataset.json; None for an image that is not listed.
 
     ref: the file dataset.json. names: names of the images, as in the file.
     Returns: None instead of a list if the file has no labels.
@@ -105,10 +105,8 @@ def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
 
 
 def sidecar_labels(entries: Entries) -> tuple[Entries, list[Word | None] | None]:
-    """Separate webdataset's images from the label files beside them.
+    """Separate webdataset's images from the .cls, .json and .txt files, and read the classes.
 
-    KEY.cls: class of the image KEY, a number or a word.
-    KEY.json: class of the image KEY, under cls, label, class, class_id or class_name.
     Returns: the images, and the class of each image (None: no class); None instead of a list if no image has a class.
     Raises DataError: when a label file is damaged.
     """
@@ -144,7 +142,7 @@ def _sidecar_word(sides: Entries, where: str) -> Word | None:
 
 
 def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]]:
-    """Read the file of --classes. Returns the key (as in the images' labels) and the name of each class, in order.
+    """Read the file of --classes: the key (as in the images' labels) and name of each class.
 
     words: class names in the images' labels; empty if the labels are numbers.
     Raises DataError: when a class is listed twice.
@@ -167,7 +165,7 @@ def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]
 
 
 def read_meta(path: Path) -> tuple[list[str], list[str]]:
-    """Return WordNet IDs and words of ILSVRC's 1000 classes in meta.mat, in the order of class numbers. Raises DataError."""
+    """Read WordNet IDs and names of ILSVRC's classes, in the order of class numbers. Raises DataError."""
     from scipy.io import loadmat
 
     with reading(f"{path}: not the devkit's meta.mat", kind=DataError):
@@ -180,11 +178,11 @@ def read_meta(path: Path) -> tuple[list[str], list[str]]:
 def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:
     """Number the classes from 0. Returns the class number of each image (−1: class not listed), and the class names.
 
-    words: class of each image, a word or a number.
-    known: class names of the user's archives or datasets, in order; returned whole if every word is among these names.
+    words: class of each image.
+    known: class names of the user's archives or datasets; all are returned if they contain every word.
     listed: file of --classes.
     bare: whether the file of --labels has one class a line without image names.
-    Numbers count from 1 with ILSVRC's meta.mat, and in a bare list without a 0; else from 0.
+    Numbers in `words` count from 1 with ILSVRC's meta.mat, and in a bare list without a 0; else from 0.
     Raises DataError: when a number has no class, or words and numbers are mixed.
     """
     numbers, texts = (
@@ -213,10 +211,10 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
 
 
 def some(words: Sequence[Word]) -> str:
-    """Return the first three words as text for a message, with "…" if there are more."""
+    """List the first three words for a message."""
     return ", ".join(map(str, words[:3])) + (", …" if len(words) > 3 else "")
 
 
 def utf8(name: str) -> str:
-    """Return a file name as UTF-8 text, with invalid bytes and NUL escaped."""
+    """Return a file name as UTF-8, with invalid bytes and NUL escaped."""
     return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")  # HDF5 can't store NUL

@@ -1,4 +1,4 @@
-"""Averages of a network's weights, and transfer of weights to a network with other classes or another image size."""
+"""Averages of weights, and transfer of weights to other classes or another image size."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,9 +18,9 @@ Shape = tuple[int, ...]
 
 
 class Averages(dict[str, dict[str, Tensor]]):
-    """Averages of a network's weights during training: name of the average → name of the tensor → tensor.
+    """Averages of a network's weights: name of the average → name of the tensor → tensor.
 
-    averages: rules for averaging, the run's default first. tensors: floating-point tensors to average; DTensors under FSDP.
+    averages: rules, the run's default first. tensors: floating-point weights; DTensors under FSDP.
     """
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
@@ -30,10 +30,7 @@ class Averages(dict[str, dict[str, Tensor]]):
 
     @torch.no_grad()
     def follow(self, step: int, images: int, batch: int) -> None:
-        """Update the averages in place, asynchronously, after an optimizer update.
-
-        step: number of updates so far. images: number of images seen so far. batch: number of images in this update.
-        """
+        """Update the averages after optimizer update number `step`. images: number seen so far. batch: number in this update."""
         live = [to_local(value) for value in self._live.values()]
         for average in self.averages:
             tensors = [to_local(value) for value in self[average.name].values()]
@@ -42,7 +39,7 @@ class Averages(dict[str, dict[str, Tensor]]):
 
 @contextmanager
 def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
-    """Exchange the values of `live` and `average` for the `with` block, bit for bit.
+    """Exchange the values of `live` and `average` inside the block.
 
     live: the network's tensors by name; don't update or save them inside the block.
     """
@@ -64,14 +61,14 @@ def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
 
 @lru_cache(maxsize=16)
 def shapes_of(config: NetworkConfig) -> dict[str, Shape]:
-    """Return name → shape of the floating-point tensors in a network's state dict."""
+    """Return name → shape of a network's floating-point tensors."""
     with torch.device("meta"):
         held = build(config).state_dict()
     return {name: tuple(each.shape) for name, each in held.items() if each.is_floating_point()}
 
 
 def class_axes(config: NetworkConfig) -> dict[str, int]:
-    """Return the weights that have a row per class: weight name → axis of the rows."""
+    """Return weights with a row per class: name → axis of the rows."""
     more = dict[str, Shape]()
     if config.num_classes:
         with suppress(UsageError):  # a network that must keep its classes
@@ -89,8 +86,8 @@ def transfer(
 ) -> dict[str, Tensor]:
     """Return an old network's weights by name, adapted to another image size and other classes.
 
-    before, now: configs of the old and the new network. read: returns an old weight by name.
-    rows: for each new class, its number in the old network; None for a class that the old network lacks.
+    read: returns an old weight by name.
+    rows: for each new class, its number in the old network; None if the old network lacks the class.
     Raises UsageError if settings differ, besides image size, classes and dropout, or a weight can't be transferred.
     """
     # A class table has a row per class, then perhaps a row for "no class", which stays last. A class that the old network lacks
@@ -127,7 +124,6 @@ def transfer(
 
 
 def _table(given: Tensor, before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None]) -> Tensor:
-    """Return the new network's class table, [classes, …]. given: the old network's table. rows: as in `transfer`."""
     size = 0.0 if now.quiet_classes else given.square().mean(0).sqrt()  # per output, so that magnitudes stay the same
     draws, classes = torch.Generator().manual_seed(0), before.num_classes
     kept = []

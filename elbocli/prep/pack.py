@@ -35,19 +35,16 @@ from elbocli.version import __version__
 if TYPE_CHECKING:
     from elbocli.prep.encode_latents import LatentEncoder
 
-USUAL_SIZE = 64
-"""Default size in pixels for images that differ in size or exceed USUAL_SIZE; smaller images of one size keep their size."""
-LOOKED_AT = 1000
-"""Largest number of image files whose size and channels are read to choose the defaults."""
-AT_ONCE, AHEAD = 1 << 16, 8
-"""Pixels × channels that a thread packs in one task, and number of tasks queued per thread."""
+USUAL_SIZE = 64  # default size in pixels; smaller images of one size keep their size
+LOOKED_AT = 1000  # most image files whose size and channels are read to choose the defaults
+AT_ONCE, AHEAD = 1 << 16, 8  # pixels × channels in a task of a thread, and tasks queued per thread
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Settings(DecodeOptions):
-    """Settings of `elbo prep`, named like the command's options. size, channels: 0: chosen by the images."""
+    """Settings of `elbo prep`, named like the command's options. size, channels: 0 if chosen by the images."""
 
     channels: int = 0
     store: str = RAW
@@ -67,7 +64,7 @@ class Settings(DecodeOptions):
     command: str = ""
 
     def about(self) -> dict[str, Any]:
-        """Return the settings that the pixels depend on, for the dataset's attributes."""
+        """Return the settings that the pixels depend on."""
         return {
             "image_size": self.size,
             "channels": self.channels,
@@ -140,10 +137,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
 
 
 def look(source: Images) -> set[Shape]:
-    """Return the shapes (H, W, C) of a source's images.
-
-    Image files: at most LOOKED_AT of them are read, evenly spread over the list; unreadable files are ignored.
-    """
+    """Return the shapes (H, W, C) of images; at most LOOKED_AT files are read."""
     shapes = {ref.array.shape[1:] for ref in source.refs if isinstance(ref, ArrayRow)}
     files = [ref for ref in source.refs if not isinstance(ref, ArrayRow)]
     for ref in files[:: -(-len(files) // LOOKED_AT) or 1]:
@@ -154,11 +148,7 @@ def look(source: Images) -> set[Shape]:
 
 
 def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
-    """Return settings in which size and channels that are 0 are chosen by the images' shapes (H, W, C).
-
-    Size: USUAL_SIZE, or the shorter side (crop 'pad': longer side) of images of one size if smaller or if crop is 'none'.
-    Channels: 1 if all images are grey and no setting needs colour; otherwise 3.
-    """
+    # Images of one size keep it if it is at most USUAL_SIZE, or if crop is 'none'.
     sizes = {shape[:2] for shape in shapes}
     sides = list(map(max if settings.crop == "pad" else min, sizes)) or [USUAL_SIZE]
     keep = len(sizes) == 1 and (sides[0] <= USUAL_SIZE or settings.crop == "none")
@@ -176,7 +166,7 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
 
 
 class Pixels(NamedTuple):
-    """Encoder that stores each image as a row of pixels, with the interface of LatentEncoder."""
+    """Encoder that stores pixels, with the interface of LatentEncoder."""
 
     layout: BlockLayout
     batch: int = 1
@@ -213,7 +203,7 @@ def _encoder(settings: Settings) -> Pixels | LatentEncoder:
 
 
 def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEncoder) -> str:
-    """Return a digest of everything that the result depends on, except file contents."""
+    # Of everything that the result depends on, except file contents.
     about = {**settings.about(), "pillow": PIL.__version__}
     if encoder.fingerprint:
         about["encoder"] = encoder.fingerprint
@@ -227,10 +217,10 @@ def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEnc
 
 
 class Packed(NamedTuple):
-    """An image as stored in a dataset, or the reason why the image can't be used.
+    """An image as stored in a dataset, or the reason why the image is unusable.
 
     digest: sha256 of the bytes that were read. row: pixels [H, W, C], or an encoded image.
-    change: change made while decoding, such as 'alpha dropped'. trouble: reason; "" for a usable image.
+    change: made while decoding, such as 'alpha dropped'. trouble: reason; "" for a usable image.
     """
 
     digest: str
@@ -240,7 +230,6 @@ class Packed(NamedTuple):
 
 
 def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Pixels | LatentEncoder, signals: Signals) -> None:
-    """Write the rows of all images, resuming after an earlier prep; record skipped and changed images in the writer's notes."""
     # The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to the sum of the whole dataset. Rows are
     # flushed only between batches of the encoder, so that batches, and thus the stored values, are the same after a kill.
     notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}

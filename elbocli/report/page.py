@@ -1,4 +1,4 @@
-"""Render one or several runs as a self-contained HTML page with SVG plots."""
+"""Render runs as a self-contained HTML page with SVG plots."""
 
 # The template library escapes all text from files, and the page's Content-Security-Policy forbids scripts and external
 # addresses. Equal runs give equal bytes.
@@ -50,7 +50,7 @@ NATS, BITS = "loss, nats per dimension", "bound, bits per dimension"
 
 
 class Line(NamedTuple):
-    """A curve of a plot. x, y, spread: [N] each. spread: half-width of the band around y, two standard errors."""
+    """A curve: points x and y, and the half-width `spread` of the band around y, [N] each."""
 
     x: Tensor
     y: Tensor
@@ -58,14 +58,14 @@ class Line(NamedTuple):
 
 
 def swatch(index: int) -> tuple[str, str]:
-    """Return the legend style of line number `index`: (CSS variable of the line's colour, SVG dash lengths)."""
+    """Return a line's legend style: (CSS variable of its colour, SVG dash lengths)."""
     style = line_style(index, LINES)
     lengths = () if style["linestyle"] == "-" else style["linestyle"][1]
     return INKS[style["color"]], " ".join(f"{length * style['linewidth']:g}" for length in lengths)
 
 
 def new_panel(label: str) -> Any:
-    """Return the matplotlib Axes of a new figure. label: label of the vertical axis."""
+    """Return the Axes of a new matplotlib figure. label: of the vertical axis."""
     from matplotlib.figure import Figure
 
     axis = Figure().subplots()
@@ -74,7 +74,7 @@ def new_panel(label: str) -> Any:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Return a matplotlib figure as inline SVG. name: prefix of all ids in the SVG."""
+    # name: prefix of all ids, which must be unique on the page.
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
@@ -109,8 +109,7 @@ def draw_lines(
 ) -> Any:
     """Draw lines in a new figure; return (Axes, legend: [(swatch, name)]), or None without lines.
 
-    label: of the vertical axis, logarithmic if all values are positive, and `label` is ERROR or `over` is over_images.
-    names: legend entries; (): no legend. over: function that formats the horizontal axis.
+    label: of the vertical axis. names: legend entries. over: formats the horizontal axis.
     """
     from matplotlib.ticker import LogLocator
 
@@ -137,8 +136,7 @@ def draw_lines(
 def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
     """Draw values as colours over training images and λ; return (Axes, empty legend).
 
-    label: label of the colour bar. course: loss log. values: [intervals of the log, bins of λ].
-    scale: matplotlib's arguments for the colours.
+    label: of the colour bar. values: [intervals of the log, bins of λ]. scale: matplotlib's arguments for the colours.
     """
     axis = new_panel(LEVEL)
     images = torch.tensor([0, *course.images], dtype=torch.float64)
@@ -155,7 +153,7 @@ def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> An
 
 
 def curve_line(facts: RunFacts, name: str) -> Line | None:
-    """Return the curve of column `name` of metrics.jsonl over training images; None without values."""
+    """Return column `name` of metrics.jsonl over training images; None without values."""
     at, values = curve(facts.report.curves, name)
     _, errors = curve(facts.report.curves, error_of(name))
     x, y, spread = (torch.tensor(each, dtype=torch.float64) for each in (at, values, errors))
@@ -163,7 +161,7 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 
 def score_panels(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> dict[str, Any]:
-    """Draw each score of --eval-every over training; return name → (Axes, legend). names: legend entries; (): no legend."""
+    """Draw each score of --eval-every; return name → (Axes, legend). names: legend entries."""
     drawn = {}
     for place, (name, title) in enumerate(_scores(runs).items()):
         drawn[f"score{place}"] = draw_lines(title, [curve_line(facts, name) for facts in runs], names, over_images)
@@ -182,10 +180,7 @@ def _scores(runs: Sequence[RunFacts]) -> dict[str, str]:
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
-    """Return the curve of the mean error over λ; None without a log or positive errors.
-
-    sums: method of LogHistory that returns sums of errors, such as `late`.
-    """
+    """Return the mean error over λ; None without a log or positive errors. sums: a method of LogHistory."""
     if log is None:
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))
@@ -195,7 +190,7 @@ def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -
 
 
 def weighting_line(facts: RunFacts) -> Line | None:
-    """Return the curve of a run's current weighting, with maximum 1; None if the weighting is unknown."""
+    """Return a run's current weighting, scaled to maximum 1; None if unknown."""
     if not facts.effective:
         return None
     value = facts.effective[-1].weighting(at := levels_of(facts))
@@ -208,7 +203,7 @@ def levels_of(facts: RunFacts) -> Tensor:
 
 
 def pictures(*runs: RunFacts) -> dict[str, tuple[str, Any]]:
-    """Return the plots of one or several runs: name in the templates → (SVG, legend). Plots without data are left out."""
+    """Return the plots that have data: name in the templates → (SVG, legend)."""
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, **OWN}):
@@ -255,7 +250,6 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 
 
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
-    """Draw the weighting w, the slope −dw/dλ, and the schedule's density p(λ); {} if the weighting is unknown."""
     if not facts.effective:
         return {}
     w, at, course = facts.effective[-1].weighting, levels_of(facts), facts.course
@@ -297,7 +291,7 @@ def render(*runs: RunFacts) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """Format a number for HTML. digits: significant digits of a float; integers keep all digits."""
+    """Format a number for HTML. digits: significant digits of a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):

@@ -1,3 +1,1 @@
-"""The machine: `device` (device, precision, memory), `processes` (ranks of a run), `background` (threads, signals),
-`progress` (the logger, and counts that commands display). Start with `device`.
-"""
+"""The machine: devices, processes, threads, signals and progress. Begin with `device`."""

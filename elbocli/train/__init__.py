@@ -1,6 +1,5 @@
-"""`elbo train`: train a network. Begin with `step.py`, a whole update, and `loop.py`, a whole run.
+"""`elbo train`: train a network. Begin with `step.py`, one update, and `loop.py`, a whole run.
 
-`batches.py` draws the images, noise and times of a step. `state.py` holds the network, optimizer and averages, and distributes
-the network over processes. `recorder.py` writes logs, validates and draws previews; `scores.py` scores samples.
-`plan.py` estimates memory and operations before training.
+`batches.py`: images, noise and times of a step. `state.py`: network, optimizer and averages.
+`recorder.py`: logs, validation and previews. `scores.py`: scores of samples. `plan.py`: estimated memory and operations.
 """

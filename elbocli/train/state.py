@@ -1,6 +1,6 @@
-"""The training state: network, optimizer and averages, replicated (DDP) or sharded (FSDP2) over processes.
+"""Training state: network, optimizer and averages, replicated (DDP) or sharded (FSDP2) over processes.
 
-Checkpoints hold unsharded tensors, so that a run may switch between DDP and FSDP when the run resumes.
+Checkpoints hold unsharded tensors, so that a run may resume with DDP or FSDP.
 """
 
 import math
@@ -40,9 +40,9 @@ PLANNED = 0.6  # largest estimate for a sharded network, as a fraction of device
 class Parallel:
     """A network that is replicated (DDP) or sharded (FSDP2) over processes.
 
-    precision: number format of the forward pass. sharded: whether to shard. forward: module to call in training.
-    shards: number of processes per copy of the weights. DDP: 1. FSDP: the processes of a node (HSDP on several nodes).
-    auxiliary: auxiliary losses of the network; None: none.
+    precision: of the forward pass. sharded: whether to shard. forward: module to call in training.
+    shards: number of processes per copy of the weights.
+    auxiliary: None if there are no auxiliary losses.
     """
 
     def __init__(self, network: Network, world: World, precision: str, sharded: bool = False, auxiliary: Auxiliary | None = None):
@@ -88,10 +88,7 @@ class Parallel:
             unit.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
     def try_pass(self, images: int, last: bool = False) -> None:
-        """Run a forward and a backward pass on zeros, and keep the gradients.
-
-        images: number of images. last: whether DDP averages the gradients over processes.
-        """
+        """Run forward and backward on `images` images of zeros, and keep the gradients. last: as in `accumulating`."""
         config, device = self.network.config, self.world.device
         z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
@@ -104,22 +101,22 @@ class Parallel:
             (out.float().square().mean() + self.auxiliary.total(others)).backward()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context for the passes of a micro-batch. last: whether DDP averages the gradients over processes."""
+        """Return a context for a micro-batch. last: whether DDP averages the gradients over processes."""
         # FSDP reduces gradients in every micro-batch, to keep only shards.
         replicas = isinstance(self.forward, DistributedDataParallel)
         return self.forward.no_sync() if replicas and not last else nullcontext()  # type: ignore[operator]
 
     def changed(self) -> None:
-        """Discard FSDP's gathered copies of parameters. Call this method after changing parameters without the optimizer."""
+        """Discard FSDP's gathered parameters. Call after changing parameters without the optimizer."""
         # After a forward pass without a backward pass, parameters outside the sharded submodules stay gathered.
         if self.sharded:
             self.network.reshard()  # type: ignore[operator]
 
 
 def micro_batch(spread: Parallel, images: int) -> int:
-    """Return the largest micro-batch that fits on the CUDA device of every rank, by trying sizes.
+    """Return a micro-batch that fits on the CUDA device of every rank.
 
-    spread: network, not sharded. images: first size to try; next, half as many images, and so on.
+    spread: network, not sharded. images: first size to try, then halved.
     Raises DataError on all ranks: not even one image fits.
     """
     world, weights = spread.world, [*spread.network.parameters(), *spread.auxiliary.heads.parameters()]
@@ -152,10 +149,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
-    """Return the largest micro-batch of a sharded network that should fit on the CUDA device of every rank, by an estimate.
-
-    images: first size to try; next, half as many images, and so on.
-    """
+    """Return a sharded network's micro-batch that should fit on every rank. images: first size to try, then halved."""
     # Not by passes as in `micro_batch`: when one rank runs out of memory, the other ranks would block.
     room = PLANNED * min(world.all(card_bytes(str(world.device)) or 0))
     while images > 1 and sum(device_memory(resolved, world.size, images, cuda=True).values()) > room:
@@ -236,7 +230,6 @@ class TrainState:
         self.steps_done = 0
 
     def _compile(self) -> None:
-        """Compile the network and try a pass; if any rank fails, log a warning and train without compilation on all ranks."""
         trouble = ""
         try:
             self.spread.compile(len(self.batches.parts))
@@ -251,12 +244,12 @@ class TrainState:
 
     @property
     def images(self) -> int:
-        """Number of images trained on so far, counting repeated images each time."""
+        """Number of images trained on, counting repeated images each time."""
         return self.steps_done * self.settings.batch_size
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside the block, put the network in eval mode with the weights of the first moving average."""
+        """Inside the block, the network is in eval mode and has the weights of the first average."""
         self.network.eval()
         with swap(self.live, next(iter(self.ema.values()))):
             self.spread.changed()
@@ -267,11 +260,10 @@ class TrainState:
     def leaves_out(self, total: Tensor, norm: Tensor) -> Tensor:
         """Return whether to skip this update, as a bool on the device.
 
-        total: sum of the losses of all images. norm: gradient norm without the loss scale. Both: float64 scalars.
-        A non-finite loss or norm skips this update and all later updates.
-        fp16: a non-finite norm skips only this update and halves the loss scale, until the loss scale is tiny.
+        total: sum of all images' losses. norm: gradient norm without the loss scale. Both: float64 scalars.
         """
-        # The weights stay as before the first bad step until the host calls `check`.
+        # After a non-finite loss or norm, all updates are skipped until the host calls `check`.
+        # fp16: a non-finite norm skips one update and halves the loss scale, until the scale is below LEAST_SCALE.
         overflow = ~norm.isfinite()
         bad = ~total.isfinite() | (overflow & (self.scale < LEAST_SCALE) if self.scaled else overflow)
         now = torch.stack([torch.full_like(norm, self.steps_done + 1), total, norm])
@@ -283,11 +275,10 @@ class TrainState:
         return (self.first_bad[0] > 0) | overflow
 
     def interval(self) -> tuple[Tensor, float, float, dict[str, float]]:
-        """Return sums and means since the last call, and refit an adaptive schedule or learned weighting.
+        """Return sums and means since the last call, equal on all ranks; refit an adaptive schedule or learned weighting.
 
         Returns: count, sum and sum of squares of the ε error in each bin of λ, [3, bins]; mean loss per image; mean gradient norm
             per step; mean of each auxiliary loss per image, by key. A mean is NaN if every step was skipped.
-        All ranks get equal results. Waits for the device.
         """
         sums = self.world.added(self.sums.values.clone()).cpu()
         self.sums.values.zero_()
@@ -302,13 +293,12 @@ class TrainState:
         return sums, loss / images, norm / steps, auxiliary
 
     def _adapt(self) -> None:
-        """Fit an adaptive schedule, or a learned weighting, to the errors logged so far; do nothing if both are fixed."""
         now = self.weighting, self.schedule, self.prediction, self.settings.floor
         self.weighting, self.schedule = followed(self.online, *now)
 
     @torch.no_grad()
     def copies(self, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
-        """Return unsharded CPU copies of tensors on rank 0, {} on other ranks. Every rank must call this method."""
+        """Return unsharded CPU copies on rank 0, {} on other ranks. Every rank must call this method."""
         copies = {}
         for name, tensor in tensors.items():
             whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -332,7 +322,7 @@ class TrainState:
 
     @torch.no_grad()
     def begin(self, weights: dict[str, Tensor]) -> None:
-        """Copy unsharded weights by name into the network and all averages. Weights that are not in `weights` stay random."""
+        """Copy unsharded weights by name into the network and its averages. Missing weights stay random."""
         for name, weight in self.live.items():
             if name in weights:
                 weight.copy_(sharded_like(weights[name], weight))
@@ -342,12 +332,12 @@ class TrainState:
         self.spread.changed()
 
     def constrain(self, left_out: Tensor) -> None:
-        """Project the weights onto the network's constraints after an update. left_out: whether the update was skipped."""
+        """Project the weights onto the network's constraints. left_out: whether the update was skipped."""
         self.network.constrain({name: to_local(weight) for name, weight in self.live.items()}, left_out)
 
     @torch.no_grad()
     def restore(self, saved: store.Checkpoint) -> None:
-        """Load a checkpoint, saved by any number of processes. Raises FormatError: the checkpoint doesn't fit this run."""
+        """Load a checkpoint. Raises FormatError: the checkpoint doesn't fit this run."""
         state = saved.state()
         with reading(f"{saved.path}: doesn't fit this run"):
             for name, tensors in {"model": self.live, **self.ema}.items():

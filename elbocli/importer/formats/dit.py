@@ -1,6 +1,6 @@
-"""Import checkpoints of DiT, SiT and REPA: state dicts, alone or in a training script's file.
+"""Import state dicts of DiT, SiT and REPA.
 
-The three networks have weights of the same names and shapes, but different inputs → outputs:
+The weights have the same names and shapes; inputs → outputs differ:
 DiT: one of 1000 timesteps, noisy x → ε.
 SiT: t, where 1 is data, and t x + (1 − t) ε → x − ε.
 REPA: t, where 1 is noise, and (1 − t) x + t ε → ε − x.
@@ -38,7 +38,6 @@ def _is(format: str, source: Source) -> bool:
 
 
 def _translate(its_code: str, source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint to elbo's network. its_code: form of the network's noise-level input, from CODES."""
     where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:

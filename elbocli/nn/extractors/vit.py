@@ -1,4 +1,4 @@
-"""Networks of extractors: DINOv2 as used by EDM2, CLIP's image encoder as used by CMMD, and a tiny network for tests."""
+"""Networks of extractors: DINOv2 as in EDM2, CLIP's image encoder as in CMMD, and a tiny network for tests."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -17,16 +17,12 @@ from elbocli.files.yaml_text import read_yaml
 from elbocli.nn.extractors import Extractor
 
 SIZE = 224
-HUB_OFFSET = 0.1
-"""Offset that DINOv2's hub code adds to `side` when it scales S × S position embeddings to side × side: by (side + 0.1)/S."""
+HUB_OFFSET = 0.1  # DINOv2's hub scales S × S position embeddings by (side + 0.1)/S instead of side/S
 TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
 
 
 class Tiny(nn.Module):
-    """Small random network with a fixed seed, whose features separate images well enough for tests.
-
-    uint8 [B,3,H,W] → (features [B, 64], logits [B, 10]).
-    """
+    """Small random network for tests: uint8 [B, 3, H, W] → (features [B, 64], logits [B, 10])."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,11 +43,11 @@ class Tiny(nn.Module):
 
 
 class VitShape(NamedTuple):
-    """Shape of a vision transformer of timm, and of its weight files.
+    """Shape of a vision transformer of timm.
 
-    trained: number of position embeddings per side in the files; they are interpolated as in DINOv2's hub.
-    mean, std: normalisation of pixel values / 255 in training, by default ImageNet's.
-    embedding: width of CLIP's projection to features of norm 1; 0 for DINOv2, which has no projection.
+    trained: number of position embeddings per side in weight files.
+    mean, std: normalisation of pixel values / 255, by default ImageNet's.
+    embedding: width of CLIP's projection; 0: DINOv2, without projection.
     """
 
     width: int
@@ -65,7 +61,7 @@ class VitShape(NamedTuple):
 
 
 class Vit(nn.Module):
-    """Vision transformer, uint8 [B, 3, H, W] → features [B, D]: class token after the last norm; for CLIP, then projected."""
+    """Vision transformer, uint8 [B, 3, H, W] → class token [B, D]; for CLIP, projected and scaled to norm 1."""
 
     mean: Tensor
     std: Tensor
@@ -86,7 +82,7 @@ class Vit(nn.Module):
 def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extractor:
     """Make a vision-transformer extractor with the weights in a file.
 
-    name: a key of vit.yaml. path: file of weights. shape: None for the shape in vit.yaml.
+    name: a key of vit.yaml. shape: by default as in vit.yaml.
     Raises UsageError if timm is missing, FormatError for weights of another network.
     """
     shape = shape or VitShape(**TABLES[name]["shape"])
@@ -101,10 +97,7 @@ def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extra
 
 
 def fitted_positions(positions: Tensor, side: int) -> Tensor:
-    """Interpolate position embeddings [1, 1 + S², D] to side × side positions, [1, 1 + side², D].
-
-    Interpolation: as in DINOv2's hub, bicubic without antialiasing, with scale factor (side + 0.1)/S instead of side/S.
-    """
+    """Interpolate position embeddings [1, 1 + S², D] to [1, 1 + side², D], as in DINOv2's hub."""
     token, grid = positions[:, :1], positions[:, 1:]
     before = round(grid.shape[1] ** 0.5)
     if before == side:
@@ -115,7 +108,6 @@ def fitted_positions(positions: Tensor, side: int) -> Tensor:
 
 
 def _network(shape: VitShape, path: Path) -> nn.Module:
-    """Build timm's network on the meta device. Raises UsageError, which names `path`, if timm is missing."""
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         from timm.layers import QuickGELU
         from timm.models.vision_transformer import VisionTransformer
@@ -139,9 +131,9 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
 
 
 def read_weights(path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read a network's tensors from a file, float32, without running code from the file.
+    """Read a network's tensors from a file, float32.
 
-    wanted: tensor name → shape in the network. layouts: program → layout of its files (vit.yaml). name: the network's.
+    wanted: tensor name → shape. layouts: program → layout of its files (vit.yaml). name: the network's.
     Raises FormatError if the file doesn't fit the network.
     """
     found, wrong = read_torch_file(path), f"{path}: not weights of {name}"

@@ -147,9 +147,8 @@ class MeasuredNetwork:
     ) -> Draws:
         """Evaluate the network on images at `draws` noise levels each.
 
-        schedule: distribution of the noise levels.
+        schedule: distribution of noise levels. gaussian: model whose exact denoiser is also evaluated; None: no model.
         purpose: name of the random stream; different purposes give independent draws.
-        gaussian: model whose exact denoiser is also evaluated; None: no model.
         Raises UsageError: `draws` is odd or less than 2. Raises NonFiniteError: the loss is not finite.
         """
         if self.draws < 2 or self.draws % 2:
@@ -293,7 +292,7 @@ def open_measurement(
 
     path: run or checkpoint. data: dataset; None: the run's training dataset.
     images: largest number of images; None: DEFAULT_IMAGES.
-    batch_size: network inputs at a time; None: 256, or fewer for images of more than 32 × 32 × 3 values.
+    batch_size: network inputs at a time; None: 256, or fewer for large images.
     logsnr_min, logsnr_max: range of λ; None: the run's range.
     seed, device, weights, precision, options: as the options of `elbo bound`.
     """

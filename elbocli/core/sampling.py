@@ -186,7 +186,6 @@ class Guidance:
             raise UsageError(f"the guidance interval {self.low:g} to {self.high:g} is empty; give the lower logsnr first")
 
     def active(self, logsnr: float) -> bool:
-        """Tell whether guidance needs the weak output at this λ."""
         return self.scale != 1.0 and self.low <= logsnr <= self.high
 
     def combine(self, strong: Tensor, weak: Tensor) -> Tensor:

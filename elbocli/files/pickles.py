@@ -109,7 +109,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a file of torch's zip archive. name: path without the first folder."""
+    """Read a file of torch's zip archive by its path without the first folder."""
     return next(archive.read(full) for full in archive.namelist() if full.partition("/")[2] == name)
 
 

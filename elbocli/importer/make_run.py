@@ -28,7 +28,7 @@ BATCH = 2  # images in the test call of a network: a network may work only for a
 
 
 def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", command: str = "") -> None:
-    """Make a run from another program's checkpoint, and log warnings of the import.
+    """Make a run from another program's checkpoint, and log warnings.
 
     format: a name of FORMATS; '': detect the format. command: command line to record.
     Raises UsageError: the run exists, or an option doesn't fit. Raises DataError: the disk is full.
@@ -93,7 +93,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
 def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:
     """Test a network on BATCH images; return the config, with `variance` set if the network outputs variances.
 
-    where: checkpoint, for messages. Raises FormatError: the network fails, or its output has a wrong shape.
+    Raises FormatError: the network fails, or its output has a wrong shape.
     """
     z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():

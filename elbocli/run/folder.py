@@ -71,10 +71,7 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
 
 
 def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> None:
-    """Write config.yaml: settings, software versions, and the command lines of all starts.
-
-    command: command line as typed. about: fields `processes` and `device_name`.
-    """
+    """Write config.yaml. command: command line as typed. about: fields `processes` and `device_name`."""
     config = resolved.config()
     commands, run_id = list[str](), None
     if store.checkpoints(out):

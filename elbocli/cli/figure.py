@@ -42,7 +42,7 @@ LAMBDA = r"$\lambda = \log(\alpha^2/\sigma^2)$     noise  $\longleftarrow\ \long
 
 
 def brief(spec: str) -> str:
-    """Leave out a SPEC's default parameters: `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
+    """Leave out default parameters: `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
     for declared in (*WEIGHTINGS.values(), *SCHEDULES.values(), *FACTORS.values()):
         full = rf"\b{re.escape(declared.spec)}"
         spec = re.sub(rf"{full}(?=@|$)", declared.name, re.sub(f"{full},", f"{declared.name}:", spec))
@@ -71,7 +71,11 @@ def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dic
 
 
 def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high: float, out: Path) -> None:
-    """Format the λ axes, and write the figure. last: panels whose λ axis gets a label. low, high: limits of λ."""
+    """Format the λ axes, and write the figure.
+
+    last: panels whose λ axis gets a label.
+    low, high: limits of λ.
+    """
     from matplotlib import pyplot
 
     for axis in axes.values():
@@ -93,7 +97,7 @@ def level_ticks(axis: Any) -> None:
 
 
 def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
-    """Draw the curve `value` over λ = `at`, with a band of ± 2 `se`. All tensors: [N]."""
+    """Draw a curve with a band of ± 2 standard errors. at: λ. All tensors: [N]."""
     axis.fill_between(at, (value - 2 * se).maximum(value / 10), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
     axis.plot(at, value, color=COLORS[0], linewidth=1.5)
 

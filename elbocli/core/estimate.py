@@ -165,7 +165,6 @@ class PairedMoments:
 
     @property
     def n(self) -> int:
-        """Number of images added."""
         return self._means.n
 
     def estimate(self) -> PairedEstimate:
@@ -248,7 +247,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, flo
 
     confidence: probability of the most likely class, [N].
     right: whether the most likely class is correct, bool [N].
-    Returns: rows with the bin's limits low and high, count of images, mean confidence, and accuracy.
+    Returns: rows with the bin's limits, count of images, mean confidence, and accuracy.
     """
     cell = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows = []
@@ -306,7 +305,7 @@ ROWS = 4096
 
 
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
-    """Return the derivative of the Fréchet distance by each image's weight, minus the mean over images, [N].
+    """Return the derivative of the Fréchet distance by each image's weight, centred, [N].
 
     features: [N, D]. own: mean and covariance of the features.
     """
@@ -337,8 +336,8 @@ def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> 
 def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
     """Return the Fréchet distance for infinitely many samples, and an estimate of its remaining bias, ≥ 0.
 
-    parts: moments of random subsets of the samples; an even number of subsets, of equal size.
-    Source: Chong & Forsyth 2020 (arXiv:1911.07023) for a line in 1/N; Quenouille 1956 for leaving out a subset at a time.
+    parts: moments of an even number of random, equally large subsets of the samples.
+    Source: Chong & Forsyth 2020 (arXiv:1911.07023), line in 1/N; Quenouille 1956, jackknife.
     """
     # The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
     # mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves

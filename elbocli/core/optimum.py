@@ -1,4 +1,4 @@
-"""Least denoising error on a finite set of images, a network's excess error, and a test for copying."""
+"""A denoiser's least error on a finite set of images, excess error, and copying."""
 
 import math
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ TILE = {"cpu": 2**16, "cuda": 2**24}  # pairs (noised source, image) at a time; 
 
 
 class LeastErrors:
-    """Sums over a set of images, for the least possible error of denoising source images.
+    """Sums over images, for the least possible error of denoising source images.
 
     source: images to be noised, float64 [S, D].
     eps: H noises per source, float64 [S, H, D].
@@ -51,7 +51,7 @@ class LeastErrors:
         self._nearest = torch.full_like(self._seen, torch.inf)
 
     def add(self, images: Tensor, own: Tensor, labels: Tensor | None = None) -> None:
-        """Add images to the sums.
+        """Add images.
 
         images: float64 [J, D].
         own: whether an image is the source itself, bool [S, J].
@@ -89,10 +89,10 @@ class LeastErrors:
                 return
 
     def values(self, others: Tensor, mates: Tensor | None = None) -> Tensor:
-        """Return the estimated least E‖ε−ε̂‖² of each noised source: [1, S, H, L], or [2, S, H, L] with `mates`.
+        """Return each source's estimated least E‖ε−ε̂‖², [1, S, H, L].
 
         others: number of images besides the source, [S].
-        mates: number of images of the source's class besides the source, [S], for the second error.
+        mates: number of images of the source's class besides the source, [S]; adds the second error: [2, S, H, L].
         """
         # If fewer images were added, they are weighted up: numerator and denominator are unbiased, and their ratio nearly so.
         number = others[None] if mates is None else torch.stack([others, mates])
@@ -144,7 +144,7 @@ def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
 
     own: loss on training images minus the least possible loss on these images.
     new: loss on new images minus the same least possible loss.
-    Returns: dict of share (1 − own/new; 1: full copying), se (standard error of share) and verdict (see `verdict`).
+    Returns: share (1 − own/new; 1: full copying), its standard error se, and verdict.
     """
     if new.value <= SURE * new.se:
         return None
@@ -156,7 +156,7 @@ def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
 
 
 def verdict(low: float, high: float) -> str:
-    """Return a phrase, such as 'shows no sign of copying', for a share (see `copying`) between low and high."""
+    """Return a phrase, such as 'may copy', for a share (see `copying`) between low and high."""
     if low > BEGUN:
         return f"{'copies' if low > COPIES else 'has begun to copy'} its training images"
     return "shows no sign of copying" if high < COPIES else "may copy: the errors are too large to say"

@@ -40,10 +40,10 @@ class FeatureSource:
 
     n: number of images or features; 0 for statistics alone.
     about: how images and features were made.
-    reader, saved, statistics: images, features and statistics in the file; None: not in the file.
+    reader, saved, statistics: None if not in the file.
     labels: class of each image, [n]; None: the file has no labels.
     streamed: whether the images are a stream, which only rank 0 reads, once and in order.
-    features: result of `extract_features`, on rank 0 alone. extracted: whether `extract_features` is done, on every rank.
+    features: result of `extract_features` on rank 0. extracted: whether it is done, on every rank.
     """
 
     name: str
@@ -115,7 +115,7 @@ def extract_features(
 
     extractor: None if the source has no images.
     batch: number of images at a time, on each rank.
-    keep: features to keep for each image (`values`, `logits`, `spatial_values`), besides mean and covariance.
+    keep: features to keep for each image: `values`, `logits`, `spatial_values`.
     check: function of the first batch's features and the source; raises an ElboError for unsuitable features.
     spatial: whether to compute mean and covariance of spatial features, too.
     Raises DataError: when features are not finite or too large.

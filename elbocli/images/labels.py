@@ -92,7 +92,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
     """Return the classes in EDM's dataset.json; None for an image that is not listed.
 
-    ref: the file dataset.json. names: names of the images, as in the file.
+    ref: the file. names: the images, named as in the file.
     Returns: None instead of a list if the file has no labels.
     Raises DataError: when the labels are not a list of [name, number].
     """
@@ -176,13 +176,12 @@ def read_meta(path: Path) -> tuple[list[str], list[str]]:
 
 
 def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:
-    """Number the classes from 0. Returns the class number of each image (−1: class not listed), and the class names.
+    """Number the classes from 0. Returns each image's class number (−1: not listed), and the class names.
 
-    words: class of each image.
+    words: class of each image. Numbers count from 1 with ILSVRC's meta.mat, and in a bare list without 0; else from 0.
     known: class names of the user's archives or datasets; all are returned if they contain every word.
     listed: file of --classes.
     bare: whether the file of --labels has one class a line without image names.
-    Numbers in `words` count from 1 with ILSVRC's meta.mat, and in a bare list without a 0; else from 0.
     Raises DataError: when a number has no class, or words and numbers are mixed.
     """
     numbers, texts = (

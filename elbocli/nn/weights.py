@@ -30,7 +30,7 @@ class Averages(dict[str, dict[str, Tensor]]):
 
     @torch.no_grad()
     def follow(self, step: int, images: int, batch: int) -> None:
-        """Update the averages after optimizer update number `step`. images: number seen so far. batch: number in this update."""
+        """Update the averages after optimizer update number `step`. images: number so far. batch: number in this update."""
         live = [to_local(value) for value in self._live.values()]
         for average in self.averages:
             tensors = [to_local(value) for value in self[average.name].values()]

@@ -88,7 +88,7 @@ class Parallel:
             unit.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
     def try_pass(self, images: int, last: bool = False) -> None:
-        """Run forward and backward on `images` images of zeros, and keep the gradients. last: as in `accumulating`."""
+        """Run forward and backward on zeros, and keep the gradients. images: number. last: as in `accumulating`."""
         config, device = self.network.config, self.world.device
         z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
@@ -149,7 +149,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
-    """Return a sharded network's micro-batch that should fit on every rank. images: first size to try, then halved."""
+    """Return a sharded network's micro-batch that should fit on every rank. images: as in `micro_batch`."""
     # Not by passes as in `micro_batch`: when one rank runs out of memory, the other ranks would block.
     room = PLANNED * min(world.all(card_bytes(str(world.device)) or 0))
     while images > 1 and sum(device_memory(resolved, world.size, images, cuda=True).values()) > room:
@@ -249,7 +249,7 @@ class TrainState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside the block, the network is in eval mode and has the weights of the first average."""
+        """Inside the block, the network is in eval mode with the first average's weights."""
         self.network.eval()
         with swap(self.live, next(iter(self.ema.values()))):
             self.spread.changed()
@@ -298,7 +298,7 @@ class TrainState:
 
     @torch.no_grad()
     def copies(self, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
-        """Return unsharded CPU copies on rank 0, {} on other ranks. Every rank must call this method."""
+        """Return unsharded CPU copies on rank 0, {} on other ranks. Call on every rank."""
         copies = {}
         for name, tensor in tensors.items():
             whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -307,7 +307,7 @@ class TrainState:
         return copies
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Return (weights by file name, content of state.pt) as CPU copies on rank 0. Every rank must call this method."""
+        """Return (weights by file name, content of state.pt) as CPU copies on rank 0. Call on every rank."""
         weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema}.items()}
         optimizer = self.optimizer.state_dict()  # its state: index of the weight → tensors; empty before the first update
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}

@@ -35,7 +35,7 @@ class NonFiniteError(ElboError):
 
 
 class Interrupted(ElboError):
-    """A signal ended the run, after the run's work was saved. signum: number of the signal."""
+    """A signal ended the run, after the run's work was saved."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)

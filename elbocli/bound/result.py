@@ -10,11 +10,7 @@ from elbocli.files.records import Record, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
-    """Base class of results of `elbo bound`.
-
-    per_image: path of the table that --per-image writes.
-    excess: weighted loss minus the least possible loss; None: without --optimum.
-    """
+    """Base class of results of `elbo bound`. per_image, excess: as in `Bound`."""
 
     REST: ClassVar[str] = "about"
 
@@ -27,7 +23,7 @@ class Answer(Record, frozen=True, kw_only=True):
 class Nats(Record, frozen=True, kw_only=True):
     """Mean over images of one quantity, per image and per dimension.
 
-    Suffix _se: standard error of the field as an estimate of the mean over the whole dataset.
+    Suffix _se: standard error for the mean over the whole dataset.
     """
 
     bpd: float | None = None
@@ -82,9 +78,7 @@ class Bound(Nats, frozen=True, kw_only=True):
 class Estimate(Nats, frozen=True, kw_only=True):
     """One estimate of −log p, averaged over images.
 
-    bounds: name of the quantity that the estimate bounds from above.
-    nats_se_noise: standard error from the noise alone.
-    nats_se_population: standard error of the mean over the distribution that the images are from.
+    bounds: name of the quantity that the estimate bounds from above. Suffixes _se_noise, _se_population: as in `Bound`.
     terms: summands in nats, by name. evaluations: network evaluations per image, without backward passes.
     solver_nats: error of the ODE solver, included in all standard errors but nats_se_noise; None: no ODE solver.
     """
@@ -113,8 +107,6 @@ class Difference(Record, frozen=True):
 
 @stored("result of elbo bound --estimator (JSON)")
 class Likelihoods(Answer, frozen=True):
-    """Estimates of −log p of the same images, and their differences."""
-
     estimates: list[Estimate]
     differences: list[Difference]
     draws_per_image: int
@@ -150,10 +142,8 @@ class Check(Record, frozen=True):
     """Both sides of Kingma & Gao's theorem 1 for one weighting.
 
     left: weighted loss as in training. right: the same loss as an integral of bounds over noise levels.
-    rising: intervals of logsnr where the weighting rises; None for a monotone weighting.
-    signed_mass: measure −dw / max w; None for a monotone weighting.
-    augmented_elbo: ELBO of noise-augmented data; None for a weighting that rises.
-    p_w: distribution of the augmentation noise; None for a weighting that rises.
+    rising: intervals of logsnr where the weighting rises. signed_mass: measure −dw / max w. Both None if monotone.
+    augmented_elbo: ELBO of noise-augmented data. p_w: distribution of the augmentation noise. Both None if not monotone.
     """
 
     weighting: str
@@ -170,7 +160,7 @@ class Check(Record, frozen=True):
 
 @stored("result of elbo bound --check (JSON)")
 class Theorem(Answer, frozen=True):
-    """Check of theorem 1 of Kingma & Gao 2023. agree: whether all checks agree."""
+    """Check of Kingma & Gao's theorem 1. agree: whether all checks agree."""
 
     agree: bool
     checks: list[Check]
@@ -182,11 +172,10 @@ class Classification(Answer, frozen=True):
     """Scores of a run as a classifier.
 
     p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise and prior for all classes.
-    accuracy_low, accuracy_high: 95 % interval of the accuracy. log_loss: mean of −log p(label|x), in nats.
-    ece: expected calibration error, the mean of |accuracy − confidence|.
+    accuracy_low, accuracy_high: 95 % interval. log_loss: mean of −log p(label|x), in nats. ece: expected calibration error.
     undecided: fraction of images whose likeliest class differs between the two halves of the noise draws.
-    reliability: number of images, mean confidence and accuracy in each interval of confidence.
-    class_accuracy: accuracy by class number, without classes that have no images.
+    reliability: number of images, mean confidence and accuracy by interval of confidence.
+    class_accuracy: accuracy by class number, without empty classes.
     """
 
     accuracy: float

@@ -1,8 +1,7 @@
 """Noise schedules and level codes. The declared curves are in core/schedule_curves.py.
 
-Schedule: a float64 curve λ(t), shifted in λ, then truncated to a range of λ.
-The weighted loss doesn't depend on the schedule (arXiv:2303.00848 sec. 3).
-Level code: a function of λ, such as a timestep or σ, that a published network takes as input instead of λ.
+Schedule: a float64 curve λ(t). The weighted loss doesn't depend on the schedule (arXiv:2303.00848 sec. 3).
+Level code: a function of λ, such as σ or a timestep, that a published network takes as input.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def cell_of(at: Tensor, edges: Tensor) -> Tensor:
 
 
 class Table:
-    """Curve of a fitted schedule: λ(t) is linear between knots.
+    """Curve with λ(t) linear between knots.
 
     knots: pairs (t, λ); t rises strictly from 0 to 1, and λ falls strictly. Raises UsageError for other knots.
     """
@@ -65,8 +64,7 @@ class Schedule:
     """Noise schedule: a curve λ(t), shifted by `shift` in λ, then truncated to [logsnr_min, logsnr_max].
 
     name: name and parameters of the curve, `name:key=value,…`, without the shift.
-    declared: declaration of the curve; None for a curve that was fitted or read from a file.
-    file: file that the curve was read from; None for other curves.
+    declared: declaration of the curve, if any. file: file that the curve was read from, if any.
     Raises UsageError for a range that the curve doesn't cover.
     """
 
@@ -113,7 +111,7 @@ class Schedule:
         return first, last
 
     def logsnr(self, t: Tensor) -> Tensor:
-        """Return λ at each t ∈ [0, 1], float64: exactly logsnr_max at t = 0, and exactly logsnr_min at t = 1."""
+        """Return λ at each t ∈ [0, 1], float64; logsnr_max at t = 0, logsnr_min at t = 1."""
         first, last = self._ends
         level = self.curve.logsnr(first + (last - first) * t) + self.shift
         # The limits are set, because no float64 t near 1 reaches the far tail of a normal distribution.
@@ -146,7 +144,7 @@ class Schedule:
 
 
 def check_range(low: float, high: float) -> None:
-    """Raise UsageError unless the range of λ lies within ±LIMIT and is at least NARROWEST wide."""
+    """Raise UsageError unless the range of λ is valid."""
     if not (low >= -LIMIT and high <= LIMIT and high - low >= NARROWEST):
         raise UsageError(f"the logsnr range {low:g} to {high:g} must be {NARROWEST:g} wide or more, within ±{LIMIT:g}")
 
@@ -185,9 +183,7 @@ def parse_schedule(
 ) -> Schedule:
     """Return the schedule of a text such as `cosine:shift=-1.4` or `edm:mean=-0.4,std=1`.
 
-    low, high: range of λ; None: as far as the shifted curve reaches.
-    clip: whether to reduce [low, high] to the range that the shifted curve covers.
-    size: image size in pixels, the default of the curve's parameter `size`.
+    low, high, clip: as in `make_schedule`. size: image size in pixels, the default of the curve's parameter `size`.
     Raises UsageError for an unknown name or parameter, or a range that the curve doesn't cover.
     """
     name, params = parse_spec(text)

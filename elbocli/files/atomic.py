@@ -38,7 +38,7 @@ def lock(handle: int) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush a folder to disk, so that a rename in it survives a power cut."""
+    """Flush a folder's list of names to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -72,7 +72,7 @@ def _aside(path: Path, end: str = "tmp") -> Path:
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove leftovers of killed processes from a folder.
 
-    name: file or folder whose leftovers to remove; None: all leftovers.
+    name: file or folder whose leftovers to remove; None: all.
     """
     with suppress(OSError):
         for path in folder.glob(".*"):

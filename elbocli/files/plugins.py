@@ -1,7 +1,6 @@
 """Plug-ins: Python files that declare networks, weightings and more, and programs of torch.export (.pt2).
 
 elbo runs a plug-in file only if the user names the file on the command line or in the environment.
-A run records its plug-ins; the user must name these plug-ins to open the run.
 """
 
 import sys
@@ -22,7 +21,7 @@ _RUN: dict[Path, PluginFile] = {}  # plug-ins run so far, by path
 
 
 def defined(file: str, name: str) -> Any:
-    """Return the object `name` that the plug-in `file` defines; None: no such object."""
+    """Return the object `name` that the plug-in `file` defines, or None."""
     module = sys.modules.get(PREFIX + Path(file).stem)
     found = getattr(module, name, None)
     return found if module and getattr(found, "__module__", "") == module.__name__ else None
@@ -34,7 +33,7 @@ def trust(path: Path) -> None:
 
 
 def check_trusted(digest: str, path: Path) -> None:
-    """Raise UsageError unless `trust` was called for this .pt2 program. digest: SHA-256 of the program."""
+    """Raise UsageError unless `trust` allowed this .pt2 program. digest: SHA-256."""
     if digest not in _TRUSTED:
         raise UsageError(
             f"{path}: is a program that can run any code; if you trust its author, add --plugin {path}, or in Python plugins=[…]"
@@ -79,10 +78,7 @@ def plugins_run() -> list[PluginFile]:
 
 
 def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
-    """Raise UsageError if a plug-in of a run is not loaded; warn if a plug-in has changed.
-
-    needed: plug-ins of the run. where: path of the run, for messages.
-    """
+    """Raise UsageError if a plug-in of a run is not loaded; warn if a plug-in has changed."""
     known = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
     for plugin in needed or ():
         if plugin.file not in known:

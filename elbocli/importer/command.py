@@ -1,4 +1,4 @@
-"""Command line of `elbo import`: options, and the function that runs the command."""
+"""Command line of `elbo import`."""
 
 from pathlib import Path
 from typing import Any

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class AuxiliaryTraits(NamedTuple):
-    """Properties besides the formula. features: whether the loss needs features of the images."""
+    """Properties of an auxiliary loss. features: whether the loss needs features of the images."""
 
     features: bool = False
 
@@ -68,8 +68,7 @@ def auxiliary(
     """Return a decorator that declares an auxiliary loss with a parameter `weight`.
 
     The decorator takes a function (hidden, batch, **parameters) → loss of each image, [n].
-    A loss with weights of its own is a Module class, made once from (AuxiliarySetup, **parameters).
-    The forward method of this class is a function (hidden, batch) → loss of each image, [n].
+    A loss with weights of its own is a Module class: __init__(AuxiliarySetup, **parameters), forward(hidden, batch) → [n].
     hidden: output of each of the network's `units`, in order. batch: AuxiliaryBatch.
     weight: default factor of the loss. positive: names of further parameters that must be above 0.
     how: `features=True` if the loss needs features; arguments of Registry.declare.
@@ -160,9 +159,8 @@ def _checked(loss: Any, n: int) -> Tensor:
 class Auxiliary:
     """Auxiliary losses of a training run.
 
-    specs: SPECs of the losses. network: network in training, before it is sharded.
-    features: number of features per image, or 0. heads: losses that have weights of their own. seed: of these weights.
-    keys: keys of the losses in metrics.jsonl. weights: factor of each loss.
+    specs: SPECs of the losses. network: not sharded yet. features: features per image, or 0. seed: of initial weights.
+    heads: losses that have weights. keys: keys of the losses in metrics.jsonl. weights: factor of each loss.
     Raises UsageError: the network has no blocks, or a loss doesn't suit the network.
     """
 
@@ -230,5 +228,4 @@ class Auxiliary:
                 world.added(weight.grad).div_(world.size)
 
     def gradient_squares(self) -> Tensor | float:
-        """Return the sum of the squared gradients of `heads`."""
         return sum(weight.grad.double().square().sum() for weight in self.heads.parameters() if weight.grad is not None)

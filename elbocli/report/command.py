@@ -1,4 +1,4 @@
-"""Command line of `elbo report`: options, and the function that runs the command."""
+"""Command line of `elbo report`."""
 
 import sys
 from pathlib import Path

@@ -38,7 +38,7 @@ TIMES = 12  # number of steps at which a learned weighting is reported
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
-    """Return the path of a run's dataset, also if run and dataset were moved together."""
+    """Return the path of a run's dataset, also if both were moved together."""
     typed, place = Path(str(data.path)), run.resolve() / str(data.from_run)
     known = not place.exists() or (typed.exists() and typed.samefile(place))
     return typed if known else Path(os.path.relpath(place))
@@ -47,7 +47,7 @@ def dataset_of(data: RunData, run: Path) -> Path:
 def check_content(data: RunData, known: RunData, run: object) -> None:
     """Raise UsageError unless dataset and run both have pixels, or both have latents of the same space.
 
-    data: the dataset. known: section `data` of the run's config.yaml. run: run's name for messages.
+    known: section `data` of the run's config.yaml. run: run's name for messages.
     """
     if data.latents != known.latents:
         holds = "latents" if data.latents else "pixels"
@@ -91,7 +91,7 @@ class TrainedRun:
 
     @property
     def step(self) -> int:
-        """Number of optimizer updates that made the weights; 0: unknown."""
+        """Number of optimizer updates; 0: unknown."""
         return int(self.about.get("step", 0))
 
     @property
@@ -108,7 +108,7 @@ class TrainedRun:
         return asked if asked != AUTO else own if own != AUTO else "fp32"
 
     def schedule(self) -> Schedule:
-        """Return the training schedule; if adaptive, as of the checkpoint. Raises FormatError, DataError."""
+        """Return the training schedule; if adaptive, computed from the checkpoint. Raises FormatError, DataError."""
         fixed = schedule_of(self.settings)
         if fixed is None:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
@@ -118,7 +118,7 @@ class TrainedRun:
         return fixed
 
     def weighting(self) -> Weighting:
-        """Return the training weighting; if learned, as of the checkpoint. Raises FormatError, DataError."""
+        """Return the training weighting; if learned, computed from the checkpoint. Raises FormatError, DataError."""
         weighting = resolve_weighting(self.settings.weighting)
         if not weighting.learned:
             return weighting
@@ -136,7 +136,7 @@ class TrainedRun:
 
 
 def empty_network(config: RunConfig, where: Path) -> Network:
-    """Build a run's network on the meta device. where: file to name in a FormatError."""
+    """Build a run's network on the meta device. where: file to name in errors."""
     network = config_of(config.network, where)
     with reading(where), torch.device("meta"):
         return build(network)
@@ -199,10 +199,7 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
 
 
 class EffectiveWeighting(NamedTuple):
-    """Weighting of a run after a step.
-
-    low, high: range of λ. auxiliary: SPECs of the run's auxiliary losses.
-    """
+    """Weighting of a run after a step. low, high: range of λ. auxiliary: SPECs of losses."""
 
     step: int
     images: int
@@ -224,7 +221,7 @@ class EffectiveWeighting(NamedTuple):
 
 
 def means_run(text: str) -> bool:
-    """Return whether a text is the path of a run, and not the name of a weighting."""
+    """Return whether a text is a run's path, and not a weighting's name."""
     return WEIGHTINGS.named(text.partition(":")[0]) is None and (Path(text) / CONFIG).is_file()
 
 
@@ -268,9 +265,9 @@ def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) ->
 
 @dataclass(frozen=True, repr=False)
 class Initial(TrainedRun):
-    """The old run whose weights a new run begins from (--init). The network is on the meta device.
+    """The old run of --init. The network is on the meta device.
 
-    named: path given to --init: a run, a checkpoint, or a file of weights in a checkpoint.
+    named: path given to --init: run, checkpoint, or file of weights.
     """
 
     named: Path
@@ -278,7 +275,7 @@ class Initial(TrainedRun):
     def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
         """Return the section `init` of the new run's config.yaml.
 
-        settings, network, data: of the new run. Raises UsageError: the weights can't be transferred to the network.
+        settings, network, data: of the new run. Raises UsageError: the weights don't fit the network.
         """
         with reading(self.named, kind=UsageError):
             shapes = shapes_of(self.network.config)
@@ -311,7 +308,7 @@ class Initial(TrainedRun):
         return [row if row < before else None for row in range(now)]
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
-        """Return initial weights of the new network, except weights to draw at random. Raises UsageError, FormatError."""
+        """Return the new network's initial weights, without random ones. Raises UsageError, FormatError."""
         read = self.checkpoint.weights(self.about["weights"]).read
         with reading(self.named, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)
@@ -328,10 +325,9 @@ def open_initial(path: Path) -> Initial:
 
 
 def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
-    """Return the run that the run in `out` begins from; None: random weights, or `out` has a checkpoint.
+    """Return the old run of --init; None: random weights, or the new run `out` has a checkpoint.
 
-    asked: path of --init; None: not given.
-    known: config.yaml, whose section `init` names the run if `asked` is None; None: no config.yaml.
+    asked: path of --init, if given. known: config.yaml, if any, whose section `init` is used if `asked` is None.
     Raises FormatError, UsageError; DataError: the weights are gone or have changed.
     """
     began = known.config.init if known else None
@@ -348,7 +344,7 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
 def dataset_for(known: Known | None) -> Path:
     """Return the path of the dataset to train on. Raises DataError.
 
-    known: config.yaml that names the dataset; None: the only dataset in the current folder.
+    known: config.yaml that names the dataset; None: the current folder's only dataset.
     """
     data = find_dataset(Path()) if known is None else dataset_of(known.config.data, known.where.parent)
     log.info("using dataset %s", data)

@@ -29,9 +29,9 @@ class Step(NamedTuple):
 
     weights: number of parameters.
     forward_flops: floating-point operations per image in the forward pass; a multiply-add counts as two.
-    flops: floating-point operations per image in the forward and backward pass.
+    flops: as forward_flops, with the backward pass.
     kept: bytes per image, in float32, of the tensors that autograd saves and of the largest gradient.
-    checkpointed: bytes per image as in `kept`, with activation checkpointing.
+    checkpointed: as kept, with activation checkpointing.
     """
 
     weights: int
@@ -90,7 +90,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
 
 
 def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> dict[str, int]:
-    """Return bytes per device, by use. images: in a device's forward pass. cuda: as in `measure_step`."""
+    """Return bytes per device, by use. images: in a device's forward pass."""
     settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
     held = FLOAT * -(-step.weights // (shard_size(devices) if sharded else 1))

@@ -1,4 +1,4 @@
-"""Draw weightings and schedules over λ. The same input gives the same bytes."""
+"""Draw weightings and schedules over λ."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,7 @@ SHARE = 0.01  # smallest point mass of p_w that the legend mentions
 
 @dataclass
 class Line:
-    """A line of the plot.
-
-    value, slope: w and −dw/dλ at each λ, divided by the largest w. rises: whether w rises anywhere.
-    """
+    """Line of the plot. value, slope: w and −dw/dλ at each λ, divided by the largest w."""
 
     label: str
     value: Tensor
@@ -50,9 +47,9 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
 
 
 def plot_weights(weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
-    """Draw weightings, and the densities of schedules, over λ into the file `out`.
+    """Draw weightings, and densities of schedules, over λ into the file `out`.
 
-    weightings: SPEC, shown in the legend → weighting. low, high: range of λ. Raises DataError.
+    weightings: SPEC, shown in the legend → weighting. Raises DataError.
     """
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     lines = _lines(weightings, at)

@@ -32,10 +32,7 @@ def _begins_like_images(path: Path, head: bytes) -> bool:
 
 @source("IDX", test=_begins_like_images, form="parts")
 def open_idx(files: Sequence[str], folder: Entries) -> Images:
-    """Open a file of images, and the folder's file of labels, if there is one.
-
-    files: [name of the file of images]. folder: all files of the folder, by name. Raises FormatError, DataError.
-    """
+    """Open a file of images, and the folder's file of labels, if any. Raises FormatError, DataError."""
     (name,) = files
     images = _values(folder[name], name, 3)
     wanted = name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")

@@ -1,6 +1,6 @@
 """Networks with transformers: DiT and JiT over patches, and the U-ViT of simple diffusion.
 
-Source of DiT: Peebles & Xie 2023. SiT and REPA use the same network.
+Source of DiT: Peebles & Xie 2023.
 Source of JiT: Li & He 2025, arXiv:2511.13720.
 Source of U-ViT: Hoogeboom et al. 2023.
 """
@@ -122,16 +122,14 @@ class DiT(Network):
         return nn.Conv2d(config.image_channels, config.width, config.patch, config.patch)
 
     def block(self, index: int) -> nn.Module:
-        """Return a new transformer block. index: from 0."""
         return DiTBlock(self.config.width, self.config.heads, self.config.dropout)
 
     def norm_layer(self) -> nn.Module:
-        """Return the norm before the last layer."""
         return nn.LayerNorm(self.config.width, EPS, elementwise_affine=False)
 
     @torch.no_grad()
     def _start(self) -> None:
-        # As in the code of the DiT paper; layers of zeros stay zero
+        # As in the code of the DiT paper; layers of zeros stay zero.
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.any():
                 nn.init.xavier_uniform_(module.weight.flatten(1))
@@ -193,7 +191,7 @@ class JiTConfig(DiTConfig):
 
 
 def rotary_angles(side: int, width: int, before: int, device: torch.device) -> Tensor:
-    """Return rotary angles of tokens, row by row, [before + side², width/2].
+    """Return rotary angles of tokens, [before + side², width/2].
 
     Axis 1: angles by the token's row, then by the token's column. The first `before` tokens have angle 0.
     side: tokens per row and column. width: channels of a head.
@@ -299,12 +297,10 @@ class UViTConfig(LevelsConfig):
 
     @property
     def width(self) -> int:
-        """Channels of the transformer."""
         return self.channels * self.levels[-1]
 
     @property
     def halvings(self) -> int:
-        """Number of times that the image side is halved before the transformer."""
         return PATCHINGS[self.patching] + len(self.levels) - 1
 
 

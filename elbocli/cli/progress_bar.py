@@ -76,7 +76,6 @@ class Display(logging.Handler):
             self.bar.update(done - self.bar.n)
 
     def end(self) -> None:
-        """Remove the progress bar."""
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.close()

@@ -137,7 +137,7 @@ class EqualErrors(NamedTuple):
 
     grid: rising λ at which the steps start.
     errors: error of each step.
-    spread: largest error divided by smallest error.
+    spread: largest error divided by smallest; a last step at the limit of λ may be left out.
     rounds: number of iterations.
     """
 

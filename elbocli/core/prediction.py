@@ -1,4 +1,4 @@
-"""The log signal-to-noise ratio λ = log(α²/σ²), and the quantities that a network may predict from z = αx + σε.
+"""Log-SNR λ = log(α²/σ²), and the quantities that a network may predict from z = αx + σε.
 
 Variance preserving: α² = sigmoid(λ), σ² = sigmoid(−λ).
 

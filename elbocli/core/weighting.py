@@ -87,7 +87,7 @@ class ForeignLoss(NamedTuple):
     """Weighting of the loss E_t[F(λ_t) ‖target − out‖²].
 
     prediction: target of the network.
-    factor: F, a named factor of λ, or a weighting; None: F = 1.
+    factor: F, as a declared factor or weighting; None: F = 1.
     schedule: gives λ_t for a uniform t; limits on λ are ignored.
     """
 
@@ -112,7 +112,7 @@ class ForeignLoss(NamedTuple):
 
 
 def is_foreign_loss(text: str) -> bool:
-    """Tell whether a weighting's text names a loss, as in `v-mse@cosine`."""
+    """Tell whether a weighting's text names a loss, such as `v-mse@cosine`."""
     return re.fullmatch(r"[\w-]+-mse", text.strip().partition("@")[0].partition(":")[0]) is not None
 
 
@@ -237,7 +237,7 @@ class Weighting:
         return self._function(logsnr - self.shift)
 
     def slope(self, logsnr: Tensor) -> Tensor:
-        """Return dw/dλ at each λ, by autograd."""
+        """Return dw/dλ at each λ."""
         return slope(self, logsnr)
 
     def rising(self, low: float, high: float) -> list[tuple[float, float]]:
@@ -245,7 +245,7 @@ class Weighting:
         return rising(self, low, high)
 
     def rise(self, low: float, high: float) -> float:
-        """Return the total increase of w on [low, high], divided by the largest w."""
+        """Return the total increase of w on [low, high] divided by max w."""
         import torch
 
         at = torch.linspace(low, high, POINTS, dtype=torch.float64)
@@ -266,7 +266,7 @@ class Weighting:
 
 
 def no_elbo(auxiliary: Sequence[str]) -> str:
-    """Say that auxiliary losses (SPECs) make the loss no ELBO; '' without any."""
+    """Say that auxiliary losses make the loss no ELBO; '' without auxiliary losses."""
     names = dict.fromkeys(spec.partition(":")[0] for spec in auxiliary)
     return f"with the auxiliary loss {' and '.join(names)} added, the loss is no longer an ELBO" if names else ""
 

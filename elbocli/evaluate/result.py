@@ -51,7 +51,6 @@ class Facts(Record, frozen=True, kw_only=True):
     options, seed: options of the metrics, and seed of their random draws.
     mismatch: metadata in which samples and reference differ.
     deviates: settings that differ from the protocol.
-    held_out: file of held-out images.
     """
 
     REST: ClassVar[str] = "options"
@@ -160,7 +159,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def common(self) -> dict[str, Any]:
-        """Return metadata equal in all repeats, and each repeat's mismatches and deviations."""
+        """Return metadata equal in all repeats, with any repeat's `mismatch` and `deviates`."""
         facts = [one.facts.json() for one in self.repeats]
         common = {**shared(facts), "made": shared([each["made"] for each in facts])}
         for name in ("mismatch", "deviates"):
@@ -188,7 +187,7 @@ class EvalResult(Record, frozen=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> EvalResult:
-        """Read an object that `json` returned. where: its file. Raises FormatError."""
+        """Read an object that `json` returned. where: the object's file. Raises FormatError."""
         cls.check_head(content, where)
         found = convert(content, dict[str, Any], where)
         repeats = convert(found.get("repeats", [found]), list[dict[str, Any]], f"{where}: repeats")
@@ -225,7 +224,7 @@ def refuse(
 
 
 def numbers() -> dict[str, Number]:
-    """Return all scores that metrics compute, by key."""
+    """Return the descriptions of all metrics' scores, by key."""
     return {number.key: number for metric in METRICS.values() for number in metric.traits.numbers}
 
 
@@ -263,7 +262,7 @@ def score_card(result: EvalResult) -> str:
 
 
 def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -> str:
-    """Render a Jinja template. filters: functions by name. values: variables."""
+    """Render a Jinja template. filters: functions by name."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     how: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "undefined": StrictUndefined}

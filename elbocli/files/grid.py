@@ -53,7 +53,7 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
     """Group images by class.
 
     labels: class of each image, [count]; None: one group without a name.
-    most: largest number of groups; of more classes, evenly spaced ones are kept. None: no limit.
+    most: largest number of groups, from evenly spaced classes; None: no limit.
     """
     if labels is None:
         return [Group("", range(count))]
@@ -115,7 +115,7 @@ class Layout(Record, frozen=True):
 
     @property
     def pitch(self) -> tuple[int, int]:
-        """Pixels from the start of an image to the next image's, down and across."""
+        """Pixels between the corners of neighbouring images, down and across."""
         return self.height * self.scale + self.gutter, self.width * self.scale + self.gutter
 
     def places(self) -> list[tuple[slice, slice]]:

@@ -41,7 +41,9 @@ def center(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     if width * height > (Image.MAX_IMAGE_PIXELS or 0):
-        raise DataError(f"too long and thin for {size} pixels: {width} x {height} resized, before the crop; use another --crop")
+        raise DataError(
+            f"too long and thin: {width} x {height} after resizing the short side to {size} pixels; use another --crop"
+        )
     return _middle(image.resize((width, height), BICUBIC), size)
 
 
@@ -126,7 +128,7 @@ class DecodeOptions:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Open an image without decoding it. Raises DataError for any other file."""
+    """Open an image without decoding it. Raises DataError if the file is no image."""
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:

@@ -97,7 +97,7 @@ class Images:
     """Images in a fixed order.
 
     files: name of each image, such as its path within the source.
-    labels: class of each image: a word, a number, or None; None: no classes.
+    labels: class of each image (word, number or None); None: no image has a class.
     refs: ImageRef of each image.
     class_names: names of the classes 0, 1, …; if labels are words: every class name.
     prefix: text before file names in messages.
@@ -192,7 +192,7 @@ def kinds() -> list[SourceKind]:
 
 
 def kind_of(path: Path) -> SourceKind | None:
-    """Return the type of image source of a path, or None. Raises DataError."""
+    """Return a path's SourceKind, or None. Raises DataError if reading fails."""
     head = b""
     if not path.is_dir():
         head = Span(str(path)).read(HEAD)

@@ -40,7 +40,7 @@ TIME, ORPHAN = 1001, 1002  # reasons to end a run besides signals: time limit, d
 
 
 class Signals:
-    """Handler that records the first signal; a later SIGINT ends the process."""
+    """Records the first signal in `received` (0: none); a later SIGINT ends the process."""
 
     def __init__(self) -> None:
         self.received, self._first = 0, 0.0
@@ -82,7 +82,7 @@ class Ending:
     """Watcher for reasons to end a run.
 
     limit: time limit in seconds; 0: none.
-    launched: whether a launcher, such as torchrun, started this process.
+    launched: whether a launcher, such as torchrun, started the process.
     """
 
     def __init__(self, signals: Signals, limit: float, launched: bool):

@@ -137,7 +137,7 @@ class Batches:
 
     parts: ranges of this process's micro-batches in the batch; None: one micro-batch.
     features: features of all images of the dataset, float32 [N, D], or None.
-    masks: random numbers that seed the dropout masks.
+    masks: stream that seeds the dropout masks.
     """
 
     def __init__(

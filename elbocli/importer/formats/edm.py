@@ -68,7 +68,7 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
 
 
 def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return config values, and a dict from elbo's module names to the file's.
+    """Return config values by key, and a dict: elbo's name of a module → the file's name.
 
     module: pickled network. format: 'edm' or 'edm2'.
     """
@@ -178,7 +178,7 @@ def _check_constants(module: Any) -> None:
 
 
 def _encoder(content: Any, channels: int) -> str:
-    """Return the file's encoder, or the usual encoder for `channels`."""
+    """Return the file's encoder, or the usual encoder for `channels`. Raises FormatError."""
     encoder = content.get("encoder") if isinstance(content, dict) else None
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)

@@ -35,7 +35,7 @@ Depth = Annotated[int, Meta(ge=1, le=1000)]
 
 
 def explained(help: str, **how: Any) -> Any:
-    """Return a field with help for a config. how: arguments of dataclasses.field."""
+    """Return a config's dataclass field with a help text. how: arguments of dataclasses.field."""
     return field(metadata={"help": help}, **how)
 
 
@@ -114,7 +114,7 @@ class Network(nn.Module):
         self.config = config
 
     def units(self) -> list[nn.Module]:
-        """Return the submodules that FSDP shards separately.
+        """Return the submodules that FSDP shards separately; []: FSDP shards the whole network.
 
         `forward` must call each submodule once, by `through`, in the order of the list.
         """
@@ -169,7 +169,7 @@ def declaration_of(config: NetworkConfig) -> Declaration:
 
 
 def build(config: NetworkConfig) -> Network:
-    """Build a new network. Raises UsageError if torch can't."""
+    """Build a new network. Raises UsageError if torch can't build the network."""
     with reading("network", kind=UsageError, on=(RuntimeError, OverflowError)):
         return declaration_of(config).make(config)
 
@@ -223,7 +223,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def place(network: Module, device: torch.device) -> Module:
-    """Move a network to a device, in the memory format channels last."""
+    """Move a network to a device, channels last."""
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

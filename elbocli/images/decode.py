@@ -41,9 +41,7 @@ def center(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     if width * height > (Image.MAX_IMAGE_PIXELS or 0):
-        raise DataError(
-            f"too long and thin: {width} x {height} after resizing the short side to {size} pixels; use another --crop"
-        )
+        raise DataError(f"too long and thin: {width} x {height} after resizing the short side to {size}; use another --crop")
     return _middle(image.resize((width, height), BICUBIC), size)
 
 

@@ -1,6 +1,6 @@
 """The Python API: weightings, schedules, a loss for any training loop, samplers, the bound, and trained runs.
 
-`import elbocli` provides these names and imports torch only when one of them is first used. docs/python.md is a tutorial.
+Import these names from `elbocli`. docs/python.md is a tutorial.
 """
 
 import math
@@ -33,12 +33,11 @@ from elbocli.run.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.train.batches import channels_first
 
-LARGEST_RMS = 10.0
-"""Largest root mean square of a batch that DiffusionLoss accepts as data in about [−1, 1]."""
+LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
 
 
 def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False, size: int | None = None) -> Weighting:
-    """Return the weighting w(λ) that a SPEC, `NAME:key=value,…`, describes.
+    """Return the weighting w(λ) of a SPEC, `NAME:key=value,…`.
 
     spec: such as `sigmoid:bias=2`, `edm:monotone` or `v-mse@cosine`; 'elbo weights list' lists the names.
     shift: replace w(λ) by w(λ − shift).
@@ -71,7 +70,7 @@ def prediction(spec: str) -> Prediction:
 
 
 def sampler(spec: str) -> Sampler:
-    """Return the sampler that a SPEC, `NAME:key=value,…`, describes.
+    """Return the sampler of a SPEC, `NAME:key=value,…`.
 
     spec: such as `ddpm`, `heun:s_churn=40` or `dpmpp-2m`; 'elbo weights list samplers' lists the names.
     Raises UsageError for an unknown name or parameter.
@@ -82,13 +81,12 @@ def sampler(spec: str) -> Sampler:
 class DiffusionLoss:
     """Weighted diffusion loss of any network, for your own training loop.
 
-    Each call draws a time t for every example, noises the example to z = αx + σε at λ(t), calls the network, and returns
-    the terms of the weighted loss per dimension, importance-sampled by the schedule:
+    Each call noises examples to z = αx + σε at random times, and returns the terms of the weighted loss per dimension:
 
         L_w/D = ½ E_t[(w/p)(λ_t) ‖ε − ε̂‖²/D]
 
-    where w is the weighting and p the density of the schedule. ``elbo train`` minimises the same loss. A SPEC is text as on
-    the command line, such as ``"edm:mean=-0.4,std=1"``. An adaptive schedule is uniform in λ until ``adapt`` refits it.
+    with the weighting w and the density p of the schedule. ``elbo train`` minimises the same loss.
+    An adaptive schedule is uniform in λ until ``adapt`` refits it. A SPEC is text as on the command line.
 
     Args:
         weighting (Weighting or str): The weighting w(λ), or its SPEC. Default: ``"sigmoid:bias=2"``
@@ -98,9 +96,9 @@ class DiffusionLoss:
         logsnr_max (float, optional): Upper end of the range of λ. Default: that of a Schedule object, else ``15``
         floor (float): Least density of an adaptive schedule, as a fraction of the uniform density. Default: ``0.01``
         t_sampling (str): How the times t are drawn: ``"low-discrepancy"`` or ``"independent"``. Default: ``"low-discrepancy"``
-        seed (int): Seed of the draws: times depend on seed and step, noise on seed and number of images seen. Default: ``0``
+        seed (int): Seed of times and noise. Default: ``0``
         rank (int): Rank of this process. Default: ``0``
-        ranks (int): Number of processes, which have equal batch sizes and divide equally spaced times among them. Default: ``1``
+        ranks (int): Number of processes, which must have equal batch sizes. Default: ``1``
 
     Shape:
         - x: [B, …], floating point, data scaled to about [−1, 1]
@@ -162,7 +160,7 @@ class DiffusionLoss:
 
         Args:
             network (Callable): Module or function ``(z, logsnr, labels) → out``, where ``out`` has the shape of ``z``.
-            x (Tensor): Data, [B, …], floating point, scaled to about [−1, 1]; the scale of the first batch is checked.
+            x (Tensor): Data, [B, …], floating point, scaled to about [−1, 1].
             labels (Any, optional): Passed to the network unchanged. Default: ``None``
             eps (Tensor, optional): Noise of the shape of ``x``. Default: drawn from the seed
 
@@ -170,7 +168,7 @@ class DiffusionLoss:
             LossTerms: the loss, unweighted error and λ of each example, and the network's output.
 
         Raises:
-            UsageError: if ``x``, ``eps`` or the network's output has the wrong type or shape, or ``x`` the wrong scale.
+            UsageError: if ``x``, ``eps`` or the network's output has the wrong type or shape, or the first ``x`` the wrong scale.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
             raise UsageError(f"x is {getattr(x, 'dtype', type(x))}, not a float tensor [B, …]; pixels: use elbocli.normalised")
@@ -194,8 +192,7 @@ class DiffusionLoss:
     def take_sums(self) -> Tensor:
         """Return the statistics of ``eps_mse`` in each bin of λ since the last call, and reset them.
 
-        Every process has its own statistics: add them up with ``torch.distributed.all_reduce`` before you log them or
-        pass them to ``adapt``. The call waits for the device.
+        Add up the statistics of all processes, with ``torch.distributed.all_reduce``, before you use them.
 
         Returns:
             Tensor: count, sum and sum of squares, [3, bins], float64, on the CPU.
@@ -230,7 +227,7 @@ class DiffusionLoss:
         """Restore the state that ``state_dict`` returned.
 
         Args:
-            state (dict): State of a loss with this loss's weighting, prediction, range of λ and, if any, adaptive schedule.
+            state (dict): State of a loss with the same weighting, prediction and range of λ; both adaptive, or neither.
 
         Raises:
             UsageError: if the state belongs to a loss with other settings.
@@ -246,7 +243,7 @@ class DiffusionLoss:
         self._follow()
 
     def _loss(self) -> str:
-        """Return, as text, the settings that must match when a state is loaded."""
+        """Describe the settings that must match when a state is loaded."""
         kind = "" if self.adaptive is None else ", adaptive"
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
@@ -254,8 +251,8 @@ class DiffusionLoss:
 def _on_range(schedule: Schedule | str, low: float | None, high: float | None, usual: Any, clip: bool = False) -> Schedule:
     """Return a schedule truncated to [low, high].
 
-    low, high: range of λ; None: limit of `schedule` if an object, else of `usual`, else −15 or 15.
-    usual: DiffusionLoss with default limits, or None. clip: for a SPEC, reduce [low, high] to the range of its schedule.
+    low, high: None: limit of a Schedule object; for a SPEC, limit of `usual` (a DiffusionLoss), or −15 and 15.
+    clip: for a SPEC, reduce [low, high] to the range of its schedule.
     """
     ends = usual if isinstance(schedule, str) else schedule
     low = low if low is not None else ends.logsnr_min if ends else -15.0
@@ -266,7 +263,7 @@ def _on_range(schedule: Schedule | str, low: float | None, high: float | None, u
 
 
 def _predicted(prediction: Prediction | str | None, loss: DiffusionLoss | None) -> Prediction:
-    """Return the given prediction, or else that of the loss. Raises UsageError if both are None."""
+    """Return the given prediction, or else that of the loss."""
     if prediction is None and loss is None:
         raise UsageError("the network's prediction isn't given; pass prediction=, such as 'v', or the DiffusionLoss as loss=")
     chosen = prediction or loss.prediction  # type: ignore[union-attr]
@@ -302,20 +299,22 @@ def draw(
     device: torch.device | str = "auto",
     precision: str = "fp32",
 ) -> Tensor:
-    """Draw n examples from a trained network. Example i depends only on the seed and i.
+    """Draw n examples from a trained network.
 
     network: a callable `(z, logsnr, labels) → out`, in eval mode.
     prediction: the quantity that the network outputs; default: that of `loss`.
     shape: shape of one example, such as (channels, height, width).
     loss: the DiffusionLoss that the network was trained with; it sets the prediction and the range of λ.
-    labels: [n], where −1 means "no class". Guidance other than 1 needs labels, and a network trained with "no class".
+    labels: [n], where −1 means "no class".
+    guidance_scale: scale of classifier-free guidance; 1 is none. Others need labels, and a network trained with "no class".
     sampler: a Sampler or its SPEC, `NAME:key=value,…`.
-    steps, schedule: number of noise levels, and a Schedule or its SPEC; default: the sampler's.
+    steps: number of noise levels; default: the sampler's.
+    schedule: a Schedule or its SPEC; default: the sampler's.
     spacing: SPEC of the spacing of the noise levels; default: the schedule's.
     logsnr_min, logsnr_max: range of λ; default: that of a Schedule object, else that of `loss`, else −15 to 15.
-    guidance_scale: scale of classifier-free guidance; 1 is none.
     start: `unit` starts from z = ε, `edm` from z = σε.
     threshold: `none`, `static` or `dynamic` clipping of the estimate x̂ of the data.
+    seed: seed of the noise; the noise of example i depends only on the seed and i.
     batch_size: examples per call of the network.
     device: a CUDA device becomes torch's current device.
     precision: `fp32` (without TF32), `tf32`, `bf16` or `fp16`.
@@ -370,7 +369,7 @@ def variational_bound(
     logsnr_min, logsnr_max: range of λ of training; default: that of a Schedule object, else that of `loss`, else −15 to 15.
     pixels: [N, C, H, W] or [N, H, W, C], uint8, C = 1 or 3, N ≥ 2; the network sees them scaled to [−1, 1].
     labels: [N]; None for a network without classes.
-    schedule: a Schedule or its SPEC, by which noise levels are drawn; only the standard errors depend on the schedule.
+    schedule: a Schedule or its SPEC that draws noise levels; only the standard errors depend on the schedule.
     draws: noise levels per image, an even number.
     population: number of images that the given images were sampled from, for the standard errors; inf for a distribution.
     batch_size: inputs per call of the network.
@@ -395,9 +394,8 @@ def open_run(
     """Open a run of `elbo train`, or one of its checkpoints, with the network in eval mode on a device.
 
     path: folder of the run or of a checkpoint.
-    weights: `ema` (the run's first average), `model` (the last weights), the name of another average, or a file that
-        `elbo ema` wrote.
-    plugins: plug-in files to run first, as with `--plugin`; the files that $ELBO_PLUGIN names run before `plugins`.
+    weights: `ema` (the run's first average), `model` (the last weights), the name of another average, or a file of `elbo ema`.
+    plugins: plug-in files to run first, after those that $ELBO_PLUGIN names.
     Warns if a damaged checkpoint is skipped, or a plug-in has changed.
     Raises FormatError or DataError for an unusable run, UsageError for an invalid argument.
     """

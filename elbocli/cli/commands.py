@@ -1,7 +1,4 @@
-"""Building blocks of all commands: messages, types of options, commands with grouped help, shared options, printed results.
-
-Control characters in text from files are escaped, so that they can't move a terminal's cursor or change its colours.
-"""
+"""Building blocks of all commands: messages, types of options, grouped help, shared options, printed results."""
 
 from __future__ import annotations
 
@@ -27,14 +24,11 @@ if TYPE_CHECKING:
     from elbocli.core.sampling import Guidance
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
-LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Environment variables that may hold the number of processes: those of torchrun, srun and mpirun (Open MPI, MPICH)."""
-COMPLETE = "_ELBO_COMPLETE"
-"""Environment variable by which a shell requests completions of a command line."""
+LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # of torchrun, srun, mpirun
+COMPLETE = "_ELBO_COMPLETE"  # environment variable by which a shell requests completions
 NAMES_WIDTH = 26
 SWITCH = re.compile(r"--(\S+) / --(no-|un)\1")
-ADDED: dict[str, click.Command] = {}
-"""Commands that plug-ins have added, by name."""
+ADDED: dict[str, click.Command] = {}  # by plug-ins
 
 
 def _escaped(text: str) -> str:
@@ -42,12 +36,12 @@ def _escaped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape control characters and line breaks, except line breaks before two spaces of indentation."""
+    """Escape control characters and line breaks, except line breaks before two spaces."""
     return "\n  ".join(map(_escaped, text.split("\n  ")))
 
 
 def visible_lines(text: str) -> str:
-    """Escape control characters in a text, except line breaks."""
+    """Escape control characters, except line breaks."""
     return "\n".join(map(_escaped, text.split("\n")))
 
 
@@ -61,18 +55,16 @@ def tell(text: str) -> None:
 
 
 class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """Click type that checks and converts text by a Python type annotation.
+    """Click type that checks and converts text by a type annotation.
 
-    hint: the type, such as Annotated[int, msgspec.Meta(ge=1)]. name: name of the type in the help.
-    bounds: for plain int or float: keywords ge, gt, le → number; None: no bounds.
-    zero: word that users may type for 0, such as 'none'; None: no word.
+    hint: annotation, such as Annotated[int, msgspec.Meta(ge=1)]. name: name of the type in the help.
+    bounds: for plain int or float: ge, gt, le → number. zero: word for 0, such as 'none'.
     """
 
     def __init__(self, hint: Any, name: str, bounds: Any = None, zero: Any = None):
         self.hint, self.name, self.bounds, self.zero = hint, name, bounds, zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert text or a YAML value. Raises click.UsageError for a value of another type, or out of bounds."""
         from msgspec import Meta  # both imports are here because they would slow down --help by 10 ms
 
         from elbocli.run.train_settings import convert_text
@@ -86,7 +78,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 def value(kind: type, le: float = 10**12, **bounds: float) -> Value:
-    """Return a click type for int or float, with bounds: number ≤ `le`, number ≥ `ge`, number > `gt`."""
+    """Return a click type for int or float. bounds: `ge` or `gt`, the lower bound."""
     return Value(kind, "count" if kind is int else "number", {"le": le, **bounds})
 
 
@@ -96,9 +88,9 @@ LEVEL = value(float, ge=-50, le=50)
 
 
 class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """Click type of a SPEC, NAME:key=value,…, or of a path; the shell completes names and paths.
+    """Click type of a SPEC, NAME:key=value,…, or of a path.
 
-    table: registry of the names, as text "module.REGISTRY", imported when first needed. others: further names.
+    table: registry of the names, as text "module.REGISTRY". others: further names.
     """
 
     name = "spec"
@@ -112,7 +104,6 @@ class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return [*resolve_name(self.table), *self.others]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the names that begin with `incomplete`; if there are none, complete file names."""
         from click.shell_completion import CompletionItem
 
         found = [CompletionItem(name) for name in self.known if name.startswith(incomplete)]
@@ -126,7 +117,7 @@ STREAM = Path("-")
 class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
     """Click type of the path of an output file.
 
-    kinds: kinds of existing files, such as "a dataset", that the output may replace.
+    kinds: existing files that the output may replace, such as "a dataset".
     suffixes: allowed suffixes; () for any.
     stdout: whether - (standard output) is allowed. streams: whether pipes and devices are allowed.
     """
@@ -136,7 +127,6 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
         self.kinds, self.suffixes, self.stdout, self.streams = kinds, suffixes, stdout, streams
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert text to a Path. Raises click.UsageError for a wrong suffix, and for - if not allowed."""
         path = Path(value)
         if path == STREAM and not self.stdout:
             self.fail("- is standard output, which other results use; name a file", param, ctx)
@@ -153,7 +143,7 @@ FIGURE = Output("a figure", "images", suffixes=(".svg", ".png", ".pdf"))
 
 
 class Option(click.Option):
-    """Click option whose help shows its default, if any. more: text that the man page adds to the help."""
+    """Click option that shows its default. more: text for the man page."""
 
     def __init__(self, *args: Any, more: str = "", **kwargs: Any):
         shown = kwargs.get("default") not in (None, "") and not kwargs.get("is_flag")
@@ -162,12 +152,12 @@ class Option(click.Option):
 
 
 def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
-    """Return a decorator that adds an Option to a command. names, attributes: arguments of click.option."""
+    """Add an option to a command, as click.option does. more: text for the man page."""
     return click.option(*names, cls=Option, **attributes)
 
 
 def examples() -> dict[str, list[tuple[str, str]]]:
-    """Return the examples of all commands: full name of a command → pairs (sentence, lines of shell)."""
+    """Return the examples of each command: pairs (sentence, lines of shell)."""
     found = {}
     for section in Path(__file__).with_name("examples.txt").read_text("utf-8").split("\n# "):
         name, _, rest = section.removeprefix("# ").partition("\n")
@@ -177,30 +167,28 @@ def examples() -> dict[str, list[tuple[str, str]]]:
 
 
 def write_examples(self: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    """Write the first two examples of a command at the end of its help."""
     for text, code in examples().get(ctx.command_path, [])[:2]:
         formatter.write(f"\n{text}\n{indent(code, '  ')}\n")
 
 
 class Command(click.Command):
-    """Click command that checks output files before running, and stores -q, -v and --overwrite as class attributes.
+    """Click command with grouped help, which checks output files before it runs.
 
-    groups: heading in the help → Python names of the options under the heading.
+    groups: heading in the help → Python names of the options.
     """
 
     path: ClassVar[str] = "elbo"
     overwrite: ClassVar[bool] = False
     quiet: ClassVar[bool] = False
     verbose: ClassVar[bool] = False
-    silent: ClassVar[bool] = False
-    """Whether to print nothing, not even errors: True on ranks other than 0, because rank 0 prints the same messages."""
+    silent: ClassVar[bool] = False  # on ranks other than 0, because rank 0 prints the same messages
 
     def __init__(self, *args: Any, groups: Mapping[str, Collection[str]] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.groups = groups or {}
 
     def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
-        """Return the sections of the help: heading → options. Options without a group come last."""
+        """Return the help's options by heading; options without a group come last."""
         left = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
         found = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
         return {**found, "Other options" if found else "Options": list(left.values())}
@@ -214,7 +202,7 @@ class Command(click.Command):
     format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does; accept other programs' option names (other_names.txt), and give hints for unknown options."""
+        """Parse; accept other programs' option names, and give hints for unknown options."""
         Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
         try:
             return super().parse_args(ctx, [*args])
@@ -242,7 +230,6 @@ class Command(click.Command):
             return super().invoke(ctx)
 
     def _check_outputs(self, params: Mapping[str, Any]) -> None:
-        """Raise UsageError if an output would replace an input or, without --overwrite, any existing file."""
         types = {param.name: param.type for param in self.params if isinstance(param.type, Output)}
         outputs = [(params[name], type) for name, type in types.items() if params[name] not in (None, STREAM)]
         if outputs:
@@ -259,9 +246,9 @@ class Command(click.Command):
 
 
 def launched() -> int:
-    """Return the number of processes that torchrun, or another launcher that sets WORLD_SIZE, has started.
+    """Return WORLD_SIZE, the number of processes; 1 if unset.
 
-    Raises UsageError if WORLD_SIZE is no number, or if srun or mpirun has started several processes without WORLD_SIZE.
+    Raises UsageError if WORLD_SIZE is no number, or if srun or mpirun started several processes without it.
     """
     name = next((name for name in LAUNCHERS if name in os.environ), "WORLD_SIZE")
     count = os.environ.get(name, "1")
@@ -293,7 +280,6 @@ class Group(click.Group):
     format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does; without arguments, print the help on standard error and exit with code 2."""
         if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
@@ -385,7 +371,7 @@ def device_options(function: Any) -> Any:
 
 
 def out_option(*kinds: str) -> Callable[[Any], Any]:
-    """Return a decorator that adds option -o, for a file or standard output. kinds: kinds of files that -o may replace."""
+    """Return a decorator that adds option -o. kinds: existing files that -o may replace."""
     return option("-o", "--out", type=Output(*kinds, stdout=True), default="-", help="The file to write; - is standard output.")
 
 
@@ -393,29 +379,24 @@ since_option = option("--since", type=value(int, ge=0), default=0, help="Use onl
 
 
 def command_line() -> str:
-    """Return the command line as typed, to be recorded in outputs."""
+    """Return the command line as typed."""
     import shlex
 
     return shlex.join(["elbo", *sys.argv[1:]])
 
 
 def stdin_or_fail(what: str) -> Any:
-    """Return standard input as a binary stream.
-
-    what: name of the input in messages.
-    Raises click.UsageError if standard input is a terminal.
-    """
+    """Return standard input. Raises click.UsageError for a terminal. what: name of the input in messages."""
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError(f"no input; name {what}, or pipe a file to standard input")
     return sys.stdin.buffer
 
 
-GUIDANCE = ("guidance_scale", "guidance_interval", "guidance_channels", "guide", "guide_weights")
-"""Python names of the options of guidance, in the order of the help."""
+GUIDANCE = ("guidance_scale", "guidance_interval", "guidance_channels", "guide", "guide_weights")  # in the order of the help
 
 
 def guidance_options(function: Any) -> Any:
-    """Add options --guidance-scale, --guidance-interval, --guidance-channels, --guide and --guide-weights."""
+    """Add the options of guidance."""
     option(
         "--guide-weights",
         "guide_weights",
@@ -450,7 +431,7 @@ def guidance_options(function: Any) -> Any:
 
 
 def guidance_of(options: dict[str, Any]) -> Guidance:
-    """Remove guidance's scale, interval and channels from `options`; return Guidance. Raises UsageError for an empty interval."""
+    """Move guidance's scale, interval and channels from `options` to a Guidance. Raises UsageError for an empty interval."""
     from elbocli.core.sampling import Guidance
 
     low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
@@ -472,9 +453,9 @@ def print_json(value: Any) -> None:
 
 
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
-    """Write a text to the file `out`, or to standard output if `out` is -.
+    """Write a text to `out`, where - is standard output.
 
-    report: JSON object to print on standard output; the text then goes only to a file. None: no object.
+    report: JSON object to print on standard output, in place of the text there.
     Raises DataError if the file can't be written.
     """
     from elbocli.files.atomic import write_text

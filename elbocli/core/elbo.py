@@ -1,7 +1,6 @@
 """Terms of the variational bound, likelihood by the probability-flow ODE, and a Gaussian model of the data.
 
 −log p(x) ≤ KL(q(z₁|x) ‖ N(0,I)) + E[−log p(x|z₀)] + ½ ∫ E‖ε−ε̂‖² dλ, all in nats, summed over dimensions.
-L(t;x): bound for data noised to time t: the KL term plus the integral up to λ_t.
 Source: Kingma et al. 2021 (VDM), eq. 11 to 17; Kingma & Gao 2023, sec. 3 and appendix A.
 """
 
@@ -24,9 +23,9 @@ GRID = 1 << 14
 
 
 def prior(x: Tensor, logsnr_min: float) -> Tensor:
-    """Return the prior term KL(q(z₁|x) ‖ N(0,I)) of each example, [B], in nats.
+    """Return KL(q(z₁|x) ‖ N(0,I)) of each example, [B], in nats.
 
-    x: clean data, [B, …]. logsnr_min: λ of the noisiest data z₁.
+    x: clean data, [B, …]. logsnr_min: λ of z₁.
     """
     # ½ Σ (α²x² + σ² − 1 − log σ²), with σ² − 1 = −α² and −log σ² = log(1 + e^λ)
     signal = alpha_sigma(logsnr_min)[0] ** 2
@@ -36,9 +35,9 @@ def prior(x: Tensor, logsnr_min: float) -> Tensor:
 
 @lru_cache(maxsize=8)
 def reconstruction(logsnr_max: float) -> Tensor:
-    """Return the reconstruction term E[−log p(k|z₀)] of each pixel level k, [LEVELS], in nats per dimension.
+    """Return E[−log p(k|z₀)] of each pixel level k, [LEVELS], in nats per dimension.
 
-    logsnr_max: λ of the cleanest data z₀.
+    logsnr_max: λ of z₀.
     Decoder: p(k|z₀) ∝ exp(−(z₀/α − x_k)² e^λ / 2), with the levels x_k = 2k/(LEVELS−1) − 1.
     Source: Kingma et al. 2021, sec. 3.3.
     """
@@ -58,9 +57,9 @@ def reconstruction(logsnr_max: float) -> Tensor:
 
 
 def reconstruction_of_numbers(logsnr_max: float) -> float:
-    """Return the reconstruction term of one continuous dimension, such as a latent's: ½ log(2πe·e^{−λ}) nats.
+    """Return E[−log p(x|z₀)] of a continuous dimension: ½ log(2πe·e^{−λ}) nats.
 
-    logsnr_max: λ of the cleanest data z₀. Decoder: N(z₀/α, σ²/α²).
+    logsnr_max: λ of z₀. Decoder: N(z₀/α, σ²/α²).
     Source: Kingma et al. 2021, sec. 3.3, without discretisation.
     """
     return 0.5 * (math.log(2 * math.pi * math.e) - logsnr_max)
@@ -74,14 +73,14 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
 def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
     """Return the sum of `values` in each bin of λ, [.., bins].
 
-    values: [.., K]. logsnr: λ of each value, [.., K]. edges: limits of the bins, [bins + 1].
+    values, logsnr: [.., K]. edges: [bins + 1].
     """
     found = torch.zeros(*values.shape[:-1], len(edges) - 1, dtype=values.dtype)
     return found.scatter_add_(-1, cell_of(logsnr, edges), values)
 
 
 class Augmented:
-    """The measure −dw(λ) on noise levels; an integral of bounds over the measure is the weighted loss L_w.
+    """The measure −dw(λ) on noise levels, by which bounds are weighted.
 
     L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x), where L(λ;x) is the bound for data noised to λ.
     low, high: λmin and λmax.
@@ -97,28 +96,27 @@ class Augmented:
         self._from = self.mass.flip(0).cumsum(0).flip(0) + self.last
 
     def above(self, logsnr: Tensor) -> Tensor:
-        """Return w(λ) for each λ in `logsnr`: the measure of all higher λ, with the point mass at λmax."""
+        """Return w(λ) for each λ in `logsnr`."""
         position = (logsnr - self.levels[0]) / (self.levels[1] - self.levels[0])
         cell = position.floor().long().clamp(0, len(self.mass) - 1)
         return self._from[cell] - (position - cell) * self.mass[cell]
 
     def shares(self, edges: Tensor) -> tuple[Tensor, float]:
-        """Return the measure of each bin of λ, [bins], and the point mass at λmax, all divided by the largest w.
+        """Return the measure of each bin, [bins], and w(λmax), divided by the largest w.
 
-        edges: limits of the bins, [bins + 1]. The measure of a bin is negative where w rises.
+        edges: limits of the bins in λ, [bins + 1].
         """
         at = 0.5 * (self.levels[1:] + self.levels[:-1])
         return by_cell(self.mass, at, edges) / self.largest, self.last / self.largest
 
 
-DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]
-"""Denoiser with trace: function (z [B, …], λ) → (x̂, tr ∂x̂/∂z [B])."""
+DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]  # (z [B, …], λ) → (x̂, tr ∂x̂/∂z [B])
 
 
 def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWithTrace:
     """Return a denoiser that also returns the trace of ∂x̂/∂z.
 
-    probes: tensors of random signs, shaped like z, for an estimate; None: exact trace, by one backward pass per dimension.
+    probes: tensors of random signs, shaped like z, for an estimate; None: exact trace.
     Source: Hutchinson 1989; Grathwohl et al. 2019 (FFJORD).
     """
 
@@ -141,12 +139,10 @@ def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWith
 def log_density(
     z: Tensor, denoise: DenoiseWithTrace, logsnr_max: float, logsnr_min: float, steps: int, sampler: str = "heun"
 ) -> Tensor:
-    """Return the log density of noisy data by the probability-flow ODE, [B], nats, float64.
+    """Return log p(z) by the probability-flow ODE, [B], nats, float64.
 
-    z: data noised to logsnr_max, [B, …].
-    denoise: denoiser that also returns the trace of ∂x̂/∂z.
-    logsnr_min: λ of the prior N(0, I). steps: number of equal steps in λ.
-    sampler: SPEC `name:key=value,…` of a sampler that adds no noise.
+    z: data noised to logsnr_max, [B, …]. logsnr_min: λ of the prior N(0, I).
+    steps: number of equal steps in λ. sampler: SPEC of a sampler that adds no noise.
     Source: Song et al. 2021 (score-based SDEs), eq. 39.
     """
     # In y = z/α the ODE is dy/dσ = (y − x̂)/σ, and along it d log p(y)/dσ = −(D − tr ∂x̂/∂y)/σ. A sampler integrates only
@@ -168,19 +164,15 @@ def log_density(
     return -0.5 * last.square().sum(1) - 0.5 * size * math.log(2 * math.pi) - changed
 
 
-DIRECTIONS = 1024
-"""Largest number of principal directions of a GaussianModel."""
-ENTRIES = 1 << 24
-"""Largest number of values (images × dimensions) in the fit of the Gaussian."""
-LEAST = 1e-9
-"""Least variance of a GaussianModel relative to the mean variance, for pixels that are constant."""
-FLOOR = 1e-6
-"""Least variance of a GaussianModel, for identical images: (1/8 of the step between pixel levels)²."""
+DIRECTIONS = 1024  # largest number of principal directions of a GaussianModel
+ENTRIES = 1 << 24  # largest number of values (images × dimensions) in the fit of the Gaussian
+LEAST = 1e-9  # least variance of a GaussianModel relative to the mean variance, for pixels that are constant
+FLOOR = 1e-6  # least variance of a GaussianModel, for identical images: (1/8 of the step between pixel levels)²
 
 
 @dataclass(frozen=True)
 class GaussianModel:
-    """Gaussian model of the data, with a known likelihood and a known error of its exact denoiser; float64.
+    """Gaussian model of the data, with exact likelihood and denoising errors.
 
     mean: [D]. directions: principal directions, [D, K].
     variances: variance in each principal direction, [K]. rest: variance in each other direction.
@@ -202,9 +194,9 @@ class GaussianModel:
         return self.directions.shape[0] - self.directions.shape[1]
 
     def upto(self, x: Tensor, logsnr: Tensor) -> Tensor:
-        """Return ½ ∫ E dλ from λ = −∞ to each `logsnr`, [B, L], in nats, for the exact denoiser's expected error E.
+        """Return ½ ∫ E dλ from −∞ to each `logsnr`, [B, L], in nats.
 
-        x: [B, …]. logsnr: [L].
+        E: the exact denoiser's expected error. x: [B, …]. logsnr: [L].
         """
         square, beyond = self._squares(x)
         s, s0, columns = self.variances, self.rest, []
@@ -215,14 +207,14 @@ class GaussianModel:
         return torch.stack(columns, 1)
 
     def nats(self, x: Tensor) -> Tensor:
-        """Return −log p(x), [B], nats, of each example x [B, …] under the Gaussian."""
+        """Return −log p(x), [B], in nats. x: [B, …]."""
         square, beyond = self._squares(x)
         size = self.variances.log().sum() + self.others * math.log(self.rest)
         away = (square / self.variances).sum(1) + beyond / self.rest
         return 0.5 * (len(self.mean) * math.log(2 * math.pi) + size + away)
 
     def errors(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ‖ε−ε̂‖² of the exact denoiser, and the expectation of ‖ε−ε̂‖² over ε, [B] each.
+        """Return the exact denoiser's error ‖ε−ε̂‖², and its expectation over ε, [B] each.
 
         x, eps: [B, …], on one device. logsnr: [B].
         """
@@ -240,21 +232,20 @@ class GaussianModel:
         return found, expected
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return squared deviations of x from the mean: in principal directions, [B, K]; summed over other directions, [B]."""
+        """Return squared deviations in principal directions, [B, K], and their sum in all others, [B]."""
         away = x.double().flatten(1) - self.mean
         square = (away @ self.directions).square()
         return square, (away.square().sum(1) - square.sum(1)).clamp(min=0)
 
 
 def rows_to_fit(count: int, dimensions: int) -> int:
-    """Return the number of images to fit the Gaussian to: `count`, or fewer to limit time and memory."""
+    """Return how many of `count` images to fit the Gaussian to."""
     return min(count, 4096 if dimensions <= DIRECTIONS else 2048, max(2, ENTRIES // dimensions))
 
 
 def fit_gaussian(x: Tensor) -> GaussianModel:
-    """Fit a Gaussian to images, with Ledoit-Wolf shrinkage of the covariance towards equal variances.
+    """Fit a Gaussian to two or more images, [N, …], by Ledoit-Wolf shrinkage.
 
-    x: two or more images, [N, …].
     Source: Ledoit & Wolf 2004, A well-conditioned estimator, lemma 3.3.
     """
     data = x.double().flatten(1)

@@ -5,25 +5,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-ROWS = 4096
-"""Number of rows, and of columns, of a block of distances; a block takes 134 MB in float64."""
-SPARE = 4
-"""Number of candidates kept beyond the k nearest, because rounding may change the order of nearly equal distances."""
-DENSE = 300
-"""Compute all distances of a block, instead of single pairs, if more than 1/DENSE of its pairs are candidates."""
-LIMIT, ROUNDING = 1 + 1e-6, 1e-14
-"""Tolerances of `within`. LIMIT: factor on squared distances, for float32 rounding. ROUNDING: error per term of a dot product."""
+ROWS = 4096  # rows, and columns, of a block of distances, which takes 134 MB in float64
+SPARE = 4  # candidates beyond the k nearest, because rounding may change the order of nearly equal distances
+DENSE = 300  # use the distances of the block, not of single pairs, if more than 1/DENSE of its pairs are near
+LIMIT, ROUNDING = 1 + 1e-6, 1e-14  # for squared distances: factor for float32; error per term of a dot product
 
 
 def squares(
     queries: Tensor, points: Tensor, device: torch.device | str = "cpu", *, unit: bool = False, upper: bool = False
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield blocks of squared distances, as tuples (index of first query, index of first point, block).
+    """Yield (index of first query, index of first point, block of squared distances).
 
     queries: [N, D]. points: [M, D].
     block: float64, at most [ROWS, ROWS], on `device`.
     unit: scale the vectors to length 1 first.
-    upper: yield only blocks on or right of the diagonal, for queries that are the points themselves.
+    upper: yield only blocks on or right of the diagonal, for equal queries and points.
     """
     # Centre the vectors, which reduces cancellation.
     origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)
@@ -46,11 +42,11 @@ def squares(
 def nearest(
     queries: Tensor, points: Tensor, k: int, device: torch.device | str = "cpu", *, others: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the distances and indices of the k nearest points of each query, nearest first, on the CPU.
+    """Find the k nearest points of each query, nearest first, then by index.
 
     queries: [N, D]. points: [M, D].
     others: whether the queries are the points themselves; then a vector is not its own neighbour.
-    Returns: float32 distances [N, k], exactly 0 for equal vectors; indices [N, k], rising among equal distances.
+    Returns: float32 distances [N, k], exactly 0 for equal vectors, and indices [N, k], on the CPU.
     Raises ValueError for too few points.
     """
     # Blocks of squared distances are matrix products. The few candidates are measured again as norms of differences, rounded to
@@ -86,10 +82,10 @@ def nearest(
 def within(
     queries: Tensor, points: Tensor, reach: Tensor, own_reach: Tensor | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield P pairs (query, near point) at a time: query indices, point indices, float32 distances, [P] each, on the CPU.
+    """Yield pairs (query, near point): query indices, point indices, float32 distances, [P] each, on the CPU.
 
     reach: radius of each point, [M]. own_reach: radius of each query, [N]; None: queries have no radius.
-    Yields every pair whose distance is within the point's or the query's radius, and through rounding a few pairs just beyond.
+    Near: within the point's or the query's radius, or through rounding just beyond.
     """
     slack = ROUNDING * points.shape[1] * max(float(each.abs().max()) for each in (queries, points)) ** 2
 
@@ -110,7 +106,7 @@ def within(
 
 
 def _apart(queries: Tensor, points: Tensor, rows: Tensor, columns: Tensor, device: torch.device | str) -> Tensor:
-    """Return the distance between queries[rows[i]] and points[columns[i]] for each i, float32 [P], on the CPU."""
+    """Return the distance from queries[rows[i]] to points[columns[i]], float32 [P], on the CPU."""
     apart = queries[rows].to(device).double()
     apart -= points[columns].to(device)
     return apart.square_().sum(1).sqrt_().float().cpu()

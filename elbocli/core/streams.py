@@ -21,7 +21,7 @@ TWO_THREADS = 1 << 20  # least number of normal numbers that two threads draw so
 
 
 class Stream:
-    """Random numbers of one seed and one purpose, any text. `at(index)` starts an independent sequence for each index."""
+    """Random numbers of a seed and a purpose (any text), with a sequence for each index."""
 
     def __init__(self, seed: int, purpose: str):
         self._of = seed, purpose
@@ -32,7 +32,7 @@ class Stream:
         self._generator = np.random.Generator(self._bits)
 
     def at(self, index: int) -> np.random.Generator:
-        """Return a NumPy generator at the start of random sequence number `index`. Any later call resets the generator."""
+        """Return a generator at the start of sequence `index`. Later calls reset this generator."""
         self._state["state"]["counter"][:] = (0, 0, index, 0)
         self._state["buffer_pos"] = 4
         self._state["has_uint32"] = 0
@@ -40,7 +40,7 @@ class Stream:
         return self._generator
 
     def normal(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Return standard normal numbers [len(indices), *shape], float32. Row k depends only on indices[k]."""
+        """Return standard normal numbers, [len(indices), *shape], float32. Row k depends only on indices[k]."""
         from torch import from_numpy
 
         out = np.empty((len(indices), *shape), np.float32)
@@ -57,29 +57,29 @@ class Stream:
             self.at(index).standard_normal(dtype=np.float32, out=row)
 
     def signs(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Return Rademacher signs ±1 [len(indices), *shape], float32. Row k depends only on indices[k]."""
+        """Return random signs ±1, with shape and rows as in `normal`."""
         from torch import from_numpy
 
         rows = [self.at(index).integers(0, 2, shape, np.int8) for index in indices]
         return from_numpy(np.stack(rows).astype(np.float32) * 2 - 1)
 
     def uniform(self, index: int, count: int) -> np.ndarray:
-        """Return the first `count` numbers of random sequence number `index`, uniform in [0, 1), float64."""
+        """Return `count` numbers of sequence `index`, uniform in [0, 1), float64."""
         return self.at(index).random(count)
 
     def permutation(self, index: int, count: int) -> np.ndarray:
-        """Return the permutation of range(count) that random sequence number `index` gives."""
+        """Return a random permutation of range(count)."""
         return self.at(index).permutation(count)
 
     def seed(self, index: int) -> int:
-        """Return a 63-bit seed for another library's generator, from random sequence number `index`."""
+        """Return a 63-bit seed for another library."""
         return int(self.at(index).integers(1 << 63))
 
 
 def walk_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
-    """Return a function that draws new noise for a sampler at each call, [len(indices), *shape].
+    """Return a function that draws new noise for a sampler, [len(indices), *shape].
 
-    indices: numbers of the samples; in call k, row i depends only on (seed, k, indices[i]).
+    Row i of call k depends only on (seed, k, indices[i]).
     """
     calls = count(1)
     return lambda: Stream(seed, f"sample-{next(calls)}").normal(indices, shape)
@@ -89,9 +89,8 @@ T_SAMPLINGS = ("low-discrepancy", "independent")
 
 
 def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepancy") -> Tensor:
-    """Return the times t of a batch, [count], float64 in [0, 1).
+    """Return the times t of batch `step`, [count], float64 in [0, 1).
 
-    stream: source of the random numbers. step: index of the batch.
     sampling: `low-discrepancy` (equally spaced times with one random offset) or `independent`.
     Source: Kingma et al. 2021 (VDM), appendix I.1, for low-discrepancy times.
     """
@@ -104,10 +103,9 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
 
 
 def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequence[str] = ()) -> np.ndarray | None:
-    """Return the class of each of n images, or None for a run without classes.
+    """Return the class of each of n images, or None without classes.
 
     classes: `balanced` (i mod num_classes), `random`, or a list of numbers or names, repeated to length n.
-    names: names of the classes, in order; empty if the classes have none.
     Raises UsageError for an unknown class, or a word that matches two classes.
     """
     if num_classes < 1:
@@ -130,6 +128,6 @@ def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequ
 
 
 def random_classes(n: int, num_classes: int, seed: int) -> np.ndarray:
-    """Return a random class for each of n images; the class of image i depends only on (seed, i)."""
+    """Return random classes of n images; class i depends only on (seed, i)."""
     stream = Stream(seed, "sample-class")
     return np.array([stream.at(i).integers(num_classes) for i in range(n)])

@@ -1,4 +1,4 @@
-"""Command line of `elbo eval`: options, and the function that runs the command."""
+"""Command line of `elbo eval`."""
 
 import io
 from collections.abc import Callable
@@ -28,8 +28,8 @@ from elbocli.core.metrics import METRICS, Need
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 
+# option → (metric, declaration); only --protocol sets is_order
 OPTIONS = {own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"}
-"""Python name of a metric's option → (name of the metric, declaration), except is_order, which only --protocol sets."""
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),

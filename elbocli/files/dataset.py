@@ -1,8 +1,8 @@
-"""The dataset format (HDF5): images or latents in one contiguous block, read through a memory map.
+"""The dataset format (HDF5): images or latents in one block, read through a memory map.
 
 Pixels: block `images`, uint8 [N, H, W, C], or block `encoded`, bytes of image files, with `offsets` [N + 1].
 Latents: block `latents`, float16 [N, 2C, H, W], mean and standard deviation of C channels.
-Beside the block: `labels` int64 [N], `class_names` and `files` (UTF-8 strings), attributes that record how the file was made.
+Beside the block: `labels` int64 [N], lists of text `class_names` and `files`, and attributes.
 """
 
 from __future__ import annotations
@@ -36,28 +36,26 @@ from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.runtime.progress import log
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
+# name of a block → its type and shape
 BLOCKS = {
     IMAGES: "uint8 (N, H, W, 1 or 3) with N > 0",
     ENCODED: "uint8 bytes of png or webp, with rising 'offsets', image_size and channels",
     LATENTS: "float16 (N, 2C, H, W) with N > 0",
 }
-"""Name of a block (the HDF5 array that holds all images or latents) → its type and shape."""
-PREPROCESSING = ("crop", "filter")
-"""Attributes of a dataset that record the crop and the resampling filter of its images; `image_size` records the size."""
-SCAN_BYTES = 16 << 20
-"""Number of bytes read at a time, where the whole block is read."""
+PREPROCESSING = ("crop", "filter")  # attributes that record how images were made, beside `image_size`
+SCAN_BYTES = 16 << 20  # read at a time, where the whole block is read
 Arrays = dict[str, np.ndarray]
 Names = dict[str, list[str]]
 
 
 @stored("attributes of a dataset (HDF5)", "elbo-dataset", remedy="; make one with 'elbo prep'")
 class DatasetAttributes(Record, frozen=True, kw_only=True):
-    """Attributes of a dataset. Only format and version are required, because other programs write datasets too.
+    """Attributes of a dataset. Only format and version are required.
 
-    store: "raw", or the encoding of the images: "png" or "webp". digests: names of the digests that the file holds.
-    changed: JSON object: change made while decoding, such as "alpha dropped" → number of images changed.
+    store: "raw", or the encoding of the images: "png" or "webp". digests: names of the digests in the file.
+    changed: JSON object: change made while decoding, such as "alpha dropped" → number of images.
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
-    source_sha256: sum of the source images' digests; each digest is of a file's name and content.
+    source_sha256: sum of digests, each of a source image's name and content.
     samples: how drawn samples were made, JSON of SamplesAbout; None for other images.
     shard: "I/N" for shard I of N; None for a whole dataset. shard_of: digest of what all N shards share.
     more: other attributes, such as those of the latent space.
@@ -89,11 +87,10 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Layout of a dataset's block: rows of one shape, or encoded images of different lengths.
+    """Layout of a dataset's block.
 
-    name: one of BLOCKS.
-    row: shape of a row; () for encoded images.
-    claim: bytes of disk to allocate per row beforehand; 0 means the size of a row.
+    name: one of BLOCKS. row: shape of a row; () for encoded images.
+    claim: bytes of disk to allocate per row; 0 means the size of a row.
     """
 
     name: str
@@ -106,7 +103,7 @@ class BlockLayout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row; 1 for encoded images, whose block is an array of bytes."""
+        """Bytes of a row; 1 for encoded images."""
         return math.prod(self.row) * np.dtype(self.dtype).itemsize
 
 
@@ -127,7 +124,7 @@ ENCODINGS = {
 
 
 def encode(pixels: np.ndarray, name: str) -> bytes:
-    """Encode pixels uint8 [H, W, 1 or 3] as an image file in a format of ENCODINGS."""
+    """Encode pixels, uint8 [H, W, 1 or 3]. name: a key of ENCODINGS."""
     buffer = io.BytesIO()
     picture(pixels).save(buffer, name, **ENCODINGS[name].options)
     return buffer.getvalue()
@@ -136,7 +133,6 @@ def encode(pixels: np.ndarray, name: str) -> bytes:
 class Dataset:
     """An elbo-dataset, opened for reading.
 
-    path: the file.
     latents: whether a dataset of latents is accepted too.
     Raises FormatError if the file is not a dataset, is damaged, or holds latents where pixels are needed.
     """
@@ -167,14 +163,12 @@ class Dataset:
             raise FormatError(f"{path}: holds latents, but this command needs pixels; name a dataset of images instead")
 
     def _member(self, file: h5py.File, name: str) -> h5py.Dataset:
-        """Return the array `name` of the file. Raises FormatError if the array is missing or a link."""
         member = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
         if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
             raise FormatError(f"{self.path}: array {name!r} is missing or a link; pack the images again")
         return member
 
     def _shape(self, block: h5py.Dataset) -> tuple[int, int, int, int]:
-        """Check the block; return the shape (N, H, W, C) of its images. Raises FormatError for another type or shape."""
         about, ends = self.attributes, self._ends
         match self.kind, str(block.dtype), block.shape:
             case "images", "uint8", (n, h, w, (1 | 3) as c) if min(n, h, w) > 0:
@@ -191,7 +185,7 @@ class Dataset:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """Return (image, label), as a DataLoader expects.
+        """Return (image, label).
 
         image: uint8 [C, H, W]; for latents float16 [2C, H, W], mean and standard deviation.
         """
@@ -207,17 +201,17 @@ class Dataset:
 
     @property
     def store(self) -> str:
-        """Storage format of the images: "raw", or a key of ENCODINGS."""
+        """Storage format: "raw", or a key of ENCODINGS."""
         return str(self.attributes.store) if self.kind == ENCODED else RAW
 
     @property
     def image_size(self) -> int:
-        """Side of the (square) images in pixels, or of the latents."""
+        """Side of the square images in pixels, or of the latents."""
         return self.shape[1]
 
     @property
     def channels(self) -> int:
-        """Number of channels: 1 (grey), 3 (RGB), or the number of channels of the latents."""
+        """Number of channels of the images (1 or 3) or latents."""
         return self.shape[3]
 
     @property
@@ -229,20 +223,20 @@ class Dataset:
 
     @property
     def latent_space(self) -> LatentSpace | None:
-        """Latent space of a dataset of latents; None for pixels. Raises FormatError if an attribute is missing or wrong."""
+        """Latent space of the latents; None for pixels. Raises FormatError if an attribute is missing or wrong."""
         return read_space(self.attributes.more, self.channels, self.path) if self.kind == LATENTS else None
 
     def check_square(self) -> None:
-        """Raise FormatError if the images are not square, as networks require."""
+        """Raise FormatError if the images are not square."""
         _, height, width, _ = self.shape
         if height != width:
             size = f"{width} x {height} {'latents' if self.kind == LATENTS else 'pixels'}"
             raise FormatError(f"{self.path}: images are {size}, but networks need squares; pack them with 'elbo prep'")
 
     def batch(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Return copies of rows: images uint8 [len(indices), H, W, C], or latents float16 [len(indices), 2C, H, W].
+        """Return copies of rows: images uint8 [n, H, W, C], or latents float16 [n, 2C, H, W].
 
-        Raises FormatError if a row is damaged.
+        indices: [n]. Raises FormatError if a row is damaged.
         """
         if self.kind == ENCODED:
             out = np.empty((len(indices), *self.shape[1:]), np.uint8)
@@ -267,7 +261,7 @@ class Dataset:
             yield self.batch(range(start, min(start + size, len(self))))
 
     def pieces(self) -> Iterator[Any]:
-        """Yield all rows in order as stored on disk, about SCAN_BYTES at a time: arrays, or lists of encoded images."""
+        """Yield all rows as stored on disk, some at a time: arrays, or lists of encoded images."""
         size = max(1, SCAN_BYTES * len(self) // self.block.nbytes)
         for start in range(0, len(self), size):
             if self.kind == ENCODED:
@@ -277,18 +271,18 @@ class Dataset:
                 yield self.block[start : start + size]
 
     def contents(self) -> tuple[Arrays, Names]:
-        """Return two dicts by name: arrays other than the block, and lists of text. Raises FormatError if damaged."""
+        """Return arrays other than the block, and lists of text, by name. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
         names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
         return {name: np.asarray(value) for name, value in members.items() if name not in names}, names
 
     def contents_digest(self) -> str:
-        """Return the sha256 of everything except the block, to compare with attribute `contents_sha256`. Raises FormatError."""
+        """Return the sha256 of everything except the block. Raises FormatError."""
         return contents_digest(self._about, *self.contents())
 
     def identity(self) -> RunData:
-        """Return the description of the dataset for config.yaml, to detect another dataset when a run resumes."""
+        """Return the description of the dataset for config.yaml."""
         space, about = self.latent_space, self.attributes
         return RunData(
             path=str(self.path),
@@ -306,7 +300,6 @@ class Dataset:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open a dataset for a `with` block. Raises FormatError if the file is not HDF5, or if h5py raises an error in the block."""
     if recognise(path) != "a dataset":
         raise FormatError(instead(path, "dataset"))
     with reading(f"{path}: damaged", "; make it again with 'elbo prep'"), h5py.File(path, "r", locking=False) as file:
@@ -323,7 +316,7 @@ os.register_at_fork(after_in_child=_decoders.cache_clear)  # a DataLoader's fork
 
 
 def find_dataset(folder: Path) -> Path:
-    """Find the only elbo-dataset in a folder. Raises DataError unless the folder holds exactly one dataset."""
+    """Return the only dataset in a folder. Raises DataError unless there is exactly one."""
     found = []
     for path in folder.glob("*.h5"):
         with suppress(FormatError):
@@ -336,7 +329,7 @@ def find_dataset(folder: Path) -> Path:
 
 
 def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) -> str:
-    """Return the sha256 of a dataset's attributes, arrays and names: everything except the block and `contents_sha256`."""
+    """Return the sha256 of a dataset without the block and `contents_sha256`."""
     digest = hashlib.sha256()
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
     digest.update(json.dumps(attributes, sort_keys=True, default=str).encode())  # damaged attributes may have any type
@@ -361,22 +354,18 @@ def _plain(value: Any) -> Any:
 
 
 LIBVER = ("earliest", "v108")
-DIGESTS = "payload_sha256 contents_sha256"
-"""Value of the attribute `digests`: names of the digests in a dataset, so that a missing digest is noticed."""
-Identity = str | dict[str, Any]
-"""Identity of an unfinished file: a digest, or settings by name, so that a message can list the differences."""
+DIGESTS = "payload_sha256 contents_sha256"  # value of attribute `digests`, so that a missing digest is noticed
+Identity = str | dict[str, Any]  # of an unfinished file: a digest, or settings by name
 Rows = Sequence[bytes] | Sequence[np.ndarray] | np.ndarray
 
 
 @stored("OUT.partial.json: journal of a file in the making")
 class Journal(Record, frozen=True):
-    """Progress of an unfinished file: the rows that are safely on disk.
+    """Progress of an unfinished file.
 
-    source: digest or settings that identify the contents.
-    rows: number of rows on disk. bytes: size of the rows.
-    done: number of items of the source that were read; some may have been skipped.
+    source: digest or settings that identify the contents. rows, bytes: number and size of the rows on disk.
+    done: number of items of the source that were read or skipped. notes: further state of the writer.
     sha256: digest of the rows; for encoded images, also digest of the offsets.
-    notes: further state that the writer needs to resume.
     """
 
     source: str | dict[str, Any]
@@ -388,14 +377,13 @@ class Journal(Record, frozen=True):
 
 
 class Column:
-    """Bytes appended to a file from a byte offset on; `digest` is the sha256 of the bytes."""
+    """Bytes appended to a file, and their sha256."""
 
     def __init__(self, path: Path, offset: int = 0):
         self.path, self.offset, self.size, self.digest = path, offset, 0, hashlib.sha256()
         self.handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def resume(self, size: int) -> None:
-        """Continue after the first `size` bytes. Raises ValueError if the file is shorter."""
         written: Any = np.memmap(self.path, np.uint8, "r", self.offset, (size,)) if size else b""
         self.size, self.digest = size, hashlib.sha256(written)
 
@@ -406,11 +394,11 @@ class Column:
 
 
 class Resumable:
-    """Unfinished file of rows, which a later process can resume. Append rows only in a `with file.held()` block.
+    """Unfinished file of rows, which a later process can resume.
 
-    out: path of the finished file. offset: bytes before the rows.
-    layout: shape and type of the rows. limit: largest number of rows.
-    source: digest or settings that identify the contents; an unfinished file with another source is not resumed.
+    Append rows only in a `with file.held()` block.
+    out: path of the finished file. offset: bytes before the rows. limit: largest number of rows.
+    source: digest or settings that identify the contents; only a file of the same source is resumed.
     """
 
     # OUT.partial is locked and allocated in full before the first row, so that a full disk fails at once. Rows have their final
@@ -430,7 +418,7 @@ class Resumable:
         overwrite: replace a finished file, and discard an unfinished file of another source.
         wait: seconds to wait for another process to release the file.
         Raises DataError if another process holds the file or the disk is full.
-        Raises UsageError, without overwrite, if the file exists or an unfinished file has another source.
+        Raises UsageError, without overwrite, for a finished file or another source.
         """
         room = self.offset + self.limit * (self.layout.claim or self.layout.row_bytes)
         with locked(self.partial, str(self.out), wait), ExitStack() as stack:
@@ -456,7 +444,6 @@ class Resumable:
                 raise
 
     def _resume(self, overwrite: bool) -> None:
-        """Resume after the rows in the journal if they are intact, else at row 0. UsageError: other source, no `overwrite`."""
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
             there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
             if there.source == own:
@@ -481,20 +468,16 @@ class Resumable:
         log.warning(f"{self.partial}: unfinished file is damaged or has other settings; writing all rows again")
 
     def discard(self) -> None:
-        """Remove the unfinished file and its journal."""
         for path in (self.journal, self.ends, self.partial):
             path.unlink(missing_ok=True)
 
     @property
     def rows(self) -> int:
-        """Number of rows that are safely on disk."""
+        """Number of rows safely on disk."""
         return self.state.rows
 
     def write(self, rows: Rows) -> None:
-        """Append rows. Rows are not safely on disk until `append` is called.
-
-        rows: arrays of one or several rows each, or encoded images.
-        """
+        """Append rows (arrays of one or several rows each, or encoded images) without flushing them."""
         parts = [row if isinstance(row, bytes) else row.tobytes() for row in rows]
         with writing(self.out):
             for ends in self._columns[1:]:
@@ -504,7 +487,7 @@ class Resumable:
     def append(self, rows: Rows, done: int, notes: dict[str, Any]) -> None:
         """Append rows and flush all rows to disk.
 
-        done: number of items of the source read so far. notes: further state that is needed to resume.
+        done: number of items of the source read so far. notes: further state of the writer.
         """
         self.write(rows)
         with writing(self.out):
@@ -516,13 +499,13 @@ class Resumable:
         write_json(self.journal, self.state.json())
 
     def block(self) -> np.ndarray:
-        """Return the rows on disk as a memory map, [rows, …], and free the unused disk space after the rows."""
-        os.ftruncate(self._rows.handle, self.offset + self._rows.size)
+        """Return the rows on disk as a memory map, [rows, …]."""
+        os.ftruncate(self._rows.handle, self.offset + self._rows.size)  # free the unused disk space
         shape, dtype = (self.rows, *self.layout.row), self.layout.dtype
         return np.memmap(self.partial, dtype, "r", self.offset, shape)
 
     def name(self, head: bytes = b"") -> None:
-        """Write the bytes `head` before the rows, and rename the file to its final name."""
+        """Write `head` before the rows, and give the file its final name."""
         write_all(self._rows.handle, head, 0)
         os.fsync(self._rows.handle)
         for path in (self.journal, self.ends):
@@ -531,13 +514,13 @@ class Resumable:
 
 
 class DatasetWriter(Resumable):
-    """Writer of a dataset: append the rows, then call `finish`, which writes everything else."""
+    """Writer of a dataset: append rows, then call `finish`."""
 
     def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
     def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
-        """Write arrays (labels, …), lists of names, and attributes; then rename the file to its final name."""
+        """Write arrays, lists of names and attributes, and give the file its final name."""
         rows = self.rows
         about = {**DatasetAttributes.head(), "digests": DIGESTS, "count": rows}
         about |= {"payload_sha256": self.state.sha256[0], **attributes}
@@ -564,7 +547,7 @@ class DatasetWriter(Resumable):
 
 
 def _head(layout: BlockLayout, rows: int) -> bytes:
-    """Return the bytes of an HDF5 file before its block. rows: number of rows; for encoded images, number of bytes."""
+    """Return the bytes of an HDF5 file before its block."""
     with tempfile.NamedTemporaryFile() as scratch:
         with h5py.File(scratch.name, "w", libver=LIBVER) as file:
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

@@ -16,14 +16,13 @@ from elbocli.files.reading import open_file
 PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPEG"
 MISSING, EMPTY = "no such file or folder", "an empty file"
 FOLDER = "a folder of PNGs"
-HERE = "/"
-"""First character of Kind.names for folders: the patterns after it match names of files in the folder."""
+HERE = "/"  # begins Kind.names of folders
 
 
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: glob patterns with spaces between, of a file's name; for a folder: HERE, then patterns of names inside; "": any file.
+    names: glob patterns of a file's name, with spaces between; for a folder: HERE, then patterns of names inside; "": any file.
     content: regular expression to find in the first 4 kB of a file with such a name; b"" for any content.
     use: commands that take such a file; {} stands for the file's path.
     """
@@ -41,6 +40,7 @@ PICKLE_USE = "opening it can run code; save its mu and sigma as .npz instead (nu
 PACK = "'elbo prep {} OUT.h5' packs them"
 SCORE = "'elbo eval {} --ref DATA.h5' scores them"
 DRAW = "'elbo sample {}' draws images from it"
+# a path has the first kind that matches
 KINDS = [
     Kind("a run", "/config.yaml", b"", f"{DRAW}, and 'elbo adapt {{}}' fits a schedule to its loss log"),
     Kind("a snapshot", "/meta.json", b"elbo-snapshot"),
@@ -93,8 +93,8 @@ KINDS = [
     Kind("a pickle", "", rb"\A\x80[\x02-\x05][^\0]", PICKLE_USE),
     Kind("a file that is none of elbo's", "", b""),
 ]
-"""All kinds of files; a path has the first kind that matches."""
 USES = {kind.name: kind.use for kind in KINDS if kind.use}
+# expected kind of file → how to make such files, for messages
 MAKERS = {
     "run": "'elbo train DATA.h5 -o RUN' makes one",
     "dataset": "'elbo prep SRC OUT.h5' makes one",
@@ -105,8 +105,8 @@ MAKERS = {
     "file of elbo's": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
     "features and samples",
 }
-"""Expected kind of file → how to make such files, for messages."""
 
+# files and folders that training writes into a run
 RECORD = {
     "config.yaml",
     "status.json",
@@ -117,11 +117,10 @@ RECORD = {
     "snapshots",
     "previews",
 }
-"""Files and folders that training writes into a run."""
 
 
 def recognise(path: Path) -> str:
-    """Return the kind of a file: name of a Kind, MISSING, EMPTY, PIPE, "an empty folder", or "out of reach (reason)"."""
+    """Return a file's kind: name of a Kind, MISSING, EMPTY, PIPE, "an empty folder", or "out of reach (reason)"."""
     try:
         if not path.exists():
             return MISSING
@@ -152,13 +151,13 @@ def _head(path: Path) -> bytes:
 
 
 def begins_like_tensors(path: Path) -> bool:
-    """Tell whether a file begins like safetensors: with the length of its header, and a brace. Raises OSError."""
-    head = _head(path)
+    """Tell whether a file begins like safetensors. Raises OSError."""
+    head = _head(path)  # length of a JSON header, and its brace
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
 def instead(path: Path, wanted: str) -> str:
-    """Return the error message for a file of the wrong kind, or a missing file, with a remedy.
+    """Return the error message, with a remedy, for a missing file or a wrong kind.
 
     wanted: the expected kind, a key of MAKERS.
     """
@@ -176,7 +175,7 @@ def _article(noun: str) -> str:
 def expect(path: Path, wanted: str) -> None:
     """Raise FormatError if a file is missing or of a wrong kind.
 
-    wanted: the expected kind, a key of MAKERS. A file of a kind that is not in USES passes, too.
+    wanted: the expected kind, a key of MAKERS. A file of a kind outside USES passes, too.
     """
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):
@@ -186,9 +185,9 @@ def expect(path: Path, wanted: str) -> None:
 def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Collection[Path], overwrite: bool) -> None:
     """Check that a command may write its output files.
 
-    outputs: pairs (path, kinds of existing files that may be replaced at the path); without kinds, no file may be replaced.
+    outputs: pairs (path, kinds of existing files that may be replaced).
         FOLDER among the kinds: a path without a suffix is a folder of PNGs.
-    inputs: files that the command reads. overwrite: whether existing files may be replaced.
+    inputs: files that the command reads.
     Raises UsageError for a path that may not be written, DataError if the path's folder is missing.
     """
     read, seen = [source.absolute() for source in inputs], set[Path]()
@@ -221,7 +220,7 @@ def png_names(count: int) -> list[str]:
 
 
 def _written_kind(path: Path) -> str:
-    """Return the kind of an output: FOLDER (of PNGs), "samples" (a dataset of samples), or the name that `recognise` returns."""
+    """Return an output's kind: FOLDER, "samples" (a dataset of samples), or the result of `recognise`."""
     found = recognise(path)
     if path.is_dir():
         names = sorted(os.listdir(path))

@@ -27,9 +27,9 @@ from elbocli.version import __version__
 
 
 class GridErrors(Record, frozen=True):
-    """Errors in the drawn data, caused by a sampler's steps on one grid of noise levels.
+    """Errors of a sampler's steps on one grid of noise levels.
 
-    summed: sum of the steps' errors. largest: largest error of a step.
+    summed: sum over the steps. largest: error of one step.
     final: error of the drawn images; None for ancestral samplers.
     """
 
@@ -40,14 +40,13 @@ class GridErrors(Record, frozen=True):
 
 @stored("result of elbo grid --report (JSON)")
 class GridReport(Record, frozen=True):
-    """Result of `elbo grid`: noise levels for a sampler, and the errors of the sampler's steps.
+    """Result of `elbo grid`: noise levels for a sampler, and the errors of its steps.
 
-    levels: noise levels λ, rising.
-    errors: error of the step from each level, in `unit`; the last step goes to clean data.
+    levels: noise levels λ, rising. errors: error of the step from each level, in `unit`; the last step goes to clean data.
     spread: largest error divided by the smallest.
-    grids: name of a grid of noise levels → errors; `solver`: the grid `levels`. Every grid has `steps` steps.
-    order: measured order p of the sampler: a step's error is proportional to its width to the power p + 1.
-    rounds: number of iterations that equalised the errors. evaluations: network evaluations per trajectory, in all.
+    grids: name of a grid of `steps` noise levels → errors; `solver`: the grid `levels`.
+    order: p of the sampler, if a step's error is proportional to its width to the power p + 1.
+    rounds: iterations that equalised the errors. evaluations: network evaluations per trajectory, in all.
     images: number of trajectories; None: ancestral sampler.
     """
 
@@ -70,11 +69,9 @@ class GridReport(Record, frozen=True):
     elbo_version: str
 
 
+# other grids in a report: name → weighting, whose adaptive schedule is the grid; Stancevic et al. 2025, arXiv:2504.13612
 ADAPTIVE = {"entropic": "elbo", "rescaled": "fm-ot"}
-"""Other grids in a report: name of the grid → weighting; the grid is the weighting's adaptive schedule.
-Source: Stancevic et al. 2025, arXiv:2504.13612."""
-CELLS = 64
-"""Errors are measured against an accurate solution of max(CELLS, 4 · steps of the grid) steps."""
+CELLS = 64  # least number of steps of the accurate solution that errors are measured against
 
 
 @torch.inference_mode()
@@ -95,15 +92,14 @@ def make_grid(
     device: str,
     precision: str,
 ) -> tuple[str, GridReport]:
-    """Choose noise levels for a run; return the text of a schedule file, and a report on errors.
+    """Choose noise levels for a run; return the text of a schedule file, and a report.
 
     path: run or checkpoint. steps: None for the sampler's default.
-    images: number of trajectories along which errors are measured.
-    classes: classes of the trajectories: balanced, random or a list.
+    images: number of trajectories to measure errors along. classes: balanced, random or a list.
     guide: run or checkpoint to guide away from; None: the run itself.
-    guide_weights: weights to guide away from; "": `ema` of `guide`; if `guide` is None, `weights` with no class given.
+    guide_weights: "": `ema` of `guide`; if `guide` is None, `weights` with no class given.
     since: step of training after which loss-log intervals are used.
-    weights: weights of the run: ema, model, an average, or a file of 'elbo ema'. batch_size: number of images at a time.
+    weights: ema, model, an average, or a file of 'elbo ema'.
     Raises UsageError for settings that don't fit the run, FormatError if `path` is not a run.
     Raises DataError if a needed loss log is missing, or estimates are not finite.
     """

@@ -18,15 +18,14 @@ from elbocli.files.yaml_text import read_yaml
 from elbocli.images.samples import read_samples
 from elbocli.runtime.progress import progress
 
-SHOWN, LEAST = 64, 8
-"""Number of images on a contact sheet; least number of images per class, even if the sheet then has more images."""
+SHOWN, LEAST = 64, 8  # images on a contact sheet; images per class, even if the sheet then has more images
+# keys of a description that are not shown, because their values are redundant or too long
 HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
-"""Keys of a file's description that are not shown, because their values are redundant or too long."""
 Facts = dict[str, Any]
 
 
 def describe(path: Path) -> Facts:
-    """Return a description, key → value, of a file or folder made by elbo, such as a dataset, run or loss log.
+    """Return a description, key → value, of a file or folder made by elbo.
 
     path: file or folder of a kind in DESCRIBERS.
     Raises FormatError for any other file, or a damaged file.
@@ -169,11 +168,10 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "features": _features,
     "statistics": _statistics,
 }
-"""Kind of a file, as `recognise` names it → function that describes it."""
 
 
 def verify(path: Path) -> Facts:
-    """Check a file or folder against its digests; return its description, with the names of verified digests.
+    """Check a file or folder against its digests; return a description with the verified digests.
 
     Raises DataError or FormatError if the content differs from a digest.
     """
@@ -207,7 +205,7 @@ def _verify_dataset(path: Path) -> Facts:
 
 
 def _verify_folder(path: Path) -> int:
-    """Verify a checkpoint, a snapshot, or a whole run; return the number of verified files. Raises DataError, FormatError."""
+    """Return the number of verified files of a checkpoint, snapshot or run. Raises DataError, FormatError."""
     from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, snapshots
 
     if recognise(path) != "a run":
@@ -229,7 +227,7 @@ def _verify_folder(path: Path) -> int:
 def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
     """Return evenly spaced images of a file, uint8 [N, H, W, C], and their layout on a contact sheet.
 
-    path: dataset or samples. zoom: whole factor by which images are enlarged; 0: a factor that suits the image size.
+    path: dataset or samples. zoom: factor of enlargement; 0: a factor that suits the image size.
     Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
     """
     with read_samples(path) as reader:

@@ -1,4 +1,4 @@
-"""Read the logs of a run, which may be incomplete or damaged, and report damaged lines."""
+"""Read the logs of a run, which may be incomplete or damaged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,10 @@ from elbocli.files.losslog import EVAL, LossLogRow, MetricsRow, read_losslog
 from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.records import parse_json
 
-POINTS = 400
-"""Largest number of points in a curve; neighbouring points of longer curves are averaged."""
-CELLS = 48
-"""A LogHistory with 2·CELLS intervals merges pairs of neighbouring intervals before it adds an interval."""
-LATE = 0.2
-"""Last fraction of the training images, over which `LogHistory.late` adds up errors."""
-EARLY = 0.1
-"""First fraction of the training images, over which `LogHistory.early` adds up errors."""
+POINTS = 400  # largest number of points in a curve; neighbouring points of longer curves are averaged
+CELLS = 48  # at 2·CELLS intervals, a LogHistory merges pairs of neighbouring intervals
+LATE = 0.2  # last fraction of the training images, for `LogHistory.late`
+EARLY = 0.1  # first fraction of the training images, for `LogHistory.early`
 Curve = list[float | None]
 
 
@@ -55,13 +51,13 @@ def _pooled(name: str, values: Sequence[float]) -> float | None:
 
 
 def error_of(name: str) -> str:
-    """Return the name of the column of standard errors of column `name`, such as `eval_frechet_distance_se[elbo-tiny]`."""
+    """Return the name of a column's standard errors, such as `eval_frechet_distance_se[elbo-tiny]`."""
     stem, bracket, network = name.partition("[")
     return f"{stem.removesuffix('_mean')}_se{bracket}{network}"
 
 
 def score_columns(columns: dict[str, Curve]) -> dict[str, str]:
-    """Return the columns that hold scores of --eval-every: name → title. columns: from `read_curves`."""
+    """Return the columns that hold scores: name → title. columns: from `read_curves`."""
     scores = {}
     for name in columns:
         stem, _, network = name.removeprefix(EVAL).rstrip("]").partition("[")
@@ -71,7 +67,7 @@ def score_columns(columns: dict[str, Curve]) -> dict[str, str]:
 
 
 def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float]]:
-    """Return a column's points that are not None: numbers of training images, and values. columns: from `read_curves`."""
+    """Return numbers of images and values of a column, without None. columns: from `read_curves`."""
     pairs = zip(columns.get("images", []), columns.get(name, []))
     known = [(at, value) for at, value in pairs if at is not None and value is not None]
     return [at for at, _ in known], [value for _, value in known]
@@ -82,7 +78,7 @@ class LogHistory:
     """Errors of a run per bin of λ, in consecutive intervals of training.
 
     edges: bin boundaries in λ. images: number of training images at the end of each interval.
-    sums: count, sum and sum of squares of the errors in each interval, [3, bins] per interval.
+    sums: count, sum and sum of squares of the errors, [3, bins] per interval.
     """
 
     edges: Tensor
@@ -90,9 +86,9 @@ class LogHistory:
     sums: list[Tensor] = field(default_factory=list)
 
     def add(self, images: int, sums: Tensor) -> None:
-        """Append an interval. images: number of training images at the interval's end. sums: [3, bins], as in `LogHistory`.
+        """Append an interval. Raises FormatError unless `images` has increased.
 
-        Raises FormatError if `images` is not larger than the number at the end of the interval before.
+        images: number of training images at the interval's end. sums: [3, bins].
         """
         if images <= (self.images[-1] if self.images else 0):
             raise FormatError(f"an interval ends at {images} images, not after {(self.images or [0])[-1]}; remove the line")
@@ -109,36 +105,38 @@ class LogHistory:
 
     @property
     def error(self) -> Tensor:
-        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; without draws in an interval: the bin's error before, else NaN."""
+        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; without draws, the interval before's, else NaN."""
         count, total, _ = torch.stack(self.sums).unbind(1)
         last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
         return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)
 
     @property
     def density(self) -> Tensor:
-        """Density of the draws over λ in each bin, [intervals, bins]."""
+        """Density of the draws over λ, [intervals, bins]."""
         count = torch.stack(self.sums)[:, 0]
         return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
 
     def between(self, start: float, end: float) -> Tensor:
-        """Return the total of `sums`, [3, bins], of intervals with start < images ≤ end."""
+        """Add up `sums` of intervals with start < images ≤ end, [3, bins]."""
         return torch.stack([sums for at, sums in zip(self.images, self.sums) if start < at <= end]).sum(0)
 
     def late(self, share: float = LATE) -> Tensor:
-        """Return the total of `sums`, [3, bins], over the last fraction `share` of the training images."""
+        """Add up `sums` over the last fraction `share` of the images, [3, bins]."""
         return self.between(self.images[-1] * (1 - share), self.images[-1])
 
     def early(self) -> Tensor:
-        """Return the total of `sums`, [3, bins], over the first fraction EARLY of the images, at least over one interval."""
+        """Add up `sums` over the first images, at least one interval, [3, bins]."""
         return self.between(0, max(self.images[-1] * EARLY, self.images[0]))
 
     def last(self) -> Tensor:
-        """Return the `sums` of the last interval, [3, bins]."""
         return self.sums[-1]
 
 
 def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
-    """Read a loss log; return None if it has no data. missing: list to which a message about a damaged line is appended."""
+    """Read a loss log; return None if it has no data.
+
+    missing: list to which a message about a damaged line is appended.
+    """
     history = LogHistory(torch.empty(0))
     try:
         if path.exists() and path.stat().st_size:

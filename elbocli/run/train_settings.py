@@ -1,4 +1,4 @@
-"""The settings of `elbo train`, each declared once: type, bounds, help, group. Options, checks and man pages use this table."""
+"""The settings of `elbo train`, each declared once: type, bounds, help, group."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -33,7 +33,7 @@ def seconds(value: Any) -> Any:
     """Return a duration in seconds.
 
     value: a number of seconds, or text such as 3h50m, 90s, 1.5h, 2d, MM:SS, HH:MM:SS or D-HH:MM:SS; 0 is no limit.
-    Raises ValueError for other text, even '90' without a unit, which some job schedulers read as minutes.
+    Raises ValueError for other text, even '90', which some job schedulers read as minutes.
     """
     if not isinstance(value, str) or value == "0":
         return value
@@ -45,19 +45,19 @@ def seconds(value: Any) -> Any:
 
 
 def canonical_auxiliary(value: Any) -> tuple[str, ...]:
-    """Return the SPECs of the auxiliary losses in `value`, with all parameters; () for 'none'. Raises UsageError."""
+    """Return the SPECs of auxiliary losses, with all parameters; () for 'none'. Raises UsageError."""
     from elbocli.nn.auxiliary import canonical  # imports torch
 
     return canonical(value)
 
 
 def about(help: str, **said: Any) -> Meta:
-    """Return the declaration of a setting, except its type and default.
+    """Declare a setting, except its type and default.
 
     help: help text of the option. said: any of the following keys.
     group: heading, in the help, of this setting and the following settings. more: text that only the man page has.
     ge, gt, le: bounds of the value. parse: function that reads the value from text.
-    names: module and name of a registry; the value may begin with a name of the registry. words: further allowed values.
+    names: module and name of a registry, whose names the value may begin with. words: further allowed values.
     zero: word for 0, such as 'none'. flags: the option's name; "": no option. metavar: placeholder of the value in the help.
     shown: default that the help shows; "": no default.
     paced: whether the default shrinks with --steps when a run is shorter than its preset.
@@ -69,15 +69,14 @@ def about(help: str, **said: Any) -> Meta:
 
 
 def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
-    """Return the declaration of an integer setting from `ge` to `le`. said: further keys of `about`."""
+    """Declare an integer setting from `ge` to `le`. said: further keys of `about`."""
     return about(help, ge=ge, le=le, **said)
 
 
 class TrainSettings(Struct, frozen=True, kw_only=True):
-    """Training settings of a run.
+    """Training settings of a run. Raises UsageError for settings that contradict each other.
 
-    Settings with stored=False, such as `bias`, aren't saved: `resolve` merges each into another setting; the field is None.
-    Raises UsageError for settings that contradict each other.
+    Settings with stored=False, such as `bias`, aren't saved: `resolve` merges each into another setting.
     """
 
     preset: Annotated[
@@ -349,7 +348,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         return {name: list(value) if isinstance(value, tuple) else value for name, value in stored.items()}
 
     def written(self) -> dict[str, Any]:
-        """Return the settings of `stored`, as config.yaml has them: words such as 'none' in place of 0."""
+        """Return the settings as config.yaml has them, with words such as 'none' for 0."""
         return {name: SETTINGS[name].written(value) for name, value in self.stored().items()}
 
 
@@ -365,11 +364,11 @@ class Setting(NamedTuple):
     meta: Meta
 
     def says(self, key: str, otherwise: Any = "") -> Any:
-        """Return an argument of the call of `about` that declared this setting; `otherwise` if the argument was absent."""
+        """Return an argument of the setting's `about(…)`; `otherwise` if absent."""
         return (self.meta.extra or {}).get(key, otherwise)
 
     def written(self, value: Any) -> Any:
-        """Return the setting's word for 0, such as 'none', if the value is 0; other values unchanged."""
+        """Return the setting's word for 0, such as 'none'; other values unchanged."""
         return value or self.says("zero", value)
 
 
@@ -385,12 +384,11 @@ def _settings() -> Iterator[tuple[str, Setting]]:
 
 SETTINGS = dict(_settings())
 PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset", each.says("stored", True))]
-"""Names of the settings that a preset may set."""
 PACED = {name: each for name, each in SETTINGS.items() if each.says("paced")}
 
 
 def convert_text(value: Any, hint: Any) -> Any:
-    """Convert text or a YAML value to an annotated type, such as ".5" to a float or "1e3" to an int. Raises ValueError."""
+    """Convert text or a YAML value to an annotated type, such as "1e3" to an int. Raises ValueError."""
     try:
         return msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
@@ -404,7 +402,7 @@ def convert_text(value: Any, hint: Any) -> Any:
 
 
 def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTINGS) -> dict[str, Any]:
-    """Return settings by name, converted to their types. known: allowed names. Raises UsageError (unknown name, bad value)."""
+    """Convert settings to their types. known: allowed names. Raises UsageError for an unknown name or bad value."""
     found = {}
     for name, value in values.items():
         name = FORMER.get(name, name)

@@ -1,7 +1,4 @@
-"""Draw images from a run with one or several processes.
-
-In each round, every rank draws one batch, and rank 0 writes the batches of all ranks in order.
-"""
+"""Draw images from a run with one or several processes."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ from elbocli.version import __version__
 
 
 class Wrapped(Network):
-    """Network whose forward pass is replaced by a function, such as a CUDA-graph replay."""
+    """Network whose forward pass is a function, such as a CUDA-graph replay."""
 
     def __init__(self, network: Network, call: Callable[..., Tensor]):
         super().__init__(network.config)
@@ -70,7 +67,7 @@ class GuidedRun:
         return config.image_size, config.image_size, config.image_channels
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
-        """Return a new guided denoiser for a batch of images. labels: classes [B], or None."""
+        """Return a new guided denoiser. labels: classes [B], or None."""
         guide = None
         if self.guide is not None:
             known = labels if self.guide.network.config.num_classes else None
@@ -78,7 +75,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy with networks compiled if `compile`, and as CUDA graphs if `graphs`. Batches must be equally large."""
+        """Return a copy with compiled networks or CUDA graphs, for equally large batches."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network
@@ -89,14 +86,14 @@ class GuidedRun:
         return replace(self, trained=ready(self.trained), guide=self.guide and ready(self.guide))
 
     def with_variance(self) -> GuidedRun:
-        """Return a copy whose network also outputs its learned variance. Raises UsageError if the network has no such output."""
+        """Return a copy whose network also outputs its learned variance. Raises UsageError if there is none."""
         run = self.trained
         if not getattr(run.network.config, "variance", False):
             raise UsageError(f"{run.path}: the network has no learned variance; use --sampler ddpm:gamma=G")
         return replace(self, trained=replace(run, network=Wrapped(run.network, run.network.outputs)))
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
-        """Return the number of network evaluations per image (NFE). grid: noise levels λ, rising."""
+        """Return the number of network evaluations per image. grid: noise levels λ, rising."""
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
         denoiser, z = self.denoiser(labels), torch.zeros(1, 1)
         for one in filter(None, (denoiser, denoiser.guide)):
@@ -105,7 +102,7 @@ class GuidedRun:
         return denoiser.evaluations
 
     def about(self) -> dict[str, Any]:
-        """Return guidance, guide and threshold as keys and values for the header of a sample file."""
+        """Return guidance, guide and threshold for the header of a sample file."""
         given = self.guidance
         numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
         facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
@@ -145,7 +142,7 @@ class GuidedRun:
 
 
 def _images(run: TrainedRun) -> tuple[Any, ...]:
-    """Return image size, channels and latent space, which must be equal for a run and the guide."""
+    """Return what must be equal for a run and its guide."""
     config, latents = run.network.config, ("latent_shift", "latent_scale", "autoencoder_sha256")
     return config.image_size, config.image_channels, *map(run.data.more.get, latents)
 
@@ -166,7 +163,7 @@ class Decoder(NamedTuple):
 
 
 def latent_space(data: RunData, network: NetworkConfig) -> LatentSpace | None:
-    """Return the latent space of a run; None for pixels. data: section `data` of the run's config. Raises FormatError."""
+    """Return the latent space of a run; None for pixels. Raises FormatError."""
     return read_space(data.more, network.image_channels, "config.yaml") if data.latents else None
 
 
@@ -178,11 +175,11 @@ def open_decoder(
     run: Path = Path(),
     rounding: Declaration | None = None,
 ) -> Decoder:
-    """Return the decoder from a run's network output to images.
+    """Return the decoder of a run.
 
-    data: section `data` of the run's config. network: config of the network. run: folder of the run.
+    data: section `data` of the run's config. run: folder of the run.
     autoencoder: folder of the autoencoder; None: the autoencoder that encoded the run's latents.
-    rounding: method of rounding to the 256 pixel values; None: to the nearest for pixels, the latent space's method for latents.
+    rounding: None: to the nearest for pixels, the latent space's method for latents.
     Raises UsageError if the autoencoder or diffusers is missing, DataError if the autoencoder did not encode the latents.
     Raises FormatError if the autoencoder doesn't fit the run's channels or image size.
     """
@@ -211,7 +208,7 @@ def open_decoder(
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:
-    """Return the autoencoder's folder: the path in `space`, or this path from the folder of the dataset `data`."""
+    """Find the autoencoder's folder, as recorded or relative to the dataset `data`."""
     for place in (Path(space.autoencoder), data.parent / space.autoencoder):
         if place.is_dir():
             return place
@@ -276,9 +273,8 @@ def draw(
 ) -> Tensor:
     """Draw images, uint8 [len(indices), H, W, C] on the device.
 
-    indices: numbers of the images; image i depends only on (seed, i), not on the other images.
-    shape: (height, width, channels) of the network's output. output: decoder of that output to pixels.
-    grid: noise levels λ to visit, rising, as from `time_grid`. settings: sampler, start, seed and precision are used.
+    indices: numbers of the images; image i depends only on (seed, i). settings: sampler, start, seed and precision are used.
+    shape: (H, W, C) of the network's output. grid: noise levels λ, rising.
     look: function called before each network evaluation, which may raise an error to stop.
     source: source of the noise; None: the default noise, which is the same on all devices.
     """
@@ -322,7 +318,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
 
 
 def _open(path: Path, world: World, weights: str) -> TrainedRun:
-    """Open the same checkpoint of a run on all ranks, even if training saves newer checkpoints meanwhile."""
+    """Open the same checkpoint of a run on all ranks."""
     trained = None
     with world.together():
         if world.first:
@@ -333,7 +329,6 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
 
 
 def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
-    """Return the sampling schedule on the run's range of λ; warn if a schedule file was made for other settings."""
     low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
     spec = settings.schedule or settings.sampler.traits.grid
     if spec == RUN:
@@ -346,7 +341,7 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) 
 
 
 class _Drawing:
-    """Drawing of images in rounds: in each round, rank r draws the r-th batch, and rank 0 writes all batches."""
+    """Drawing of images in rounds: every rank draws a batch, and rank 0 writes."""
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         trained, device, sampler, n = drawer.trained, world.device, settings.sampler, settings.n
@@ -401,7 +396,7 @@ class _Drawing:
         self.done = 0
 
     def write(self, target: Path | IO[bytes]) -> None:
-        """Draw and write the images that are missing in `target`, a path or a binary stream.
+        """Draw and write the images that are missing in `target`.
 
         Raises Interrupted and PeerLost; an ElboError of one rank is raised on all ranks.
         """
@@ -433,7 +428,7 @@ class _Drawing:
         log.info(f"drew {n} images, {about['nfe']} network evaluations each")
 
     def look(self) -> None:
-        """Raise Interrupted if a signal has arrived, or PeerLost if another rank has ended."""
+        """Raise Interrupted after a signal, or PeerLost if another rank has ended."""
         if reason := self.ending.reason():
             done = f"{self.done} of {self.settings.n} images are written"
             raise interrupted(reason, f"{done}; with -o FILE the same command goes on from there")
@@ -460,7 +455,7 @@ class _Drawing:
 
 
 def _put(sink: Sink, images: np.ndarray, processes: int) -> None:
-    """Write images. Raises for a closed pipe: BrokenPipeError if there is one process, ReaderGone if there are several."""
+    """Write images. Raises BrokenPipeError for a closed pipe, or ReaderGone if there are several processes."""
     try:
         sink.put(images)
     except BrokenPipeError as error:

@@ -1,4 +1,4 @@
-"""Draw samples with the averaged weights of a run in training, and score them, for previews and --eval-every."""
+"""Draw samples with averaged weights during training, and score them."""
 
 import time
 from contextlib import ExitStack
@@ -32,15 +32,13 @@ from elbocli.sample.draw import Decoder, SampleSettings, draw
 from elbocli.train.batches import count_parts
 from elbocli.train.state import TrainState
 
-SAMPLING = SampleSettings(n=1000, sampler=parse_sampler("ddim"), steps=32)
-"""How to draw samples that are scored. n: largest number of samples without --eval-samples."""
+SAMPLING = SampleSettings(n=1000, sampler=parse_sampler("ddim"), steps=32)  # n: without --eval-samples
 
 
 def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, labels: np.ndarray | None) -> Tensor:
-    """Draw images with the weights of the first moving average; every rank draws a share, and gets all images.
+    """Draw images with the first moving average, shared out among the ranks; every rank gets all images.
 
-    output: decoder from the sampler's output to pixels. how: uses n, sampler, steps; image i depends on the run's seed and i.
-    labels: class of each image, [n]; None: network without classes.
+    how: uses n, sampler, steps. labels: class of each image, [n]; None: network without classes.
     Returns: uint8 [n, H, W, C] on the CPU.
     """
     network, settings, world = state.resolved.network, state.settings, state.world
@@ -63,10 +61,10 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
 
 
 class Evaluation:
-    """Scores of samples of a run in training against a reference whose features are extracted once.
+    """Scores of a run in training against a reference, whose features are extracted once.
 
     output: decoder from the sampler's output to pixels.
-    extractor: name, or path of an exported program. weights: file of the extractor's weights; None: default weights.
+    extractor: name, or path of an exported program. weights: None: the extractor's default weights.
     Raises UsageError, FormatError and DataError: metrics, extractor, reference and number of samples don't fit each other.
     """
 
@@ -109,15 +107,14 @@ class Evaluation:
         return FeatureSource(name, n, about, reader, labels=self.labels)
 
     def due(self, step: int) -> bool:
-        """Return whether to evaluate after a step."""
+        """Tell whether to evaluate after a step."""
         settings = self.state.settings
         return step >= settings.steps or step % settings.eval_every == 0
 
     def values(self) -> dict[str, Any]:
-        """Draw and score samples; return numbers for a line of metrics.jsonl on rank 0, {} on other ranks.
+        """Draw and score samples; return scores for metrics.jsonl by name, {} on ranks other than 0.
 
-        Returns: EVAL + score's name in `elbo eval` → score, or standard error; also the number of samples, and seconds taken.
-        Raises DataError: on all ranks, if features are not finite.
+        Raises DataError on all ranks if features are not finite.
         """
         begun = time.monotonic()
         images = draw_averaged(self.state, self.output, self.how, self.labels)

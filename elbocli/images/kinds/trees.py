@@ -1,4 +1,4 @@
-"""List the files of folders, zips and tars, also of tars inside tars, without extracting the files."""
+"""List the files of folders, zips and tars without extracting them."""
 
 import contextlib
 import os
@@ -13,26 +13,25 @@ from elbocli.files.reading import one_line, open_file
 from elbocli.files.recognise import instead, recognise
 from elbocli.images.registry import Damage, ImageRef, Span, ZipEntry, source
 
-FOLDER = Span("")
-"""Placeholder for a folder in a listing, where the folder's path ends in '/'; never read."""
+FOLDER = Span("")  # stands for a folder in a listing, where the folder's path ends in '/'; never read
 
 
 def hidden(name: str) -> bool:
-    """Tell whether any part of a path is hidden (begins with a dot), or is a system file of macOS or Windows."""
+    """Tell whether any part of a path is hidden or a system file."""
     return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in name.split("/"))
 
 
 def clean(name: str) -> str:
-    """Return a path inside an archive, cleaned of '.', '..' and repeated slashes; '' for a hidden path."""
+    """Return a path without '.', '..' and repeated slashes; '' for a hidden path."""
     path = "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
     return "" if hidden(path) else path
 
 
 @source("folder", test=lambda path, head: path.is_dir(), form="tree")
 def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List a folder's files as (path below `root`, reference); NAME.tar is listed like a folder NAME.
+    """List files as (path below `root`, reference); NAME.tar is listed like a folder NAME.
 
-    Raises DataError if a folder can't be listed, or if `root` is a run, which holds only previews.
+    Raises DataError if a folder can't be listed, or if `root` is a run.
     """
     if recognise(root / "config.yaml") == "a config of a run":
         raise DataError(instead(root, "images"))
@@ -60,7 +59,7 @@ def _leads_up(path: Path) -> bool:
 
 @source("zip", magic=b"PK", form="tree")
 def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List a zip's files as (path, reference). Raises zipfile's errors for a damaged zip."""
+    """List files as (path, reference). Raises zipfile's errors for a damaged zip."""
     archive = zipfile.ZipFile(path)
     for info in archive.infolist():
         name = clean(info.filename)
@@ -76,7 +75,7 @@ def _begins_like_tar(path: Path, head: bytes) -> bool:
 
 @source("tar", test=_begins_like_tar, form="tree")
 def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List a tar's files as (`prefix` + path, reference); inner tars are listed like folders.
+    """List files as (`prefix` + path, reference); inner tars are listed like folders.
 
     The list of a damaged tar ends in (`prefix`, Damage).
     """
@@ -88,7 +87,7 @@ def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Dam
 
 
 def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the tar `file`, at byte `offset` of the file `path`, as (`prefix` + name, reference). Raises tarfile's errors."""
+    """List a tar at byte `offset` of the file `path`. Raises tarfile's errors."""
     if prefix:
         yield prefix, FOLDER
     spans: dict[str, Span] = {}

@@ -18,10 +18,9 @@ from elbocli.nn.networks.diffusers import CONFIG, UNET, WEIGHTS, DiffusersUNetCo
 
 SCHEDULER = "scheduler_config.json"
 BETAS = {"linear": "t-linear", "scaled_linear": "t-scaled-linear", "squaredcos_cap_v2": "t-squaredcos"}
+# names of attention modules in weights from before 2023 → their present names
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of attention modules in weights from before 2023 → their present names."""
-NEAR = 1e-3
-"""Largest accepted difference between the scheduler's timestep and the timestep by elbo's formula."""
+NEAR = 1e-3  # largest accepted difference between the scheduler's timestep and the timestep by elbo's formula
 
 
 def _folder(path: Path) -> Path:
@@ -34,7 +33,7 @@ def _folder(path: Path) -> Path:
     takes=("levels", "size", "classes"),
 )
 def diffusers(source: Source, options: ImportOptions) -> Imported:
-    """Import a network of diffusers, with the prediction and noise levels of its scheduler's config."""
+    """Import a network of diffusers, and its noise levels."""
     folder = _folder(source.path)
     where = folder / CONFIG
     found = read_json(where)
@@ -68,7 +67,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights in a folder, with diffusers' present names. Raises FormatError if there are no safetensors."""
+    """Read the weights in a folder. Raises FormatError if there are no safetensors."""
     whole, stem = folder / WEIGHTS, WEIGHTS.removesuffix(".safetensors")
     files = [whole] if whole.exists() else sorted(folder.glob(f"{stem}*.safetensors"))  # parts of one file, or a variant
     if not files:
@@ -87,9 +86,9 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
-    """Return settings of the run, and the SPEC of the formula for the network's timesteps.
+    """Return settings of the run, and the SPEC of the network's timesteps.
 
-    If `options.levels` is empty, the settings and the SPEC come from the scheduler's config.
+    If `options.levels` is empty, both come from the scheduler's config.
     Raises UsageError if the config is needed and missing, FormatError if no SPEC describes the scheduler.
     """
     if options.levels:

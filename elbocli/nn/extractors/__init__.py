@@ -1,4 +1,4 @@
-"""Feature extractors for scores, declared by name. torch is imported only when an extractor is made."""
+"""Feature extractors for scores, declared by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Extractor(NamedTuple):
     module: uint8 images [B,C,H,W] → features [B,D], or (features, logits [B,K]).
     weights_sha256: digest of the weights; scores are comparable only if digests are equal.
     channels: number of image channels; 0: any number.
-    spatial: submodule whose output [B,C,H,W] has the spatial features; None: no spatial features.
+    spatial: submodule whose output [B,C,H,W] has the spatial features, if any.
     precision: one of PRECISIONS; the caller sets TF32 and autocast.
     """
 
@@ -74,10 +74,7 @@ class Extractor(NamedTuple):
     known_as=["inception", "inception-v3"],
 )
 def inception(weights: Path | None) -> Extractor:
-    """Make the Inception extractor.
-
-    weights: file of weights; None: torch-fidelity's published weights, downloaded once.
-    """
+    """Make the Inception extractor. weights: None: torch-fidelity's, downloaded once."""
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_eval
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -101,7 +98,7 @@ def inception(weights: Path | None) -> Extractor:
     source="Simonyan & Zisserman 2014; torch-fidelity's default for precision and recall",
 )
 def vgg16(weights: Path | None) -> Extractor:
-    """Make the VGG16 extractor with weights from one of torchvision's files."""
+    """Make the VGG16 extractor. weights: one of torchvision's files."""
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
     module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], _given(weights, "vgg16"))
@@ -109,7 +106,7 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    """Make a ViT extractor. weights: file by the network's authors, timm or transformers; None raises UsageError."""
+    """Make a ViT extractor. weights: file by its authors, timm or transformers."""
     from elbocli.nn.extractors.vit import vit_extractor
 
     return vit_extractor(name, _given(weights, name))
@@ -128,16 +125,15 @@ extractor(
 
 
 def _given(weights: Path | None, name: str) -> Path:
-    """Return the weights' path. Raises UsageError if the user gave none."""
     if weights is None:
         raise UsageError(f"{name} needs --extractor-weights FILE; docs/extractors.md lists suitable files")
     return weights
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[nn.Module, str]:
-    """Make a network of torch-fidelity's class `make`; return the network and the SHA-256 of the weights' file.
+    """Return a network of torch-fidelity, and the SHA-256 of its weights. Raises FormatError.
 
-    layers: outputs that the network returns. path: file of weights. Raises FormatError.
+    make: class of the network. layers: outputs that the network returns.
     """
     from elbocli.files.tensor_files import load_tensors
 
@@ -166,7 +162,7 @@ def _published() -> Path:
     source="fixed seed, no download: for tests and smoke runs, not for publication",
 )
 def tiny(weights: Path | None) -> Extractor:
-    """Make the tiny extractor, of the same weights on every machine. Raises UsageError unless `weights` is None."""
+    """Make the tiny extractor. Raises UsageError unless `weights` is None."""
     if weights is not None:
         raise UsageError("elbo-tiny has no weights to load; leave --extractor-weights out")
     from elbocli.nn.extractors.vit import Tiny

@@ -1,4 +1,4 @@
-"""Presets: YAML files with a network and training settings for an image size. Every file in this folder is a preset."""
+"""Presets: YAML files with a network and training settings for an image size."""
 
 import re
 from collections.abc import Callable
@@ -51,8 +51,7 @@ class Preset(Record, frozen=True, forbid_unknown_fields=True):
     """Contents of a preset file.
 
     network: family and config of the network. train: name of a training setting → value.
-    about: conditions for automatic choice, ignored in a user's preset.
-    data: description of the data that the preset was made for; None: not stated.
+    about: conditions for automatic choice, ignored in a user's preset. data: None: not stated.
     """
 
     network: dict[str, Any]
@@ -62,17 +61,14 @@ class Preset(Record, frozen=True, forbid_unknown_fields=True):
 
 
 def preset_file(name: str) -> Path:
-    """Return the file of a preset, given by name or path. Raises UsageError for an unknown name."""
+    """Return a preset's file, by name or path. Raises UsageError for an unknown name."""
     if name not in NAMES and not name.endswith((".yaml", ".yml")):
         raise UsageError(f"no preset is called {name!r} (a preset's file must end in .yaml); {nearest(name, NAMES)}")
     return FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
 
 
 def load_preset(name: str) -> Preset:
-    """Load a preset by name, or from a YAML file by path.
-
-    Raises UsageError for an unknown name, FormatError for an unusable file.
-    """
+    """Load a preset by name or path. Raises UsageError for an unknown name, FormatError for an unusable file."""
     from elbocli.files.yaml_text import read_yaml
 
     return Preset.of(read_yaml(preset_file(name)), name)
@@ -81,11 +77,10 @@ def load_preset(name: str) -> Preset:
 def choose_preset(
     image_size: int, images: int, latents: bool = False, gpu: bool = False, fits: Callable[[str], bool] = bool
 ) -> str:
-    """Return the name of the most suitable preset for a dataset. Raises UsageError if no preset fits.
+    """Choose a preset for a dataset, by name. Raises UsageError if none fits.
 
     image_size: side of images or latents. images: number of images or latents. gpu: whether training is on a GPU.
-    fits: function of a preset's name that tells whether a preset for GPUs fits into memory.
-    Preferred, in this order: presets for latents (if `latents`), presets for a GPU, and the largest `images` in PresetAbout.
+    fits: tells from a preset's name whether its network fits into GPU memory.
     """
     fitting = []
     for name in NAMES:
@@ -95,7 +90,7 @@ def choose_preset(
         if enough and low <= image_size <= high and (not suits.gpu or (gpu and fits(name))):
             fitting.append((bool(suits.kind), suits.gpu, suits.images, name))
     if fitting:
-        return max(fitting)[-1]
+        return max(fitting)[-1]  # prefers presets for latents, then for a GPU, then for many images
     raise UsageError(
         f"no preset fits {images} images of side {image_size} on a {'GPU' if gpu else 'CPU'}; choose a --preset (see 'elbo "
         "presets list'), or pack with another --size"

@@ -1,4 +1,4 @@
-"""Fit a schedule to loss logs or, before any training, to the least possible error of a denoiser of the images."""
+"""Fit schedules to loss logs or, before training, to the least possible errors on a dataset."""
 
 import hashlib
 import math
@@ -38,16 +38,15 @@ PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independen
 
 @stored("result of elbo adapt --report (JSON)")
 class AdaptReport(Record, frozen=True):
-    """Report of `elbo adapt`: a fitted schedule, and several schedules' predicted variances of the loss.
+    """Report of `elbo adapt` on a fitted schedule.
 
-    intervals: number of lines of the loss logs. batch: batch size for which variances are predicted.
-    schedules: name of a schedule → variances and ratios, under the keys in PROMISE; None: infinite or undefined.
-    variance_*: variance of the loss estimate per image, divided by the squared loss, for independent or low-discrepancy t.
-    ratio_*: variance divided by the smallest variance of all schedules.
+    intervals: number of lines in the loss logs. batch: batch size of the predicted variances.
+    schedules: schedule's name → variances and ratios, under the keys in PROMISE; a value of None: infinite or undefined.
+    variance_*: batch size × variance of a batch's mean loss / squared loss. ratio_*: variance / smallest variance.
     half, p_mean, p_std, told_apart: None without --data-only.
-    half: smallest and largest logsnr of the middle half of the draws.
-    p_mean, p_std: mean and standard deviation of ln sigma_edm = −logsnr/2 under the schedule.
-    told_apart: logsnr above which the least possible error is below half of its maximum; None: nowhere.
+    half: logsnr range of the middle half of the draws.
+    p_mean, p_std: mean and standard deviation of ln sigma_edm = −logsnr/2.
+    told_apart: logsnr above which the least possible error is below half its maximum; None: nowhere.
     """
 
     weighting: str
@@ -67,11 +66,11 @@ class AdaptReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class FittedSchedule:
-    """A fitted schedule, with the text of its file, the report, and the data of the plot.
+    """A fitted schedule, with its file's text, a report, and data for the plot.
 
     edges: edges of the λ bins, [bins + 1]. error: (ε error per dimension, standard error), [bins] each.
-    densities: name of a schedule → density function p(λ).
-    share: the weighted loss as a density over λ, with integral 1, [bins]; None for --data-only.
+    densities: schedule's name → density p(λ).
+    share: weighted loss as a density over λ, with integral 1, [bins]; None for --data-only.
     """
 
     schedule: Schedule
@@ -95,11 +94,9 @@ def fit_log(
 ) -> FittedSchedule:
     """Fit a schedule to loss logs. Raises ElboError.
 
-    sources: runs, files of loss logs, or binary streams.
-    choose: returns the weighting to fit for, given the SPEC of the log's weighting.
+    choose: function (SPEC of the log's weighting) → weighting to fit for.
     criterion: a name in CRITERIA. floor: smallest density, as a fraction of the uniform density.
-    bins: number of bins after merging; None: the log's bins.
-    since: step; only later lines of the logs are used.
+    bins: number of bins after merging; None: the log's bins. since: step after which the logs are used.
     optimum: file of least possible errors, for criterion `excess` only.
     """
     if (CRITERIA.find(criterion).name == "excess") != (optimum is not None):
@@ -153,7 +150,6 @@ def fit_log(
 
 
 def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
-    """Merge a log's bins into `bins` bins; return (edges, sums as in LossLog.sums). bins: None keeps the log's bins."""
     count = losses.sums.shape[1]
     bins = bins or count
     if count % bins:
@@ -162,7 +158,6 @@ def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _own_density(losses: LossLog) -> Density:
-    """Return the density p(λ) of a log's noise levels; without a fixed schedule, estimated from the draws per bin."""
     low, high = float(losses.edges[0]), float(losses.edges[-1])
     try:
         return resolve_schedule(str(losses.header.schedule), low, high).density
@@ -174,7 +169,7 @@ def _own_density(losses: LossLog) -> Density:
 
 
 def _fixed_density(name: str, like: Schedule) -> Density:
-    """Return the density of a named schedule on the λ range of `like`; zero if almost no draw lies in the range."""
+    # Zero if almost no draw of the named schedule lies in the range of `like`.
     with suppress(UsageError):
         return parse_schedule(name, like.logsnr_min, like.logsnr_max).density
     return torch.zeros_like
@@ -183,7 +178,7 @@ def _fixed_density(name: str, like: Schedule) -> Density:
 def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSchedule:
     """Fit a schedule with density ∝ weighting × least possible error. Raises ElboError.
 
-    path: file of least possible errors, from `elbo optimum`. floor: smallest density, as a fraction of the uniform density.
+    path: file from `elbo optimum`. floor: smallest density, as a fraction of the uniform density.
     """
     optimum = read_optimum(path)
     edges = torch.tensor(optimum.edges, dtype=torch.float64)
@@ -202,7 +197,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     log.info(f"weighting {weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
     log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
-        log.warning(f"above logsnr {told_apart:.3g}, the least possible error falls, but a network's doesn't fall; raise --floor")
+        log.warning(f"above logsnr {told_apart:.3g}, the least possible error falls, a network's error doesn't; raise --floor")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(
@@ -216,7 +211,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
 
 
 def plot_fit(fitted: FittedSchedule, out: Path) -> None:
-    """Plot the ε error per dimension and the densities of schedules over λ; write the picture to `out`."""
+    """Plot a fitted schedule's errors and densities over λ."""
     from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, lettered, new_figure
 
     (error, se), middle, measured = fitted.error, bin_middles(fitted.edges), fitted.share is not None

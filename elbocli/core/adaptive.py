@@ -1,4 +1,4 @@
-"""Fit adaptive schedules and the learned weighting to the errors in bins of λ.
+"""Fit adaptive schedules and the learned weighting to errors in bins of λ.
 
 Source: arXiv:2303.00848, sec. 4, for the criterion `loss`.
 """
@@ -31,10 +31,9 @@ CLOSE = 1e-6
 
 
 def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolate between knots by smooth cubics; return the interpolated values at `at`.
+    """Interpolate values at `at` by smooth cubics.
 
-    at: λ of any shape; beyond the first and last knot, the outer cubics continue.
-    knots: rising λ, [K]. values: values at the knots, [K].
+    at: λ of any shape; outside the knots, the outer cubics continue. knots: rising λ, [K]. values: values at the knots, [K].
     """
     # The product of a linear interpolation with a smooth function could rise and fall between two knots.
     (slope,) = torch.gradient(values, spacing=(knots,))
@@ -46,9 +45,10 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 def roughness(at: Tensor, bend: float) -> Tensor:
-    """Return the matrix K, [B, B], of the roughness penalty fᵀKf of a curve's values f at `at`.
+    """Return the matrix K of a roughness penalty fᵀKf, [B, B].
 
-    fᵀKf ≈ ∫ (f″²/bend + f′²/TILT) dλ. at: rising λ, [B], float64. bend: prior variance of changes in f′ per unit of λ.
+    fᵀKf ≈ ∫ (f″²/bend + f′²/TILT) dλ for values f of a curve at `at`.
+    at: rising λ, [B], float64. bend: prior variance of changes in f′ per unit of λ.
     """
     # The term in f′² keeps the curve flat far from any observation.
     step = at.diff()
@@ -59,7 +59,7 @@ def roughness(at: Tensor, bend: float) -> Tensor:
 
 
 def smooth(at: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
-    """Return the bins' means of a quantity, smoothed over λ and positive, [B], float64.
+    """Return the bins' means, smoothed over λ and positive, [B], float64.
 
     at: λ of the bins, rising, [B], float64.
     mean: noisy means, at least 0, [B], float64; at least one bin needs mean > 0 and precision > 0.
@@ -90,7 +90,7 @@ def _maximum(mean: Tensor, precision: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _evidence(f: Tensor, mean: Tensor, precision: Tensor, penalty: Tensor) -> float:
-    """Return the log marginal likelihood of `mean` given a roughness penalty, up to a constant. f: log of the smoothed mean."""
+    # Log marginal likelihood of `mean`, up to a constant. f: log of the smoothed mean.
     fitted = (precision * (-mean * (-f).exp() - f)).sum() - 0.5 * f @ penalty @ f
     # A constant in f costs no penalty, so the matrix is singular; 1/B in all entries mends all penalties equally.
     volume = torch.logdet(penalty + 1 / len(f)) - torch.logdet(penalty + precision.diag())
@@ -109,7 +109,7 @@ LEAST_FLOOR = 1e-9  # with a lower floor, float64 could not separate the times o
 
 
 def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
-    """Return the edges of equal bins of λ from low to high, [bins + 1], float64."""
+    """Return the edges of equal bins of λ, [bins + 1], float64."""
     return torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
 
@@ -119,20 +119,23 @@ def bin_middles(edges: Tensor) -> Tensor:
 
 
 class BinSums:
-    """Sums of errors in equal bins of λ. values: number, sum and sum of squares of a bin's errors, [3, bins], float64."""
+    """Sums of errors in equal bins of λ.
+
+    values: number, sum and sum of squares of each bin's errors, [3, bins], float64.
+    """
 
     def __init__(self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu"):
         self.low, self.width, self.bins = low, (high - low) / bins, bins
         self.values = torch.zeros(3, bins, dtype=torch.float64, device=device)
 
     def add(self, logsnr: Tensor, error: Tensor) -> None:
-        """Add the errors [B] of a batch at their logsnr [B]."""
+        """Add a batch's errors [B] at logsnr [B]."""
         index = ((logsnr - self.low) / self.width).floor().long().clamp(0, self.bins - 1)
         error = error.double()
         self.values.index_add_(1, index, torch.stack([torch.ones_like(error), error, error.square()]))
 
     def take(self) -> Tensor:
-        """Return the sums so far on the CPU, and reset them to zero."""
+        """Return the sums on the CPU, and reset them to zero."""
         values = self.values.cpu().clone()
         self.values.zero_()
         return values
@@ -140,7 +143,7 @@ class BinSums:
 
 @dataclass
 class ErrorMoments:
-    """Mean and mean square of the error ‖ε−ε̂‖²/D in each bin of λ.
+    """Moments of the error ‖ε−ε̂‖²/D in each bin of λ.
 
     edges: edges of the bins, rising, [bins + 1].
     count, mean, second: number, mean and mean square of the errors, [bins] each.
@@ -153,32 +156,28 @@ class ErrorMoments:
 
     @classmethod
     def of_sums(cls, edges: Tensor, sums: Tensor) -> ErrorMoments:
-        """Make an ErrorMoments from sums: count (may be fractional), sum and sum of squares of the errors, [3, bins]."""
+        """Make moments from sums [3, bins]: number, sum and sum of squares of errors."""
         count = sums[0].where(sums[0] > 0, 1)
         return cls(edges, sums[0], sums[1] / count, sums[2] / count)
 
     @property
     def middle(self) -> Tensor:
-        """Centre λ of each bin, [bins]."""
         return bin_middles(self.edges)
 
     @property
     def seen(self) -> Tensor:
-        """Whether each bin has at least two errors and a positive mean, [bins], bool."""
+        """Whether a bin has at least two errors and a positive mean, [bins]."""
         return (self.count >= 2) & (self.mean > 0)
 
     @property
     def mean_se(self) -> Tensor:
-        """Standard error of each bin's mean, [bins]; NaN for a count of 1 or less."""
+        """Standard error of each bin's mean, [bins]; NaN for a count up to 1."""
         spread = (self.second - self.mean.square()).clamp(min=0) / (self.count - 1)
         return spread.sqrt().where(self.count > 1, torch.nan)
 
     @cached_property
     def smoothed(self) -> ErrorMoments:
-        """Copy with mean and mean square smoothed over λ and positive in every bin.
-
-        Raises DataError if no bin has two measured errors.
-        """
+        """Copy smoothed over λ, positive in every bin. Raises DataError if no bin is `seen`."""
         if not bool(self.seen.any()):
             raise DataError("no noise-level bin of the loss log has two losses yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)
@@ -192,7 +191,7 @@ class ErrorMoments:
         return ErrorMoments(self.edges, self.count, mean, mean.square() * (1 + spread))
 
     def filled(self) -> ErrorMoments:
-        """Return a copy with smoothed values for bins of fewer than two errors. Raises DataError if no bin has two errors."""
+        """Return a copy with smoothed values in bins that are not `seen`. Raises DataError."""
         known, seen = self.smoothed, self.seen
         return ErrorMoments(self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second))
 
@@ -217,13 +216,12 @@ def fit_schedule(
     base: str = "fitted",
     least: Tensor | None = None,
 ) -> Schedule:
-    """Return the schedule with density proportional to weighting × criterion in each bin.
+    """Return the schedule with density ∝ weighting × criterion in each bin.
 
-    moments: measured errors. criterion: function of a bin's errors, a name in CRITERIA.
-    floor: smallest density, as a fraction of the uniform density.
-    base: name of the new schedule. least: least possible error of a denoiser, [bins], for the criterion `excess`.
-    Raises UsageError for an unknown criterion, a missing `least`, or a floor outside [LEAST_FLOOR, 1].
-    Raises DataError if no bin has two measured errors, or if weighting × criterion is zero or not finite.
+    criterion: function of a bin's errors, a name in CRITERIA. floor: smallest density, as a fraction of the uniform density.
+    base: name of the new schedule. least: least possible errors, [bins], for criterion `excess`.
+    Raises UsageError: unknown criterion, missing `least`, or floor outside [LEAST_FLOOR, 1].
+    Raises DataError: no bin has two errors, or weighting × criterion is zero or not finite.
     """
     known = moments.smoothed
     score = CRITERIA.find(criterion)(known.mean, known.second, least)
@@ -231,11 +229,11 @@ def fit_schedule(
 
 
 def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01, base: str = "fitted") -> Schedule:
-    """Return the schedule with density proportional to weighting × score in each bin.
+    """Return the schedule with density ∝ weighting × score in each bin.
 
-    edges: limits of the bins, [bins + 1]. score: criterion of each bin, [bins]. base: name of the new schedule.
-    floor: smallest density, as a fraction of the uniform density. Raises UsageError for a floor outside [LEAST_FLOOR, 1].
-    Raises DataError if weighting × score is zero or not finite.
+    edges: edges of the bins, [bins + 1]. score: criterion of each bin, [bins]. base: name of the new schedule.
+    floor: smallest density, as a fraction of the uniform density.
+    Raises UsageError: floor outside [LEAST_FLOOR, 1]. Raises DataError: weighting × score is zero or not finite.
     """
     check_floor(floor)
     width = edges.diff()
@@ -246,9 +244,9 @@ def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor
 
 
 def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
-    """Raise the probabilities of bins to a floor; return the new probabilities, [bins], of sum 1.
+    """Raise the probabilities of bins to a floor; return new probabilities of sum 1.
 
-    shares: probabilities, [bins], of sum 1. width: widths of the bins in λ, [bins].
+    shares: probabilities, [bins], of sum 1. width: widths of the bins, [bins].
     floor: smallest density, as a fraction of the uniform density.
     """
     least = floor * width / width.sum()
@@ -261,8 +259,8 @@ def loss_variance(
 ) -> tuple[float, float]:
     """Predict batch size × variance of a batch's mean loss / squared loss.
 
-    density: density p(λ) of the noise levels drawn. batch: number of examples in a batch; None: the limit of large batches.
-    Returns (variance for independent t, variance for low-discrepancy t); infinite if p is zero where the weighting is not.
+    density: p(λ) of the noise levels drawn. batch: batch size; None: the limit of large batches.
+    Returns (value for independent t, value for low-discrepancy t); infinite if p is zero where the weighting is not.
     """
     # With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1, and low-discrepancy t ∫ w² Var[e]/p / (∫ w E[e])²
     # plus the integration error of `batch` equally spaced times.
@@ -300,14 +298,14 @@ def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[
 
 
 def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolate values linearly between rising knots; outside the knots the result is constant."""
+    # Linear between rising knots, constant outside.
     right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
     part = (at - knots[right - 1]) / (knots[right] - knots[right - 1]).clamp(min=TINY)
     return values[right - 1].lerp(values[right], part.clamp(0, 1))
 
 
 class AdaptiveSchedule:
-    """Schedule fitted to the recent errors of a network in training; older errors have lower weight.
+    """Schedule fitted to a network's recent errors in training.
 
     edges: edges of the bins of λ, [bins + 1].
     state: weighted count, sum and sum of squares of the errors, and unweighted count; [4, bins], float64, for checkpoints.
@@ -321,7 +319,7 @@ class AdaptiveSchedule:
         self.edges, self.state = edges, torch.zeros(4, len(edges) - 1, dtype=torch.float64)
 
     def update(self, sums: Tensor) -> None:
-        """Add the errors since the last update. sums: count, sum and sum of squares of these errors, [3, bins]."""
+        """Add errors to the state. sums: count, sum and sum of squares of new errors, [3, bins]."""
         before, fresh = float(self.state[3].sum()), float(sums[0].sum())
         if not fresh:
             return
@@ -330,11 +328,14 @@ class AdaptiveSchedule:
         self.state[3] += sums[0]
 
     def moments(self) -> ErrorMoments:
-        """Return the weighted mean and mean square of the recent errors."""
+        """Return the weighted mean and mean square of recent errors."""
         return ErrorMoments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
-        """Return the current schedule, uniform in λ until a bin has two measured errors. floor: least density, as a fraction of the uniform density."""
+        """Return the current schedule; uniform in λ until a bin has two errors.
+
+        floor: smallest density, as a fraction of the uniform density.
+        """
         known = self.moments()
         if not bool(known.seen.any()):
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
@@ -342,20 +343,18 @@ class AdaptiveSchedule:
 
 
 def refuse_adaptive(weighting: Weighting) -> None:
-    """Raise UsageError for the learned weighting, which needs a fixed schedule."""
+    """Raise UsageError for the learned weighting."""
     if weighting.learned:
         raise UsageError(f"weighting '{LEARNED}' needs a fixed schedule, not 'adaptive'; choose for example edm:mean=-0.4,std=1")
 
 
 def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:
-    """Return the current learned weighting: density of the schedule / smoothed recent error.
-
-    online: the recent errors; until a bin has two measured errors, the errors of a network with output zero are assumed.
-    """
+    """Return the learned weighting: the schedule's density divided by the smoothed error."""
     # w = p/e, equivalent to EDM2's u(σ): every t contributes equally to the loss. The best density, ∝ w e, is then p itself, so
     # schedule and weighting can't both be learned. Where p rises faster than e, w rises, and the loss is not an ELBO;
     # `uncertainty:monotone` takes the least non-increasing upper bound of w. A running minimum from the noisy side would be
     # almost zero everywhere, and isotonic least squares would lower the peak.
+    # Until a bin has two errors, the errors of a network with output zero are assumed.
     known = online.moments()
     seen = bool(known.seen.any())
     error = known.smoothed.mean if seen else prediction.coefficients(known.middle).eps_factor
@@ -365,10 +364,10 @@ def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Pred
 def followed(
     online: AdaptiveSchedule | None, weighting: Weighting, schedule: Schedule, prediction: Prediction, floor: float
 ) -> tuple[Weighting, Schedule]:
-    """Return the weighting and schedule for the next step, refitted to the recent errors.
+    """Return weighting and schedule for the next step, fitted to recent errors.
 
-    online: the recent errors; None: weighting and schedule are fixed. schedule: the current schedule.
-    floor: smallest density of an adaptive schedule, as a fraction of the uniform density.
+    online: recent errors; None: nothing changes.
+    floor: smallest density, as a fraction of the uniform density.
     """
     if online is None:
         return weighting, schedule

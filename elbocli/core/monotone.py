@@ -27,7 +27,7 @@ def float64(values: list[float]) -> Tensor:
 
 
 def slope(function: Function, logsnr: Tensor) -> Tensor:
-    """Return df/dλ at each λ by automatic differentiation, float64."""
+    """Return df/dλ at each λ, float64."""
     import torch
 
     at = logsnr.detach().double().requires_grad_()
@@ -39,14 +39,14 @@ def slope(function: Function, logsnr: Tensor) -> Tensor:
 
 
 def in_words(intervals: list[tuple[float, float]]) -> str:
-    """Return a description of intervals of λ for messages: the first SHOWN intervals, and the number of further intervals."""
+    """Describe intervals of λ for messages."""
     shown = [" to ".join(dict.fromkeys(f"{round(end, 9) + 0.0:.7g}" for end in interval)) for interval in intervals[:SHOWN]]
     more = f" and {len(intervals) - SHOWN} more" if len(intervals) > SHOWN else ""
     return ", ".join(shown) + more
 
 
 def rising(function: Function, low: float, high: float) -> list[tuple[float, float]]:
-    """Return the intervals of [low, high] on which the function increases by more than rounding."""
+    """Return the intervals in [low, high] where the function increases."""
     import torch
 
     grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
@@ -63,7 +63,7 @@ def rising(function: Function, low: float, high: float) -> list[tuple[float, flo
 
 
 def _turn(function: Function, grid: Tensor, i: int, sign: float) -> float:
-    """Return the λ near grid[i] where sign · function(λ) is largest: a zero of the slope, or a jump."""
+    # λ near grid[i] where sign · function(λ) is largest: a zero of the slope, or a jump.
     if i in (0, POINTS - 1):
         return float(grid[i])
     left, at, right = grid[i - 1 : i + 2].tolist()
@@ -82,7 +82,7 @@ def _turn(function: Function, grid: Tensor, i: int, sign: float) -> float:
 
 
 def _jump(function: Function, left: float, right: float) -> tuple[float, float]:
-    """Return the λ just left and just right of the largest jump in [left, right]."""
+    # λ just left and just right of the largest jump in [left, right].
     for _ in range(60):
         middle = 0.5 * (left + right)
         low, inner, high = function(float64([left, middle, right])).tolist()
@@ -109,17 +109,16 @@ class NonIncreasing:
 
     @cached_property
     def _peaks(self) -> list[tuple[float, float]]:
-        """Return (λ, value) of each peak; the left end −LIMIT counts as a peak."""
+        # (λ, value) of each peak; the left end −LIMIT counts as a peak.
         ends = [-LIMIT, *(end for _, end in rising(self.function, -LIMIT, LIMIT))]
         return [(end, float(self.function(float64([end])))) for end in ends]
 
 
 class Likeness(NamedTuple):
-    """Comparison of a function f with scale · g.
+    """Comparison of functions f and g up to a factor.
 
-    scale: minimises the largest |log(f/(scale · g))| over λ.
-    deviation: largest relative deviation; inf if only f or only g is zero at some λ.
-    logsnr: λ of the largest deviation.
+    scale: factor of g that minimises the largest |log(f/(scale · g))|.
+    deviation: largest relative deviation; inf if only f or only g is zero at some λ. logsnr: λ of this deviation.
     """
 
     scale: float
@@ -128,7 +127,10 @@ class Likeness(NamedTuple):
 
 
 def likeness(f: Function, g: Function, low: float, high: float, points: int = POINTS) -> Likeness:
-    """Compare two non-negative functions of λ up to a factor, at equally spaced λ from low to high."""
+    """Compare two non-negative functions of λ up to a factor.
+
+    points: number of equally spaced λ from low to high.
+    """
     import torch
 
     at = torch.linspace(low, high, points, dtype=torch.float64)

@@ -13,8 +13,7 @@ from elbocli.core.registry import Registry
 from elbocli.errors import UsageError
 
 MOST_TIMESTEPS = 100_000
-BETAS = Registry("beta schedule")
-"""Beta schedules: functions (first β, last β, number of timesteps T) → β [T], float64."""
+BETAS = Registry("beta schedule")  # functions (first β, last β, number of timesteps T) → β [T], float64
 
 
 @BETAS.declare("linear", formula="even from beta_start to beta_end", source="Ho et al. 2020")
@@ -49,9 +48,8 @@ def squaredcos(start, end, count):
 def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
     """Return λ after each timestep, [T], float64.
 
-    beta: [T], float64.
-    snr_scale: number by which the signal-to-noise ratio is divided.
-    zero_terminal: whether to rescale √ᾱ linearly, so that the first value stays and the last value is 0 (λ = −∞).
+    beta: [T], float64. snr_scale: divisor of the signal-to-noise ratio.
+    zero_terminal: rescale √ᾱ linearly, so that its first value stays and its last is 0 (λ = −∞).
     Raises UsageError unless all β lie within (0, 1).
     Source: Lin et al. 2023, algorithm 1, for zero_terminal.
     """
@@ -74,8 +72,8 @@ def rises(values):
 class Steps:
     """Smooth schedule curve through discrete timesteps.
 
-    logsnr: λ of each timestep, falling, [T], float64; the curve leaves out timesteps with |λ| > LIMIT.
-    Raises UsageError if λ doesn't fall, or if fewer than two timesteps have |λ| ≤ LIMIT.
+    logsnr: λ of each timestep, falling, [T], float64; timesteps with |λ| > LIMIT are left out.
+    Raises UsageError if λ doesn't fall, or if fewer than two timesteps are left.
     """
 
     # t(λ) is the cubic spline through (λ_i, (i + ½)/T), so that the integral of p between two timesteps is exactly the fraction
@@ -100,7 +98,6 @@ class Steps:
 
     @lru_cache  # noqa: B019 - a process has few curves
     def on(self, device):
-        """Return the curve with its tensors on a device."""
         moved = copy(self)
         for name in ("level", "time", "chord", "slope"):
             setattr(moved, name, getattr(self, name).to(device))
@@ -119,17 +116,14 @@ class Steps:
         return cell, (logsnr - self.level[cell]) / (self.level[cell + 1] - self.level[cell])
 
     def t(self, logsnr):
-        """Return t(λ)."""
         return self._at(*self._place(logsnr))
 
     def density(self, logsnr):
-        """Return p(λ) = −dt/dλ, a parabola between timesteps."""
         cell, s = self._place(logsnr)
         ends = (1 - s) * (1 - 3 * s) * self.slope[cell] + s * (3 * s - 2) * self.slope[cell + 1]
         return -(6 * s * (1 - s) * self.chord[cell] + ends)
 
     def logsnr(self, t):
-        """Return λ(t), by bisection."""
         import torch
 
         cell = (torch.searchsorted(-self.time, -t.contiguous()) - 1).clamp(0, len(self.chord) - 1)
@@ -143,9 +137,9 @@ class Steps:
 
 @lru_cache
 def steps_of(betas, start, end, count):
-    """Return the curve of a discrete schedule with `count` timesteps.
+    """Return the curve of a discrete schedule.
 
-    betas: name in BETAS. start, end: first and last β.
+    betas: name in BETAS. start, end: first and last β. count: number of timesteps.
     Raises UsageError if `count` is not a whole number, a β lies outside (0, 1), or λ doesn't fall.
     """
     import torch
@@ -157,7 +151,7 @@ def steps_of(betas, start, end, count):
 
 
 class Moved:
-    """Schedule curve λ(t) + by, made from the curve λ(t)."""
+    """Schedule curve λ(t) + by."""
 
     def __init__(self, curve, by):
         self.curve, self.by = curve, by
@@ -193,10 +187,8 @@ class ScheduleCurve(Protocol):
 
 
 def _inverse(function, slope, goal, low, high):
-    """Return the x in [low, high] with function(x) = goal, for a rising function, by bisection and two Newton steps.
-
-    slope: derivative of the function. Autograd differentiates the last Newton step alone.
-    """
+    # x in [low, high] with function(x) = goal, for a rising function with derivative `slope`, by bisection and Newton steps.
+    # Autograd differentiates the last Newton step alone.
     wanted = goal.detach()
     low, high = wanted * 0 + low, wanted * 0 + high
     for _ in range(40):
@@ -229,8 +221,6 @@ class Cosine:
     positive=["s"],
 )
 class Iddpm:
-    """Cosine schedule with offset s."""
-
     # θ is linear in t from θ₀; ᾱ = cos²θ/cos²θ₀, 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀.
     def __init__(self, s=0.008):
         self.rate = math.pi / 2 / (1 + s)
@@ -296,8 +286,6 @@ class Edm:
     parameters_known_as={"mu": "mean", "loc": "mean", "b": "scale"},
 )
 class Laplace:
-    """Laplace distribution of λ."""
-
     def __init__(self, mean=0.0, scale=0.5):
         self.mean, self.scale = mean, scale
 
@@ -415,11 +403,7 @@ class Mode:
     parameters_known_as=NORMAL_WORDS,
 )
 class Plateau:
-    """Logit-normal density of u, held constant on the noisy side of its mode.
-
-    u: time of the path z = (1 − u) x + u ε. t: distribution function of u. The mode is unique, because std² ≤ 2.
-    """
-
+    # u: time of the path z = (1 − u) x + u ε. t: distribution function of u. The mode is unique, because std² ≤ 2.
     def __init__(self, mean=0.0, std=1.0):
         self.path, self.whole = FmOt(), Edm(mean, std)
         low, high = 0.0, 1.0
@@ -481,8 +465,6 @@ class LinearBeta:
     parameters_known_as={"noise_d_low": "low", "noise_d_high": "high", "image_d": "size"},
 )
 class Interpolated:
-    """Cosine schedule with a shift of λ that is linear in t."""
-
     # λ = u + start + rise·t with u = −2 log tan(πt/2); λ falls if rise < 2π.
     def __init__(self, low=32.0, high=256.0, size=64.0):
         self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
@@ -490,7 +472,6 @@ class Interpolated:
             raise UsageError(f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high {high:g}; lower 'low'")
 
     def _cosine(self, logsnr):
-        """Return u = −2 log tan(πt/2) at each λ."""
         goal = logsnr - self.start
         ends = (goal.detach() - max(self.rise, 0.0), goal.detach() - min(self.rise, 0.0))
         return _inverse(lambda u: u + self.rise * self.cosine.t(u), lambda u: 1 - self.rise * self.cosine.density(u), goal, *ends)
@@ -513,8 +494,6 @@ class Interpolated:
     known_as=["loguniform", "log-uniform", "exponential"],
 )
 class Uniform:
-    """Curve t = −λ, unbounded before truncation."""
-
     def logsnr(self, t):
         return -t
 

@@ -1,9 +1,8 @@
-"""Read and write run folders: config.yaml, checkpoints, and snapshots of weight averages.
+"""Read and write run folders.
 
 run/: config.yaml, metrics.jsonl, losslog.jsonl, status.json, previews/, checkpoints/, snapshots/
 checkpoints/step-00001000/: model.safetensors, ema-*.safetensors, state.pt (tensors only), meta.json
 snapshots/step-00001000/: ema-power-*.safetensors, meta.json
-meta.json: step, images, run id, and size and sha256 of every other file, to detect damage
 """
 
 from __future__ import annotations
@@ -35,20 +34,16 @@ if TYPE_CHECKING:
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
 NAME = re.compile(r"step-\d+")
-RESOLVED = ("settings", "network", "data", "files", "init", "plugins")
-"""Sections of config.yaml that define a run."""
+RESOLVED = ("settings", "network", "data", "files", "init", "plugins")  # sections of config.yaml that define a run
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
-Section = dict[str, Any]
-"""Section of config.yaml: name → unchecked value."""
+Section = dict[str, Any]  # section of config.yaml: name → unchecked value
 
 
 class RunData(Record, frozen=True):
     """Description of a run's dataset.
 
-    path: dataset file, as typed by the user.
-    from_run: path of the dataset file relative to the run's folder. payload_sha256: digest of the images.
-    crop, filter: names of the crop and the resampling filter of the images.
-    more: further attributes; for latents, the latent space.
+    path: dataset file, as typed by the user. from_run: path relative to the run's folder.
+    payload_sha256: digest of the images. more: further attributes; for latents, the latent space.
     """
 
     REST: ClassVar[str] = "more"
@@ -67,15 +62,11 @@ class RunData(Record, frozen=True):
 
     @property
     def latents(self) -> bool:
-        """Tell whether the dataset holds latents."""
         return ATTRIBUTES["convention"] in self.more
 
 
 class SourceFacts(Record, frozen=True):
-    """Origin of an imported run: a checkpoint of another program.
-
-    format: name of the checkpoint's format. file, sha256: the checkpoint file's name and digest. notes: warnings of the import.
-    """
+    """Origin of an imported run. notes: warnings of the import."""
 
     format: str | None = None
     file: str | None = None
@@ -84,18 +75,16 @@ class SourceFacts(Record, frozen=True):
     notes: list[str] = []
 
     def about(self) -> dict[str, Any]:
-        """Return the source's format, file and sha256, under the keys imported_format, imported_file and imported_sha256."""
+        """Return format, file and sha256, under keys that begin with imported_."""
         return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
 
 class InitFacts(Record, frozen=True):
     """Origin of a run's initial weights.
 
-    run: path given to --init.
-    weights: `model` or the name of an average. sha256: digest of the weights' file.
-    step, images: optimizer updates and images seen when the weights were saved.
-    seen: for imported weights, the keys imported_* of SourceFacts.about.
-    changed: names of the settings in which the new run differs from the run that trained the weights.
+    run: path given to --init. weights: `model` or the name of an average. sha256: digest of the weights' file.
+    seen: for imported weights, SourceFacts.about of their run.
+    changed: names of settings that differ from the run that trained the weights.
     """
 
     REST: ClassVar[str] = "seen"
@@ -114,7 +103,7 @@ class InitFacts(Record, frozen=True):
 
 
 class PluginFile(Record, frozen=True):
-    """Plug-in that a run needs. file: file name without folders. sha256: digest of the file."""
+    """Plug-in that a run needs. file: name without folders."""
 
     file: str
     sha256: str
@@ -127,11 +116,9 @@ class PluginFile(Record, frozen=True):
 class RunConfig(Record, frozen=True, kw_only=True):
     """Content of a run's config.yaml.
 
-    elbo_version, torch_version, python_version, device_name: of the run's last start.
-    commands: command lines of all starts.
-    processes: number of ranks.
+    *_version, device_name: of the run's last start. commands: command lines of all starts. processes: number of ranks.
     source: origin of an imported run; None: not imported. init: origin of the initial weights; None: random weights.
-    files: path of a file named in `settings` → digest.
+    files: path of a file named in `settings` → SHA-256.
     """
 
     REST: ClassVar[str] = "more"
@@ -154,13 +141,13 @@ class RunConfig(Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Make a RunConfig from the parsed config.yaml. where: the file, for messages. Raises FormatError, DataError."""
+        """Make a RunConfig. content: parsed config.yaml. where: file, for messages. Raises FormatError, DataError."""
         inner: dict[str, type[Record]] = {"data": RunData, "init": InitFacts}
         read = {key: record.of(content[key], f"{where}: {key}") for key, record in inner.items() if content.get(key)}
         return super().of({**content, **read}, where)
 
     def resolved(self) -> dict[str, Any]:
-        """Return the sections of config.yaml that define the run (RESOLVED)."""
+        """Return the sections that define the run."""
         return {key: value for key, value in self.json().items() if key in RESOLVED}
 
 
@@ -177,7 +164,7 @@ def read_config(run: Path) -> RunConfig:
 
 
 class Seal(Record, frozen=True):
-    """Size in bytes and SHA-256 of a file, to detect damage."""
+    """Size in bytes and SHA-256 of a file."""
 
     bytes: Count
     sha256: str
@@ -186,11 +173,10 @@ class Seal(Record, frozen=True):
 class FolderMeta(Record, frozen=True, kw_only=True):
     """Content of the meta.json of a checkpoint or snapshot.
 
-    step: optimizer updates done. images: images seen. run_id: the run's id, as in config.yaml.
     world_size: number of ranks. parallel: ddp or fsdp.
     micro_batch: largest micro-batch that fits; None: not searched. micro_batch_for: GPU and settings of the search.
-    log_bytes: name of a log of the run → size in bytes at this step; None for a snapshot.
-    files: name of every other file in the folder → size and digest.
+    log_bytes: file name of a log → size in bytes at this step; None for a snapshot.
+    files: name of another file in the folder → size and digest.
     """
 
     REST: ClassVar[str] = "more"
@@ -220,28 +206,26 @@ class SnapshotMeta(FolderMeta, frozen=True):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint or snapshot on disk, with its meta.json."""
+    """A complete checkpoint or snapshot on disk."""
 
     path: Path
     meta: FolderMeta
 
     @property
     def step(self) -> int:
-        """Number of optimizer updates done."""
         return self.meta.step
 
     @property
     def images(self) -> int:
-        """Number of images seen."""
         return self.meta.images
 
     @property
     def names(self) -> list[str]:
-        """Names of the weights in the folder: `model`, and averages `ema-…`."""
+        """Names of the weights: `model`, and averages `ema-…`."""
         return sorted(name.removesuffix(WEIGHTS) for name in self.meta.files if name.endswith(WEIGHTS))
 
     def weights(self, name: str) -> TensorFile:
-        """Open the tensors of `model` or of an average `ema-…`. Raises FormatError if there are no such weights."""
+        """Open `model` or an average `ema-…`. Raises FormatError for an unknown name."""
         from elbocli.files.tensor_files import TensorFile
 
         if name not in self.names:
@@ -249,7 +233,7 @@ class Checkpoint:
         return TensorFile(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
-        """Return the state of optimizer and schedule, memory-mapped from state.pt. Raises FormatError."""
+        """Return the memory-mapped content of state.pt. Raises FormatError."""
         from elbocli.files.tensor_files import load_tensors
 
         return load_tensors(self.path / "state.pt", mapped=True)
@@ -258,7 +242,7 @@ class Checkpoint:
 def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     """Read a checkpoint or snapshot, and check its files.
 
-    verify: True: compare the digest of every file; False: compare only sizes.
+    verify: whether to compare digests; False: only sizes.
     Raises FormatError if the folder is damaged or from another run, DataError without permission to read the folder.
     """
     with reading(f"{path}: not a complete checkpoint"):
@@ -292,10 +276,9 @@ def save(
 ) -> Path:
     """Write a checkpoint or a snapshot; return the path of the folder.
 
-    weights: `model` or `ema-…` → tensors by name.
-    state: content of state.pt; None: no state.pt.
-    meta: fields of meta.json, at least `images`. kind: CheckpointMeta for a checkpoint, SnapshotMeta for a snapshot.
-    Raises DataError if the disk is full; no partial folder is left.
+    weights: `model` or `ema-…` → tensors by name. state: content of state.pt; None: no state.pt.
+    meta: fields of meta.json, at least `images`. kind: CheckpointMeta or SnapshotMeta.
+    Raises DataError if the disk is full.
     """
     import torch
     from safetensors.torch import save_file
@@ -331,20 +314,19 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(run: Path, kind: str = FOLDER) -> list[Path]:
-    """Return the paths of a run's checkpoint folders, sorted by step, including damaged checkpoints.
+    """List a run's checkpoint folders, sorted by step; some may be damaged.
 
-    kind: FOLDER for checkpoints, SNAPSHOTS for snapshots.
+    kind: FOLDER or SNAPSHOTS.
     """
     return sorted((path for path in (run / kind).glob("*") if NAME.fullmatch(path.name)), key=step_of)
 
 
 def snapshots(run: Path) -> list[Path]:
-    """Return the paths of a run's snapshot folders, sorted by step, including damaged snapshots."""
+    """List a run's snapshot folders, sorted by step; some may be damaged."""
     return checkpoints(run, SNAPSHOTS)
 
 
 def _whole(paths: Iterable[Path]) -> Iterator[Checkpoint]:
-    """Read and yield the undamaged checkpoints or snapshots; warn about each damaged one."""
     for path in paths:
         try:
             yield read_checkpoint(path)
@@ -353,7 +335,7 @@ def _whole(paths: Iterable[Path]) -> Iterator[Checkpoint]:
 
 
 def latest(run: Path) -> Checkpoint | None:
-    """Return the newest undamaged checkpoint, or None if the run has no checkpoints.
+    """Return the newest undamaged checkpoint; None: the run has no checkpoints.
 
     Raises FormatError if every checkpoint is damaged.
     """
@@ -365,21 +347,21 @@ def latest(run: Path) -> Checkpoint | None:
 
 
 def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
-    """Return the undamaged snapshots up to step `until`, sorted by step; warn about each damaged snapshot."""
+    """Return the undamaged snapshots up to step `until`, sorted by step."""
     return list(_whole([path for path in snapshots(run) if until is None or step_of(path) <= until]))
 
 
 def due(step: int, save_every: int, keep_every: int) -> bool:
-    """Tell whether to save a checkpoint: `step` is a multiple of `save_every`, or of a nonzero `keep_every`."""
+    """Tell whether to save a checkpoint at a step. keep_every: steps between milestones; 0: none."""
     return step % save_every == 0 or (keep_every > 0 and step % keep_every == 0)
 
 
 def drop(run: Path, step: int, keep: int, keep_every: int, held: Collection[int]) -> None:
-    """Delete a run's checkpoints except milestones, checkpoints in use, and the `keep` newest. Raises DataError.
+    """Delete old checkpoints. Raises DataError.
 
-    step: step of the newest good checkpoint; later checkpoints are damaged, so they are deleted, too.
-    keep_every: steps between milestones; 0: no milestones.
-    held: steps of the checkpoints in use.
+    step: step of the newest good checkpoint; later checkpoints are deleted, too.
+    keep: number of newest checkpoints to keep. keep_every: steps between milestones, which are kept; 0: none.
+    held: steps of the checkpoints in use, which are kept.
     """
     paths = checkpoints(run)
     newest = [path for path in paths if step_of(path) <= step][-keep:]
@@ -398,6 +380,6 @@ def drop_snapshots_after(run: Path, step: int) -> None:
 
 
 def clean(run: Path) -> None:
-    """Remove temporary files and folders that killed processes left in a run."""
+    """Remove temporary files that killed processes left in a run."""
     for folder in (FOLDER, SNAPSHOTS, "previews", "."):
         sweep(run / folder)

@@ -15,7 +15,7 @@ from elbocli.version import __version__
 
 
 def one_line(error: Exception, most: int = 160) -> str:
-    """Return an error's message in one line of at most `most` characters; for an empty message, the error's type."""
+    """Return an error's message in one line; for an empty message, the error's type."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
@@ -23,13 +23,11 @@ def one_line(error: Exception, most: int = 160) -> str:
 def reading(
     where: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
 ) -> Iterator[None]:
-    """Convert library errors in the block to an elbo error whose message begins with the file's path.
+    """Convert library errors in the block to elbo errors that name the file.
 
     where: the file's path, optionally with ": " and a description of the problem.
-    then: end of the message, such as '; get the file again'.
-    kind: class of the elbo error; a file without read permission always gives DataError.
-    on: types of library errors to convert; other library errors pass unchanged.
-    A UsageError, DataError or FormatError whose message lacks the path gets `where` in front; a UsageError becomes `kind`.
+    then: end of the message, such as '; get the file again'. on: types of library errors to convert.
+    kind: class of the elbo error, also for a UsageError in the block; without read permission always DataError.
     """
     try:
         yield
@@ -59,11 +57,9 @@ def quiet() -> Iterator[None]:
 def check_format(where: object, found: Mapping[str, Any], name: str, known: int = 1, then: str = "") -> None:
     """Check the format and version that are recorded in a file.
 
-    where: the file, for messages.
-    found: mapping from the file, with the keys `format` and `version`.
-    name: expected format; "" for files that have no key `format`.
-    known: latest version that this elbo reads.
-    then: end of the FormatError's message, such as '; get the file again'.
+    where: the file, for messages. found: has the keys `format` and `version`.
+    name: expected format; "": files without the key `format`. known: latest version that this elbo reads.
+    then: end of the FormatError's message.
     Raises FormatError for another format, DataError for a later version.
     """
     kind, version = found.get("format") if name else "", str(found.get("version", "" if name else 1))
@@ -82,37 +78,37 @@ def check_file(path: Path | str) -> None:
 
 
 def open_file(path: Path | str) -> BufferedReader:
-    """Open a regular file for reading bytes. Raises OSError, also for a folder, a pipe or a device."""
+    """Open a regular file for reading bytes. Raises OSError."""
     check_file(path)
     return open(path, "rb")
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a regular file. Raises FormatError if unreadable, DataError without read permission."""
+    """Return a file's bytes. Raises FormatError; DataError without read permission."""
     with reading(path), open_file(path) as file:
         return file.read()
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits. Raises OSError if the file can't be read."""
+    """Return a file's SHA-256 as 64 hex digits. Raises OSError."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def add_digests(hexes: Iterable[str]) -> str:
-    """Return the sum of SHA-256 digests modulo 2²⁵⁶, as 64 hex digits. Raises ValueError for a digest that is not hexadecimal."""
+    """Return the sum of SHA-256 digests modulo 2²⁵⁶, as 64 hex digits. Raises ValueError."""
     # A sum doesn't depend on order and grouping, so a dataset packed in parts has the digest of the whole.
     return f"{sum(int(digest, 16) for digest in hexes) % 2**256:064x}"
 
 
 def read_text(path: Path) -> str:
-    """Return a small UTF-8 file's text. Raises FormatError if unreadable, DataError without read permission."""
+    """Return a UTF-8 file's text. Raises FormatError; DataError without read permission."""
     with reading(f"{path}: not a text file"):
         return read_bytes(path).decode()
 
 
 def whole_lines(file: IO[Any]) -> Iterator[Any]:
-    """Yield the complete lines of a log; an incomplete last line is skipped."""
+    """Yield the complete lines of a log."""
     for line in file:
         if line.rstrip()[-1:] in ("}", b"}") or line[-1:] in ("\n", b"\n"):
             yield line

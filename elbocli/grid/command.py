@@ -1,4 +1,4 @@
-"""Command line of `elbo grid`: options, and the function that runs the command."""
+"""Command line of `elbo grid`."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Command line of `elbo info`: options, and the function that runs the command."""
+"""Command line of `elbo info`."""
 
 import json
 import sys

@@ -22,10 +22,9 @@ class Denoiser:
     """A network as a denoiser, with guidance and clipping of x̂.
 
     network: outputs the prediction, or the prediction and a learned variance in twice the channels.
-    labels: classes [B]; None: no classes.
+    labels: classes [B]; None: no classes. threshold: method that clips x̂, from THRESHOLDS.
     guide: denoiser for the weak output of guidance; None: the same network without classes.
-    threshold: method that clips x̂, from THRESHOLDS.
-    calls: number of calls of `network`, without calls of the guide; a batch counts once.
+    calls: number of calls of `network`, without calls of the guide.
     """
 
     network: Network
@@ -50,9 +49,9 @@ class Denoiser:
         return self._estimate(z, logsnr)[0]
 
     def with_variance(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
-        """Return x̂ with guidance, and γ = (v + 1)/2, each [B,C,H,W]; v: the network's output for the variance, unguided.
+        """Return x̂ with guidance, and γ = (v + 1)/2, each [B,C,H,W].
 
-        Raises UsageError if the network has no learned variance.
+        v: the network's variance output, without guidance. Raises UsageError without a learned variance.
         """
         x_hat, v = self._estimate(z, logsnr)
         if v.shape != z.shape:
@@ -62,7 +61,7 @@ class Denoiser:
         return x_hat, (v + 1).mul_(0.5)
 
     def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
-        """Return the function that a sampler calls: `with_variance` for samplers with learned variance, else this denoiser."""
+        """Return the function that a sampler calls."""
         return self.with_variance if sampler.traits.learned else self
 
     def _estimate(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Command line of `elbo prep`: options, and the function that runs the command."""
+"""Command line of `elbo prep`."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ CROP_HELP = (
 
 
 def shard(value: str) -> tuple[int, int]:
-    """Parse the text I/N of --shard to (I, N); I counts from 1. Raises BadParameter."""
+    """Parse I/N of --shard; I counts from 1. Raises BadParameter."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
     index, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= index <= count:

@@ -1,4 +1,4 @@
-"""Read everything that a report on a run shows, and list missing and damaged files."""
+"""Read everything that a report on a run shows."""
 
 import json
 import shlex
@@ -56,7 +56,7 @@ CURVES = {
 
 
 class Term(Record, frozen=True):
-    """A component of the objective. what: its role, such as "weighting". name: SPEC `name:key=value,…`. source: paper."""
+    """Component of the objective. what: role, such as "weighting". name: SPEC. source: paper."""
 
     what: str
     name: str
@@ -84,8 +84,8 @@ class ObjectiveReport(Record, frozen=True, kw_only=True):
 class ErrorMap(Record, frozen=True):
     """Errors in a loss log, by interval of training and bin of λ.
 
-    edges: edges of the bins of λ. images: number of images trained on by the end of each interval.
-    eps_mse: mean ε error, [intervals][bins]. density: density of the drawn λ, [intervals][bins].
+    images: number of images trained on by the end of each interval.
+    eps_mse, density: mean ε error and density of the drawn λ, [intervals][bins] each.
     """
 
     edges: list[float]
@@ -95,14 +95,14 @@ class ErrorMap(Record, frozen=True):
 
 
 class ShownSamples(Record, frozen=True):
-    """Samples on the report page. file: sample file or preview. classes: titles of the rows of samples."""
+    """Samples on the page. file: sample file or preview. classes: titles of rows."""
 
     file: str
     classes: list[str]
 
 
 class CommandReport(Record, frozen=True):
-    """A command line (`command`), and its purpose (`does`)."""
+    """A command line, and its purpose."""
 
     does: str
     command: str
@@ -144,7 +144,7 @@ class RunReport(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo report --json, of several runs (JSON)")
 class ComparisonReport(Record, frozen=True):
-    """Reports on several runs. differences: setting → value in each run, for settings that differ; None: no such setting."""
+    """Reports on several runs. differences: setting → value in each run; None: no such setting."""
 
     runs: list[RunReport]
     differences: dict[str, list[Any]]
@@ -152,12 +152,12 @@ class ComparisonReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Report on a run, with the data for plots and pictures. Missing data are None or empty.
+    """A run's report, with data for plots and pictures; missing data: None or empty.
 
-    schedule: training schedule; None: adaptive. effective: weighting in the course of training; one entry: fixed weighting.
+    schedule: training schedule; None: adaptive. effective: weighting by step; one entry: fixed weighting.
     course, held_out: training errors and validation errors, by λ and step.
     previews: a row of pictures per preview. drawn: a row of samples per class.
-    results: results of other commands: name in KINDS → files. extremes: likeliest and least likely images per table.
+    results: name in KINDS → result files. extremes: likeliest and least likely images per table.
     """
 
     report: RunReport
@@ -173,18 +173,18 @@ class RunFacts:
 
     @property
     def trained_on(self) -> Any:
-        """Number of training images, without the validation images; "?": unknown."""
+        """Number of training images, without validation images; "?": unknown."""
         count = self.report.data.get("count", "?")
         return count - self.settings.val_split if isinstance(count, int) else count
 
     def trains_on(self, result: ResultFile) -> bool:
-        """Return whether a result was computed on the run's training dataset."""
+        """Return whether a result was computed on the training dataset."""
         known = self.report.data.get("payload_sha256")
         return known is not None and result.content.get("payload_sha256") == known
 
     @property
     def headline(self) -> list[Row]:
-        """Main results of the run: `logged`, and the first two scores of the last result of `elbo eval`."""
+        """Main results of the run."""
         found = self.logged
         for result in self.results["scores"][-1:]:
             found += [row._replace(unit=row.unit or result.path.name) for row in score_rows(result.found)[:2]]
@@ -192,7 +192,7 @@ class RunFacts:
 
     @property
     def logged(self) -> list[Row]:
-        """Last losses and scores in metrics.jsonl, and last result of `elbo bound`."""
+        """Last losses, scores and bound of the run."""
         found, scores = [], score_columns(self.report.curves)
         for name, (what, unit) in {**CURVES, **{name: (title, "while training") for name, title in scores.items()}}.items():
             values, errors = (curve(self.report.curves, key)[1] for key in (name, error_of(name)))
@@ -208,13 +208,13 @@ class RunFacts:
 
 
 def table(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
-    """Merge dicts into one dict: key → list with a value per dict; None: the dict lacks the key."""
+    """Merge dicts: key → list with a value per dict; None: the dict lacks the key."""
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name) for column in columns] for name in names}
 
 
 def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
-    """Return the settings, data and network keys that differ between runs: name → value in each run."""
+    """Return the settings that differ between runs: name → value in each run."""
     columns = []
     for facts in runs:
         report = facts.report
@@ -226,12 +226,12 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
 
 
 def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
-    """Return the main results of all runs: (name, unit) → a Row per run; None: the run lacks this result."""
+    """Return the main results: (name, unit) → a Row per run; None: no such result."""
     return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
 
 
 def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """Return the JSON report on one run, or on several runs and their differences. NaN and infinity become None."""
+    """Return the JSON report on one or several runs; NaN and infinity become None."""
     report = ComparisonReport([facts.report for facts in runs], differences(runs)) if len(runs) > 1 else runs[0].report
     return dict(json.loads(json.dumps(report.json()), parse_constant=lambda _: None))
 
@@ -240,15 +240,14 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = (),
     """Read everything that a report on a run shows.
 
     samples: file of images to show by class; None: the last preview.
-    results: more results, of 'elbo eval', 'elbo bound' or 'elbo optimum' (JSON), or tables of 'elbo bound --per-image'.
-    data: whether to read the run's dataset, for its pack command and pictures of its images.
+    results: more result files (JSON) of elbo, or tables of 'elbo bound --per-image'.
+    data: whether to read the run's dataset.
     Raises FormatError: `run` is not a run. Raises ElboError: unusable `samples` or `results`.
     """
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # "." is no name for a page
     missing = list[str]()
 
     def ask(read: Callable[..., Any], *given: Any, otherwise: Any = None) -> Any:
-        """Call `read` with `given`; if it raises an ElboError, add the message to `missing`, and return `otherwise`."""
         try:
             return read(*given)
         except ElboError as error:
@@ -327,12 +326,7 @@ def _excess(
     effective: list[EffectiveWeighting],
     config: RunConfig,
 ) -> dict[str, Any]:
-    """Return training and validation errors minus the least possible errors, and a verdict on memorisation.
-
-    result: file of `elbo optimum`. course, held: training errors and validation errors. effective: weighting by step.
-    Returns: dict for RunReport.excess; key `copying`: the verdict; None: no validation errors.
-    Raises ElboError: the errors are not comparable.
-    """
+    # Errors above the least possible errors, and a verdict on memorisation.
     optimum, path = result.found, result.path
     if course is None or not effective:
         raise DataError(f"{path}: not shown, because the run lacks losslog.jsonl or a weighting; report on a run of 'elbo train'")
@@ -354,7 +348,6 @@ def _excess(
 
 
 def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | None:
-    """Return the likeliest and least likely images of a result's --per-image table; None: no table. Raises ElboError."""
     named = result.content.get("per_image")
     if not isinstance(named, str) or result.kind == "classification":
         return None
@@ -364,7 +357,6 @@ def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | No
 
 
 def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Schedule | None, list[EffectiveWeighting]]:
-    """Return the objective, the schedule (None: adaptive), and the weighting by step. Raises ElboError: a file is missing."""
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
     *_, weighting, low, high, auxiliary = effective[-1]
     rising = weighting.rising(low, high)
@@ -389,7 +381,6 @@ def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Sch
 def _environment(
     config: RunConfig, settings: TrainSettings, curves: dict[str, Curve], newest: Checkpoint | None
 ) -> dict[str, Any]:
-    """Return versions, device and speed of a run, and the size of the `newest` intact checkpoint."""
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
     found = {key: getattr(config, key) for key in keys}
@@ -402,7 +393,6 @@ def _environment(
 
 
 def _packed(data: Path, config: RunConfig) -> str | None:
-    """Return the command line that packed the dataset `data`; None: unknown. Raises FormatError; DataError: changed dataset."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
         raise DataError(f"{data}: has changed since the training, so its pack command is unknown; restore the dataset")
@@ -412,10 +402,7 @@ def _packed(data: Path, config: RunConfig) -> str | None:
 def _commands(
     run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], packed: str | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield (purpose, command line) of each command that made the dataset, run, samples or scores.
-
-    name: the run's name on the page. packed: command line that packed the dataset; None: unknown.
-    """
+    # (purpose, command line) of each command. name: the run's name on the page.
     if packed:
         yield "Pack the images", packed
     for line in config.commands:
@@ -441,7 +428,7 @@ FORMULAS = {  # class of a curve that no registry declares → (formula, source)
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
-    """Return the Terms of a weighting. A loss such as x-mse:min-snr@cosine has Terms for target, factor, schedule, too."""
+    """Return the Terms of a weighting, and of its target, factor and schedule."""
     curve = weighting.curve
     terms = [_term("weighting", weighting.spec, curve)]
     if isinstance(curve, ForeignLoss):
@@ -453,7 +440,7 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
 
 
 def schedule_term(schedule: Schedule | None, what: str = "schedule") -> Term:
-    """Return the Term of a schedule; None: the adaptive schedule. what: name of the component on the page."""
+    """Return the Term of a schedule; None: adaptive. what: component's name on the page."""
     if schedule is None:
         loss = CRITERIA["loss"]
         return Term(what, ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)

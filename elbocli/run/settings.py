@@ -1,4 +1,4 @@
-"""Merge a run's settings from all sources, and make the network's config and the objective.
+"""Merge a run's settings from all sources, and make the network's config and objective.
 
 Priority of the sources, highest first: options, config.yaml, preset, the run that --init names, defaults.
 """
@@ -47,19 +47,19 @@ TRAINED_BYTES = 2 * 5 * 4
 
 
 class Known(NamedTuple):
-    """Config of the run to resume, or of --config; options override the config. where: path of config.yaml."""
+    """Config of the run to resume, or of --config. where: path of the config."""
 
     where: Path
     config: RunConfig
 
 
 def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[str]) -> tuple[Known | None, dict[str, Any]]:
-    """Merge the options of --config, the command line and --set, in rising priority.
+    """Merge options of --config, the command line and --set, in rising priority.
 
-    path: file of --config, a YAML file of options or a run's config.yaml; None: no --config.
+    path: YAML file of options or a run's config.yaml; None: no --config.
     options: options of the command line; a value of None: not given. words: network.KEY=VALUE or training.KEY=VALUE of --set.
     Returns: (config if the file is a run's config.yaml, else None; merged options by name).
-    Raises UsageError. Raises FormatError: the file can't be read.
+    Raises UsageError, FormatError.
     """
     known, found = None, dict[str, Any]()
     content = {} if path is None else read_yaml(path)
@@ -82,7 +82,7 @@ def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[
 
 
 def preset_data(preset: str) -> RunData | None:
-    """Return the data that a preset is made for; None: not stated. preset: name or path. Raises UsageError, FormatError."""
+    """Return the data that a preset is made for; None: not stated. Raises UsageError, FormatError."""
     data = load_preset(preset).data
     if data is None:
         return None
@@ -94,7 +94,7 @@ def preset_data(preset: str) -> RunData | None:
 class Resolved:
     """Settings, network config and objective of a run.
 
-    files: path → sha256 of files that settings name, such as a schedule file. schedule: fixed schedule; None: adaptive.
+    files: path of a file in the settings → SHA-256. schedule: fixed schedule; None: adaptive.
     init: origin of the first weights, for config.yaml; None: no --init.
     initial: run that has the first weights; None: no --init, or the run resumes from a checkpoint.
     """
@@ -110,7 +110,6 @@ class Resolved:
     initial: Initial | None = None
 
     def config(self) -> RunConfig:
-        """Return the content of config.yaml."""
         return RunConfig(
             settings=self.settings.written(),
             network=section_of(self.network),
@@ -122,14 +121,14 @@ class Resolved:
 
 
 def schedule_of(settings: TrainSettings) -> Schedule | None:
-    """Return the schedule that the settings name; None: adaptive. Raises ElboError."""
+    """Return the schedule of the settings; None: adaptive. Raises ElboError."""
     if settings.schedule == ADAPTIVE:
         return None
     return resolve_schedule(settings.schedule, settings.logsnr_min, settings.logsnr_max)
 
 
 def run_settings(section: Mapping[str, Any], where: Path) -> TrainSettings:
-    """Read the settings section of a run's config. where: path of the config, for messages. Raises FormatError."""
+    """Read the settings section of a run's config. where: file, for messages. Raises FormatError."""
     with reading(where):
         return TrainSettings(**convert_settings(section))
 
@@ -137,11 +136,10 @@ def run_settings(section: Mapping[str, Any], where: Path) -> TrainSettings:
 def resolve(
     options: Mapping[str, Any], data: Dataset | RunData, known: Known | None = None, initial: Initial | None = None
 ) -> Resolved:
-    """Merge a run's settings from all sources, and make the network's config and the objective.
+    """Merge a run's settings from all sources; make network config and objective.
 
     options: settings by name, and network keys such as `network.channels`; a value of None: not given.
-    known: config of the run to resume or of --config; None: neither.
-    initial: run of --init, whose network is used; None: random weights.
+    known: config of the run to resume or of --config; None: neither. initial: run of --init; None: random weights.
     Raises UsageError: options contradict each other or the data. Raises FormatError: unusable preset or file.
     """
     given = {key: value for key, value in options.items() if value is not None}
@@ -236,7 +234,6 @@ def resolve(
 
 
 def _choose(data: RunData, device: str) -> str:
-    """Return the name of the default preset for the data and the device. Raises UsageError when no preset fits."""
     room = card_bytes(device)
     assert data.image_size and data.count
 
@@ -253,23 +250,18 @@ def _choose(data: RunData, device: str) -> str:
 
 
 def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:
-    """Return a preset's network section, with `image_size` of the preset, or of the data if the preset has none."""
     return {**preset.network, "image_size": preset.data.image_size if preset.data else data.image_size}
 
 
 def _network(section: dict[str, Any], where: object, data: RunData, classes: int) -> NetworkConfig:
-    """Return a network's config, fitted to `data`. where: origin of `section`, for messages. Raises FormatError, UsageError."""
     config = config_of({"num_classes": classes, **section, "image_channels": data.channels}, where)
     assert data.image_size
     return config.for_classes(classes).for_size(data.image_size)
 
 
 def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> Weighting:
-    """Return the weighting, and remove the settings shift, bias and monotone from `values`.
-
-    size: image side in pixels. made_for: image side in pixels for which the weighting's SPEC was made.
-    full: whether the SPEC already includes shift, bias and monotone, as in a config.yaml.
-    """
+    # Removes shift, bias and monotone from `values`. full: the SPEC already includes them, as in a config.yaml.
+    # size, made_for: image side in pixels, of the data and of the SPEC.
     spec, asked, bias = values["weighting"], values.pop("shift", None), values.pop("bias", None)
     shift = resolution_shift(size) if asked == AUTO else asked or 0.0
     if full and asked is not None:
@@ -281,10 +273,7 @@ def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> 
 
 
 def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
-    """Return the schedule (None: adaptive), and put the schedule's SPEC and range of λ into `values`.
-
-    free: whether a schedule file's range applies, because no option sets the range.
-    """
+    # None: adaptive. Puts SPEC and range of λ into `values`. free: no option sets the range, so a schedule file's range applies.
     spec, ends = values["schedule"], (values["logsnr_min"], values["logsnr_max"])
     if spec == ADAPTIVE:
         check_range(*ends)
@@ -297,11 +286,6 @@ def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
 
 
 def _averages(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings `ema` and `snapshot_every`, changed to fit each other.
-
-    ema: includes STORED if there are snapshots, but no power average.
-    snapshot_every: steps per snapshot; None becomes steps/SNAPSHOTS with a power average, else 0.
-    """
     specs, every = canonical(values["ema"]), values["snapshot_every"]
     stored = any(parse_average(spec).stored for spec in specs)
     if every and not stored:
@@ -312,7 +296,6 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _features(values: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Return the path of the features that auxiliary losses need; "": none needed. asked: options given. Raises UsageError."""
     needing, features = needs_features(values["auxiliary"]), values["features"]
     if needing and not features:
         raise UsageError(
@@ -325,14 +308,14 @@ def _features(values: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
-    """Return a line for each setting that must not change when a run resumes, but differs between the two configs."""
+    """Return a line per setting that differs, but must not change on resuming."""
     had, asked = _fixed(had_run), _fixed(asked_for)
     changed = sorted(key for key in {**had, **asked} if had.get(key) != asked.get(key))
     return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in changed]
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that must not change when a run resumes: name for messages → value."""
+    # Settings that must not change on resuming: name for messages → value.
     settings = run_settings(config.settings, Path(CONFIG)).stored()
     if settings["precision"] == "tf32":  # allow a run to move between CPU and CUDA
         settings["precision"] = "fp32"

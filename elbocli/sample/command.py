@@ -1,4 +1,4 @@
-"""Command line of `elbo sample`: options, and the function that runs the command."""
+"""Command line of `elbo sample`."""
 
 import sys
 from pathlib import Path

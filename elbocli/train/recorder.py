@@ -1,4 +1,4 @@
-"""Logs of a run in training: metrics, errors per λ, validation, scores, previews, and the targets of --log-to."""
+"""Logs of a run in training, previews, validation, and targets of --log-to."""
 
 from __future__ import annotations
 
@@ -61,13 +61,12 @@ SCHEDULE = "uniform"
 
 
 class Recorder:
-    """Writer of a run's logs, previews and validation results; only rank 0 writes.
+    """Writer of a run's logs, previews and validation results, on rank 0 only.
 
-    out: run folder.
-    lengths: size of each log at the checkpoint to resume from, in bytes; longer logs are truncated.
-    log_to: targets of --log-to: names in PACKAGES, or paths of JSONL files.
-    extractor: name or program of the extractor for --eval-every, and file of the weights (None: default weights).
-    Raises UsageError: --val, previews or --eval-every don't fit the run. FormatError: --val: no dataset. DataError: can't write.
+    lengths: log's file name → bytes at the checkpoint to resume from; longer logs are truncated.
+    log_to: names in PACKAGES, or paths of JSONL files.
+    extractor: (name or program for --eval-every, file of weights or None: default weights).
+    Raises UsageError: --val, previews or --eval-every don't fit the run. Raises FormatError, DataError.
     """
 
     def __init__(
@@ -115,14 +114,13 @@ class Recorder:
         self._begun = self._clock = time.monotonic()
 
     def first_preview_due(self) -> bool:
-        """Return whether to draw the first preview now, a minute after the start."""
+        """Return whether to draw the first preview now."""
         return not self.previewed and time.monotonic() - self._begun > FIRST_PREVIEW_S
 
     def after(self, early: bool) -> dict[str, Any]:
-        """Do what is due after a step: log, validate, score samples, draw a preview. Return numbers for the progress line.
+        """Log, validate, score and draw whatever is due; return numbers for the progress line.
 
-        early: whether to draw a preview even if no preview is due.
-        Raises NonFiniteError and DataError, on all ranks alike.
+        early: whether to draw a preview even if none is due. Raises NonFiniteError and DataError, on all ranks alike.
         """
         settings, step, values = self.settings, self.state.steps_done, dict[str, Any]()
         last = step == settings.steps
@@ -158,7 +156,6 @@ class Recorder:
         return values
 
     def _validate(self, validation: Validation) -> dict[str, Any]:
-        """Score the averaged weights on the held-out images; log and return the numbers."""
         state, world = self.state, self.world
         progress(state.steps_done, self.settings.steps, "step", "validating")
         check(state)
@@ -172,7 +169,6 @@ class Recorder:
         return values
 
     def _evaluate(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Score samples drawn with the averaged weights; log and return the numbers."""
         progress(self.state.steps_done, self.settings.steps, "step", "scoring samples")
         check(self.state)
         with self._apart():
@@ -182,7 +178,7 @@ class Recorder:
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """Leave the seconds of the block out of `images_per_s`. Before the block, the device must have finished all updates."""
+        # Leaves the block's seconds out of `images_per_s`. Before the block, the device must have finished all updates.
         begun = time.monotonic()
         yield
         self._clock += time.monotonic() - begun
@@ -201,7 +197,6 @@ class Recorder:
         self.targets.write(self.state.steps_done, {SAMPLES: path})
 
     def _measured(self, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl, and send it to the targets of --log-to."""
         row = losslog.MetricsRow(self.state.steps_done, self.state.images, values)
         self._append(METRICS, losslog.text_line(row))
         self.targets.write(row.step, {"images": row.images, **values})
@@ -221,7 +216,7 @@ def log_lengths(run: Path) -> dict[str, int]:
 
 
 def flush_logs(run: Path) -> None:
-    """Flush the logs to disk, from any thread. Raises DataError."""
+    """Flush the logs to disk. Raises DataError."""
     for name in log_lengths(run):
         with writing(run / name), open(run / name, "rb") as file:
             os.fsync(file.fileno())
@@ -231,9 +226,9 @@ def flush_logs(run: Path) -> None:
 
 
 def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
-    """Return the class of each preview image, int64; None: network without classes.
+    """Return the class of each preview image, int64; None: no classes.
 
-    n: approximate number of images; all shown classes get equally many images.
+    n: approximate number of images; all shown classes get equally many.
     """
     if num_classes < 1:
         return None
@@ -242,7 +237,7 @@ def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
 
 
 def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
-    """Draw preview images with the averaged weights and fixed noise. Must be called on all ranks.
+    """Draw preview images with the averaged weights; must be called on all ranks.
 
     output: decoder from the sampler's output to pixels.
     Returns: images, uint8 [N, H, W, C], and their layout in a contact sheet.
@@ -258,9 +253,8 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
 
 
 def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) -> tuple[Dataset, np.ndarray] | None:
-    """Return the dataset that has the held-out images, and the images' rows, int64 [N]; None: no validation.
+    """Return the dataset and rows, int64 [N], of the validation images; None: no validation.
 
-    conditional: whether the network is conditioned on classes.
     Raises UsageError: the datasets don't match, or too few images are held out. FormatError: --val is not a dataset.
     """
     if settings.val_split:
@@ -281,7 +275,6 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
 
 
 def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
-    """Raise UsageError if `held` has the images of `trained`, or other shapes, latents or (if `conditional`) classes."""
     digest = held.attributes.payload_sha256
     if digest is not None and digest == trained.attributes.payload_sha256:
         raise UsageError(f"--val {held.path}: holds the training images; name another dataset, or use --val-split N")
@@ -301,8 +294,7 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
 class Validation:
     """Held-out images, with fixed times and noise for each image.
 
-    held: dataset with the held-out images, and their rows.
-    every: number of training steps between two validations.
+    held: (dataset with the images, rows of the images). every: training steps between two validations.
     """
 
     def __init__(self, held: tuple[Dataset, np.ndarray], resolved: Resolved, device: torch.device):
@@ -323,16 +315,14 @@ class Validation:
         self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / work)
 
     def due(self, step: int) -> bool:
-        """Return whether to validate after a step."""
         return step >= self.settings.steps or step % self.every == 0
 
     @torch.no_grad()
     def partial(self, network: Network, rank: int = 0, size: int = 1) -> Tensor:
-        """Return one rank's validation sums, float64 [3, bins + 2] on the CPU; the caller adds the sums of all ranks.
+        """Return one rank's validation sums, float64 [3, bins + 2] on the CPU.
 
-        network: in eval mode.
-        rank, size: number of this rank, and number of ranks.
-        Rows of the sums: count, sum, sum of squares.
+        network: in eval mode. rank, size: number of this rank, and number of ranks.
+        Rows: count, sum, sum of squares.
         Columns: ε error per dimension in each bin of λ; weighted loss; bits per dimension (meaningless for latents).
         """
         settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
@@ -369,11 +359,10 @@ class Validation:
         return torch.cat([bins.values, torch.stack([torch.ones_like(values), values, values.square()]).sum(2)], 1)
 
     def finish(self, sums: Tensor) -> dict[str, float]:
-        """Return the validation's numbers for a line of metrics.jsonl. Raises NonFiniteError.
+        """Return the validation's numbers for metrics.jsonl. Raises NonFiniteError.
 
         sums: results of `partial`, added over all ranks.
-        Returns val_loss: weighted loss as in training, in nats per dimension; val_bpd: bound in bits per dimension, for pixels;
-            val_loss_se, val_bpd_se: standard errors over images; val_images: number of images.
+        Returns: val_loss in nats per dimension; val_bpd in bits per dimension, for pixels only; *_se: standard error over images.
         """
         if not sums.isfinite().all():
             raise NonFiniteError(f"{self.dataset.path}: the validation loss is not finite; lower --lr, or try --precision fp32")
@@ -386,7 +375,7 @@ class Validation:
         return values
 
     def header_for(self, log: Path) -> str:
-        """Return the header line of validation.jsonl; '' if the log's last header is the same."""
+        """Return a header line for validation.jsonl; '' if the log's last header is equal."""
         header = losslog.header(
             self.edges,
             dimensions=self.dimensions,
@@ -412,7 +401,7 @@ Target = Callable[[int, Mapping[str, Any]], object]  # (step, values) → anythi
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
-    """Return a target that appends lines to the JSONL file `word`; `run` and `step` are unused."""
+    """Return a target that appends lines to the JSONL file `word`."""
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if SAMPLES not in values:
@@ -423,7 +412,7 @@ def open_lines(word: str, run: Path, step: int) -> Target:
 
 
 def open_tensorboard(word: str, run: Path, step: int) -> Target:
-    """Return a target that writes TensorBoard events into run/tensorboard, and hides old events after `step`."""
+    """Return a target that writes TensorBoard events into the run's folder."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(run / word), purge_step=step + 1)  # hides later steps in old files
@@ -441,7 +430,7 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
 
 
 def open_wandb(word: str, run: Path, step: int) -> Target:
-    """Return a target that logs to the W&B run with this run's id; `word` and `step` are unused."""
+    """Return a target that logs to Weights & Biases."""
     import wandb
 
     config = read_config(run)
@@ -458,7 +447,7 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
 
 
 class TrackioTarget:
-    """Target that logs to trackio under a name made of run folder and run id: trackio resumes the logs of an equal name."""
+    """Target that logs to trackio."""
 
     def __init__(self, word: str, run: Path, step: int):
         import trackio
@@ -473,7 +462,6 @@ class TrackioTarget:
         self.begun.log({key: value for key, value in shown.items() if value is not None}, step=step)
 
     def finish(self) -> None:
-        """Wait until trackio has stored everything."""
         with redirect_stdout(sys.stderr):
             self.trackio.finish()
 
@@ -486,7 +474,7 @@ PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {
 
 
 def check_targets(words: Iterable[str], run: Path) -> None:
-    """Raise UsageError if --log-to names an unknown target, a missing package, or an existing file of another format."""
+    """Check the words of --log-to. Raises UsageError."""
     for word in words:
         if word.endswith(LINES):
             check_outputs([(Path(word), ["numbers by step"])], [run], overwrite=True)
@@ -497,10 +485,9 @@ def check_targets(words: Iterable[str], run: Path) -> None:
 
 
 class LogTargets:
-    """Writer to all targets of --log-to; a target that fails is dropped with a warning.
+    """Writer to all targets of --log-to; a target that fails is dropped.
 
-    words: names in PACKAGES, or paths of JSONL files.
-    step: last step done before the run was started or resumed.
+    words: names in PACKAGES, or paths of JSONL files. step: last step done before the start.
     """
 
     def __init__(self, words: Iterable[str], run: Path, step: int):
@@ -508,14 +495,12 @@ class LogTargets:
         self._run, self._step = run, step
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write the values of a step to all targets."""
         for word, target in list(self._targets.items()):
             with self._dropping(word):
                 opened = self._targets[word] = target or PACKAGES.get(word, open_lines)(word, self._run, self._step)
                 opened(step, values)
 
     def finish(self) -> None:
-        """Finish all targets, so that every value is stored."""
         for word, target in list(self._targets.items()):
             with self._dropping(word):
                 getattr(target, "finish", lambda: None)()

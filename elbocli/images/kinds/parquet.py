@@ -1,7 +1,6 @@
-"""Parquet files with images, as written by Hugging Face's `datasets`. Needs pyarrow (the extra `parquet`).
+"""Parquet files with images, as written by Hugging Face's `datasets`.
 
-Image column: struct of `bytes` (an image file) and `path`. Label column: class numbers.
-Class names: in the schema's metadata under `huggingface`.
+Image column: struct of `bytes` (an image file) and `path`. Class names: in the schema's metadata.
 """
 
 from __future__ import annotations
@@ -26,13 +25,16 @@ LOCK = threading.Lock()
 
 @lru_cache(2)
 def _row_group(path: str, number: int, column: str) -> Any:
-    """Return the image files in the image column `column` of row group `number`, as a pyarrow array of bytes."""
+    # The image files of a row group, as a pyarrow array of bytes.
     with _opened(path) as file:
         return file.read_row_group(number, columns=[f"{column}.bytes"]).column(0).combine_chunks().field("bytes")
 
 
 class ParquetRow(NamedTuple):
-    """Reference to an image in a parquet file. group: (path, number of the row group, image column). row: index in the group."""
+    """Reference to an image in a parquet file.
+
+    group: (path, number of the row group, image column). row: index in the group.
+    """
 
     group: tuple[str, int, str]
     row: int
@@ -45,11 +47,10 @@ class ParquetRow(NamedTuple):
 
 @source("parquet", magic=b"PAR1", form="parts")
 def open_parquet(files: Sequence[str], folder: Entries) -> Images:
-    """Open the images in the parquet files of one data set, in the order of `files`.
+    """Open the images in the parquet files of one data set.
 
-    files: names in `folder`.
-    Raises UsageError without pyarrow.
-    Raises FormatError if a file is damaged, in an archive, without images, or unlike the first file in columns or classes.
+    files: names in `folder`. Raises UsageError without pyarrow.
+    Raises FormatError if a file is damaged, in an archive, without images, or unlike the first file.
     """
     _row_group.cache_clear()
     layout, labels, names, refs = None, [], [], list[ParquetRow]()
@@ -75,7 +76,7 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
 
 
 def _layout(file: ParquetFile) -> tuple[str, str, list[str]]:
-    """Return the names of image column, label column ('' for none) and classes. Raises FormatError without an image column."""
+    # (image column, label column or '', class names).
     from pyarrow import types
 
     schema = file.schema_arrow

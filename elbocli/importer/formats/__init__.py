@@ -1,7 +1,6 @@
-"""Formats of other programs' checkpoints. Every module in this package declares formats, and is imported automatically.
+"""Formats of other programs' checkpoints.
 
-A format recognises files by content, and translates a file into a network, weights and training settings of elbo.
-No code in a file is run.
+Every module in this package declares formats, and is imported automatically. No code in a checkpoint is run.
 """
 
 import hashlib
@@ -43,16 +42,12 @@ class ImportOptions:
     """Options of `elbo import` about a checkpoint; '' or None: option not given.
 
     weights: ema (the average), model (the last weights), or the key of other weights in the file.
-    prediction, weighting, schedule: SPECs of the training's objective.
-    levels: SPEC of the network's input for the noise level.
-    attention: heads=N (number of heads) or width=N (channels per head); suffix ',new': q of all heads, then k, then v.
+    prediction, weighting, schedule: SPECs. levels: SPEC of the network's input for the noise level.
+    attention: text for `parse_attention`.
     size, channels, classes: side and channels of the images or latents, number of classes.
-    null_class: label that means 'no class' to the network.
-    logsnr_min, logsnr_max: range of λ in training.
-    prefix: import only weights whose names have this prefix, and remove the prefix from the names.
-    rename: rules OLD=NEW, which replace the beginnings of names.
-    network: FILE.py:CLASS of a network in the user's code.
-    autoencoder: folder of the autoencoder, for latents.
+    null_class: label for 'no class'.
+    prefix: only names with this prefix are imported, without the prefix. rename: rules OLD=NEW for the beginnings of names.
+    network: FILE.py:CLASS of a network in the user's code. autoencoder: folder, for latents.
     """
 
     weights: str = "ema"
@@ -79,14 +74,14 @@ class ImportOptions:
 
 
 class Source:
-    """File or folder to import. notes: messages to the user about choices and guesses of the import."""
+    """File or folder to import. notes: messages to the user."""
 
     def __init__(self, path: Path):
         self.path, self.notes = path, list[str]()
 
     @cached_property
     def tree(self) -> Any:
-        """Content of a file; None for a folder or an exported program (.pt2). Raises FormatError.
+        """Content of a file; None for a folder or .pt2 program. Raises FormatError.
 
         Types: dict, list, numbers, text, Tensor, and Foreign for any other pickled object.
         """
@@ -94,7 +89,7 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of the file; for a folder, of the names and contents of its .json and .safetensors files."""
+        """Digest of the file, or of the .json and .safetensors files in the folder."""
         if not self.path.is_dir():
             return file_sha256(self.path)
         files = sorted(file for end in ("json", "safetensors") for file in self.path.rglob(f"*.{end}"))
@@ -106,10 +101,8 @@ class Imported(NamedTuple):
     """A checkpoint translated to a network, weights and settings of elbo.
 
     weights: name in elbo's network → tensor.
-    settings: field of TrainSettings → value, for the fields that the checkpoint or the options give.
-    averaged: whether the weights are an average.
-    data: keys for the section `data` of config.yaml, without size, channels and classes.
-    files: name in the run's folder → file to copy into the folder.
+    settings: field of TrainSettings → value, for known fields.
+    data: further keys for the section `data` of config.yaml. files: name in the run's folder → file to copy.
     """
 
     network: NetworkConfig
@@ -124,8 +117,8 @@ class FormatTraits(NamedTuple):
     """Description of a checkpoint format.
 
     about: sentence for `elbo import list`. licence: licence of the published weights.
-    recognises: function that tells whether a Source has the format.
-    takes: names of the ImportOptions that the format uses; every format also uses the options in ImportOptions.settings.
+    recognises: tells whether a Source has the format.
+    takes: names of the ImportOptions used, besides those in ImportOptions.settings.
     """
 
     about: str
@@ -140,11 +133,10 @@ FORMATS = Registry("format")
 def source_format(
     name: str, recognises: Callable[[Source], bool], takes: tuple[str, ...] = NAMED, **said: str
 ) -> Callable[[Any], Any]:
-    """Return a decorator that declares a function (Source, ImportOptions) → Imported as a checkpoint format.
+    """Return a decorator that declares a function (Source, ImportOptions) → Imported as a format.
 
-    name: the format's name for --format. said: texts `about`, `source` and `licence`; default: texts in formats.yaml.
-    recognises: function that tells whether a Source has the format.
-    takes: names of the ImportOptions that the format uses.
+    said: texts `about`, `source` and `licence`; default: texts in formats.yaml.
+    recognises, takes: as in FormatTraits.
     """
     said = {**{key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}, **said}
     traits = FormatTraits(said["about"], said["licence"], recognises, takes)
@@ -155,14 +147,13 @@ def source_format(
 
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
-    """Return the state dicts and pickled networks in a file's content: key → tensors by name; key '' is the whole file."""
+    """Return a file's weights: key → tensors by name. Key '': the whole file."""
     held = {"": tree, **(tree if isinstance(tree, dict) else {})}
     found = {str(key): _named_tensors(value) for key, value in held.items()}
     return {key: tensors for key, tensors in found.items() if tensors}
 
 
 def _named_tensors(value: Any) -> dict[str, Tensor]:
-    """Return the tensors of a state dict or pickled network by name, without the prefixes WRAPPERS; {} for other values."""
     names: dict[str, Tensor] = {}
     if isinstance(value, Foreign):
         with suppress(FormatError):
@@ -177,11 +168,11 @@ def _named_tensors(value: Any) -> dict[str, Tensor]:
 def state_dict(
     source: Source, options: ImportOptions, content: Any = None, meant: Callable[[Any], bool] = bool
 ) -> tuple[dict[str, Tensor], bool, Any]:
-    """Return the weights that --weights chooses, with names changed by --prefix and --rename.
+    """Return the weights that --weights chooses, renamed by --prefix and --rename.
 
     content: content of the file; None: source.tree.
-    meant: function that tells whether a dict of tensors has the weights of the format's network.
-    Returns (tensors by name, whether the weights are an average, entry of the file that holds the weights).
+    meant: function (tensors by name) → whether the format's network has such weights.
+    Returns (tensors by name, whether the weights are an average, the file's entry with the weights).
     Raises FormatError if the file has no weights of the format, UsageError if --weights fits none or several.
     """
     content = source.tree if content is None else content
@@ -202,7 +193,6 @@ def state_dict(
 
 
 def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
-    """Return the key of the chosen weights. held: key → tensors. wanted: value of --weights. Raises UsageError."""
     averages = [key for key in held if "ema" in key.lower()]
     last = [key for key in STATE_DICTS if key in held][:1]
     choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
@@ -214,7 +204,7 @@ def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
 
 
 def inventory(tree: Any) -> str:
-    """Return a short description of a file's content for messages: its first keys, or its type."""
+    """Describe a file's content in a few words, for messages."""
     return ", ".join(map(repr, [*tree][:6])) if isinstance(tree, dict) else getattr(tree, "name", type(tree).__name__)
 
 
@@ -222,14 +212,14 @@ def inventory(tree: Any) -> str:
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """Return the shape of the tensor called `name`. Raises FormatError if the tensor is missing."""
+    """Return a tensor's shape. Raises FormatError if the tensor is missing."""
     if name not in tensors:
         raise FormatError(f"lacks the weight {name!r}; {nearest(name, tensors)}")
     return tuple(tensors[name].shape)
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
-    """Return name in elbo → name in the file, for each module of each block.
+    """Return module names of blocks: in elbo → in the file.
 
     blocks: name of a sequence of blocks in elbo → names of the blocks in the file, in order.
     parts: name of a module within a block: in elbo → in the file.
@@ -250,7 +240,7 @@ def fitted(
     turned: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
     without: str = "",
 ) -> dict[str, Tensor]:
-    """Return a file's tensors as weights of elbo's network `config`: name → tensor.
+    """Return a file's tensors as weights of elbo's network: name → tensor.
 
     modules: name of a module or weight: in elbo → in the file; None: names are equal.
     turned: function (name in elbo, tensor in the file) → tensor in elbo, such as a transpose.
@@ -288,7 +278,7 @@ class AttentionOrder(NamedTuple):
     """Number of attention heads, and order of the channels of q, k and v.
 
     heads: number of heads; 0: one head per `width` channels.
-    outside: True: q of all heads, then k, then v ("new" in guided-diffusion). False: q, k and v of each head in turn.
+    outside: True: q of all heads, then k, then v. False: q, k and v of each head in turn.
     """
 
     heads: int = 0
@@ -296,12 +286,11 @@ class AttentionOrder(NamedTuple):
     outside: bool = False
 
     def heads_of(self, channels: int) -> int:
-        """Return the number of heads for `channels` channels."""
         return self.heads or heads_of(channels, self.width)
 
 
 def parse_attention(text: str) -> AttentionOrder:
-    """Parse the text of --attention: `heads=4`, `width=64` or `width=64,new`. Raises UsageError."""
+    """Parse `heads=4`, `width=64` or `width=64,new`, the text of --attention. Raises UsageError."""
     said = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
     if not said:
         raise UsageError(f"--attention {text}: expected heads=N or width=N, with ',new' for q, k and v in ADM's new order")
@@ -309,7 +298,7 @@ def parse_attention(text: str) -> AttentionOrder:
 
 
 def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
-    """Return the settings logsnr_min and logsnr_max of a network's discrete timesteps; {} for a network without timesteps.
+    """Return logsnr_min and logsnr_max of a network's discrete timesteps; {}: no timesteps.
 
     code: SPEC of the network's input for the noise level. source: gets a note if the range of λ is unknown.
     """
@@ -325,10 +314,9 @@ def range_settings(code: str, source: Source, options: ImportOptions) -> dict[st
 
 
 def timestep_settings(code: str, source: Source, options: ImportOptions, prediction: str = "eps") -> dict[str, Any]:
-    """Return the settings of training on the mean squared error of `prediction` at a network's discrete timesteps.
+    """Return settings of training on the mean squared error of `prediction` at a network's timesteps.
 
-    code: SPEC of the network's input for the noise level.
-    Returns only the setting `prediction` for a network without timesteps.
+    code: SPEC of the network's input for the noise level; without timesteps, only `prediction` is returned.
     """
     spec, ends = parse_level_code(code).spec, range_settings(code, source, options)
     trained = {"schedule": spec, "weighting": f"{prediction}-mse@{spec}", **ends} if ends else {}
@@ -336,7 +324,7 @@ def timestep_settings(code: str, source: Source, options: ImportOptions, predict
 
 
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
-    """Return the keys of config.yaml that describe the latents of a network. Raises FormatError.
+    """Return the keys of config.yaml that describe latents. Raises FormatError.
 
     convention: scaling of latents, a name in CONVENTIONS. options.autoencoder: folder; None: Stable Diffusion's autoencoder.
     """

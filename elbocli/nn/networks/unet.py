@@ -1,7 +1,6 @@
 """The ADM U-Net, and layers that other networks share.
 
-Source: Dhariwal & Nichol 2021; layout and zero initialisation: Karras et al. 2022, whose ImageNet-64 network has 295,899,267
-parameters at 1000 classes.
+Source: Dhariwal & Nichol 2021; layout and zero initialisation: Karras et al. 2022.
 """
 
 import math
@@ -42,7 +41,7 @@ class GroupNorm(nn.GroupNorm):
     """Group norm with optional scale, shift and SiLU: silu(norm(x)·(1 + scale) + shift).
 
     x: [B, C, H, W]. scale, shift: [B, C].
-    fused: whether to use `_Normed` instead of torch's group norm; None: on all devices but a CPU.
+    fused: whether to use `_Normed`; None: on all devices but a CPU.
     """
 
     fused: bool | None = None
@@ -65,11 +64,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _Normed(torch.autograd.Function):
-    """Group norm with gain, bias and optional SiLU: silu(norm(x)·gain + bias).
-
-    x: [B, pixels, C]. gain, bias: [B or 1, groups, C/groups].
-    """
-
+    # silu(norm(x)·gain + bias), SiLU optional. x: [B, pixels, C]. gain, bias: [B or 1, groups, C/groups].
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
         wide, groups = gain.dtype, gain.shape[1:]
@@ -110,7 +105,7 @@ class _Normed(torch.autograd.Function):
 
 
 def _affine(x: Tensor, factor: Tensor, offset: Tensor, out: Tensor) -> Tensor:
-    """Write x·factor + offset to `out`. x, out: [B, pixels, C]. factor, offset: [B, groups, C/groups]."""
+    # x, out: [B, pixels, C]. factor, offset: [B, groups, C/groups].
     return torch.addcmul(offset.flatten(1)[:, None], x, factor.flatten(1)[:, None], out=out)
 
 
@@ -118,25 +113,25 @@ def _affine(x: Tensor, factor: Tensor, offset: Tensor, out: Tensor) -> Tensor:
 
 
 def norm(channels: int, groups: int = 0, eps: float = EPS) -> GroupNorm:
-    """Return a group norm with `groups` groups; 0: up to 32 groups of at least 4 channels."""
+    """Return a group norm. groups: number; 0: up to 32 groups of at least 4 channels."""
     usual = math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels)
     return GroupNorm(groups or usual, channels, eps)
 
 
 def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
-    """Return the number of attention heads: the largest divisor of `channels` up to channels / head_width, but at least 1."""
+    """Return the largest divisor of `channels` up to channels / head_width, at least 1."""
     most = max(1, channels // head_width)
     return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
 
 def check_heads(width: int, heads: int) -> None:
-    """Raise UsageError unless the number of heads divides the width of a transformer."""
+    """Raise UsageError unless `heads` divides `width`."""
     if width % heads:
         raise UsageError(f"network: heads {heads} must divide the width {width}; choose another number of heads")
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """Set all parameters of a layer to zero, and return the layer."""
+    """Set a layer's parameters to zero, and return the layer."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -147,7 +142,7 @@ LEVELS = "Width of each level as a multiple of channels; each level has half the
 
 @dataclass(frozen=True)
 class LevelsConfig(NetworkConfig):
-    """Config of a U-Net. Raises UsageError if the image is too small for the number of levels."""
+    """Config of a U-Net. Raises UsageError if the levels are too many for the image."""
 
     channels: Width = explained("Base width in channels, a multiple of 4.")
     levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(LEVELS)
@@ -165,16 +160,15 @@ class LevelsConfig(NetworkConfig):
 
     @property
     def halvings(self) -> int:
-        """Number of times that the image is halved on the way down."""
         return len(self.levels) - 1
 
     @property
     def side(self) -> int:
-        """Side of the padded image in pixels: image_size, rounded up to a multiple of 2^halvings."""
+        """Side of the padded image: image_size, rounded up to a multiple of 2^halvings."""
         return -(-self.image_size >> self.halvings) << self.halvings
 
     def cut(self, out: Tensor) -> Tensor:
-        """Remove the padding of an output: [B, C, side, side] → [B, C, image_size, image_size]."""
+        """Remove the padding: [B, C, side, side] → [B, C, image_size, image_size]."""
         if self.side == self.image_size:
             return out
         # Not a view, because FSDP adds hooks to the result.
@@ -183,29 +177,28 @@ class LevelsConfig(NetworkConfig):
 
 @dataclass(frozen=True)
 class AttendedConfig(LevelsConfig):
-    """Config of a U-Net with self-attention at some image sizes."""
+    """Config of a U-Net with self-attention."""
 
     attention: tuple[int, ...] = explained("Image sizes in pixels at which the blocks have self-attention.")
 
     def width(self, depth: int) -> int:
-        """Return the number of channels at a depth; depth 0 has the full image size."""
+        """Return the number of channels at a depth; depth 0: full image size."""
         return round(self.channels * self.levels[depth])
 
     def for_size(self, image_size: int) -> Self:
-        """Return the config for another image size, with attention at the same levels."""
         new = replace(self, image_size=image_size)
         return replace(new, attention=tuple(side * new.side // self.side for side in self.attention))
 
 
 class LevelsNetwork(Network):
-    """Base class of U-Nets. down, middle, up: residual blocks, made by `add_blocks`."""
+    """Base class of U-Nets. down, middle, up: residual blocks."""
 
     down: nn.ModuleList
     middle: nn.ModuleList
     up: nn.ModuleList
 
     def add_blocks(self, block: Callable[[int, int, bool, bool, str], nn.Module], middle_attention: bool) -> int:
-        """Make the residual blocks `down`, `middle` and `up`, and return the number of output channels.
+        """Make the residual blocks; return the number of output channels.
 
         block: function (channels in, channels out, is in `down`, has attention, resample) → block.
         middle_attention: whether the first middle block has attention.
@@ -235,11 +228,13 @@ class LevelsNetwork(Network):
         return now
 
     def units(self) -> list[nn.Module]:
-        """Return the residual blocks, which FSDP shards separately."""
         return [*self.down, *self.middle, *self.up]
 
     def walk(self, x: Tensor, code: Tensor) -> Tensor:
-        """Run all residual blocks with skip connections. x: output of the first layer. code: conditioning, [B, width]."""
+        """Run all residual blocks with skip connections.
+
+        x: output of the first layer. code: conditioning, [B, width].
+        """
         skips = [x]
         for block in self.down:
             x = self.through(block, x, code)
@@ -254,9 +249,9 @@ class LevelsNetwork(Network):
 # A custom operator, because torch.compile can't trace the function from λ to timesteps, which SciPy computes once on the CPU.
 @torch.library.custom_op("elbo::level_number", mutates_args=())
 def level_number(logsnr: Tensor, code: str) -> Tensor:
-    """Return the value of a level code, such as σ or a timestep, at each λ: [B] → [B], same dtype.
+    """Return a level code's value at each λ, [B] → [B].
 
-    code: level code (function of λ) as text, such as `sigma` or `t:linear`.
+    code: function of λ as text, such as `sigma` or `t:linear`.
     """
     return _level_code(code)(logsnr).clone()
 
@@ -270,7 +265,7 @@ _level_code = lru_cache(parse_level_code)
 
 
 class Fourier(nn.Module):
-    """Embedding of λ, [B] → [B, channels]: cosines and sines of a level code at frequencies from 1 to 1e-4.
+    """Embedding of λ by cosines and sines, [B] → [B, channels].
 
     code: level code (function of λ) as text, such as `logsnr:factor=0.5`, `sigma` or `t:linear`.
     """
@@ -291,7 +286,7 @@ class Fourier(nn.Module):
 
 
 class LinearCode(nn.Module):
-    """Embedding of λ, [B] → [B, 1]: λ/4. Source: Hoogeboom et al. 2023, for linear input of λ."""
+    """Embedding λ/4, [B] → [B, 1]. Source: Hoogeboom et al. 2023."""
 
     channels = 1
 
@@ -300,7 +295,10 @@ class LinearCode(nn.Module):
 
 
 class ClassTable(nn.Embedding):
-    """Class embedding, labels [B] → [B, width]. null_class: whether label −1 has a learned embedding; False: zeros."""
+    """Class embedding, labels [B] → [B, width].
+
+    null_class: whether label −1 has a learned embedding; False: zeros.
+    """
 
     def __init__(self, classes: int, width: int, null_class: bool):
         weight = torch.empty(classes + null_class, width)  # normal_() on meta tensors takes 2 s of imports
@@ -313,7 +311,7 @@ class ClassTable(nn.Embedding):
 
 
 class Conditioning(nn.Module):
-    """Embedding of λ and class, [B, width]. null_class: whether label −1 has a learned embedding; False: zeros."""
+    """Embedding of λ and class, [B, width]. null_class: as in ClassTable."""
 
     def __init__(self, code: Fourier | LinearCode, width: int, num_classes: int, null_class: bool = False):
         super().__init__()
@@ -331,14 +329,17 @@ class Conditioning(nn.Module):
 
 
 def named_labels(labels: Tensor | None, null: int, logsnr: Tensor) -> Tensor:
-    """Return labels [B] with `null` in place of −1; if `labels` is None, all are `null`. logsnr: λ [B], which gives the shape."""
+    """Return labels [B] with `null` in place of −1.
+
+    labels: None: all are `null`. logsnr: λ [B], which gives the shape.
+    """
     if labels is None:
         return torch.full(logsnr.shape, null, dtype=torch.long, device=logsnr.device)
     return labels.where(labels >= 0, null)
 
 
 def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a linear layer to an embedding of λ, in float64 on CUDA, elsewhere in at least float32."""
+    """Apply a linear layer to an embedding of λ, in high precision."""
     # Neither bf16 nor TF32 has enough digits to separate neighbouring λ. CUDA may use TF32 for float32, but not for float64.
     # FSDP may hand over sharded weights in a lower precision.
     kept = torch.promote_types(weight.dtype, torch.float32)
@@ -348,12 +349,12 @@ def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def as_it_comes(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context that disables autocast on the device of x; for a meta tensor, a context without effect."""
+    """Return a context without autocast on the device of x."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def resized(x: Tensor, resample: str) -> Tensor:
-    """Resize images: 'down' averages 2 × 2 pixels, 'up' repeats each pixel 2 × 2 times, '' changes nothing."""
+    """Resize images: 'down' halves both sides, 'up' doubles both sides, '' changes nothing."""
     if resample == "up":
         with as_it_comes(x):  # on CUDA, autocast would make the result float32, and all that is concatenated with it
             return F.interpolate(x, scale_factor=2, mode="nearest")
@@ -361,7 +362,7 @@ def resized(x: Tensor, resample: str) -> Tensor:
 
 
 def attend(qkv: Tensor, heads: int, prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None) -> Tensor:
-    """Compute self-attention over tokens: queries, keys and values [B, N, 3C] → [B, N, C].
+    """Compute self-attention over tokens: qkv [B, N, 3C] → [B, N, C].
 
     prepare: function that changes queries and keys, [B, heads, N, C/heads] each; None: no change.
     """
@@ -373,7 +374,10 @@ def attend(qkv: Tensor, heads: int, prepare: Callable[[Tensor, Tensor], tuple[Te
 
 
 def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Compute self-attention over pixels: qkv [B, 3C, H, W] → [B, C, H, W]. normed: function to apply to qkv first, or None."""
+    """Compute self-attention over pixels: qkv [B, 3C, H, W] → [B, C, H, W].
+
+    normed: function to apply first to queries, keys and values, [B, 3, heads, H·W, C/heads]; None: no change.
+    """
     batch, channels, height, width = qkv.shape
     # Flash attention needs a pixel's channels contiguous; with sharded weights they are not.
     qkv = qkv.contiguous(memory_format=torch.channels_last)
@@ -385,7 +389,7 @@ def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | 
 class Attention(nn.Module):
     """Self-attention over pixels.
 
-    heads: number of heads; 0: chosen by heads_of. normed: function that makes a norm layer for a number of channels.
+    heads: number of heads; 0: chosen by heads_of. normed: function (channels) → norm layer.
     """
 
     def __init__(self, channels: int, heads: int = 0, normed: Callable[[int], GroupNorm] = norm):
@@ -400,11 +404,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: two convolutions; the conditioning scales and shifts the features between them.
+    """Residual block of two convolutions; the conditioning scales and shifts features between them.
 
     cin, cout: channels in and out. width: width of the conditioning. attention: whether self-attention follows.
-    resample: 'down' or 'up' to halve or double the image size before the first convolution; '' for neither.
-    heads: number of attention heads; 0: chosen by heads_of. normed: function that makes a norm layer for a number of channels.
+    resample: 'down' or 'up' to halve or double the image size first; '' for neither.
+    heads: number of attention heads; 0: chosen by heads_of. normed: function (channels) → norm layer.
     """
 
     def __init__(
@@ -441,7 +445,6 @@ class Block(nn.Module):
 class UNetConfig(AttendedConfig):
     """Config of the ADM U-Net.
 
-    levels: width of each level / channels; may be fractions if each width is a whole number.
     Raises UsageError if the image is too small for the levels, or if heads or groups don't divide the channels.
     """
 
@@ -478,8 +481,6 @@ class UNetConfig(AttendedConfig):
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")
 class UNet(LevelsNetwork):
-    """ADM U-Net of a UNetConfig."""
-
     def __init__(self, config: UNetConfig):
         super().__init__(config)
         width = config.embedding or 4 * config.channels
@@ -498,7 +499,6 @@ class UNet(LevelsNetwork):
         self.last = zeroed(nn.Conv2d(now, config.image_channels * (1 + config.variance), 3, padding=1))
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction [B, C, H, W]; with config.variance, prediction and learned variance [B, 2C, H, W]."""
         code = self.conditioning(logsnr, labels)
         x = self.walk(self.first(self.config.padded(z)), code)
         return self.config.cut(self.last(self.norm(x, silu=True)))

@@ -37,7 +37,6 @@ class BoundEstimate:
 
     sums: count, sum and sum of squares of the errors ‖ε−ε̂‖²/D in each bin of λ, [3, bins].
     profile: bound L(λ; x) of images noised to the upper edge λ of each bin, in nats, [bins].
-    profile_se: standard error of `profile`, [bins].
     excess: error minus least possible error, and standard error of the difference, [bins] each; () without --optimum.
     """
 
@@ -49,7 +48,6 @@ class BoundEstimate:
     excess: Sequence[Tensor] = ()
 
     def tsv(self) -> str:
-        """Return the profile over λ as TSV with a header."""
         moments = self.moments
         mean = moments.mean.where(moments.count > 0, torch.nan)
         seen = moments.edges[:-1], moments.edges[1:], moments.count, mean, moments.mean_se
@@ -83,7 +81,7 @@ class BoundEstimate:
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
     """Return fields of a result: a value and its standard error, per image and per dimension.
 
-    nats, se: per image. some: any of the images; pixels and latents have different units per dimension.
+    nats, se: per image. some: any of the images.
     """
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
@@ -100,9 +98,9 @@ def estimate_bound(
     """Estimate the variational bound of a denoiser on images.
 
     images: batches; iterated over again, with new noise, until target_se is reached.
-    schedule: distribution of the noise levels; changes the variance of the estimate, not the expectation.
+    schedule: distribution of the noise levels; changes only the variance of the estimate.
     target_se: standard error per dimension at which to stop; None: one pass over the images.
-    gaussian: model that is also evaluated, on the same noise; None: no such model.
+    gaussian: as in MeasuredNetwork.draw.
     kept: list to which the Draws of each batch are appended; None: Draws are not kept.
     Raises UsageError for fewer than two images, NonFiniteError for a NaN or infinite output.
     """
@@ -180,7 +178,7 @@ class Parts(NamedTuple):
 class Question(NamedTuple):
     """Input of an estimator.
 
-    draws: errors of all images at random noise levels; empty if no estimator in DRAWN was requested.
+    draws: errors at random noise levels; empty if no estimator in DRAWN was requested.
     """
 
     denoiser: MeasuredNetwork
@@ -291,7 +289,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
 
 
 def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
-    """Solve the ODE for a batch of images; `steps` to `exact` as in `ode`.
+    """Solve the ODE for a batch of images. Parameters: as in `ode`.
 
     Returns means over each half of the draws, [B, 2, 2]: E[log q(z₀|x)] − log p(z₀); control variate ½‖ε‖² − D/2.
     """
@@ -389,8 +387,8 @@ def estimate_likelihoods(
 
     images: batches; iterated over several times.
     schedule: distribution of the noise levels, for estimators in DRAWN.
-    gaussian: Gaussian fitted to similar data; only the estimator `information` needs a Gaussian.
-    Raises UsageError for fewer than two images or invalid parameters, NonFiniteError for a NaN or infinite output.
+    gaussian: fitted to similar data, for the estimator `information`.
+    Raises UsageError: fewer than two images or invalid parameters. NonFiniteError: NaN or infinite output.
     """
     first, kept, bound = next(iter(images)), list[Draws](), None
     if any(each.name in DRAWN for each in estimators):
@@ -441,8 +439,7 @@ def _pooled(nats: Tensor) -> PairedEstimate:
 def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:
     """Estimate −log p of images under a run, by several estimators.
 
-    asked: the run and the images.
-    schedule: SPEC of the schedule of noise levels; '' fits a schedule to the run's loss log.
+    asked, schedule: as in `measure_bound`.
     """
     n, gaussian = len(asked.dataset), None
     if "information" in (each.name for each in estimators):

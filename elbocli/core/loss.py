@@ -80,7 +80,7 @@ def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
 
     z: the network's input, [B, C, …].
     variance: also accept [B, 2C, …], the prediction followed by a learned variance.
-    Raises UsageError unless the output is a tensor of an accepted shape.
+    Raises UsageError for another shape, or no tensor.
     """
     twice = (*z.shape[:1], *(2 * channels for channels in z.shape[1:2]), *z.shape[2:])
     if isinstance(out, Tensor) and (out.shape == z.shape or (variance and out.shape == twice)):

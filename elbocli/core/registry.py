@@ -19,7 +19,7 @@ M = TypeVar("M", bound=Callable[..., Any])
 
 @dataclass(frozen=True, repr=False)
 class Declaration:
-    """Registered function or class `make`, with values of its parameters. A call of the Declaration passes these values.
+    """Registered function or class, with values of its parameters. Calling a Declaration calls `make` with these values.
 
     formula, source: text for docs and help.
     params: parameter → value.
@@ -50,7 +50,7 @@ class Declaration:
     def bind(self, given: Mapping[str, str | float]) -> Declaration:
         """Return a copy with the given values of parameters.
 
-        given: parameter → value or text; the key "" is allowed if there is just one parameter.
+        given: parameter → value or text; the key "" is allowed for a single parameter.
         Raises UsageError for an unknown parameter or an invalid value.
         """
         values: dict[str, float] = {}
@@ -91,7 +91,7 @@ def alike(name: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a hint with names similar to `word`, else with all names."""
+    """Return a hint for an unknown word: similar names, or some known names."""
     import difflib  # imported here because only errors need it
 
     spelt = {alike(name): name for name in known}
@@ -122,7 +122,7 @@ class Registry(dict[str, Declaration]):
     """Registry: name → Declaration.
 
     kind: noun for messages, such as `weighting`.
-    traits: NamedTuple class of a Declaration's `traits`; None: no such class.
+    traits: class (a NamedTuple) of every Declaration's `traits`; None: no such class.
     """
 
     def __init__(self, kind: str, traits: Any = None):
@@ -151,7 +151,7 @@ class Registry(dict[str, Declaration]):
         traits: `traits` of the Declaration, in a registry whose own `traits` is None.
         known_as: aliases as `ALIAS`, or `ALIAS:key=value,…` for an alias that sets these parameters.
         parameters_known_as: other name in lower case → parameter.
-        params: default values of further parameters; values of the fields of the registry's class `traits`.
+        params: default values of further parameters; fields of the registry's class `traits`.
         Raises UsageError if the name is taken.
         """
         aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}

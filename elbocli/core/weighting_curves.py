@@ -11,7 +11,7 @@ from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
 class WeightingTraits(NamedTuple):
     """Properties of a weighting besides its formula.
 
-    monotone: whether w is non-increasing in λ.
+    monotone: whether w is declared non-increasing in λ.
     const: the authors' objective divided by L_w, as text.
     """
 

@@ -44,7 +44,7 @@ from elbocli.version import __version__
 
 
 class Sides(NamedTuple):
-    """Opened files. samples: one per repeat. held_out: images that the model was not trained on."""
+    """Opened files of an evaluation. samples: one per repeat. held_out: images not used in training."""
 
     samples: list[FeatureSource]
     reference: FeatureSource | None
@@ -59,9 +59,9 @@ class Sides(NamedTuple):
 def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE) -> EvalResult | None:
     """Score samples against a reference; return the result on rank 0, None on other ranks.
 
-    sources: paths, or one NPY stream; several sources are repeats of one experiment with different seeds.
+    sources: paths, or one NPY stream; several sources are repeats with different seeds.
     ref: None if the metrics need no reference.
-    Raises UsageError, DataError and FormatError for too few images, a truncated stream, or files that don't fit each other.
+    Raises UsageError, DataError and FormatError for files that are truncated, too small or don't fit each other.
     """
     deviations(settings)
     spatial = settings.needing(Need.SPATIAL)  # asked before `check_sources` drops metrics: --save-stats saves spatial features
@@ -118,9 +118,9 @@ def compares_images(settings: EvalSettings) -> bool:
 def check_extraction(
     sides: Sides, settings: EvalSettings, extractor: Extractor | None, spatial: Sequence[str] = ()
 ) -> list[Pairs]:
-    """Record the extractor in all files, and return the result of `check_alike`.
+    """Set the extractor in each source's metadata; return the result of `check_alike`.
 
-    spatial: as in `score`. Raises DataError, UsageError: the files don't fit each other or the metrics.
+    spatial: as in `score`. Raises DataError, UsageError: unfit sources.
     """
     for source in sides.every:
         about = source.about
@@ -174,7 +174,7 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
 def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     """Check that the files suffice for the metrics, and return the settings.
 
-    Returns: the settings; without --ref, but with --save-stats or --save-features, metrics that need --ref are removed.
+    If --ref is missing, --save-stats and --save-features remove the metrics that need --ref from the settings.
     Raises UsageError: for metrics that lack an input. Raises DataError: for too few images.
     """
     samples, reference, held_out = sides
@@ -218,8 +218,8 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
 def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
     """Check that all files were made alike; return differences from the reference.
 
-    Returns: for each set of samples, property → [value, the reference's value] where the values differ.
-    Raises DataError: if repeats differ from each other; without --allow-mismatch, also if they differ from --ref or --held-out.
+    Returns: for each set of samples, property → [value, the reference's value].
+    Raises DataError: if repeats differ; without --allow-mismatch, also if samples differ from --ref or --held-out.
     Raises UsageError: if a metric isn't defined for the extractor.
     """
     made, first = [fingerprint(source.about) for source in sides.samples], sides.samples[0]
@@ -240,7 +240,7 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
     """Check the features of a file's first batch, and set missing labels.
 
     found: features of the batch, by name.
-    Raises DataError or UsageError: if features or labels are unsuitable for the metrics.
+    Raises DataError or UsageError: for features or labels unfit for the metrics.
     """
     width, logits = found["values"].shape[1], found.get("logits")
     for other in sides.every:
@@ -275,7 +275,7 @@ def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def deviations(settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None) -> Pairs:
     """Return deviations from the protocol: name → [value, the protocol's value].
 
-    source, reference: opened samples and reference; None to check the settings alone.
+    source, reference: opened files; None: only the settings are checked.
     Raises UsageError for settings, DataError for files that deviate without --allow-mismatch.
     """
     if not settings.protocol:
@@ -331,8 +331,7 @@ def scored(
     """Compute all metrics of one set of samples.
 
     mismatched: whether any set of samples and the reference were made differently.
-    mismatch: differences between these samples and the reference; None if there are none.
-    deviates: deviations from the protocol; None if there are none.
+    mismatch: differences of these samples from the reference. deviates: deviations from the protocol.
     Raises DataError when a metric can't be computed from these features.
     """
     features: Any = source.features

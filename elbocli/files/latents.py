@@ -15,7 +15,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """Properties of a latent convention. input: key of INPUTS. rounding: key of ROUNDINGS, for decoded pixels."""
+    """Properties of a latent convention. input: key of INPUTS. rounding: key of ROUNDINGS."""
 
     input: str
     rounding: str = "nearest"
@@ -23,7 +23,7 @@ class ConventionTraits(NamedTuple):
 
 CONVENTIONS = Registry("latent convention")
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
-"""Pixel range → (divisor, offset): the autoencoder's input is p / divisor + offset for pixel values p ≤ 255."""
+"""Pixel range → (divisor, offset): the autoencoder's input for a pixel value p (0 to 255) is p / divisor + offset."""
 
 UNKNOWN = "unknown"  # digest of an autoencoder of which only the name is known
 
@@ -78,7 +78,7 @@ ATTRIBUTES = {
     "pixel_size": "pixel_size",
     "mirrored": "mirrored",
 }
-"""Field of LatentSpace → its name in datasets and config.yaml."""
+"""Field of LatentSpace → attribute in datasets and config.yaml."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class LatentSpace:
     convention: one of CONVENTIONS.
     shift, scale: one number per channel; the network's input is (z − shift)·scale for a draw z from the posterior.
     input: pixel range of the autoencoder, a key of INPUTS.
-    autoencoder: folder of the autoencoder, as the user gave it.
-    autoencoder_sha256: digest of the autoencoder's weights, or UNKNOWN.
-    pixel_size: side of the images in pixels.
+    autoencoder: folder, as the user gave it.
+    autoencoder_sha256: digest of the weights, or UNKNOWN.
+    pixel_size: side of the images.
     mirrored: whether every image is followed by its mirror image.
     Raises ValueError for impossible values.
     """
@@ -130,8 +130,8 @@ class LatentSpace:
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
     """Return the latent space that a file describes.
 
-    attributes: the file's, with the names in ATTRIBUTES. channels: number of channels of the latents.
-    where: name of the file, for messages.
+    attributes: of the file, with the names in ATTRIBUTES. channels: of the latents.
+    where: file, for messages.
     Raises FormatError if an attribute is missing or wrong.
     """
     from elbocli.files.records import convert

@@ -127,7 +127,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """Return the sampler and steps that `elbo grid` made a schedule for, or None. Raises FormatError."""
+    """Return the sampler and steps for which `elbo grid` made a schedule, or None. Raises FormatError."""
     if schedule.file is None or schedule.file.suffix == ".json":
         return None
     said = read_table(schedule.file)[1].about.get("made_for")
@@ -139,9 +139,9 @@ def resolve_schedule(
 ) -> Schedule:
     """Return the schedule of a SPEC or schedule file, truncated to [low, high].
 
-    low, high: limits of logsnr; None for no truncation at that limit.
+    low, high: limits of logsnr; None: no truncation.
     clip: reduce [low, high] to the range that the schedule covers.
-    size: side of the images in pixels, for schedules that depend on the size; ignored if the SPEC gives a size.
+    size: side of the images in pixels; a size in the SPEC has priority.
     Raises ElboError.
     """
     if SCHEDULES.named(text.partition(":")[0]):
@@ -170,9 +170,9 @@ def resolve_weighting(
 
     text: the SPEC; `FILE.json:monotone` means `v-mse:monotone@FILE.json` if the network of FILE.json predicts v.
     shift: replace w(λ) by w(λ − shift).
-    monotone: hold w constant at all λ below its peak.
+    monotone: hold w constant left of its peak.
     given: parameter of the weighting → value.
-    size: side of the images in pixels, for schedules that depend on the size.
+    size: as in `resolve_schedule`.
     Raises ElboError.
     """
     named = is_foreign_loss(text) or text.startswith("schedule:")

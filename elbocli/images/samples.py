@@ -56,7 +56,6 @@ Rows = np.ndarray | StreamRows | DatasetRows | FolderRows
 class SampleReader:
     """Reader of images of one size.
 
-    name: name of the file, for messages.
     rows: images [N, H, W, C].
     labels: class numbers [N], or None.
     made: how the images were drawn.
@@ -75,7 +74,7 @@ class SampleReader:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape (N, H, W, C) of the images."""
+        """(N, H, W, C)."""
         return self.rows.shape
 
     def at(self, start: int, count: int) -> np.ndarray:
@@ -92,7 +91,10 @@ class SampleReader:
 
 
 def about_samples(text: object, where: object) -> SamplesAbout:
-    """Parse JSON on how samples were drawn. text: None: no record. where: file, for messages. Raises FormatError."""
+    """Parse JSON on how samples were drawn; None gives an empty record.
+
+    where: file, for messages. Raises FormatError.
+    """
     with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
         return SamplesAbout.of(json.loads("{}" if text is None else str(text)), where)
 
@@ -135,7 +137,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 
 
 def has_images(path: Path) -> bool:
-    """Tell whether an .npz holds images, in the array `arr_0`."""
+    """Tell whether an .npz holds images."""
     with open_zip(path) as archive:
         return "arr_0.npy" in archive.namelist()
 

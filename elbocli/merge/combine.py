@@ -29,7 +29,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
 
     command: command line, stored in `out`.
     Raises UsageError: `out` exists without `overwrite`, or a dataset is named twice. FormatError: a file is not a dataset.
-    Raises DataError: the datasets don't fit together, a shard is missing, a dataset is damaged, or the disk is full.
+    Raises DataError: unlike or damaged datasets, a missing shard, or a full disk.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError(f"a dataset is named twice in {', '.join(map(str, paths))}; name each PART once")
@@ -61,7 +61,7 @@ def open_part(path: Path) -> Dataset:
 
 
 def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Sort shards by number; other datasets keep their order. Raises DataError for incomplete shards."""
+    """Sort shards by number; other datasets keep their order. Raises DataError: missing or mixed shards."""
     preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)

@@ -45,8 +45,8 @@ def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
 def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
     """Read the contact sheet of a preview.
 
-    Returns: images [N, H, W, C] in the order in which they were drawn, and groups of images by class.
-    Raises DataError: when the file is not a contact sheet of 'elbo train'.
+    Returns: images [N, H, W, C] in the order of drawing, and groups of images by class.
+    Raises DataError: if the file is no contact sheet.
     """
     with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
         if PLACES not in sheet.info:
@@ -69,8 +69,7 @@ def chosen_times(count: int) -> list[int]:
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
     """Return a row of pictures per class; for a single class, up to ROW rows.
 
-    images: function of an index that returns the image, [H, W, C].
-    groups: indices of images by class.
+    images: function: index → image, [H, W, C]. groups: indices of images by class.
     """
     if len(groups) == 1:
         found = groups[0].images[: ROW * ROW]
@@ -120,7 +119,7 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     path: file of 'elbo bound --per-image'.
     dataset: file of the measured images.
     digest: sha256 of the measured images; None: unknown.
-    Raises FormatError, DataError: when a file is damaged, or the dataset holds other images.
+    Raises FormatError, DataError: for a damaged file or other images.
     """
     table, data = read_table(path), Dataset(dataset, latents=True)
     by = [*table][2]

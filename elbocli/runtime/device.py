@@ -47,7 +47,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def name_of(device: torch.device) -> str:
-    """Return the GPU's name, or the CPU's architecture and number of threads."""
+    """Return the GPU's name, or the CPU's architecture and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}), threads: {torch.get_num_threads()}"
@@ -58,7 +58,7 @@ class Precision:
     """Arithmetic of a network on a device. str(): the precision actually used; on a CPU, tf32 is fp32.
 
     fp32: strict float32.
-    tf32: CUDA multiplies float32 with 10 bits of mantissa and accumulates in float32; on other devices the same as fp32.
+    tf32: CUDA multiplies float32 with 10 bits of mantissa; elsewhere the same as fp32.
     bf16, fp16: autocast; operations that autocast leaves in float32 run as with tf32.
     Raises UsageError: for another name.
     """
@@ -85,9 +85,9 @@ class Precision:
 
     @contextmanager
     def applied(self, benchmark: bool = False) -> Iterator[None]:
-        """Set torch's TF32 and cuDNN switches during the block, which must include backward passes.
+        """Set torch's switches for TF32 and cuDNN during the block, which must include backward passes.
 
-        benchmark: let cuDNN time its algorithms for each shape and keep the fastest.
+        benchmark: let cuDNN time its algorithms and keep the fastest.
         """
         if self.device.type != "cuda":
             yield
@@ -119,7 +119,7 @@ def seed_dropout(device: torch.device, seed: int) -> None:
 
 
 def pinned(value: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to pinned memory if `device` is a GPU."""
+    """Copy a CPU tensor to pinned host memory if `device` is a GPU."""
     travels = device.type == "cuda" and value.device.type == "cpu"
     return value.pin_memory() if travels and not value.is_pinned() else value
 
@@ -130,7 +130,7 @@ def sent(value: Tensor, device: torch.device) -> Tensor:
 
 
 def card_bytes(device: str) -> int | None:
-    """Return the memory of a CUDA device in bytes; None: no CUDA device."""
+    """Return the memory of a CUDA device in bytes, else None."""
     name = meant_by(device)
     if name.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_properties(name).total_memory

@@ -23,7 +23,7 @@ def _type(setting: Setting) -> Any:
 
 
 def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option per training setting to a command. Absent options are None or ()."""
+    """Add an option for each training setting. Options that aren't given are None or ()."""
     for name, setting in reversed(SETTINGS.items()):
         word, kind = name.replace("_", "-"), _type(setting)
         flags = setting.says("flags", f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}")

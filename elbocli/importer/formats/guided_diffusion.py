@@ -14,7 +14,7 @@ from elbocli.importer.formats import TABLES, AttentionOrder, Imported, ImportOpt
 from elbocli.nn.networks.unet import UNetConfig
 
 TIME, LABELS, FIRST, LAST = "time_embed.0.weight", "label_emb.weight", "input_blocks.0.0.weight", "out.2.weight"
-# Checkpoints don't hold what these two tables list.
+# Checkpoints lack image size, attention heads and noise schedule; both tables list these for OpenAI's networks.
 SIZES: dict[tuple[float, ...], int] = {
     (1, 2, 3, 4): 64,
     (1, 1, 2, 3, 4): 128,
@@ -41,7 +41,6 @@ ATTENDED = {32, 16, 8}
     takes=(*formats.NAMED, "size", "levels", "attention"),
 )
 def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
-    """Convert a checkpoint to elbo's network and weights."""
     where = source.path
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels = shape_of(tensors, TIME)

@@ -40,7 +40,7 @@ class DiffusersUNetConfig(NetworkConfig):
 
 @network("diffusers-unet", config=DiffusersUNetConfig, source="diffusers: UNet2DModel")
 class DiffusersUNet(Network):
-    """UNet2DModel. Raises UsageError without diffusers or for an unfit size, FormatError for unusable settings."""
+    """UNet2DModel. Raises UsageError or FormatError for unusable settings, UsageError without diffusers."""
 
     def __init__(self, config: DiffusersUNetConfig):
         super().__init__(config)
@@ -110,7 +110,7 @@ class Autoencoder:
             raise FormatError(f"{folder / CONFIG}: in_channels or out_channels is not 3; choose an RGB autoencoder")
 
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
-        """Return the latent space with these fields, and with this autoencoder's.
+        """Return this autoencoder's latent space; the parameters are fields of LatentSpace.
 
         Raises UsageError if the convention doesn't fit the autoencoder.
         """
@@ -130,7 +130,7 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration | None = None) -> Tensor:
-        """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: None: `space.rounding`."""
+        """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: None for `space.rounding`."""
         shift, scale = affine(space, self.device)
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
         return to_levels(x, rounding or space.rounding, INPUTS[space.input])
@@ -141,7 +141,7 @@ def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: 
 
     convention: a name in CONVENTIONS. channels: of the latents.
     config: contents of the autoencoder's config.json.
-    facts: the fields autoencoder, autoencoder_sha256, pixel_size and mirrored of LatentSpace.
+    facts: the last four fields of LatentSpace.
     """
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)

@@ -453,6 +453,7 @@ class TrackioTarget:
         import trackio
 
         config, self.trackio = read_config(run), trackio
+        # trackio continues the logs of an equal name, so the name contains the run id.
         name, project = f"{run.resolve().name}-{str(config.run_id)[:8]}", os.environ.get("TRACKIO_PROJECT", "elbo")
         with redirect_stdout(sys.stderr):  # standard output is for the run's path
             self.begun = trackio.init(project=project, name=name, config=config.json(), resume="allow")

@@ -1,7 +1,7 @@
-"""Theorem 1 on a run, classification of images by a run, and a run's errors above the least possible errors.
+"""Checks of a run: theorem 1, classification, and errors above the least possible errors.
 
-Theorem 1 (Kingma & Gao 2023), L_w: weighted loss: L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x).
-Classifier (Li et al. 2023, arXiv 2303.16203): p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise for all classes.
+Theorem 1 of Kingma & Gao 2023, for the weighted loss L_w: L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x).
+Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ exp(−score), with the same noise for all classes.
 """
 
 import math
@@ -102,7 +102,7 @@ def class_scores(
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Score each image under each class; lower means likelier.
 
-    Returns: scores [N, 2, classes], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats; true labels [N]; dataset rows [N].
+    Returns: scores [N, 2, classes], two estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats; labels [N]; dataset rows [N].
     Raises UsageError: images without labels. NonFiniteError: the network's output is not finite.
     """
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
@@ -172,9 +172,9 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
 
 
 def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """Return `asked` with up to `asked.images` of the run's training images instead.
+    """Return a copy of `asked` for up to `asked.images` of the run's training images.
 
-    optimum: file of 'elbo optimum' for these training images.
+    optimum: file of 'elbo optimum' for these images.
     Raises UsageError: `optimum` is for other images, or a narrower λ range. DataError, FormatError: the dataset is unusable.
     """
     least, trained = read_optimum(optimum), asked.trained
@@ -198,11 +198,9 @@ def add_excess(
 ) -> tuple[dict[str, Any], BoundEstimate]:
     """Compare a run's errors with the least possible errors.
 
-    asked, own: measurements on the user's images, and on training images (from `open_own`). found: bound of `asked`.
-    optimum: file of 'elbo optimum'.
-    schedule: SPEC to draw noise levels for `own` from; '': a schedule fitted to the run's loss log.
-    Returns (report, bound). report: weighted loss above the least possible loss, in nats per dimension.
-        bound: `found`, with the error above the least possible error in each bin.
+    asked, own: measurements on the user's images, and on training images. found: bound of `asked`.
+    optimum: file of 'elbo optimum'. schedule: SPEC of noise levels for `own`; '': fitted to the run's loss log.
+    Returns: report of losses above the least possible loss, in nats per dimension; `found` with its `excess`.
     """
     least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
     same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)

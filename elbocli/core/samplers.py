@@ -67,8 +67,7 @@ class SamplerPreset(NamedTuple):
 class SamplerTraits(NamedTuple):
     """Properties of a sampler.
 
-    grid: default schedule of the noise levels. presets: published settings by name.
-    learned: whether the denoiser must be a DenoiseWithVariance. ancestral: whether steps draw from q(z' | z, x̂).
+    grid: default schedule of the noise levels. learned: whether the denoiser must be a DenoiseWithVariance.
     """
 
     grid: str
@@ -85,7 +84,7 @@ sampler = SAMPLERS.declare
 
 @sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine", known_as=["euler"])
 def ddim(z, last, move, denoise, noise):
-    """Make a first-order step: z' = α' x̂ + σ' ε̂ with ε̂ = (z − α x̂)/σ."""
+    """Make a first-order step."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     x_hat = denoise(z, move.now)
     ratio = sigma_then / sigma
@@ -95,7 +94,7 @@ def ddim(z, last, move, denoise, noise):
 def ancestor(z, x_hat, move, noise, gamma):
     """Draw z' from q(z' | z, x̂); if σ' = 0, return the mean.
 
-    move: the step, a Move. gamma: number or tensor that sets the variance, as in `ddpm`.
+    move: a Move. gamma: number or tensor that sets the variance, as in `ddpm`.
     """
     alpha, sigma, alpha_then, sigma_then = move.scales
     kept = math.exp(-2 * move.width)
@@ -137,7 +136,6 @@ def ddpm(z, last, move, denoise, noise, gamma=0.2):
     ancestral=True,
 )
 def ddpm_learned(z, last, move, denoise, noise):
-    """Make a ddpm step with the denoiser's gamma for each value of z."""
     x_hat, gamma = denoise(z, move.now)
     return ancestor(z, x_hat, move, noise, gamma), x_hat
 
@@ -146,7 +144,7 @@ def advance(z, x_hat, last, move, eta=0.0):
     """Return the mean of z' after a step of DPM-Solver++(2M), or of its SDE version.
 
     Solves dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
-    move: the step, a Move. x_hat, last: x̂ of this step, and x̂ of the previous step (None: first step).
+    move: a Move. x_hat, last: x̂ of this and of the previous step (None: first step).
     eta: amount of noise η; 0: the probability-flow ODE.
     """
     # For constant x̂ the mean is exact: e^{−(1+η)h} y + (1 − e^{−(1+η)h}) x̂. x̂ is extrapolated to the middle of the step.
@@ -244,7 +242,7 @@ Sampler = Declaration
 
 
 def parse_sampler(text: str) -> Sampler:
-    """Parse NAME, NAME:KEY=VALUE,… or NAME:PRESET,KEY=VALUE,…, such as `heun:edm-imagenet64,s_churn=20`. Raises UsageError."""
+    """Parse NAME, NAME:KEY=VALUE,… or NAME:PRESET,KEY=VALUE,…. Raises UsageError."""
     name, _, words = text.strip().partition(":")
     declared = SAMPLERS.find(name)
     first, _, rest = words.partition(",")
@@ -280,8 +278,7 @@ def walk(
     """Make all steps of a sampler, from noise to data, and return the data.
 
     z: noise [B, …], at λ = grid[0]. grid: rising λ; inf is clean data.
-    denoise: function (z, λ) → x̂; for samplers with learned variance, a DenoiseWithVariance.
-    every_step: whether to draw noise once in every step, even in steps that add none, as EDM does.
+    every_step: whether to draw noise in every step, even in steps that add none, as EDM does.
     """
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):

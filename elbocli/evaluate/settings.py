@@ -13,16 +13,13 @@ from elbocli.nn.extractors import DEFAULT, STRICT
 class EvalSettings:
     """Settings of `elbo eval`.
 
-    metrics: options of each metric, by the metric's name. seed: seed of 'random' classes.
-    extractor: name, or file of an exported program; '': the extractor of saved features, or Inception for images.
+    metrics: options of each metric, by the metric's name.
+    extractor: name, or file of a program; '': the extractor of saved features, or Inception for images.
     extractor_weights: None: the published weights.
-    classes: classes that a stream of samples was drawn with: 'balanced', 'random', or a list; '': not given.
-    allow_mismatch: whether samples and reference may have been made differently.
-    save_stats, save_features: files for the samples' statistics and features.
+    classes: classes of a stream of samples: 'balanced', 'random', or a list; '': not given.
     held_out: file of images like the reference's that the model was not trained on.
     neighbours: file for a picture of samples beside the closest reference images.
     protocol: name in PROTOCOLS; '': no protocol.
-    precision: number format of the extractor, such as 'fp32'.
     """
 
     metrics: Mapping[str, Any] = field(default_factory=lambda: asked(("fid", "is")))
@@ -41,15 +38,13 @@ class EvalSettings:
     precision: str = STRICT
 
     def needing(self, need: Need) -> list[str]:
-        """List the chosen metrics that need the input `need`."""
         return [name for name in self.metrics if need in METRICS[name].traits.needs]
 
 
 class Protocol(NamedTuple):
     """Settings of a published evaluation.
 
-    formula: description for the help text. source: paper and script. tables: papers with scores by this protocol.
-    extractor: the only allowed extractor. options: options of metrics. n: number of samples.
+    tables: papers with scores by this protocol. extractor: the only allowed extractor. n: number of samples.
     ref_images: number of images that the reference must hold besides statistics; 0: any reference.
     classes, per_class: number of classes, and samples per class; 0: any number.
     """
@@ -107,7 +102,7 @@ USUAL = Protocol("", "", "", extractor="", metrics=("fid", "is"))  # for evaluat
 def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return the fields protocol, metrics and extractor of EvalSettings.
 
-    name: protocol; '': no protocol. given: the user's options, which replace the protocol's. seed: seed of the metrics.
+    name: protocol; '': no protocol. given: the user's options, which replace the protocol's.
     """
     protocol = PROTOCOLS.get(name, USUAL)
     return {

@@ -41,7 +41,7 @@ EVAL = "eval_"  # prefix of scores of --eval-every in metrics.jsonl
 
 @stored("metrics.jsonl")
 class MetricsRow(Record, frozen=True):
-    """Metrics after a step. values: by the metric's name; None: not finite."""
+    """Metrics after a step. values: metrics by name; None: not finite."""
 
     REST: ClassVar[str] = "values"
 
@@ -54,10 +54,8 @@ class MetricsRow(Record, frozen=True):
 class LossLogHeader(Record, frozen=True, kw_only=True):
     """First line of a loss log.
 
-    edges: limits of the λ bins, increasing, [bins + 1].
-    dimensions: number of values per image, C·H·W.
+    edges: of the λ bins, increasing, [bins + 1]. dimensions: number of values per image.
     floor: least density of an adaptive schedule, as a fraction of the uniform density; None: other schedules.
-    about: other keys; in validation.jsonl, the dataset, its digest, and the number of held-out images.
     """
 
     REST: ClassVar[str] = "about"
@@ -78,7 +76,7 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
 class LossLogRow(Record, frozen=True):
     """Errors of one interval of a loss log, in each bin of λ.
 
-    step, images: optimizer updates done and images seen when the interval ends.
+    step, images: at the end of the interval.
     count, sum, sumsq: number, sum and sum of squares of each bin's errors, [bins].
     weight: learned w(λ) at the middle of each bin, [bins]; None: not learned.
     """
@@ -102,14 +100,17 @@ def text_line(record: Record) -> str:
 
 
 def header(edges: Tensor, **about: Any) -> str:
-    """Return the first line of a loss log. about: other fields of LossLogHeader."""
+    """Return the first line of a loss log.
+
+    edges: [bins + 1]. about: other fields of LossLogHeader.
+    """
     return text_line(LossLogHeader.of({**LossLogHeader.head(), **about, "edges": edges.tolist()}, "loss log"))
 
 
 def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> str:
     """Return the line of one interval of a loss log.
 
-    step, images, weight: as in LossLogRow. sums: [3, bins], count, sum and sum of squares of the errors.
+    sums: [3, bins], count, sum and sum of squares of the errors. weight: as in LossLogRow.
     """
     count, total, squares = sums.tolist()
     learned = None if weight is None else weight.tolist()
@@ -117,7 +118,7 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
 
 
 def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and rows of a loss log. name: for messages. Raises FormatError."""
+    """Yield the headers and rows of a loss log. Raises FormatError."""
     bins = 0
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
@@ -144,7 +145,7 @@ class LossLog:
     """Sum of loss logs.
 
     edges: [bins + 1], increasing λ. sums: [3, bins], count, sum and sum of squares of the errors.
-    images: images seen. lines: number of LossLogRows in the sum. batch: images per step.
+    lines: number of LossLogRows in the sum. batch: images per step.
     """
 
     header: LossLogHeader
@@ -158,7 +159,7 @@ class LossLog:
 def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     """Add up loss logs.
 
-    sources: run folders, files or streams. since: intervals that end at this step or before are left out.
+    sources: run folders, files or streams. since: a step; only later intervals are added.
     Raises FormatError: a log is damaged, or logs have different bins. UsageError: no sources.
     """
     total: LossLog | None = None
@@ -236,8 +237,7 @@ class LeastCurve(Record, frozen=True):
 class SampleCheck(Record, frozen=True):
     """Correction of a least possible error that was computed with a random subset of the images.
 
-    images: number of images in the subset.
-    sources: number of noised images whose error was computed twice, with the subset and with all images.
+    images: size of the subset. sources: number of noised images in the comparison.
     bias: mean of (error with the subset − error with all images), [bins]; already subtracted from Optimum.eps_mse.
     """
 
@@ -257,8 +257,7 @@ class Optimum(Record, frozen=True, kw_only=True):
     without_class: least possible error of a denoiser that is not given the class; None: no classes.
     nats: ½∫ dimensions·eps_mse dλ over all bins; log_images for an infinite range of λ.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
-    images: number of images, including mirror images if `flip`.
-    sources, draws: number of noised images, and noise draws per image.
+    images: with mirror images if `flip`. sources, draws: number of noised images, and noise draws per image.
     """
 
     REST: ClassVar[str] = "about"
@@ -294,7 +293,6 @@ class Optimum(Record, frozen=True, kw_only=True):
             raise ValueError(f"eps_mse and eps_mse_se must have {bins} numbers, one per bin; found {[*map(len, curves)]}")
 
     def text(self) -> str:
-        """Return the content of the file."""
         return json.dumps(self.json(), indent=1, allow_nan=False) + "\n"
 
     def least(self, edges: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
@@ -302,7 +300,7 @@ class Optimum(Record, frozen=True, kw_only=True):
 
         edges: [bins + 1], increasing λ; may differ from the file's edges.
         training: whether to average the errors with and without the class, weighted by `label_dropout`.
-        Raises UsageError: the file doesn't cover the range of `edges`.
+        Raises UsageError: the file covers a smaller range.
         """
         own = torch.tensor(self.edges, dtype=torch.float64)
         slack = CLOSE * float(own.diff().min())

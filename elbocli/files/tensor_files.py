@@ -38,13 +38,11 @@ class TensorFile:
             self.layout: Layout = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
 
     def read(self, key: str) -> Tensor:
-        """Return a tensor, mapped from the file."""
         with self._reading():
             tensor: Tensor = self._file.get_tensor(key)
         return tensor
 
     def all(self) -> dict[str, Tensor]:
-        """Return copies of all tensors, by name."""
         return {key: self.read(key).clone() for key in self.layout}
 
 
@@ -76,7 +74,6 @@ class AverageFacts(Record, frozen=True):
 
     spec: name and parameters of the average, such as `power:std=0.1`.
     std: standard deviation in time of a power average, relative to the step.
-    step, images: optimizer updates done and images seen at the end of the average.
     residual: relative error of approximating the average by snapshots; 0: exact.
     coefficients: coefficient of each snapshot's average; key: SNAPSHOT/AVERAGE.
     """
@@ -135,7 +132,7 @@ def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
     """Load a program of torch.export, which may run code.
 
     export: code to suggest in messages; "": code that exports a feature extractor.
-    Raises FormatError: the file is not a program, or the program takes batches of only one size.
+    Raises FormatError: not a program, or a program for batches of one size.
     """
     export = export or f"elbocli.export_extractor(network, images, {str(path)!r})"
     wrong = f"{path}: torch {torch.__version__} can't load it as a program of torch.export (.pt2)"

@@ -1,7 +1,4 @@
-"""Lists of the images for `elbo prep`, each with a class, from folders, archives and files.
-
-Order within a folder or archive: files before subfolders, both in the byte order of their names.
-"""
+"""Lists of the images for `elbo prep`, each with a class, from folders, archives and files."""
 
 import contextlib
 import os
@@ -31,8 +28,7 @@ SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|
 def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False) -> Images:
     """List the images of folders, archives and files, with class numbers as labels.
 
-    labels, classes: files of --labels and --classes.
-    skip: whether to warn about damaged archives instead of raising an error.
+    labels, classes: files of --labels and --classes. skip: whether to warn about damaged archives instead of raising.
     Raises DataError: damaged archive, no images, or an image without a class.
     """
     ours = [path.name for path in (labels, classes) if path is not None]
@@ -76,7 +72,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
 
 
 def _words_of(images: Images) -> list[Word | None]:
-    """Return the class of each image; None: no class. Raises DataError: two classes of the same name."""
+    """Return the class of each image. Raises DataError: two classes of the same name."""
     names = images.class_names
     if not images.numbered:
         return list(images.labels)
@@ -92,7 +88,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     """List the images of one folder, archive or file.
 
     among: whether there are other sources; images outside class folders then get the source's name as folder.
-    skip: as in `open_source`. ours: names of files to leave out, such as those of --labels and --classes.
+    skip: as in `open_source`. ours: names of files to leave out.
     Raises DataError or FormatError.
     """
     kind = kind_of(root)
@@ -130,7 +126,8 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
 
 
 def _order(name: str) -> bytes:
-    # Files of a folder sort before subfolders. The key is one short object, because a million keys are in memory at once.
+    # Files of a folder come before subfolders, both in the byte order of their names.
+    # The key is one short object, because a million keys are in memory at once.
     folders, slash, last = os.fsencode(name).rpartition(b"/")
     return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
 
@@ -138,8 +135,8 @@ def _order(name: str) -> bytes:
 def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
     """Return the images of a folder or archive, and the class for all images if the files give no classes.
 
-    entries: content by path; paths of folders end with a slash. prefix: text before paths in messages.
-    stem: name of the source. among: whether there are other sources.
+    entries: by path; paths of folders end with a slash. prefix: text before paths in messages.
+    stem: name of the source. among: as in `list_source`.
     """
     # A single folder at the top, as many archives have, is skipped.
     names = sorted(entries)
@@ -177,7 +174,7 @@ def is_picture(name: str) -> bool:
 
 
 def _published_set(entries: Entries) -> Images | None:
-    """Open the training images of MNIST (IDX), CIFAR (batches) or parquet files; None: no such files.
+    """Open the training images of MNIST, CIFAR or parquet files; None: no such files.
 
     Raises DataError: several data sets, or damaged files.
     """
@@ -218,7 +215,7 @@ def choose(
 
     subset: ('val', F): the fraction F of each class, always the same images; ('train', F): all other images.
     shard: (i, N): the i-th of N shards, counting from 1.
-    group: shards begin at multiples of `group` if there are enough images.
+    group: shards begin at multiples of `group` if possible.
     Raises DataError: no images are left.
     """
     chosen = np.arange(len(source))

@@ -41,13 +41,10 @@ LEAST_CHECKED = 32
 class Search:
     """Settings for computing the least possible error: noised images (sources) are denoised by a softmax over images.
 
-    rows: dataset rows of sources and of images in the softmax.
-    bins: number of equal bins of λ. sources: number of images to noise and denoise.
+    rows: dataset rows of sources and of images in the softmax. sources: number of images to noise.
     sample: number of images in the softmax; 0: all; None: all, or an eighth if all need more operations than AFFORDABLE.
     batch_size: number of softmax images at a time; None: as many as fit NUMBERS.
-    conditional: whether the denoiser is given the class.
-    label_dropout: fraction of images whose class was hidden in training.
-    flip: whether to add mirror images.
+    conditional: whether the denoiser is given the class. flip: whether to add mirror images.
     """
 
     dataset: Dataset
@@ -81,13 +78,14 @@ class Search:
         """Return the least possible errors per dimension, and the approximate expectations of the errors' squares.
 
         Returns: two tensors [S, NOISES, bins]; if `conditional`, [S, NOISES, 2 · bins]: without the class, then with the class.
-        places: positions in `rows` of the S sources. among: positions in `rows` of the images in the softmax.
-        levels: position of each source's λ in every bin, [S] in [0, 1); each noise sample adds a random offset (modulo 1).
+        places, among: positions in `rows` of the S sources, and of the images in the softmax.
+        levels: position of each source's λ in every bin, [S] in [0, 1).
         """
         device, count = self.device, len(places)
         noise, offsets = (Stream(self.seed, f"optimum-{what}") for what in ("noise", "levels"))
         indices = [int(place) * NOISES + k for place in self.rows[places] for k in range(NOISES)]
         eps = noise.normal(indices, (self.dimensions,)).to(device).double().view(count, NOISES, -1)
+        # Each noise sample adds its own random offset to the positions.
         at = torch.from_numpy((offsets.uniform(0, NOISES) + levels[:, None]) % 1.0)
         logsnr = self.edges[:-1] + at[:, :, None] * self.edges.diff()
         labels = self.labels[places].to(device) if self.conditional else None
@@ -186,8 +184,7 @@ def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, 
 def open_search(data: Path | None, like: Path | None, *, device: str = "auto", **options: Any) -> Search:
     """Return the settings for a dataset, with defaults from a run.
 
-    data: None: the run's dataset. like: run whose training images and settings are the defaults; None: no run.
-    options: fields of Search; None: the default.
+    data: None: the run's dataset. like: the run; None: no run. options: fields of Search; None: the default.
     Raises UsageError: no dataset. DataError: the run was trained on other images.
     """
     usual, classes, known = TrainSettings(label_dropout=0.0), False, RunData()

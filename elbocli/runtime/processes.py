@@ -27,9 +27,9 @@ _kept: list[Any] = []  # freeing a process group waits for its thread, which may
 
 @dataclass(frozen=True)
 class World:
-    """This process among the `size` processes of a run. All processes must call the methods in the same order.
+    """This process among `size` processes, which must call the methods in the same order.
 
-    Raises PeerLost: in all methods, when another process has ended.
+    Raises PeerLost: another process has ended.
     """
 
     rank: int = 0
@@ -64,7 +64,6 @@ class World:
         return values
 
     def of_first(self, value: T) -> T:
-        """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -120,8 +119,8 @@ def joined(device: str = "auto") -> Iterator[World]:
     """Join torchrun's process group during the block; yield a World.
 
     device: auto, cpu, cuda, …; under torchrun, cuda is the GPU of the local rank.
-    Raises UsageError: when an environment variable is missing, or `device` has an index under torchrun.
-    Raises PeerLost: when another process has ended.
+    Raises UsageError: an environment variable is missing, or `device` has an index under torchrun.
+    Raises PeerLost: another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

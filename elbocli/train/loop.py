@@ -51,11 +51,9 @@ def run(
     """Train until the last step, from the newest checkpoint in `out` if there is one.
 
     Every process of `world` calls this function; only rank 0 writes.
-    out: run folder; a finished run is left unchanged.
-    world: None: a single process on the device of the settings.
-    command_line: the command as typed, for config.yaml.
+    out: run folder. world: None: a single process on the device of the settings.
     on_checkpoint: shell command to run after each checkpoint; '': none.
-    log_to: further targets of the logs: 'tensorboard', 'wandb', 'trackio' or paths of JSONL files.
+    log_to: further logs: 'tensorboard', 'wandb', 'trackio' or paths of JSONL files.
     extractor: for --eval-every: name or program of the extractor, and file of its weights.
     overwrite: whether to begin again if the run's checkpoints are gone, instead of raising DataError.
     Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
@@ -105,7 +103,6 @@ def run(
 
 
 def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hook: CheckpointHook, ending: Ending) -> None:
-    """Train until the last step or the time limit. Raises Interrupted on a signal."""
     settings, world, last_saved = state.settings, state.world, state.steps_done or -1
     writing = Future[object]()
     writing.set_result(None)
@@ -223,7 +220,6 @@ class CheckpointHook:
             log.warning("--on-checkpoint: exit code %d for checkpoint %s from the command: %s", code, checkpoint.name, command)
 
     def stop(self) -> None:
-        """End the command's process group, and start no other command."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         with self._starting:
             self.command = ""

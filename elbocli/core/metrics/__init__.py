@@ -53,11 +53,9 @@ PARTS = {"se": Role.ERROR, "std": Role.PARTS, "infinity": Role.LIMIT, "interval"
 class Features:
     """Features of a set of images; None: not kept.
 
-    moments: mean and covariance of the features.
-    values: features, float32 [N, D]. logits: [N, K]. labels: [N].
+    moments: mean and covariance of the features. values: features, float32 [N, D]. logits: [N, K]. labels: [N].
     spatial: mean and covariance of the spatial features. spatial_values: spatial features, [N, S].
     held_out: for a reference, the Features of similar images that the model was not trained on.
-    device: where pairs of images are compared.
     """
 
     moments: Gaussian
@@ -84,7 +82,6 @@ class Option(NamedTuple):
     """Option of `elbo eval` for a metric.
 
     default: False for an on/off option, else a whole number or a word.
-    least, most: limits of a number. choices: allowed words.
     """
 
     name: str
@@ -136,29 +133,26 @@ class Number(NamedTuple):
     def name(self, network: str | None, suffix: str = "") -> str:
         """Return the name in results, with `suffix` before `[NETWORK]`.
 
-        network: name of the features' network; None: the published Inception.
+        network: the features' network; None: the published Inception.
         """
         stem = self.stem(network) + suffix
         return f"{stem}[{network}]" if self.by_network and network is not None else stem
 
     def stem(self, network: str | None) -> str:
-        """Return the name in results without `[NETWORK]`. network: as in `name`."""
         return self.key if network is None else self.elsewhere or self.key
 
     def heading(self, network: str | None) -> str:
-        """Return the heading in reports. network: as in `name`."""
         return (network is not None and self.title_elsewhere) or self.title or self.key.replace("_", " ")
 
 
 class MetricTraits(NamedTuple):
     """Properties of a metric.
 
-    numbers: all numbers that the metric may return.
+    numbers: all numbers that the metric may return. few: warning about few images.
     needs: inputs besides the samples' features.
     least: function of the options → fewest samples, reference images and held-out images.
     draws: function of the options → whether results depend on the seed.
     network: function of the options → the only network that is allowed; None: any network.
-    few: warning about few images.
     """
 
     numbers: Sequence[Number]

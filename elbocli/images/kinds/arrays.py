@@ -22,7 +22,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
-    """Read the shape (N, H, W, C) in an NPY header. name: for messages. Raises FormatError unless of uint8 images."""
+    """Read the shape (N, H, W, C) in an NPY header. Raises FormatError unless of uint8 images."""
     with reading(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
@@ -37,7 +37,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 
 
 class StreamRows:
-    """Images in an NPY stream, uint8 [N, H, W, C], read in order. name: for messages."""
+    """Images in an NPY stream, uint8 [N, H, W, C], read in order."""
 
     def __init__(self, file: Any, name: str):
         self.file, self.name = file, name  # buffered, so that a read from a pipe returns all requested bytes
@@ -45,7 +45,7 @@ class StreamRows:
         self.next = 0
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read rows after those read before. Raises DataError if the stream ends early."""
+        """Read rows in rising order. Raises DataError if the stream ends early."""
         row, count = math.prod(self.shape[1:]), rows.stop - rows.start
         with reading(self.name, kind=DataError):
             if rows.start != self.next:
@@ -98,7 +98,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> StreamRows:
-    """Return the images in an array of an .npz. path: for messages. Raises FormatError."""
+    """Return the images in an array of an .npz. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         held = ", ".join(archive.namelist()[:5])
         raise FormatError(f"{path}: no images in array {name} (the file holds {held}); write them with numpy.savez(FILE, images)")
@@ -110,7 +110,7 @@ def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> Strea
 
 
 def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | None:
-    """Read an array of an .npz; None: absent. path: for messages. Raises FormatError."""
+    """Read an array of an .npz; None: absent. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         return None
     with reading(f"{path}: {name} is not usable"), archive.open(f"{name}.npy") as member:
@@ -118,7 +118,7 @@ def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | N
 
 
 def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
-    """Read labels of an .npz, int64 [count]; None: absent. path: for messages. Raises FormatError."""
+    """Read labels of an .npz, int64 [count]; None: absent. Raises FormatError."""
     with reading(f"{path}: {name} is not usable as labels"):
         labels = npz_array(archive, path, name)
         return None if labels is None else check_labels(labels, count)
@@ -126,7 +126,7 @@ def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "ar
 
 @source("dataset", magic=b"\x89HDF\r\n\x1a\n")
 def open_dataset(path: Path) -> Images:
-    """Open a dataset of images or samples. Raises FormatError if the file is not a dataset, or holds latents."""
+    """Open a dataset of images or samples. Raises FormatError for latents."""
     data = Dataset(path)
     files = data.contents()[1].get("files", [])
     names = files if len(files) == len(data) else ()

@@ -27,7 +27,7 @@ TAKES = ("levels", "size", "channels", "classes", "null_class")
     takes=(*formats.NAMED, *TAKES, "network"),
 )
 def module(source: Source, options: ImportOptions) -> Imported:
-    """Run the file of --network, and import weights for its class."""
+    """Run the file that --network names, and import weights for its class."""
     said = re.fullmatch(r"(.+\.py):(\w+):?(.*)", options.network)
     if not said:
         raise UsageError(f"--network {options.network!r}: expected FILE.py:CLASS, or FILE.py:CLASS:KEY=VALUE,…")

@@ -1,4 +1,4 @@
-"""The magnitude-preserving U-Net of EDM2: layers keep the root mean square of their inputs, and have no biases.
+"""The magnitude-preserving U-Net of EDM2, without biases.
 
 Source: Karras et al. 2024, arXiv:2312.02696, config G, whose equation numbers are cited below.
 """
@@ -33,7 +33,7 @@ CLIP = 256.0  # largest absolute activation of a block's output
 
 @dataclass(frozen=True)
 class EDM2Config(AttendedConfig):
-    """Config of EDM2's U-Net. Raises UsageError: small image, or a level's width is no multiple of `channels`."""
+    """Config of EDM2's U-Net. Raises UsageError: image too small, or a level's width is no multiple of `channels`."""
 
     quiet_classes = False
 
@@ -102,7 +102,7 @@ class LevelAndClass(nn.Module):
     """Embedding of noise level and class, [B, width].
 
     code: SPEC of the number that tells the network its noise level. channels: number of cosines.
-    frequencies, phases: parameters of the cosines, [channels]; random, not trained (eq. 75).
+    frequencies, phases: [channels]; random, not trained (eq. 75).
     """
 
     frequencies: Tensor
@@ -148,9 +148,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block of two convolutions, with conditioning between the two.
+    """Residual block of two convolutions.
 
-    width: width of the conditioning. down: whether the block is on the way down.
+    width: width of the conditioning. down: whether the block is in `EDM2.down`.
     resample: 'down' halves the image size first, 'up' doubles the size, '' does neither.
     """
 
@@ -195,7 +195,7 @@ class EDM2(LevelsNetwork):
 
     @torch.no_grad()
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
-        """Reset all weights except gains to root mean square 1 per output (eq. 66).
+        """Reset weights except gains to root mean square 1 per output (eq. 66).
 
         left_out: whether the optimizer skipped the update; if so, weights stay.
         """

@@ -42,7 +42,7 @@ def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False, size: in
     spec: such as `sigmoid:bias=2`, `edm:monotone` or `v-mse@cosine`; 'elbo weights list' lists the names.
     shift: replace w(λ) by w(λ − shift).
     monotone: hold w constant left of its peak, so that w never increases in λ.
-    size: side of the images in pixels, needed if the SPEC names a schedule that depends on the image size.
+    size: side of the images in pixels, for a SPEC with a schedule that depends on the image size.
     Raises UsageError for an unknown name or parameter, FormatError for an unreadable file.
     Source: Kingma & Gao 2023.
     """
@@ -50,11 +50,11 @@ def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False, size: in
 
 
 def schedule(spec: str, logsnr_min: float | None = None, logsnr_max: float | None = None, *, size: int | None = None) -> Schedule:
-    """Return the schedule λ(t) of a SPEC or of a schedule file, truncated to [logsnr_min, logsnr_max].
+    """Return the schedule λ(t) of a SPEC or a schedule file, truncated to [logsnr_min, logsnr_max].
 
     spec: `cosine`, `edm:mean=-0.4,std=1`, or the path of a file that `elbo adapt` wrote.
     logsnr_min, logsnr_max: range of λ; None keeps the limit of the schedule.
-    size: side of the images in pixels, needed for a schedule that depends on the image size.
+    size: side of the images in pixels, for a schedule that depends on the image size.
     Raises UsageError for an unknown name or a range that the schedule does not cover, FormatError for an unreadable file.
     """
     return resolve_schedule(spec, logsnr_min, logsnr_max, size=size)
@@ -89,16 +89,16 @@ class DiffusionLoss:
     An adaptive schedule is uniform in λ until ``adapt`` refits it. A SPEC is text as on the command line.
 
     Args:
-        weighting (Weighting or str): The weighting w(λ), or its SPEC. Default: ``"sigmoid:bias=2"``
-        schedule (Schedule or str): The schedule that draws λ, its SPEC, a file, or ``"adaptive"``. Default: ``"cosine"``
-        prediction (Prediction or str): The quantity that the network outputs, or its SPEC. Default: ``"v"``
+        weighting (Weighting or str): The weighting w(λ), or its SPEC
+        schedule (Schedule or str): The schedule that draws λ, its SPEC, a file, or ``"adaptive"``
+        prediction (Prediction or str): The quantity that the network outputs, or its SPEC
         logsnr_min (float, optional): Lower end of the range of λ. Default: that of a Schedule object, else ``-15``
         logsnr_max (float, optional): Upper end of the range of λ. Default: that of a Schedule object, else ``15``
-        floor (float): Least density of an adaptive schedule, as a fraction of the uniform density. Default: ``0.01``
-        t_sampling (str): How the times t are drawn: ``"low-discrepancy"`` or ``"independent"``. Default: ``"low-discrepancy"``
-        seed (int): Seed of times and noise. Default: ``0``
-        rank (int): Rank of this process. Default: ``0``
-        ranks (int): Number of processes, which must have equal batch sizes. Default: ``1``
+        floor (float): Least density of an adaptive schedule, as a fraction of the uniform density
+        t_sampling (str): How the times t are drawn: ``"low-discrepancy"`` or ``"independent"``
+        seed (int): Seed of times and noise
+        rank (int): Rank of this process
+        ranks (int): Number of processes, which must have equal batch sizes
 
     Shape:
         - x: [B, …], floating point, data scaled to about [−1, 1]
@@ -161,7 +161,7 @@ class DiffusionLoss:
         Args:
             network (Callable): Module or function ``(z, logsnr, labels) → out``, where ``out`` has the shape of ``z``.
             x (Tensor): Data, [B, …], floating point, scaled to about [−1, 1].
-            labels (Any, optional): Passed to the network unchanged. Default: ``None``
+            labels (Any, optional): Passed to the network unchanged.
             eps (Tensor, optional): Noise of the shape of ``x``. Default: drawn from the seed
 
         Returns:
@@ -304,7 +304,7 @@ def draw(
     network: a callable `(z, logsnr, labels) → out`, in eval mode.
     prediction: the quantity that the network outputs; default: that of `loss`.
     shape: shape of one example, such as (channels, height, width).
-    loss: the DiffusionLoss that the network was trained with; it sets the prediction and the range of λ.
+    loss: the DiffusionLoss that trained the network.
     labels: [n], where −1 means "no class".
     guidance_scale: scale of classifier-free guidance; 1 is none. Others need labels, and a network trained with "no class".
     sampler: a Sampler or its SPEC, `NAME:key=value,…`.
@@ -365,11 +365,11 @@ def variational_bound(
     """Return the variational bound on −log p of images under a network, with its terms and their standard errors.
 
     prediction: the quantity that the network outputs; default: that of `loss`.
-    loss: the DiffusionLoss that the network was trained with; it sets the prediction and the range of λ.
+    loss: the DiffusionLoss that trained the network.
     logsnr_min, logsnr_max: range of λ of training; default: that of a Schedule object, else that of `loss`, else −15 to 15.
-    pixels: [N, C, H, W] or [N, H, W, C], uint8, C = 1 or 3, N ≥ 2; the network sees them scaled to [−1, 1].
+    pixels: [N, C, H, W] or [N, H, W, C], uint8, C = 1 or 3, N ≥ 2; the network sees pixels scaled to [−1, 1].
     labels: [N]; None for a network without classes.
-    schedule: a Schedule or its SPEC that draws noise levels; only the standard errors depend on the schedule.
+    schedule: a Schedule or its SPEC that draws noise levels; affects only the standard errors.
     draws: noise levels per image, an even number.
     population: number of images that the given images were sampled from, for the standard errors; inf for a distribution.
     batch_size: inputs per call of the network.

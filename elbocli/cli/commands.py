@@ -36,7 +36,7 @@ def _escaped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape control characters and line breaks, except line breaks before two spaces."""
+    """Escape control characters and line breaks, except line breaks before two spaces of indentation."""
     return "\n  ".join(map(_escaped, text.split("\n  ")))
 
 
@@ -57,7 +57,7 @@ def tell(text: str) -> None:
 class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Click type that checks and converts text by a type annotation.
 
-    hint: annotation, such as Annotated[int, msgspec.Meta(ge=1)]. name: name of the type in the help.
+    hint: annotation. name: name of the type in the help.
     bounds: for plain int or float: ge, gt, le → number. zero: word for 0, such as 'none'.
     """
 
@@ -78,7 +78,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 def value(kind: type, le: float = 10**12, **bounds: float) -> Value:
-    """Return a click type for int or float. bounds: `ge` or `gt`, the lower bound."""
+    """Return a click type for int or float. bounds: lower bound, `ge` (≥) or `gt` (>)."""
     return Value(kind, "count" if kind is int else "number", {"le": le, **bounds})
 
 
@@ -157,7 +157,7 @@ def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
 
 
 def examples() -> dict[str, list[tuple[str, str]]]:
-    """Return the examples of each command: pairs (sentence, lines of shell)."""
+    """Return examples: full name of a command → pairs (sentence, lines of shell)."""
     found = {}
     for section in Path(__file__).with_name("examples.txt").read_text("utf-8").split("\n# "):
         name, _, rest = section.removeprefix("# ").partition("\n")
@@ -188,7 +188,7 @@ class Command(click.Command):
         self.groups = groups or {}
 
     def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
-        """Return the help's options by heading; options without a group come last."""
+        """Return the help's sections: heading → options."""
         left = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
         found = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
         return {**found, "Other options" if found else "Options": list(left.values())}
@@ -386,7 +386,7 @@ def command_line() -> str:
 
 
 def stdin_or_fail(what: str) -> Any:
-    """Return standard input. Raises click.UsageError for a terminal. what: name of the input in messages."""
+    """Return standard input; raise click.UsageError if it is a terminal. what: the input, for messages."""
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError(f"no input; name {what}, or pipe a file to standard input")
     return sys.stdin.buffer
@@ -453,7 +453,7 @@ def print_json(value: Any) -> None:
 
 
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
-    """Write a text to `out`, where - is standard output.
+    """Write a text to `out`; - is standard output.
 
     report: JSON object to print on standard output, in place of the text there.
     Raises DataError if the file can't be written.

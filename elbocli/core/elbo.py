@@ -80,7 +80,7 @@ def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
 
 
 class Augmented:
-    """The measure −dw(λ) on noise levels, by which bounds are weighted.
+    """The measure −dw(λ) on noise levels, by which bounds add up to the weighted loss L_w.
 
     L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x), where L(λ;x) is the bound for data noised to λ.
     low, high: λmin and λmax.
@@ -232,7 +232,7 @@ class GaussianModel:
         return found, expected
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return squared deviations in principal directions, [B, K], and their sum in all others, [B]."""
+        """Return squared deviations from the mean: in principal directions, [B, K]; summed over others, [B]."""
         away = x.double().flatten(1) - self.mean
         square = (away @ self.directions).square()
         return square, (away.square().sum(1) - square.sum(1)).clamp(min=0)

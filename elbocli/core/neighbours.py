@@ -19,7 +19,7 @@ def squares(
     queries: [N, D]. points: [M, D].
     block: float64, at most [ROWS, ROWS], on `device`.
     unit: scale the vectors to length 1 first.
-    upper: yield only blocks on or right of the diagonal, for equal queries and points.
+    upper: yield only blocks on or right of the diagonal, if the queries are the points.
     """
     # Centre the vectors, which reduces cancellation.
     origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)

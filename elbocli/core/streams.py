@@ -103,7 +103,7 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
 
 
 def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequence[str] = ()) -> np.ndarray | None:
-    """Return the class of each of n images, or None without classes.
+    """Return the class of each of n images; None if there are no classes.
 
     classes: `balanced` (i mod num_classes), `random`, or a list of numbers or names, repeated to length n.
     Raises UsageError for an unknown class, or a word that matches two classes.

@@ -52,12 +52,12 @@ Names = dict[str, list[str]]
 class DatasetAttributes(Record, frozen=True, kw_only=True):
     """Attributes of a dataset. Only format and version are required.
 
-    store: "raw", or the encoding of the images: "png" or "webp". digests: names of the digests in the file.
+    store: "raw", "png" or "webp". digests: names of the digests in the file.
     changed: JSON object: change made while decoding, such as "alpha dropped" → number of images.
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
     source_sha256: sum of digests, each of a source image's name and content.
     samples: how drawn samples were made, JSON of SamplesAbout; None for other images.
-    shard: "I/N" for shard I of N; None for a whole dataset. shard_of: digest of what all N shards share.
+    shard: "I/N"; None for a whole dataset. shard_of: digest of what all N shards share.
     more: other attributes, such as those of the latent space.
     """
 
@@ -223,7 +223,7 @@ class Dataset:
 
     @property
     def latent_space(self) -> LatentSpace | None:
-        """Latent space of the latents; None for pixels. Raises FormatError if an attribute is missing or wrong."""
+        """Latent space; None for pixels. Raises FormatError if an attribute is missing or wrong."""
         return read_space(self.attributes.more, self.channels, self.path) if self.kind == LATENTS else None
 
     def check_square(self) -> None:
@@ -261,7 +261,7 @@ class Dataset:
             yield self.batch(range(start, min(start + size, len(self))))
 
     def pieces(self) -> Iterator[Any]:
-        """Yield all rows as stored on disk, some at a time: arrays, or lists of encoded images."""
+        """Yield all rows as stored on disk, about SCAN_BYTES at a time: arrays, or lists of encoded images."""
         size = max(1, SCAN_BYTES * len(self) // self.block.nbytes)
         for start in range(0, len(self), size):
             if self.kind == ENCODED:
@@ -398,7 +398,7 @@ class Resumable:
 
     Append rows only in a `with file.held()` block.
     out: path of the finished file. offset: bytes before the rows. limit: largest number of rows.
-    source: digest or settings that identify the contents; only a file of the same source is resumed.
+    source: digest or settings that identify the contents; a file is resumed only with the same source.
     """
 
     # OUT.partial is locked and allocated in full before the first row, so that a full disk fails at once. Rows have their final
@@ -477,7 +477,7 @@ class Resumable:
         return self.state.rows
 
     def write(self, rows: Rows) -> None:
-        """Append rows (arrays of one or several rows each, or encoded images) without flushing them."""
+        """Append rows, as arrays of rows or encoded images, without flushing."""
         parts = [row if isinstance(row, bytes) else row.tobytes() for row in rows]
         with writing(self.out):
             for ends in self._columns[1:]:
@@ -485,10 +485,7 @@ class Resumable:
             self._rows.append(b"".join(parts))
 
     def append(self, rows: Rows, done: int, notes: dict[str, Any]) -> None:
-        """Append rows and flush all rows to disk.
-
-        done: number of items of the source read so far. notes: further state of the writer.
-        """
+        """Append rows and flush. done: number of items of the source read so far. notes: further state of the writer."""
         self.write(rows)
         with writing(self.out):
             for column in self._columns:
@@ -520,7 +517,7 @@ class DatasetWriter(Resumable):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
     def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
-        """Write arrays, lists of names and attributes, and give the file its final name."""
+        """Write everything except the rows, and give the file its final name."""
         rows = self.rows
         about = {**DatasetAttributes.head(), "digests": DIGESTS, "count": rows}
         about |= {"payload_sha256": self.state.sha256[0], **attributes}
@@ -547,7 +544,7 @@ class DatasetWriter(Resumable):
 
 
 def _head(layout: BlockLayout, rows: int) -> bytes:
-    """Return the bytes of an HDF5 file before its block."""
+    """Return the bytes of an HDF5 file before its block. rows: for encoded images, number of bytes."""
     with tempfile.NamedTemporaryFile() as scratch:
         with h5py.File(scratch.name, "w", libver=LIBVER) as file:
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

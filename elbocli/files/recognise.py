@@ -157,10 +157,7 @@ def begins_like_tensors(path: Path) -> bool:
 
 
 def instead(path: Path, wanted: str) -> str:
-    """Return the error message, with a remedy, for a missing file or a wrong kind.
-
-    wanted: the expected kind, a key of MAKERS.
-    """
+    """Return the error message, with a remedy, for a missing file or a wrong kind. wanted: a key of MAKERS."""
     found = recognise(path)
     remedy = USES[found].replace("{}", shlex.quote(str(path))) if found in USES else MAKERS[wanted]
     if found == MISSING:
@@ -173,10 +170,7 @@ def _article(noun: str) -> str:
 
 
 def expect(path: Path, wanted: str) -> None:
-    """Raise FormatError if a file is missing or of a wrong kind.
-
-    wanted: the expected kind, a key of MAKERS. A file of a kind outside USES passes, too.
-    """
+    """Raise FormatError for a missing file or a wrong kind. Kinds outside USES pass, too. wanted: a key of MAKERS."""
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):
         raise FormatError(instead(path, wanted))

@@ -29,7 +29,7 @@ from elbocli.version import __version__
 class GridErrors(Record, frozen=True):
     """Errors of a sampler's steps on one grid of noise levels.
 
-    summed: sum over the steps. largest: error of one step.
+    summed, largest: sum and maximum over the steps.
     final: error of the drawn images; None for ancestral samplers.
     """
 
@@ -43,9 +43,8 @@ class GridReport(Record, frozen=True):
     """Result of `elbo grid`: noise levels for a sampler, and the errors of its steps.
 
     levels: noise levels λ, rising. errors: error of the step from each level, in `unit`; the last step goes to clean data.
-    spread: largest error divided by the smallest.
-    grids: name of a grid of `steps` noise levels → errors; `solver`: the grid `levels`.
-    order: p of the sampler, if a step's error is proportional to its width to the power p + 1.
+    spread: largest error divided by the smallest. grids: name of a grid → errors; `solver` is the grid `levels`.
+    order: p, where a step's error is proportional to the step's width to the power p + 1.
     rounds: iterations that equalised the errors. evaluations: network evaluations per trajectory, in all.
     images: number of trajectories; None: ancestral sampler.
     """
@@ -99,7 +98,6 @@ def make_grid(
     guide: run or checkpoint to guide away from; None: the run itself.
     guide_weights: "": `ema` of `guide`; if `guide` is None, `weights` with no class given.
     since: step of training after which loss-log intervals are used.
-    weights: ema, model, an average, or a file of 'elbo ema'.
     Raises UsageError for settings that don't fit the run, FormatError if `path` is not a run.
     Raises DataError if a needed loss log is missing, or estimates are not finite.
     """

@@ -205,7 +205,7 @@ def _verify_dataset(path: Path) -> Facts:
 
 
 def _verify_folder(path: Path) -> int:
-    """Return the number of verified files of a checkpoint, snapshot or run. Raises DataError, FormatError."""
+    """Verify a checkpoint, snapshot or run; return the number of files. Raises DataError, FormatError."""
     from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, snapshots
 
     if recognise(path) != "a run":

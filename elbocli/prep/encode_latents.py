@@ -19,7 +19,7 @@ class LatentEncoder:
 
     folder: a diffusers AutoencoderKL. size: side of the images in pixels.
     convention: scaling of latents, a name in CONVENTIONS. mirror: whether to encode mirror images too.
-    copies: rows per image. batch: images per call of the autoencoder. attributes: of the dataset, about latents.
+    copies: rows per image. batch: images per call of the autoencoder.
     fingerprint: settings and versions on which the rows depend.
     Raises UsageError without diffusers or for a wrong `size`, FormatError or DataError for an unusable folder.
     """
@@ -54,7 +54,7 @@ class LatentEncoder:
         del self.fingerprint[ATTRIBUTES["autoencoder"]]
 
     def rows(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Encode images uint8 [H, W, 3] to rows float16 [2C, h, w], `copies` rows per image.
+        """Encode images uint8 [H, W, 3] to rows float16 [2C, h, w], `copies` per image.
 
         Raises DataError if a latent is not finite in float16.
         """

@@ -21,7 +21,7 @@ Curve = list[float | None]
 
 
 def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
-    """Return the columns of metrics.jsonl by name, with at most POINTS values each, None for missing values.
+    """Return the columns of metrics.jsonl by name, at most POINTS values each, None where a value is missing.
 
     missing: list to which a message about damaged lines is appended.
     """
@@ -67,7 +67,7 @@ def score_columns(columns: dict[str, Curve]) -> dict[str, str]:
 
 
 def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float]]:
-    """Return numbers of images and values of a column, without None. columns: from `read_curves`."""
+    """Return a column as (numbers of images, values), without None. columns: from `read_curves`."""
     pairs = zip(columns.get("images", []), columns.get(name, []))
     known = [(at, value) for at, value in pairs if at is not None and value is not None]
     return [at for at, _ in known], [value for _, value in known]
@@ -77,7 +77,7 @@ def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float
 class LogHistory:
     """Errors of a run per bin of λ, in consecutive intervals of training.
 
-    edges: bin boundaries in λ. images: number of training images at the end of each interval.
+    edges: bin boundaries in λ. images: number of training images at each interval's end.
     sums: count, sum and sum of squares of the errors, [3, bins] per interval.
     """
 
@@ -86,7 +86,7 @@ class LogHistory:
     sums: list[Tensor] = field(default_factory=list)
 
     def add(self, images: int, sums: Tensor) -> None:
-        """Append an interval. Raises FormatError unless `images` has increased.
+        """Append an interval. Raises FormatError if `images` doesn't increase.
 
         images: number of training images at the interval's end. sums: [3, bins].
         """
@@ -105,7 +105,7 @@ class LogHistory:
 
     @property
     def error(self) -> Tensor:
-        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; without draws, the interval before's, else NaN."""
+        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; without draws, the previous interval's error, else NaN."""
         count, total, _ = torch.stack(self.sums).unbind(1)
         last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
         return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)
@@ -125,7 +125,7 @@ class LogHistory:
         return self.between(self.images[-1] * (1 - share), self.images[-1])
 
     def early(self) -> Tensor:
-        """Add up `sums` over the first images, at least one interval, [3, bins]."""
+        """Add up `sums` over the first fraction EARLY of the images, at least one interval, [3, bins]."""
         return self.between(0, max(self.images[-1] * EARLY, self.images[0]))
 
     def last(self) -> Tensor:

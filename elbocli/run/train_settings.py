@@ -55,13 +55,13 @@ def about(help: str, **said: Any) -> Meta:
     """Declare a setting, except its type and default.
 
     help: help text of the option. said: any of the following keys.
-    group: heading, in the help, of this setting and the following settings. more: text that only the man page has.
+    more: text only for the man page. group: heading, in the help, of this and the following settings.
     ge, gt, le: bounds of the value. parse: function that reads the value from text.
-    names: module and name of a registry, whose names the value may begin with. words: further allowed values.
-    zero: word for 0, such as 'none'. flags: the option's name; "": no option. metavar: placeholder of the value in the help.
-    shown: default that the help shows; "": no default.
+    names: module and name of a registry of allowed names. words: further allowed values.
+    zero: word for 0, such as 'none'. flags: the option's name; "": no option.
+    metavar: placeholder of the value in the help. shown: default in the help; "": no default.
     paced: whether the default shrinks with --steps when a run is shorter than its preset.
-    free: whether the setting may change when a run resumes. preset: whether presets may set the setting; default: as `stored`.
+    free: whether a resumed run may change the setting. preset: whether presets may set it; default: as `stored`.
     stored: whether config.yaml has the setting; False: `resolve` merges the setting into another one.
     """
     bounds = {key: said.pop(key) for key in ("ge", "gt", "le") if key in said}
@@ -355,7 +355,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 class Setting(NamedTuple):
     """A training setting.
 
-    group: heading in the help. hint: type with bounds. kind: type without bounds and without None. meta: result of `about`.
+    group: heading in the help. hint: type with bounds. kind: type without bounds and None. meta: result of `about`.
     """
 
     group: str
@@ -368,7 +368,7 @@ class Setting(NamedTuple):
         return (self.meta.extra or {}).get(key, otherwise)
 
     def written(self, value: Any) -> Any:
-        """Return the setting's word for 0, such as 'none'; other values unchanged."""
+        """Return the setting's word for 0, such as 'none', if `value` is 0, else `value`."""
         return value or self.says("zero", value)
 
 
@@ -402,7 +402,7 @@ def convert_text(value: Any, hint: Any) -> Any:
 
 
 def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTINGS) -> dict[str, Any]:
-    """Convert settings to their types. known: allowed names. Raises UsageError for an unknown name or bad value."""
+    """Convert settings to their types. Raises UsageError for a name outside `known`, or a bad value."""
     found = {}
     for name, value in values.items():
         name = FORMER.get(name, name)

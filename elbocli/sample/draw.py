@@ -52,7 +52,7 @@ class GuidedRun:
     """A run to draw from, with guidance and clipping.
 
     guide: run for the weak output of guidance; None: the run to draw from, without classes.
-    threshold: method that clips x̂ to the range of pixels, from THRESHOLDS.
+    threshold: method from THRESHOLDS that clips x̂.
     """
 
     trained: TrainedRun
@@ -67,7 +67,7 @@ class GuidedRun:
         return config.image_size, config.image_size, config.image_channels
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
-        """Return a new guided denoiser. labels: classes [B], or None."""
+        """Return a new guided denoiser. labels: [B], or None."""
         guide = None
         if self.guide is not None:
             known = labels if self.guide.network.config.num_classes else None
@@ -111,7 +111,7 @@ class GuidedRun:
         return {**facts, "threshold": self.threshold.spec}
 
     def check(self, grid: list[float]) -> None:
-        """Raise UsageError if run, guide, guidance and threshold don't fit together. grid: noise levels λ, rising."""
+        """Raise UsageError if guide, guidance or threshold don't fit the run. grid: noise levels λ, rising."""
         trained, guide, scale, channels = self.trained, self.guide, self.guidance.scale, self.guidance.channels
         config, path = trained.network.config, trained.path
         if self.threshold.name != "none" and trained.data.latents:
@@ -153,7 +153,7 @@ def _images(run: TrainedRun) -> tuple[Any, ...]:
 class Decoder(NamedTuple):
     """Decoder from the output of a sampler to pixels.
 
-    shape: (H, W, C) of an image. pixels: function [B,c,h,w] → uint8 images [B,H,W,C] on the same device.
+    shape: (H, W, C) of an image. pixels: function [B,c,h,w] → uint8 [B,H,W,C] on the same device.
     rounding: method of rounding to the 256 pixel values.
     """
 
@@ -178,9 +178,9 @@ def open_decoder(
     """Return the decoder of a run.
 
     data: section `data` of the run's config. run: folder of the run.
-    autoencoder: folder of the autoencoder; None: the autoencoder that encoded the run's latents.
-    rounding: None: to the nearest for pixels, the latent space's method for latents.
-    Raises UsageError if the autoencoder or diffusers is missing, DataError if the autoencoder did not encode the latents.
+    autoencoder: folder; None: the autoencoder that encoded the run's latents.
+    rounding: default: to the nearest for pixels, the latent space's method for latents.
+    Raises UsageError if the autoencoder or diffusers is missing, DataError if another autoencoder encoded the latents.
     Raises FormatError if the autoencoder doesn't fit the run's channels or image size.
     """
     space = latent_space(data, network)
@@ -222,16 +222,15 @@ RUN = "run"
 class SampleSettings:
     """Settings of `elbo sample`.
 
-    n: number of images. steps: number of noise levels; 0: the sampler's default.
+    steps: number of noise levels; 0: the sampler's default.
     schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
-    spacing, start, noise, rounding: methods from SPACINGS, STARTS, NOISES, ROUNDINGS.
     guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
-    guide_weights: weights of the guide; '': 'ema' if `guide` is given, else `weights`, without classes.
+    guide_weights: '' is 'ema' if `guide` is given, else `weights`, without classes.
     classes: 'balanced', 'random', or numbers or names of classes, repeated for n images.
-    weights: 'ema' (the run's first average), 'model' (the last weights), an average's name, or a file of 'elbo ema'.
+    weights: 'ema' (the run's first average), 'model', an average's name, or a file of 'elbo ema'.
     compile: 'off', 'graphs' (CUDA graphs), or 'on' (CUDA graphs and torch.compile).
-    autoencoder: folder of the autoencoder; None: the autoencoder that encoded the latents.
-    zoom: enlargement of images in a contact sheet; 0: enlarge small images to about 96 pixels.
+    autoencoder: folder; None: the autoencoder that encoded the latents.
+    zoom: enlargement in a contact sheet; 0: enlarge small images to about 96 pixels.
     """
 
     n: int = 64
@@ -273,10 +272,10 @@ def draw(
 ) -> Tensor:
     """Draw images, uint8 [len(indices), H, W, C] on the device.
 
-    indices: numbers of the images; image i depends only on (seed, i). settings: sampler, start, seed and precision are used.
+    indices: image i depends only on (seed, i). settings: sampler, start, seed and precision are used.
     shape: (H, W, C) of the network's output. grid: noise levels λ, rising.
     look: function called before each network evaluation, which may raise an error to stop.
-    source: source of the noise; None: the default noise, which is the same on all devices.
+    source: source of the noise; None: elbo's noise, the same on all devices.
     """
     source = source or Noise(settings.seed, shape, 0, device)
     drawn = source.walk(indices)
@@ -299,12 +298,12 @@ def draw(
 
 
 def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None) -> None:
-    """Draw `settings.n` images from the run or checkpoint at `path` into `target`, a path or a binary stream.
+    """Draw images from the run or checkpoint at `path` into `target`, a path or a binary stream.
 
     target: an unfinished file from the same settings is continued.
     world: every process of `world` must call this function; only rank 0 writes.
     Raises UsageError for settings that don't fit the run or the unfinished file, FormatError if `path` is not a run.
-    Raises DataError if the autoencoder did not encode the run's latents, Interrupted after a signal, PeerLost, BrokenPipeError.
+    Raises DataError for the wrong autoencoder, Interrupted after a signal, PeerLost, BrokenPipeError.
     """
     world = world or World(device=choose_device(settings.device))
     with catching_signals() as signals, telling_lost():
@@ -434,7 +433,6 @@ class _Drawing:
             raise interrupted(reason, f"{done}; with -o FILE the same command goes on from there")
 
     def _draw(self) -> Tensor:
-        """Draw this rank's batch of the next round."""
         start, n, device = self.done + self.batch * self.world.rank, self.settings.n, self.world.device
         count = max(0, min(self.batch, n - start))
         if not count:

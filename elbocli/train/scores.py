@@ -38,7 +38,7 @@ SAMPLING = SampleSettings(n=1000, sampler=parse_sampler("ddim"), steps=32)  # n:
 def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, labels: np.ndarray | None) -> Tensor:
     """Draw images with the first moving average, shared out among the ranks; every rank gets all images.
 
-    how: uses n, sampler, steps. labels: class of each image, [n]; None: network without classes.
+    how: n, sampler and steps are used. labels: class of each image, [n]; None: network without classes.
     Returns: uint8 [n, H, W, C] on the CPU.
     """
     network, settings, world = state.resolved.network, state.settings, state.world
@@ -61,11 +61,11 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
 
 
 class Evaluation:
-    """Scores of a run in training against a reference, whose features are extracted once.
+    """Scores of a run against a reference, during training.
 
     output: decoder from the sampler's output to pixels.
     extractor: name, or path of an exported program. weights: None: the extractor's default weights.
-    Raises UsageError, FormatError and DataError: metrics, extractor, reference and number of samples don't fit each other.
+    Raises UsageError, FormatError or DataError if metrics, extractor, reference or number of samples don't fit.
     """
 
     def __init__(self, state: TrainState, output: Decoder, extractor: str, weights: Path | None):
@@ -107,12 +107,11 @@ class Evaluation:
         return FeatureSource(name, n, about, reader, labels=self.labels)
 
     def due(self, step: int) -> bool:
-        """Tell whether to evaluate after a step."""
         settings = self.state.settings
         return step >= settings.steps or step % settings.eval_every == 0
 
     def values(self) -> dict[str, Any]:
-        """Draw and score samples; return scores for metrics.jsonl by name, {} on ranks other than 0.
+        """Draw and score samples; return numbers for metrics.jsonl, or {} on ranks other than 0.
 
         Raises DataError on all ranks if features are not finite.
         """

@@ -87,7 +87,7 @@ def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Dam
 
 
 def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List a tar at byte `offset` of the file `path`. Raises tarfile's errors."""
+    """List the tar `file`, which is at byte `offset` of the file `path`. Raises tarfile's errors."""
     if prefix:
         yield prefix, FOLDER
     spans: dict[str, Span] = {}

@@ -74,7 +74,7 @@ class Extractor(NamedTuple):
     known_as=["inception", "inception-v3"],
 )
 def inception(weights: Path | None) -> Extractor:
-    """Make the Inception extractor. weights: None: torch-fidelity's, downloaded once."""
+    """Make the Inception extractor, by default with torch-fidelity's weights, downloaded once."""
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_eval
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -106,7 +106,7 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    """Make a ViT extractor. weights: file by its authors, timm or transformers."""
+    """Make a ViT extractor. weights: file of the network's authors, of timm or of transformers."""
     from elbocli.nn.extractors.vit import vit_extractor
 
     return vit_extractor(name, _given(weights, name))

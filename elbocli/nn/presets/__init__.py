@@ -51,7 +51,7 @@ class Preset(Record, frozen=True, forbid_unknown_fields=True):
     """Contents of a preset file.
 
     network: family and config of the network. train: name of a training setting → value.
-    about: conditions for automatic choice, ignored in a user's preset. data: None: not stated.
+    about: conditions for automatic choice, ignored in a user's preset.
     """
 
     network: dict[str, Any]
@@ -80,7 +80,7 @@ def choose_preset(
     """Choose a preset for a dataset, by name. Raises UsageError if none fits.
 
     image_size: side of images or latents. images: number of images or latents. gpu: whether training is on a GPU.
-    fits: tells from a preset's name whether its network fits into GPU memory.
+    fits: function that tells whether a preset, given by name, fits into GPU memory.
     """
     fitting = []
     for name in NAMES:

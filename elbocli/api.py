@@ -252,7 +252,7 @@ def _on_range(schedule: Schedule | str, low: float | None, high: float | None, u
     """Return a schedule truncated to [low, high].
 
     low, high: None: limit of a Schedule object; for a SPEC, limit of `usual` (a DiffusionLoss), or −15 and 15.
-    clip: for a SPEC, reduce [low, high] to the range of its schedule.
+    clip: reduce [low, high] to the range of a SPEC's schedule.
     """
     ends = usual if isinstance(schedule, str) else schedule
     low = low if low is not None else ends.logsnr_min if ends else -15.0
@@ -263,7 +263,6 @@ def _on_range(schedule: Schedule | str, low: float | None, high: float | None, u
 
 
 def _predicted(prediction: Prediction | str | None, loss: DiffusionLoss | None) -> Prediction:
-    """Return the given prediction, or else that of the loss."""
     if prediction is None and loss is None:
         raise UsageError("the network's prediction isn't given; pass prediction=, such as 'v', or the DiffusionLoss as loss=")
     chosen = prediction or loss.prediction  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Building blocks of all commands: messages, types of options, grouped help, shared options, printed results."""
+"""Messages, types of options, grouped help and shared options of all commands."""
 
 from __future__ import annotations
 
@@ -100,7 +100,6 @@ class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     @property
     def known(self) -> list[str]:
-        """All names that a SPEC may begin with."""
         return [*resolve_name(self.table), *self.others]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -118,8 +117,7 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
     """Click type of the path of an output file.
 
     kinds: existing files that the output may replace, such as "a dataset".
-    suffixes: allowed suffixes; () for any.
-    stdout: whether - (standard output) is allowed. streams: whether pipes and devices are allowed.
+    suffixes: allowed suffixes; () for any. stdout: whether - is allowed. streams: whether pipes and devices are allowed.
     """
 
     def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False, streams: bool = False):
@@ -167,6 +165,7 @@ def examples() -> dict[str, list[tuple[str, str]]]:
 
 
 def write_examples(self: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """Write a command's first two examples into its help."""
     for text, code in examples().get(ctx.command_path, [])[:2]:
         formatter.write(f"\n{text}\n{indent(code, '  ')}\n")
 
@@ -202,7 +201,6 @@ class Command(click.Command):
     format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; accept other programs' option names, and give hints for unknown options."""
         Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
         try:
             return super().parse_args(ctx, [*args])
@@ -371,7 +369,7 @@ def device_options(function: Any) -> Any:
 
 
 def out_option(*kinds: str) -> Callable[[Any], Any]:
-    """Return a decorator that adds option -o. kinds: existing files that -o may replace."""
+    """Return a decorator that adds option -o. kinds: existing files that it may replace."""
     return option("-o", "--out", type=Output(*kinds, stdout=True), default="-", help="The file to write; - is standard output.")
 
 

@@ -190,7 +190,6 @@ class GaussianModel:
 
     @property
     def others(self) -> int:
-        """Number of directions with variance `rest`."""
         return self.directions.shape[0] - self.directions.shape[1]
 
     def upto(self, x: Tensor, logsnr: Tensor) -> Tensor:
@@ -214,7 +213,7 @@ class GaussianModel:
         return 0.5 * (len(self.mean) * math.log(2 * math.pi) + size + away)
 
     def errors(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the exact denoiser's error ‖ε−ε̂‖², and its expectation over ε, [B] each.
+        """Return the exact denoiser's ‖ε−ε̂‖², and its expectation over ε, [B] each.
 
         x, eps: [B, …], on one device. logsnr: [B].
         """

@@ -68,7 +68,6 @@ class Stream:
         return self.at(index).random(count)
 
     def permutation(self, index: int, count: int) -> np.ndarray:
-        """Return a random permutation of range(count)."""
         return self.at(index).permutation(count)
 
     def seed(self, index: int) -> int:

@@ -108,7 +108,7 @@ class BlockLayout:
 
 
 class Encoding(NamedTuple):
-    """Lossless image format. claim: usual size relative to raw pixels. options: arguments of Pillow's `save`."""
+    """Lossless image format. claim: usual size relative to raw pixels."""
 
     claim: float
     options: dict[str, Any]
@@ -496,7 +496,6 @@ class Resumable:
         write_json(self.journal, self.state.json())
 
     def block(self) -> np.ndarray:
-        """Return the rows on disk as a memory map, [rows, …]."""
         os.ftruncate(self._rows.handle, self.offset + self._rows.size)  # free the unused disk space
         shape, dtype = (self.rows, *self.layout.row), self.layout.dtype
         return np.memmap(self.partial, dtype, "r", self.offset, shape)
@@ -517,7 +516,6 @@ class DatasetWriter(Resumable):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
     def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
-        """Write everything except the rows, and give the file its final name."""
         rows = self.rows
         about = {**DatasetAttributes.head(), "digests": DIGESTS, "count": rows}
         about |= {"payload_sha256": self.state.sha256[0], **attributes}

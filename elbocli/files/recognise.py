@@ -1,4 +1,4 @@
-"""Recognise kinds of files, name the commands that take each kind, and check a command's output files."""
+"""Recognise kinds of files, and check a command's output files."""
 
 import os
 import re
@@ -22,8 +22,8 @@ HERE = "/"  # begins Kind.names of folders
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: glob patterns of a file's name, with spaces between; for a folder: HERE, then patterns of names inside; "": any file.
-    content: regular expression to find in the first 4 kB of a file with such a name; b"" for any content.
+    names: glob patterns of a file's name, with spaces between; for a folder: HERE, then patterns of names inside; "": any.
+    content: regular expression to find in the first 4 kB of such a file; b"": any.
     use: commands that take such a file; {} stands for the file's path.
     """
 
@@ -214,7 +214,6 @@ def png_names(count: int) -> list[str]:
 
 
 def _written_kind(path: Path) -> str:
-    """Return an output's kind: FOLDER, "samples" (a dataset of samples), or the result of `recognise`."""
     found = recognise(path)
     if path.is_dir():
         names = sorted(os.listdir(path))

@@ -1,4 +1,4 @@
-"""Describe elbo's files, compare them with their digests, and choose images for a contact sheet."""
+"""Describe and verify elbo's files, and choose images for a contact sheet."""
 
 import hashlib
 from collections.abc import Callable
@@ -227,7 +227,7 @@ def _verify_folder(path: Path) -> int:
 def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
     """Return evenly spaced images of a file, uint8 [N, H, W, C], and their layout on a contact sheet.
 
-    path: dataset or samples. zoom: factor of enlargement; 0: a factor that suits the image size.
+    path: dataset or samples. zoom: factor of enlargement; 0: suits the image size.
     Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
     """
     with read_samples(path) as reader:

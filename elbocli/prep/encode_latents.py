@@ -19,8 +19,7 @@ class LatentEncoder:
 
     folder: a diffusers AutoencoderKL. size: side of the images in pixels.
     convention: scaling of latents, a name in CONVENTIONS. mirror: whether to encode mirror images too.
-    copies: rows per image. batch: images per call of the autoencoder.
-    fingerprint: settings and versions on which the rows depend.
+    copies: rows per image. fingerprint: settings and versions on which the rows depend.
     Raises UsageError without diffusers or for a wrong `size`, FormatError or DataError for an unusable folder.
     """
 

@@ -100,7 +100,6 @@ class LogHistory:
 
     @property
     def middle(self) -> Tensor:
-        """Middle λ of each bin."""
         return bin_middles(self.edges)
 
     @property
@@ -112,7 +111,6 @@ class LogHistory:
 
     @property
     def density(self) -> Tensor:
-        """Density of the draws over λ, [intervals, bins]."""
         count = torch.stack(self.sums)[:, 0]
         return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
 

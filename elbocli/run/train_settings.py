@@ -54,8 +54,8 @@ def canonical_auxiliary(value: Any) -> tuple[str, ...]:
 def about(help: str, **said: Any) -> Meta:
     """Declare a setting, except its type and default.
 
-    help: help text of the option. said: any of the following keys.
-    more: text only for the man page. group: heading, in the help, of this and the following settings.
+    said: any of the following keys. more: text only for the man page.
+    group: heading, in the help, of this and the following settings.
     ge, gt, le: bounds of the value. parse: function that reads the value from text.
     names: module and name of a registry of allowed names. words: further allowed values.
     zero: word for 0, such as 'none'. flags: the option's name; "": no option.
@@ -69,7 +69,7 @@ def about(help: str, **said: Any) -> Meta:
 
 
 def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
-    """Declare an integer setting from `ge` to `le`. said: further keys of `about`."""
+    """Declare an integer setting. said: further keys of `about`."""
     return about(help, ge=ge, le=le, **said)
 
 
@@ -343,7 +343,6 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most --batch-size, {self.batch_size}")
 
     def stored(self) -> dict[str, Any]:
-        """Return the settings that config.yaml has, by name."""
         stored = {name: getattr(self, name) for name, setting in SETTINGS.items() if setting.says("stored", True)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in stored.items()}
 

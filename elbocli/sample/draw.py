@@ -102,7 +102,6 @@ class GuidedRun:
         return denoiser.evaluations
 
     def about(self) -> dict[str, Any]:
-        """Return guidance, guide and threshold for the header of a sample file."""
         given = self.guidance
         numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
         facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
@@ -208,7 +207,6 @@ def open_decoder(
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:
-    """Find the autoencoder's folder, as recorded or relative to the dataset `data`."""
     for place in (Path(space.autoencoder), data.parent / space.autoencoder):
         if place.is_dir():
             return place
@@ -301,7 +299,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
     """Draw images from the run or checkpoint at `path` into `target`, a path or a binary stream.
 
     target: an unfinished file from the same settings is continued.
-    world: every process of `world` must call this function; only rank 0 writes.
+    world: every process must call this function; only rank 0 writes.
     Raises UsageError for settings that don't fit the run or the unfinished file, FormatError if `path` is not a run.
     Raises DataError for the wrong autoencoder, Interrupted after a signal, PeerLost, BrokenPipeError.
     """
@@ -317,11 +315,11 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
 
 
 def _open(path: Path, world: World, weights: str) -> TrainedRun:
-    """Open the same checkpoint of a run on all ranks."""
     trained = None
     with world.together():
         if world.first:
             trained = open_run(path, world.device, weights)
+    # All ranks open rank 0's checkpoint, even if training saves newer ones meanwhile.
     path = world.of_first(trained.checkpoint.path.resolve() if trained else path)
     with world.together():
         return trained or open_run(path, world.device, weights)

@@ -1,4 +1,4 @@
-"""Import UNet2DModels of diffusers from folders: a pipeline with its scheduler, or the model alone."""
+"""Import UNet2DModels of diffusers, with or without their scheduler."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,6 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights in a folder. Raises FormatError if there are no safetensors."""
     whole, stem = folder / WEIGHTS, WEIGHTS.removesuffix(".safetensors")
     files = [whole] if whole.exists() else sorted(folder.glob(f"{stem}*.safetensors"))  # parts of one file, or a variant
     if not files:
@@ -86,9 +85,8 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
-    """Return settings of the run, and the SPEC of the network's timesteps.
+    """Return settings of the run, and the SPEC of the network's timesteps, from `options.levels` or the scheduler's config.
 
-    If `options.levels` is empty, both come from the scheduler's config.
     Raises UsageError if the config is needed and missing, FormatError if no SPEC describes the scheduler.
     """
     if options.levels:

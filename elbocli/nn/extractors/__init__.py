@@ -106,7 +106,6 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    """Make a ViT extractor. weights: file of the network's authors, of timm or of transformers."""
     from elbocli.nn.extractors.vit import vit_extractor
 
     return vit_extractor(name, _given(weights, name))
@@ -131,10 +130,7 @@ def _given(weights: Path | None, name: str) -> Path:
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[nn.Module, str]:
-    """Return a network of torch-fidelity, and the SHA-256 of its weights. Raises FormatError.
-
-    make: class of the network. layers: outputs that the network returns.
-    """
+    """Return a network of torch-fidelity, and the SHA-256 of its weights. Raises FormatError."""
     from elbocli.files.tensor_files import load_tensors
 
     load_tensors(path)  # raises FormatError for a file with code

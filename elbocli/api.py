@@ -91,7 +91,7 @@ class DiffusionLoss:
     Args:
         weighting (Weighting or str): The weighting w(λ), or its SPEC
         schedule (Schedule or str): The schedule that draws λ, its SPEC, a file, or ``"adaptive"``
-        prediction (Prediction or str): The quantity that the network outputs, or its SPEC
+        prediction (Prediction or str): What the network outputs, or its SPEC
         logsnr_min (float, optional): Lower end of the range of λ. Default: that of a Schedule object, else ``-15``
         logsnr_max (float, optional): Upper end of the range of λ. Default: that of a Schedule object, else ``15``
         floor (float): Least density of an adaptive schedule, as a fraction of the uniform density
@@ -301,7 +301,7 @@ def draw(
     """Draw n examples from a trained network.
 
     network: a callable `(z, logsnr, labels) → out`, in eval mode.
-    prediction: the quantity that the network outputs; default: that of `loss`.
+    prediction: what the network outputs; default: that of `loss`.
     shape: shape of one example, such as (channels, height, width).
     loss: the DiffusionLoss that trained the network.
     labels: [n], where −1 means "no class".
@@ -310,7 +310,7 @@ def draw(
     steps: number of noise levels; default: the sampler's.
     schedule: a Schedule or its SPEC; default: the sampler's.
     spacing: SPEC of the spacing of the noise levels; default: the schedule's.
-    logsnr_min, logsnr_max: range of λ; default: that of a Schedule object, else that of `loss`, else −15 to 15.
+    logsnr_min, logsnr_max: range of λ; default: of a Schedule object, else of `loss`, else −15 to 15.
     start: `unit` starts from z = ε, `edm` from z = σε.
     threshold: `none`, `static` or `dynamic` clipping of the estimate x̂ of the data.
     seed: seed of the noise; the noise of example i depends only on the seed and i.
@@ -363,14 +363,14 @@ def variational_bound(
 ) -> Bound:
     """Return the variational bound on −log p of images under a network, with its terms and their standard errors.
 
-    prediction: the quantity that the network outputs; default: that of `loss`.
+    prediction: what the network outputs; default: that of `loss`.
     loss: the DiffusionLoss that trained the network.
-    logsnr_min, logsnr_max: range of λ of training; default: that of a Schedule object, else that of `loss`, else −15 to 15.
+    logsnr_min, logsnr_max: range of λ of training; default: of a Schedule object, else of `loss`, else −15 to 15.
     pixels: [N, C, H, W] or [N, H, W, C], uint8, C = 1 or 3, N ≥ 2; the network sees pixels scaled to [−1, 1].
     labels: [N]; None for a network without classes.
     schedule: a Schedule or its SPEC that draws noise levels; affects only the standard errors.
     draws: noise levels per image, an even number.
-    population: number of images that the given images were sampled from, for the standard errors; inf for a distribution.
+    population: number of images that `pixels` was sampled from; inf for a distribution.
     batch_size: inputs per call of the network.
     device: a CUDA device becomes torch's current device. precision: `fp32` (without TF32), `tf32`, `bf16` or `fp16`.
     Raises UsageError for an invalid argument, NonFiniteError for outputs that are not finite.

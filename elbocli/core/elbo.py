@@ -66,7 +66,7 @@ def reconstruction_of_numbers(logsnr_max: float) -> float:
 
 
 def bits_per_dimension(nats: float, dimensions: int) -> float:
-    """Convert nats to bits per dimension: nats / (D ln 2)."""
+    """Convert nats to bits per dimension."""
     return nats / (dimensions * math.log(2))
 
 

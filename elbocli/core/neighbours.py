@@ -106,7 +106,6 @@ def within(
 
 
 def _apart(queries: Tensor, points: Tensor, rows: Tensor, columns: Tensor, device: torch.device | str) -> Tensor:
-    """Return the distance from queries[rows[i]] to points[columns[i]], float32 [P], on the CPU."""
     apart = queries[rows].to(device).double()
     apart -= points[columns].to(device)
     return apart.square_().sum(1).sqrt_().float().cpu()

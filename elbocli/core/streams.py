@@ -71,7 +71,6 @@ class Stream:
         return self.at(index).permutation(count)
 
     def seed(self, index: int) -> int:
-        """Return a 63-bit seed for another library."""
         return int(self.at(index).integers(1 << 63))
 
 

@@ -52,12 +52,11 @@ Names = dict[str, list[str]]
 class DatasetAttributes(Record, frozen=True, kw_only=True):
     """Attributes of a dataset. Only format and version are required.
 
-    store: "raw", "png" or "webp". digests: names of the digests in the file.
+    store: "raw", "png" or "webp". shard: "I/N"; None for a whole dataset. shard_of: digest of what all N shards share.
     changed: JSON object: change made while decoding, such as "alpha dropped" → number of images.
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
     source_sha256: sum of digests, each of a source image's name and content.
     samples: how drawn samples were made, JSON of SamplesAbout; None for other images.
-    shard: "I/N"; None for a whole dataset. shard_of: digest of what all N shards share.
     more: other attributes, such as those of the latent space.
     """
 
@@ -416,7 +415,7 @@ class Resumable:
         """Lock the file during a `with` block, and resume an unfinished file of the same source.
 
         overwrite: replace a finished file, and discard an unfinished file of another source.
-        wait: seconds to wait for another process to release the file.
+        wait: seconds to wait for another process.
         Raises DataError if another process holds the file or the disk is full.
         Raises UsageError, without overwrite, for a finished file or another source.
         """
@@ -473,7 +472,6 @@ class Resumable:
 
     @property
     def rows(self) -> int:
-        """Number of rows safely on disk."""
         return self.state.rows
 
     def write(self, rows: Rows) -> None:

@@ -45,7 +45,7 @@ class GridReport(Record, frozen=True):
     levels: noise levels λ, rising. errors: error of the step from each level, in `unit`; the last step goes to clean data.
     spread: largest error divided by the smallest. grids: name of a grid → errors; `solver` is the grid `levels`.
     order: p, where a step's error is proportional to the step's width to the power p + 1.
-    rounds: iterations that equalised the errors. evaluations: network evaluations per trajectory, in all.
+    rounds: iterations that equalised the errors. evaluations: of the network, per trajectory.
     images: number of trajectories; None: ancestral sampler.
     """
 
@@ -94,7 +94,7 @@ def make_grid(
     """Choose noise levels for a run; return the text of a schedule file, and a report.
 
     path: run or checkpoint. steps: None for the sampler's default.
-    images: number of trajectories to measure errors along. classes: balanced, random or a list.
+    images: number of trajectories to measure errors along.
     guide: run or checkpoint to guide away from; None: the run itself.
     guide_weights: "": `ema` of `guide`; if `guide` is None, `weights` with no class given.
     since: step of training after which loss-log intervals are used.

@@ -27,7 +27,6 @@ Facts = dict[str, Any]
 def describe(path: Path) -> Facts:
     """Return a description, key → value, of a file or folder made by elbo.
 
-    path: file or folder of a kind in DESCRIBERS.
     Raises FormatError for any other file, or a damaged file.
     """
     kind = recognise(path)

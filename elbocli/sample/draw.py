@@ -224,7 +224,6 @@ class SampleSettings:
     schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
     guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
     guide_weights: '' is 'ema' if `guide` is given, else `weights`, without classes.
-    classes: 'balanced', 'random', or numbers or names of classes, repeated for n images.
     weights: 'ema' (the run's first average), 'model', an average's name, or a file of 'elbo ema'.
     compile: 'off', 'graphs' (CUDA graphs), or 'on' (CUDA graphs and torch.compile).
     autoencoder: folder; None: the autoencoder that encoded the latents.

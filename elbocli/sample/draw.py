@@ -93,7 +93,7 @@ class GuidedRun:
         return replace(self, trained=replace(run, network=Wrapped(run.network, run.network.outputs)))
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
-        """Return the number of network evaluations per image. grid: noise levels λ, rising."""
+        """Return the number of network evaluations per image."""
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
         denoiser, z = self.denoiser(labels), torch.zeros(1, 1)
         for one in filter(None, (denoiser, denoiser.guide)):
@@ -110,7 +110,7 @@ class GuidedRun:
         return {**facts, "threshold": self.threshold.spec}
 
     def check(self, grid: list[float]) -> None:
-        """Raise UsageError if guide, guidance or threshold don't fit the run. grid: noise levels λ, rising."""
+        """Raise UsageError if guide, guidance or threshold don't fit the run."""
         trained, guide, scale, channels = self.trained, self.guide, self.guidance.scale, self.guidance.channels
         config, path = trained.network.config, trained.path
         if self.threshold.name != "none" and trained.data.latents:
@@ -141,7 +141,6 @@ class GuidedRun:
 
 
 def _images(run: TrainedRun) -> tuple[Any, ...]:
-    """Return what must be equal for a run and its guide."""
     config, latents = run.network.config, ("latent_shift", "latent_scale", "autoencoder_sha256")
     return config.image_size, config.image_channels, *map(run.data.more.get, latents)
 
@@ -224,7 +223,6 @@ class SampleSettings:
     schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
     guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
     guide_weights: '' is 'ema' if `guide` is given, else `weights`, without classes.
-    weights: 'ema' (the run's first average), 'model', an average's name, or a file of 'elbo ema'.
     compile: 'off', 'graphs' (CUDA graphs), or 'on' (CUDA graphs and torch.compile).
     autoencoder: folder; None: the autoencoder that encoded the latents.
     zoom: enlargement in a contact sheet; 0: enlarge small images to about 96 pixels.
@@ -424,7 +422,6 @@ class _Drawing:
         log.info(f"drew {n} images, {about['nfe']} network evaluations each")
 
     def look(self) -> None:
-        """Raise Interrupted after a signal, or PeerLost if another rank has ended."""
         if reason := self.ending.reason():
             done = f"{self.done} of {self.settings.n} images are written"
             raise interrupted(reason, f"{done}; with -o FILE the same command goes on from there")

@@ -193,7 +193,7 @@ class Question(NamedTuple):
 
 
 ESTIMATORS = Registry("estimator")
-"""Functions (Question, parameters) → Parts. traits: the quantity that the estimator bounds from above."""
+"""Functions of an input (Question) and parameters that return terms of −log p (Parts). traits: quantity bounded from above."""
 DRAWN = ("variational", "information")  # estimators that use random draws of noise level and noise
 
 

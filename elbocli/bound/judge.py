@@ -172,7 +172,7 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
 
 
 def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """Return a copy of `asked` for up to `asked.images` of the run's training images.
+    """Return `asked`, but on training images of the run, at most `asked.images`.
 
     optimum: file of 'elbo optimum' for these images.
     Raises UsageError: `optimum` is for other images, or a narrower λ range. DataError, FormatError: the dataset is unusable.

@@ -171,9 +171,10 @@ def write_examples(self: click.Command, ctx: click.Context, formatter: click.Hel
 
 
 class Command(click.Command):
-    """Click command with grouped help, which checks output files before it runs.
+    """Click command with grouped help; checks output files before it runs.
 
     groups: heading in the help → Python names of the options.
+    path: the running command, such as 'elbo train'. quiet: -q is given. silent: no messages on this rank.
     """
 
     path: ClassVar[str] = "elbo"

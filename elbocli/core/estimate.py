@@ -145,7 +145,7 @@ class StreamingFeatureMoments:
 
 
 class PairedMoments:
-    """Accumulator for a PairedEstimate: two independent estimates of each image's vector."""
+    """Accumulator for a PairedEstimate. Each image gives two independent, noisy vectors."""
 
     def __init__(self) -> None:
         self._means, self._noise, self._least = StreamingFeatureMoments(), 0.0, 0.0
@@ -153,8 +153,8 @@ class PairedMoments:
     def add(self, pairs: Tensor, squares: Tensor | None = None) -> None:
         """Add images.
 
-        pairs: two estimates of each image, [images, 2, C], float64.
-        squares: least noise variance of each estimate, [images, 2, C]; None: 0.
+        pairs: two vectors per image, [images, 2, C], float64.
+        squares: least noise variance of each vector, [images, 2, C]; None: 0.
         """
         values = pairs.numpy()
         self._means.add(values.mean(1))

@@ -215,7 +215,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def number(text: str | float, what: str = "value") -> float:
-    """Return `text` as a float, at most ±LARGEST. what: name for the message. Raises UsageError."""
+    """Convert `text` to a float. what: its name in errors. Raises UsageError: not a number within ±LARGEST."""
     with suppress(TypeError, ValueError):
         if abs(value := float(text)) <= LARGEST:
             return value

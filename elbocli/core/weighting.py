@@ -171,7 +171,7 @@ class LearnedCurve(NamedTuple):
         from elbocli.core.adaptive import through
 
         if self.schedule is None:
-            raise UsageError(f"weighting {LEARNED!r} has no w(λ) until a run has learned w; name a run with this weighting")
+            raise UsageError(f"weighting {LEARNED!r} has no w(λ) before training; give a run that was trained with it")
         within = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)  # outside, the density is zero
         return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
 
@@ -305,7 +305,7 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes only 'monotone'; omit the rest, or write schedule:NAME:KEY=VALUE")
+        raise UsageError(f"{text!r}: {name!r} takes only 'monotone'; omit other parameters, such as bias or shift")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 

@@ -118,9 +118,9 @@ def compares_images(settings: EvalSettings) -> bool:
 def check_extraction(
     sides: Sides, settings: EvalSettings, extractor: Extractor | None, spatial: Sequence[str] = ()
 ) -> list[Pairs]:
-    """Set the extractor in each source's metadata; return the result of `check_alike`.
+    """Check sources before extraction, and record the extractor in their metadata.
 
-    spatial: as in `score`. Raises DataError, UsageError: unfit sources.
+    spatial: as in `score`. Returns: as `check_alike`. Raises DataError, UsageError: unfit sources.
     """
     for source in sides.every:
         about = source.about

@@ -15,7 +15,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """Properties of a latent convention. input: key of INPUTS. rounding: key of ROUNDINGS."""
+    """Pixels of an autoencoder. input: range, a key of INPUTS. rounding: of decoded pixels, a key of ROUNDINGS."""
 
     input: str
     rounding: str = "nearest"

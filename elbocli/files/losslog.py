@@ -33,7 +33,7 @@ Sums = Annotated[list[Annotated[float, Meta(ge=0, le=LARGEST)]], Bins]
 def check_edges(edges: list[float]) -> None:
     """Raise ValueError if the edges of bins don't increase."""
     if sorted(set(edges)) != edges:
-        raise ValueError("the edges of the bins must increase")
+        raise ValueError("edges don't increase from bin to bin; correct 'edges'")
 
 
 EVAL = "eval_"  # prefix of scores of --eval-every in metrics.jsonl

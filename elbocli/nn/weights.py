@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from elbocli.core.training import Average
 from elbocli.errors import UsageError
-from elbocli.nn.networks import NetworkConfig, build, declaration_of
+from elbocli.nn.networks import NetworkConfig, build, declaration_of, section_of
 from elbocli.runtime.processes import to_local
 
 Shape = tuple[int, ...]
@@ -95,8 +95,11 @@ def transfer(
     # magnitude of other rows. Without an old table, all rows are zero if `quiet_classes` is set; otherwise the new network
     # initialises the table. Weights on a grid of positions are interpolated.
     family, tables, had, wanted = declaration_of(before).name, class_axes(now), shapes_of(before), shapes_of(now)
-    if replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout) != now:
-        raise UsageError(f"only image size, classes and dropout of a {family} may change; use the old network's other settings")
+    adapted = replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout)
+    if adapted != now:
+        kept = section_of(adapted)
+        differ = ", ".join(key for key, value in section_of(now).items() if value != kept.get(key))
+        raise UsageError(f"{differ} of a {family} can't change; use the old network's settings")
     if before.num_classes and not tables and list(rows) != list(range(now.num_classes)):
         raise UsageError(f"the weights of a {family} have no row per class; keep the old network's classes")
     found = {}

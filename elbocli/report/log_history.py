@@ -91,7 +91,9 @@ class LogHistory:
         images: number of training images at the interval's end. sums: [3, bins].
         """
         if images <= (self.images[-1] if self.images else 0):
-            raise FormatError(f"an interval ends at {images} images, not after {(self.images or [0])[-1]}; remove the line")
+            raise FormatError(
+                f"an interval ends at {images} images, the one before at {(self.images or [0])[-1]}; remove the line"
+            )
         if len(self.images) == 2 * CELLS:
             self.images = self.images[1::2]
             self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]
@@ -104,7 +106,7 @@ class LogHistory:
 
     @property
     def error(self) -> Tensor:
-        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; without draws, the previous interval's error, else NaN."""
+        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; bins without draws: of the previous interval, else NaN."""
         count, total, _ = torch.stack(self.sums).unbind(1)
         last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
         return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)

@@ -199,7 +199,7 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
 
 
 class EffectiveWeighting(NamedTuple):
-    """Weighting of a run after a step. low, high: range of λ. auxiliary: SPECs of losses."""
+    """Weighting of a run after a step. low, high: range of λ. auxiliary: SPECs of auxiliary losses."""
 
     step: int
     images: int
@@ -226,7 +226,7 @@ def means_run(text: str) -> bool:
 
 
 def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
-    """Return a run's settings, and `effective_weightings`. Raises ElboError."""
+    """Return a run's settings and weighting; a learned weighting at up to 12 steps. Raises ElboError."""
     config = read_run_config(run)
     if not {"weighting", "schedule"} <= set(config.settings):
         raise DataError(f"{run}: was imported without its objective; import it again with --weighting and --schedule")
@@ -235,7 +235,7 @@ def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]
 
 
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
-    """Return a run's weighting; if learned, at up to 12 steps. Raises ElboError."""
+    """Return a run's weighting; a learned weighting at up to 12 steps. Raises ElboError."""
     # A learned weighting is recomputed from the loss log, as training does after each log interval.
     weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings)
     low, high = (settings.logsnr_min, settings.logsnr_max)

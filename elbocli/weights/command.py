@@ -216,8 +216,8 @@ def plot(specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: f
     """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities.
 
     Without a SPEC, all named weightings are drawn; with -o and without --schedule, also all named schedules. Weightings
-    that are the same up to a constant share a line. p_w, divided by the largest w, is a distribution if w never rises; its
-    remaining mass lies in one point at the largest logsnr.
+    that are the same up to a constant share a line. If w never rises, p_w divided by the largest w is a distribution,
+    with a point mass at the largest logsnr.
     """
     from elbocli.core.schedule import check_range
     from elbocli.core.schedule_curves import SCHEDULES

@@ -156,7 +156,7 @@ class DiT(Network):
         return x.flatten(2).transpose(1, 2) + positions(side, width, x.device)
 
     def image(self, x: Tensor, code: Tensor) -> Tensor:
-        """Return the network's output [B, C or 2C, H, W]. x: tokens of the last block, [B, N, width]."""
+        """Return the output [B, C or 2C, H, W]. x: last block's tokens, [B, N, width]. code: conditioning, [B, width]."""
         config = self.config
         size, side, batch = (
             config.image_size,
@@ -212,7 +212,7 @@ def rotated(x: Tensor, angle: Tensor) -> Tensor:
 class JiTBlock(nn.Module):
     """JiT block: attention, then SwiGLU, both with adaLN-Zero.
 
-    x: tokens [B, N, C]. code: conditioning [B, C]. angle: rotary, [N, C/heads/2].
+    x: tokens [B, N, C]. code: conditioning [B, C]. angle: rotary angles, [N, C/heads/2].
     """
 
     def __init__(self, width: int, heads: int, dropout: float):

@@ -193,7 +193,7 @@ class Question(NamedTuple):
 
 
 ESTIMATORS = Registry("estimator")
-"""Functions of an input (Question) and parameters that return terms of −log p (Parts). traits: quantity bounded from above."""
+"""Functions from an input (Question) and parameters to terms of −log p (Parts). traits: quantity bounded from above."""
 DRAWN = ("variational", "information")  # estimators that use random draws of noise level and noise
 
 

@@ -106,7 +106,7 @@ class LogHistory:
 
     @property
     def error(self) -> Tensor:
-        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; bins without draws: of the previous interval, else NaN."""
+        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; bins without draws: error of the previous interval, else NaN."""
         count, total, _ = torch.stack(self.sums).unbind(1)
         last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
         return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)

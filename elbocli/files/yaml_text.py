@@ -23,7 +23,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str) or key in found:
-                wrong = "given twice; delete one" if key in found else "not text; quote it"
+                wrong = "given twice; delete one" if isinstance(key, str) else "not text; quote it"
                 raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} is {wrong}")
             found[key] = self.construct_object(value_node, deep=True)
         return found

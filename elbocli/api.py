@@ -171,7 +171,7 @@ class DiffusionLoss:
             UsageError: if ``x``, ``eps`` or the network's output has the wrong type or shape, or the first ``x`` the wrong scale.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
-            raise UsageError(f"x is {getattr(x, 'dtype', type(x))}, not a float tensor [B, …]; pixels: use elbocli.normalised")
+            raise UsageError(f"x is {getattr(x, 'dtype', type(x))}, not a float tensor [B, C, …]; pixels: use elbocli.normalised")
         size, first = len(x), self.rank * len(x)
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
         if eps is None:

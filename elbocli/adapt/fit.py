@@ -211,7 +211,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
 
 
 def plot_fit(fitted: FittedSchedule, out: Path) -> None:
-    """Plot a fitted schedule's errors and densities over λ."""
+    """Plot a fitted schedule's errors and densities against λ."""
     from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, lettered, new_figure
 
     (error, se), middle, measured = fitted.error, bin_middles(fitted.edges), fitted.share is not None

@@ -64,7 +64,7 @@ class BoundEstimate:
         return losslog.header(self.moments.edges, **about) + losslog.line(max(1, trained.step), images, self.sums)
 
     def plot(self, out: Path) -> None:
-        """Plot the ε error per dimension and `profile` over λ."""
+        """Plot the ε error per dimension and `profile` against λ."""
         from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
 
         moments, edges, seen = self.moments, self.moments.edges, self.moments.count > 1
@@ -81,7 +81,7 @@ class BoundEstimate:
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
     """Return fields of a result: a value and its standard error, per image and per dimension.
 
-    nats, se: per image. some: any of the images.
+    nats, se: per image. some: any batch of the images.
     """
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
@@ -178,7 +178,7 @@ class Parts(NamedTuple):
 class Question(NamedTuple):
     """Input of an estimator.
 
-    draws: errors at random noise levels; empty if no estimator in DRAWN was requested.
+    latent: whether the images are latents. draws: errors at random noise levels; empty if no estimator in DRAWN was requested.
     """
 
     denoiser: MeasuredNetwork

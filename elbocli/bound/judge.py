@@ -1,7 +1,7 @@
 """Checks of a run: theorem 1, classification, and errors above the least possible errors.
 
 Theorem 1 of Kingma & Gao 2023, for the weighted loss L_w: L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x).
-Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ exp(−score), with the same noise for all classes.
+Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ exp(−loss given c), with the same noise for all classes.
 """
 
 import math

@@ -103,7 +103,7 @@ def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
 
 
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
-    """Draw schedules' densities over λ. densities: schedule's name → p(λ). at: λ to draw at."""
+    """Draw schedules' densities against λ. densities: schedule's name → p(λ). at: λ to draw at."""
     for index, (name, density) in enumerate(densities.items()):
         value, label = density(at), lettered(name)
         value = value.where(value > 0, torch.nan)

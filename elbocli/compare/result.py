@@ -59,7 +59,7 @@ class Comparison(Record, frozen=True, kw_only=True):
 
 
 def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str) -> Difference:
-    """Make the Difference of a score between two files. estimate: of other − first. how: as in Difference."""
+    """Make the Difference of a score between two files. estimate: of the difference other − first. how: as in Difference."""
     ends = estimate.interval
     return Difference(
         score=score,
@@ -101,7 +101,7 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
 
 
 def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
-    """Return scores by seed; {} unless several repeats have distinct seeds."""
+    """Return scores by seed; {} unless several sets of samples have distinct seeds."""
     found = {str(seed): one.values for one in result.repeats if (seed := one.facts.made.get("seed")) is not None}
     return found if 1 < len(found) == len(result.repeats) else {}
 

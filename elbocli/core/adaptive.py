@@ -231,7 +231,7 @@ def fit_schedule(
 def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01, base: str = "fitted") -> Schedule:
     """Return the schedule with density ∝ weighting × score in each bin.
 
-    edges: edges of the bins, [bins + 1]. score: criterion of each bin, [bins]. base: name of the new schedule.
+    edges: edges of the bins, [bins + 1]. score: value of a criterion in each bin, [bins]. base: name of the new schedule.
     floor: smallest density, as a fraction of the uniform density.
     Raises UsageError: floor outside [LEAST_FLOOR, 1]. Raises DataError: weighting × score is zero or not finite.
     """

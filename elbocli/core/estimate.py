@@ -180,11 +180,11 @@ class PairedMoments:
 
 @dataclass(frozen=True)
 class PairedEstimate:
-    """Mean of a vector over n images, with covariances.
+    """Mean over n images of a vector that was estimated several times for each image.
 
     mean: [C].
     between: covariance of the images' true vectors, [C, C].
-    noise: error covariance of the mean of an image's estimates, [C, C].
+    noise: error covariance of an image's mean estimate, [C, C].
     """
 
     n: int

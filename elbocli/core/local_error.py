@@ -59,7 +59,7 @@ class FineSolution:
             raise DataError("the network's data estimate is not finite; use another checkpoint, or --precision fp32")
 
     def at(self, logsnr: float) -> Tensor:
-        """Return z at this λ; λ = inf: the data x̂."""
+        """Return z at this λ; λ = inf: the last x̂."""
         if logsnr == math.inf:
             return self.end
         place = (logsnr - self.low) / self.width
@@ -86,7 +86,7 @@ class FineSolution:
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
 
     def final_error(self, sampler: Sampler, grid: list[float]) -> float:
-        """Return the root-mean-square error of the sampler's data."""
+        """Return the root-mean-square error of the sampler's result, its z at λ = inf."""
         return rms(walk(sampler, self.points[0], [*grid, math.inf], self.denoise, no_noise) - self.end)
 
 

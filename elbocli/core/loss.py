@@ -34,7 +34,7 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """Coefficients of a batch, defined in prediction.Coefficients.
+    """Factors that noise a batch and weight its loss; see prediction.Coefficients.
 
     alpha, sigma, a, b, c_in: [B, 1, 1, 1] for images.
     eps_factor: [B], ratio of ‖ε−ε̂‖² to ‖target−out‖². logsnr: [B].
@@ -60,11 +60,11 @@ def step_coefficients(
     dtype: torch.dtype = torch.float32,
     dimensions: int = 3,
 ) -> StepCoefficients:
-    """Return the coefficients of a batch at the noise levels `logsnr`.
+    """Return the factors that noise a batch, and weight its loss, at the noise levels `logsnr`.
 
     logsnr: [B], float64, on the CPU.
     send: function that moves a tensor to the device of the batch.
-    dimensions: number of tensor axes of an example, 3 for images.
+    dtype: of the result. dimensions: number of tensor axes of an example, 3 for images.
     Source: Kingma & Gao 2023, eq. 6, importance-sampled.
     """
     c = prediction.coefficients(logsnr)

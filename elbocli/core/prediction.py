@@ -163,7 +163,7 @@ class Prediction:
 
     @lru_cache(maxsize=4096)  # noqa: B019 - a run has one prediction
     def scalars(self, logsnr: float) -> tuple[float, float, float]:
-        """Return (c_in, x_from_z, x_from_out) at one λ."""
+        """Return c_in, and the factors of z and of the network's output in x̂, at one λ."""
         import torch
 
         c = self.coefficients(torch.tensor([logsnr], dtype=torch.float64))

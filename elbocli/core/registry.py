@@ -202,7 +202,7 @@ class Registry(dict[str, Declaration]):
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
-    """Split `name:key=value,…` into name and {key: value}; a missing key is "". Raises UsageError."""
+    """Split `name:key=value,…` into name and {key: value}; a value without `key=` gets key "". Raises UsageError."""
     name, _, rest = text.strip().partition(":")
     params: dict[str, str] = {}
     for item in filter(None, map(str.strip, rest.split(","))):

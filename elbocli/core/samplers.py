@@ -1,5 +1,6 @@
 """Samplers, which step from λ to a higher λ, and `walk`, which steps from noise to data.
 
+A sampler is a function (z [B, …], last, move, denoise, noise, parameters) → (z', x̂). move: the step's λ, α and σ.
 z is variance preserving; λ = inf is clean data. z', α', σ': values at the end of the step.
 last: x̂ of the previous step; None in the first step. noise: function () → standard normal noise, shaped like z.
 """
@@ -77,14 +78,12 @@ class SamplerTraits(NamedTuple):
     ancestral: bool = False
 
 
-# A sampler is a function (z [B, …], last, move, denoise, noise, parameters) → (z at move.then, x̂).
 SAMPLERS = Registry("sampler", SamplerTraits)
 sampler = SAMPLERS.declare
 
 
 @sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine", known_as=["euler"])
 def ddim(z, last, move, denoise, noise):
-    """Make a first-order step."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     x_hat = denoise(z, move.now)
     ratio = sigma_then / sigma

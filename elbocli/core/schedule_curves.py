@@ -88,7 +88,7 @@ class Steps:
         self.level, self.time = logsnr[kept].flip(0), time[kept].flip(0)  # λ rising, t falling
         if len(self.level) < 2 or not rises(self.level):
             raise UsageError(
-                f"logsnr must fall over 2 or more timesteps within ±{LIMIT:g}, found {len(self.level)}; choose other betas"
+                f"logsnr must fall, with 2 or more values within ±{LIMIT:g} (here {len(self.level)}); choose other betas"
             )
         self.support = (float(self.level[0]), float(self.level[-1]))
         self.chord = self.time.diff() / self.level.diff()

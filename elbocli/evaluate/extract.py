@@ -43,7 +43,7 @@ class FeatureSource:
     reader, saved, statistics: None if not in the file.
     labels: class of each image, [n]; None: the file has no labels.
     streamed: whether the images are a stream, which only rank 0 reads, once and in order.
-    features: result of `extract_features` on rank 0. extracted: whether it is done, on every rank.
+    features: result of `extract_features` on rank 0. extracted: whether features are extracted, on every rank.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Results of `elbo eval`: scores of samples, and metadata on the evaluation."""
+"""Results of `elbo eval`: scores and metadata of one set of samples, or of repeats: sets that differ in the seed."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Score:
-    """A score, or its mean over repeats. sd: standard deviation over repeats."""
+    """A score, or its mean over several sets of samples. sd: standard deviation over the sets."""
 
     number: Number
     value: Value
@@ -105,7 +105,7 @@ class Score:
 
 @stored("result of elbo eval (JSON)")
 class EvalResult(Record, frozen=True):
-    """Result of one set of samples, or of repeats with several seeds."""
+    """Result of one set of samples, or of several sets (repeats) that differ in the seed."""
 
     repeats: list[Scores]
 
@@ -115,7 +115,7 @@ class EvalResult(Record, frozen=True):
 
     @property
     def scores(self) -> list[Score]:
-        """Scores; for several repeats, means and standard deviations."""
+        """Scores; for several sets of samples, means and standard deviations."""
         found = []
         for key, first in self.repeats[0].values.items():
             number, column = numbers()[key], [one.values[key] for one in self.repeats]
@@ -159,7 +159,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def common(self) -> dict[str, Any]:
-        """Return metadata equal in all repeats, with any repeat's `mismatch` and `deviates`."""
+        """Return metadata equal for all sets of samples, with every set's `mismatch` and `deviates`."""
         facts = [one.facts.json() for one in self.repeats]
         common = {**shared(facts), "made": shared([each["made"] for each in facts])}
         for name in ("mismatch", "deviates"):

@@ -1,4 +1,4 @@
-"""Score images against a reference, if both are comparable."""
+"""Score images against a reference, if both are comparable. Repeats: sets of samples that differ in the seed."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ from elbocli.version import __version__
 
 
 class Sides(NamedTuple):
-    """Opened files of an evaluation. samples: one per repeat. held_out: images not used in training."""
+    """Opened files of an evaluation. samples: one per set of samples. held_out: images not used in training."""
 
     samples: list[FeatureSource]
     reference: FeatureSource | None
@@ -59,7 +59,7 @@ class Sides(NamedTuple):
 def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE) -> EvalResult | None:
     """Score samples against a reference; return the result on rank 0, None on other ranks.
 
-    sources: paths, or one NPY stream; several sources are repeats with different seeds.
+    sources: paths of sets of samples that differ in the seed; or one NPY stream.
     ref: None if the metrics need no reference.
     Raises UsageError, DataError and FormatError for files that are truncated, too small or don't fit each other.
     """
@@ -219,7 +219,7 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
     """Check that all files were made alike; return differences from the reference.
 
     Returns: for each set of samples, property → [value, the reference's value].
-    Raises DataError: if repeats differ; without --allow-mismatch, also if samples differ from --ref or --held-out.
+    Raises DataError: if sets of samples were made differently; without --allow-mismatch, also if --ref or --held-out was.
     Raises UsageError: if a metric isn't defined for the extractor.
     """
     made, first = [fingerprint(source.about) for source in sides.samples], sides.samples[0]

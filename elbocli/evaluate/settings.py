@@ -44,8 +44,9 @@ class EvalSettings:
 class Protocol(NamedTuple):
     """Settings of a published evaluation.
 
-    tables: papers with scores by this protocol. extractor: the only allowed extractor. n: number of samples.
-    ref_images: number of images that the reference must hold besides statistics; 0: any reference.
+    formula: description for the help. options: of the metrics. tables: papers with scores by this protocol.
+    extractor: the only allowed extractor. n: number of samples.
+    ref_images: the reference must hold statistics, and this number of images; 0: any reference.
     classes, per_class: number of classes, and samples per class; 0: any number.
     """
 

@@ -118,7 +118,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
 
     *_version, device_name: of the run's last start. commands: command lines of all starts. processes: number of ranks.
     source: origin of an imported run; None: not imported. init: origin of the initial weights; None: random weights.
-    files: path of a file named in `settings` → SHA-256.
+    files: path of a file named in `settings` → SHA-256. more: other keys.
     """
 
     REST: ClassVar[str] = "more"
@@ -176,7 +176,7 @@ class FolderMeta(Record, frozen=True, kw_only=True):
     world_size: number of ranks. parallel: ddp or fsdp.
     micro_batch: largest micro-batch that fits; None: not searched. micro_batch_for: GPU and settings of the search.
     log_bytes: file name of a log → size in bytes at this step; None for a snapshot.
-    files: name of another file in the folder → size and digest.
+    files: name of another file in the folder → size and digest. more: other keys.
     """
 
     REST: ClassVar[str] = "more"

@@ -50,9 +50,10 @@ Names = dict[str, list[str]]
 
 @stored("attributes of a dataset (HDF5)", "elbo-dataset", remedy="; make one with 'elbo prep'")
 class DatasetAttributes(Record, frozen=True, kw_only=True):
-    """Attributes of a dataset. Only format and version are required.
+    """Attributes of a dataset, all optional.
 
-    store: "raw", "png" or "webp". shard: "I/N"; None for a whole dataset. shard_of: digest of what all N shards share.
+    store: "raw", "png" or "webp". digests: names of the digests that the file must have, with spaces between.
+    shard: "I/N"; None for a whole dataset. shard_of: digest of the image names and settings that all N shards share.
     changed: JSON object: change made while decoding, such as "alpha dropped" → number of images.
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
     source_sha256: sum of digests, each of a source image's name and content.
@@ -475,7 +476,7 @@ class Resumable:
         return self.state.rows
 
     def write(self, rows: Rows) -> None:
-        """Append rows, as arrays of rows or encoded images, without flushing."""
+        """Append arrays of rows, or encoded images, without flushing."""
         parts = [row if isinstance(row, bytes) else row.tobytes() for row in rows]
         with writing(self.out):
             for ends in self._columns[1:]:

@@ -150,7 +150,7 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     """Parse a layout that `write_grid` stored.
 
-    text: the layout as JSON. size: (width, height) of the picture.
+    text: the layout as JSON. size: (width, height) of the picture. where: file, for messages.
     Raises FormatError if the layout is damaged or doesn't fit the picture.
     """
     what = f"{where}: its layout of images is damaged"
@@ -159,7 +159,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
     if not whole or layout.size != size:
         raise FormatError(
-            f"{what}: {len(held)} images need (width, height) {layout.size}, but the picture has {size}; make the sheet again"
+            f"{what}: wrong image numbers, or (width, height) {layout.size} for a picture of {size}; make the sheet again"
         )
     return layout
 

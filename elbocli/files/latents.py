@@ -15,7 +15,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """Pixels of an autoencoder. input: range, a key of INPUTS. rounding: of decoded pixels, a key of ROUNDINGS."""
+    """Pixels of an autoencoder. input: their range, a key of INPUTS. rounding: method for decoded pixels, a key of ROUNDINGS."""
 
     input: str
     rounding: str = "nearest"

@@ -54,7 +54,7 @@ class MetricsRow(Record, frozen=True):
 class LossLogHeader(Record, frozen=True, kw_only=True):
     """First line of a loss log.
 
-    edges: of the λ bins, increasing, [bins + 1]. dimensions: number of values per image.
+    edges: of the λ bins, increasing, [bins + 1]. dimensions: number of values per image. about: other keys.
     floor: least density of an adaptive schedule, as a fraction of the uniform density; None: other schedules.
     """
 
@@ -257,7 +257,8 @@ class Optimum(Record, frozen=True, kw_only=True):
     without_class: least possible error of a denoiser that is not given the class; None: no classes.
     nats: ½∫ dimensions·eps_mse dλ over all bins; log_images for an infinite range of λ.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
-    images: with mirror images if `flip`. sources, draws: number of noised images, and noise draws per image.
+    images: number, with mirror images if `flip`. sources, draws: number of noised images, and noise draws per image.
+    about: other keys.
     """
 
     REST: ClassVar[str] = "about"
@@ -337,13 +338,13 @@ def is_table(path: Path) -> bool:
 
 
 def write_table(path: Path, table: Columns) -> None:
-    """Write a table as TSV. Raises DataError."""
+    """Write columns as TSV. table: name of a column → values. Raises DataError."""
     rows = zip(*(column.tolist() for column in table.values()))
     write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in [table, *rows]))
 
 
 def read_table(path: Path) -> Columns:
-    """Read a table of likelihoods. Raises FormatError."""
+    """Read the columns of a file of 'elbo bound --per-image'. Raises FormatError."""
     with reading(f"{path}: not usable as likelihoods"):
         names, *lines = [line.split("\t") for line in read_text(path).splitlines()]
         values = np.array(lines, np.float64)

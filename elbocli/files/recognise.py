@@ -102,7 +102,7 @@ MAKERS = {
     "schedule": "'elbo adapt RUN -o FILE' makes one",
     "optimum": "'elbo optimum DATA.h5 -o FILE' makes one",
     "images": "'elbo sample RUN -o FILE' draws some, and 'elbo prep SRC OUT.h5' packs them",
-    "file of elbo's": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
+    "file made by elbo": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
     "features and samples",
 }
 

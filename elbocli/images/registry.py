@@ -155,7 +155,7 @@ class SourceKind:
 
     form 'images': open(path) yields images.
     form 'tree': open(path) lists files by path; folders may be classes.
-    form 'parts': open(names, folder) yields images of the files `names`. folder: file name → reference.
+    form 'parts': open(names, folder) yields images of the files `names`. folder: file name → reference to the file.
     """
 
     name: str

@@ -15,9 +15,9 @@ from elbocli.cli.commands import DATASET, PATH, Command, command_line, common, o
 def merge(out: Path, parts: tuple[Path, ...]) -> None:
     """Make one dataset, OUT.h5, of several PARTs.
 
-    Shards of one prep (elbo prep --shard I/N) must be complete, and are joined in their order. Other datasets are joined
-    in the order given. PARTs must agree in store, size, channels, classes and crop. The digests of each PART are checked.
-    To continue an interrupted merge, run the same command again.
+    Shards of one prep (elbo prep --shard I/N) must be complete, and are joined in their order. Other datasets are
+    joined in the order given. PARTs must agree in encoding (--store), size, channels, classes and crop. Each PART's
+    digests are checked. To continue an interrupted merge, run the same command again.
     """
     from elbocli.merge.combine import merge_datasets
 

@@ -204,7 +204,7 @@ class Auxiliary:
 
     @contextmanager
     def recording(self) -> Iterator[list[Tensor]]:
-        """Collect the outputs of the network's units during the `with` block."""
+        """Collect the outputs of the modules in `network.units()` during the `with` block."""
         hidden = list[Tensor]()
         self.network.recorded = hidden if self else None
         try:

@@ -23,7 +23,7 @@ class Denoiser:
 
     network: outputs the prediction, or the prediction and a learned variance in twice the channels.
     labels: classes [B]; None: no classes. threshold: method that clips x̂, from THRESHOLDS.
-    guide: denoiser for the weak output of guidance; None: the same network without classes.
+    guide: denoiser for the weak output of guidance; None: the same network, given no class.
     calls: number of calls of `network`, without calls of the guide.
     """
 

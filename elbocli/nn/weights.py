@@ -1,4 +1,4 @@
-"""Averages of weights, and transfer of weights to other classes or another image size."""
+"""Averages of weights, and their transfer to other image classes or another image size."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress

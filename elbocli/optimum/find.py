@@ -43,7 +43,7 @@ class Search:
 
     rows: dataset rows of sources and of images in the softmax. sources: number of images to noise.
     sample: number of images in the softmax; 0: all; None: all, or an eighth if all need more operations than AFFORDABLE.
-    batch_size: number of softmax images at a time; None: as many as fit NUMBERS.
+    batch_size: number of softmax images at a time; None: fewer for larger images.
     conditional: whether the denoiser is given the class. flip: whether to add mirror images.
     """
 
@@ -206,7 +206,7 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
 
 
 def plot_optimum(found: Optimum, out: Path) -> None:
-    """Plot the least possible error over λ, ± 2 standard errors, into `out`."""
+    """Plot the least possible error against λ, ± 2 standard errors, into `out`."""
     from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
 
     edges, value, se = map(torch.tensor, (found.edges, found.eps_mse, found.eps_mse_se))

@@ -95,7 +95,7 @@ class ErrorMap(Record, frozen=True):
 
 
 class ShownSamples(Record, frozen=True):
-    """Samples on the page. file: sample file or preview. classes: titles of rows."""
+    """Samples on the page. file: file of samples, or contact sheet of `elbo train`. classes: titles of rows."""
 
     file: str
     classes: list[str]
@@ -113,7 +113,7 @@ class RunReport(Record, frozen=True, kw_only=True):
     """Report on a run, for --json.
 
     status, settings, source, data, network, environment: keys as in the run's files. status: {} if unknown.
-    curves: columns of metrics.jsonl. missing: messages about missing or damaged files. per_image: paths of --per-image tables.
+    curves: columns of metrics.jsonl. missing: messages about missing or damaged files. per_image: files of `bound --per-image`.
     scores, bound, theorem, likelihoods, classification: contents of result files, each with its path as the key `file`.
     excess: errors above the least possible errors; None: no result of 'elbo optimum'.
     """
@@ -152,12 +152,12 @@ class ComparisonReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run's report, with data for plots and pictures; missing data: None or empty.
+    """A run's report, with data for plots and pictures; None or empty: missing.
 
     schedule: training schedule; None: adaptive. effective: weighting by step; one entry: fixed weighting.
     course, held_out: training errors and validation errors, by λ and step.
-    previews: a row of pictures per preview. drawn: a row of samples per class.
-    results: name in KINDS → result files. extremes: likeliest and least likely images per table.
+    previews: a row of pictures per contact sheet of `elbo train`. drawn: a row of samples per class.
+    results: name in KINDS → result files. extremes: likeliest and least likely images per file of likelihoods.
     """
 
     report: RunReport
@@ -239,7 +239,7 @@ def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
 def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = (), data: bool = True) -> RunFacts:
     """Read everything that a report on a run shows.
 
-    samples: file of images to show by class; None: the last preview.
+    samples: file of images to show by class; None: the last contact sheet of `elbo train`.
     results: more result files (JSON) of elbo, or tables of 'elbo bound --per-image'.
     data: whether to read the run's dataset.
     Raises FormatError: `run` is not a run. Raises ElboError: unusable `samples` or `results`.

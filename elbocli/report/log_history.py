@@ -133,7 +133,7 @@ class LogHistory:
 
 
 def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
-    """Read a loss log; return None if it has no data.
+    """Read a loss log; return None if it has no intervals.
 
     missing: list to which a message about a damaged line is appended.
     """

@@ -153,7 +153,7 @@ def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> An
 
 
 def curve_line(facts: RunFacts, name: str) -> Line | None:
-    """Return column `name` of metrics.jsonl over training images; None without values."""
+    """Return column `name` of metrics.jsonl against the number of training images; None without values."""
     at, values = curve(facts.report.curves, name)
     _, errors = curve(facts.report.curves, error_of(name))
     x, y, spread = (torch.tensor(each, dtype=torch.float64) for each in (at, values, errors))
@@ -180,7 +180,7 @@ def _scores(runs: Sequence[RunFacts]) -> dict[str, str]:
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
-    """Return the mean error over λ; None without a log or positive errors. sums: a method of LogHistory."""
+    """Return the mean error against λ; None without a log or positive errors. sums: LogHistory.late or LogHistory.last."""
     if log is None:
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))

@@ -1,4 +1,4 @@
-"""Rows of pictures for the page of `elbo report`."""
+"""Rows of pictures for the page of `elbo report`. Preview: a contact sheet that `elbo train` drew."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
 
 
 def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
-    """Read the contact sheet of a preview.
+    """Read a contact sheet that `elbo train` drew.
 
     Returns: images [N, H, W, C] in the order of drawing, and groups of images by class.
     Raises DataError: if the file is no contact sheet.
@@ -56,7 +56,7 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
 
 
 def read_preview(path: Path) -> Thumbnails:
-    """Return a row of the first pictures of a preview. Raises DataError."""
+    """Return the first images of a contact sheet of `elbo train` as a row. Raises DataError."""
     name = path.stem.removeprefix("step-").lstrip("0") or "0"
     return thumbnails_of(name, list(read_sheet(path)[0][:ROW]))
 

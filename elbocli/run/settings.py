@@ -82,7 +82,7 @@ def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[
 
 
 def preset_data(preset: str) -> RunData | None:
-    """Return the data that a preset is made for; None: not stated. Raises UsageError, FormatError."""
+    """Return the description of the dataset that a preset was made for; None: not stated. Raises UsageError, FormatError."""
     data = load_preset(preset).data
     if data is None:
         return None
@@ -140,7 +140,7 @@ def resolve(
 
     options: settings by name, and network keys such as `network.channels`; a value of None: not given.
     known: config of the run to resume or of --config; None: neither. initial: run of --init; None: random weights.
-    Raises UsageError: options contradict each other or the data. Raises FormatError: unusable preset or file.
+    Raises UsageError: options contradict each other or the dataset. Raises FormatError: unusable preset or file.
     """
     given = {key: value for key, value in options.items() if value is not None}
     overrides = {key.removeprefix(NETWORK): given.pop(key) for key in list(given) if key.startswith(NETWORK)}

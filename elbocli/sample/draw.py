@@ -51,7 +51,7 @@ class Wrapped(Network):
 class GuidedRun:
     """A run to draw from, with guidance and clipping.
 
-    guide: run for the weak output of guidance; None: the run to draw from, without classes.
+    guide: run for the weak output of guidance; None: the run to draw from, given no class.
     threshold: method from THRESHOLDS that clips x̂.
     """
 
@@ -222,7 +222,7 @@ class SampleSettings:
     steps: number of noise levels; 0: the sampler's default.
     schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
     guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
-    guide_weights: '' is 'ema' if `guide` is given, else `weights`, without classes.
+    guide_weights: '': 'ema' of `guide`; if no `guide`: `weights`, given no class.
     compile: 'off', 'graphs' (CUDA graphs), or 'on' (CUDA graphs and torch.compile).
     autoencoder: folder; None: the autoencoder that encoded the latents.
     zoom: enlargement in a contact sheet; 0: enlarge small images to about 96 pixels.

@@ -258,7 +258,7 @@ class TrainState:
         self.network.train()
 
     def leaves_out(self, total: Tensor, norm: Tensor) -> Tensor:
-        """Return whether to skip this update, as a bool on the device.
+        """Return whether to skip this update for a loss or gradient that is not finite, as a bool on the device.
 
         total: sum of all images' losses. norm: gradient norm without the loss scale. Both: float64 scalars.
         """

@@ -57,7 +57,7 @@ def step_losses(
 
 
 def update(state: TrainState) -> None:
-    """Do one optimizer update; skip an update that isn't finite."""
+    """Do one optimizer update; skip it if the loss or the gradient isn't finite."""
     settings, world, spread, optimizer, auxiliary = state.settings, state.world, state.spread, state.optimizer, state.auxiliary
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
     for part in range(parts):
@@ -100,7 +100,7 @@ def update(state: TrainState) -> None:
 
 @torch.no_grad()
 def check(state: TrainState) -> None:
-    """Raise NonFiniteError on all ranks if an update wasn't finite."""
+    """Raise NonFiniteError on all ranks if the loss or the gradient of an update wasn't finite."""
     number, _, norm = state.first_bad.tolist()
     if not number:
         return

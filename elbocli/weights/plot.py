@@ -47,7 +47,7 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
 
 
 def plot_weights(weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
-    """Draw weightings, and densities of schedules, over λ into the file `out`.
+    """Draw weightings, and densities of schedules, against λ into the file `out`.
 
     weightings: SPEC, shown in the legend → weighting. Raises DataError.
     """

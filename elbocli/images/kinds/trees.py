@@ -37,7 +37,7 @@ def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
         raise DataError(instead(root, "images"))
 
     def stop(error: OSError) -> None:
-        raise DataError(f"{error.filename}: could not list: {error.strerror}") from error
+        raise DataError(f"{error.filename}: could not list the folder: {error.strerror}; check its permissions") from error
 
     for folder, folders, files in os.walk(root, onerror=stop, followlinks=True):
         prefix = f"{folder}/"[len(str(root)) + 1 :]

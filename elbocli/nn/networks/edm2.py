@@ -150,7 +150,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Residual block of two convolutions.
 
-    width: width of the conditioning. down: whether the block is in `EDM2.down`.
+    width: width of the conditioning. down: whether the encoder uses the block.
     resample: 'down' halves the image size first, 'up' doubles the size, '' does neither.
     """
 

@@ -191,7 +191,7 @@ class AttendedConfig(LevelsConfig):
 
 
 class LevelsNetwork(Network):
-    """Base class of U-Nets. down, middle, up: residual blocks."""
+    """Base class of U-Nets. down, middle, up: residual blocks of encoder, lowest level and decoder."""
 
     down: nn.ModuleList
     middle: nn.ModuleList
@@ -200,7 +200,7 @@ class LevelsNetwork(Network):
     def add_blocks(self, block: Callable[[int, int, bool, bool, str], nn.Module], middle_attention: bool) -> int:
         """Make the residual blocks; return the number of output channels.
 
-        block: function (channels in, channels out, is in `down`, has attention, resample) → block.
+        block: function (channels in, channels out, whether in the encoder, whether with attention, resample) → block.
         middle_attention: whether the first middle block has attention.
         """
         config = self.config
@@ -339,7 +339,7 @@ def named_labels(labels: Tensor | None, null: int, logsnr: Tensor) -> Tensor:
 
 
 def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a linear layer to an embedding of λ, in high precision."""
+    """Apply a linear layer to an embedding of λ, in at least float32."""
     # Neither bf16 nor TF32 has enough digits to separate neighbouring λ. CUDA may use TF32 for float32, but not for float64.
     # FSDP may hand over sharded weights in a lower precision.
     kept = torch.promote_types(weight.dtype, torch.float32)
@@ -475,7 +475,7 @@ class UNetConfig(AttendedConfig):
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
                     f"network: level {level:g} × channels {self.channels} is {exact:g}; change level or channels so that the "
-                    f"product is a whole number divisible by groups={self.groups} and by heads={heads} (ignore a 0)"
+                    f"product is whole and divisible by each of groups={self.groups}, heads={heads} that is above 0"
                 )
 
 

@@ -23,7 +23,7 @@ Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 
 
 class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
-    """Data that a preset was made for. image_size: side of images or latents. classes: 1 for an unconditional network."""
+    """Dataset that a preset was made for. image_size: side of images or latents. classes: 1 for an unconditional network."""
 
     image_size: Least1
     channels: Least1

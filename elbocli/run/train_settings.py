@@ -287,7 +287,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     keep_last: Annotated[int, count("Checkpoints to keep.", free=True, shown="2", ge=1)] = 2
     keep_every: Annotated[int, count("Updates per permanent checkpoint.", free=True, zero="none", shown="none")] = 0
     log_every: Annotated[int, count("Updates per line of the logs.", ge=1, paced=True)] = 100
-    preview_every: Annotated[int, count("Updates per preview picture.", free=True, zero="none", paced=True)] = 5000
+    preview_every: Annotated[int, count("Updates per preview picture.", free=True, zero="none")] = 5000
 
     val: Annotated[
         str, about(group=VALIDATION, help="Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)

@@ -49,7 +49,7 @@ from elbocli.train.state import TrainState
 from elbocli.train.step import check
 
 METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
-PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("ddim"), steps=32)
+PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("dpmpp-2m"), steps=16)
 MOST_ROWS, SOME_ROWS = 10, 8  # previews show up to MOST_ROWS classes in full, and of more classes SOME_ROWS
 FIRST_PREVIEW_S = 60.0  # seconds of training before the first preview
 

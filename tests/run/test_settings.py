@@ -308,6 +308,6 @@ def test_precision_is_resolved_by_device_and_preset_unless_it_is_given(train, mo
 
 @pytest.mark.parametrize(("steps", "intervals"), [(40, (8, 20)), (10, (2, 5)), (1, (1, 1)), (400, (8, 20))])
 def test_a_shorter_run_shrinks_the_intervals_of_its_preset_but_none_that_was_given(steps, intervals, resolved):
-    train = "steps: 40, warmup_steps: 8, save_every: 20, preview_every: 0"
+    train = "steps: 40, warmup_steps: 8, save_every: 20, preview_every: 20"
     found = resolved(train, steps=steps, log_every=7).settings
-    assert (found.warmup_steps, found.save_every, found.preview_every, found.log_every) == (*intervals, 0, 7)
+    assert (found.warmup_steps, found.save_every, found.preview_every, found.log_every) == (*intervals, 20, 7)

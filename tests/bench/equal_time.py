@@ -4,8 +4,8 @@
 
 Both learn from DATA.h5, one after the other, and the first to go alternates from seed to seed. Time is wall time of the training
 process, with its start-up. elbo trains by its defaults: two short runs tell how many --steps fit into the time. The loop gets as many
-seconds as elbo's last training took. It has batch size, learning rate, clipping, average of the weights and precision of elbo's
-preset, and otherwise UNet2DModel, diffusers' cosine schedule, v prediction and AdamW. Both draw the same number of images in 25 steps
+seconds as elbo's last training took. It has batch size, clipping, average of the weights and precision of elbo's preset, and
+otherwise UNet2DModel, diffusers' cosine schedule, v prediction and AdamW. Both draw the same number of images in 25 steps
 of DDIM, with classes in equal shares, and `elbo eval` compares the images with TEST.h5 in the classifier's features. The ratio of the
 distances, elbo's over the loop's, has a 95 % interval by Student's t of its logarithms over seeds. The same command continues an
 interrupted comparison.
@@ -103,7 +103,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
     network = narrowest(height, channels, classes, parameters, options.layers, options.width).to(device)
     weights, averaged = list(network.parameters()), [weight.detach().clone() for weight in network.parameters()]
     optimizer = torch.optim.AdamW(
-        weights, settings.lr, betas=(0.9, settings.beta2), eps=settings.adam_eps, weight_decay=settings.weight_decay
+        weights, options.lr, betas=(0.9, settings.beta2), eps=settings.adam_eps, weight_decay=settings.weight_decay
     )
     noise: Any = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     begin, batch = time.time(), min(settings.batch_size, count)
@@ -115,7 +115,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
                 break
             done = (now - begin) / max(options.until - begin, 1e-9)
             decay = 0.5 + 0.5 * math.cos(math.pi * min(done, 1)) if options.decay == "cosine" else 1
-            optimizer.param_groups[0]["lr"] = settings.lr * decay * min(1, max(done, 1e-3) / WARM_UP)
+            optimizer.param_groups[0]["lr"] = options.lr * decay * min(1, max(done, 1e-3) / WARM_UP)
             clean = torch.from_numpy(data.batch(rows)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             if settings.flip:
                 clean = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, clean.flip(3), clean)
@@ -210,7 +210,7 @@ class Comparison:
         images, given = self.folder / f"loop-{seed}.npy", self.options
         line = [sys.executable, __file__, given.data, "--loop-until", time.time() + self.spent, "--loop-seconds", self.spent]
         line += ["--seed", seed, "-o", images, "--images", given.images, "--sampling-steps", given.sampling_steps]
-        line += ["--layers", given.layers, "--width", given.width, "--decay", given.decay]
+        line += ["--layers", given.layers, "--width", given.width, "--decay", given.decay, "--lr", given.lr]
         said = subprocess.run([*map(str, line)], stdout=subprocess.PIPE, check=True).stdout
         return images, json.loads(said)
 
@@ -291,6 +291,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--elbo", default="", metavar="OPTIONS", help="options of elbo train beside its defaults, to try a change"
     )
     parser.add_argument("--decay", choices=("constant", "cosine"), default="constant", help="the loop's learning rate")
+    parser.add_argument("--lr", type=float, default=1e-3, help="the loop's learning rate (default: 1e-3)")
     parser.add_argument("--layers", type=int, default=2, help="the loop's layers in a block (default: 2, diffusers' own)")
     parser.add_argument("--width", type=int, default=0, help="the loop's channels (default: the fewest with elbo's parameters)")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep runs and images here (default: a temporary folder)")
@@ -311,7 +312,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if options.until is not None:
         print(json.dumps(loop(options)))
         return
-    kept = ("minutes", "images", "sampling_steps", "bound_images", "elbo", "decay", "layers", "width")
+    kept = ("minutes", "images", "sampling_steps", "bound_images", "elbo", "decay", "lr", "layers", "width")
     settings = {name: getattr(options, name) for name in kept}
     settings |= {name: str(getattr(options, name)) for name in ("data", "test", "classifier")}
     before = json.loads(options.out.read_text()) if options.out.exists() else {"settings": settings, "seeds": []}

@@ -175,7 +175,7 @@ def test_alone_it_says_no_weight_and_an_adaptive_schedule_is_refused():
     alone = parse_weighting("Uncertainty", monotone=True)
     assert alone.spec == "uncertainty:monotone" == parse_weighting(alone.spec).spec
     assert alone.learned and not parse_weighting("edm").learned
-    with pytest.raises(UsageError, match="name a run"):
+    with pytest.raises(UsageError, match="give a run"):
         alone(MIDDLE)
     with pytest.raises(UsageError, match="fixed"):
         DiffusionLoss("uncertainty", "adaptive")

@@ -30,6 +30,13 @@ def orthogonalised(x: Tensor) -> Tensor:
     return (out.mT if tall else out).to(x.dtype)
 
 
+def matrices(network: Network) -> list[nn.Parameter]:
+    """Return a network's weights that Muon updates."""
+    modules = [module for unit in network.units() or [network] for module in unit.modules()]
+    owned = [weight for module in modules if not isinstance(module, nn.Embedding) for weight in module.parameters(False)]
+    return list(dict.fromkeys(weight for weight in owned if weight.dim() > 1))
+
+
 # Unlike torch.optim.Muon, never reads the learning rate on the host, takes kernels, and skips updates on the device.
 class Muon(torch.optim.AdamW):
     """Optimizer: Muon for matrices and kernels of the network's blocks, AdamW for all other weights.
@@ -41,9 +48,7 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, network: Network, *options: Any, **more: Any):
         super().__init__(network.parameters(), *options, **more)
-        modules = [module for unit in network.units() or [network] for module in unit.modules()]
-        owned = [weight for module in modules if not isinstance(module, nn.Embedding) for weight in module.parameters(False)]
-        self.matrices = list(dict.fromkeys(weight for weight in owned if weight.dim() > 1))
+        self.matrices = matrices(network)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

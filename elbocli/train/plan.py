@@ -19,6 +19,7 @@ from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, meant_by
 from elbocli.runtime.processes import World, shard_size
 from elbocli.train.batches import split
+from elbocli.train.muon import matrices
 
 BATCH = 1_000_003  # for `measure_step`: a large prime, which divides only the sizes of tensors with a batch dimension
 FLOAT = 4
@@ -27,7 +28,7 @@ FLOAT = 4
 class Step(NamedTuple):
     """Costs of a training step.
 
-    weights: number of parameters.
+    weights: number of parameters. matrices: number of parameters that Muon updates.
     forward_flops: floating-point operations per image in the forward pass; a multiply-add counts as two.
     flops: as forward_flops, with the backward pass.
     kept: bytes per image, in float32, of the tensors that autograd saves and of the largest gradient.
@@ -35,6 +36,7 @@ class Step(NamedTuple):
     """
 
     weights: int
+    matrices: int
     forward_flops: int
     flops: int
     kept: int
@@ -82,6 +84,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
     gradient, again = max(growing), sum(growing) * max(entering) // max(1, sum(entering))
     return Step(
         count_parameters(network),
+        sum(weight.numel() for weight in matrices(network)),
         forward // BATCH,
         counter.get_total_flops() // BATCH,
         sum(growing) + gradient,
@@ -98,7 +101,7 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
     return {
         "weights": held,
         "gradients": held,
-        "optimizer": 2 * held,
+        "optimizer": 2 * held - (held * step.matrices // step.weights if settings.optimizer == "muon" else 0),
         "averages": len(settings.ema) * held,
         "copies": size * step.weights if size < FLOAT and not sharded else 0,
         "activations": images * kept * size // FLOAT,

@@ -23,6 +23,7 @@ from elbocli.run import settings
 from elbocli.runtime.processes import World
 from elbocli.train import plan, state
 from elbocli.train.batches import split
+from elbocli.train.muon import Muon
 
 UNET = UNetConfig(16, 3, 10, channels=32, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
 UVIT = UViTConfig(32, 3, 10, 16, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)
@@ -113,6 +114,19 @@ def test_sharding_divides_what_stays_and_gathers_what_passes():
     assert plan_of(batch_size=64, devices=4)["memory_MB"]["weights"] == whole["weights"]  # ddp
     two = plan_of(batch_size=64, ema=("0.9", "0.99"))["memory_MB"]["averages"]
     assert two == pytest.approx(2 * whole["averages"], abs=0.2) and whole["averages"] == whole["weights"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_optimizer_keeps_as_many_bytes_as_planned(name):
+    resolved = settings.resolve({"preset": MINE, "optimizer": name}, settings.preset_data(MINE))
+    network = build(resolved.network)
+    optimizer = Muon(network, fused=True) if name == "muon" else torch.optim.AdamW(network.parameters(), fused=True)
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
+    for weight in network.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    kept = [value.nbytes for state in optimizer.state.values() for value in state.values() if value.dim()]
+    assert sum(kept) == plan.device_memory(resolved, 1, 1, cuda=False)["optimizer"]
 
 
 @pytest.mark.parametrize(("batch", "devices", "most"), [(60, 4, 4), (64, 4, 5), (17, 1, 16), (14, 2, 3), (14, 4, 0)])

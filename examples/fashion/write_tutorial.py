@@ -19,6 +19,7 @@ from PIL import Image
 PAGE = Path(__file__).with_name("tutorial.md.j2")
 PICTURES = {"samples.png": "samples.png", "schedule.png": "schedule.png"}
 GREYS, COLOURS = 24, 256
+PROGRESS = re.compile(r"elbo \w+: \d+/\d+ ")
 LARGEST = 560
 """Pixels: a picture that is wider is made smaller, so that all of them stay below 300 kB."""
 
@@ -31,10 +32,14 @@ def minutes(seconds: float) -> str:
 
 
 def ends(text: str, lines: int) -> str:
-    """Return a long text without its middle, and without lines of progress, which a terminal overwrites."""
-    every = [line for line in text.splitlines() if not re.search(r"\d+/\d+ step", line)]
-    text = "\n".join(every)
+    """Return a long text without its middle."""
+    every = text.splitlines()
     return text if len(every) <= lines else "\n".join([*every[: lines // 2], "…", *every[-lines // 2 :]])
+
+
+def lasting(text: str) -> str:
+    """Return a command's output without lines of progress, which a terminal overwrites."""
+    return "\n".join(line for line in text.strip().splitlines() if not PROGRESS.match(line))
 
 
 def distance(scores: dict[str, Any]) -> float:
@@ -59,7 +64,7 @@ def measured(folder: Path) -> dict[str, Any]:
         "total": sum(step["seconds"] for step in steps.values()),
         "seconds": {name: step["seconds"] for name, step in steps.items()},
         "peak_memory_MB": steps["train"]["peak_memory_MB"],
-        "output": {name: step["output"].strip() for name, step in steps.items()},
+        "output": {name: lasting(step["output"]) for name, step in steps.items()},
         "previews": [{"step": int(path.stem.rpartition("-")[2]), "seconds": path.stat().st_mtime - begun} for path in previews],
         **{name: json.loads((folder / f"{name}.json").read_text()) for name in ("scores", "real", "bound")},
     }

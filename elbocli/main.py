@@ -22,7 +22,7 @@ from elbocli.cli.commands import (
     tell,
     visible_lines,
 )
-from elbocli.errors import OUT_OF_MEMORY, ElboError
+from elbocli.errors import OUT_OF_MEMORY, DataError, ElboError
 from elbocli.version import __version__
 
 # Heading of the help → command → first sentence of the command's help.
@@ -195,6 +195,8 @@ def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
 
 
 def _invoke(args: list[str]) -> int:
+    if sys.stdout is None:
+        raise DataError("standard output is closed; redirect it to a file or to /dev/null")
     try:
         if COMPLETE in os.environ:
             from click.shell_completion import shell_complete

@@ -394,7 +394,7 @@ def convert_text(value: Any, hint: Any) -> Any:
         number = None
         with suppress(ValueError):
             number = float(value) if isinstance(value, str) else None
-        if number is not None:  # ".5" is no number in JSON, by whose rules msgspec converts
+        if number is not None and not value.isdigit():  # ".5" is no number in JSON, by whose rules msgspec converts
             return convert_text(number, hint)
         said = str(error).replace("`", "")
         raise ValueError(said[0].lower() + said[1:]) from error

@@ -63,6 +63,7 @@ CONFIGS = [
     ("lr: true", 2, "expected float"),
     ("lr: [1, 2]", 2, "[1, 2]"),
     ("seed: 1.5", 2, "expected int"),
+    ("steps: '9999999999999999'", 2, "expected int <= 1000000000000"),
     ("flip: 3", 2, "expected bool"),
     ("weighting: 3", 2, "expected str"),
     ("schedule: no", 2, "expected str"),

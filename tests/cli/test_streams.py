@@ -147,7 +147,12 @@ def test_samples_go_through_a_pipe_and_a_producer_that_dies_is_noticed(elbo, dig
 
 @pytest.mark.parametrize(
     ("line", "code"),
-    [('sample "$1" -n 2000 --steps 1 --batch-size 500 | head -c 10', 141), ('info "$2" > /dev/full', 1), ('info "$2" <&-', 0)],
+    [
+        ('sample "$1" -n 2000 --steps 1 --batch-size 500 | head -c 10', 141),
+        ('info "$2" > /dev/full', 1),
+        ('info "$2" <&-', 0),
+        ('info "$2" >&-', 1),
+    ],
 )
 @pytest.mark.long
 def test_streams_that_end_early_or_were_never_open(line, code, trained, digits):

@@ -54,6 +54,7 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         group = self.param_groups[0]  # of the network's weights
         keep = 1 - self.found_inf  # type: ignore[attr-defined]
+        update, decay = keep > 0, 1 - keep * (group["lr"] * group["weight_decay"])
         shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for weight in self.matrices:
             if weight.grad is None:
@@ -61,15 +62,15 @@ class Muon(torch.optim.AdamW):
             state = self.state[weight]
             state.setdefault("step", torch.zeros(()))  # unused, but AdamW can't load a state without it
             momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight))
-            gradient = (weight.grad / self.grad_scale).where(keep > 0, momentum)  # type: ignore[attr-defined]
+            gradient = (weight.grad / self.grad_scale).where(update, momentum)  # type: ignore[attr-defined]
             momentum.lerp_(gradient, 1 - MOMENTUM)
             ahead = gradient.lerp(momentum, MOMENTUM)
             whole = ahead.full_tensor() if hasattr(ahead, "full_tensor") else ahead
             shapes.setdefault(whole.shape, []).append((weight, whole.flatten(1)))
             weight.grad = None
         for shape, pairs in shapes.items():
-            size = group["lr"] * SHARE * math.sqrt(max(pairs[0][1].shape))
-            for (matrix, _), update in zip(pairs, orthogonalised(torch.stack([whole for _, whole in pairs])), strict=True):
-                matrix.mul_(1 - keep * (group["lr"] * group["weight_decay"]))
-                matrix.sub_(sharded_like(update.view(shape) * (keep * size), matrix))
+            size = keep * (group["lr"] * SHARE * math.sqrt(max(pairs[0][1].shape)))
+            changes = orthogonalised(torch.stack([whole for _, whole in pairs])) * size
+            for (matrix, _), change in zip(pairs, changes, strict=True):
+                matrix.mul_(decay).sub_(sharded_like(change.view(shape), matrix))
         super().step()

@@ -89,16 +89,16 @@ class DiffusionLoss:
     An adaptive schedule is uniform in λ until ``adapt`` refits it. A SPEC is text as on the command line.
 
     Args:
-        weighting (Weighting or str): The weighting w(λ), or its SPEC
-        schedule (Schedule or str): The schedule that draws λ, its SPEC, a file, or ``"adaptive"``
-        prediction (Prediction or str): What the network outputs, or its SPEC
+        weighting (Weighting or str): The weighting w(λ), or its SPEC. Default: ``"sigmoid:bias=2"``
+        schedule (Schedule or str): The schedule that draws λ, its SPEC, a file, or ``"adaptive"``. Default: ``"cosine"``
+        prediction (Prediction or str): What the network outputs, or its SPEC. Default: ``"v"``
         logsnr_min (float, optional): Lower end of the range of λ. Default: that of a Schedule object, else ``-15``
         logsnr_max (float, optional): Upper end of the range of λ. Default: that of a Schedule object, else ``15``
-        floor (float): Least density of an adaptive schedule, as a fraction of the uniform density
-        t_sampling (str): How the times t are drawn: ``"low-discrepancy"`` or ``"independent"``
-        seed (int): Seed of times and noise
-        rank (int): Rank of this process
-        ranks (int): Number of processes, which must have equal batch sizes
+        floor (float): Least density of an adaptive schedule, as a fraction of the uniform density. Default: ``0.01``
+        t_sampling (str): How the times t are drawn: ``"low-discrepancy"`` or ``"independent"``. Default: ``"low-discrepancy"``
+        seed (int): Seed of times and noise. Default: ``0``
+        rank (int): Rank of this process. Default: ``0``
+        ranks (int): Number of processes, which must have equal batch sizes. Default: ``1``
 
     Shape:
         - x: [B, …], floating point, data scaled to about [−1, 1]
@@ -161,7 +161,7 @@ class DiffusionLoss:
         Args:
             network (Callable): Module or function ``(z, logsnr, labels) → out``, where ``out`` has the shape of ``z``.
             x (Tensor): Data, [B, …], floating point, scaled to about [−1, 1].
-            labels (Any, optional): Passed to the network unchanged.
+            labels (Any, optional): Passed to the network unchanged. Default: ``None``
             eps (Tensor, optional): Noise of the shape of ``x``. Default: drawn from the seed
 
         Returns:

@@ -89,7 +89,7 @@ def tutorial() -> dict[str, Any]:
         "machine": figures["machine"],
         "seconds": figures["seconds"]["train"],
         "peak_memory_MB": figures.get("peak_memory_MB"),
-        "loss": float(re.findall(r"loss=(\S+)", output)[-1]),
+        "loss": figures["loss"],
         **distances(scores),
         ACCURACY: scores[ACCURACY],
         **{key: bound[key] for key in ("bpd", "bpd_se")},

@@ -64,6 +64,7 @@ def measured(folder: Path) -> dict[str, Any]:
         "total": sum(step["seconds"] for step in steps.values()),
         "seconds": {name: step["seconds"] for name, step in steps.items()},
         "peak_memory_MB": steps["train"]["peak_memory_MB"],
+        "loss": json.loads((folder / "run/metrics.jsonl").read_text().splitlines()[-1])["loss"],
         "output": {name: lasting(step["output"]) for name, step in steps.items()},
         "previews": [{"step": int(path.stem.rpartition("-")[2]), "seconds": path.stat().st_mtime - begun} for path in previews],
         **{name: json.loads((folder / f"{name}.json").read_text()) for name in ("scores", "real", "bound")},

@@ -334,7 +334,7 @@ def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> 
 
 
 def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
-    """Return the Fréchet distance for infinitely many samples, and an estimate of its remaining bias, ≥ 0.
+    """Return the Fréchet distance for infinitely many samples, and an estimate, ≥ 0, of the distance's remaining bias.
 
     parts: moments of an even number of random, equally large subsets of the samples.
     Source: Chong & Forsyth 2020 (arXiv:1911.07023), line in 1/N; Quenouille 1956, jackknife.

@@ -148,7 +148,7 @@ class EvalResult(Record, frozen=True):
         return Estimate(value, error and error.value)
 
     def named(self) -> dict[str, Value]:
-        """Return all scores and standard deviations by name in the JSON."""
+        """Return the JSON's name → value, for all scores and their standard deviations."""
         found: dict[str, Value] = {}
         for score in self.scores:
             for end, value in {"": score.value, SD: score.sd}.items():

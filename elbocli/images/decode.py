@@ -120,7 +120,7 @@ class DecodeOptions:
 
     @property
     def colour(self) -> Colour:
-        """Background colour: grey level, or (red, green, blue). Raises UsageError."""
+        """Background colour: grey level, or (red, green, blue). Raises UsageError if `background` is no colour."""
         with reading("background", "; try white, black or #8090a0", UsageError):
             return ImageColor.getcolor(self.background or "white", MODES[self.channels])
 

@@ -265,7 +265,7 @@ def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) ->
 
 @dataclass(frozen=True, repr=False)
 class Initial(TrainedRun):
-    """The old run of --init. The network is on the meta device.
+    """The run whose weights a new run begins from (--init). The network is on the meta device.
 
     named: path given to --init: run, checkpoint, or file of weights.
     """

@@ -31,6 +31,7 @@ DIT = DiTConfig(32, 3, 10, width=64, depth=3, heads=2, patch=2, dropout=0.1)
 PAIRS = UNetConfig(32, 3, 0, channels=32, levels=(1,), blocks=1, attention=(32,))
 """Attention between 1024 pixels, whose weights no fused kernel keeps."""
 MINE = "digits-uvit"
+BLOCKS = ("down", "transformer", "up")
 
 
 def one_pass(network, config, batch):
@@ -126,6 +127,9 @@ def test_the_optimizer_keeps_as_many_bytes_as_planned(name):
         weight.grad = torch.ones_like(weight)
     optimizer.step()
     kept = [value.nbytes for state in optimizer.state.values() for value in state.values() if value.dim()]
+    muon = {key for key, weight in network.named_parameters() if "momentum_buffer" in optimizer.state[weight]}
+    blocks = {key for key, weight in network.named_parameters() if key.split(".")[0] in BLOCKS and weight.dim() > 1}
+    assert muon == (blocks if name == "muon" else set())
     assert sum(kept) == plan.device_memory(resolved, 1, 1, cuda=False)["optimizer"]
 
 

@@ -121,7 +121,7 @@ def test_sharding_divides_what_stays_and_gathers_what_passes():
 def test_the_optimizer_keeps_as_many_bytes_as_planned(name):
     resolved = settings.resolve({"preset": MINE, "optimizer": name}, settings.preset_data(MINE))
     network = build(resolved.network)
-    optimizer = Muon(network, fused=True) if name == "muon" else torch.optim.AdamW(network.parameters(), fused=True)
+    optimizer: Any = Muon(network, fused=True) if name == "muon" else torch.optim.AdamW(network.parameters(), fused=True)
     optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
     for weight in network.parameters():
         weight.grad = torch.ones_like(weight)

@@ -190,11 +190,11 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(MeasuredNetwork):
-    """A run's network, and the dataset rows to evaluate. Iterating yields batches of images."""
+    """A run's network, and dataset rows to evaluate, at most `images`. Iterating yields batches of images."""
 
     trained: TrainedRun
     dataset: Dataset
-    images: int  # largest length of `rows`
+    images: int
     rows: np.ndarray
 
     @property
@@ -222,7 +222,7 @@ class Measurement(MeasuredNetwork):
             progress(done, self.total, "img")
 
     def content(self, rows: np.ndarray) -> Tensor:
-        """Return dataset rows as `Images.content`."""
+        """Return the images at these row numbers of the dataset, in the form of `Images.content`."""
         stored = torch.from_numpy(self.dataset.batch(rows))
         space = self.dataset.latent_space
         if space is None:
@@ -235,8 +235,8 @@ class Measurement(MeasuredNetwork):
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
         """Make a schedule to draw noise levels from. Raises ElboError.
 
-        spec: NAME:KEY=VALUE,…; fitted[:CRITERION]: fitted to the run's loss log; '': fitted for a low variance of the mean loss.
-        Without a loss log that covers the range of λ, a uniform schedule replaces the fitted schedule.
+        spec: NAME:KEY=VALUE,…; fitted[:CRITERION]; '': fitted for a low variance of the mean loss. weighting: of the fitted loss.
+        Fitting uses the run's loss log; if the log is missing or doesn't cover the range of λ, the schedule is uniform.
         """
         name, _, criterion = spec.partition(":")
         if name not in ("", FITTED):
@@ -256,7 +256,7 @@ class Measurement(MeasuredNetwork):
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
     def about(self) -> dict[str, Any]:
-        """Return the entries of all results of `elbo bound`: run, dataset and settings."""
+        """Return the run, dataset and settings as entries for the results of `elbo bound`."""
         return {
             "run": str(self.trained.path),
             "checkpoint": self.trained.checkpoint.path.name,
@@ -338,7 +338,7 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     dataset.check_square()
     check_content(dataset.identity(), known, trained.path)
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
-        raise DataError(f"{dataset.path}: has changed since the run was trained on it; add a dataset, as in RUN DATA.h5")
+        raise DataError(f"{dataset.path}: has changed since the run was trained on it; restore it, or add a dataset: RUN DATA.h5")
     given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
     expected = config.image_size, config.image_channels, config.num_classes
     if given[:2] != expected[:2] or given[2] > expected[2]:

@@ -101,7 +101,7 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
 
 
 def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
-    """Return scores by seed; {} unless several sets of samples have distinct seeds."""
+    """Return {seed: {score: value}} of two or more sets of samples; {} if there is only one, or seeds are missing or equal."""
     found = {str(seed): one.values for one in result.repeats if (seed := one.facts.made.get("seed")) is not None}
     return found if 1 < len(found) == len(result.repeats) else {}
 
@@ -137,10 +137,10 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
             continue
         facts, before, its_seed, its_distance, its_moved = first
         refuse(own, facts, path, paths[0], ALIKE)
-        change, how = _mean(distance, moved).minus(_mean(its_distance, its_moved)), "unpaired"
+        change, how = _with_error(distance, moved).minus(_with_error(its_distance, its_moved)), "unpaired"
         if seed is not None and seed == its_seed and np.array_equal(before.labels, saved.labels):
             # image k has the same noise in both files
-            change, how = _mean(distance - its_distance, moved - its_moved), "paired by image"
+            change, how = _with_error(distance - its_distance, moved - its_moved), "paired by image"
         title = numbers()[FID].name(naming_network(before.about))
         score = difference_of(title, its_distance, distance, change, how)
         compared.append(Compared(file=str(path), scores=[score]))
@@ -156,6 +156,6 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     }
 
 
-def _mean(value: float, each: np.ndarray) -> Estimate:
-    """Estimate by the infinitesimal jackknife. each: influence of each image on `value`, [N]."""
-    return Estimate(value, float(each.std(ddof=1)) / math.sqrt(len(each)))
+def _with_error(value: float, influences: np.ndarray) -> Estimate:
+    """Return `value` with its standard error by the infinitesimal jackknife. influences: of each image on `value`, [N]."""
+    return Estimate(value, float(influences.std(ddof=1)) / math.sqrt(len(influences)))

@@ -39,7 +39,7 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """Return rising λ at whole timesteps. Raises UsageError: too few timesteps."""
+    """Return rising λ of `steps` evenly spaced timesteps. Raises UsageError: the schedule has fewer."""
     levels = _levels(schedule)
     if steps > len(levels):
         raise UsageError(f"{schedule.base} has {len(levels)} timesteps in its logsnr range, fewer than {steps}; use fewer steps")
@@ -66,7 +66,7 @@ def stride(schedule, steps):
 
 
 def _levels(schedule):
-    """Return falling λ of the timesteps in range. Raises UsageError: schedule without timesteps."""
+    """Return falling λ of the timesteps in the schedule's λ range. Raises UsageError: schedule without timesteps."""
     if not isinstance(schedule.curve, Steps):
         raise UsageError(
             f"{schedule.base} has no timesteps, which this spacing needs; choose a schedule such as t-linear, or spacing 'even'"
@@ -218,11 +218,11 @@ class Noise:
 
     @property
     def about(self):
-        """Settings besides the seed that determine the random numbers."""
+        """Settings besides the seed that determine the random numbers: {name: value}."""
         return {}
 
     def seeds(self, n):
-        """Return the seeds that sample files record: here, image indices, int64 [n]."""
+        """Return n seeds to record in sample files, int64 [n]: the image indices."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
@@ -234,7 +234,7 @@ class Noise:
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices):
-        """Return a function: its first call gives start noise, later calls a step's noise, float32 [N, H, W, C]."""
+        """Return a function () → noise of N images, float32 [N, H, W, C]: first start noise, then one step's noise per call."""
         from elbocli.core.streams import walk_noise
 
         return walk_noise(self.seed, indices, self.shape)

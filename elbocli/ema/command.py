@@ -57,7 +57,7 @@ REMEDY = "choose --std between the std of the stored averages and 0.2, or train 
 
 
 def make_average(path: Path, std: float, out: Path, at: int | None = None, command: str = "") -> dict[str, Any]:
-    """Write the average power:std=STD of a run's weights to `out`; return a description of the average.
+    """Write the average power:std=STD of a run's weights to `out`; return the dict that `elbo ema` prints.
 
     at: step of the last snapshot to average; None: the newest. command: command line to record.
     Raises UsageError: no snapshot at step `at`. Raises DataError: the snapshots don't suffice.

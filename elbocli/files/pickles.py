@@ -55,7 +55,7 @@ class Foreign:
 
 
 def _storage(content: bytes) -> Tensor:
-    """Load bytes of torch.save as a tensor [n]. Raises FormatError."""
+    """Load a storage of n numbers, written by torch.save, as a tensor [n]. Raises FormatError."""
     stored = load_tensors(io.BytesIO(content), "a storage")
     return torch.empty(0, dtype=stored.dtype).set_(stored)
 
@@ -101,7 +101,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
         """Load a tensor [n]. pid: torch's (…, dtype, name, …). Raises FormatError: not in the archive."""
         _, dtype, key, *_ = pid
         if self._archive is None or type(key) is not str or not isinstance(dtype, torch.dtype):
-            raise FormatError("the pickle refers to a tensor that is not in the file; get the file again")
+            raise FormatError("the file lacks a tensor that its pickle refers to; get the file again")
         if (key, dtype) not in self._storages:
             content = bytearray(_member(self._archive, f"data/{key}"))
             self._storages[key, dtype] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
@@ -109,7 +109,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a file of torch's zip archive by its path without the first folder."""
+    """Read a file in torch's zip archive. name: path in the archive, without the first folder."""
     return next(archive.read(full) for full in archive.namelist() if full.partition("/")[2] == name)
 
 
@@ -154,7 +154,7 @@ def module_state(module: Any) -> dict[Any, Any]:
     """Return a pickled nn.Module's attributes. Raises FormatError: not an nn.Module."""
     state = attributes(module)
     if not all(isinstance(state.get(kind), dict) for kind in ("_modules", "_parameters", "_buffers")):
-        raise FormatError("found an object that isn't a pickled torch.nn.Module; choose another checkpoint")
+        raise FormatError("the file holds an object that isn't a pickled torch.nn.Module; choose another checkpoint")
     return state
 
 

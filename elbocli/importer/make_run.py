@@ -93,7 +93,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
 def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:
     """Test a network on BATCH images; return the config, with `variance` set if the network outputs variances.
 
-    Raises FormatError: the network fails, or its output has a wrong shape.
+    where: path of the checkpoint, for messages. Raises FormatError: the network fails, or its output has a wrong shape.
     """
     z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():

@@ -32,7 +32,7 @@ EVERY_S = 5.0  # least time between two writes of the current step to status.jso
 def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
     """Return the config.yaml of a run to resume; None: no such run.
 
-    anew: whether to return None for a run without a checkpoint. preset: the only preset to accept; None: any.
+    anew: a run without a checkpoint counts as no run. preset: a run with another preset counts as no run; None: any counts.
     Raises FormatError: config.yaml is damaged. Raises UsageError: an imported run can't resume.
     """
     if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
@@ -134,7 +134,7 @@ def read_status(run: Path) -> RunStatus:
 class Status:
     """Writer of a run's status.json. Write errors are ignored.
 
-    step, images, saved, state: as in RunStatus, at first read from status.json. writes: False on ranks other than 0.
+    step, images, saved, state: as in RunStatus; the initial values come from status.json. writes: False on ranks other than 0.
     """
 
     def __init__(self, run: Path, steps: int, writes: bool = True):

@@ -41,7 +41,7 @@ def matrices(network: Network) -> list[nn.Parameter]:
 class Muon(torch.optim.AdamW):
     """Optimizer: Muon for matrices and kernels of the network's blocks, AdamW for all other weights.
 
-    Blocks: modules in network.units(), or the network if there are none; without embeddings. options: arguments of AdamW.
+    Blocks: network.units(), or the network if there are none; embeddings count as other weights. options: arguments of AdamW.
     grad_scale, found_inf: tensors, as in fused AdamW: gradients are divided by grad_scale; found_inf = 1 skips the update.
     Source: Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982, for the scale of updates.
     """

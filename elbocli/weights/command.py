@@ -189,7 +189,7 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
 
 
 def _weighting(text: str) -> Any:
-    """Return the Weighting of a SPEC, or the current weighting of a run. Raises ElboError."""
+    """Return the Weighting of a SPEC; for a run, the weighting after its last step. Raises ElboError."""
     from elbocli.files.schedule_file import resolve_weighting
     from elbocli.run.open import means_run, weighting_of_run
 

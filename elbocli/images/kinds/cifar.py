@@ -20,7 +20,7 @@ PIXELS = 3 * 32 * 32
 
 @source("CIFAR", test=lambda path, head: bool(BATCH.fullmatch(path.name)), form="parts")
 def open_cifar(files: Sequence[str], folder: Entries) -> Images:
-    """Open CIFAR batches as one set of images. folder: all its files, by name. Raises FormatError."""
+    """Open CIFAR batches as one set of images. files: names of batches. folder: its files by name. Raises FormatError."""
     with reading(files[0], "; get the files again, and name batches of one kind"):
         contents = [bytes(folder[name].read()) for name in files]
         count, beside, labels = 10, "batches.meta.txt", 1

@@ -58,14 +58,14 @@ class ModuleConfig(OwnConfig):
         """Return the config for another number of classes.
 
         A null_class equal to the old number of classes becomes the new number.
-        Raises UsageError: another null_class could be one of the new classes.
+        Raises UsageError: null_class is another number ≥ 0, and the number of classes changes, but not to 0.
         """
         null = self.null_class
         if null == (self.num_classes,):
             null = (num_classes,)
         elif num_classes not in (0, self.num_classes) and max(null, default=-1) >= 0:
             raise UsageError(
-                f"network: {self.name} must keep {self.num_classes} classes, not {num_classes}, as label {null[0]} means no class"
+                f"network: {self.name}: label {null[0]} means no class; use data of {self.num_classes} classes, not {num_classes}"
             )
         return replace(self, num_classes=num_classes, null_class=null)
 
@@ -208,23 +208,23 @@ class Program(Network):
         level = level if takes.levels.is_floating_point() else level.round()
         inputs = [z.to(takes.images.dtype).contiguous(), level.to(takes.levels.dtype).view(-1, *takes.levels.shape[1:])]
         if takes.labels is not None:
-            inputs.append(self._classes(labels, logsnr, takes.labels.dtype))
+            inputs.append(self._label_input(labels, logsnr, takes.labels.dtype))
         with as_it_comes(z):
             out = self.program(*inputs)
         out = out[0] if isinstance(out, tuple | list) else out
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
-    def _classes(self, labels: Tensor | None, logsnr: Tensor, kind: torch.dtype) -> Tensor:
-        """Return labels of dtype `kind`, integers or one-hot (zeros: no class). Raises UsageError."""
+    def _label_input(self, labels: Tensor | None, logsnr: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return labels in the program's form, [B] or one-hot. Raises UsageError: the program has no label for 'no class'."""
         labels = named_labels(labels, (*self.config.null_class, -1)[0], logsnr)
         if self.takes.classes:
-            return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
+            return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(dtype)
         if not self.config.null_class and labels.device.type == "cpu" and bool((labels < 0).any()):
             raise UsageError(
                 f"{self.config.file}: has no label for 'no class'; give each image a class, or import the program with "
                 "--null-class"
             )
-        return labels.to(kind)
+        return labels.to(dtype)
 
     def _follow(self, device: torch.device) -> None:
         """Make the program create internal tensors on `device`."""
@@ -262,7 +262,7 @@ def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> No
     """Export an extractor to FILE.pt2 for batches of any size, and check that elbo can read it. An existing file is replaced.
 
     network: uint8 [B, C, H, W] → features [B, D], or (features, logits [B, K]); it is set to eval mode.
-    images: example images, uint8 [N, C, H, W].
+    images: example images, uint8 [N, C, H, W]. Scale (below): your module that converts uint8 to float.
     Raises UsageError if torch can't export the network, DataError if writing fails.
 
         images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)

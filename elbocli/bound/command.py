@@ -118,11 +118,11 @@ def bound(
 
     Without DATA.h5, the run's dataset is used. The result is one JSON object with prior, reconstruction (a softmax
     over the 256 levels) and diffusion terms and their standard errors: bpd_se for the dataset's mean, bpd_se_noise for
-    the noise alone, bpd_se_population for the distribution's mean. For latents, the bound is on their density, in nats
-    and nats_per_latent_dimension, because latents have no levels: compare it only within one latent space.
+    the noise alone, bpd_se_population for the distribution's mean. Latents have no levels, so their bound is on the
+    density, given as nats and nats_per_latent_dimension: compare it only within one latent space.
 
-    --check compares, from independent draws, the weighted loss with the integral of bounds on noised data that equals
-    the loss in theory. The exit status is then 0 if loss and integral agree within 4 standard errors, else 1.
+    --check compares the weighted loss with an integral of bounds on noised data, each from its own draws: in theory,
+    the two are equal. The exit status is then 0 if they agree within 4 standard errors, else 1.
 
     --estimator names other estimates of -log p; the object then has 'estimates' and their 'differences', with standard
     errors. --classify measures how well the run classifies images by p(c|x) ~ exp(-bound).
@@ -142,7 +142,7 @@ def bound(
     rules = (
         (check, "--check", ("classify", "schedule", "per_image", "estimator", "target_se", *drawn)),
         (classify, "--classify", ("weighting", "estimator", "target_se", *drawn)),
-        (not check, "the bound without --check", ("weighting",)),
+        (not check, "the bound, only with --check", ("weighting",)),
         (not alone, f"--estimator {names[-1]}", ("target_se",)),
         (target_se, "--target-se", ("per_image",)),
         (names == ["ode"], "--estimator ode alone", drawn),

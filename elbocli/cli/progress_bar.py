@@ -47,9 +47,9 @@ class Display(logging.Handler):
         tell(f"{Command.path}: {'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
 
     def show(self, done: int, total: int | None, unit: str, then: str, values: dict[str, Any]) -> None:
-        """Show progress on a bar, or on a line every ten seconds.
+        """Show progress on a bar; if stderr is no terminal, on a line every ten seconds.
 
-        then: current phase, such as validating; '': none.
+        then: slow work before the next report, such as validating; '': none. values: name → number to show.
         """
         from tqdm import tqdm
 

@@ -96,7 +96,7 @@ def rms(difference: Tensor) -> float:
 
 
 def ancestral_errors(moments: ErrorMoments) -> StepErrors:
-    """Return a function that estimates the errors of ancestral steps.
+    """Return a function: rising λ at which ancestral steps start → estimated error variance of each step.
 
     moments: means of ‖ε−ε̂‖²/D in bins of λ, from a loss log.
     """
@@ -137,7 +137,7 @@ class EqualErrors(NamedTuple):
 
     grid: rising λ at which the steps start.
     errors: error of each step.
-    spread: largest error divided by smallest; a last step at the limit of λ may be left out.
+    spread: largest error divided by smallest; a last step at the limit of λ is left out if its error is largest.
     rounds: number of iterations.
     """
 
@@ -150,8 +150,8 @@ class EqualErrors(NamedTuple):
 def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> EqualErrors:
     """Return a grid of noise levels whose steps have about equal errors.
 
-    start: λ of the initial grid, rising; the first λ stays fixed.
-    high: upper limit of the last λ.
+    step_errors: function, grid → error of each step.
+    start: initial grid, rising λ at which steps start; the first λ stays fixed. high: upper limit of the last λ.
     """
     grid, best = start, None
     for count in range(1, ROUNDS + 1):
@@ -186,7 +186,7 @@ def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
 
 
 def measured_order(step_errors: StepErrors, grid: list[float]) -> float:
-    """Return the order p of local errors ∝ h^{p+1}, measured by halving steps."""
+    """Measure the order p of local errors ∝ h^{p+1} by halving a grid's steps. step_errors: as in `equal_errors`."""
     halved = [at for a, b in pairwise(grid) for at in (a, 0.5 * (a + b))] + grid[-1:]
     whole, halves = step_errors(grid)[:-1], step_errors(halved)[:-1:2]
     return median(math.log2(max(a, LEAST) / max(b, LEAST)) - 1 for a, b in zip(whole, halves, strict=True))

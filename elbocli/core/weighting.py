@@ -84,11 +84,11 @@ def p2(logsnr, gamma=1.0):
 
 
 class ForeignLoss(NamedTuple):
-    """Weighting of the loss E_t[F(λ_t) ‖target − out‖²].
+    """Weighting w for which L_w equals the loss E_t[F(λ_t) ‖target − out‖²].
 
     prediction: target of the network.
-    factor: F, as a declared factor or weighting; None: F = 1.
-    schedule: gives λ_t for a uniform t; limits on λ are ignored.
+    factor: F, an entry of FACTORS or WEIGHTINGS; None: F = 1.
+    schedule: gives λ_t for a uniform t; the schedule's limits on λ are ignored.
     """
 
     prediction: Prediction
@@ -151,7 +151,7 @@ class ScheduleDensity:
 class LearnedCurve(NamedTuple):
     """Weighting learned in training: the schedule's density divided by the error at each λ.
 
-    schedule: schedule of the run; None: no error is measured yet.
+    schedule: schedule of the run; None: before training, when w is unknown.
     middle: λ at the centres of bins, [bins].
     log_error: logarithm of ‖ε − ε̂‖²/D in each bin, [bins].
     Source: equivalent to EDM2's weighting, Karras et al. 2024, arXiv:2312.02696.
@@ -223,7 +223,7 @@ class Weighting:
 
     @property
     def support(self) -> tuple[float, float]:
-        """Range of λ outside which w is zero, within ±LIMIT."""
+        """Range (low, high) of λ outside which w is zero, clipped to ±LIMIT."""
         low, high = self.schedule.support if self.schedule else (-math.inf, math.inf)
         if self.learned and self.schedule:
             low, high = self.schedule.logsnr_min, self.schedule.logsnr_max
@@ -266,7 +266,7 @@ class Weighting:
 
 
 def no_elbo(auxiliary: Sequence[str]) -> str:
-    """Say that auxiliary losses make the loss no ELBO; '' without auxiliary losses."""
+    """Say that auxiliary losses, given as SPECs, make the loss no ELBO; '' without auxiliary losses."""
     names = dict.fromkeys(spec.partition(":")[0] for spec in auxiliary)
     return f"with the auxiliary loss {' and '.join(names)} added, the loss is no longer an ELBO" if names else ""
 
@@ -326,7 +326,7 @@ def _modifiers(words: str) -> tuple[str, float, bool]:
 
 
 def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[Prediction, Declaration | None]:
-    """Parse a loss, such as `x-mse:min-snr:5`. name: `x-mse`. words: `min-snr:5`."""
+    """Parse `x-mse:min-snr:5` into target and factor. name: `x-mse`. words: `min-snr:5`. given: overrides parameters."""
     own: list[str] = []
     chosen: list[str] = []
     for word in filter(None, words.split(",")):

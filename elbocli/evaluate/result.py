@@ -44,10 +44,10 @@ ALIKE = (  # metadata that must be equal in comparable results, except keys that
 class Facts(Record, frozen=True, kw_only=True):
     """Metadata on the scores of one set of samples; None: unknown.
 
-    n_ref: number of images in the reference's statistics.
-    n_ref_images: number of images in the reference file besides statistics.
+    samples, ref, held_out: names of the sets of images, such as paths.
+    n_ref, n_ref_images: numbers of images in the reference's statistics, and of images stored beside the statistics.
     fewest_of_a_class, most_of_a_class: sizes of the smallest and of the largest class.
-    made: how the samples were drawn.
+    made: run, sampler and other settings by which the samples were drawn.
     options, seed: options of the metrics, and seed of their random draws.
     mismatch: metadata in which samples and reference differ.
     deviates: settings that differ from the protocol.
@@ -87,7 +87,7 @@ class Facts(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of samples. network: extractor in score names; None: the published Inception."""
+    """Scores of one set of samples. network: extractor; None: the published Inception. values: by `Number.key`."""
 
     network: str | None
     values: dict[str, Value]
@@ -96,7 +96,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Score:
-    """A score, or its mean over several sets of samples. sd: standard deviation over the sets."""
+    """A score, or its mean over several sets of samples. number: which score. sd: standard deviation over the sets."""
 
     number: Number
     value: Value
@@ -128,7 +128,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """Return the Score with this role for `score`, such as its standard error."""
+        """Return a statistic of a score, or None. role: which statistic, such as Role.ERROR."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
@@ -148,7 +148,7 @@ class EvalResult(Record, frozen=True):
         return Estimate(value, error and error.value)
 
     def named(self) -> dict[str, Value]:
-        """Return the JSON's name → value, for all scores and their standard deviations."""
+        """Return all scores and their standard deviations, by their names in the JSON result."""
         found: dict[str, Value] = {}
         for score in self.scores:
             for end, value in {"": score.value, SD: score.sd}.items():
@@ -187,7 +187,7 @@ class EvalResult(Record, frozen=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> EvalResult:
-        """Read an object that `json` returned. where: the object's file. Raises FormatError."""
+        """Convert a parsed JSON result. where: file, for messages. Raises FormatError."""
         cls.check_head(content, where)
         found = convert(content, dict[str, Any], where)
         repeats = convert(found.get("repeats", [found]), list[dict[str, Any]], f"{where}: repeats")

@@ -103,7 +103,7 @@ class Layout(Record, frozen=True):
     gutter: Margin = 0
 
     def rows(self) -> list[tuple[int, int, Group]]:
-        """Return (first row, number of rows, group) for each group."""
+        """Return (first row of images, number of rows, group) for each group."""
         counts = [-(-len(group.images) // self.columns) for group in self.groups]
         return list(zip([0, *accumulate(counts)], counts, self.groups))
 

@@ -171,7 +171,7 @@ def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: boo
     target: a path's suffix gives the format; no suffix: a folder of PNGs.
     overwrite: replace an existing file, and discard an unfinished file of other settings.
     wait: seconds to wait for another process to release the file.
-    Raises UsageError: for an unknown suffix, an existing file, an unfinished file of other settings, or an unusable scale.
+    Raises UsageError: for an unknown suffix, an existing file, an unfinished file of other settings, or an unusable `scale`.
     Raises DataError: when the disk is full.
     """
     suffix = target.suffix if isinstance(target, Path) else None

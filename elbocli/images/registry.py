@@ -99,7 +99,7 @@ class Images:
     files: name of each image, such as its path within the source.
     labels: class of each image (word, number or None); None: no image has a class.
     refs: ImageRef of each image.
-    class_names: names of the classes 0, 1, …; if labels are words: every class name.
+    class_names: names of the classes 0, 1, …; if labels are words: all class names, in any order.
     prefix: text before file names in messages.
     """
 
@@ -137,7 +137,7 @@ def images_of_array(
     classes: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> Images:
-    """Return an array's rows as images. names: names of the rows; (): row numbers."""
+    """Return an array's rows as images. classes: class names. names: names of the rows; (): row numbers."""
     rows = range(array.shape[0])
     return Images(list(names or map(str, rows)), labels, [ArrayRow(array, row) for row in rows], list(classes))
 
@@ -155,7 +155,7 @@ class SourceKind:
 
     form 'images': open(path) yields images.
     form 'tree': open(path) lists files by path; folders may be classes.
-    form 'parts': open(names, folder) yields images of the files `names`. folder: file name → reference to the file.
+    form 'parts', data sets of several files: open(names, folder) yields images of the files `names`. folder: file name → ImageRef.
     """
 
     name: str

@@ -56,7 +56,7 @@ class Signals:
 def interrupted(reason: int, saved: str) -> ElboError:
     """Return the error that ends a run.
 
-    reason: number of the signal, or ORPHAN. saved: what was saved, for the message.
+    reason: number of the signal, or ORPHAN (the launcher has ended). saved: what was saved, for the message.
     """
     if reason == ORPHAN:
         return PeerLost(f"the launcher of this run (torchrun) has ended; {saved}")
@@ -91,7 +91,7 @@ class Ending:
         self._parent = os.getppid() if launched else 0
 
     def reason(self) -> int:
-        """Return a signal's number, TIME or ORPHAN; 0: no reason to end."""
+        """Return why to end: a signal's number, TIME (limit reached) or ORPHAN (launcher ended); 0: no reason to end."""
         if self.signals.received:
             return self.signals.received
         if self._parent not in (0, os.getppid()):

@@ -123,7 +123,7 @@ def network_input(stored: Tensor, eta: Tensor | None, scaling: tuple[Tensor, Ten
 
     stored: uint8 pixels; or the latents' posterior, mean and std concatenated, [B,2C,h,w].
     eta: for latents, the Gaussian noise of the posterior sample, [B,C,h,w]; else None.
-    scaling: for latents, (shift, scale) from `affine`; else None.
+    scaling: for latents, (shift, scale) in x = (latent − shift)·scale, [1,C,1,1] each; else None.
     """
     if scaling is None or eta is None:
         return normalised(stored, device)

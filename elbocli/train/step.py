@@ -30,9 +30,9 @@ def step_losses(
     logsnr: Tensor | None = None,
     auxiliary: Auxiliary | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return weighted loss, ε error, λ and auxiliary losses of each image in a micro-batch, [n].
+    """Return weighted loss, ‖ε−ε̂‖²/D, λ and unweighted auxiliary losses of the images of a micro-batch, [n] each.
 
-    Loss and ε error: per dimension.
+    The weighted loss is per dimension.
     network: function (z, λ [n], labels [n] or None) → network output [n,C,H,W].
     step: number of updates done before. part: index of the micro-batch within the step.
     logsnr: λ of each image of the whole batch, [batch]; None: the schedule's λ(t).

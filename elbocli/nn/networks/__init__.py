@@ -95,7 +95,7 @@ class NetworkConfig:
         return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
-        """Return the config with its files, if any, in `folder`."""
+        """Return a config that looks for its files, if any, in `folder`."""
         return self
 
 
@@ -175,7 +175,7 @@ def build(config: NetworkConfig) -> Network:
 
 
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
-    """Load weights into a network on the meta device. Raises RuntimeError for other names or shapes."""
+    """Return a network built on the meta device with `weights` as its tensors. Raises RuntimeError for other names or shapes."""
     network.load_state_dict(weights, assign=True)
     # Tensors outside the state dict are computed when the network is built, off the meta device.
     held = [*network.buffers(), *(value for module in network.modules() for value in vars(module).values())]

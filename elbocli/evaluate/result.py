@@ -128,7 +128,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """Return a statistic of a score, or None. role: which statistic, such as Role.ERROR."""
+        """Return a statistic of a score; None: none exists. role: which statistic, such as Role.ERROR."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 

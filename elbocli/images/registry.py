@@ -155,7 +155,7 @@ class SourceKind:
 
     form 'images': open(path) yields images.
     form 'tree': open(path) lists files by path; folders may be classes.
-    form 'parts', data sets of several files: open(names, folder) yields images of the files `names`. folder: file name → ImageRef.
+    form 'parts', files that belong together: open(names, folder) yields images of files `names`. folder: file name → ImageRef.
     """
 
     name: str

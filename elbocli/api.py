@@ -153,7 +153,7 @@ class DiffusionLoss:
         self._sums: BinSums | None = None
 
     def __repr__(self) -> str:
-        return f"DiffusionLoss({self._loss()})"
+        return f"DiffusionLoss({self._kind()})"
 
     def __call__(self, network: Network, x: Tensor, labels: Any = None, *, eps: Tensor | None = None) -> LossTerms:
         """Compute the loss of a batch, count one step, and record the errors for ``take_sums``.
@@ -171,7 +171,7 @@ class DiffusionLoss:
             UsageError: if ``x``, ``eps`` or the network's output has the wrong type or shape, or the first ``x`` the wrong scale.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
-            raise UsageError(f"x is {getattr(x, 'dtype', type(x))}, not a float tensor [B, C, …]; pixels: use elbocli.normalised")
+            raise UsageError(f"x is {getattr(x, 'dtype', type(x))}; give a float tensor [B, C, …], pixels by elbocli.normalised")
         size, first = len(x), self.rank * len(x)
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
         if eps is None:
@@ -221,40 +221,40 @@ class DiffusionLoss:
         Call ``take_sums`` first: statistics that were not taken are not part of the state.
         """
         state = None if self.adaptive is None else self.adaptive.state.clone()
-        return {"step": self.step, "images": self.images, "adaptive": state, "loss": self._loss()}
+        return {"step": self.step, "images": self.images, "adaptive": state, "loss": self._kind()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned.
 
         Args:
-            state (dict): State of a loss with the same weighting, prediction and range of λ; both adaptive, or neither.
+            state (dict): State of a loss with equal weighting, prediction, range of λ and kind of schedule (adaptive or fixed).
 
         Raises:
             UsageError: if the state belongs to a loss with other settings.
             KeyError: if an entry is missing.
         """
-        if (loss := state.get("loss", self._loss())) != self._loss():
+        if (loss := state.get("loss", self._kind())) != self._kind():
             raise UsageError(
-                f"the state is of a loss with {loss}, but this loss has {self._loss()}; make this loss with the state's settings"
+                f"the state is of a loss with {loss}, but this loss has {self._kind()}; make this loss with the state's settings"
             )
         self.step, self.images = state["step"], state["images"]
         if self.adaptive is not None:
             self.adaptive.state.copy_(state["adaptive"])
         self._follow()
 
-    def _loss(self) -> str:
-        """Describe the settings that must match when a state is loaded."""
+    def _kind(self) -> str:
+        """Return, as text, the settings that must match when a state is loaded."""
         kind = "" if self.adaptive is None else ", adaptive"
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
 
-def _on_range(schedule: Schedule | str, low: float | None, high: float | None, usual: Any, clip: bool = False) -> Schedule:
+def _on_range(schedule: Schedule | str, low: float | None, high: float | None, loss: Any, clip: bool = False) -> Schedule:
     """Return a schedule truncated to [low, high].
 
-    low, high: None: limit of a Schedule object; for a SPEC, limit of `usual` (a DiffusionLoss), or −15 and 15.
+    low, high: default: limits of a Schedule object; for a SPEC, limits of the DiffusionLoss `loss`, or ±15 without `loss`.
     clip: reduce [low, high] to the range of a SPEC's schedule.
     """
-    ends = usual if isinstance(schedule, str) else schedule
+    ends = loss if isinstance(schedule, str) else schedule
     low = low if low is not None else ends.logsnr_min if ends else -15.0
     high = high if high is not None else ends.logsnr_max if ends else 15.0
     if isinstance(schedule, str):
@@ -370,7 +370,7 @@ def variational_bound(
     labels: [N]; None for a network without classes.
     schedule: a Schedule or its SPEC that draws noise levels; affects only the standard errors.
     draws: noise levels per image, an even number.
-    population: number of images that `pixels` was sampled from; inf for a distribution.
+    population: number of images that `pixels` was sampled from, for the standard errors; inf for a distribution.
     batch_size: inputs per call of the network.
     device: a CUDA device becomes torch's current device. precision: `fp32` (without TF32), `tf32`, `bf16` or `fp16`.
     Raises UsageError for an invalid argument, NonFiniteError for outputs that are not finite.

@@ -252,7 +252,7 @@ def launched() -> int:
     name = next((name for name in LAUNCHERS if name in os.environ), "WORLD_SIZE")
     count = os.environ.get(name, "1")
     if not count.isdecimal() or (name != "WORLD_SIZE" and count != "1"):
-        raise UsageError(f"{name} is {count!r}; several processes need their number in WORLD_SIZE; start elbo with torchrun")
+        raise UsageError(f"{name} is {count!r}; WORLD_SIZE must be the number of processes; start elbo with torchrun")
     return int(count)
 
 
@@ -370,7 +370,7 @@ def device_options(function: Any) -> Any:
 
 
 def out_option(*kinds: str) -> Callable[[Any], Any]:
-    """Return a decorator that adds option -o. kinds: existing files that it may replace."""
+    """Return a decorator that adds option -o. kinds: existing files that the output may replace, such as "a page"."""
     return option("-o", "--out", type=Output(*kinds, stdout=True), default="-", help="The file to write; - is standard output.")
 
 
@@ -454,7 +454,7 @@ def print_json(value: Any) -> None:
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
     """Write a text to `out`; - is standard output.
 
-    report: JSON object to print on standard output, in place of the text there.
+    report: JSON object to print, instead of the text if `out` is -.
     Raises DataError if the file can't be written.
     """
     from elbocli.files.atomic import write_text

@@ -102,7 +102,7 @@ class Augmented:
         return self._from[cell] - (position - cell) * self.mass[cell]
 
     def shares(self, edges: Tensor) -> tuple[Tensor, float]:
-        """Return the measure of each bin, [bins], and w(λmax), divided by the largest w.
+        """Return the measure of each bin, [bins], and w(λmax), both divided by the largest w.
 
         edges: limits of the bins in λ, [bins + 1].
         """
@@ -193,9 +193,9 @@ class GaussianModel:
         return self.directions.shape[0] - self.directions.shape[1]
 
     def upto(self, x: Tensor, logsnr: Tensor) -> Tensor:
-        """Return ½ ∫ E dλ from −∞ to each `logsnr`, [B, L], in nats.
+        """Return ½ ∫ E‖ε−ε̂‖² dλ from −∞ to each `logsnr`, [B, L], in nats.
 
-        E: the exact denoiser's expected error. x: [B, …]. logsnr: [L].
+        E: mean over ε. ε̂: of the exact denoiser. x: [B, …]. logsnr: [L].
         """
         square, beyond = self._squares(x)
         s, s0, columns = self.variances, self.rest, []

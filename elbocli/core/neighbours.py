@@ -85,7 +85,7 @@ def within(
     """Yield pairs (query, near point): query indices, point indices, float32 distances, [P] each, on the CPU.
 
     reach: radius of each point, [M]. own_reach: radius of each query, [N]; None: queries have no radius.
-    Near: within the point's or the query's radius, or through rounding just beyond.
+    Near: within the point's or the query's radius, plus a tolerance for rounding.
     """
     slack = ROUNDING * points.shape[1] * max(float(each.abs().max()) for each in (queries, points)) ** 2
 

@@ -103,7 +103,7 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
 def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequence[str] = ()) -> np.ndarray | None:
     """Return the class of each of n images; None if there are no classes.
 
-    classes: `balanced` (i mod num_classes), `random`, or a list of numbers or names, repeated to length n.
+    classes: `balanced` (i mod num_classes), `random`, or comma-separated numbers or names, repeated to length n.
     Raises UsageError for an unknown class, or a word that matches two classes.
     """
     if num_classes < 1:
@@ -119,7 +119,7 @@ def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequ
         number = (word.lstrip("0") or "0") if word.isdecimal() else ""
         found = [k for k in range(num_classes) if word in names[k : k + 1] or str(k) == number]
         if len(found) != 1:
-            hint = f"write 0{word} for the number" if found else nearest(word, names)
+            hint = f"one by name, one by number; write 0{word} for the number" if found else nearest(word, names)
             raise UsageError(f"--classes: {word!r} matches {len(found)} of {num_classes} classes; {hint}")
         numbers += found
     return np.resize(numbers, n)

@@ -52,13 +52,13 @@ Names = dict[str, list[str]]
 class DatasetAttributes(Record, frozen=True, kw_only=True):
     """Attributes of a dataset, all optional.
 
-    store: "raw", "png" or "webp". digests: names of the digests that the file must have, with spaces between.
+    store: "raw", "png" or "webp". crop, filter: methods of cropping and resizing. skipped: number of unusable images.
     shard: "I/N"; None for a whole dataset. shard_of: digest of the image names and settings that all N shards share.
+    digests: names of the digests that the file must have, with spaces between.
     changed: JSON object: change made while decoding, such as "alpha dropped" → number of images.
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
     source_sha256: sum of digests, each of a source image's name and content.
-    samples: how drawn samples were made, JSON of SamplesAbout; None for other images.
-    more: other attributes, such as those of the latent space.
+    samples: how drawn samples were made, JSON of SamplesAbout, or None. more: other attributes, as of the latent space.
     """
 
     REST: ClassVar[str] = "more"
@@ -108,7 +108,7 @@ class BlockLayout:
 
 
 class Encoding(NamedTuple):
-    """Lossless image format. claim: usual size relative to raw pixels."""
+    """Lossless image format. claim: usual size relative to raw pixels. options: arguments of Pillow's `save`."""
 
     claim: float
     options: dict[str, Any]
@@ -329,7 +329,7 @@ def find_dataset(folder: Path) -> Path:
 
 
 def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) -> str:
-    """Return the sha256 of a dataset without the block and `contents_sha256`."""
+    """Return the sha256 of a dataset's attributes except `contents_sha256`, arrays except the block, and lists of text."""
     digest = hashlib.sha256()
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
     digest.update(json.dumps(attributes, sort_keys=True, default=str).encode())  # damaged attributes may have any type
@@ -451,7 +451,7 @@ class Resumable:
                 for column, size, digest in zip(self._columns, sizes, digests):
                     column.resume(size)
                     if column.digest.hexdigest() != digest:
-                        raise ValueError("the digest of its rows differs from the journal's")
+                        raise ValueError("the rows on disk differ from the journal's digest")
                 self.state = there
                 return
             if not overwrite:

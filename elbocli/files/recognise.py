@@ -157,7 +157,7 @@ def begins_like_tensors(path: Path) -> bool:
 
 
 def instead(path: Path, wanted: str) -> str:
-    """Return the error message, with a remedy, for a missing file or a wrong kind. wanted: a key of MAKERS."""
+    """Return the error message, with a remedy, for a missing file or a wrong kind. wanted: kind, such as "run" or "dataset"."""
     found = recognise(path)
     remedy = USES[found].replace("{}", shlex.quote(str(path))) if found in USES else MAKERS[wanted]
     if found == MISSING:
@@ -170,7 +170,7 @@ def _article(noun: str) -> str:
 
 
 def expect(path: Path, wanted: str) -> None:
-    """Raise FormatError for a missing file or a wrong kind. Kinds outside USES pass, too. wanted: a key of MAKERS."""
+    """Raise FormatError if a file is missing, or of another known kind. wanted: kind, such as "run" or "dataset"."""
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):
         raise FormatError(instead(path, wanted))

@@ -30,7 +30,7 @@ class GridErrors(Record, frozen=True):
     """Errors of a sampler's steps on one grid of noise levels.
 
     summed, largest: sum and maximum over the steps.
-    final: error of the drawn images; None for ancestral samplers.
+    final: root-mean-square error of the drawn images against an accurate solution; None for ancestral samplers.
     """
 
     summed: float
@@ -43,7 +43,7 @@ class GridReport(Record, frozen=True):
     """Result of `elbo grid`: noise levels for a sampler, and the errors of its steps.
 
     levels: noise levels λ, rising. errors: error of the step from each level, in `unit`; the last step goes to clean data.
-    spread: largest error divided by the smallest. grids: name of a grid → errors; `solver` is the grid `levels`.
+    spread: largest error divided by the smallest. grids: name of a grid → errors; solver: errors of `levels`.
     order: p, where a step's error is proportional to the step's width to the power p + 1.
     rounds: iterations that equalised the errors. evaluations: of the network, per trajectory.
     images: number of trajectories; None: ancestral sampler.

@@ -204,7 +204,7 @@ def _verify_dataset(path: Path) -> Facts:
 
 
 def _verify_folder(path: Path) -> int:
-    """Verify a checkpoint, snapshot or run; return the number of files. Raises DataError, FormatError."""
+    """Verify a run, a checkpoint or a snapshot of averaged weights; return the number of files. Raises DataError, FormatError."""
     from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, snapshots
 
     if recognise(path) != "a run":

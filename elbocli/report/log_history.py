@@ -21,7 +21,7 @@ Curve = list[float | None]
 
 
 def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
-    """Return the columns of metrics.jsonl by name, at most POINTS values each, None where a value is missing.
+    """Return the columns of metrics.jsonl by name, each pooled to at most POINTS values; None where a value is missing.
 
     missing: list to which a message about damaged lines is appended.
     """

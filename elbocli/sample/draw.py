@@ -75,7 +75,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy with compiled networks or CUDA graphs, for equally large batches."""
+        """Return a faster copy, for batches of one size. compile: use torch.compile. graphs: None for no CUDA graphs."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network
@@ -89,7 +89,7 @@ class GuidedRun:
         """Return a copy whose network also outputs its learned variance. Raises UsageError if there is none."""
         run = self.trained
         if not getattr(run.network.config, "variance", False):
-            raise UsageError(f"{run.path}: the network has no learned variance; use --sampler ddpm:gamma=G")
+            raise UsageError(f"{run.path}: the network has no learned variance; use --sampler ddpm")
         return replace(self, trained=replace(run, network=Wrapped(run.network, run.network.outputs)))
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
@@ -219,7 +219,7 @@ RUN = "run"
 class SampleSettings:
     """Settings of `elbo sample`.
 
-    steps: number of noise levels; 0: the sampler's default.
+    steps: number of noise levels; 0: the sampler's default. noise: random numbers, elbo's, EDM's or EDM2's.
     schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
     guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
     guide_weights: '': 'ema' of `guide`; if no `guide`: `weights`, given no class.

@@ -85,7 +85,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
-    """Return settings of the run, and the SPEC of the network's timesteps, from `options.levels` or the scheduler's config.
+    """Return settings of the run, and a SPEC of timestep as a function of λ, from `options.levels` or the scheduler's config.
 
     Raises UsageError if the config is needed and missing, FormatError if no SPEC describes the scheduler.
     """

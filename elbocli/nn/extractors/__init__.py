@@ -129,14 +129,14 @@ def _given(weights: Path | None, name: str) -> Path:
     return weights
 
 
-def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[nn.Module, str]:
-    """Return a network of torch-fidelity, and the SHA-256 of its weights. Raises FormatError."""
+def _loaded(network_class: Any, name: str, outputs: list[str], weights: Path) -> tuple[nn.Module, str]:
+    """Return a network of torch-fidelity that gives `outputs`, and the SHA-256 of its `weights`. Raises FormatError."""
     from elbocli.files.tensor_files import load_tensors
 
-    load_tensors(path)  # raises FormatError for a file with code
-    with reading(f"{path}: not weights of this {name} network"):
-        module = make(name, layers, feature_extractor_weights_path=str(path))
-    return module, file_sha256(path)
+    load_tensors(weights)  # raises FormatError for a file with code
+    with reading(f"{weights}: not weights of this {name} network"):
+        module = network_class(name, outputs, feature_extractor_weights_path=str(weights))
+    return module, file_sha256(weights)
 
 
 def _published() -> Path:

@@ -170,7 +170,7 @@ elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # click suggests thes
 
 
 def share_cores() -> None:
-    """Shorten OpenMP's busy-waiting, unless the user has set it. Call before importing torch."""
+    """Shorten OpenMP's busy-waiting, unless configured by the user. Call before importing torch."""
     # With torch's default, two commands of a pipe that share two cores slow each other down a hundredfold.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -119,7 +119,7 @@ def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], 
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two curves are equal up to rounding."""
+    """Return whether two arrays are equal up to rounding; NaN equals NaN."""
     return np.allclose(a, b, rtol=1e-9, atol=0, equal_nan=True)
 
 

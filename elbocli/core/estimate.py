@@ -154,7 +154,7 @@ class PairedMoments:
         """Add images.
 
         pairs: two vectors per image, [images, 2, C], float64.
-        squares: least noise variance of each vector, [images, 2, C]; None: 0.
+        squares: another estimate of each vector's noise variance, [images, 2, C]; the larger mean counts. None: 0.
         """
         values = pairs.numpy()
         self._means.add(values.mean(1))

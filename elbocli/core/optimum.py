@@ -33,7 +33,7 @@ class LeastErrors:
     source: images to be noised, float64 [S, D].
     eps: H noises per source, float64 [S, H, D].
     logsnr: L rising λ per noise, [S, H, L].
-    labels: classes of the sources, [S], for a second error, on images of the source's class; None: no second error.
+    labels: classes of the sources, [S], to find a class-conditional denoiser's error too; None: unconditional only.
     unit: factor from the given images to x, such as 1/127.5 for pixel values.
     """
 
@@ -92,7 +92,7 @@ class LeastErrors:
         """Return each source's estimated least E‖ε−ε̂‖², [1, S, H, L].
 
         others: number of images besides the source, [S].
-        mates: number of images of the source's class besides the source, [S]; adds the second error: [2, S, H, L].
+        mates: number of images of the source's class besides the source, [S]; adds the class-conditional error: [2, S, H, L].
         """
         # If fewer images were added, they are weighted up: numerator and denominator are unbiased, and their ratio nearly so.
         number = others[None] if mates is None else torch.stack([others, mates])
@@ -101,7 +101,7 @@ class LeastErrors:
         return 0.5 * self.logsnr.exp() * distance / (1 + stands_for * self._weight)
 
     def squares(self) -> Tensor:
-        """Return the approximate mean of `values`² over ε, of the same shape."""
+        """Return the approximate mean over ε of squared errors, [1, S, H, L]; with labels: [2, S, H, L]."""
         # (½ e^λ b)² Φ(−δ/2), as derived above, with b of the nearest image and δ² = e^λ b.
         nearest = (self._nearest * self.unit**2)[:, :, None, None]
         apart = (0.5 * self.logsnr).exp() * nearest.sqrt()

@@ -219,7 +219,7 @@ RIDGE = 1e-10  # penalty on squared coefficients: coefficients in the thousands 
 
 
 class Profile(NamedTuple):
-    """Weights ∝ t^gamma of updates t, from 0 to `step`, in a power average."""
+    """Coefficient of update t in a power average: ∝ t^gamma, for t from 0 to `step`."""
 
     gamma: float
     step: float

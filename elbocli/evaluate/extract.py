@@ -38,12 +38,12 @@ from elbocli.runtime.progress import progress
 class FeatureSource:
     """An opened file of samples or of a reference.
 
-    n: number of images or features; 0 for statistics alone.
+    name: of the file, for messages. n: number of images or features; 0 for statistics alone.
     about: how images and features were made.
     reader, saved, statistics: None if not in the file.
     labels: class of each image, [n]; None: the file has no labels.
     streamed: whether the images are a stream, which only rank 0 reads, once and in order.
-    features: result of `extract_features` on rank 0. extracted: whether features are extracted, on every rank.
+    features: set by `extract_features` on rank 0. extracted: whether `extract_features` has run.
     """
 
     name: str
@@ -111,7 +111,7 @@ def extract_features(
     check: Callable[[dict[str, Tensor], FeatureSource], None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
-    """Extract features on all ranks, once, and set `source.features` on rank 0.
+    """Extract features on all ranks, and set `source.features` on rank 0. A second call does nothing.
 
     extractor: None if the source has no images.
     batch: number of images at a time, on each rank.
@@ -203,7 +203,7 @@ def _features_of(
 
 
 def naming_network(about: FeatureFacts) -> str | None:
-    """Return the extractor's name for score names; None for the published Inception."""
+    """Return the extractor to name in a score's name; None for the published Inception, which is not named."""
     published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
     return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 

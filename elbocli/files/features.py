@@ -33,10 +33,10 @@ SYMMETRIC = 1e-5  # largest accepted asymmetry of a covariance, relative to its 
 class FeatureFacts(Record, frozen=True, kw_only=True):
     """Images and extractor that features or statistics were made from.
 
-    n: number of images. preprocessing: how images were prepared. made: how samples were drawn.
-    extractor: name. weights_sha256: digest of the extractor's weights. images_sha256: digest of the images.
-    payload_sha256: digest of the images' dataset. sha256: digest of a statistics file.
-    images: number of images stored beside statistics. more: further keys.
+    n: number of images used. preprocessing: how images were prepared. made: how samples were drawn.
+    extractor: name. weights_sha256: digest of the extractor's weights. feature_precision: of the extractor's forward pass.
+    images_sha256: digest of the images. payload_sha256: digest of the images' dataset. sha256: digest of a statistics file.
+    images: number of images in a file that holds images and statistics. more: further keys.
     """
 
     REST: ClassVar[str] = "more"
@@ -100,7 +100,7 @@ def read_features(path: Path) -> SavedFeatures:
             kind, rank = (torch.int64, 1) if name == "labels" else (torch.float32, 2)
             fits = tensor.dtype == kind and tensor.dim() == rank and len(tensor) == n > 0
             if not fits or not bool((tensor.abs() <= LARGEST_FEATURE).all() or rank == 1):
-                raise ValueError(f"{name} {[*tensor.shape]}: not finite {rank}-d {kind} of {n} images; extract features again")
+                raise ValueError(f"{name} {[*tensor.shape]} must be finite {rank}-d {kind}, 1 row per image; save features again")
     return SavedFeatures(**tensors, about=about)
 
 
@@ -124,7 +124,7 @@ def read_statistics(path: Path) -> Statistics:
     """Read statistics from npz. Raises FormatError."""
     what = f"{path}: not usable as reference statistics"
     with (
-        reading(what, "; expected an npz with mu and sigma"),
+        reading(what, " (expected: an npz with mu and sigma, as from 'elbo eval --save-stats')"),
         open_file(path) as file,
         np.load(file, allow_pickle=False) as archive,
     ):
@@ -139,7 +139,7 @@ def _moments(mu: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     square = len(mu) > 0 and sigma.shape == (*mu.shape, len(mu)) and {mu.dtype.kind, sigma.dtype.kind} == {"f"}
     largest = float(np.abs(sigma).max()) if square else np.inf
     if not (largest <= LARGEST_FEATURE**2 and float(np.abs(mu).max()) <= LARGEST_FEATURE):
-        raise ValueError(f"mu {[*mu.shape]} and sigma {[*sigma.shape]} must be finite float arrays, [D] and [D, D]")
+        raise ValueError(f"mu {[*mu.shape]}, sigma {[*sigma.shape]} must be finite floats, [D] and [D, D]; make the file again")
     if np.abs(sigma - sigma.T).max() > SYMMETRIC * largest or sigma.diagonal().min() < 0:
-        raise ValueError("sigma is not a covariance: it is asymmetric, or a variance is negative")
+        raise ValueError("sigma is asymmetric, or has a variance below 0; make the file again")
     return mu.astype(np.float64, copy=False), sigma.astype(np.float64, copy=False)

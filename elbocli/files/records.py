@@ -25,7 +25,7 @@ _fields = cache(fields)
 
 
 class StoredFormat(NamedTuple):
-    """A file format: record class, file's description, name, version, and advice for errors."""
+    """A file format. record: class of the content. Other fields: arguments of `stored`."""
 
     record: type[Record]
     file: str
@@ -40,7 +40,7 @@ FORMATS: dict[type[Record], StoredFormat] = {}  # only of modules imported so fa
 def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Callable[[R], R]:
     """Return a decorator that declares a Record class as a file format.
 
-    file: name of the file that holds the record, as in docs/datasets.md.
+    file: the file, and the part of the file, that holds the record; as listed in docs/datasets.md.
     name: value of the file's key `format`; "": no such key.
     version: incremented when an earlier elbo would misread the file; 0: no version.
     remedy: end of the error message about a file of another format.

@@ -190,7 +190,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
     )
     if numbers and texts:
         both = f"{numbers[0]} and {min(texts)!r}"
-        raise DataError(f"some classes are numbers and some are names, such as {both}; use only numbers or only names")
+        raise DataError(f"images' classes must be all numbers or all names, found {both}; change the labels, or add --labels")
     keys = names = known if texts <= set(known) else sorted(texts, key=os.fsencode)
     if listed is not None:
         keys, names = read_classes_file(listed, texts)

@@ -68,7 +68,7 @@ def shapes_of(config: NetworkConfig) -> dict[str, Shape]:
 
 
 def class_axes(config: NetworkConfig) -> dict[str, int]:
-    """Return weights with a row per class: name → axis of the rows."""
+    """Return, for weights with a row per class, name → axis of the rows."""
     more = dict[str, Shape]()
     if config.num_classes:
         with suppress(UsageError):  # a network that must keep its classes

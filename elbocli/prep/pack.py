@@ -44,7 +44,7 @@ SAFE_EVERY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Settings(DecodeOptions):
-    """Settings of `elbo prep`, named like the command's options. size, channels: 0 if chosen by the images."""
+    """Settings of `elbo prep`, named like the command's options. size, channels: 0 if elbo chooses."""
 
     channels: int = 0
     store: str = RAW
@@ -103,7 +103,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
         _fill(writer, source, settings, encoder, signals)
         notes = writer.state.notes
         if writer.rows == 0:
-            raise DataError(f"{sources[0]}: none of its {len(source)} files is a usable image; --on-error stop says why")
+            raise DataError(f"{sources[0]}: no usable image among {len(source)} files; to see why, add --on-error stop")
         sidecar = out.with_suffix(".skipped.jsonl")
         sidecar.unlink(missing_ok=True)
         if notes["skipped"]:
@@ -166,7 +166,7 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
 
 
 class Pixels(NamedTuple):
-    """Encoder that stores pixels, with the interface of LatentEncoder."""
+    """Encoder that keeps pixels. copies: rows per image. attributes: for the dataset. fingerprint: settings that rows depend on."""
 
     layout: BlockLayout
     batch: int = 1

@@ -161,7 +161,7 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 
 def score_panels(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> dict[str, Any]:
-    """Draw each score of --eval-every; return name → (Axes, legend). names: legend entries."""
+    """Draw each score of --eval-every; return plot name → (Axes, legend). names: legend entries, one per run."""
     drawn = {}
     for place, (name, title) in enumerate(_scores(runs).items()):
         drawn[f"score{place}"] = draw_lines(title, [curve_line(facts, name) for facts in runs], names, over_images)

@@ -42,7 +42,7 @@ class Parallel:
 
     precision: of the forward pass. sharded: whether to shard. forward: module to call in training.
     shards: number of processes per copy of the weights.
-    auxiliary: None if there are no auxiliary losses.
+    auxiliary: auxiliary losses, if any.
     """
 
     def __init__(self, network: Network, world: World, precision: str, sharded: bool = False, auxiliary: Auxiliary | None = None):
@@ -101,7 +101,7 @@ class Parallel:
             (out.float().square().mean() + self.auxiliary.total(others)).backward()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context for a micro-batch. last: whether DDP averages the gradients over processes."""
+        """Return a context for forward and backward; DDP averages gradients over processes only if `last`."""
         # FSDP reduces gradients in every micro-batch, to keep only shards.
         replicas = isinstance(self.forward, DistributedDataParallel)
         return self.forward.no_sync() if replicas and not last else nullcontext()  # type: ignore[operator]
@@ -332,7 +332,7 @@ class TrainState:
         self.spread.changed()
 
     def constrain(self, left_out: Tensor) -> None:
-        """Project the weights onto the network's constraints. left_out: whether the update was skipped."""
+        """Project the weights onto the network's constraints. left_out: whether the update was skipped; then weights stay."""
         self.network.constrain({name: to_local(weight) for name, weight in self.live.items()}, left_out)
 
     @torch.no_grad()

@@ -78,13 +78,13 @@ class BoundEstimate:
         finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
 
 
-def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return fields of a result: a value and its standard error, per image and per dimension.
+def in_units(nats: float, se: float, batch: Images) -> dict[str, float]:
+    """Return fields of `Nats`: a value and the value's standard error, per image and per dimension.
 
-    nats, se: per image. some: any batch of the images.
+    nats, se: per image. batch: any batch of the images; gives the unit and the number of dimensions.
     """
-    unit = UNITS[some.latent]
-    return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
+    unit = UNITS[batch.latent]
+    return {"nats": nats, "nats_se": se, unit: nats / batch.divisor, f"{unit}_se": se / batch.divisor}
 
 
 def estimate_bound(
@@ -100,7 +100,7 @@ def estimate_bound(
     images: batches; iterated over again, with new noise, until target_se is reached.
     schedule: distribution of the noise levels; changes only the variance of the estimate.
     target_se: standard error per dimension at which to stop; None: one pass over the images.
-    gaussian: as in MeasuredNetwork.draw.
+    gaussian: model whose exact denoiser is also evaluated, for `kept`; None: no model.
     kept: list to which the Draws of each batch are appended; None: Draws are not kept.
     Raises UsageError for fewer than two images, NonFiniteError for a NaN or infinite output.
     """
@@ -178,7 +178,7 @@ class Parts(NamedTuple):
 class Question(NamedTuple):
     """Input of an estimator.
 
-    latent: whether the images are latents. draws: errors at random noise levels; empty if no estimator in DRAWN was requested.
+    latent: whether images are latents. draws: errors at random noise levels; empty unless `variational` or `information` runs.
     """
 
     denoiser: MeasuredNetwork
@@ -193,7 +193,7 @@ class Question(NamedTuple):
 
 
 ESTIMATORS = Registry("estimator")
-"""Functions from an input (Question) and parameters to terms of −log p (Parts). traits: quantity bounded from above."""
+"""Functions: input (Question), parameters → terms of −log p (Parts). traits: the quantity that the sum bounds from above."""
 DRAWN = ("variational", "information")  # estimators that use random draws of noise level and noise
 
 
@@ -289,9 +289,9 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
 
 
 def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
-    """Solve the ODE for a batch of images. Parameters: as in `ode`.
+    """Solve the ODE for a batch of images. Parameters: as in `ode`. Returns: means over draws, [B, 2, 2].
 
-    Returns means over each half of the draws, [B, 2, 2]: E[log q(z₀|x)] − log p(z₀); control variate ½‖ε‖² − D/2.
+    Axis 1: first and second half of the draws. Axis 2: E[log q(z₀|x)] − log p(z₀); control variate ½‖ε‖² − D/2.
     """
     denoiser = asked.denoiser
     noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
@@ -344,7 +344,7 @@ class Found(NamedTuple):
 
     result: means over images, for JSON output.
     parts: SPEC of an estimator → estimates for each image.
-    bound: None if no estimator in DRAWN was requested.
+    bound: None unless `variational` or `information` was requested.
     """
 
     result: Likelihoods
@@ -352,7 +352,7 @@ class Found(NamedTuple):
     bound: BoundEstimate | None
 
     def table(self, rows: np.ndarray, labels: np.ndarray) -> losslog.Columns:
-        """Return a table with a row per image, in the order of the dataset.
+        """Return a row per image in the dataset's order: index, label, each estimator's nats, nats_se and value per dimension.
 
         rows: dataset row of each image, [N]. labels: labels of the whole dataset.
         """
@@ -386,7 +386,7 @@ def estimate_likelihoods(
     """Estimate −log p of images by several estimators, and compare the estimates.
 
     images: batches; iterated over several times.
-    schedule: distribution of the noise levels, for estimators in DRAWN.
+    schedule: distribution of the noise levels, for `variational` and `information`.
     gaussian: fitted to similar data, for the estimator `information`.
     Raises UsageError: fewer than two images or invalid parameters. NonFiniteError: NaN or infinite output.
     """

@@ -34,9 +34,9 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """Factors that noise a batch and weight its loss; see prediction.Coefficients.
+    """Factors that noise a batch and weight its loss.
 
-    alpha, sigma, a, b, c_in: [B, 1, 1, 1] for images.
+    alpha, sigma, a, b, c_in: [B, 1, 1, 1] for images; z = alpha·x + sigma·ε, target = a·x + b·ε, network input = c_in·z.
     eps_factor: [B], ratio of ‖ε−ε̂‖² to ‖target−out‖². logsnr: [B].
     loss_factor: [B], ratio of the loss to ‖target−out‖²/D.
     """

@@ -50,7 +50,7 @@ class Declaration:
     def bind(self, given: Mapping[str, str | float]) -> Declaration:
         """Return a copy with the given values of parameters.
 
-        given: parameter → value or text; the key "" is allowed for a single parameter.
+        given: parameter → value or text; the key "" is allowed if there is only one parameter.
         Raises UsageError for an unknown parameter or an invalid value.
         """
         values: dict[str, float] = {}
@@ -151,7 +151,7 @@ class Registry(dict[str, Declaration]):
         traits: `traits` of the Declaration, in a registry whose own `traits` is None.
         known_as: aliases as `ALIAS`, or `ALIAS:key=value,…` for an alias that sets these parameters.
         parameters_known_as: other name in lower case → parameter.
-        params: default values of further parameters; fields of the registry's class `traits`.
+        params: default values of further parameters, and values of fields of the registry's class `traits`.
         Raises UsageError if the name is taken.
         """
         aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}

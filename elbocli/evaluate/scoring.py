@@ -105,7 +105,7 @@ def score(
         return None
     digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]
     if len(set(digests)) < len(digests):
-        raise DataError(f"two of {[source.name for source in sides.samples]} hold the same images; draw repeats with other seeds")
+        raise DataError(f"two of {[source.name for source in sides.samples]} hold the same images; draw each with another --seed")
     facts = zip(sides.samples, differ, deviating)
     return EvalResult([scored(source, sides, settings, any(differ), pairs or None, odd or None) for source, pairs, odd in facts])
 
@@ -118,9 +118,9 @@ def compares_images(settings: EvalSettings) -> bool:
 def check_extraction(
     sides: Sides, settings: EvalSettings, extractor: Extractor | None, spatial: Sequence[str] = ()
 ) -> list[Pairs]:
-    """Check sources before extraction, and record the extractor in their metadata.
+    """Record the extractor in all files' metadata; check that the files fit the metrics and each other.
 
-    spatial: as in `score`. Returns: as `check_alike`. Raises DataError, UsageError: unfit sources.
+    spatial: as in `score`. Returns: as `check_alike`. Raises DataError, UsageError: files that don't fit.
     """
     for source in sides.every:
         about = source.about
@@ -143,7 +143,7 @@ def extract(
     world: World,
     spatial: Sequence[str] = (),
 ) -> None:
-    """Extract the features that the metrics need from `sources`.
+    """Set `features` of each file in `sources`, on rank 0, to the features that the metrics need.
 
     sources: some of the files in `sides`. Other parameters: as in `score`.
     """
@@ -226,9 +226,9 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
     for source, own in zip(sides.samples, made):
         for name, options in settings.metrics.items():
             if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
-                raise UsageError(f"{source.name}: --metrics {name} needs --extractor {network}, not {own.get('extractor')}")
+                raise UsageError(f"{source.name}: --metrics {name} needs other features; score images with --extractor {network}")
         counted, others = {"n": source.n, **own}, {"n": first.n, **made[0]}
-        refuse(counted, others, source.name, first.name, "score one set at a time, or repeats made alike")
+        refuse(counted, others, source.name, first.name, "score one set at a time, or sets made alike")
         for other in () if settings.allow_mismatch else sides.every[len(made) :]:
             remedy = "such scores are not comparable; use images made alike, or 'elbo eval --allow-mismatch'"
             refuse(fingerprint(other.about), own, other.name, source.name, remedy)
@@ -267,7 +267,7 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
 
 
 def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics' options except the seed and on/off options."""
+    """Return all metrics' options, name → value, without `seed` and on/off options. metrics: metric → namespace of options."""
     found = {key: value for own in metrics.values() for key, value in vars(own).items()}
     return {key: value for key, value in found.items() if key != "seed" and not isinstance(value, bool)}
 
@@ -400,14 +400,14 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))
-        log.warning("repeats differ in more than the seed: %s; so the standard deviation is not over seeds alone", told)
+        log.warning("sets of samples differ in more than the seed: %s; so the standard deviation is not over seeds alone", told)
 
 
 SAMPLES, BESIDE = 12, 5  # rows in the picture of --neighbours, and reference images in each row
 
 
 def write_sheet(out: Path, sides: Sides) -> None:
-    """Draw the samples nearest to reference images, beside these images."""
+    """Draw a row for each of the samples closest to the reference: the sample, then the nearest reference images."""
     mine: Any = sides.samples[0]
     theirs: Any = sides.reference
     beside = min(BESIDE, theirs.n)

@@ -15,7 +15,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """Pixels of an autoencoder. input: their range, a key of INPUTS. rounding: method for decoded pixels, a key of ROUNDINGS."""
+    """Properties of a latent convention. input: pixel range, a key of INPUTS. rounding: of decoded pixels, a key of ROUNDINGS."""
 
     input: str
     rounding: str = "nearest"
@@ -107,7 +107,7 @@ class LatentSpace:
     def __post_init__(self) -> None:
         for value, known in ((self.convention, CONVENTIONS), (self.input, INPUTS)):
             if value not in known:
-                raise ValueError(f"latent_convention or latent_input is {value!r}, expected one of {', '.join(known)}")
+                raise ValueError(f"latent_{'input' if known is INPUTS else 'convention'} is {value!r}, not {' or '.join(known)}")
         finite = all(map(math.isfinite, (*self.shift, *self.scale)))
         if not finite or len(self.shift) != len(self.scale) or min(self.scale) <= 0:
             raise ValueError(f"latent_shift {self.shift} and latent_scale {self.scale} must be finite, equally long, scale > 0")

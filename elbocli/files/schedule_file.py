@@ -50,7 +50,7 @@ class Knot(Record, frozen=True):
 
 @stored("schedule.yaml", "elbo-schedule", remedy="; make one with 'elbo adapt'")
 class ScheduleFile(Record, frozen=True, kw_only=True):
-    """Content of a schedule file. about: how the schedule was made."""
+    """Content of a schedule file. logsnr_min, logsnr_max: for `elbo info` only. about: how the schedule was made."""
 
     REST: ClassVar[str] = "about"
 
@@ -109,7 +109,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     if config.use_dynamic_shifting:
         raise FormatError(
             f"{path}: use_dynamic_shifting makes the shift depend on the image; "
-            "for a constant shift s, give u-mse@fm-ot:shift=S with S = -2 log(s)"
+            "for a constant shift s, use weighting u-mse@fm-ot:shift=S or schedule fm-ot:shift=S instead, with S = -2 log(s)"
         )
     if flow:
         # t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s.
@@ -127,7 +127,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """Return the sampler and steps for which `elbo grid` made a schedule, or None. Raises FormatError."""
+    """Return the use for which `elbo grid` made a schedule, such as 'heun, 18 steps', else None. Raises FormatError."""
     if schedule.file is None or schedule.file.suffix == ".json":
         return None
     said = read_table(schedule.file)[1].about.get("made_for")

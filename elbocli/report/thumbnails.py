@@ -87,7 +87,7 @@ def read_strips(path: Path) -> list[Thumbnails]:
 
 
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
-    """Return a row of pictures per class of a file of samples. Raises FormatError and DataError."""
+    """Return a row of pictures per class of a file of samples. names: class names. Raises FormatError and DataError."""
     with read_samples(path) as reader:
         groups = by_class(reader.shape[0], reader.labels, names, CLASSES)
         return strips(lambda index: reader.at(index, 1)[0], groups)

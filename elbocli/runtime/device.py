@@ -146,7 +146,7 @@ class CudaGraphs:
         self._graphs: dict[Hashable, tuple[Any, list[Tensor | None], Tensor]] = {}
 
     def call(self, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-        """Return function(*inputs). The function must use only `inputs`, and no random numbers."""
+        """Return function(*inputs), by a CUDA graph once captured. function: deterministic; reads only inputs and weights."""
         key = (function, *((x.shape, x.stride(), x.dtype) if x is not None else None for x in inputs))
         self._calls[key] += 1
         if not self._failed and self._calls[key] > WARM_UPS and key not in self._graphs:

@@ -34,7 +34,7 @@ class DiffusersUNetConfig(NetworkConfig):
 
     model: str = explained(f"JSON of the settings of diffusers' {UNET}, without size, channels and classes.")
     code: str = explained("Level code: the number that tells the network its noise level.", default="t-linear")
-    null_class: bool = explained("Whether 'no class' has a learned embedding (the last), and not zero.", default=False)
+    null_class: bool = explained("Whether 'no class' has a learned embedding, the last; False: zeros.", default=False)
     variance: bool = explained("Whether the output has as many channels again, for a learned variance.", default=False)
 
 
@@ -141,7 +141,7 @@ def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: 
 
     convention: a name in CONVENTIONS. channels: of the latents.
     config: contents of the autoencoder's config.json.
-    facts: the last four fields of LatentSpace.
+    facts: autoencoder, autoencoder_sha256, pixel_size and mirrored of LatentSpace.
     """
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)

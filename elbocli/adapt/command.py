@@ -87,11 +87,11 @@ def adapt(
     """Fit a noise schedule to loss logs, for any weighting.
 
     The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output,
-    a summary to standard error: the predicted variance of the loss estimate for the log's schedule, other schedules, and
-    a schedule fitted by each criterion, with independent t and, as in training, low-discrepancy t at the log's batch size.
+    a summary to standard error: for the log's schedule, fixed schedules, and one fitted by each criterion, the predicted
+    variance of the mean loss of the log's batches, with independent t, and with low-discrepancy t as in training.
 
     --data-only needs no log: the density follows the weighting times the least possible error for the images. The
-    summary then says where half of the draws lie, and EDM's P_mean and P_std.
+    summary then gives the logsnr range of the middle half of the noise levels, and EDM's P_mean and P_std.
     """
     from elbocli.adapt.fit import fit_data, fit_log, plot_fit
     from elbocli.files.schedule_file import resolve_weighting
@@ -104,7 +104,7 @@ def adapt(
         source, ctx = click.core.ParameterSource, click.get_current_context()
         given = [f"--{key}" for key in options if ctx.get_parameter_source(key) is not source.DEFAULT]
         if sources or given:
-            raise click.UsageError(f"--data-only takes no log or its options; omit --data-only or {', '.join(given) or 'LOG'}")
+            raise click.UsageError(f"--data-only uses no loss log; omit --data-only or {', '.join(given) or 'LOG'}")
         fitted = fit_data(data_only, choose("elbo"), floor)
     else:
         inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]

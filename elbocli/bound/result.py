@@ -52,7 +52,7 @@ class Bound(Nats, frozen=True, kw_only=True):
     Suffix _se_noise: standard error from the noise alone.
     Suffix _se_population: standard error of the mean over the distribution that the images are from.
     per_image: path of the table that --per-image writes.
-    excess: weighted loss minus the least possible loss; None: without --optimum.
+    excess: loss above the least possible loss, on training images (key `own`) and others (`new`); None: no --optimum.
     """
 
     REST: ClassVar[str] = "about"
@@ -125,7 +125,7 @@ class Side(Record, frozen=True):
 
 
 class NoiseShares(Record, frozen=True):
-    """Measure −dw / max w of a weighting w, as a histogram over logsnr.
+    """Histogram over logsnr of the measure −dw / max w of a weighting w.
 
     at_logsnr_max: mass at logsnr_max. logsnr: bin boundaries. mass: mass in each bin.
     positive, negative: total mass of each sign; None for a monotone weighting.
@@ -139,7 +139,7 @@ class NoiseShares(Record, frozen=True):
 
 
 class Check(Record, frozen=True):
-    """Both sides of Kingma & Gao's theorem 1 for one weighting.
+    """Both sides of Kingma & Gao's theorem 1 for one weighting. agree: whether the sides differ by at most 4 standard errors.
 
     left: weighted loss as in training. right: the same loss as an integral of bounds over noise levels.
     rising: intervals of logsnr where the weighting rises. signed_mass: measure −dw / max w. Both None if monotone.
@@ -171,10 +171,10 @@ class Theorem(Answer, frozen=True):
 class Classification(Answer, frozen=True):
     """Scores of a run as a classifier.
 
-    p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise and prior for all classes.
+    p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise for all classes, all equally likely a priori.
     accuracy_low, accuracy_high: 95 % interval. log_loss: mean of −log p(label|x), in nats. ece: expected calibration error.
     undecided: fraction of images whose likeliest class differs between the two halves of the noise draws.
-    reliability: number of images, mean confidence and accuracy by interval of confidence.
+    reliability: for each bin of confidence, the number of images, mean confidence, and accuracy.
     class_accuracy: accuracy by class number, without empty classes.
     """
 

@@ -64,7 +64,7 @@ class Schedule:
     """Noise schedule: a curve λ(t), shifted by `shift` in λ, then truncated to [logsnr_min, logsnr_max].
 
     name: name and parameters of the curve, `name:key=value,…`, without the shift.
-    declared: declaration of the curve, if any. file: file that the curve was read from, if any.
+    declared: entry of SCHEDULES with the curve's parameters, if any. file: file that the curve was read from, if any.
     Raises UsageError for a range that the curve doesn't cover.
     """
 
@@ -144,7 +144,7 @@ class Schedule:
 
 
 def check_range(low: float, high: float) -> None:
-    """Raise UsageError unless the range of λ is valid."""
+    """Raise UsageError unless the range [low, high] of λ is within ±LIMIT and at least NARROWEST wide."""
     if not (low >= -LIMIT and high <= LIMIT and high - low >= NARROWEST):
         raise UsageError(f"the logsnr range {low:g} to {high:g} must be {NARROWEST:g} wide or more, within ±{LIMIT:g}")
 

@@ -1,6 +1,6 @@
 """Atomic writes: write under a temporary name, flush to disk, then rename.
 
-`.NAME.PID.tmp`: file or folder being written; unlocked if the writing process was killed.
+`.NAME.PID.tmp`: file or folder being written, locked by the writing process.
 `.NAME.PID.trash`: folder being removed.
 `.NAME.PID.old`: folder being replaced; after a kill, `sweep` renames it to NAME unless NAME exists.
 """
@@ -70,7 +70,7 @@ def _aside(path: Path, end: str = "tmp") -> Path:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove leftovers of killed processes from a folder.
+    """Remove leftovers of killed processes from a folder; rename `.NAME.PID.old` to NAME if NAME is missing.
 
     name: file or folder whose leftovers to remove; None: all.
     """

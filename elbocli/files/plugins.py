@@ -21,7 +21,7 @@ _RUN: dict[Path, PluginFile] = {}  # plug-ins run so far, by path
 
 
 def defined(file: str, name: str) -> Any:
-    """Return the object `name` that the plug-in `file` defines, or None."""
+    """Return the object `name` that a plug-in defines; None: not run, or not defined there. file: plug-in's name or path."""
     module = sys.modules.get(PREFIX + Path(file).stem)
     found = getattr(module, name, None)
     return found if module and getattr(found, "__module__", "") == module.__name__ else None
@@ -49,7 +49,7 @@ def run_plugin(path: Path) -> None:
     if place in _RUN:
         return
     if path.suffix not in (".py", ".pt2") or not path.is_file():
-        raise UsageError(f"{path}: not found, or no plug-in; name a file that ends in .py, or the .pt2 of a run")
+        raise UsageError(f"{path}: is missing, or ends in neither .py nor .pt2; name an existing plug-in")
     if path.suffix == ".pt2":
         trust(path)
         return
@@ -78,7 +78,7 @@ def plugins_run() -> list[PluginFile]:
 
 
 def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
-    """Raise UsageError if a plug-in of a run is not loaded; warn if a plug-in has changed."""
+    """Raise UsageError unless all needed plug-ins have run; warn if one has changed. where: path to name in messages."""
     known = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
     for plugin in needed or ():
         if plugin.file not in known:

@@ -111,7 +111,7 @@ def dispersive(hidden: list[Tensor], batch: AuxiliaryBatch, temperature: float =
     weight=0.5,
 )
 class Repa(nn.Module):
-    """Align a block with image features. width: channels of the MLP; 0: as in the block."""
+    """Cosine loss between a block's output, after an MLP, and image features. width: channels of the MLP; 0: as in the block."""
 
     def __init__(self, setup: AuxiliarySetup, width: float = 0.0, block: float = 0.0):
         super().__init__()
@@ -152,15 +152,15 @@ def needs_features(specs: Iterable[str]) -> list[str]:
 def _checked(loss: Any, n: int) -> Tensor:
     if not isinstance(loss, Tensor) or loss.shape != (n,):
         given = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise UsageError(f"the loss returned {given} for {n} images; return a tensor [{n}], the loss of each image")
+        raise UsageError(f"the auxiliary loss returned {given} for {n} images; return a tensor [{n}], the loss of each image")
     return loss
 
 
 class Auxiliary:
     """Auxiliary losses of a training run.
 
-    specs: SPECs of the losses. network: not sharded yet. features: features per image, or 0. seed: of initial weights.
-    heads: losses that have weights. keys: keys of the losses in metrics.jsonl. weights: factor of each loss.
+    specs: SPECs of the losses. network: before sharding. seed: for initial parameters. features: number of features per image.
+    Attributes: `heads`, losses with parameters to train; `keys`, names of losses in metrics.jsonl; `weights`, factors of losses.
     Raises UsageError: the network has no blocks, or a loss doesn't suit the network.
     """
 
@@ -194,7 +194,7 @@ class Auxiliary:
                 network(*config.example(TRIED))
         if not network.recorded or len(network.recorded) != len(network.units()):
             raise UsageError(
-                f"--auxiliary: network family {declaration_of(config).name!r} shows no blocks, which an auxiliary loss needs; "
+                f"--auxiliary: network family {declaration_of(config).name!r} has no blocks that an auxiliary loss can read; "
                 "choose another --preset"
             )
         return [tuple(hidden.shape[1:]) for hidden in network.recorded]

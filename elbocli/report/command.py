@@ -62,8 +62,8 @@ def report(
 
     The page shows the settings, whether the loss is an ELBO, losses and validation, the error by noise level, the noise
     levels drawn over time, previews, samples by class, scores, the bound, and the commands that repeat the run. With a
-    result of 'elbo optimum', the page also shows how much training can still gain, and whether the network copies
-    images. The run may be unfinished or damaged; the page names missing files.
+    result of 'elbo optimum', the page also shows by how much further training can lower the loss, and whether the network
+    copies images. The run may be unfinished or damaged; the page names missing files.
 
     Several runs are compared: settings that differ, losses and errors in shared plots, and samples of each run. The JSON
     of several runs has 'runs', a list with the JSON of each run, and 'differences'.

@@ -38,7 +38,7 @@ TIMES = 12  # number of steps at which a learned weighting is reported
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
-    """Return the path of a run's dataset, also if both were moved together."""
+    """Return the path of a run's dataset, also if run and dataset were moved together. data: section `data` of config.yaml."""
     typed, place = Path(str(data.path)), run.resolve() / str(data.from_run)
     known = not place.exists() or (typed.exists() and typed.samefile(place))
     return typed if known else Path(os.path.relpath(place))
@@ -47,7 +47,7 @@ def dataset_of(data: RunData, run: Path) -> Path:
 def check_content(data: RunData, known: RunData, run: object) -> None:
     """Raise UsageError unless dataset and run both have pixels, or both have latents of the same space.
 
-    known: section `data` of the run's config.yaml. run: run's name for messages.
+    data: description of the dataset. known: section `data` of the run's config.yaml. run: run's name for messages.
     """
     if data.latents != known.latents:
         holds = "latents" if data.latents else "pixels"
@@ -102,7 +102,7 @@ class TrainedRun:
     def precision(self, asked: str, device: torch.device) -> str:
         """Return the precision to compute in.
 
-        asked: precision to return. `auto`: the training precision on CUDA, else fp32; also fp32 if training used `auto`.
+        asked: precision to return. `auto`: on CUDA, the precision in `settings`; fp32 elsewhere, or if `settings` has `auto`.
         """
         own = self.settings.precision if device.type == "cuda" else AUTO
         return asked if asked != AUTO else own if own != AUTO else "fp32"
@@ -199,7 +199,7 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
 
 
 class EffectiveWeighting(NamedTuple):
-    """Weighting of a run after a step. low, high: range of λ. auxiliary: SPECs of auxiliary losses."""
+    """Weighting in effect after `step` updates of a run. low, high: range of λ. auxiliary: SPECs of auxiliary losses."""
 
     step: int
     images: int
@@ -226,7 +226,7 @@ def means_run(text: str) -> bool:
 
 
 def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
-    """Return a run's settings and weighting; a learned weighting at up to 12 steps. Raises ElboError."""
+    """Return a run's settings and weighting: one item if fixed; if learned, one for each of up to 12 steps. Raises ElboError."""
     config = read_run_config(run)
     if not {"weighting", "schedule"} <= set(config.settings):
         raise DataError(f"{run}: was imported without its objective; import it again with --weighting and --schedule")
@@ -235,7 +235,7 @@ def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]
 
 
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
-    """Return a run's weighting; a learned weighting at up to 12 steps. Raises ElboError."""
+    """Return a run's weighting: one item if fixed; if learned, one for each of up to 12 steps. Raises ElboError."""
     # A learned weighting is recomputed from the loss log, as training does after each log interval.
     weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings)
     low, high = (settings.logsnr_min, settings.logsnr_max)
@@ -308,7 +308,7 @@ class Initial(TrainedRun):
         return [row if row < before else None for row in range(now)]
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
-        """Return the new network's initial weights, without random ones. Raises UsageError, FormatError."""
+        """Return the new network's weights by name, without those that stay random. Raises UsageError, FormatError."""
         read = self.checkpoint.weights(self.about["weights"]).read
         with reading(self.named, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)
@@ -327,8 +327,8 @@ def open_initial(path: Path) -> Initial:
 def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
     """Return the old run of --init; None: random weights, or the new run `out` has a checkpoint.
 
-    asked: path of --init, if given. known: config.yaml, if any, whose section `init` is used if `asked` is None.
-    Raises FormatError, UsageError; DataError: the weights are gone or have changed.
+    asked: path of --init, if any. known: config of the run to resume or of --config; its section `init` is used without `asked`.
+    Raises FormatError, UsageError; DataError: the old run's weights are gone or have changed.
     """
     began = known.config.init if known else None
     if known is None or began is None or asked not in (None, Path(began.run)):
@@ -337,7 +337,7 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
         return None
     found = open_initial(Path(began.run))
     if found.about["weights_sha256"] != began.sha256:
-        raise DataError(f"{began.run}: has changed since {known.where} was written; name the old checkpoint with --init")
+        raise DataError(f"{began.run}: has changed since {known.where} was written; name the checkpoint of that time with --init")
     return found
 
 

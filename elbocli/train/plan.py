@@ -93,7 +93,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
 
 
 def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> dict[str, int]:
-    """Return bytes per device, by use. images: in a device's forward pass."""
+    """Return bytes per device for each use, such as `weights`. images: number per forward pass. cuda: as in `measure_step`."""
     settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
     held = FLOAT * -(-step.weights // (shard_size(devices) if sharded else 1))

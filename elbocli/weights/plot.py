@@ -47,7 +47,7 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
 
 
 def plot_weights(weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
-    """Draw weightings, and densities of schedules, against λ into the file `out`.
+    """Draw weightings, and densities of schedules, over λ from `low` to `high` into the file `out`.
 
     weightings: SPEC, shown in the legend → weighting. Raises DataError.
     """
@@ -104,7 +104,7 @@ def _cap(axis: Any) -> None:
 
 
 def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int) -> list[str]:
-    """Draw each weighting as a row of block characters. columns: characters in a row."""
+    """Draw each weighting over λ from `low` to `high` as a row of block characters, then an axis. columns: width of a row."""
     names = [visible(brief(spec)) for spec in weightings]
     margin = max(map(len, names))
     wide = max(20, columns - margin - 2)

@@ -108,7 +108,6 @@ SCALE = 1000.0
     few="CMMD, as it was published, is biased upwards, so compare it at the same n only",
 )
 def cmmd(samples, reference, options):
-    """Return CMMD by the biased estimate of MMD² (V-statistic)."""
     from elbocli.core.neighbours import squares
 
     first, second = samples.values, reference.values

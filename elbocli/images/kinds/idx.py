@@ -32,7 +32,7 @@ def _begins_like_images(path: Path, head: bytes) -> bool:
 
 @source("IDX", test=_begins_like_images, form="parts")
 def open_idx(files: Sequence[str], folder: Entries) -> Images:
-    """Open a file of images, and the folder's file of labels, if any. Raises FormatError, DataError."""
+    """Open `files`, a single file of images, and its file of labels in `folder`, if any. Raises FormatError, DataError."""
     (name,) = files
     images = _values(folder[name], name, 3)
     wanted = name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
@@ -53,6 +53,6 @@ def _values(ref: ImageRef, where: str, ndim: int) -> np.ndarray:
         expected = 4 + 4 * ndim + math.prod(shape)
         if content[:4] != UINT8 + bytes([ndim]) or 0 in shape or len(content) != expected:
             raise FormatError(
-                f"damaged: {len(content)} bytes, type {content[:4]!r}, shape {shape}; expected {expected}, uint8; get it again"
+                f"damaged: {len(content)} bytes, type {content[:4]!r}, shape {shape}; needs {expected} bytes, uint8; get it again"
             )
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)

@@ -66,7 +66,7 @@ def reconstruction_of_numbers(logsnr_max: float) -> float:
 
 
 def bits_per_dimension(nats: float, dimensions: int) -> float:
-    """Convert nats to bits per dimension."""
+    """Convert nats of a whole example to bits per dimension."""
     return nats / (dimensions * math.log(2))
 
 

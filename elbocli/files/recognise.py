@@ -22,7 +22,7 @@ HERE = "/"  # begins Kind.names of folders
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: glob patterns of a file's name, with spaces between; for a folder: HERE, then patterns of names inside; "": any.
+    names: glob patterns of a file's name, with spaces between; for a folder: "/", then patterns of names inside; "": any.
     content: regular expression to find in the first 4 kB of such a file; b"": any.
     use: commands that take such a file; {} stands for the file's path.
     """

@@ -96,7 +96,7 @@ def make_grid(
     path: run or checkpoint. steps: None for the sampler's default.
     images: number of trajectories to measure errors along.
     guide: run or checkpoint to guide away from; None: the run itself.
-    guide_weights: "": `ema` of `guide`; if no `guide`: `weights`, given no class.
+    guide_weights: weights of the guide; "" with a `guide`: `ema`; "" without: the run with `weights`, given no class.
     since: step of training after which loss-log intervals are used.
     Raises UsageError for settings that don't fit the run, FormatError if `path` is not a run.
     Raises DataError if a needed loss log is missing, or estimates are not finite.

@@ -222,7 +222,7 @@ class SampleSettings:
     steps: number of noise levels; 0: the sampler's default. noise: random numbers, elbo's, EDM's or EDM2's.
     schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
     guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
-    guide_weights: '': 'ema' of `guide`; if no `guide`: `weights`, given no class.
+    guide_weights: weights of the guide; '' with a `guide`: 'ema'; '' without: the run with `weights`, given no class.
     compile: 'off', 'graphs' (CUDA graphs), or 'on' (CUDA graphs and torch.compile).
     autoencoder: folder; None: the autoencoder that encoded the latents.
     zoom: enlargement in a contact sheet; 0: enlarge small images to about 96 pixels.

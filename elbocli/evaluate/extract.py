@@ -155,7 +155,7 @@ def extract_features(
             elif extractor and (task := get(step)):
                 begin, images, own = task
                 digests += own
-                part = _features_of(images, extractor, world.device, f"{source.name}: features of image", begin, spatial)
+                part = _features_of(images, extractor, world.device, source.name, begin, spatial)
             if part and not sums["values"].n:
                 check(part, source)
             for name, moments in sums.items() if part else ():
@@ -185,7 +185,7 @@ def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
 def _features_of(
     images: np.ndarray, extractor: Extractor, device: torch.device, where: str, begin: int, spatial: bool
 ) -> dict[str, Tensor]:
-    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. where, begin: for the message.
+    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. where, begin: file and first image, for errors.
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
         pixels = sent(torch.from_numpy(images), device).permute(0, 3, 1, 2)
@@ -196,8 +196,8 @@ def _features_of(
         usable = (tensor.abs() <= LARGEST_FEATURE).all(1)
         if not usable.all():
             raise DataError(
-                f"{where} {begin + int(usable.int().argmin())} are not finite, or larger than {LARGEST_FEATURE:g}; "
-                f"the extractor {extractor.name} doesn't suit these images; choose another --extractor"
+                f"{where}: features of image {begin + int(usable.int().argmin())} are not finite, or larger than "
+                f"{LARGEST_FEATURE:g}; the extractor {extractor.name} doesn't suit these images; choose another --extractor"
             )
     return found
 

@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 class Averages(dict[str, dict[str, Tensor]]):
     """Averages of a network's weights: name of the average → name of the tensor → tensor.
 
-    averages: rules, the run's default first. tensors: floating-point weights; DTensors under FSDP.
+    averages: rules, the run's default first. tensors: name → floating-point weight to follow; DTensors under FSDP.
     """
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):

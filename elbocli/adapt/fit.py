@@ -41,12 +41,12 @@ class AdaptReport(Record, frozen=True):
     """Report of `elbo adapt` on a fitted schedule.
 
     intervals: number of lines in the loss logs. batch: batch size of the predicted variances.
-    schedules: schedule's name → variances and ratios, under the keys in PROMISE; a value of None: infinite or undefined.
-    variance_*: batch size × variance of a batch's mean loss / squared loss. ratio_*: variance / smallest variance.
+    schedules: schedule's name → variance_* and ratio_* for independent and low-discrepancy t; None: infinite or undefined.
+    variance_*: batch size × variance of a batch's mean loss / squared loss. ratio_*: variance / smallest of all schedules.
     half, p_mean, p_std, told_apart: None without --data-only.
     half: logsnr range of the middle half of the draws.
     p_mean, p_std: mean and standard deviation of ln sigma_edm = −logsnr/2.
-    told_apart: logsnr above which the least possible error is below half its maximum; None: nowhere.
+    told_apart: logsnr above which the least possible error is below half its maximum over λ; None: nowhere.
     """
 
     weighting: str
@@ -115,7 +115,7 @@ def fit_log(
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
             raise UsageError(
-                f"{optimum}: {known.dimensions} values per image, but the run has {losses.header.dimensions}; use its dataset's file"
+                f"{optimum}: {known.dimensions} values per image, run: {losses.header.dimensions}; use 'elbo optimum --like RUN'"
             )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]
@@ -197,7 +197,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     log.info(f"weighting {weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
     log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
-        log.warning(f"above logsnr {told_apart:.3g}, the least possible error falls, a network's error doesn't; raise --floor")
+        log.warning(f"above logsnr {told_apart:.3g}, networks exceed the least possible error; raise --floor to draw more there")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(

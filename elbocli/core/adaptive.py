@@ -31,7 +31,7 @@ CLOSE = 1e-6
 
 
 def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolate values at `at` by smooth cubics.
+    """Interpolate values at `at` by cubics with a continuous slope.
 
     at: λ of any shape; outside the knots, the outer cubics continue. knots: rising λ, [K]. values: values at the knots, [K].
     """
@@ -308,7 +308,7 @@ class AdaptiveSchedule:
     """Schedule fitted to a network's recent errors in training.
 
     edges: edges of the bins of λ, [bins + 1].
-    state: weighted count, sum and sum of squares of the errors, and unweighted count; [4, bins], float64, for checkpoints.
+    state: count, sum and sum of squares of errors (older ones weigh less), and unweighted count; [4, bins], float64.
     """
 
     # After n images, an error that is k images old has weight (1 − k/n)^(1/SHARE), so the window is about the last SHARE of the
@@ -328,7 +328,7 @@ class AdaptiveSchedule:
         self.state[3] += sums[0]
 
     def moments(self) -> ErrorMoments:
-        """Return the weighted mean and mean square of recent errors."""
+        """Return the errors' moments, in which older errors have less weight."""
         return ErrorMoments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
@@ -349,7 +349,7 @@ def refuse_adaptive(weighting: Weighting) -> None:
 
 
 def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:
-    """Return the learned weighting: the schedule's density divided by the smoothed error."""
+    """Return w = p/e. p: density of `schedule`. e: smoothed error in `online`; before any error, that of a zero `prediction`."""
     # w = p/e, equivalent to EDM2's u(σ): every t contributes equally to the loss. The best density, ∝ w e, is then p itself, so
     # schedule and weighting can't both be learned. Where p rises faster than e, w rises, and the loss is not an ELBO;
     # `uncertainty:monotone` takes the least non-increasing upper bound of w. A running minimum from the noisy side would be
@@ -364,9 +364,9 @@ def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Pred
 def followed(
     online: AdaptiveSchedule | None, weighting: Weighting, schedule: Schedule, prediction: Prediction, floor: float
 ) -> tuple[Weighting, Schedule]:
-    """Return weighting and schedule for the next step, fitted to recent errors.
+    """Fit the weighting if it is learned, else the schedule; return both for the next step.
 
-    online: recent errors; None: nothing changes.
+    online: recent errors; None: nothing changes. prediction: the network's, for a learned weighting.
     floor: smallest density, as a fraction of the uniform density.
     """
     if online is None:

@@ -151,7 +151,7 @@ def steps_of(betas, start, end, count):
 
 
 class Moved:
-    """Schedule curve λ(t) + by."""
+    """Schedule curve λ(t) of `curve`, plus the number `by`."""
 
     def __init__(self, curve, by):
         self.curve, self.by = curve, by
@@ -168,7 +168,7 @@ class Moved:
 
 SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
-"""Decorator of a function or class that makes a ScheduleCurve from floats, the keys in its SPEC NAME:key=value."""
+"""Decorator that declares a schedule: a function (or class) of floats, named as in the SPEC, that returns a ScheduleCurve."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}  # parameter in EDM's code → parameter in elbo
 NORMAL_WORDS = {**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"}
 

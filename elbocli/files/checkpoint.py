@@ -43,7 +43,7 @@ class RunData(Record, frozen=True):
     """Description of a run's dataset.
 
     path: dataset file, as typed by the user. from_run: path relative to the run's folder.
-    payload_sha256: digest of the images. more: further attributes; for latents, the latent space.
+    payload_sha256: digest of the images. filter: resampling filter. more: further attributes; for latents, the latent space.
     """
 
     REST: ClassVar[str] = "more"
@@ -83,7 +83,7 @@ class InitFacts(Record, frozen=True):
     """Origin of a run's initial weights.
 
     run: path given to --init. weights: `model` or the name of an average. sha256: digest of the weights' file.
-    seen: for imported weights, SourceFacts.about of their run.
+    seen: for weights of an imported run, imported_format, imported_file and imported_sha256.
     changed: names of settings that differ from the run that trained the weights.
     """
 
@@ -147,7 +147,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
         return super().of({**content, **read}, where)
 
     def resolved(self) -> dict[str, Any]:
-        """Return the sections that define the run."""
+        """Return the sections in RESOLVED, which define the run: name → content."""
         return {key: value for key, value in self.json().items() if key in RESOLVED}
 
 
@@ -352,7 +352,7 @@ def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
 
 
 def due(step: int, save_every: int, keep_every: int) -> bool:
-    """Tell whether to save a checkpoint at a step. keep_every: steps between milestones; 0: none."""
+    """Tell whether to save a checkpoint: at multiples of `save_every` and, unless 0, of `keep_every`."""
     return step % save_every == 0 or (keep_every > 0 and step % keep_every == 0)
 
 

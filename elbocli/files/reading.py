@@ -15,7 +15,7 @@ from elbocli.version import __version__
 
 
 def one_line(error: Exception, most: int = 160) -> str:
-    """Return an error's message in one line; for an empty message, the error's type."""
+    """Return an error's message in one line, cut after `most` characters; for an empty message, the error's type."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
@@ -23,11 +23,11 @@ def one_line(error: Exception, most: int = 160) -> str:
 def reading(
     where: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
 ) -> Iterator[None]:
-    """Convert library errors in the block to elbo errors that name the file.
+    """Convert library errors in the block to elbo errors; put the file before every message.
 
     where: the file's path, optionally with ": " and a description of the problem.
-    then: end of the message, such as '; get the file again'. on: types of library errors to convert.
-    kind: class of the elbo error, also for a UsageError in the block; without read permission always DataError.
+    then: end of a converted message, such as '; get the file again'. on: types of library errors to convert.
+    kind: class for library errors and UsageErrors; for a missing read permission: DataError.
     """
     try:
         yield

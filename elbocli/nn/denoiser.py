@@ -61,7 +61,7 @@ class Denoiser:
         return x_hat, (v + 1).mul_(0.5)
 
     def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
-        """Return the function that a sampler calls."""
+        """Return `with_variance` for a sampler that needs a learned variance, else the denoiser itself."""
         return self.with_variance if sampler.traits.learned else self
 
     def _estimate(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:

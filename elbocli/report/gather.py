@@ -114,8 +114,8 @@ class RunReport(Record, frozen=True, kw_only=True):
 
     status, settings, source, data, network, environment: keys as in the run's files. status: {} if unknown.
     curves: columns of metrics.jsonl. missing: messages about missing or damaged files. per_image: files of `bound --per-image`.
-    scores, bound, theorem, likelihoods, classification: contents of result files, each with its path as the key `file`.
-    excess: errors above the least possible errors; None: no result of 'elbo optimum'.
+    scores, bound, theorem (`bound --check`), likelihoods, classification: contents of result files, and the path as key `file`.
+    excess: errors above the least possible errors; None: no result of 'elbo optimum'. previews: steps of contact sheets.
     """
 
     run: str
@@ -428,7 +428,7 @@ FORMULAS = {  # class of a curve that no registry declares → (formula, source)
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
-    """Return the Terms of a weighting, and of its target, factor and schedule."""
+    """Return the Terms of a weighting, and of any target, factor and schedule in its SPEC."""
     curve = weighting.curve
     terms = [_term("weighting", weighting.spec, curve)]
     if isinstance(curve, ForeignLoss):

@@ -188,7 +188,7 @@ def resolve(
         values["precision"] = usual_precision(values["device"], preset.about.gpu)
     if data.latents and values["flip"]:
         raise UsageError(
-            f"--flip: {data.path} holds latents, which can't be mirrored; pack mirror images, too, by 'elbo prep --mirror'"
+            f"--flip: {data.path} holds latents, which can't be mirrored; leave --flip out, and pack by 'elbo prep --mirror'"
         )
     if "shift" in train and "shift" not in asked and "weighting" in said:
         del values["shift"]  # the preset's shift is for the preset's weighting
@@ -224,7 +224,7 @@ def resolve(
     if fresh:
         init = fresh.facts(settings, network, data)
         log.info(
-            "starting from the weights of %s; settings that differ from it: %s",
+            "starting from the weights of %s; changed settings: %s",
             fresh.named,
             ", ".join(init.changed or ()) or "nothing",
         )

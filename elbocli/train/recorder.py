@@ -1,4 +1,4 @@
-"""Logs of a run in training, previews, validation, and targets of --log-to."""
+"""Logs, previews and validation of a run in training; targets of --log-to."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Recorder:
 
     lengths: log's file name → bytes at the checkpoint to resume from; longer logs are truncated.
     log_to: names in PACKAGES, or paths of JSONL files.
-    extractor: (name or program for --eval-every, file of weights or None: default weights).
+    extractor: (value of --eval-extractor, value of --eval-weights); None: default weights.
     Raises UsageError: --val, previews or --eval-every don't fit the run. Raises FormatError, DataError.
     """
 
@@ -270,7 +270,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         chosen = Stream(settings.seed, "val-images").permutation(0, len(rows))[: settings.val_images]
         rows = rows[np.sort(chosen)]
     if len(rows) < LEAST_HELD_OUT:
-        raise UsageError(f"{held.path}: images for validation: {len(rows)}; give {LEAST_HELD_OUT} or more")
+        raise UsageError(f"{held.path}: {len(rows)} validation images, {LEAST_HELD_OUT} needed; enlarge --val or --val-images")
     return held, rows
 
 
@@ -401,7 +401,7 @@ Target = Callable[[int, Mapping[str, Any]], object]  # (step, values) → anythi
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
-    """Return a target that appends lines to the JSONL file `word`."""
+    """Return a target that appends lines to the JSONL file `word`. run, step: not used."""
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if SAMPLES not in values:
@@ -430,7 +430,7 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
 
 
 def open_wandb(word: str, run: Path, step: int) -> Target:
-    """Return a target that logs to Weights & Biases."""
+    """Return a target that logs to Weights & Biases, under the id of `run`. word, step: not used."""
     import wandb
 
     config = read_config(run)

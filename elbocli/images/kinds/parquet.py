@@ -62,7 +62,7 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
             images, column, classes = found = _layout(file)
             layout = layout or found
             if layout != found:
-                raise FormatError(f"has other columns or classes than {files[0]}; name files of one data set")
+                raise FormatError(f"has other columns or classes than {files[0]}; give files of one data set")
             for number in range(file.metadata.num_row_groups):
                 count = file.metadata.row_group(number).num_rows
                 refs += [ParquetRow((ref.path, number, images), row) for row in range(count)]

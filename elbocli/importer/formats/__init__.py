@@ -43,7 +43,7 @@ class ImportOptions:
 
     weights: ema (the average), model (the last weights), or the key of other weights in the file.
     prediction, weighting, schedule: SPECs. levels: SPEC of the network's input for the noise level.
-    attention: text for `parse_attention`.
+    attention: heads=N or width=N; with ',new': q, k and v in ADM's new order.
     size, channels, classes: side and channels of the images or latents, number of classes.
     null_class: label for 'no class'.
     prefix: only names with this prefix are imported, without the prefix. rename: rules OLD=NEW for the beginnings of names.
@@ -147,7 +147,7 @@ def source_format(
 
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
-    """Return a file's weights: key → tensors by name. Key '': the whole file."""
+    """Return sets of weights in a file's content `tree`: top-level key → tensors by name. Key '': all of `tree`."""
     held = {"": tree, **(tree if isinstance(tree, dict) else {})}
     found = {str(key): _named_tensors(value) for key, value in held.items()}
     return {key: tensors for key, tensors in found.items() if tensors}
@@ -178,7 +178,7 @@ def state_dict(
     content = source.tree if content is None else content
     held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
     if not held:
-        raise FormatError(f"{source.path}: holds {inventory(source.tree)}, but no weights of this format; change --format")
+        raise FormatError(f"{source.path}: holds {inventory(source.tree)}, no weights of the chosen format; change --format")
     key = "" if "" in held else _choose(held, source, options.weights)
     entry = content[key] if key else content
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
@@ -214,15 +214,15 @@ def inventory(tree: Any) -> str:
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     """Return a tensor's shape. Raises FormatError if the tensor is missing."""
     if name not in tensors:
-        raise FormatError(f"lacks the weight {name!r}; {nearest(name, tensors)}")
+        raise FormatError(f"lacks the weight {name!r} ({nearest(name, tensors)}); get the file again, or change --format")
     return tuple(tensors[name].shape)
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
-    """Return module names of blocks: in elbo → in the file.
+    """Return names of modules in blocks: elbo's name → the file's name.
 
-    blocks: name of a sequence of blocks in elbo → names of the blocks in the file, in order.
-    parts: name of a module within a block: in elbo → in the file.
+    blocks: elbo's name of a list of blocks → the file's names of these blocks, in order.
+    parts: elbo's name of a module within a block → the file's name.
     """
     return {
         f"{way}.{index}.{part}": f"{name}.{their}"
@@ -260,7 +260,7 @@ def fitted(
             value = turned(name, value)
         if value.shape != empty.shape:
             shape = list(tensors[theirs].shape)
-            raise FormatError(f"{where}: {theirs!r} has shape {shape}, elbo needs {list(empty.shape)}; export a .pt2 program")
+            raise FormatError(f"{where}: {theirs!r} has shape {shape}, not {list(empty.shape)}; export the network as .pt2")
         weights[name] = value.to(empty.dtype)
         unused.pop(theirs, None)
     for name in unused:
@@ -290,7 +290,7 @@ class AttentionOrder(NamedTuple):
 
 
 def parse_attention(text: str) -> AttentionOrder:
-    """Parse `heads=4`, `width=64` or `width=64,new`, the text of --attention. Raises UsageError."""
+    """Parse the text of --attention: `heads=4` or `width=64`; with `,new`: outside=True. Raises UsageError."""
     said = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
     if not said:
         raise UsageError(f"--attention {text}: expected heads=N or width=N, with ',new' for q, k and v in ADM's new order")

@@ -41,7 +41,7 @@ class GroupNorm(nn.GroupNorm):
     """Group norm with optional scale, shift and SiLU: silu(norm(x)·(1 + scale) + shift).
 
     x: [B, C, H, W]. scale, shift: [B, C].
-    fused: whether to use `_Normed`; None: on all devices but a CPU.
+    fused: whether one function computes norm, scale, shift and SiLU; None: on all devices but a CPU.
     """
 
     fused: bool | None = None
@@ -249,10 +249,7 @@ class LevelsNetwork(Network):
 # A custom operator, because torch.compile can't trace the function from λ to timesteps, which SciPy computes once on the CPU.
 @torch.library.custom_op("elbo::level_number", mutates_args=())
 def level_number(logsnr: Tensor, code: str) -> Tensor:
-    """Return a level code's value at each λ, [B] → [B].
-
-    code: function of λ as text, such as `sigma` or `t:linear`.
-    """
+    """Evaluate a function of λ, [B] → [B]. code: the function as text, such as `sigma` or `t:linear`."""
     return _level_code(code)(logsnr).clone()
 
 
@@ -451,7 +448,7 @@ class UNetConfig(AttendedConfig):
     middle_attention: bool = explained("Whether the middle blocks have self-attention, too.", default=True)
     heads: Count = explained("Heads of every attention layer; 0: as many as head_width gives.", default=0)
     head_width: Size = explained(
-        "Channels of a head, rounded up to a divisor of a level's channels, or down to all of them.", default=HEAD_WIDTH
+        "Least channels of a head, rounded up to a divisor of a level's channels; narrower levels: one head.", default=HEAD_WIDTH
     )
     groups: Count = explained("Groups of every group norm; 0: up to 32 groups of at least 4 channels.", default=0)
     norm_eps: Annotated[float, Meta(gt=0, lt=1)] = explained("Number that norms add to the variance.", default=EPS)

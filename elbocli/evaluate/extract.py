@@ -185,7 +185,7 @@ def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
 def _features_of(
     images: np.ndarray, extractor: Extractor, device: torch.device, where: str, begin: int, spatial: bool
 ) -> dict[str, Tensor]:
-    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. where, begin: file and first image, for errors.
+    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. For errors: where, begin.
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
         pixels = sent(torch.from_numpy(images), device).permute(0, 3, 1, 2)

@@ -114,7 +114,7 @@ class Parallel:
 
 
 def micro_batch(spread: Parallel, images: int) -> int:
-    """Return a size of micro-batches that fits on the CUDA device of every rank.
+    """Return a micro-batch size that fits on the CUDA device of every rank.
 
     spread: network, not sharded. images: first size to try, then halved.
     Raises DataError on all ranks: not even one image fits.
@@ -149,7 +149,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
-    """Return a size of a sharded network's micro-batches that should fit on every rank. images: as in `micro_batch`."""
+    """Return a micro-batch size for a sharded network, estimated to fit on every rank. images: as in `micro_batch`."""
     # Not by passes as in `micro_batch`: when one rank runs out of memory, the other ranks would block.
     room = PLANNED * min(world.all(card_bytes(str(world.device)) or 0))
     while images > 1 and sum(device_memory(resolved, world.size, images, cuda=True).values()) > room:

@@ -1,6 +1,6 @@
-"""Checks of a run: theorem 1, classification, and errors above the least possible errors.
+"""Checks of a run: theorem 1 of Kingma & Gao 2023, classification, and excess over the least possible errors.
 
-Theorem 1 of Kingma & Gao 2023, for the weighted loss L_w: L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x).
+Theorem 1: weighted loss = −∫ L(λ) dw(λ) + w(λmax) L(λmax) − w(λmin) L(λmin); L(λ) = prior term + ½ ∫ ‖ε−ε̂‖² dλ up to λ.
 Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ exp(−loss given c), with the same noise for all classes.
 """
 
@@ -34,7 +34,7 @@ SHARES = 10  # number of bins of λ for which −dw is reported
 
 
 def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
-    """Check theorem 1 of Kingma & Gao for each weighting. Raises ElboError."""
+    """Measure both sides of theorem 1 for each weighting, and compare them. Raises ElboError: measuring failed."""
     low, high = asked.low, asked.high
     measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
@@ -108,7 +108,7 @@ def class_scores(
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
     for some in images:
         if some.labels is None:
-            raise UsageError("a classifier needs images with labels, but these images have none; pass images with labels")
+            raise UsageError(f"{denoiser.name}: accuracy needs labels, but the images have none; pass images with labels")
         columns = []
         for label in range(classes):
             asked = some._replace(labels=torch.full_like(some.labels, label))
@@ -125,7 +125,7 @@ def judge_scores(
 ) -> tuple[Classification, Columns]:
     """Compute a classifier's accuracy and calibration, and a table with a row per image.
 
-    halves, labels, rows: results of `class_scores`. draws: noise levels per image.
+    halves, labels, rows: results of `class_scores`. draws, schedule: noise levels per image, and their schedule; only recorded.
     """
     found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
     guess, confidence = found.argmax(1), found.max(1)
@@ -196,11 +196,11 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
 def add_excess(
     asked: Measurement, own: Measurement, optimum: Path, found: BoundEstimate, schedule: str = ""
 ) -> tuple[dict[str, Any], BoundEstimate]:
-    """Compare a run's errors with the least possible errors.
+    """Compare a run's errors on training images and on the user's images with the least possible errors.
 
-    asked, own: measurements on the user's images, and on training images. found: bound of `asked`.
+    asked, own: run with the user's images, and with training images. found: bound already measured for `asked`.
     optimum: file of 'elbo optimum'. schedule: SPEC of noise levels for `own`; '': fitted to the run's loss log.
-    Returns: report of losses above the least possible loss, in nats per dimension; `found` with its `excess`.
+    Returns: report for JSON, with excess loss in nats per dimension (own: training images, new: others); `found` with `excess`.
     """
     least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
     same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)

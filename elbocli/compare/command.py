@@ -33,14 +33,14 @@ from elbocli.cli.commands import (
 def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     """Tell differences between scores from chance.
 
-    FIRST and OTHER are results of 'elbo eval' (JSON; - is a stream). Repeats with equal seeds are compared in pairs;
-    otherwise, the standard errors of both results count.
+    FIRST and OTHER are results of 'elbo eval' (JSON; - is a stream). Sets of samples with the same seeds in both files
+    are compared in pairs; otherwise, the standard errors of both scores are combined.
 
     FIRST and OTHER may also be features of 'elbo eval --save-features'. Then Fréchet distances to --ref are compared.
     Images of equal seed and classes are compared in pairs, which often finds smaller differences.
 
     Results must have equal extractor, reference, number of images, preprocessing, protocol and options of metrics. Each
-    interval has a confidence of 95 %: of twenty equal pairs, one looks different.
+    interval has a confidence of 95 %: of twenty scores without a difference, one looks different.
     """
     from elbocli.compare.result import Comparison, Difference, compare_features, compare_results
     from elbocli.evaluate.result import result_of

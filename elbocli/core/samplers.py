@@ -1,7 +1,7 @@
 """Samplers, which step from λ to a higher λ, and `walk`, which steps from noise to data.
 
 A sampler is a function (z [B, …], last, move, denoise, noise, parameters) → (z', x̂). move: the step's λ, α and σ.
-z is variance preserving; λ = inf is clean data. z', α', σ': values at the end of the step.
+z is variance preserving; λ = inf is clean data. z', α', σ': values at the end of the step. denoise: function (z, λ) → x̂.
 last: x̂ of the previous step; None in the first step. noise: function () → standard normal noise, shaped like z.
 """
 
@@ -211,7 +211,7 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
 def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0):
     """Make a second-order step of Heun's method, after adding noise if s_churn > 0.
 
-    s_churn: relative growth of σ_edm by added noise, summed over all steps; at most √2 − 1 per step.
+    s_churn: total relative growth of σ_edm by added noise; each step adds s_churn/steps, or √2 − 1 if that is smaller.
     s_min, s_max: noise is added only if s_min ≤ σ_edm ≤ s_max.
     s_noise: factor on the added noise's standard deviation.
     """
@@ -263,7 +263,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
 
 def no_noise() -> NoReturn:
     """Raise UsageError; use as `noise` of samplers that must not draw noise."""
-    raise UsageError("the sampler adds noise, but must not; use dpmpp-2m, or heun with s_churn=0 (in 'elbo grid', also ddpm)")
+    raise UsageError("the sampler must not add noise here; use dpmpp-2m, or heun with s_churn=0 ('elbo grid' also takes ddpm)")
 
 
 def walk(

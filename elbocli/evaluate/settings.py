@@ -17,9 +17,9 @@ class EvalSettings:
     extractor: name, or file of a program; '': the extractor of saved features, or Inception for images.
     extractor_weights: None: the published weights.
     classes: classes of a stream of samples: 'balanced', 'random', or a list; '': not given.
-    held_out: file of images like the reference's that the model was not trained on.
+    held_out: file of images that are similar to the reference's, but not in the model's training set.
     neighbours: file for a picture of samples beside the closest reference images.
-    protocol: name in PROTOCOLS; '': no protocol.
+    protocol: name in PROTOCOLS; '': no protocol. command: elbo's command line, for the result.
     """
 
     metrics: Mapping[str, Any] = field(default_factory=lambda: asked(("fid", "is")))

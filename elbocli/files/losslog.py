@@ -118,7 +118,7 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
 
 
 def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and rows of a loss log. Raises FormatError."""
+    """Yield the headers and rows of a loss log. name: file name for messages. Raises FormatError."""
     bins = 0
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
@@ -133,7 +133,8 @@ def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLo
         row = LossLogRow.of(content, where)
         if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
             raise FormatError(
-                f"{where}: {len(row.count)} count, {len(row.sum)} sum, {len(row.sumsq)} sumsq for {bins} bins; delete the line"
+                f"{where}: count, sum and sumsq have {len(row.count)}, {len(row.sum)} and {len(row.sumsq)} numbers, "
+                f"expected {bins}, one per bin; delete the line"
             )
         yield row
     if not bins:
@@ -254,11 +255,10 @@ class Optimum(Record, frozen=True, kw_only=True):
     edges: [bins + 1], increasing λ. eps_mse: [bins], the least possible error per dimension.
     classes: number of classes, for a denoiser that is given the class; 0: not given the class.
     label_dropout: fraction of images whose class was hidden from the network in training.
-    without_class: least possible error of a denoiser that is not given the class; None: no classes.
-    nats: ½∫ dimensions·eps_mse dλ over all bins; log_images for an infinite range of λ.
+    without_class: least possible error of a denoiser that is not given the class; None: no classes. about: other keys.
+    nats: ½∫ dimensions·eps_mse dλ over all bins; the integral over all real λ is log_images.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
     images: number, with mirror images if `flip`. sources, draws: number of noised images, and noise draws per image.
-    about: other keys.
     """
 
     REST: ClassVar[str] = "about"
@@ -291,7 +291,7 @@ class Optimum(Record, frozen=True, kw_only=True):
         blind = self.without_class
         curves = [self.eps_mse, self.eps_mse_se, *([blind.eps_mse, blind.eps_mse_se] if blind else [])]
         if {*map(len, curves)} != {bins}:
-            raise ValueError(f"eps_mse and eps_mse_se must have {bins} numbers, one per bin; found {[*map(len, curves)]}")
+            raise ValueError(f"eps_mse and eps_mse_se have {[*map(len, curves)]} numbers for {bins} bins; make the file again")
 
     def text(self) -> str:
         return json.dumps(self.json(), indent=1, allow_nan=False) + "\n"

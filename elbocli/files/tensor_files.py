@@ -74,8 +74,8 @@ class AverageFacts(Record, frozen=True):
 
     spec: name and parameters of the average, such as `power:std=0.1`.
     std: standard deviation in time of a power average, relative to the step.
-    residual: relative error of approximating the average by snapshots; 0: exact.
-    coefficients: coefficient of each snapshot's average; key: SNAPSHOT/AVERAGE.
+    residual: relative error of approximating the average by snapshots; 0: exact. command: command line.
+    coefficients: coefficient of each snapshot's average; key: SNAPSHOT/AVERAGE. more: other keys.
     """
 
     REST: ClassVar[str] = "more"

@@ -1,4 +1,4 @@
-"""Lists of the images for `elbo prep`, each with a class, from folders, archives and files."""
+"""List the images in folders, archives and files for `elbo prep`, and find each image's class."""
 
 import contextlib
 import os
@@ -72,12 +72,12 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
 
 
 def _words_of(images: Images) -> list[Word | None]:
-    """Return the class of each image. Raises DataError: two classes of the same name."""
+    """Return each image's class, a name or number; None: no class. Raises DataError: two classes have the same name."""
     names = images.class_names
     if not images.numbered:
         return list(images.labels)
     if len(set(names)) < len(names):
-        raise DataError(f"{images.prefix}two classes named {max(names, key=names.count)!r}; omit other sources and --classes")
+        raise DataError(f"{images.prefix}two classes named {max(names, key=names.count)!r}; pack it alone, no --labels/--classes")
     return [names[number] for number in images.labels]
 
 
@@ -87,8 +87,8 @@ def _words_of(images: Images) -> list[Word | None]:
 def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Images:
     """List the images of one folder, archive or file.
 
-    among: whether there are other sources; images outside class folders then get the source's name as folder.
-    skip: as in `open_source`. ours: names of files to leave out.
+    among: whether there are several sources; if so, images outside class folders are listed as SOURCE/FILE.
+    skip: as in `open_source`. ours: names of the files of --labels and --classes, which are left out.
     Raises DataError or FormatError.
     """
     kind = kind_of(root)
@@ -135,7 +135,7 @@ def _order(name: str) -> bytes:
 def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
     """Return the images of a folder or archive, and the class for all images if the files give no classes.
 
-    entries: by path; paths of folders end with a slash. prefix: text before paths in messages.
+    entries: path → reference to the file; paths of folders end with a slash. prefix: text before paths in messages.
     stem: name of the source. among: as in `list_source`.
     """
     # A single folder at the top, as many archives have, is skipped.

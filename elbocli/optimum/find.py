@@ -44,7 +44,7 @@ class Search:
     rows: dataset rows of sources and of images in the softmax. sources: number of images to noise.
     sample: number of images in the softmax; 0: all; None: all, or an eighth if all need more operations than AFFORDABLE.
     batch_size: number of softmax images at a time; None: fewer for larger images.
-    conditional: whether the denoiser is given the class. flip: whether to add mirror images.
+    conditional: whether the denoiser is given the class. flip: whether to add mirror images. label_dropout: as in Optimum.
     """
 
     dataset: Dataset
@@ -74,19 +74,19 @@ class Search:
         """Return pixel levels 0 to 255, float64 [J, H, W, C]. places: positions in `rows`."""
         return torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device).double()
 
-    def errors(self, places: np.ndarray, levels: np.ndarray, among: np.ndarray) -> tuple[Tensor, Tensor]:
+    def errors(self, places: np.ndarray, offsets: np.ndarray, among: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the least possible errors per dimension, and the approximate expectations of the errors' squares.
 
         Returns: two tensors [S, NOISES, bins]; if `conditional`, [S, NOISES, 2 · bins]: without the class, then with the class.
         places, among: positions in `rows` of the S sources, and of the images in the softmax.
-        levels: position of each source's λ in every bin, [S] in [0, 1).
+        offsets: relative position of each source's λ within every bin, [S] in [0, 1).
         """
         device, count = self.device, len(places)
-        noise, offsets = (Stream(self.seed, f"optimum-{what}") for what in ("noise", "levels"))
+        noise, extra = (Stream(self.seed, f"optimum-{what}") for what in ("noise", "levels"))
         indices = [int(place) * NOISES + k for place in self.rows[places] for k in range(NOISES)]
         eps = noise.normal(indices, (self.dimensions,)).to(device).double().view(count, NOISES, -1)
-        # Each noise sample adds its own random offset to the positions.
-        at = torch.from_numpy((offsets.uniform(0, NOISES) + levels[:, None]) % 1.0)
+        # Each noise sample adds its own random number to the offsets.
+        at = torch.from_numpy((extra.uniform(0, NOISES) + offsets[:, None]) % 1.0)
         logsnr = self.edges[:-1] + at[:, :, None] * self.edges.diff()
         labels = self.labels[places].to(device) if self.conditional else None
         sums = LeastErrors(self.levels(places).flatten(1), eps, logsnr.to(device), labels, UNIT)
@@ -123,10 +123,10 @@ def find_optimum(search: Search) -> Optimum:
     for part, check in ((places[:checked], True), (places[checked:], False)):
         for start in range(0, len(part), chunk):
             some = part[start : start + chunk]
-            levels = (start + np.arange(len(some))) / len(part)  # evenly spaced in each part, so that each has its own mean
-            found, squares = search.errors(some, levels, among)
+            offsets = (start + np.arange(len(some))) / len(part)  # evenly spaced in each part, so that each has its own mean
+            found, squares = search.errors(some, offsets, among)
             if check:
-                exact, squares = search.errors(some, levels, np.arange(count))
+                exact, squares = search.errors(some, offsets, np.arange(count))
                 apart.add(found - exact, squares)
             else:
                 main.add(found, squares)

@@ -51,7 +51,7 @@ def run(
     """Train until the last step, from the newest checkpoint in `out` if there is one.
 
     Every process of `world` calls this function; only rank 0 writes.
-    out: run folder. world: None: a single process on the device of the settings.
+    out: run folder. resolved: settings, network and objective. world: None: a single process on the device of the settings.
     on_checkpoint: shell command to run after each checkpoint; '': none.
     log_to: further logs: 'tensorboard', 'wandb', 'trackio' or paths of JSONL files.
     extractor: for --eval-every: name or program of the extractor, and file of its weights.
@@ -190,7 +190,7 @@ class CheckpointHook:
         self._starting = Lock()
 
     def start(self, checkpoint: Path) -> None:
-        """Queue a checkpoint for the command, and drop older waiting checkpoints."""
+        """Queue the command for a checkpoint, in place of waiting commands for older checkpoints."""
         for job in self._jobs.values():
             job.cancel()
         if self.command:

@@ -268,7 +268,7 @@ def test_whole_timesteps_any_size_and_variances(elbo, steps, tmp_path):
         ("net", (*LEVELS, "--classes", 0), 2, "--null-class"),
         ("net", (*LEVELS, *CLASSES, "--size", 9), 1, "fails"),
         ("steps", LEVELS, 2, "--size"),
-        ("steps", (*LEVELS, "--size", 8, "--classes", 3), 1, "no labels"),
+        ("steps", (*LEVELS, "--size", 8, "--classes", 3), 1, "no classes"),
         ("hello", LEVELS, 1, "hello.pt2"),
         ("empty", LEVELS, 1, "empty.pt2"),
     ],

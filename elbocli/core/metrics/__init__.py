@@ -101,7 +101,7 @@ class Number(NamedTuple):
     alias: second name in results for the published Inception.
     by_network: whether the name in results for other networks ends in `[NETWORK]`.
     parts: for a result, suffixes of the names of its statistics, such as `se`.
-    told: note in reports on the spread over subsets; {OPTION} stands for the option's value.
+    told: text after a standard deviation in reports, such as 'over {splits} splits'; {OPTION}: the option's value.
     role, of: for a statistic, its meaning and the key of the result.
     """
 
@@ -180,7 +180,7 @@ def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
     """Return each metric's options and seed, by the metric's name.
 
-    given: values that replace defaults. Raises UsageError: unknown name.
+    given: values of options, instead of defaults; other names are ignored. Raises UsageError: unknown name.
     """
     found = {}
     for name in names:

@@ -22,7 +22,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
-    """Read the shape (N, H, W, C) in an NPY header. Raises FormatError unless of uint8 images."""
+    """Read the shape (N, H, W, C) of uint8 images in an NPY header. name: for messages. Raises FormatError."""
     with reading(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0

@@ -78,7 +78,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
         raise UsageError(f"{source.path}: takes images of any size; add --size PIXELS")
     classes, null = takes.classes if options.classes is None else options.classes, options.null_class
     if (takes.labels is None and (classes or null is not None)) or 0 < takes.classes < classes:
-        raise FormatError(f"{source.path}: takes {takes.classes or 'no'} labels, so leave out --classes and --null-class")
+        raise FormatError(f"{source.path}: its network has {takes.classes or 'no'} classes; leave out --classes and --null-class")
     if takes.labels is not None and not classes and null is None and not takes.classes:
         raise UsageError(f"{source.path}: takes labels; add --classes, or --null-class to use no classes")
     config = ProgramConfig(

@@ -72,7 +72,7 @@ def blend(x: Tensor, y: Tensor, share: float) -> Tensor:
 
 
 def join(x: Tensor, y: Tensor, share: float) -> Tensor:
-    """Concatenate channels of x and y, with magnitudes as 1 − share to share (eq. 103)."""
+    """Concatenate channels of x and y, rescaled to magnitudes in the ratio 1 − share : share (eq. 103)."""
     one, other = x.shape[1], y.shape[1]
     scale = math.sqrt((one + other) / ((1 - share) ** 2 + share**2))
     return torch.cat([x * (scale * (1 - share) / math.sqrt(one)), y * (scale * share / math.sqrt(other))], 1)

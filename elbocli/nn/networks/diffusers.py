@@ -35,7 +35,7 @@ class DiffusersUNetConfig(NetworkConfig):
     model: str = explained(f"JSON of the settings of diffusers' {UNET}, without size, channels and classes.")
     code: str = explained("Level code: the number that tells the network its noise level.", default="t-linear")
     null_class: bool = explained("Whether 'no class' has a learned embedding, the last; False: zeros.", default=False)
-    variance: bool = explained("Whether the output has as many channels again, for a learned variance.", default=False)
+    variance: bool = explained("Whether the output has C further channels, for a learned variance.", default=False)
 
 
 @network("diffusers-unet", config=DiffusersUNetConfig, source="diffusers: UNet2DModel")

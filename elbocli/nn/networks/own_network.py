@@ -36,7 +36,7 @@ class OwnConfig(NetworkConfig):
     null_class: Annotated[tuple[int, ...], Meta(max_length=1)] = explained(
         "Label that means 'no class' to the network; empty if there is none.", default=()
     )
-    variance: bool = explained("Whether the output has as many channels again, for a learned variance.", default=False)
+    variance: bool = explained("Whether the output has C further channels, for a learned variance.", default=False)
 
 
 # Classes of plug-ins.

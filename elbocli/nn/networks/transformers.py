@@ -51,7 +51,7 @@ class DiTConfig(NetworkConfig):
     patch: Size = explained("Side of a patch in pixels; each patch is one token.")
     code: str = explained("Level code: the number that tells the network its noise level.", default="logsnr:factor=25")
     null_class: bool = explained("Whether 'no class' has a learned embedding, and not zero.", default=True)
-    variance: bool = explained("Whether the output has as many channels again, for a learned variance.", default=False)
+    variance: bool = explained("Whether the output has C further channels, for a learned variance.", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -121,7 +121,7 @@ def bound(
     the noise alone, bpd_se_population for the distribution's mean. Latents have no levels, so their bound is on the
     density, given as nats and nats_per_latent_dimension: compare it only within one latent space.
 
-    --check compares the weighted loss with an integral of bounds on noised data, each from its own draws: in theory,
+    --check compares the weighted loss with an integral of bounds on noised data, measured on other draws: in theory,
     the two are equal. The exit status is then 0 if they agree within 4 standard errors, else 1.
 
     --estimator names other estimates of -log p; the object then has 'estimates' and their 'differences', with standard

@@ -83,7 +83,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         if average.stored
     ]
     if not parts:
-        raise DataError(f"{path}: no snapshots of power averages{f' up to --at {at}' if at else ''}; train with --snapshot-every")
+        raise DataError(f"{path}: no snapshots{f' up to --at {at}; raise --at, or' if at else ';'} train with --snapshot-every")
     last, _, last_file = parts[-1]
     if at not in (None, last.step):
         raise UsageError(f"--at {at}: {path} has no snapshot at this step; choose {last.step}, the last snapshot before {at}")

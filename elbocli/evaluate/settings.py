@@ -45,9 +45,8 @@ class Protocol(NamedTuple):
     """Settings of a published evaluation.
 
     formula: description for the help. options: of the metrics. tables: papers with scores by this protocol.
-    extractor: the only allowed extractor. n: number of samples.
-    ref_images: the reference must hold statistics, and this number of images; 0: any reference.
-    classes, per_class: number of classes, and samples per class; 0: any number.
+    extractor: the only allowed extractor. ref_images: number of images beside the reference's statistics; 0: any reference.
+    classes, per_class: number of classes, and samples per class; 0: any number. n: number of samples.
     """
 
     formula: str
@@ -103,7 +102,8 @@ USUAL = Protocol("", "", "", extractor="", metrics=("fid", "is"))  # for evaluat
 def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return the fields protocol, metrics and extractor of EvalSettings.
 
-    name: protocol; '': no protocol. given: the user's options, which replace the protocol's.
+    name: protocol; '': no protocol. seed: seed of the metrics' random draws.
+    given: option → the user's value, instead of the protocol's: `metrics`, `extractor`, and options of metrics.
     """
     protocol = PROTOCOLS.get(name, USUAL)
     return {

@@ -47,7 +47,7 @@ class SamplesHeader:
     shape: (N, H, W, C).
     labels: class of each image, [N]; None: no classes.
     seeds: seed of each image, [N].
-    about: how the samples are drawn.
+    about: how the samples are drawn: key of `SamplesAbout` → value.
     scale: enlargement of images on a contact sheet; 0: automatic.
     """
 
@@ -78,7 +78,7 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 class StreamSink:
-    """Writer of samples to a binary stream. done: number of images written."""
+    """Writer of samples to a binary stream. partial: None, as a stream has no unfinished file. done: number of images written."""
 
     partial: Path | None = None
 

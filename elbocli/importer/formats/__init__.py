@@ -100,8 +100,8 @@ class Source:
 class Imported(NamedTuple):
     """A checkpoint translated to a network, weights and settings of elbo.
 
-    weights: name in elbo's network → tensor.
-    settings: field of TrainSettings → value, for known fields.
+    weights: name in elbo's network → tensor. averaged: whether the weights are an average.
+    settings: field of TrainSettings → value, for fields that follow from the checkpoint.
     data: further keys for the section `data` of config.yaml. files: name in the run's folder → file to copy.
     """
 
@@ -118,7 +118,7 @@ class FormatTraits(NamedTuple):
 
     about: sentence for `elbo import list`. licence: licence of the published weights.
     recognises: tells whether a Source has the format.
-    takes: names of the ImportOptions used, besides those in ImportOptions.settings.
+    takes: fields of ImportOptions that the format accepts, besides those that are also fields of TrainSettings.
     """
 
     about: str
@@ -300,7 +300,7 @@ def parse_attention(text: str) -> AttentionOrder:
 def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
     """Return logsnr_min and logsnr_max of a network's discrete timesteps; {}: no timesteps.
 
-    code: SPEC of the network's input for the noise level. source: gets a note if the range of λ is unknown.
+    code: SPEC of the network's input for the noise level. source: gets a note if neither `code` nor `options` gives the range.
     """
     said = parse_level_code(code)
     if said.name in SCHEDULES:

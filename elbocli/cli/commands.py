@@ -174,7 +174,7 @@ class Command(click.Command):
     """Click command with grouped help; checks output files before it runs.
 
     groups: heading in the help → Python names of the options.
-    path: the running command, such as 'elbo train'. quiet: -q is given. silent: no messages on this rank.
+    path: full name of the running command. overwrite, quiet, verbose: its options. silent: this rank prints no messages.
     """
 
     path: ClassVar[str] = "elbo"
@@ -454,7 +454,7 @@ def print_json(value: Any) -> None:
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
     """Write a text to `out`; - is standard output.
 
-    report: JSON object to print, instead of the text if `out` is -.
+    report: JSON object to print on standard output; if `out` is -, only the report is printed.
     Raises DataError if the file can't be written.
     """
     from elbocli.files.atomic import write_text

@@ -257,9 +257,9 @@ def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
 def loss_variance(
     moments: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
 ) -> tuple[float, float]:
-    """Predict batch size × variance of a batch's mean loss / squared loss.
+    """Predict B · Var(L) / E[L]² for the mean loss L of a batch of size B.
 
-    density: p(λ) of the noise levels drawn. batch: batch size; None: the limit of large batches.
+    density: p(λ) of the noise levels drawn. batch: B; None: the limit of large batches.
     Returns (value for independent t, value for low-discrepancy t); infinite if p is zero where the weighting is not.
     """
     # With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1, and low-discrepancy t ∫ w² Var[e]/p / (∫ w E[e])²
@@ -349,7 +349,7 @@ def refuse_adaptive(weighting: Weighting) -> None:
 
 
 def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:
-    """Return w = p/e. p: density of `schedule`. e: smoothed error in `online`; before any error, that of a zero `prediction`."""
+    """Return w = p/e. p: density of `schedule`. e: smoothed error in `online`; if too few, error of a zero network output."""
     # w = p/e, equivalent to EDM2's u(σ): every t contributes equally to the loss. The best density, ∝ w e, is then p itself, so
     # schedule and weighting can't both be learned. Where p rises faster than e, w rises, and the loss is not an ELBO;
     # `uncertainty:monotone` takes the least non-increasing upper bound of w. A running minimum from the noisy side would be

@@ -118,9 +118,9 @@ def compares_images(settings: EvalSettings) -> bool:
 def check_extraction(
     sides: Sides, settings: EvalSettings, extractor: Extractor | None, spatial: Sequence[str] = ()
 ) -> list[Pairs]:
-    """Record the extractor in all files' metadata; check that the files fit the metrics and each other.
+    """Check that files fit the metrics and each other; return differences from the reference, as `check_alike` does.
 
-    spatial: as in `score`. Returns: as `check_alike`. Raises DataError, UsageError: files that don't fit.
+    Sets the extractor in image files' `about`. spatial: as in `score`. Raises DataError, UsageError: files that don't fit.
     """
     for source in sides.every:
         about = source.about

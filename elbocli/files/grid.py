@@ -69,7 +69,7 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
 
 
 def rows_of_classes(count: int, labels: np.ndarray | None, names: Sequence[str] = ()) -> list[Group]:
-    """Group images by class, or in one group if there are too many classes."""
+    """Group images by class, or in one group if classes outnumber both MOST_CLASSES and the sheet's columns."""
     groups = by_class(count, labels, names)
     return by_class(count, None) if len(groups) > max(MOST_CLASSES, _columns(groups)) else groups
 

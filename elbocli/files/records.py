@@ -40,7 +40,7 @@ FORMATS: dict[type[Record], StoredFormat] = {}  # only of modules imported so fa
 def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Callable[[R], R]:
     """Return a decorator that declares a Record class as a file format.
 
-    file: the file, and the part of the file, that holds the record; as listed in docs/datasets.md.
+    file: description, for docs/datasets.md, of the file or part of a file that holds the record.
     name: value of the file's key `format`; "": no such key.
     version: incremented when an earlier elbo would misread the file; 0: no version.
     remedy: end of the error message about a file of another format.

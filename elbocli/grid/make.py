@@ -43,7 +43,7 @@ class GridReport(Record, frozen=True):
     """Result of `elbo grid`: noise levels for a sampler, and the errors of its steps.
 
     levels: noise levels λ, rising. errors: error of the step from each level, in `unit`; the last step goes to clean data.
-    spread: largest error divided by the smallest. grids: name of a grid → errors; solver: errors of `levels`.
+    spread: largest error divided by the smallest. grids: name of a grid → its errors; the name of `levels` is 'solver'.
     order: p, where a step's error is proportional to the step's width to the power p + 1.
     rounds: iterations that equalised the errors. evaluations: of the network, per trajectory.
     images: number of trajectories; None: ancestral sampler.
@@ -94,9 +94,9 @@ def make_grid(
     """Choose noise levels for a run; return the text of a schedule file, and a report.
 
     path: run or checkpoint. steps: None for the sampler's default.
-    images: number of trajectories to measure errors along.
-    guide: run or checkpoint to guide away from; None: the run itself.
-    guide_weights: weights of the guide; "" with a `guide`: `ema`; "" without: the run with `weights`, given no class.
+    images: number of trajectories to measure errors along. classes: classes of the trajectories, as in --classes.
+    guide: run or checkpoint to guide away from; None: the run itself. guide_weights: weights of the guide; "": `ema`.
+    With neither guide nor guide_weights, guidance uses the run's output without class.
     since: step of training after which loss-log intervals are used.
     Raises UsageError for settings that don't fit the run, FormatError if `path` is not a run.
     Raises DataError if a needed loss log is missing, or estimates are not finite.

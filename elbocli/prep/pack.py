@@ -166,12 +166,12 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
 
 
 class Pixels(NamedTuple):
-    """Encoder that keeps pixels. copies: rows per image. attributes: for the dataset. fingerprint: settings that rows depend on."""
+    """Encoder that keeps pixels. batch: images per call. copies: rows per image. fingerprint: settings that determine rows."""
 
     layout: BlockLayout
     batch: int = 1
     copies: int = 1
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}  # to add to the dataset's
     fingerprint: dict[str, Any] = {}
 
     def rows(self, images: list[Any]) -> list[Any]:

@@ -180,7 +180,7 @@ def _scores(runs: Sequence[RunFacts]) -> dict[str, str]:
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
-    """Return the mean error against λ; None without data. sums: LogHistory.late or LogHistory.last, the images in the mean."""
+    """Return the mean error against λ; None without a log or positive errors. sums: LogHistory → sums of errors, [3, bins]."""
     if log is None:
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))

@@ -354,7 +354,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 class Setting(NamedTuple):
     """A training setting.
 
-    group: heading in the help. hint: type with bounds. kind: type without bounds or None. meta: result of `about`.
+    group: heading in the help. hint: type with bounds. kind: type without bounds and `| None`. meta: result of `about`.
     """
 
     group: str

@@ -58,7 +58,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Click type that checks and converts text by a type annotation.
 
     hint: annotation. name: name of the type in the help.
-    bounds: for plain int or float: ge, gt, le → number. zero: word for 0, such as 'none'.
+    bounds: bounds of a number: `ge`, `gt` or `le` → value; None: as annotated. zero: word for 0, such as 'none'.
     """
 
     def __init__(self, hint: Any, name: str, bounds: Any = None, zero: Any = None):

@@ -349,7 +349,7 @@ def refuse_adaptive(weighting: Weighting) -> None:
 
 
 def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:
-    """Return w = p/e. p: density of `schedule`. e: smoothed error in `online`; if too few, error of a zero network output."""
+    """Return w = p/e. p: density of `schedule`. e: smoothed errors in `online`; if too few, error of a zero network output."""
     # w = p/e, equivalent to EDM2's u(σ): every t contributes equally to the loss. The best density, ∝ w e, is then p itself, so
     # schedule and weighting can't both be learned. Where p rises faster than e, w rises, and the loss is not an ELBO;
     # `uncertainty:monotone` takes the least non-increasing upper bound of w. A running minimum from the noisy side would be

@@ -66,7 +66,7 @@ class AdaptReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class FittedSchedule:
-    """A fitted schedule, with its file's text, a report, and data for the plot.
+    """A fitted schedule, with a report and data for the plot. text: contents of the schedule file.
 
     edges: edges of the λ bins, [bins + 1]. error: (ε error per dimension, standard error), [bins] each.
     densities: schedule's name → density p(λ).
@@ -113,9 +113,9 @@ def fit_log(
     least = None
     if optimum is not None:
         known = read_optimum(optimum)
-        if losses.header.dimensions not in (None, known.dimensions):
+        if (size := losses.header.dimensions) not in (None, known.dimensions):
             raise UsageError(
-                f"{optimum}: {known.dimensions} values per image, run: {losses.header.dimensions}; use 'elbo optimum --like RUN'"
+                f"{optimum}: {known.dimensions} values per image, not the run's {size}; make it with 'elbo optimum --like RUN'"
             )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]

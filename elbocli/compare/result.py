@@ -59,7 +59,7 @@ class Comparison(Record, frozen=True, kw_only=True):
 
 
 def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str) -> Difference:
-    """Make the Difference of a score between two files. estimate: of the difference other − first. how: as in Difference."""
+    """Make the Difference of a score between two files. estimate: other − first, with standard error. how: as in Difference."""
     ends = estimate.interval
     return Difference(
         score=score,

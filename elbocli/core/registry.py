@@ -86,7 +86,7 @@ def plain(value: float) -> str:
 
 
 def alike(name: str) -> str:
-    """Return a name in lower case, with '-' for '_'."""
+    """Return a name in lower case, with '_' replaced by '-'."""
     return name.strip().lower().replace("_", "-")
 
 

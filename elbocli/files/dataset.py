@@ -58,7 +58,7 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
     changed: JSON object: change made while decoding, such as "alpha dropped" → number of images.
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
     source_sha256: sum of digests, each of a source image's name and content.
-    samples: how drawn samples were made, JSON of SamplesAbout, or None. more: other attributes, as of the latent space.
+    samples: how drawn samples were made, JSON of SamplesAbout, or None. more: others, such as the latent space's.
     """
 
     REST: ClassVar[str] = "more"
@@ -329,7 +329,7 @@ def find_dataset(folder: Path) -> Path:
 
 
 def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) -> str:
-    """Return the sha256 of a dataset's attributes except `contents_sha256`, arrays except the block, and lists of text."""
+    """Return the sha256 of everything in a dataset but its block and `contents_sha256`. names: name → list of text."""
     digest = hashlib.sha256()
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
     digest.update(json.dumps(attributes, sort_keys=True, default=str).encode())  # damaged attributes may have any type
@@ -377,7 +377,7 @@ class Journal(Record, frozen=True):
 
 
 class Column:
-    """Bytes appended to a file, and their sha256."""
+    """File to append bytes to, with the sha256 of the appended bytes."""
 
     def __init__(self, path: Path, offset: int = 0):
         self.path, self.offset, self.size, self.digest = path, offset, 0, hashlib.sha256()

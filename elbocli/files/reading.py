@@ -27,7 +27,7 @@ def reading(
 
     where: the file's path, optionally with ": " and a description of the problem.
     then: end of a converted message, such as '; get the file again'. on: types of library errors to convert.
-    kind: class for library errors and UsageErrors; for a missing read permission: DataError.
+    kind: class that library errors and UsageErrors become; a missing read permission becomes a DataError.
     """
     try:
         yield

@@ -53,7 +53,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
     papers = [name for name, word in zip(whole.files, whole.labels) if word is None]
     for name in papers:
         if is_picture(name) or not classed:
-            both = f"{whole.prefix}{name}: no class, but {len(classed)} other images have a class"
+            both = f"{whole.prefix}{name}: no class (images with a class: {len(classed)})"
             raise DataError(f"{both}; remove images without a class, or give a class for each image with --labels")
     if papers:
         log.warning(
@@ -77,7 +77,7 @@ def _words_of(images: Images) -> list[Word | None]:
     if not images.numbered:
         return list(images.labels)
     if len(set(names)) < len(names):
-        raise DataError(f"{images.prefix}two classes named {max(names, key=names.count)!r}; pack it alone, no --labels/--classes")
+        raise DataError(f"{images.prefix}2 classes named {max(names, key=names.count)!r}; pack SRC alone, no --labels/--classes")
     return [names[number] for number in images.labels]
 
 

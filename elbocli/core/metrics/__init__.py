@@ -148,9 +148,9 @@ class Number(NamedTuple):
 class MetricTraits(NamedTuple):
     """Properties of a metric.
 
-    numbers: all numbers that the metric may return. few: warning about few images.
+    numbers: all numbers that the metric may return. few: warning text if the samples are few.
     needs: inputs besides the samples' features.
-    least: function of the options → fewest samples, reference images and held-out images.
+    least: function of the options → fewest samples and reference images allowed, optionally also held-out images.
     draws: function of the options → whether results depend on the seed.
     network: function of the options → the only network that is allowed; None: any network.
     """
@@ -180,7 +180,7 @@ def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
     """Return each metric's options and seed, by the metric's name.
 
-    given: values of options, instead of defaults; other names are ignored. Raises UsageError: unknown name.
+    given: option → value instead of the default; options of other metrics are ignored. Raises UsageError: unknown metric.
     """
     found = {}
     for name in names:

@@ -133,7 +133,7 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
 def read_weights(path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read a network's tensors from a file, float32.
 
-    wanted: tensor name → shape. layouts: accepted layouts of the file, by writing program, as in vit.yaml. name: the network's.
+    wanted: tensor name → shape. layouts: program → layout of its weight files, as in vit.yaml. name: the network's.
     Raises FormatError if the file doesn't fit the network.
     """
     found, wrong = read_torch_file(path), f"{path}: not weights of {name}"

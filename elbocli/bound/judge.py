@@ -34,7 +34,7 @@ SHARES = 10  # number of bins of λ for which −dw is reported
 
 
 def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
-    """Measure both sides of theorem 1 for each weighting, and compare them. Raises ElboError: measuring failed."""
+    """Compare both sides of theorem 1, measured for each weighting. asked: run and images. Raises ElboError: measuring failed."""
     low, high = asked.low, asked.high
     measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
@@ -156,7 +156,7 @@ def judge_scores(
 
 
 def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
-    """Classify images with a run; also return a table with a row per image. Raises ElboError.
+    """Classify the images of `asked` with its run; also return a table with a row per image. Raises ElboError.
 
     schedule: SPEC to draw noise levels from; '': a schedule fitted to the run's loss log.
     """
@@ -172,7 +172,7 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
 
 
 def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """Return `asked`, but on training images of the run, at most `asked.images`.
+    """Return the measurement `asked`, but of the run's training images: `asked.images` of them, or all if fewer.
 
     optimum: file of 'elbo optimum' for these images.
     Raises UsageError: `optimum` is for other images, or a narrower λ range. DataError, FormatError: the dataset is unusable.
@@ -200,7 +200,7 @@ def add_excess(
 
     asked, own: run with the user's images, and with training images. found: bound already measured for `asked`.
     optimum: file of 'elbo optimum'. schedule: SPEC of noise levels for `own`; '': fitted to the run's loss log.
-    Returns: report for JSON, with excess loss in nats per dimension (own: training images, new: others); `found` with `excess`.
+    Returns: report for JSON: excess loss, nats per dimension (own: training images, new: others); `found` with excess by λ bin.
     """
     least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
     same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)

@@ -137,7 +137,7 @@ class EqualErrors(NamedTuple):
 
     grid: rising λ at which the steps start.
     errors: error of each step.
-    spread: largest error divided by smallest; a last step at the limit of λ is left out if its error is largest.
+    spread: largest error / smallest error, ignoring the last step if it starts at the limit of λ and its error is largest.
     rounds: number of iterations.
     """
 

@@ -28,7 +28,7 @@ TILE = {"cpu": 2**16, "cuda": 2**24}  # pairs (noised source, image) at a time; 
 
 
 class LeastErrors:
-    """Sums over images, for the least possible error of denoising source images.
+    """Least possible errors of denoising source images, from sums over the images passed to `add`.
 
     source: images to be noised, float64 [S, D].
     eps: H noises per source, float64 [S, H, D].
@@ -101,7 +101,7 @@ class LeastErrors:
         return 0.5 * self.logsnr.exp() * distance / (1 + stands_for * self._weight)
 
     def squares(self) -> Tensor:
-        """Return the approximate mean over ε of squared errors, [1, S, H, L]; with labels: [2, S, H, L]."""
+        """Return the mean square of `values` over ε, estimated by the nearest image: [1, S, H, L]; with labels: [2, S, H, L]."""
         # (½ e^λ b)² Φ(−δ/2), as derived above, with b of the nearest image and δ² = e^λ b.
         nearest = (self._nearest * self.unit**2)[:, :, None, None]
         apart = (0.5 * self.logsnr).exp() * nearest.sqrt()

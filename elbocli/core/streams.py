@@ -114,12 +114,12 @@ def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequ
         return np.arange(n) % num_classes
     if classes == "random":
         return random_classes(n, num_classes, seed)
-    numbers: list[int] = []
+    numbers, known = list[int](), names or [f"0 to {num_classes - 1}"]
     for word in map(str.strip, classes.split(",")):
         number = (word.lstrip("0") or "0") if word.isdecimal() else ""
         found = [k for k in range(num_classes) if word in names[k : k + 1] or str(k) == number]
         if len(found) != 1:
-            hint = f"one by name, one by number; write 0{word} for the number" if found else nearest(word, names)
+            hint = " or ".join(f"write {k:0{len(number and word) + 1}}" for k in found) or nearest(word, known)
             raise UsageError(f"--classes: {word!r} matches {len(found)} of {num_classes} classes; {hint}")
         numbers += found
     return np.resize(numbers, n)

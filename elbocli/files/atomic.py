@@ -183,7 +183,7 @@ def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
             except BlockingIOError as error:
                 if time.monotonic() >= until:
                     raise DataError(
-                        f"{what}: another elbo process is writing this file; wait until it has ended, or choose another name"
+                        f"{what}: another elbo process is writing to it; wait until that process ends, or choose another name"
                     ) from error
             time.sleep(0.1)
         yield

@@ -132,7 +132,7 @@ def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
     """Load a program of torch.export, which may run code.
 
     export: code to suggest in messages; "": code that exports a feature extractor.
-    Raises FormatError: not a program, or a program for batches of one size.
+    Raises FormatError: not a program, or a program for a fixed batch size.
     """
     export = export or f"elbocli.export_extractor(network, images, {str(path)!r})"
     wrong = f"{path}: torch {torch.__version__} can't load it as a program of torch.export (.pt2)"

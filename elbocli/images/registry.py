@@ -153,9 +153,9 @@ def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
 class SourceKind:
     """Type of image source. Files of this type begin with `magic`, end in `suffix`, and pass `test`.
 
-    form 'images': open(path) yields images.
-    form 'tree': open(path) lists files by path; folders may be classes.
-    form 'parts', files that belong together: open(names, folder) yields images of files `names`. folder: file name → ImageRef.
+    form 'images': open(path) returns Images, or yields (name, class or None, ImageRef) for each image.
+    form 'tree': open(path) yields (file's path in the source, ImageRef) for each file; folders may be classes.
+    form 'parts': like 'images', but open(names, folder) reads the files `names`, which belong together. folder: name → ImageRef.
     """
 
     name: str

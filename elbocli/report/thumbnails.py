@@ -67,7 +67,7 @@ def chosen_times(count: int) -> list[int]:
 
 
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
-    """Return a row of pictures per class; for a single class, up to ROW rows.
+    """Return a row of up to ROW pictures per class; for a single class, up to ROW rows.
 
     images: function: index → image, [H, W, C]. groups: indices of images by class.
     """

@@ -63,7 +63,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
 class Evaluation:
     """Scores of a run against a reference, during training.
 
-    extractor: name, or path of an exported program. weights: None: the extractor's default weights.
+    extractor: name, or path of an exported program. weights: file of the extractor's weights; None: default weights.
     Raises UsageError, FormatError or DataError if metrics, extractor, reference or number of samples don't fit.
     """
 

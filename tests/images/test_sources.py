@@ -70,7 +70,7 @@ def test_a_folder_its_tar_and_its_zip_list_the_same_and_leave_hidden_files_out(t
         ("gone", "No such file"),
         ("empty", "no files inside"),
         ("hollow", "no files inside"),
-        ("mixed", "no class, but 1"),
+        ("mixed", "with a class: 1"),
         ("pickle.pkl", "is none of"),
     ],
 )

@@ -86,9 +86,9 @@ def adapt(
 ) -> None:
     """Fit a noise schedule to loss logs, for any weighting.
 
-    The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output,
-    a summary to standard error: for the log's schedule, fixed schedules, and one fitted by each criterion, the predicted
-    variance of the mean loss of the log's batches, with independent t, and with low-discrepancy t as in training.
+    The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output. A
+    summary on standard error gives the predicted variance of a batch's mean loss, with independent t and with
+    low-discrepancy t as in training, for the log's schedule, fixed schedules, and a schedule fitted by each criterion.
 
     --data-only needs no log: the density follows the weighting times the least possible error for the images. The
     summary then gives the logsnr range of the middle half of the noise levels, and EDM's P_mean and P_std.

@@ -190,7 +190,7 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(MeasuredNetwork):
-    """A run's network, and dataset rows to evaluate, at most `images`. Iterating yields batches of images."""
+    """A run's network and a dataset. rows: row numbers of the images to evaluate, at most `images`. Iterating yields batches."""
 
     trained: TrainedRun
     dataset: Dataset
@@ -235,7 +235,7 @@ class Measurement(MeasuredNetwork):
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
         """Make a schedule to draw noise levels from. Raises ElboError.
 
-        spec: NAME:KEY=VALUE,…; fitted[:CRITERION]; '': fitted for a low variance of the mean loss. weighting: of the fitted loss.
+        spec: NAME:KEY=VALUE,…; fitted[:CRITERION]; '': fitted for low variance of the loss. weighting: of the loss, for fitting.
         Fitting uses the run's loss log; if the log is missing or doesn't cover the range of λ, the schedule is uniform.
         """
         name, _, criterion = spec.partition(":")

@@ -177,7 +177,7 @@ def rsqrt(done, steps, ref=70_000.0):
 
 
 def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration) -> float:
-    """Return the learning rate after `done` of `steps` updates. lr: peak. warmup: number of updates of linear warmup."""
+    """Return the learning rate after `done` of `steps` updates. lr: peak. warmup: number of updates. decay: from LR_DECAYS."""
     return lr * min(1.0, (done + 1) / max(1, warmup)) * float(decay(done, steps))
 
 

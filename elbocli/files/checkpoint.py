@@ -147,7 +147,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
         return super().of({**content, **read}, where)
 
     def resolved(self) -> dict[str, Any]:
-        """Return the sections in RESOLVED, which define the run: name → content."""
+        """Return the sections that define the run, such as `settings` and `network`: name → content."""
         return {key: value for key, value in self.json().items() if key in RESOLVED}
 
 

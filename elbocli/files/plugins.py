@@ -41,7 +41,7 @@ def check_trusted(digest: str, path: Path) -> None:
 
 
 def run_plugin(path: Path) -> None:
-    """Run a plug-in (.py) unless it has been run or imported, or allow elbo to load a program (.pt2).
+    """Run a plug-in (.py), unless already run or imported. For a program (.pt2), only allow elbo to load the program.
 
     Raises UsageError if the file is missing or fails.
     """

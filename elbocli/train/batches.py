@@ -121,7 +121,7 @@ def normalised(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") 
 def network_input(stored: Tensor, eta: Tensor | None, scaling: tuple[Tensor, Tensor] | None, device: torch.device) -> Tensor:
     """Return the clean data x, float32 [B,C,H,W] on the device.
 
-    stored: uint8 pixels; or the latents' posterior, mean and std concatenated, [B,2C,h,w].
+    stored: uint8 pixels [B,H,W,C]; or the latents' posterior, mean and std concatenated, [B,2C,h,w].
     eta: for latents, the Gaussian noise of the posterior sample, [B,C,h,w]; else None.
     scaling: for latents, (shift, scale) in x = (latent − shift)·scale, [1,C,1,1] each; else None.
     """

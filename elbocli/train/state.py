@@ -116,7 +116,7 @@ class Parallel:
 def micro_batch(spread: Parallel, images: int) -> int:
     """Return a micro-batch size that fits on the CUDA device of every rank.
 
-    spread: network, not sharded. images: first size to try, then halved.
+    spread: network, not sharded. images: first size to try, halved until a pass fits in memory.
     Raises DataError on all ranks: not even one image fits.
     """
     world, weights = spread.world, [*spread.network.parameters(), *spread.auxiliary.heads.parameters()]
@@ -307,7 +307,7 @@ class TrainState:
         return copies
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Return (weights by file name, content of state.pt) as CPU copies on rank 0. Call on every rank."""
+        """Return (`model` or `ema-…` → tensors by name, content of state.pt), as CPU copies on rank 0. Call on every rank."""
         weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema}.items()}
         optimizer = self.optimizer.state_dict()  # its state: index of the weight → tensors; empty before the first update
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}

@@ -22,7 +22,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
-    """Read the shape (N, H, W, C) of uint8 images in an NPY header. name: for messages. Raises FormatError."""
+    """Read the shape (N, H, W, C) of uint8 images in an NPY header. name: of the file, for messages. Raises FormatError."""
     with reading(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
@@ -45,7 +45,7 @@ class StreamRows:
         self.next = 0
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read rows in rising order. Raises DataError if the stream ends early."""
+        """Read rows; in a pipe, `rows` must start where the previous call stopped. Raises DataError if the stream ends early."""
         row, count = math.prod(self.shape[1:]), rows.stop - rows.start
         with reading(self.name, kind=DataError):
             if rows.start != self.next:

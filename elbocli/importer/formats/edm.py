@@ -54,7 +54,7 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return prediction, weighting, schedule and range of λ of a network's training.
 
-    module: pickled network. loss: attributes of the pickled loss function. kind: encoder's class name; '': EDM.
+    module: pickled network. loss: attributes of the pickled loss function. kind: class name of EDM2's encoder; '' for EDM.
     """
     mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
     sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
@@ -152,7 +152,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
 
 
 def _content(source: Source) -> tuple[Any, list[Any]]:
-    """Return the file's content, with the first average as "ema", and the std of each average (EDM2's relative width)."""
+    """Return (content of the file, in which "ema" is only the first average; std, or relative width, of each average)."""
     tree: Any = source.tree
     tree = tree.items or tree if isinstance(tree, Foreign) else tree
     ema = tree.get("ema") if isinstance(tree, dict) else None

@@ -98,7 +98,7 @@ def inception(weights: Path | None) -> Extractor:
     source="Simonyan & Zisserman 2014; torch-fidelity's default for precision and recall",
 )
 def vgg16(weights: Path | None) -> Extractor:
-    """Make the VGG16 extractor. weights: one of torchvision's files."""
+    """Make the VGG16 extractor. weights: torchvision's file for VGG16; None raises UsageError."""
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
     module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], _given(weights, "vgg16"))
@@ -130,7 +130,7 @@ def _given(weights: Path | None, name: str) -> Path:
 
 
 def _loaded(network_class: Any, name: str, outputs: list[str], weights: Path) -> tuple[nn.Module, str]:
-    """Return a network of torch-fidelity that gives `outputs`, and the SHA-256 of its `weights`. Raises FormatError."""
+    """Return (network of torch-fidelity, SHA-256 of the weights). outputs: features, named as in torch-fidelity. Raises FormatError."""
     from elbocli.files.tensor_files import load_tensors
 
     load_tensors(weights)  # raises FormatError for a file with code

@@ -326,9 +326,9 @@ class Conditioning(nn.Module):
 
 
 def named_labels(labels: Tensor | None, null: int, logsnr: Tensor) -> Tensor:
-    """Return labels [B] with `null` in place of −1.
+    """Return labels [B] with `null` in place of −1; without labels, return `null` B times.
 
-    labels: None: all are `null`. logsnr: λ [B], which gives the shape.
+    logsnr: [B], read only if `labels` is None, for B and the device.
     """
     if labels is None:
         return torch.full(logsnr.shape, null, dtype=torch.long, device=logsnr.device)
@@ -471,8 +471,8 @@ class UNetConfig(AttendedConfig):
             heads = self.heads if last or self.side >> depth in self.attention else 0
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
-                    f"network: level {level:g} × channels {self.channels} is {exact:g}; change level or channels so that the "
-                    f"product is whole and divisible by each of groups={self.groups}, heads={heads} that is above 0"
+                    f"network: level {level:g} × channels {self.channels} is {exact:g}; choose level and channels whose product "
+                    f"is a whole multiple of {math.lcm(self.groups or 1, heads or 1)} (groups={self.groups}, heads={heads})"
                 )
 
 

@@ -130,7 +130,7 @@ def _given(weights: Path | None, name: str) -> Path:
 
 
 def _loaded(network_class: Any, name: str, outputs: list[str], weights: Path) -> tuple[nn.Module, str]:
-    """Return (torch-fidelity network, SHA-256 of the weights). outputs: features, by torch-fidelity's names. Raises FormatError."""
+    """Return (network, SHA-256 of the weights). outputs: torch-fidelity's names of features. Raises FormatError."""
     from elbocli.files.tensor_files import load_tensors
 
     load_tensors(weights)  # raises FormatError for a file with code

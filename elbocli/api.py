@@ -171,7 +171,7 @@ class DiffusionLoss:
             UsageError: if ``x``, ``eps`` or the network's output has the wrong type or shape, or the first ``x`` the wrong scale.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
-            raise UsageError(f"x is {getattr(x, 'dtype', type(x))}; give a float tensor [B, C, …], pixels by elbocli.normalised")
+            raise UsageError(f"x is {getattr(x, 'dtype', type(x))}; give a float tensor of ≥2 dims, pixels by elbocli.normalised")
         size, first = len(x), self.rank * len(x)
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
         if eps is None:
@@ -251,7 +251,7 @@ class DiffusionLoss:
 def _on_range(schedule: Schedule | str, low: float | None, high: float | None, loss: Any, clip: bool = False) -> Schedule:
     """Return a schedule truncated to [low, high].
 
-    low, high: default: limits of a Schedule object; for a SPEC, limits of the DiffusionLoss `loss`, or ±15 without `loss`.
+    low, high: limits of λ; None: those of a Schedule object; for a SPEC, those of the DiffusionLoss `loss`, or ±15 without it.
     clip: reduce [low, high] to the range of a SPEC's schedule.
     """
     ends = loss if isinstance(schedule, str) else schedule

@@ -263,7 +263,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
 
 def no_noise() -> NoReturn:
     """Raise UsageError; use as `noise` of samplers that must not draw noise."""
-    raise UsageError("the sampler must not add noise here; use dpmpp-2m, or heun with s_churn=0 ('elbo grid' also takes ddpm)")
+    raise UsageError("--sampler: adds noise; for 'elbo grid' choose ddpm, dpmpp-2m, or heun with s_churn=0")
 
 
 def walk(

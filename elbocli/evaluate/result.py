@@ -49,8 +49,8 @@ class Facts(Record, frozen=True, kw_only=True):
     fewest_of_a_class, most_of_a_class: sizes of the smallest and of the largest class.
     made: run, sampler and other settings by which the samples were drawn.
     options, seed: options of the metrics, and seed of their random draws.
-    mismatch: metadata in which samples and reference differ.
-    deviates: settings that differ from the protocol.
+    mismatch: key of metadata → [the samples' value, the reference's value], where these differ.
+    protocol: name in PROTOCOLS. deviates: setting → [value, the protocol's value], where these differ.
     """
 
     REST: ClassVar[str] = "options"

@@ -115,7 +115,7 @@ class RunReport(Record, frozen=True, kw_only=True):
     status, settings, source, data, network, environment: keys as in the run's files. status: {} if unknown.
     curves: columns of metrics.jsonl. missing: messages about missing or damaged files. per_image: files of `bound --per-image`.
     scores, bound, theorem (`bound --check`), likelihoods, classification: contents of result files, and the path as key `file`.
-    excess: errors above the least possible errors; None: no result of 'elbo optimum'. previews: steps of contact sheets.
+    excess: None, or keys edges (of λ), least (possible errors), excess (over least), copying. previews: steps of contact sheets.
     """
 
     run: str

@@ -327,7 +327,7 @@ def open_initial(path: Path) -> Initial:
 def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
     """Return the old run of --init; None: random weights, or the new run `out` has a checkpoint.
 
-    asked: path of --init, if any. known: config of the run to resume or of --config; its section `init` is used without `asked`.
+    asked: path of --init. known: config of --config or of the run to resume; its section `init` is the default of `asked`.
     Raises FormatError, UsageError; DataError: the old run's weights are gone or have changed.
     """
     began = known.config.init if known else None

@@ -1,4 +1,4 @@
-"""Metrics of nearest neighbours: precision and recall, density and coverage, authenticity, and the copying test."""
+"""Metrics of nearest neighbours between features of samples and reference. Arguments and results: see `metric`."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from elbocli.errors import DataError
 class PrcProtocol(NamedTuple):
     """Protocol of precision and recall, chosen with --prc-protocol.
 
-    formula: the protocol in words. most: largest number of reference images; None: no limit.
+    formula: the protocol in words. most: number of reference images to use, if there are more; None: all.
     network: the only feature extractor allowed; None: any extractor.
     """
 
@@ -163,9 +163,9 @@ STARTS = 10  # runs of k-means, of which the best is used
 def copying(samples, reference, options):
     """Return the copying test's C_T, below 0 if samples are nearer to the training images than held-out images are.
 
-    cells: k-means clusters of the training images; left out without held-out images, or with at most FEW samples.
+    cells: k-means clusters of training images. A cell without held-out images, or with FEW samples or fewer, is left out.
     C_T: mean z-score of the cells' Mann-Whitney tests, weighted by number of held-out images.
-    Raises DataError: all cells are left out.
+    Raises DataError if all cells are left out.
     """
     import numpy as np
     from scipy.cluster.vq import kmeans, vq

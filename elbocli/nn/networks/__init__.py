@@ -75,7 +75,7 @@ class NetworkConfig:
         return replace(self, image_size=image_size)
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. Override if the last embedding row isn't "no class"."""
+        """Return the config for another number of classes. Override if "no class" isn't the last row of the class embedding."""
         return replace(self, num_classes=num_classes)
 
     @property
@@ -175,7 +175,7 @@ def build(config: NetworkConfig) -> Network:
 
 
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
-    """Return a network built on the meta device with `weights` as its tensors. Raises RuntimeError for other names or shapes."""
+    """Replace a network's meta tensors by `weights`, and return the network. Raises RuntimeError for other names or shapes."""
     network.load_state_dict(weights, assign=True)
     # Tensors outside the state dict are computed when the network is built, off the meta device.
     held = [*network.buffers(), *(value for module in network.modules() for value in vars(module).values())]

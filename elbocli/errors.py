@@ -29,7 +29,7 @@ class DataError(ElboError):
 
 
 class NonFiniteError(ElboError):
-    """The loss or its gradient is NaN or infinite."""
+    """A loss, a gradient or another computed number is NaN or infinite."""
 
     exit_code = 4
 

@@ -161,7 +161,7 @@ ENOUGH = 16  # least number of draws or images for fitting a control-variate coe
 CHECKED = 32  # images on which the ODE is also solved with half the steps, to estimate the solver's error
 
 
-class Parts(NamedTuple):
+class Terms(NamedTuple):
     """Two independent estimates of −log p per image, as sums of terms.
 
     names, nats: names of the terms, and the terms in nats, [N, 2, len(names)].
@@ -175,10 +175,10 @@ class Parts(NamedTuple):
     solver: float = 0.0
 
 
-class Question(NamedTuple):
+class EstimatorInput(NamedTuple):
     """Input of an estimator.
 
-    latent: whether images are latents. draws: errors at random noise levels; empty unless `variational` or `information` runs.
+    latent: whether images are latents. draws: errors of `denoiser` on `images`, for `variational` and `information`; else empty.
     """
 
     denoiser: MeasuredNetwork
@@ -188,12 +188,12 @@ class Question(NamedTuple):
     draws: Draws
 
     def integral(self, error: Tensor) -> Tensor:
-        """Return two estimates of ½ ∫ error dλ per image, [N, 2]. error: of each draw, [N, 2, K]."""
+        """Return two estimates per image of ½ ∫ error dλ, each from K noise levels. error: at draws.logsnr, [N, 2, K]."""
         return (0.5 * error / self.schedule.density(self.draws.logsnr)).mean(2)
 
 
 ESTIMATORS = Registry("estimator")
-"""Functions: input (Question), parameters → terms of −log p (Parts). traits: the quantity that the sum bounds from above."""
+"""Functions (EstimatorInput, **parameters) → Terms. traits: the −log p that the sum of the terms bounds from above, in words."""
 DRAWN = ("variational", "information")  # estimators that use random draws of noise level and noise
 
 
@@ -204,7 +204,7 @@ DRAWN = ("variational", "information")  # estimators that use random draws of no
     traits="-log p of the model that draws in many small random steps",
     known_as=["elbo", "vlb"],
 )
-def variational(asked: Question) -> Parts:
+def variational(asked: EstimatorInput) -> Terms:
     return _parts(asked.draws, asked.draws.below, asked.draws.above, asked.integral(asked.draws.error))
 
 
@@ -215,7 +215,7 @@ def variational(asked: Question) -> Parts:
     traits="-log p of the model that draws in random steps, with the better denoiser at each noise level",
     known_as=["i-mmse"],
 )
-def information(asked: Question) -> Parts:
+def information(asked: EstimatorInput) -> Terms:
     """Estimate ½ ∫ E‖ε−ε̂‖² dλ over all λ, with a Gaussian as a control variate."""
     edges = bin_edges(asked.schedule.logsnr_min, asked.schedule.logsnr_max, CELLS)
     draws, error = asked.draws, asked.draws.error.clone()
@@ -242,9 +242,9 @@ def information(asked: Question) -> Parts:
     return _parts(draws, below, draws.nats - end if asked.latent else draws.above, inside)
 
 
-def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
+def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Terms:
     fixed = [part[:, None].expand(-1, 2) for part in (below, above)]
-    return Parts(("prior", "reconstruction", "diffusion"), torch.stack([*fixed, inside], 2), draws.error[0].numel())
+    return Terms(("prior", "reconstruction", "diffusion"), torch.stack([*fixed, inside], 2), draws.error[0].numel())
 
 
 @ESTIMATORS.declare(
@@ -255,7 +255,7 @@ def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
     known_as=["flow", "pf-ode"],
     within={"steps": (4, 100000), "draws": (2, 1000), "probes": (1, 1000), "exact": (0, 4096)},
 )
-def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Parts:
+def ode(asked: EstimatorInput, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Terms:
     """Estimate −log p by the probability-flow ODE, solved by Heun's method.
 
     steps: even number of steps, evenly spaced in λ.
@@ -285,10 +285,10 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
     # Heun's method has order 2: half the steps have four times the error, so a third of the difference is the error.
     solver = float(torch.stack(coarse).mean() - torch.stack(fine).mean()) / 3
     nats = torch.stack([torch.cat(reads), flowed], 2)
-    return Parts(("reconstruction", "flow"), nats, 2 * count * int(draws), solver)
+    return Terms(("reconstruction", "flow"), nats, 2 * count * int(draws), solver)
 
 
-def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
+def _flow(asked: EstimatorInput, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
     """Solve the ODE for a batch of images. Parameters: as in `ode`. Returns: means over draws, [B, 2, 2].
 
     Axis 1: first and second half of the draws. Axis 2: E[log q(z₀|x)] − log p(z₀); control variate ½‖ε‖² − D/2.
@@ -348,7 +348,7 @@ class Found(NamedTuple):
     """
 
     result: Likelihoods
-    parts: dict[str, Parts]
+    parts: dict[str, Terms]
     bound: BoundEstimate | None
 
     def table(self, rows: np.ndarray, labels: np.ndarray) -> losslog.Columns:
@@ -394,10 +394,10 @@ def estimate_likelihoods(
     if any(each.name in DRAWN for each in estimators):
         bound = estimate_bound(denoiser, images, schedule, None, gaussian, kept)
     draws = Draws(*map(torch.cat, zip(*kept))) if kept else Draws(*[NONE] * 5)
-    question = Question(denoiser, images, schedule, first.latent, draws)
-    parts, estimates = dict[str, Parts](), []
+    question = EstimatorInput(denoiser, images, schedule, first.latent, draws)
+    parts, estimates = dict[str, Terms](), []
     for each in estimators:
-        own: Parts = each(question)
+        own: Terms = each(question)
         found, every = _pooled(own.nats), np.ones(len(own.names))
         se, population_se = (math.hypot(found.se(every, number), own.solver) for number in (denoiser.population, math.inf))
         estimate = Estimate(

@@ -154,7 +154,7 @@ class PairedMoments:
         """Add images.
 
         pairs: two vectors per image, [images, 2, C], float64.
-        squares: another estimate of each vector's noise variance, [images, 2, C]; the larger mean counts. None: 0.
+        squares: noise variances of the vectors, [images, 2, C]; their mean replaces a smaller estimate from `pairs`. None: never.
         """
         values = pairs.numpy()
         self._means.add(values.mean(1))

@@ -168,7 +168,7 @@ class Moved:
 
 SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
-"""Decorator that declares a schedule: a function (or class) of floats, named as in the SPEC, that returns a ScheduleCurve."""
+"""Decorator that declares a schedule: a function or class that turns floats, a SPEC's parameters, into a ScheduleCurve."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}  # parameter in EDM's code → parameter in elbo
 NORMAL_WORDS = {**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"}
 

@@ -291,7 +291,7 @@ class Optimum(Record, frozen=True, kw_only=True):
         blind = self.without_class
         curves = [self.eps_mse, self.eps_mse_se, *([blind.eps_mse, blind.eps_mse_se] if blind else [])]
         if {*map(len, curves)} != {bins}:
-            raise ValueError(f"eps_mse and eps_mse_se have {[*map(len, curves)]} numbers for {bins} bins; make the file again")
+            raise ValueError(f"eps_mse, eps_mse_se: {[*map(len, curves)]} numbers, expected {bins} each; make the file again")
 
     def text(self) -> str:
         return json.dumps(self.json(), indent=1, allow_nan=False) + "\n"

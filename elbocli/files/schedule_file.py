@@ -50,7 +50,7 @@ class Knot(Record, frozen=True):
 
 @stored("schedule.yaml", "elbo-schedule", remedy="; make one with 'elbo adapt'")
 class ScheduleFile(Record, frozen=True, kw_only=True):
-    """Content of a schedule file. logsnr_min, logsnr_max: for `elbo info` only. about: how the schedule was made."""
+    """Schedule file. logsnr_min, logsnr_max: limits of the schedule, for `elbo info` only. about: how the schedule was made."""
 
     REST: ClassVar[str] = "about"
 

@@ -26,7 +26,7 @@ KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [  # name on the report pa
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A file with one result. kind: such as 'bound'. content: parsed JSON. found: EvalResult, Bound or another class."""
+    """A file with one result. kind: such as 'bound'. content: parsed JSON. found: content as an EvalResult, Bound or the like."""
 
     path: Path
     kind: str

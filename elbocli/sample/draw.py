@@ -223,8 +223,8 @@ class SampleSettings:
     schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
     guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
     guide_weights: weights of the guide; '' with a `guide`: 'ema'; '' without: the run with `weights`, given no class.
-    compile: 'off', 'graphs' (CUDA graphs), or 'on' (CUDA graphs and torch.compile).
-    autoencoder: folder; None: the autoencoder that encoded the latents.
+    spacing: choice of levels from the schedule; None: the schedule's default. start: standard deviation of the first noise.
+    compile: 'off', 'graphs' (CUDA graphs) or 'on' (also torch.compile). autoencoder: folder; None: the one that made the latents.
     zoom: enlargement in a contact sheet; 0: enlarge small images to about 96 pixels.
     """
 

@@ -65,7 +65,7 @@ class Recorder:
 
     lengths: log's file name → bytes at the checkpoint to resume from; longer logs are truncated.
     log_to: names in PACKAGES, or paths of JSONL files.
-    extractor: (value of --eval-extractor, value of --eval-weights); None: default weights.
+    extractor: values of --eval-extractor and --eval-weights; None: the extractor's default weights.
     Raises UsageError: --val, previews or --eval-every don't fit the run. Raises FormatError, DataError.
     """
 
@@ -412,7 +412,7 @@ def open_lines(word: str, run: Path, step: int) -> Target:
 
 
 def open_tensorboard(word: str, run: Path, step: int) -> Target:
-    """Return a target that writes TensorBoard events into the run's folder."""
+    """Return a target that writes TensorBoard events into the folder `word` of `run`. step: events there of later steps are hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(run / word), purge_step=step + 1)  # hides later steps in old files

@@ -22,7 +22,7 @@ SHARE = 0.01  # smallest point mass of p_w that the legend mentions
 
 @dataclass
 class Line:
-    """Line of the plot. value, slope: w and −dw/dλ at each λ, divided by the largest w."""
+    """Line of the plot. value, slope: w and −dw/dλ at each λ, divided by the largest w. rises: whether w increases anywhere."""
 
     label: str
     value: Tensor

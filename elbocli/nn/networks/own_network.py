@@ -215,7 +215,7 @@ class Program(Network):
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def _label_input(self, labels: Tensor | None, logsnr: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return labels in the program's form, [B] or one-hot. Raises UsageError: the program has no label for 'no class'."""
+        """Return labels as the program takes them. logsnr: gives the batch size. Raises UsageError: no label means 'no class'."""
         labels = named_labels(labels, (*self.config.null_class, -1)[0], logsnr)
         if self.takes.classes:
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(dtype)

@@ -412,7 +412,7 @@ def open_lines(word: str, run: Path, step: int) -> Target:
 
 
 def open_tensorboard(word: str, run: Path, step: int) -> Target:
-    """Return a target that writes TensorBoard events into the folder `word` of `run`. step: events there of later steps are hidden."""
+    """Return a target that writes TensorBoard events into the folder `word` of `run`, and hides events after `step`."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(run / word), purge_step=step + 1)  # hides later steps in old files

@@ -203,7 +203,7 @@ def _features_of(
 
 
 def naming_network(about: FeatureFacts) -> str | None:
-    """Return the extractor's name, for names of scores; None for the published Inception in fp32, which they omit."""
+    """Return the extractor's name, for names of scores; None for the published Inception in fp32, whose scores omit it."""
     published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
     return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 

@@ -63,7 +63,7 @@ class Protocol(NamedTuple):
 
 # ADM's Inception score splits the samples into consecutive parts, in the order of the file.
 ADM = Protocol(
-    formula="50000 samples against ADM's reference batch of that size",
+    formula="50000 samples against ADM's reference batch of their image size",
     source="Dhariwal & Nichol 2021, evaluator.py",
     tables="ADM, DiT, SiT, REPA, LightningDiT",
     extractor=DEFAULT,

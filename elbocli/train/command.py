@@ -143,7 +143,7 @@ def train(
 ) -> None:
     """Train a denoiser on DATA.h5, under any weighting.
 
-    Settings: options over $ELBO_TRAIN_… over --config over RUN over preset. Without DATA.h5, the dataset is
+    Precedence of settings: options, $ELBO_TRAIN_…, --config, the run, the preset. Without DATA.h5, the dataset is
     $ELBO_DATA, else the run's, else the only one here.
     """
     from elbocli.files.dataset import Dataset

@@ -69,9 +69,9 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
             if column:
                 labels += file.read(columns=[column]).column(0).to_pylist()
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
-    for label in labels:
+    for name, label in zip(names, labels):
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{files[0]}: label {label!r} is not from 0 to {len(classes or labels) - 1}; get the file again")
+            raise FormatError(f"{name}: label {label!r} is not from 0 to {len(classes or labels) - 1}; get the file again")
     return Images(names, labels or None, refs, classes)
 
 

@@ -251,8 +251,8 @@ class DiffusionLoss:
 def _on_range(schedule: Schedule | str, low: float | None, high: float | None, loss: Any, clip: bool = False) -> Schedule:
     """Return a schedule truncated to [low, high].
 
-    low, high: limits of λ; None: those of a Schedule object; for a SPEC, those of the DiffusionLoss `loss`, or ±15 without it.
-    clip: reduce [low, high] to the range of a SPEC's schedule.
+    low, high: limits of λ. None: a Schedule object's own; if `schedule` is a SPEC, those of the DiffusionLoss `loss`, else ±15.
+    clip: if `schedule` is a SPEC that reaches only part of [low, high], use this part instead of raising UsageError.
     """
     ends = loss if isinstance(schedule, str) else schedule
     low = low if low is not None else ends.logsnr_min if ends else -15.0

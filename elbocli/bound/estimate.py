@@ -178,7 +178,8 @@ class Terms(NamedTuple):
 class EstimatorInput(NamedTuple):
     """Input of an estimator.
 
-    latent: whether images are latents. draws: errors of `denoiser` on `images`, for `variational` and `information`; else empty.
+    latent: whether images are latents.
+    draws: errors of `denoiser` at random λ and noise, for the estimators variational and information; else empty.
     """
 
     denoiser: MeasuredNetwork
@@ -326,9 +327,9 @@ def _flow(asked: EstimatorInput, images: Images, steps: int, draws: int, probes:
 
 
 def slopes(value: Tensor, known: Tensor) -> Tensor:
-    """Return each image's factor c, [N]: value − c · known has less variance than value.
+    """Return each image's factor c, [N], for which value − c · known has the least variance.
 
-    value: estimates to correct, [N, 2]. known: control variate, of expectation 0, [N, 2].
+    value: two estimates per image, [N, 2]. known: their control variates, of expectation 0, [N, 2].
     """
     odd = torch.arange(len(value)) % 2 == 1  # coefficients of odd images are fitted on even images, and vice versa
     found = torch.zeros(len(value), dtype=torch.float64)

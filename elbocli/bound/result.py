@@ -10,7 +10,7 @@ from elbocli.files.records import Record, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
-    """Base class of results of `elbo bound`. per_image, excess: as in `Bound`."""
+    """Base class of results of `elbo bound`. per_image, excess: as in `Bound`. about: other keys."""
 
     REST: ClassVar[str] = "about"
 

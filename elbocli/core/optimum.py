@@ -144,7 +144,7 @@ def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
 
     own: loss on training images minus the least possible loss on these images.
     new: loss on new images minus the same least possible loss.
-    Returns: share (1 − own/new; 1: full copying), its standard error se, and verdict.
+    Returns: share (1 − own/new; 1: full copying), its standard error se, and verdict, a phrase.
     """
     if new.value <= SURE * new.se:
         return None

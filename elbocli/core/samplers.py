@@ -140,10 +140,10 @@ def ddpm_learned(z, last, move, denoise, noise):
 
 
 def advance(z, x_hat, last, move, eta=0.0):
-    """Return the mean of z' after a step of DPM-Solver++(2M), or of its SDE version.
+    """Return the mean of the next z by a step of DPM-Solver++(2M), or of its SDE version.
 
     Solves dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
-    move: a Move. x_hat, last: x̂ of this and of the previous step (None: first step).
+    move: the step, a Move. x_hat: x̂ at its start. last: x̂ of the previous step; None: there is none.
     eta: amount of noise η; 0: the probability-flow ODE.
     """
     # For constant x̂ the mean is exact: e^{−(1+η)h} y + (1 − e^{−(1+η)h}) x̂. x̂ is extrapolated to the middle of the step.

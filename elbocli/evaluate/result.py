@@ -96,7 +96,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Score:
-    """A score, or its mean over several sets of samples. number: which score. sd: standard deviation over the sets."""
+    """A score, or its mean over several sets of samples. number: its name and headings. sd: standard deviation over the sets."""
 
     number: Number
     value: Value

@@ -105,7 +105,9 @@ def score(
         return None
     digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]
     if len(set(digests)) < len(digests):
-        raise DataError(f"two of {[source.name for source in sides.samples]} hold the same images; draw each with another --seed")
+        raise DataError(
+            f"two of {[source.name for source in sides.samples]} hold the same images; draw each with a --seed of its own"
+        )
     facts = zip(sides.samples, differ, deviating)
     return EvalResult([scored(source, sides, settings, any(differ), pairs or None, odd or None) for source, pairs, odd in facts])
 

@@ -112,7 +112,7 @@ class LatentSpace:
         if not finite or len(self.shift) != len(self.scale) or min(self.scale) <= 0:
             raise ValueError(f"latent_shift {self.shift} and latent_scale {self.scale} must be finite, equally long, scale > 0")
         if self.pixel_size < 1 or not self.autoencoder:
-            raise ValueError(f"pixel_size {self.pixel_size} must be positive, and autoencoder {self.autoencoder!r} not empty")
+            raise ValueError(f"expected pixel_size > 0 and an autoencoder, found {self.pixel_size} and {self.autoencoder!r}")
 
     @property
     def rounding(self) -> Declaration:

@@ -259,6 +259,7 @@ class Optimum(Record, frozen=True, kw_only=True):
     nats: ½∫ dimensions·eps_mse dλ over all bins; the integral over all real λ is log_images.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
     images: number, with mirror images if `flip`. sources, draws: number of noised images, and noise draws per image.
+    sample: correction for a softmax over a random subset; None: over all images.
     """
 
     REST: ClassVar[str] = "about"

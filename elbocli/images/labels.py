@@ -1,6 +1,6 @@
 """Read the classes of images from the user's files. A class is a word (such as a folder's name) or a number.
 
-`--labels FILE`: lines of NAME CLASS; CSV; one class a line, in the order of the image names; or an array of numbers (.npy).
+`--labels FILE`: lines of IMAGE CLASS; CSV; one class a line, in the order of the image names; or an array of numbers (.npy).
 No --labels: EDM's dataset.json, or webdataset's label files beside the images.
 `--classes FILE`: one class a line, as KEY, KEY<tab>NAME or KEY NAME; or ILSVRC's meta.mat.
 KEY: class in the images' labels. NAME: class name for display.

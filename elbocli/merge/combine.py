@@ -69,7 +69,7 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
     expected = [f"{index + 1}/{len(parts)}" for index in range(len(parts))]
     if len(preps) > 1 or set(shards) != set(expected):
         found = ", ".join(map(str, shards))
-        raise DataError(f"{parts[0].path}: found shards {found}; name all shards of one 'elbo prep', each once")
+        raise DataError(f"the files are shards {found}; name all shards of one 'elbo prep', each once")
     return [shards[name] for name in expected]
 
 

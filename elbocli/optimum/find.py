@@ -42,7 +42,7 @@ class Search:
     """Settings for computing the least possible error: noised images (sources) are denoised by a softmax over images.
 
     rows: dataset rows of sources and of images in the softmax. sources: number of images to noise.
-    sample: number of images in the softmax; 0: all; None: all, but above AFFORDABLE operations an eighth, at least MOST_IMAGES.
+    sample: images in the softmax; 0: all; None: all, or, if they need more than AFFORDABLE operations, max(an eighth, 1024).
     batch_size: number of softmax images at a time; None: fewer for larger images.
     conditional: whether the denoiser is given the class. flip: whether to add mirror images. label_dropout: as in Optimum.
     """

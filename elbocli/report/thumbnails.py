@@ -125,7 +125,7 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     by = [*table][2]
     index, values = table["index"], table[by]
     if not by.startswith(NATS) or data.kind == LATENTS:
-        raise DataError(f"{path}: {by!r} of {data.kind}; a page shows only likelihoods of pixels, in nats; leave this file out")
+        raise DataError(f"{path}: holds {by!r} of {data.kind}; a page shows only nats of pixels; leave this file out")
     with reading(path, kind=DataError):
         same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.attributes.payload_sha256):

@@ -118,7 +118,7 @@ def test_of_latents_all_is_in_nats_per_latent_dimension(bound, elbo, latent_run,
         (tmp_path / "run" / f"{name}.json").write_text(json.dumps(found))
     page = elbo("report", "run", cwd=tmp_path).stdout.decode()
     assert '<th class="n">nats per latent dimension</th>' in page and "bits" not in page
-    assert page.count("shows only likelihoods of pixels") == 2 and "likeliest images" not in page
+    assert page.count("shows only nats of pixels") == 2 and "likeliest images" not in page
     assert elbo("report", "run", "--scores", "run/one.tsv", cwd=tmp_path).returncode == 1
 
 

@@ -53,6 +53,6 @@ def _values(ref: ImageRef, where: str, ndim: int) -> np.ndarray:
         expected = 4 + 4 * ndim + math.prod(shape)
         if content[:4] != UINT8 + bytes([ndim]) or 0 in shape or len(content) != expected:
             raise FormatError(
-                f"damaged: {len(content)} bytes, type {content[:4]!r}, shape {shape}; needs {expected} bytes, uint8; get it again"
+                f"expected {ndim}-D uint8 of {expected} bytes, found header {content[:4]!r} and {len(content)} bytes; get it again"
             )
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)

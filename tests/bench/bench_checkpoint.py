@@ -15,7 +15,7 @@ from elbocli.run.settings import resolve
 from elbocli.train.state import TrainState
 
 ROUNDS = 15
-PRESETS = {"U-Net": "small64", "U-ViT": "small32-uvit"}
+PRESETS = {"U-Net": "small32", "U-ViT": "small32-uvit"}
 
 
 def rows(small: bool) -> Iterator[Row]:

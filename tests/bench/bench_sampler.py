@@ -34,7 +34,7 @@ PREDICTION = Prediction("v")
 NOISY = ("ddpm", "dpmpp-2m-sde", "heun:s_churn=40")
 LARGE = 2**22
 """Numbers of a tensor as networks have them: having freed one, the allocator keeps what smaller ones free."""
-PRESET = "small64"
+PRESET = "small32"
 SIZES = {"image_size": SHAPE[2], "image_channels": SHAPE[1], "num_classes": 0}
 
 

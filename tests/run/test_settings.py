@@ -272,7 +272,7 @@ def test_the_preset_fits_the_card(gb, name, monkeypatch):
     assert resolve({"device": "cpu"}, data).settings.preset == "small64"
 
 
-@pytest.mark.parametrize(("preset", "size"), [("cifar", 20), ("digits", 6), ("small64", 56)])
+@pytest.mark.parametrize(("preset", "size"), [("cifar", 20), ("digits", 6), ("small32", 40)])
 def test_attention_stays_as_deep_in_a_network_for_other_sizes(preset, size):
     """No size of the preset's is left without the attention that it has at the size it was made for."""
     sizes = load_preset(preset).data.image_size, size

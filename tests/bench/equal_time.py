@@ -202,8 +202,8 @@ class Comparison:
             self.step = max(seconds - self.startup, 1e-3) / steps  # of a whole training, with its previews and checkpoints
             if abs(seconds / self.limit - 1) < AMISS:
                 break
-        count, walk = self.options.images, self.options.sampling_steps
-        self.elbo("sample", "-q", run, "-n", count, "--sampler", "ddim", "--steps", walk, "--seed", seed, "-o", images)
+        drawn = ("-n", self.options.images, "--sampler", "ddim", "--steps", self.options.sampling_steps)
+        self.elbo("sample", "-q", "--overwrite", run, *drawn, "--seed", seed, "-o", images)
         bound = self.elbo("bound", "-q", run, self.options.test, "-n", self.options.bound_images)
         trained = elbocli.open_run(run)
         parameters = sum(weight.numel() for weight in trained.network.parameters())

@@ -88,7 +88,7 @@ def test_skipped_files_are_not_kept_by_a_prep_that_stops(tmp_path, monkeypatch):
     assert any("going on" in text for text in pack(source, out, on_error="skip"))
     (tmp_path / "bad").mkdir()
     shutil.copy(source / "0001.png", tmp_path / "bad")
-    with pytest.raises(DataError, match="none of its 1"):
+    with pytest.raises(DataError, match="no usable image among 1"):
         pack(tmp_path / "bad", tmp_path / "b.h5", on_error="skip")
 
 

@@ -65,7 +65,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--protocol",
     type=click.Choice(list(PROTOCOLS)),
-    help="Score as published tables do: sets metrics, their options, extractor, n and classes, and refuses others.",
+    help="Score as published tables do: sets metrics, their options, extractor and n, and refuses others.",
     more="; ".join(f"{name}: {p.formula} ({p.tables})" for name, p in PROTOCOLS.items()) + ".",
 )
 @option(

@@ -108,7 +108,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     weighting: Annotated[
         str,
         about(
-            group="Objective, what is learned",
+            group="Objective and output of the network",
             help="w(logsnr); see 'elbo weights list'.",
             more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
             "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "

@@ -39,7 +39,7 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """Return rising λ of `steps` evenly spaced timesteps. Raises UsageError: the schedule has fewer."""
+    """Return rising λ of `steps` evenly spaced timesteps. Raises UsageError if the schedule has fewer."""
     levels = _levels(schedule)
     if steps > len(levels):
         raise UsageError(f"{schedule.base} has {len(levels)} timesteps in its logsnr range, fewer than {steps}; use fewer steps")

@@ -21,7 +21,7 @@ _RUN: dict[Path, PluginFile] = {}  # plug-ins run so far, by path
 
 
 def defined(file: str, name: str) -> Any:
-    """Return the object `name` that a plug-in defines; None: not run, or not defined there. file: plug-in's name or path."""
+    """Return the object `name` of the plug-in `file` (name or path); None if it hasn't run or doesn't define the object."""
     module = sys.modules.get(PREFIX + Path(file).stem)
     found = getattr(module, name, None)
     return found if module and getattr(found, "__module__", "") == module.__name__ else None

@@ -428,7 +428,7 @@ FORMULAS = {  # class of a curve that no registry declares → (formula, source)
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
-    """Return the Terms of a weighting, and of any target, factor and schedule in its SPEC."""
+    """Return a Term (name, formula, source) for a weighting and for each target, factor and schedule in its SPEC."""
     curve = weighting.curve
     terms = [_term("weighting", weighting.spec, curve)]
     if isinstance(curve, ForeignLoss):

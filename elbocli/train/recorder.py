@@ -270,7 +270,9 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         chosen = Stream(settings.seed, "val-images").permutation(0, len(rows))[: settings.val_images]
         rows = rows[np.sort(chosen)]
     if len(rows) < LEAST_HELD_OUT:
-        raise UsageError(f"{held.path}: {len(rows)} validation images, {LEAST_HELD_OUT} needed; enlarge --val or --val-images")
+        raise UsageError(
+            f"{held.path}: validation needs {LEAST_HELD_OUT} images, found {len(rows)}; enlarge --val or --val-images"
+        )
     return held, rows
 
 

@@ -302,7 +302,7 @@ def test_a_row_without_an_image_is_a_bad_image(tmp_path):
         (lambda path: path.write_bytes(path.read_bytes()[:12]), "usable"),
         (partial(parquet, images=[], labels=[], names=NAMES), "no files inside"),
         (partial(parquet, images=PNGS[:1], labels=[3], names=NAMES), "label 3"),
-        (partial(parquet, images=PNGS[:1], labels=[-1], names=NAMES), "label -1"),
+        (lambda path: parquet(path.with_name("y.parquet"), PNGS[:2], [0, -1], NAMES), "y/1: label -1"),
         (lambda path: write_table(pa.table({"text": ["a"], "label": [1]}), path), "no column of images"),
         (lambda path: parquet(path.with_name("y.parquet"), PNGS, LABELS, ["x", "y", "z"]), "other columns"),
         (lambda path: parquet(path.with_name("set") / "y.parquet", PNGS, LABELS, NAMES), "several data sets"),

@@ -116,14 +116,15 @@ def test_classes_are_balanced_random_or_listed_and_no_word_means_two():
 
     folders = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, …: the number 2 is another class than the name 2
     assert chosen("balanced", 5, 3) == [0, 1, 2, 0, 1] and chosen("2,0", 5, 3) == [2, 0, 2, 0, 2]
-    assert chosen("cat", 2, 2, ["dog", "cat"]) == [1, 1]
+    assert chosen("cat", 2, 2, ["dog", "cat"]) == [1, 1] and choose_labels("balanced", 5, 0, 0) is None
     assert chosen("0,1", 2, 12, folders) == [0, 1] and chosen("002,004", 2, 12, folders) == [2, 4]
     random = chosen("random", 4000, 4)
     assert np.bincount(random).min() > 900 and random[:10] == chosen("random", 10, 4)
-    assert choose_labels("balanced", 5, 0, 0) is None
     for words, names in (("-1", ()), ("x", ()), ("", ()), ("a", ["a", "b", "a"]), ("2", ["0", "2", "1"])):
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError) as error:
             chosen(words, 5, 3, names)
+        hinted = {chosen(part.split()[0], 1, 3, names)[0] for part in str(error.value).split("write ")[1:]}
+        assert hinted == {k for k in range(3) if words in (*names[k : k + 1], str(k))}
 
 
 def test_every_format_holds_the_same_images(trained, tmp_path):

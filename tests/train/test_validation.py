@@ -99,7 +99,7 @@ def test_the_training_images_latents_of_others_and_a_single_image_are_refused(
     for options, trained, word in (
         ({"val": digits}, data, "--val-split"),
         ({"val": pack_latents(make_autoencoder(seed=1))}, own, "autoencoder_sha256"),
-        ({"val": pack(), "val_images": 1}, Dataset(pack("b.h5", images(seed=1))), "1 validation images"),
+        ({"val": pack(), "val_images": 1}, Dataset(pack("b.h5", images(seed=1))), "needs 2 images, found 1"),
     ):
         with pytest.raises(UsageError, match=word):
             open_held_out(TrainSettings(**{**options, "val": str(options["val"])}), trained, True)

@@ -212,8 +212,7 @@ class DiffusionLoss:
         self._follow()
 
     def _follow(self) -> None:
-        now = self.weighting, self.schedule, self.prediction, self.floor
-        self.weighting, self.schedule = followed(self.adaptive, *now)
+        self.weighting, self.schedule = followed(self.adaptive, self.weighting, self.schedule, self.prediction, self.floor)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as a dict that ``load_state_dict`` restores.

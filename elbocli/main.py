@@ -184,7 +184,7 @@ def extend_segments() -> None:
         os.environ.setdefault(name, chosen)
 
 
-def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
+def _fail(where: str, message: str, code: int, alone: bool) -> int:
     # alone: print on this rank, because other ranks may have no error; otherwise only rank 0 prints.
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
@@ -212,10 +212,10 @@ def _invoke(args: list[str]) -> int:
     return code
 
 
-def run(args: list[str] | None = None) -> int:
+def run(args: list[str]) -> int:
     """Run a command line, print its errors, and return the exit code."""
     try:
-        return _invoke(sys.argv[1:] if args is None else args)
+        return _invoke(args)
     except (Exception, KeyboardInterrupt) as error:
         where, code, said = Command.path, getattr(error, "exit_code", 1), " ".join(str(error).split())[:200]
         no_memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(repr(error)) is not None
@@ -242,7 +242,7 @@ def run(args: list[str] | None = None) -> int:
                 said = f"out of memory ({said}); {LESS}"
             case _:
                 raise
-        return _fail(where, said, code, alone=no_memory)
+        return _fail(where, said, code, no_memory)
 
 
 def main() -> None:
@@ -251,4 +251,4 @@ def main() -> None:
         share_cores()
         extend_segments()
         faulthandler.enable()  # prints a traceback on SIGBUS, which a memory-mapped file causes if it is truncated meanwhile
-    sys.exit(run())
+    sys.exit(run(sys.argv[1:]))

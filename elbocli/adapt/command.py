@@ -97,10 +97,11 @@ def adapt(
     from elbocli.files.schedule_file import resolve_weighting
 
     def choose(usual: str) -> Any:
-        given = None if bias is None else {"bias": bias}
-        return resolve_weighting(weighting or usual, shift=shift, monotone=monotone, given=given)
+        return resolve_weighting(
+            weighting or usual, shift=shift, monotone=monotone, given=None if bias is None else {"bias": bias}
+        )
 
-    if data_only is not None:
+    if data_only:
         source, ctx = click.core.ParameterSource, click.get_current_context()
         given = [f"--{key}" for key in options if ctx.get_parameter_source(key) is not source.DEFAULT]
         if sources or given:
@@ -109,6 +110,6 @@ def adapt(
     else:
         inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
         fitted = fit_log(inputs, choose, floor=floor, **options)
-    if plot is not None:
+    if plot:
         plot_fit(fitted, plot)
     hand_out(fitted.text, out, fitted.report.json() if report else None)

@@ -102,8 +102,12 @@ def fit_log(
     if (CRITERIA.find(criterion).name == "excess") != (optimum is not None):
         raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
     losses = read_logs(sources, since)
-    edges, sums = _merged(losses, bins)
-    moments = ErrorMoments.of_sums(edges, sums)
+    count = losses.sums.shape[1]
+    bins = bins or count
+    if count % bins:
+        raise UsageError(f"--bins {bins}: the log has {count} bins; give a divisor of {count}")
+    edges = losses.edges[:: count // bins]
+    moments = ErrorMoments.of_sums(edges, losses.sums.reshape(3, bins, -1).sum(2))
     w = choose(losses.header.weighting or "elbo")
     if w.learned:  # learned anew from the whole log, under the log's own schedule
         if (named := str(losses.header.schedule)) == ADAPTIVE:
@@ -111,7 +115,7 @@ def fit_log(
         ends = float(losses.edges[0]), float(losses.edges[-1])
         w = w.knowing(resolve_schedule(named, *ends), moments.middle, moments.smoothed.mean)
     least = None
-    if optimum is not None:
+    if optimum:
         known = read_optimum(optimum)
         if (size := losses.header.dimensions) not in (None, known.dimensions):
             raise UsageError(
@@ -135,13 +139,21 @@ def fit_log(
         promises[name] = dict(zip(PROMISE, map(finite, (*pair, *ratios))))
         log.info(f"{name:>21}  {pair[0]:13.4g}  {ratios[0]:8.3g}  {pair[1]:17.4g}  {ratios[1]:8.3g}")
     digest = hashlib.sha256(losses.edges.numpy().tobytes() + losses.sums.numpy().tobytes()).hexdigest()
-    origin = {"criterion": criterion, "floor": floor, "source_sha256": digest, "images": losses.images}
-    facts = schedule.logsnr_min, schedule.logsnr_max, len(edges) - 1, losses.lines, losses.batch, promises
     share, error = w(moments.middle) * moments.smoothed.mean, moments.mean.where(moments.count > 1, torch.nan)
     return FittedSchedule(
         schedule,
-        to_text(schedule, weighting=w.spec, **origin),
-        AdaptReport(w.spec, criterion, losses.images, *facts),
+        to_text(schedule, weighting=w.spec, criterion=criterion, floor=floor, source_sha256=digest, images=losses.images),
+        AdaptReport(
+            w.spec,
+            criterion,
+            losses.images,
+            schedule.logsnr_min,
+            schedule.logsnr_max,
+            bins,
+            losses.lines,
+            losses.batch,
+            promises,
+        ),
         edges,
         (error, moments.mean_se),
         {"log's own": densities["own"], **fixed, "fitted": schedule.density},
@@ -149,18 +161,9 @@ def fit_log(
     )
 
 
-def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
-    count = losses.sums.shape[1]
-    bins = bins or count
-    if count % bins:
-        raise UsageError(f"--bins {bins}: the log has {count} bins; give a divisor of {count}")
-    return losses.edges[:: count // bins], losses.sums.reshape(3, bins, -1).sum(2)
-
-
 def _own_density(losses: LossLog) -> Density:
-    low, high = float(losses.edges[0]), float(losses.edges[-1])
     try:
-        return resolve_schedule(str(losses.header.schedule), low, high).density
+        return resolve_schedule(str(losses.header.schedule), float(losses.edges[0]), float(losses.edges[-1])).density
     except ElboError:
         # + 0.5: the Krichevsky-Trofimov estimate, so that no density is zero.
         counted, width = losses.sums[0] + 0.5, losses.edges.diff()
@@ -190,7 +193,6 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     spread = float((share * ((middle - mean).square() + edges.diff().square() / 12)).sum()) ** 0.5
     peak = int(least.argmax())
     below = (least[peak:] < 0.5 * least[peak]).nonzero()
-    ends = schedule.logsnr_min, schedule.logsnr_max
     half = schedule.logsnr(torch.tensor([0.75, 0.25], dtype=torch.float64)).tolist()
     told_apart = float(edges[peak + int(below[0])]) if len(below) else None
     own = {"half": half, "p_mean": -0.5 * mean, "p_std": 0.5 * spread, "told_apart": told_apart}
@@ -198,12 +200,14 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
         log.warning(f"above logsnr {told_apart:.3g}, networks exceed the least possible error; raise --floor to draw more there")
-    origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
+    digest = file_sha256(path)
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(
         schedule,
-        to_text(schedule, weighting=weighting.spec, **origin),
-        AdaptReport(weighting.spec, "data-only", optimum.images, *ends, len(least), **own),
+        to_text(
+            schedule, weighting=weighting.spec, criterion="data-only", floor=floor, source_sha256=digest, images=optimum.images
+        ),
+        AdaptReport(weighting.spec, "data-only", optimum.images, schedule.logsnr_min, schedule.logsnr_max, len(least), **own),
         edges,
         error,
         {**fixed, "fitted": schedule.density},

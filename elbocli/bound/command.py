@@ -147,9 +147,10 @@ def bound(
         (target_se, "--target-se", ("per_image",)),
         (names == ["ode"], "--estimator ode alone", drawn),
     )
-    for name, other in ((name, other) for holds, other, refused in rules if holds for name in refused):
-        if ctx.params[name]:
-            raise click.UsageError(f"leave out --{name.replace('_', '-')}, which can't go with {other}")
+    for holds, other, refused in rules:
+        for name in refused if holds else ():
+            if ctx.params[name]:
+                raise click.UsageError(f"leave out --{name.replace('_', '-')}, which can't go with {other}")
     asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
     own = judge.open_own(asked, optimum) if optimum else asked
     result: Any

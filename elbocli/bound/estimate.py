@@ -51,17 +51,22 @@ class BoundEstimate:
         moments = self.moments
         mean = moments.mean.where(moments.count > 0, torch.nan)
         seen = moments.edges[:-1], moments.edges[1:], moments.count, mean, moments.mean_se
-        table = torch.stack([*seen, self.profile, self.profile_se, *self.excess], 1)
-        rows = [COLUMNS[: table.shape[1]], *([f"{value:.10g}" for value in row] for row in table.tolist())]
+        columns = [*seen, self.profile, self.profile_se, *self.excess]
+        rows = [COLUMNS[: len(columns)], *([f"{value:.10g}" for value in row] for row in torch.stack(columns, 1).tolist())]
         return "".join("\t".join(row) + "\n" for row in rows)
 
     def log_text(self, asked: Measurement) -> str:
         """Return the errors as the text of a loss log. asked: the measured run."""
         trained = asked.trained
-        specs = {"weighting": trained.settings.weighting, "prediction": trained.settings.prediction}
-        about = {"dimensions": asked.dimensions, "schedule": self.bound.schedule, **specs}
         images = int(trained.about.get("images_trained", self.sums[0].sum()))
-        return losslog.header(self.moments.edges, **about) + losslog.line(max(1, trained.step), images, self.sums)
+        head = losslog.header(
+            self.moments.edges,
+            dimensions=asked.dimensions,
+            schedule=self.bound.schedule,
+            weighting=trained.settings.weighting,
+            prediction=trained.settings.prediction,
+        )
+        return head + losslog.line(max(1, trained.step), images, self.sums)
 
     def plot(self, out: Path) -> None:
         """Plot the ε error per dimension and `profile` against λ."""
@@ -71,8 +76,7 @@ class BoundEstimate:
         sheet, axes = new_figure([["error"], ["bound"]], 6.0, 5.2)
         draw_band(axes["error"], moments.middle[seen], moments.mean[seen], moments.mean_se[seen])
         draw_band(axes["bound"], edges[1:], self.profile, self.profile_se)
-        title = "error, and bound on data as noisy as λ, ± 2 standard errors"
-        axes["error"].set(yscale="log", ylabel=ERROR, title=title)
+        axes["error"].set(yscale="log", ylabel=ERROR, title="error, and bound on data as noisy as λ, ± 2 standard errors")
         axes["bound"].set(ylabel=r"$L(\lambda; x)$ in nats")
         axes["bound"].set_ylim(bottom=0)
         finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
@@ -117,8 +121,7 @@ def estimate_bound(
             if kept is not None:
                 kept.append(drawn)
             fixed = torch.stack([drawn.below, drawn.above], 1)[:, None].expand(-1, 2, -1)
-            integral = by_cell(drawn.shares(schedule), drawn.logsnr, edges)  # [B, 2, cells]
-            rounds[-1].add(torch.cat([fixed, integral], 2))
+            rounds[-1].add(torch.cat([fixed, by_cell(drawn.shares(schedule), drawn.logsnr, edges)], 2))  # [B, 2, 2 + cells]
             sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / some.content[0].numel())
             if rounds[0].n > 1:
                 estimate, unit = pooled(), UNITS[some.latent]
@@ -134,11 +137,15 @@ def estimate_bound(
         return estimate.value(of), estimate.se(of, population)
 
     parts = {"prior": place == 0, "reconstruction": place == 1, "diffusion": place > 1}
-    terms: dict[str, Any] = {name: Nats(**in_units(*nats(of), some)) for name, of in parts.items()}
-    terms |= {**in_units(*nats(np.ones(len(place))), some), unit: value, f"{unit}_se": se}
-    terms |= {f"{unit}_se_noise": estimate.noise_se(share), f"{unit}_se_population": estimate.se(share, np.inf)}
-    draws = denoiser.draws * len(rounds)
-    bound = Bound(**terms, n_images=estimate.n, draws_per_image=draws, schedule=schedule.base)
+    terms: dict[str, Any] = {
+        **{name: Nats(**in_units(*nats(of), some)) for name, of in parts.items()},
+        **in_units(*nats(np.ones(len(place))), some),
+        unit: value,
+        f"{unit}_se": se,
+        f"{unit}_se_noise": estimate.noise_se(share),
+        f"{unit}_se_population": estimate.se(share, np.inf),
+    }
+    bound = Bound(**terms, n_images=estimate.n, draws_per_image=denoiser.draws * len(rounds), schedule=schedule.base)
     profile = torch.tensor([nats((place != 1) & (place <= k)) for k in place[2:]], dtype=torch.float64)
     return BoundEstimate(bound, sums.values, ErrorMoments.of_sums(edges, sums.values), *profile.T)
 
@@ -228,7 +235,7 @@ def information(asked: EstimatorInput) -> Terms:
         )
         if len(away) < ENOUGH:
             continue
-        better = not asked.latent and bool(rounded.mean() < error_there.mean())
+        better = not asked.latent and rounded.mean() < error_there.mean()
         chosen, target = (draws.rounded, rounded) if better else (draws.error, error_there)
         by = torch.stack([torch.ones_like(away), expected, away], 1)
         # Control variate of a draw: the deviation of the Gaussian's error from its expectation, on the same noise.
@@ -267,7 +274,7 @@ def ode(asked: EstimatorInput, steps: float = 64.0, draws: float = 2.0, probes: 
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
         raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, and {probes=:g} and {exact=:g} integers")
-    count, how = int(steps), (int(draws), int(probes), int(exact))
+    count, *how = map(int, (steps, draws, probes, exact))
     found, reads, coarse, fine = [], [], [], []
     # A piece of a batch has a quarter of the network's batch size, because backward passes need more memory.
     size = max(1, asked.denoiser.batch_size // 4 // int(draws))
@@ -285,8 +292,7 @@ def ode(asked: EstimatorInput, steps: float = 64.0, draws: float = 2.0, probes: 
     flowed = of_q - slopes(of_q, square)[:, None] * square
     # Heun's method has order 2: half the steps have four times the error, so a third of the difference is the error.
     solver = float(torch.stack(coarse).mean() - torch.stack(fine).mean()) / 3
-    nats = torch.stack([torch.cat(reads), flowed], 2)
-    return Terms(("reconstruction", "flow"), nats, 2 * count * int(draws), solver)
+    return Terms(("reconstruction", "flow"), torch.stack([torch.cat(reads), flowed], 2), 2 * count * int(draws), solver)
 
 
 def _flow(asked: EstimatorInput, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
@@ -299,7 +305,7 @@ def _flow(asked: EstimatorInput, images: Images, steps: int, draws: int, probes:
     x, labels = denoiser.placed(images)
     size, low, high = x[0].numel(), denoiser.low, denoiser.high
     alpha, sigma = alpha_sigma(high)
-    rows = [int(row) * draws + k for row in images.rows for k in range(draws)]
+    rows = [row * draws + k for row in images.rows for k in range(draws)]
 
     def drawn(values: Tensor) -> Tensor:
         return sent(values, x.device).permute(0, 3, 1, 2).double()
@@ -319,7 +325,7 @@ def _flow(asked: EstimatorInput, images: Images, steps: int, draws: int, probes:
 
     with torch.no_grad():
         log_p = log_density(z, with_trace(denoise, None if size <= exact else signs), high, low, steps)
-    if not bool(log_p.isfinite().all()):
+    if not log_p.isfinite().all():
         raise NonFiniteError(f"{denoiser.name}: the ODE's solution is not finite; try precision fp32, or a narrower logsnr range")
     log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
     square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
@@ -334,7 +340,7 @@ def slopes(value: Tensor, known: Tensor) -> Tensor:
     odd = torch.arange(len(value)) % 2 == 1  # coefficients of odd images are fitted on even images, and vice versa
     found = torch.zeros(len(value), dtype=torch.float64)
     for here, told in ((odd, ~odd), (~odd, odd)):
-        if int(told.sum()) >= ENOUGH:
+        if told.sum() >= ENOUGH:
             by, of = known[told].diff(dim=1), value[told].diff(dim=1)
             found[here] = (by * of).sum() / by.square().sum().clamp(min=1e-30)
     return found
@@ -382,7 +388,7 @@ def estimate_likelihoods(
     images: Iterable[Images],
     schedule: Schedule,
     estimators: list[Declaration],
-    gaussian: GaussianModel | None = None,
+    gaussian: GaussianModel | None,
 ) -> Found:
     """Estimate −log p of images by several estimators, and compare the estimates.
 
@@ -401,26 +407,28 @@ def estimate_likelihoods(
         own: Terms = each(question)
         found, every = _pooled(own.nats), np.ones(len(own.names))
         se, population_se = (math.hypot(found.se(every, number), own.solver) for number in (denoiser.population, math.inf))
-        estimate = Estimate(
-            estimator=each.spec,
-            bounds=each.traits,
-            nats_se_noise=found.noise_se(every),
-            nats_se_population=population_se,
-            terms=dict(zip(own.names, found.mean.tolist(), strict=True)),
-            evaluations=own.evaluations,
-            solver_nats=own.solver or None,
-            **in_units(found.value(every), se, first),
-        )
         parts[each.spec] = own
-        estimates.append(estimate)
+        estimates.append(
+            Estimate(
+                estimator=each.spec,
+                bounds=each.traits,
+                nats_se_noise=found.noise_se(every),
+                nats_se_population=population_se,
+                terms=dict(zip(own.names, found.mean.tolist(), strict=True)),
+                evaluations=own.evaluations,
+                solver_nats=own.solver or None,
+                **in_units(found.value(every), se, first),
+            )
+        )
     pairs = []
     for one, other in itertools.combinations(estimates, 2):
         of, minus = parts[one.estimator], parts[other.estimator]
         apart = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
         nats, se = float(apart.mean[0]), apart.noise_se(np.ones(1))
         whole = math.hypot(se, of.solver, minus.solver)
-        known = whole > ROUNDING * abs(one.nats)  # else both use the same draws, and their difference has no error
-        pairs.append(Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0))
+        # A smaller `whole` is rounding: both use the same draws, and their difference has no error.
+        in_se = nats / whole if whole > ROUNDING * abs(one.nats) else 0.0
+        pairs.append(Difference(one.estimator, other.estimator, nats, se, in_se))
     how = (denoiser.draws, schedule.base) if kept else (0, "")
     return Found(Likelihoods(estimates, pairs, *how, n_images=found.n), parts, bound)
 

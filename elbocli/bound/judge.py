@@ -53,35 +53,28 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
         part = drawn.shares(shared)
         columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
         bounds.add(torch.stack([*columns, drawn.below[:, None].expand(-1, 2)], 2))
+    right_sides, cells = bounds.estimate(), bin_edges(low, high, SHARES)
     for index, (weighting, measure) in enumerate(zip(weightings, measures)):
         loss = PairedMoments()
         for drawn in asked.draw_all(weighting, schedules[index + 1], f"left-{index}"):
             loss.add(drawn.loss.mean(2, keepdim=True))
-        cells = bin_edges(low, high, SHARES)
-        checks.append(_check(weighting, measure, loss.estimate(), bounds.estimate(), index, cells))
+        of = np.eye(len(right_sides.mean))[index]
+        left, right = _side(loss.estimate(), np.ones(1)), _side(right_sides, of)
+        error = math.hypot(left.se, right.se)
+        apart = (left.nats - right.nats) / error if error > 0 else 0.0
+        shares, point = measure.shares(cells)
+        mass = point, cells.tolist(), shares.tolist()
+        rising = weighting.rising(low, high)
+        sides = (weighting.spec, not rising, left, right, apart, abs(apart) <= AGREE)
+        if rising:
+            signs = (float(part.sum()) / measure.largest for part in (measure.mass.clamp(min=0), measure.mass.clamp(max=0)))
+            checks.append(Check(*sides, [[*stretch] for stretch in rising], NoiseShares(*mass, *signs)))
+            continue
+        # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
+        of = of / measure.first
+        of[-1] = 1
+        checks.append(Check(*sides, augmented_elbo=_side(right_sides, of), p_w=NoiseShares(*mass)))
     return Theorem(all(check.agree for check in checks), checks, asked.draws, n_images=len(asked.rows))
-
-
-def _check(
-    weighting: Weighting, measure: Augmented, loss: PairedEstimate, bounds: PairedEstimate, index: int, edges: Tensor
-) -> Check:
-    # loss: left side of the theorem. bounds: right sides, one column per weighting. measure: −dw. edges: bins of λ for −dw.
-    of = np.zeros(len(bounds.mean))
-    of[index] = 1
-    left, right = _side(loss, np.ones(1)), _side(bounds, of)
-    error = math.hypot(left.se, right.se)
-    apart = (left.nats - right.nats) / error if error > 0 else 0.0
-    shares, point = measure.shares(edges)
-    mass = point, edges.tolist(), shares.tolist()
-    rising = weighting.rising(float(edges[0]), float(edges[-1]))
-    sides = (weighting.spec, not rising, left, right, apart, abs(apart) <= AGREE)
-    if rising:
-        signs = (float(part.sum()) / measure.largest for part in (measure.mass.clamp(min=0), measure.mass.clamp(max=0)))
-        return Check(*sides, [[*stretch] for stretch in rising], NoiseShares(*mass, *signs))
-    # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
-    of = of / measure.first
-    of[-1] = 1
-    return Check(*sides, augmented_elbo=_side(bounds, of), p_w=NoiseShares(*mass))
 
 
 def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:
@@ -133,10 +126,15 @@ def judge_scores(
     loss = -np.log(np.maximum(of_label, CERTAIN))
     accuracy, table = float(right.mean()), reliability(confidence, right)
     _, (low, high) = error_of_share(int(right.sum()), len(right))
-    by_half = halves.argmin(2).numpy()
+    first, second = halves.argmin(2).numpy().T
     order = np.argsort(rows)
-    numbers = {"index": rows, "label": labels, "predicted": guess.astype(float)}
-    numbers |= {"confidence": confidence, "probability": of_label}
+    numbers = {
+        "index": rows,
+        "label": labels,
+        "predicted": guess.astype(float),
+        "confidence": confidence,
+        "probability": of_label,
+    }
     result = Classification(
         accuracy=accuracy,
         accuracy_low=low,
@@ -144,7 +142,7 @@ def judge_scores(
         log_loss=float(loss.mean()),
         log_loss_se=float(loss.std(ddof=1) / np.sqrt(len(loss))) if len(loss) > 1 else 0.0,
         ece=calibration_error(table),
-        undecided=float((by_half[:, 0] != by_half[:, 1]).mean()),
+        undecided=float((first != second).mean()),
         reliability=table,
         class_accuracy={str(label): float(right[labels == label].mean()) for label in np.unique(labels)},
         classes=found.shape[1],
@@ -164,8 +162,7 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
     if classes < 2:
         raise UsageError(f"{asked.trained.path}: was trained without classes, which --classify needs; name a run with classes")
     chosen = asked.schedule(schedule)
-    scores = class_scores(asked, asked, classes, chosen)
-    return judge_scores(*scores, asked.draws, chosen)
+    return judge_scores(*class_scores(asked, asked, classes, chosen), asked.draws, chosen)
 
 
 # Errors above the least possible errors. A network that copies its training images has larger errors on new images.
@@ -184,12 +181,10 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
             f"{optimum}: its least possible errors are not for the training images of {run}; use 'elbo optimum --like {run}'"
         )
     least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
-    same = asked.dataset.attributes.payload_sha256 == known
-    dataset = asked.dataset if same else open_data(trained, None)
+    dataset = asked.dataset if asked.dataset.attributes.payload_sha256 == known else open_data(trained, None)
     chosen = training_rows(trained.settings, dataset)
     index, rows = (0, np.arange(len(dataset))) if chosen is None else (1, chosen)
-    order = Stream(asked.seed, "bound-images").permutation(index, len(rows))
-    own = rows[order[: asked.images]]
+    own = rows[Stream(asked.seed, "bound-images").permutation(index, len(rows))[: asked.images]]
     return replace(asked, dataset=dataset, rows=own, population=len(dataset), total=len(own))
 
 

@@ -155,7 +155,7 @@ class MeasuredNetwork:
             raise UsageError(f"draws is {self.draws}; give an even number of 2 or more")
         offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
         comb = np.arange(self.draws // 2) / (self.draws // 2)
-        t = (np.stack([offsets.uniform(int(row), 2) for row in images.rows])[:, :, None] + comb) % 1.0
+        t = (np.stack([offsets.uniform(row, 2) for row in images.rows])[:, :, None] + comb) % 1.0
         logsnr = schedule.logsnr(torch.from_numpy(t))
         send = partial(sent, device=self.device)
         x, labels = self.placed(images)
@@ -165,11 +165,12 @@ class MeasuredNetwork:
             indices = (rows[image] * self.draws + part % self.draws).tolist()
             eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
             chosen, given = x[send(image)], None if labels is None else labels[send(image)]
-            how = weighting, schedule, self.prediction, send
             with self.arithmetic.applied(), self.arithmetic.autocast():
-                loss, error, _, out = denoising_losses(self.network, chosen, eps, given, level, *how)
+                loss, error, _, out = denoising_losses(
+                    self.network, chosen, eps, given, level, weighting, schedule, self.prediction, send
+                )
             values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
-            if gaussian is not None:
+            if gaussian:
                 c = self.prediction.coefficients(level)
                 factors = send(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float())
                 alpha, sigma, from_z, from_out = factors.view(4, -1, 1, 1, 1)
@@ -180,9 +181,9 @@ class MeasuredNetwork:
                 values += [rounded, *gaussian.errors(chosen, eps, level)]
             parts.append(torch.stack(values))
         loss, error, *more = torch.cat(parts, 1).view(-1, *logsnr.shape)
-        if not bool(loss.isfinite().all()):
+        if not loss.isfinite().all():
             raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower logsnr range")
-        if gaussian is not None:
+        if gaussian:
             seen = images.x if images.latent else images.x.permute(0, 3, 1, 2)  # channels first, as for the network
             more += [gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64)), gaussian.nats(seen)]
         return Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high), *more)
@@ -200,7 +201,7 @@ class Measurement(MeasuredNetwork):
     @property
     def dimensions(self) -> int:
         """Number of values of an image."""
-        return int(np.prod(self.dataset.shape[1:]))
+        return math.prod(self.dataset.shape[1:])
 
     @property
     def conditional(self) -> bool:
@@ -310,7 +311,7 @@ def open_measurement(
         high,
         place,
         trained.precision(precision, place),
-        batch_size=batch_size or max(8, min(256, PIXELS // int(np.prod(dataset.shape[1:])))),
+        batch_size=batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:]))),
         seed=seed,
         name=str(trained.checkpoint.path),
         population=len(dataset),
@@ -321,8 +322,10 @@ def open_measurement(
         rows=rows,
         **options,
     )
-    how = f"{asked.draws} noise levels each; {place}, {asked.arithmetic}"
-    log.info(f"{asked.name}: evaluating on {len(rows)} of {len(dataset)} images, {how}")
+    log.info(
+        f"{asked.name}: evaluating on {len(rows)} of {len(dataset)} images, {asked.draws} noise levels each; "
+        f"{place}, {asked.arithmetic}"
+    )
     return asked
 
 

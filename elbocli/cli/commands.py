@@ -220,8 +220,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         Command.path = ctx.command_path
-        Command.quiet, Command.verbose = ctx.params.pop("quiet", False), ctx.params.pop("verbose", False)
-        Command.overwrite = ctx.params.pop("overwrite", False)
+        for name in ("overwrite", "quiet", "verbose"):
+            setattr(Command, name, ctx.params.pop(name, False))
         self._check_outputs(ctx.params)
         from elbocli.cli.progress_bar import shown_on_stderr
 
@@ -398,7 +398,6 @@ def guidance_options(function: Any) -> Any:
     """Add the options of guidance."""
     option(
         "--guide-weights",
-        "guide_weights",
         metavar="ema|model|NAME|FILE",
         default="",
         help="The weights of --guide, as --weights names them; without --guide, those of RUN to guide away from.",

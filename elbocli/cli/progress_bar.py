@@ -69,8 +69,9 @@ class Display(logging.Handler):
             return
         with suppress(OSError):
             if self.bar is None:
-                bar: Any = {"total": total, "initial": done, "unit": unit, "leave": False}
-                self.bar = tqdm(file=sys.stderr, dynamic_ncols=True, smoothing=0.1, **bar)
+                self.bar = tqdm(
+                    total=total, initial=done, unit=unit, leave=False, file=sys.stderr, dynamic_ncols=True, smoothing=0.1
+                )
             self.bar.set_description(f"{Command.path}, {then}" if then else Command.path, refresh=bool(then))
             self.bar.set_postfix_str(shown, refresh=False)
             self.bar.update(done - self.bar.n)

@@ -51,7 +51,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
         raise click.UsageError("name at least two files, FIRST and OTHER")
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
         raise click.UsageError("pass either only features (.safetensors), with --ref, or only results (JSON), without --ref")
-    if ref is not None:
+    if ref:
         others, alike = compare_features(files, ref)
     else:
         contents = [stdin_or_fail("results").read() if path == STREAM else read_bytes(path) for path in files]

@@ -118,7 +118,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     if reference.width is None:
         raise UsageError(f"{ref}: has no statistics or features; make statistics: elbo eval {ref} --save-stats ref.npz")
     points: Any = reference.statistics
-    if reference.saved is not None:
+    if reference.saved:
         points = FeatureMoments.of(reference.saved.features.numpy())
     first: Any = None
     compared = []
@@ -141,8 +141,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         if seed is not None and seed == its_seed and np.array_equal(before.labels, saved.labels):
             # image k has the same noise in both files
             change, how = _with_error(distance - its_distance, moved - its_moved), "paired by image"
-        title = numbers()[FID].name(naming_network(before.about))
-        score = difference_of(title, its_distance, distance, change, how)
+        score = difference_of(numbers()[FID].name(naming_network(before.about)), its_distance, distance, change, how)
         compared.append(Compared(file=str(path), scores=[score]))
     about = first[1].about
     return compared, {

@@ -6,13 +6,14 @@ Source: arXiv:2303.00848, sec. 4, for the criterion `loss`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from elbocli.core.monotone import Function
 from elbocli.core.prediction import Prediction
 from elbocli.core.registry import LEARNED
 from elbocli.core.schedule import Schedule, schedule_of_shares
@@ -178,7 +179,7 @@ class ErrorMoments:
     @cached_property
     def smoothed(self) -> ErrorMoments:
         """Copy smoothed over λ, positive in every bin. Raises DataError if no bin is `seen`."""
-        if not bool(self.seen.any()):
+        if not self.seen.any():
             raise DataError("no noise-level bin of the loss log has two losses yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)
         ratio = self.second / self.mean.square().where(self.mean > 0, 1)
@@ -199,7 +200,7 @@ class ErrorMoments:
 def fine_levels(edges: Tensor) -> Tensor:
     """Return POINTS equally spaced λ inside each bin, [bins, POINTS]."""
     part = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
-    return edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * part
+    return edges[:-1, None] + edges.diff()[:, None] * part
 
 
 def check_floor(floor: float) -> None:
@@ -238,7 +239,7 @@ def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor
     check_floor(floor)
     width = edges.diff()
     mass = weighting(fine_levels(edges)).mean(1) * score * width
-    if not bool(mass.isfinite().all()) or float(mass.sum()) <= 0:
+    if not mass.isfinite().all() or float(mass.sum()) <= 0:
         raise DataError(f"weighting {weighting.spec} × error is all zero, or not finite; choose another weighting")
     return schedule_of_shares(edges, floored(mass / mass.sum(), width, floor), base)
 
@@ -255,7 +256,7 @@ def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
 
 
 def loss_variance(
-    moments: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
+    moments: ErrorMoments, weighting: Weighting, density: Function, batch: int | None = None
 ) -> tuple[float, float]:
     """Predict B · Var(L) / E[L]² for the mean loss L of a batch of size B.
 
@@ -280,7 +281,7 @@ def loss_variance(
     return second / loss**2 - 1, spread / loss**2 + missed
 
 
-def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int) -> float:
+def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Function, batch: int) -> float:
     # The integration error of `batch` equally spaced times, batch × Var/L². Var is the variance of the mean of (w/p) E[e] over
     # t = (offset + k) / batch, k = 0 … batch − 1, for an offset uniform in [0, 1).
     batch = min(batch, LARGEST_COMB)
@@ -288,8 +289,8 @@ def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[
     at = fine_levels(known.edges).flatten().flip(0)
     width = (known.edges.diff() / POINTS).repeat_interleave(POINTS).flip(0)
     share = density(at) * width
-    times = torch.cat([torch.zeros(1, dtype=torch.float64), share.cumsum(0)]) / share.sum()
-    ends = torch.cat([known.edges[-1:], known.edges[-1] - width.cumsum(0)])
+    times = pad(share.cumsum(0), (1, 0)) / share.sum()  # with a leading 0
+    ends = known.edges[-1] - pad(width.cumsum(0), (1, 0))
     t = (torch.arange(batch * offsets, dtype=torch.float64) + 0.5) / (batch * offsets)
     logsnr = _interpolate(t, times, ends)
     mean = _interpolate(logsnr, known.middle, known.mean.log()).exp()
@@ -337,7 +338,7 @@ class AdaptiveSchedule:
         floor: smallest density, as a fraction of the uniform density.
         """
         known = self.moments()
-        if not bool(known.seen.any()):
+        if not known.seen.any():
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
         return fit_schedule(known, weighting, "loss", floor, "adaptive")
 
@@ -356,8 +357,7 @@ def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Pred
     # almost zero everywhere, and isotonic least squares would lower the peak.
     # Until a bin has two errors, the errors of a network with output zero are assumed.
     known = online.moments()
-    seen = bool(known.seen.any())
-    error = known.smoothed.mean if seen else prediction.coefficients(known.middle).eps_factor
+    error = known.smoothed.mean if known.seen.any() else prediction.coefficients(known.middle).eps_factor
     return weighting.knowing(schedule, known.middle, error)
 
 

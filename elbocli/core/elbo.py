@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.core.adaptive import bin_middles
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.samplers import Denoise, no_noise, parse_sampler, walk
 from elbocli.core.schedule import cell_of
@@ -106,8 +107,7 @@ class Augmented:
 
         edges: limits of the bins in λ, [bins + 1].
         """
-        at = 0.5 * (self.levels[1:] + self.levels[:-1])
-        return by_cell(self.mass, at, edges) / self.largest, self.last / self.largest
+        return by_cell(self.mass, bin_middles(self.levels), edges) / self.largest, self.last / self.largest
 
 
 DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]  # (z [B, …], λ) → (x̂, tr ∂x̂/∂z [B])
@@ -157,7 +157,7 @@ def log_density(
         return torch.cat([x_hat.double().flatten(1), own[:, None]], 1)
 
     grid = [logsnr_max + (logsnr_min - logsnr_max) * k / steps for k in range(steps + 1)]
-    start = torch.cat([z.double().flatten(1), z.new_zeros(len(z), 1, dtype=torch.float64)], 1)
+    start = torch.nn.functional.pad(z.double().flatten(1), (0, 1))
     end = walk(parse_sampler(sampler), start, grid, beside, no_noise)
     last = end[:, :-1]
     changed = end[:, -1] / alpha_sigma(logsnr_min)[0]
@@ -217,13 +217,16 @@ class GaussianModel:
 
         x, eps: [B, …], on one device. logsnr: [B].
         """
+
+        def products(u: Tensor, v: Tensor) -> Tensor:
+            return torch.stack([(u * u).sum(1), (v * v).sum(1), (u * v).sum(1)])
+
         away = x.flatten(1) - self.mean.to(x)
         noise, turn = eps.flatten(1), self.directions.to(x)
         c, e = (away @ turn).double().cpu(), (noise @ turn).double().cpu()
-        squares = torch.stack([(away * away).sum(1), (noise * noise).sum(1), (away * noise).sum(1)]).double().cpu()
-        left = squares - torch.stack([(c * c).sum(1), (e * e).sum(1), (c * e).sum(1)])  # in the other directions
+        left = products(away, noise).double().cpu() - products(c, e)  # in the other directions
         r = logsnr.double().cpu().exp()[:, None]
-        a, b = (r * self.variances / (1 + r * self.variances), r.sqrt() / (1 + r * self.variances))
+        a, b = r * self.variances / (1 + r * self.variances), r.sqrt() / (1 + r * self.variances)
         r0 = r[:, 0]
         a0, b0 = r0 * self.rest / (1 + r0 * self.rest), r0.sqrt() / (1 + r0 * self.rest)
         found = (a * e - b * c).square().sum(1) + a0**2 * left[1] - 2 * a0 * b0 * left[2] + b0**2 * left[0]

@@ -159,9 +159,9 @@ class PairedMoments:
         values = pairs.numpy()
         self._means.add(values.mean(1))
         half = 0.5 * (values[:, 0] - values[:, 1])
-        self._noise = self._noise + half.T @ half
+        self._noise += half.T @ half
         if squares is not None:
-            self._least = self._least + 0.25 * squares.numpy().sum((0, 1))
+            self._least += 0.25 * squares.numpy().sum((0, 1))
 
     @property
     def n(self) -> int:
@@ -174,7 +174,7 @@ class PairedMoments:
         # Half the difference of a pair estimates the noise variance without bias, even if an estimate's draws are dependent.
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
-        lacking = np.maximum(np.asarray(self._least) / self.n - noise.diagonal(), 0)
+        lacking = np.maximum(self._least / self.n - noise.diagonal(), 0)
         return PairedEstimate(self.n, means.mu, means.sigma - noise, noise + np.diag(lacking))
 
 

@@ -55,7 +55,7 @@ class FineSolution:
                 k4 = slope(at, denoise(at, then), then)
                 z = z + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
         self.end = x_hat
-        if not bool(self.end.isfinite().all()):
+        if not self.end.isfinite().all():
             raise DataError("the network's data estimate is not finite; use another checkpoint, or --precision fp32")
 
     def at(self, logsnr: float) -> Tensor:
@@ -116,11 +116,10 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
         return errors[left] * (1 - part) + errors[left + 1] * part
 
     def step_errors(grid: list[float]) -> list[float]:
-        found = []
-        for now, then in pairwise([*grid, math.inf]):
-            left_out = math.expm1(now - then) ** 2 * math.exp(-now) * error(now)
-            found.append(left_out * (error(then) if then < math.inf else 1.0))
-        return found
+        return [
+            math.expm1(now - then) ** 2 * math.exp(-now) * error(now) * (error(then) if then < math.inf else 1.0)
+            for now, then in pairwise([*grid, math.inf])
+        ]
 
     return step_errors
 
@@ -153,19 +152,17 @@ def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> Eq
     step_errors: function, grid → error of each step.
     start: initial grid, rising λ at which steps start; the first λ stays fixed. high: upper limit of the last λ.
     """
-    grid, best = start, None
+    grid, tried = start, list[EqualErrors]()
     for count in range(1, ROUNDS + 1):
         errors = [max(error, LEAST) for error in step_errors(grid)]
         # At `high` the last level can't move on, so a larger error of the last step is ignored.
         free = errors[:-1] if grid[-1] >= high and errors[-1] > max(errors[:-1]) else errors
         spread = max(free) / min(free)
-        if best is None or spread < best.spread:
-            best = EqualErrors(grid, errors, spread, count)
+        tried.append(EqualErrors(grid, errors, spread, count))
         if spread <= ALIKE:
             break
         grid = _moved(grid, errors, high)
-    assert best is not None
-    return best
+    return min(tried, key=lambda each: each.spread)
 
 
 def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:

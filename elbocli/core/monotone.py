@@ -51,11 +51,10 @@ def rising(function: Function, low: float, high: float) -> list[tuple[float, flo
 
     grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
     value = function(grid)
-    up = (value[1:] - value[:-1] > ROUNDING * value[1:].abs()).tolist()
-    starts = [i for i, now in enumerate(up) if now and (i == 0 or not up[i - 1])]
-    ends = [i + 1 for i, now in enumerate(up) if now and (i + 1 == len(up) or not up[i + 1])]
+    up, flat = value.diff() > ROUNDING * value[1:].abs(), torch.zeros(1, dtype=torch.bool)
+    changes = up.diff(prepend=flat, append=flat).nonzero()[:, 0].tolist()  # start of a rise, its end, start of the next, …
     runs = []
-    for i, j in zip(starts, ends, strict=True):
+    for i, j in zip(changes[::2], changes[1::2], strict=True):
         first, last = float(value[i]), float(value[j])
         if abs(last) > TINIEST and last - first > LEAST_RISE * abs(last):
             runs.append((_turn(function, grid, i, -1.0), _turn(function, grid, j, 1.0)))
@@ -126,20 +125,17 @@ class Likeness(NamedTuple):
     logsnr: float
 
 
-def likeness(f: Function, g: Function, low: float, high: float, points: int = POINTS) -> Likeness:
-    """Compare two non-negative functions of λ up to a factor.
-
-    points: number of equally spaced λ from low to high.
-    """
+def likeness(f: Function, g: Function, low: float, high: float) -> Likeness:
+    """Compare two non-negative functions of λ up to a factor, at POINTS equally spaced λ from low to high."""
     import torch
 
-    at = torch.linspace(low, high, points, dtype=torch.float64)
+    at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     ratio = f(at).log() - g(at).log()
     at, ratio = at[~ratio.isnan()], ratio[~ratio.isnan()]  # drop λ where both are zero
     if not len(ratio):
         return Likeness(1.0, 0.0, low)
     middle = 0.5 * float(ratio.max() + ratio.min())
-    if not math.isfinite(middle):
-        return Likeness(1.0, math.inf, float(at[int(ratio.abs().argmax())]))
+    if not math.isfinite(middle):  # only f or only g is zero at some λ
+        middle = 0.0
     off = (ratio - middle).abs()
     return Likeness(math.exp(middle), float(off.max().expm1()), float(at[int(off.argmax())]))

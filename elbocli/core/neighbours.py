@@ -22,9 +22,7 @@ def squares(
     upper: yield only blocks on or right of the diagonal, if the queries are the points.
     """
     # Centre the vectors, which reduces cancellation.
-    origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)
-    if not unit:
-        origin = points[:ROWS].to(device).double().mean(0)
+    origin = points[:ROWS].to(device).double().mean(0)
 
     def block(vectors: Tensor, start: int) -> tuple[Tensor, Tensor]:
         found = vectors[start : start + ROWS].to(device).double()
@@ -93,10 +91,9 @@ def within(
         return reach.to(device).double().square() * LIMIT + slack
 
     for row, column, block in squares(queries, points, device):
-        some, others = (slice(at, at + size) for at, size in zip((row, column), block.shape))
-        near = block <= limit(reach[others])
+        near = block <= limit(reach[column : column + ROWS])
         if own_reach is not None:
-            near |= block <= limit(own_reach[some, None])
+            near |= block <= limit(own_reach[row : row + ROWS, None])
         i, j = (each.cpu() for each in near.nonzero(as_tuple=True))
         if len(i) * DENSE > block.numel():
             yield i + row, j + column, block.sqrt_().float().cpu()[i, j]

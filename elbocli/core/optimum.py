@@ -69,8 +69,8 @@ class LeastErrors:
             apart = distance.masked_fill(~mates | (distance == 0), torch.inf)
             self._nearest[kind] = self._nearest[kind].minimum(apart.amin(1))
         tile = max(1, TILE.get(images.device.type, TILE["cpu"]) // (noises * len(images)))
-        for rows in torch.arange(count).split(tile):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, count, tile):
+            part = slice(start, start + tile)
             self._sum(part, along[part], distance[part, None], mates[part, None].double())
 
     def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:

@@ -60,8 +60,9 @@ class Declaration:
                 raise UsageError(f"{self.name}: {key} is given twice; give it once")
             value = values[key] = number(text, key)
             low, high = self.within.get(key, (-math.inf, math.inf))
-            if not low <= value <= high or (key in self.positive and value <= 0):
-                bounds = "above 0" if key in self.positive and value <= 0 else f"from {low:g} to {high:g}"
+            not_positive = key in self.positive and value <= 0
+            if not_positive or not low <= value <= high:
+                bounds = "above 0" if not_positive else f"from {low:g} to {high:g}"
                 raise UsageError(f"{self.name}: {key} is {value:g}; it must be {bounds}")
         return replace(self, params={**self.params, **values})
 
@@ -162,9 +163,17 @@ class Registry(dict[str, Declaration]):
 
         def enter(make: M) -> M:
             said = {key: each.default for key, each in signature(make).parameters.items() if type(each.default) is float}
-            words, bounds = parameters_known_as or {}, within or {}
             self[name] = Declaration(
-                name, make, formula, source, {**said, **params}, frozenset(positive), bounds, traits, aka, words
+                name,
+                make,
+                formula,
+                source,
+                {**said, **params},
+                frozenset(positive),
+                within or {},
+                traits,
+                aka,
+                parameters_known_as or {},
             )
             return make
 

@@ -246,8 +246,8 @@ def parse_sampler(text: str) -> Sampler:
     declared = SAMPLERS.find(name)
     first, _, rest = words.partition(",")
     traits = declared.traits
-    if first in traits.presets:
-        preset, words = traits.presets[first], rest
+    if preset := traits.presets.get(first):
+        words = rest
         declared = replace(declared.bind(preset.params), traits=traits._replace(grid=preset.grid, steps=preset.steps))
     return declared.bind(parse_spec(f"{name}:{words}")[1])
 

@@ -308,7 +308,7 @@ def schedule_of_levels(levels: list[float]) -> Schedule:
     from elbocli.core.schedule import Table, make_schedule
 
     times = torch.linspace(1, 0, len(levels), dtype=torch.float64).flip(0).tolist()
-    return make_schedule(Table(list(zip(times, levels[::-1], strict=True))), "solver", None, None)
+    return make_schedule(Table(list(zip(times, levels[::-1], strict=True))), "solver")
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:

@@ -157,8 +157,8 @@ def _support(curve: ScheduleCurve, shift: float) -> tuple[float, float]:
 def make_schedule(
     curve: ScheduleCurve,
     name: str,
-    low: float | None,
-    high: float | None,
+    low: float | None = None,
+    high: float | None = None,
     *,
     shift: float = 0.0,
     clip: bool = False,
@@ -208,7 +208,7 @@ def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
 
     time = torch.cat([torch.zeros(1, dtype=torch.float64), shares.flip(0).cumsum(0)])
     knots = zip((time / time[-1]).tolist(), edges.flip(0).tolist(), strict=True)
-    return make_schedule(Table(list(knots)), name, None, None)
+    return make_schedule(Table(list(knots)), name)
 
 
 LEVEL_CODES = Registry("level code")  # functions λ [B] → input of a network [B], in float32, or in float64 if λ is float64

@@ -53,7 +53,7 @@ def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
     Raises UsageError unless all β lie within (0, 1).
     Source: Lin et al. 2023, algorithm 1, for zero_terminal.
     """
-    if not bool(((beta > 0) & (beta < 1)).all()):
+    if not ((beta > 0) & (beta < 1)).all():
         raise UsageError(f"every beta must be above 0 and below 1, found {beta.min():g} to {beta.max():g}; choose other betas")
     total = (-beta).log1p().cumsum(0)
     logsnr = total - (-total.expm1()).log() - math.log(snr_scale)
@@ -109,10 +109,13 @@ class Steps:
         width = self.level[cell + 1] - self.level[cell]
         return self.time[cell] + width * s * (s * (3 - 2 * s) * self.chord[cell] + rest * bend)
 
-    def _place(self, logsnr):
+    def _cell(self, knots, at):
         import torch
 
-        cell = (torch.searchsorted(self.level, logsnr.detach().contiguous()) - 1).clamp(0, len(self.chord) - 1)
+        return (torch.searchsorted(knots, at.detach().contiguous()) - 1).clamp(0, len(self.chord) - 1)
+
+    def _place(self, logsnr):
+        cell = self._cell(self.level, logsnr)
         return cell, (logsnr - self.level[cell]) / (self.level[cell + 1] - self.level[cell])
 
     def t(self, logsnr):
@@ -126,7 +129,7 @@ class Steps:
     def logsnr(self, t):
         import torch
 
-        cell = (torch.searchsorted(-self.time, -t.contiguous()) - 1).clamp(0, len(self.chord) - 1)
+        cell = self._cell(-self.time, -t)
         low, high = torch.zeros_like(t), torch.ones_like(t)
         for _ in range(53):
             middle = 0.5 * (low + high)

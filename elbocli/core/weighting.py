@@ -113,19 +113,7 @@ class ForeignLoss(NamedTuple):
 
 def is_foreign_loss(text: str) -> bool:
     """Tell whether a weighting's text names a loss, such as `v-mse@cosine`."""
-    return re.fullmatch(r"[\w-]+-mse", text.strip().partition("@")[0].partition(":")[0]) is not None
-
-
-def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaration:
-    """Parse a factor of a loss.
-
-    text: such as `min-snr:5`, or the name of a weighting.
-    given: parameters that override parameters in the text.
-    Raises UsageError: for an unknown name.
-    """
-    known = Registry("factor")
-    known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
-    return known.parse(text).bind(given or {})
+    return re.match(r"[\w-]+-mse([:@]|\Z)", text.strip()) is not None
 
 
 @dataclass(frozen=True)
@@ -334,5 +322,7 @@ def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[
         (own if equals and ":" not in key and not chosen else chosen).append(word)
     if given and not chosen:
         raise UsageError(f"loss {name} has no factor, so no parameter {next(iter(given))!r}; leave this parameter out")
-    factor = parse_factor(",".join(chosen), given) if chosen else None
+    known = Registry("factor")
+    known.update(FACTORS | WEIGHTINGS | FACTORS)  # of a factor and a weighting with one name, the factor
+    factor = known.parse(",".join(chosen)).bind(given or {}) if chosen else None
     return Prediction(f"{name.removesuffix('-mse')}:{','.join(own)}"), factor

@@ -99,19 +99,15 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         log.warning(off)
     used = [(float(x), *part) for x, part in zip(solution.coefficients, parts) if x]
     coefficients = {f"{snapshot.path.name}/{average.name}": x for x, snapshot, average, _ in used}
-
-    def combined(key: str) -> torch.Tensor:
-        newest: torch.Tensor = used[-1][-1].read(key)
-        if not newest.is_floating_point():
-            return newest
-        total = torch.zeros(newest.shape, dtype=torch.float64)
-        for x, _, _, file in used:
-            total.add_(file.read(key).double(), alpha=x)
-        return total.to(newest.dtype)
-
     weights = {}
     for done, key in enumerate(layout, 1):
-        weights[key] = combined(key)
+        newest = used[-1][-1].read(key)
+        weights[key] = newest
+        if newest.is_floating_point():
+            total = torch.zeros(newest.shape, dtype=torch.float64)
+            for x, _, _, file in used:
+                total.add_(file.read(key).double(), alpha=x)
+            weights[key] = total.to(newest.dtype)
         progress(done, len(layout), "tensor")
     about = AverageFacts(
         spec=target.spec,

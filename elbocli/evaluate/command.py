@@ -168,21 +168,20 @@ def evaluate(
     chosen = settings_of(protocol or "", given, options["seed"])
     settings = EvalSettings(command=command_line(), **chosen, **options)
     for name, (metric, _) in OPTIONS.items():
-        typed = context.get_parameter_source(name) is source.COMMANDLINE
-        if typed and metric not in settings.metrics:
+        if metric not in settings.metrics and context.get_parameter_source(name) is source.COMMANDLINE:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} is for --metrics {metric}; add this metric, or leave the option out"
             )
-    if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
+    if settings.held_out and not settings.needing(Need.HELD_OUT):
         raise click.UsageError("--held-out is for --metrics copying; add this metric, or leave --held-out out")
     sources: Any = samples or (STREAM,)
-    if STREAM in sources and len(sources) > 1:
-        raise click.UsageError("a stream can't be one of several SAMPLES; name files")
-    if STREAM in sources:  # only rank 0 reads the stream
-        sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
+    if STREAM in sources:
+        if len(sources) > 1:
+            raise click.UsageError("a stream can't be one of several SAMPLES; name files")
+        sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]  # only rank 0 reads the stream
     with joined(device) as world:
         result = scoring.run(sources, ref, settings, world)
-    if result is not None:
+    if result:
         print_json(result.json())
-        if card is not None:
+        if card:
             write_text(card, score_card(result))

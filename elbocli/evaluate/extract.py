@@ -60,7 +60,7 @@ class FeatureSource:
     @property
     def width(self) -> int | None:
         """Features per image; None for a file of images alone."""
-        if self.statistics is not None:
+        if self.statistics:
             return len(self.statistics.mu)
         return None if self.saved is None else self.saved.features.shape[1]
 
@@ -84,8 +84,12 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
             told = reader.name, reader.shape, reader.labels, reader.made.facts(), reader.preprocessing, reader.payload_sha256
     name, (n, *size, channels), labels, made, how, payload = world.of_first(told)
     side = size[0] if size[0] == size[1] else size
-    how = {"image_size": side, "channels": channels, **how}
-    about = FeatureFacts(n=n, preprocessing=how, made=made or None, payload_sha256=payload)
+    about = FeatureFacts(
+        n=n,
+        preprocessing={"image_size": side, "channels": channels, **how},
+        made=made or None,
+        payload_sha256=payload,
+    )
     return FeatureSource(name, n, about, reader, labels=labels, streamed=streamed)
 
 
@@ -124,14 +128,14 @@ def extract_features(
     if source.extracted:
         return
     source.extracted = True
-    if statistics is not None and not keep:
+    if statistics and not keep:
         source.features = Features(statistics, spatial=statistics.spatial)
         source.about = structs.replace(source.about, images=None)
         return
-    names = ["values", "spatial_values"] if spatial and statistics is None else ["values"]
+    names = ["values", "spatial_values"] if spatial and not statistics else ["values"]
     sums = {name: StreamingFeatureMoments() for name in names}
     held, digests, filled = dict[str, Tensor](), list[str](), 0
-    if saved is not None:  # each rank has read all saved features, and works alone
+    if saved:  # each rank has read all saved features, and works alone
         world, batch = replace(ALONE, device=world.device), StreamingFeatureMoments.ROWS
     batch = world.of_first(source.reader.batch(batch) if source.reader else batch)
     sharers = 1 if source.streamed else world.size  # each takes whole batches: the result doesn't depend on world.size
@@ -149,7 +153,7 @@ def extract_features(
     for step, start in enumerate(range(0, source.n, batch * sharers)):
         part: dict[str, Tensor] = {}
         with world.together():
-            if saved is not None:
+            if saved:
                 whole = {"values": saved.features, "logits": saved.logits, "spatial_values": saved.spatial}
                 part = {name: tensor[start : start + batch] for name, tensor in whole.items() if tensor is not None}
             elif extractor and (task := get(step)):
@@ -166,15 +170,15 @@ def extract_features(
                 all_rows[filled : filled + len(rows)] = rows
             filled += len(next(iter(part.values()), ()))
         progress(min(start + batch * sharers, source.n), source.n, "img", of=source.name)
-    digest = add_digests(world.all(add_digests(digests)))
-    if statistics is None and saved is None:
-        source.about = structs.replace(source.about, images_sha256=digest)
+    if not statistics and not saved:
+        source.about = structs.replace(source.about, images_sha256=add_digests(world.all(add_digests(digests))))
     totals: dict[str, Any] = {name: _of_all(moments, world) for name, moments in sums.items()}
-    if statistics is not None:
+    if statistics:
         totals = {"values": statistics, "spatial_values": statistics.spatial}
     if world.first:
-        of_spatial, device = totals.get("spatial_values"), world.device
-        source.features = Features(totals["values"], labels=source.labels, spatial=of_spatial, device=device, **held)
+        source.features = Features(
+            totals["values"], labels=source.labels, spatial=totals.get("spatial_values"), device=world.device, **held
+        )
 
 
 def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
@@ -210,7 +214,11 @@ def naming_network(about: FeatureFacts) -> str | None:
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:
     """Return the settings that samples and reference must share, where known."""
-    network = {"extractor": about.extractor, "weights_sha256": about.weights_sha256}
-    precision = about.feature_precision or (STRICT if about.extractor else None)  # absent in files of earlier versions
-    found = {**(about.preprocessing or {}), **network, "feature_precision": precision}
+    found = {
+        **(about.preprocessing or {}),
+        "extractor": about.extractor,
+        "weights_sha256": about.weights_sha256,
+        # absent in files of earlier versions
+        "feature_precision": about.feature_precision or (STRICT if about.extractor else None),
+    }
     return {key: value for key, value in found.items() if value is not None}

@@ -26,7 +26,6 @@ Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]  # a number whose square is within float64 range
 ENOUGH = 10_000  # below this number of images, reports and warnings say that a score comes from few images
 KEYS = ("n_samples", "extractor")  # keys by which a file is recognised as a result of `elbo eval`
-NONE = "not a result of 'elbo eval' (one JSON object); 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
 ALIKE = (  # metadata that must be equal in comparable results, except keys that a result lacks
     "n_samples",
     "n_ref",
@@ -129,8 +128,7 @@ class EvalResult(Record, frozen=True):
 
     def about(self, score: Score, role: Role) -> Score | None:
         """Return a statistic of a score; None: none exists. role: which statistic, such as Role.ERROR."""
-        found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
-        return next(found, None)
+        return next((each for each in self.scores if each.number.role == role and each.number.of == score.number.key), None)
 
     def interval(self, score: Score) -> Any:
         """Return (low, high) of a score's 95 % interval, or None."""
@@ -170,8 +168,7 @@ class EvalResult(Record, frozen=True):
     def alike(self) -> dict[str, Any]:
         """Return the metadata that must be equal in comparable results."""
         facts, found = self.common(), dict[str, Any]()
-        options = [own.name for metric in METRICS.values() for own in metric.traits.options]
-        for key in [*ALIKE, *options]:
+        for key in [*ALIKE, *(own.name for metric in METRICS.values() for own in metric.traits.options)]:
             if isinstance(facts.get(key), dict):
                 found |= {f"{key}.{part}": value for part, value in facts[key].items()}
             elif facts.get(key) is not None:
@@ -232,7 +229,9 @@ def result_of(content: bytes, where: str) -> EvalResult:
     """Parse a result file. where: path, for messages. Raises FormatError."""
     result = EvalResult.of(parse_json(content, where), where)
     if any(one.facts.n_samples is None or not one.values for one in result.repeats):
-        raise FormatError(f"{where}: {NONE}")
+        raise FormatError(
+            f"{where}: not a result of 'elbo eval' (one JSON object); 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
+        )
     return result
 
 
@@ -265,8 +264,14 @@ def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -
     """Render a Jinja template. filters: functions by name."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    how: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "undefined": StrictUndefined}
-    environment = Environment(loader=FileSystemLoader(path.parent), autoescape=path.suffix == ".html", **how)
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        autoescape=path.suffix == ".html",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
     environment.filters.update(filters)
     return environment.get_template(path.name).render(**values)
 
@@ -281,7 +286,7 @@ def code(value: Any) -> str:
 
 def said(value: Any) -> str:
     """Format a value for the score card; UNKNOWN for None and empty values."""
-    if value is None or value == "" or value == {}:
+    if value in (None, "", {}):
         return UNKNOWN
     if isinstance(value, dict):
         return ", ".join(f"{code(key)} {said(each)}" for key, each in value.items())
@@ -289,4 +294,4 @@ def said(value: Any) -> str:
         return ", ".join(map(said, value))
     if isinstance(value, float):
         return f"{value:.5g}"
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else code(value)
+    return str(value) if type(value) is int else code(value)

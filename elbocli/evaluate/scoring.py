@@ -53,7 +53,7 @@ class Sides(NamedTuple):
     @property
     def every(self) -> list[FeatureSource]:
         """All files, beginning with the samples."""
-        return [side for side in (*self.samples, self.reference, self.held_out) if side is not None]
+        return [side for side in (*self.samples, self.reference, self.held_out) if side]
 
 
 def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE) -> EvalResult | None:
@@ -68,8 +68,8 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
     with contextlib.ExitStack() as stack:
         sides = Sides(
             [open_source(source, stack, world) for source in sources],
-            None if ref is None else open_reference(ref, stack, world),
-            None if settings.held_out is None else open_source(settings.held_out, stack, world),
+            open_reference(ref, stack, world) if ref else None,
+            open_source(settings.held_out, stack, world) if settings.held_out else None,
         )
         classes = PROTOCOLS.get(settings.protocol, USUAL).classes
         for source in sides.samples:
@@ -78,20 +78,20 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
         settings = check_sources(settings, sides)
         images = [side for side in sides.every if side.statistics is None or compares_images(settings)]
         extractor = _extractor(settings, images, world)
-        if extractor is not None:
+        if extractor:
             log.info("extracting features with %s on %s, in %s precision", extractor.name, world.device, settings.precision)
         result = score(sides, settings, extractor, world, spatial)
-    if result is not None:
+    if result:
         for source in sides.samples:
             _save(source, settings)
-        if settings.neighbours is not None:
+        if settings.neighbours:
             write_sheet(settings.neighbours, sides)
         _warn(result, settings)
     return result
 
 
 def score(
-    sides: Sides, settings: EvalSettings, extractor: Extractor | None, world: World, spatial: Sequence[str] = ()
+    sides: Sides, settings: EvalSettings, extractor: Extractor | None, world: World, spatial: Sequence[str]
 ) -> EvalResult | None:
     """Score opened files; return the result on rank 0, None on other ranks.
 
@@ -108,8 +108,9 @@ def score(
         raise DataError(
             f"two of {[source.name for source in sides.samples]} hold the same images; draw each with a --seed of its own"
         )
-    facts = zip(sides.samples, differ, deviating)
-    return EvalResult([scored(source, sides, settings, any(differ), pairs or None, odd or None) for source, pairs, odd in facts])
+    return EvalResult(
+        [scored(source, sides, settings, any(differ), pairs, odd) for source, pairs, odd in zip(sides.samples, differ, deviating)]
+    )
 
 
 def compares_images(settings: EvalSettings) -> bool:
@@ -117,18 +118,19 @@ def compares_images(settings: EvalSettings) -> bool:
     return bool(settings.needing(Need.REFERENCE_FEATURES) or settings.neighbours)
 
 
-def check_extraction(
-    sides: Sides, settings: EvalSettings, extractor: Extractor | None, spatial: Sequence[str] = ()
-) -> list[Pairs]:
+def check_extraction(sides: Sides, settings: EvalSettings, extractor: Extractor | None, spatial: Sequence[str]) -> list[Pairs]:
     """Check that files fit the metrics and each other; return differences from the reference, as `check_alike` does.
 
     Sets the extractor in image files' `about`. spatial: as in `score`. Raises DataError, UsageError: files that don't fit.
     """
     for source in sides.every:
-        about = source.about
-        if extractor is not None and source.saved is None and source.n and not about.extractor:
-            network = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
-            source.about = structs.replace(about, **network, feature_precision=extractor.precision)
+        if extractor and not source.saved and source.n and not source.about.extractor:
+            source.about = structs.replace(
+                source.about,
+                extractor=extractor.name,
+                weights_sha256=extractor.weights_sha256,
+                feature_precision=extractor.precision,
+            )
         held: Any = source.statistics or source.saved or extractor
         if spatial and source is not sides.held_out and held.spatial is None:
             raise UsageError(
@@ -143,30 +145,33 @@ def extract(
     settings: EvalSettings,
     extractor: Extractor | None,
     world: World,
-    spatial: Sequence[str] = (),
+    spatial: Sequence[str],
 ) -> None:
     """Set `features` of each file in `sources`, on rank 0, to the features that the metrics need.
 
     sources: some of the files in `sides`. Other parameters: as in `score`.
     """
     compares = compares_images(settings)
-    needed = settings.needing(Need.REFERENCE) or compares or settings.save_features
-    logits = settings.needing(Need.LOGITS) or settings.save_features
-    wanted = {"values": needed, "logits": logits, "spatial_values": spatial}
+    wanted = {
+        "values": settings.needing(Need.REFERENCE) or compares or settings.save_features,
+        "logits": settings.needing(Need.LOGITS) or settings.save_features,
+        "spatial_values": spatial,
+    }
     check = partial(check_features, sides=sides, settings=settings)
     for source in sources:
         keep = {name for name, reason in wanted.items() if reason}
         if source not in sides.samples:
             keep = {"values"} if compares or source is sides.held_out else set()
-        with_spatial = bool(spatial) and source is not sides.held_out
-        extract_features(source, extractor, settings.batch_size, world, keep, check, with_spatial)
+        extract_features(
+            source, extractor, settings.batch_size, world, keep, check, bool(spatial) and source is not sides.held_out
+        )
 
 
 def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
-    told = [each for each in sources if each.saved is not None and each.about.extractor]
+    told = [each for each in sources if each.saved and each.about.extractor]
     name = settings.extractor or str(told[0].about.extractor if told else DEFAULT)
     with world.together():
-        if all(source.saved is not None for source in sources):
+        if all(source.saved for source in sources):
             return None
         if not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
             raise UsageError(f"{told[0].name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
@@ -184,34 +189,37 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
         lacking = settings.needing(Need.REFERENCE)
         kept = {name: options for name, options in settings.metrics.items() if name not in lacking}
         settings = replace(settings, metrics=kept)
-    needs = {
-        Need.REFERENCE: (
+    needs = (
+        (
+            Need.REFERENCE,
             reference,
             "--ref (a dataset, saved features or statistics); or save the samples' statistics with --save-stats FILE",
         ),
-        Need.REFERENCE_FEATURES: (
+        (
+            Need.REFERENCE_FEATURES,
             reference is None or reference.n,
             "the reference's images, and --ref holds statistics only: name a dataset, or features saved by --save-features",
         ),
-        Need.HELD_OUT: (held_out, "--held-out: images like those of --ref that the model was not trained on"),
-        Need.LABELS: (
+        (Need.HELD_OUT, held_out, "--held-out: images like those of --ref that the model was not trained on"),
+        (
+            Need.LABELS,
             settings.classes or all(source.labels is not None for source in samples),
             "labels: samples of several classes in .h5 or .npz, or --classes as given to 'elbo sample'",
         ),
-    }
-    for need, (there, remedy) in needs.items():
+    )
+    for need, there, remedy in needs:
         if not there and (needing := settings.needing(need)):
             raise UsageError(f"{needing[0]} needs {remedy}")
     for name, options in settings.metrics.items():
         for side, needed in zip((samples[0], reference, held_out), METRICS[name].traits.least(options)):
             if side and side.n < needed and (side.n or not side.statistics):
                 raise DataError(f"{side.name}: has {side.n} images; --metrics {name} needs at least {needed}; add images")
-    if settings.save_stats is not None and samples[0].n < 2:
+    if settings.save_stats and samples[0].n < 2:
         raise DataError(f"{samples[0].name}: has one image; --save-stats needs at least 2; add images")
-    if len(samples) > 1 and any((settings.save_stats, settings.save_features, settings.neighbours)):
+    if len(samples) > 1 and (settings.save_stats or settings.save_features or settings.neighbours):
         raise UsageError(f"--save-stats, --save-features and --neighbours take 1 set of samples, not {len(samples)}; name 1 set")
-    if settings.neighbours is not None:
-        readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
+    if settings.neighbours:
+        readers = [side and not side.streamed and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
             raise UsageError("--neighbours needs images of one size in SAMPLES and --ref; name files, not streams or features")
     return settings
@@ -229,8 +237,8 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
         for name, options in settings.metrics.items():
             if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
                 raise UsageError(f"{source.name}: --metrics {name} needs other features; score images with --extractor {network}")
-        counted, others = {"n": source.n, **own}, {"n": first.n, **made[0]}
-        refuse(counted, others, source.name, first.name, "score one set at a time, or sets made alike")
+        remedy = "score one set at a time, or sets made alike"
+        refuse({"n": source.n, **own}, {"n": first.n, **made[0]}, source.name, first.name, remedy)
         for other in () if settings.allow_mismatch else sides.every[len(made) :]:
             remedy = "such scores are not comparable; use images made alike, or 'elbo eval --allow-mismatch'"
             refuse(fingerprint(other.about), own, other.name, source.name, remedy)
@@ -247,8 +255,9 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
     width, logits = found["values"].shape[1], found.get("logits")
     for other in sides.every:
         if other.width not in (None, width):
-            both = f"has {width} features per image, but {other.name} has {other.width}"
-            raise DataError(f"{source.name}: {both}; use features of one extractor")
+            raise DataError(
+                f"{source.name}: has {width} features per image, but {other.name} has {other.width}; use features of one extractor"
+            )
     if source not in sides.samples:
         return
     if logits is None and (needing := settings.needing(Need.LOGITS)):
@@ -270,8 +279,8 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
 
 def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return all metrics' options, name → value, without `seed` and on/off options. metrics: metric → namespace of options."""
-    found = {key: value for own in metrics.values() for key, value in vars(own).items()}
-    return {key: value for key, value in found.items() if key != "seed" and not isinstance(value, bool)}
+    options = (option for own in metrics.values() for option in vars(own).items())
+    return {name: value for name, value in options if name != "seed" and not isinstance(value, bool)}
 
 
 def deviations(settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None) -> Pairs:
@@ -298,10 +307,9 @@ def deviations(settings: EvalSettings, source: FeatureSource | None = None, refe
         "n": protocol.n,
         **options_of(usual),
     }
-    if source is not None:
+    if source:
         about, unknown = source.about, "not known"
-        precision = about.feature_precision or STRICT
-        mine |= {"n": source.n, "extractor": about.extractor or unknown, "feature_precision": precision}
+        mine |= {"n": source.n, "extractor": about.extractor or unknown, "feature_precision": about.feature_precision or STRICT}
         if mine["extractor"] == protocol.extractor == DEFAULT:
             mine["extractor_weights"] = str(about.weights_sha256 or unknown)[:8]
             theirs["extractor_weights"] = PUBLISHED_INCEPTION
@@ -310,7 +318,7 @@ def deviations(settings: EvalSettings, source: FeatureSource | None = None, refe
             counts = source.class_counts()
             mine["classes"] = each.format(len(counts), min(counts), max(counts)) if counts else unknown
             theirs["classes"] = each.format(protocol.classes, protocol.per_class, protocol.per_class)
-        if protocol.ref_images and reference is not None:
+        if protocol.ref_images and reference:
             form, images = "statistics with {} images beside them", protocol.ref_images
             held = reference.n if settings.needing(Need.REFERENCE_FEATURES) else images
             mine["reference"] = "no statistics" if reference.statistics is None else form.format(held)
@@ -327,8 +335,8 @@ def scored(
     sides: Sides,
     settings: EvalSettings,
     mismatched: bool,
-    mismatch: Pairs | None,
-    deviates: Pairs | None,
+    mismatch: Pairs,
+    deviates: Pairs,
 ) -> Scores:
     """Compute all metrics of one set of samples.
 
@@ -338,7 +346,7 @@ def scored(
     """
     features: Any = source.features
     theirs = sides.reference.features if sides.reference else None
-    if theirs is not None and sides.held_out is not None:
+    if theirs and sides.held_out:
         theirs = replace(theirs, held_out=sides.held_out.features)
     values, draws = dict[str, Value](), settings.classes == "random"
     for name, own in settings.metrics.items():
@@ -370,9 +378,9 @@ def scored(
         ref=sides.reference.name if sides.reference else None,
         command=settings.command,
         seed=settings.seed if draws else None,
-        mismatch=mismatch,
+        mismatch=mismatch or None,
         protocol=settings.protocol or None,
-        deviates=deviates,
+        deviates=deviates or None,
         held_out=sides.held_out.name if sides.held_out else None,
         held_out_sha256=apart.images_sha256,
         n_held_out=apart.n,
@@ -383,11 +391,11 @@ def scored(
 def _save(source: FeatureSource, settings: EvalSettings) -> None:
     features: Any = source.features
     about = source.about
-    if settings.save_stats is not None:
+    if settings.save_stats:
         moments, spatial = features.moments, features.spatial
         of_spatial = spatial and Statistics(spatial.mu, spatial.sigma)
         write_statistics(settings.save_stats, Statistics(moments.mu, moments.sigma, about, of_spatial))
-    if settings.save_features is not None:
+    if settings.save_features:
         labels = None if features.labels is None else torch.as_tensor(features.labels).long()
         held = SavedFeatures(features.values, features.logits, labels, about, features.spatial_values)
         write_features(settings.save_features, held)

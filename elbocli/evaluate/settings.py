@@ -1,7 +1,7 @@
 """Settings of `elbo eval`, and of published evaluations. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ class EvalSettings:
     protocol: name in PROTOCOLS; '': no protocol. command: elbo's command line, for the result.
     """
 
-    metrics: Mapping[str, Any] = field(default_factory=lambda: asked(("fid", "is")))
+    metrics: Mapping[str, Any]
     seed: int = 0
     extractor: str = ""
     extractor_weights: Path | None = None

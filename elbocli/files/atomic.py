@@ -37,9 +37,9 @@ def lock(handle: int) -> None:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def flush_folder(folder: Path) -> None:
-    """Flush a folder's list of names to disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Flush a file's bytes, or a folder's list of names, to disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -98,12 +98,11 @@ def _hold(path: Path) -> Iterator[None]:
 
 
 def replace(aside: Path, path: Path) -> None:
-    """Rename the temporary file or folder `aside` to `path`. Raises DataError."""
-    with writing(path):
-        if special(path):
-            raise DataError(f"{path}: could not write: is {PIPE}, and elbo replaces only files; choose another name")
-        os.replace(aside, path)
-        flush_folder(path.parent)
+    """Rename the temporary file or folder `aside` to `path`. Raises OSError; DataError for a pipe or a device."""
+    if special(path):
+        raise DataError(f"{path}: could not write: is {PIPE}, and elbo replaces only files; choose another name")
+    os.replace(aside, path)
+    flush(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -111,18 +110,18 @@ def remove_folder(path: Path) -> None:
     with writing(path, "delete"):
         trash = _aside(path, "trash")
         path.rename(trash)
-        flush_folder(path.parent)
+        flush(path.parent)
         shutil.rmtree(trash)
 
 
 @contextmanager
-def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file that replaces `path` if the block succeeds. Raises DataError."""
+def new_file(path: Path) -> Iterator[IO[Any]]:
+    """Open a file of bytes that replaces `path` if the block succeeds. Raises DataError."""
     aside = _aside(path)
     with writing(path):
         sweep(path.parent, path.name)
         try:
-            with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
+            with open(aside, "wb") as file:
                 lock(file.fileno())
                 yield file
                 file.flush()
@@ -142,10 +141,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             aside.mkdir()
             with _hold(aside):
                 yield aside
-                for file in filter(Path.is_file, aside.iterdir()):
-                    with open(file, "rb") as handle:
-                        os.fsync(handle.fileno())
-                flush_folder(aside)
+                for written in (*aside.iterdir(), aside):
+                    flush(written)
                 if path.is_dir():
                     path.rename(old)
                 replace(aside, path)
@@ -155,9 +152,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically. Raises DataError."""
-    with new_file(path, "w") as file:
-        file.write(text)
+    """Write a UTF-8 text file atomically. Raises DataError."""
+    with new_file(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -283,7 +283,7 @@ def save(
     import torch
     from safetensors.torch import save_file
 
-    path = run / (FOLDER if kind is CheckpointMeta else SNAPSHOTS) / folder_name(step)
+    path = run / (FOLDER if kind is CheckpointMeta else SNAPSHOTS) / f"step-{step:08d}"
     with writing(path.parent):
         path.parent.mkdir(exist_ok=True)
     # SafetensorError and RuntimeError are how these libraries report a full disk.
@@ -301,11 +301,6 @@ def save(
         content = kind(step=step, run_id=_run_id(run), files=files, **meta)
         write_json(aside / META, content.json())
     return path
-
-
-def folder_name(step: int) -> str:
-    """Return the folder name of a step, such as `step-00001000`."""
-    return f"step-{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int:

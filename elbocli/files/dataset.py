@@ -190,7 +190,7 @@ class Dataset:
         image: uint8 [C, H, W]; for latents float16 [2C, H, W], mean and standard deviation.
         """
         row = range(len(self))[index]
-        (image,) = self.batch(range(row, row + 1))
+        image = self.batch([row])[0]
         return image if self.kind == LATENTS else np.ascontiguousarray(image.transpose(2, 0, 1)), int(self.labels[row])
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Path, bool]]:
@@ -330,9 +330,9 @@ def find_dataset(folder: Path) -> Path:
 
 def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) -> str:
     """Return the sha256 of everything in a dataset but its block and `contents_sha256`. names: name → list of text."""
-    digest = hashlib.sha256()
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
-    digest.update(json.dumps(attributes, sort_keys=True, default=str).encode())  # damaged attributes may have any type
+    # Damaged attributes may have any type.
+    digest = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=str).encode())
     for name in sorted({*arrays, *names}):
         if name in names:
             kind, shape, content = "object", [len(names[name])], json.dumps(names[name]).encode()
@@ -368,7 +368,7 @@ class Journal(Record, frozen=True):
     sha256: digest of the rows; for encoded images, also digest of the offsets.
     """
 
-    source: str | dict[str, Any]
+    source: Identity
     rows: Count
     bytes: Count
     done: Count
@@ -496,8 +496,7 @@ class Resumable:
 
     def block(self) -> np.ndarray:
         os.ftruncate(self._rows.handle, self.offset + self._rows.size)  # free the unused disk space
-        shape, dtype = (self.rows, *self.layout.row), self.layout.dtype
-        return np.memmap(self.partial, dtype, "r", self.offset, shape)
+        return np.memmap(self.partial, self.layout.dtype, "r", self.offset, (self.rows, *self.layout.row))
 
     def name(self, head: bytes = b"") -> None:
         """Write `head` before the rows, and give the file its final name."""
@@ -516,8 +515,13 @@ class DatasetWriter(Resumable):
 
     def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
         rows = self.rows
-        about = {**DatasetAttributes.head(), "digests": DIGESTS, "count": rows}
-        about |= {"payload_sha256": self.state.sha256[0], **attributes}
+        about = {
+            **DatasetAttributes.head(),
+            "digests": DIGESTS,
+            "count": rows,
+            "payload_sha256": self.state.sha256[0],
+            **attributes,
+        }
         with writing(self.out):
             if not self.layout.row:
                 arrays = {**arrays, "offsets": np.append(0, np.fromfile(self.ends, "<i8", rows)).astype(np.int64)}
@@ -547,7 +551,6 @@ def _head(layout: BlockLayout, rows: int) -> bytes:
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            shape = (rows, *layout.row)
-            block = file.create_dataset(layout.name, shape, layout.dtype, dcpl=plan, track_times=False)
+            block = file.create_dataset(layout.name, (rows, *layout.row), layout.dtype, dcpl=plan, track_times=False)
             offset = block.id.get_offset()
         return scratch.read(offset)

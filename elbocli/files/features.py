@@ -108,9 +108,8 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     """Write statistics as npz. Raises DataError if the disk is full."""
     spatial = statistics.spatial
     more: Any = {} if spatial is None else {"mu_s": spatial.mu, "sigma_s": spatial.sigma}
-    about = np.array(json.dumps(statistics.about.json()))
     with new_file(path) as file:
-        np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=about, **more)
+        np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=np.array(json.dumps(statistics.about.json())), **more)
 
 
 def is_statistics(path: Path) -> bool:
@@ -142,4 +141,4 @@ def _moments(mu: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         raise ValueError(f"mu {[*mu.shape]}, sigma {[*sigma.shape]} must be finite floats, [D] and [D, D]; make the file again")
     if np.abs(sigma - sigma.T).max() > SYMMETRIC * largest or sigma.diagonal().min() < 0:
         raise ValueError("sigma is asymmetric, or has a variance below 0; make the file again")
-    return mu.astype(np.float64, copy=False), sigma.astype(np.float64, copy=False)
+    return np.asarray(mu, np.float64), np.asarray(sigma, np.float64)

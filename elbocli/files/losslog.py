@@ -222,7 +222,6 @@ class LossLogWriter:
 
 
 CLOSE = 1e-9  # tolerance when ranges of λ are compared, as a fraction of the narrowest bin
-ENDINGS = (".tsv", ".txt")
 NATS = "nats"
 Values = Annotated[list[Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]], Bins]
 Positive = Annotated[int, Meta(ge=1, le=10**15)]
@@ -335,7 +334,7 @@ Columns = dict[str, np.ndarray]
 
 def is_table(path: Path) -> bool:
     """Tell whether a file name ends in .tsv or .txt."""
-    return path.suffix.lower() in ENDINGS
+    return path.suffix.lower() in (".tsv", ".txt")
 
 
 def write_table(path: Path, table: Columns) -> None:

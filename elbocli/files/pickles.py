@@ -6,7 +6,6 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,8 +18,8 @@ from elbocli.files.recognise import begins_like_tensors
 from elbocli.files.tensor_files import load, load_tensors
 
 LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")  # first bytes of files by torch before 1.6, which are no zip archives
-DTYPES = (  # names of torch's storage classes, each followed by its dtype
-    "Double float64 Float float32 Half float16 BFloat16 bfloat16 Long int64 Int int32 Short int16 Char int8 Byte uint8 Bool bool"
+STORAGES = (  # torch's storage classes: name and dtype of each
+    "Double float64,Float float32,Half float16,BFloat16 bfloat16,Long int64,Int int32,Short int16,Char int8,Byte uint8,Bool bool"
 )
 
 
@@ -65,7 +64,7 @@ def _strided(stored: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
 
 
 KNOWN: dict[str, Any] = {  # name in a pickle → type or function that the unpickler uses instead
-    **{f"torch.{name}Storage": getattr(torch, dtype) for name, dtype in zip(DTYPES.split()[::2], DTYPES.split()[1::2])},
+    **{f"torch.{name}Storage": getattr(torch, dtype) for name, dtype in map(str.split, STORAGES.split(","))},
     "torch.storage.UntypedStorage": torch.uint8,
     "torch.storage._load_from_bytes": _storage,
     "torch._utils._rebuild_tensor": _strided,
@@ -150,24 +149,17 @@ def class_name(found: Any) -> str:
     return str(_meta(found).get("class_name") or getattr(found, "name", "")).rpartition(".")[2]
 
 
-def module_state(module: Any) -> dict[Any, Any]:
-    """Return a pickled nn.Module's attributes. Raises FormatError: not an nn.Module."""
+def module_tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Return a pickled nn.Module's tensors, named as in its state_dict. Raises FormatError: not an nn.Module.
+
+    prefix: text before every name.
+    """
     state = attributes(module)
     if not all(isinstance(state.get(kind), dict) for kind in ("_modules", "_parameters", "_buffers")):
         raise FormatError("the file holds an object that isn't a pickled torch.nn.Module; choose another checkpoint")
-    return state
-
-
-def module_tensors(module: Any) -> dict[str, Tensor]:
-    """Return a pickled nn.Module's tensors, named as in its state_dict. Raises FormatError: not an nn.Module."""
-    return dict(_tensors_of(module, ""))
-
-
-def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    state = module_state(module)
-    for name, value in (state["_parameters"] | state["_buffers"]).items():
-        if isinstance(value, Tensor):
-            yield f"{prefix}{name}", value
+    own = state["_parameters"] | state["_buffers"]
+    tensors = {f"{prefix}{name}": value for name, value in own.items() if isinstance(value, Tensor)}
     for name, inner in state["_modules"].items():
         if inner is not None:
-            yield from _tensors_of(inner, f"{prefix}{name}.")
+            tensors |= module_tensors(inner, f"{prefix}{name}.")
+    return tensors

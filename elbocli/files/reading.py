@@ -14,9 +14,9 @@ from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.version import __version__
 
 
-def one_line(error: Exception, most: int = 160) -> str:
-    """Return an error's message in one line, cut after `most` characters; for an empty message, the error's type."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+def one_line(error: Exception) -> str:
+    """Return an error's message in one line, cut after 160 characters; for an empty message, the error's type."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -107,8 +107,8 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode()
 
 
-def whole_lines(file: IO[Any]) -> Iterator[Any]:
+def whole_lines(file: IO[bytes]) -> Iterator[bytes]:
     """Yield the complete lines of a log."""
     for line in file:
-        if line.rstrip()[-1:] in ("}", b"}") or line[-1:] in ("\n", b"\n"):
+        if line.rstrip().endswith(b"}") or line.endswith(b"\n"):
             yield line

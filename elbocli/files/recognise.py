@@ -136,11 +136,11 @@ def recognise(path: Path) -> str:
 
 
 def _fits(path: Path, kind: Kind) -> bool:
-    names = kind.names.removeprefix(HERE).split()
-    if path.is_dir() != kind.names.startswith(HERE):
+    folder, names = kind.names.startswith(HERE), kind.names.removeprefix(HERE).split()
+    if path.is_dir() != folder:
         return False
-    files = [file for name in names for file in path.glob(name)] if path.is_dir() else [path]
-    if not path.is_dir() and names and not any(fnmatch(path.name.lower(), name) for name in names):
+    files = [file for name in names for file in path.glob(name)] if folder else [path]
+    if not folder and names and not any(fnmatch(path.name.lower(), name) for name in names):
         return False
     return any(not kind.content or re.search(kind.content, _head(file), re.DOTALL) for file in files)
 

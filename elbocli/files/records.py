@@ -71,10 +71,13 @@ class Record(msgspec.Struct, frozen=True):
 
     def facts(self) -> dict[str, Any]:
         """Return the fields as JSON values, without format and version."""
-        values = {each.name: (getattr(self, each.name), each.default) for each in _fields(type(self))}
-        rest = values.pop(self.REST, ({}, None))[0]
-        facts = {key: plain(value) for key, (value, default) in values.items() if value is not None or default is not None}
-        return {**facts, **plain(rest)}
+        facts: dict[str, Any] = {}
+        for each in _fields(type(self)):
+            value = getattr(self, each.name)
+            if value is not None or each.default is not None:
+                facts[each.name] = plain(value)
+        rest = facts.pop(self.REST, {})
+        return {**facts, **rest}
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
@@ -86,11 +89,10 @@ class Record(msgspec.Struct, frozen=True):
         cls.check_head(content, where)
         if isinstance(content, Mapping):
             content = {key: value for key, value in content.items() if key not in ("format", "version")}
-            known = [each for each in _fields(cls) if each.name != cls.REST]
-            names = {each.name for each in known}
+            names = {each.name for each in _fields(cls)} - {cls.REST}
             if cls.REST:
                 content[cls.REST] = {key: content.pop(key) for key in [*content] if key not in names}
-            for each in known:
+            for each in _fields(cls):
                 if each.required and (each.type is Any or NoneType in get_args(each.type)):
                     content.setdefault(each.name, None)
         return convert(content, cls, where)

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,9 +77,7 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 class StreamSink:
-    """Writer of samples to a binary stream. partial: None, as a stream has no unfinished file. done: number of images written."""
-
-    partial: Path | None = None
+    """Writer of samples to a binary stream. done: number of images written."""
 
     def __init__(self, file: IO[bytes], header: SamplesHeader):
         self.done, self._name = 0, Path(str(getattr(file, "name", "stream")))
@@ -108,13 +105,11 @@ class FileSink:
     """Writer of samples to a file.
 
     layout: layout of a contact sheet; None: another format.
-    partial: path of the unfinished file.
     done: number of images on disk.
     """
 
     def __init__(self, file: Resumable, header: SamplesHeader, layout: Layout | None):
         self._file, self._header, self._layout = file, header, layout
-        self.partial: Path | None = file.partial
         self.done = file.rows
 
     def put(self, batch: np.ndarray) -> None:
@@ -159,8 +154,13 @@ def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
     labels, names = header.labels, header.class_names
     if labels is None:  # a dataset must have labels: one class stands for none
         labels, names = np.zeros(header.shape[0], np.int64), ["all"]
-    about = {"num_classes": len(names), "image_size": header.shape[1], "elbo_version": __version__}
-    about |= {"command": header.about.get("command", ""), "samples": header.about_json}
+    about = {
+        "num_classes": len(names),
+        "image_size": header.shape[1],
+        "elbo_version": __version__,
+        "command": header.about.get("command", ""),
+        "samples": header.about_json,
+    }
     file.finish({"labels": labels, "seeds": header.seeds}, {"class_names": names}, about)
 
 
@@ -181,14 +181,14 @@ def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: boo
         yield StreamSink(target, header)
         return
     count, *row = header.shape
+    layout, rows = None, BlockLayout(IMAGES, tuple(row))
     # Disk space for the final file, which is made of these rows, is allocated too.
-    layout, rows = None, BlockLayout(IMAGES, tuple(row), 2 * math.prod(row) + FILE_BYTES)
-    file = Resumable(target, rows, 0, count, header.identity)
+    twice = BlockLayout(IMAGES, rows.row, 2 * rows.row_bytes + FILE_BYTES)
+    file = Resumable(target, twice, 0, count, header.identity)
     if suffix == ".h5":
-        file = DatasetWriter(target, BlockLayout(IMAGES, tuple(row)), count, header.identity)
+        file = DatasetWriter(target, rows, count, header.identity)
     elif suffix == ".npy":
-        offset = len(npy_header(header.shape))
-        file = Resumable(target, BlockLayout(IMAGES, tuple(row)), offset, count, header.identity)
+        file = Resumable(target, rows, len(npy_header(header.shape)), count, header.identity)
     elif suffix == ".png":
         layout = lay_out(row[0], row[1], rows_of_classes(count, header.labels, header.class_names), header.scale)
         layout.check(target)

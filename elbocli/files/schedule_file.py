@@ -102,10 +102,10 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     import torch
 
     config: SchedulerConfig = convert(read_json(path), SchedulerConfig, path)
-    flow = config.class_name.startswith("FlowMatch") or config.use_flow_sigmas is True
+    flow = config.class_name.startswith("FlowMatch") or config.use_flow_sigmas
     if not flow and config.num_train_timesteps is None and config.trained_betas is None:
         raise FormatError(f"{path}: has no 'num_train_timesteps'; give a scheduler_config.json of diffusers")
-    kind = config.prediction_type or ("flow_prediction" if flow else "epsilon")
+    prediction = TARGETS[config.prediction_type or ("flow_prediction" if flow else "epsilon")]
     if config.use_dynamic_shifting:
         raise FormatError(
             f"{path}: use_dynamic_shifting makes the shift depend on the image; "
@@ -113,7 +113,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
         )
     if flow:
         # t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s.
-        return TARGETS[kind], Moved(FmOt(), -2 * math.log(config.flow_shift or config.shift))
+        return prediction, Moved(FmOt(), -2 * math.log(config.flow_shift or config.shift))
     with reading(path):
         if config.trained_betas is not None:
             betas = torch.tensor(config.trained_betas, dtype=torch.float64)
@@ -123,7 +123,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
             declared = BETAS.find(str(config.beta_schedule))
             betas = declared.make(config.beta_start, config.beta_end, config.num_train_timesteps)
         zero = config.rescale_betas_zero_snr is True
-        return TARGETS[kind], Steps(logsnr_of_betas(betas, snr_scale=config.snr_shift_scale, zero_terminal=zero))
+        return prediction, Steps(logsnr_of_betas(betas, snr_scale=config.snr_shift_scale, zero_terminal=zero))
 
 
 def made_for(schedule: Schedule) -> str | None:

@@ -101,10 +101,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Reco
     content = memoryview(save({key: value.contiguous() for key, value in tensors.items()}))
     end = 8 + int.from_bytes(content[:8], "little")
     header, payload = json.loads(bytes(content[8:end])), content[end:]
-    meta = {"format": kind, "version": "1", "about": json.dumps(about.json(), allow_nan=False)}
     # The header is written here, because safetensors puts metadata in any order.
-    header = {"__metadata__": {**meta, DIGEST: hashlib.sha256(payload).hexdigest()}, **header}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    meta = {"format": kind, "version": "1", "about": json.dumps(about.json(), allow_nan=False)}
+    meta[DIGEST] = hashlib.sha256(payload).hexdigest()
+    text = json.dumps({"__metadata__": meta, **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with new_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -148,5 +148,5 @@ def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
 def user_inputs(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
     """Return a program's inputs as fake tensors."""
     names = program.graph_signature.user_inputs
-    nodes = [node for node in program.graph.nodes if node.name in names]
-    return [node.meta["val"] for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    values = (node.meta.get("val") for node in program.graph.nodes if node.name in names)
+    return [value for value in values if isinstance(value, torch.Tensor)]

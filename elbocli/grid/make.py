@@ -167,5 +167,5 @@ def make_grid(
         evaluations=denoisers[0].evaluations,
         elbo_version=__version__,
     )
-    origin = {"grid": "solver", "made_for": purpose_of(sampler, steps, guidance.scale)}
-    return to_text(schedule, **origin, run=str(run.path), checkpoint=report.checkpoint), report
+    purpose = purpose_of(sampler, steps, guidance.scale)
+    return to_text(schedule, grid="solver", made_for=purpose, run=report.run, checkpoint=report.checkpoint), report

@@ -60,14 +60,14 @@ def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
     scale = size / max(image.size)
     inner = image.resize([max(1, round(side * scale)) for side in image.size], LANCZOS)
     square = Image.new(image.mode, (size, size), background)
-    square.paste(inner, ((size - inner.size[0]) // 2, (size - inner.size[1]) // 2))
+    square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
     return square
 
 
 def none(image: Image.Image, size: int) -> Image.Image:
     """Return the image. Raises DataError unless it has size × size pixels."""
     if image.size != (size, size):
-        raise DataError(f"{image.size[0]} x {image.size[1]} pixels; --crop none takes only {size} x {size}; use another --crop")
+        raise DataError(f"{image.width} x {image.height} pixels; --crop none takes only {size} x {size}; use another --crop")
     return image
 
 
@@ -81,7 +81,7 @@ CROPS: dict[str, tuple[Callable[..., Image.Image], str]] = {  # name → (functi
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
-    left, top = (image.size[0] - size) // 2, (image.size[1] - size) // 2
+    left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
@@ -143,11 +143,10 @@ def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
     with reading("does not decode", kind=DataError), open_image(content) as image:
         changes = ["first frame of several"] if getattr(image, "is_animated", False) else []
         image.load()
-        upright: Image.Image = image
         if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            upright = ImageOps.exif_transpose(image)
+            image = ImageOps.exif_transpose(image)
             changes.append("turned")
-        plain, change = _plain(upright, how)
+        plain, change = _plain(image, how)
         changes.append(change)
         if how.grey_expected and image.mode not in GREY:
             changes.append("colour made grey")
@@ -157,7 +156,7 @@ def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
 def header_shape(content: bytes) -> Shape:
     """Return (H, W, C) from an image file's header; C is 1 or 3. Raises DataError or Pillow's errors."""
     image = open_image(content)
-    return image.size[1], image.size[0], 1 if image.mode in GREY else 3
+    return image.height, image.width, 1 if image.mode in GREY else 3
 
 
 def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:

@@ -23,7 +23,7 @@ from elbocli.runtime.progress import log
 
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")  # class and box: Kaggle's PredictionString, Tiny ImageNet
 NUMBERED = re.compile(r"([a-z]\d{8}|\d{1,9})\s")  # begins with a WordNet ID or a number
-SIDECARS = (".cls", ".json", ".txt")
+SIDECARS = ("cls", "json", "txt")
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
 
@@ -114,10 +114,10 @@ def sidecar_labels(entries: Entries) -> tuple[Entries, list[Word | None] | None]
     images, keys = Entries(), []
     for name, ref in entries.items():
         folder, slash, base = name.rpartition("/")
-        stem, dot, suffix = base.partition(".")
+        stem, _, suffix = base.partition(".")
         key = folder + slash + stem
-        if dot + suffix in SIDECARS:
-            sides.setdefault(key, {})[dot + suffix] = ref
+        if suffix in SIDECARS:
+            sides.setdefault(key, {})[suffix] = ref
         else:
             images[name] = ref
             keys.append(key)
@@ -129,9 +129,9 @@ def sidecar_labels(entries: Entries) -> tuple[Entries, list[Word | None] | None]
 
 def _sidecar_word(sides: Entries, where: str) -> Word | None:
     with reading(where, kind=DataError):
-        if ".cls" in sides:
-            return _word(bytes(sides[".cls"].read(1000)).decode("utf-8", "replace"))
-        content = json.loads(bytes(sides[".json"].read())) if ".json" in sides else {}
+        if "cls" in sides:
+            return _word(bytes(sides["cls"].read(1000)).decode("utf-8", "replace"))
+        content = json.loads(bytes(sides["json"].read())) if "json" in sides else {}
         for key in JSON_KEYS:
             if isinstance(content, dict) and isinstance(content.get(key), (int, str)):
                 return _word(str(content[key]))
@@ -184,10 +184,8 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
     bare: whether the file of --labels has one class a line without image names.
     Raises DataError: when a number has no class, or words and numbers are mixed.
     """
-    numbers, texts = (
-        [word for word in words if isinstance(word, int)],
-        {word for word in words if isinstance(word, str)},
-    )
+    numbers = [word for word in words if isinstance(word, int)]
+    texts = {word for word in words if isinstance(word, str)}
     if numbers and texts:
         both = f"{numbers[0]} and {min(texts)!r}"
         raise DataError(f"images' classes must be all numbers or all names, found {both}; change the labels, or add --labels")

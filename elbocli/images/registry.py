@@ -193,7 +193,5 @@ def kinds() -> list[SourceKind]:
 
 def kind_of(path: Path) -> SourceKind | None:
     """Return a path's SourceKind, or None. Raises DataError if reading fails."""
-    head = b""
-    if not path.is_dir():
-        head = Span(str(path)).read(HEAD)
+    head = b"" if path.is_dir() else Span(str(path)).read(HEAD)
     return next((kind for kind in kinds() if kind.matches(path, head)), None)

@@ -108,8 +108,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
                 entries[name] = ref
         images, stem = _sort_files(entries, prefix, stem, among)
     elif kind.form == "parts":
-        folder = {path.name: Span(str(path)) for path in root.parent.iterdir()}
-        images = kind.open([root.name], folder)
+        images = kind.open([root.name], {path.name: Span(str(path)) for path in root.parent.iterdir()})
     else:
         images = kind.open(root)
     if not isinstance(images, Images):

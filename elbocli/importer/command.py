@@ -49,12 +49,7 @@ GROUPS = {
     help="The average, the last weights, or the weights under a key of SOURCE.",
 )
 @option("--prefix", metavar="TEXT", help="Take only names that begin with TEXT, and remove TEXT.")
-@option(
-    "--rename",
-    metavar="OLD=NEW",
-    multiple=True,
-    help="Replace OLD by NEW at the beginning of names; may be repeated.",
-)
+@option("--rename", metavar="OLD=NEW", multiple=True, help="Replace OLD by NEW at the beginning of names; may be repeated.")
 @option("--network", metavar="FILE.py:CLASS", help="Your own network, a class in FILE.py, which is run.")
 @option("--autoencoder", type=PATH, metavar="DIR", help="For latents: the AutoencoderKL of diffusers that made them.")
 @option(
@@ -93,13 +88,13 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
     from elbocli.importer.formats import FORMATS, ImportOptions
     from elbocli.importer.make_run import import_run
 
-    if run is None and str(source) == "list":
+    if run is None:
+        if str(source) != "list":
+            raise click.UsageError("RUN is missing; write the new run's folder after SOURCE")
         for name, declared in FORMATS.items():
             traits = declared.traits
             click.echo(f"{name}\n    {traits.about}\n    Licence: {traits.licence}\n    Source: {declared.source}")
         return
-    if run is None:
-        raise click.UsageError("RUN is missing; write the new run's folder after SOURCE")
     said = ImportOptions(**{key: value for key, value in options.items() if value is not None})
     import_run(source, run, said, format, command_line())
     click.echo(run)

@@ -38,11 +38,11 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
     format = format or ("module" if options.network else "")
     declared = FORMATS.find(format) if format else None
     with reading(f"{path}: can't be imported"):
-        recognised = (each for each in FORMATS.values() if each.traits.recognises(source))
-        declared = declared or next(recognised, None)
+        declared = declared or next((each for each in FORMATS.values() if each.traits.recognises(source)), None)
     if declared is None:
-        held = inventory(source.tree)
-        raise FormatError(f"{path}: no known format (the file holds {held}); choose one from 'elbo import list' with --format")
+        raise FormatError(
+            f"{path}: no known format (the file holds {inventory(source.tree)}); choose one from 'elbo import list' with --format"
+        )
     for key, value in vars(options).items():
         if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
             raise UsageError(f"--{key.replace('_', '-')}: not an option of the format {declared.name}; leave it out")

@@ -6,18 +6,7 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.commands import (
-    PATH,
-    STREAM,
-    Command,
-    Output,
-    common,
-    option,
-    overwrite_option,
-    print_json,
-    visible,
-    zoom_option,
-)
+from elbocli.cli.commands import PATH, STREAM, Command, Output, common, option, overwrite_option, print_json, visible, zoom_option
 from elbocli.errors import UsageError
 
 
@@ -45,16 +34,15 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, zoom: int |
     from elbocli.images.samples import refuse_terminal
     from elbocli.info import describe
 
-    if grid == STREAM and (as_json or verify):
-        raise UsageError("'--grid -' writes a picture to standard output, which can't hold text too; write --grid FILE.png")
-    if zoom and grid is None:
-        raise UsageError("--zoom enlarges the images of --grid; add --grid FILE.png, or leave --zoom out")
     if grid == STREAM:
+        if as_json or verify:
+            raise UsageError("'--grid -' writes a picture to standard output, which can't hold text too; write --grid FILE.png")
         refuse_terminal(sys.stdout)
+        return write_grid(sys.stdout.buffer, *describe.images_of(file, zoom or 0))
     if grid is not None:
-        write_grid(sys.stdout.buffer if grid == STREAM else grid, *describe.images_of(file, zoom or 0))
-    if grid == STREAM:
-        return
+        write_grid(grid, *describe.images_of(file, zoom or 0))
+    elif zoom:
+        raise UsageError("--zoom enlarges the images of --grid; add --grid FILE.png, or leave --zoom out")
     facts = describe.verify(file) if verify else describe.describe(file)
     if as_json:
         return print_json(facts)

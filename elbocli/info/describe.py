@@ -70,9 +70,12 @@ def _saved(path: Path) -> Facts:
     from elbocli.files.checkpoint import read_checkpoint
 
     saved = read_checkpoint(path, verify=False)
-    kind = "checkpoint" if recognise(path) == "a checkpoint of a run" else "snapshot of averages"
-    averages = ", ".join(name for name in saved.names if name != "model")
-    return {"is": kind, **saved.meta.json(), "files": ", ".join(saved.meta.files), "averages": averages}
+    return {
+        "is": "checkpoint" if recognise(path) == "a checkpoint of a run" else "snapshot of averages",
+        **saved.meta.json(),
+        "files": ", ".join(saved.meta.files),
+        "averages": ", ".join(name for name in saved.names if name != "model"),
+    }
 
 
 def _run(path: Path) -> Facts:
@@ -104,15 +107,20 @@ def _run(path: Path) -> Facts:
 def _statistics(path: Path) -> Facts:
     statistics = read_statistics(path)
     spatial = statistics.spatial and len(statistics.spatial.mu)
-    about = statistics.about.json()
-    return {"is": "reference statistics", "features": len(statistics.mu), "spatial_features": spatial, **about}
+    return {"is": "reference statistics", "features": len(statistics.mu), "spatial_features": spatial, **statistics.about.json()}
 
 
 def _samples(path: Path) -> Facts:
     with read_samples(path) as reader:
         n, height, width, channels = reader.shape
-        facts = {"is": "samples", "images": n, "size": f"{height} x {width}", "channels": channels}
-        return {**facts, "labels": reader.labels is not None, **reader.made.json()}
+        return {
+            "is": "samples",
+            "images": n,
+            "size": f"{height} x {width}",
+            "channels": channels,
+            "labels": reader.labels is not None,
+            **reader.made.json(),
+        }
 
 
 def _losslog(path: Path) -> Facts:
@@ -234,7 +242,7 @@ def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
         most, groups, order = max(LEAST, SHOWN // len(classes)), [], list[int]()
         for name, images in classes:
             spread = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)
-            groups.append(Group(name, [*range(len(order), len(order) + len(spread))]))
+            groups.append(Group(name, range(len(order), len(order) + len(spread))))
             order += [images[at] for at in spread]
         layout = lay_out(reader.shape[1], reader.shape[2], groups, zoom)
         layout.check(path)

@@ -15,11 +15,10 @@ from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, Datas
 from elbocli.files.reading import add_digests, reading
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.samples import about_samples
-from elbocli.runtime.background import Signals, catching_signals, interrupted
+from elbocli.runtime.background import catching_signals, interrupted
 from elbocli.runtime.progress import log, progress
 
-WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
-WRITTEN |= {"shard", "shard_of"}
+WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256", "shard", "shard_of"}
 # Attributes that may differ between the merged datasets.
 OWN = WRITTEN | {"skipped", "changed", "command", "samples", "elbo_version", "pillow_version", "fast_decode"}
 
@@ -43,11 +42,24 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
         attributes["samples"] = json.dumps(SamplesAbout.of(_join_drawn(drawn), parts[0].path).json())
     if parts[0].kind == ENCODED:
         layout = replace(layout, claim=-(-sum(len(part.block) for part in parts) // total))
-    with (
-        catching_signals() as signals,
-        DatasetWriter(out, layout, total, _fingerprint(parts)).held(overwrite) as writer,
-    ):
-        _copy(writer, parts, total, signals)
+    with catching_signals() as signals, DatasetWriter(out, layout, total, _fingerprint(parts)).held(overwrite) as writer:
+        done, before = writer.rows, int(writer.state.notes.get("parts", 0))
+        if before:
+            log.info(f"going on: {before} datasets are copied already")
+        for index, part in enumerate(parts[before:], start=before):
+            digest = hashlib.sha256()
+            for rows in part.pieces():
+                digest.update(b"".join(rows))
+                writer.write(rows)
+                done += len(rows)
+                progress(done, total, "img")
+                if signals.received:
+                    safe = f"{index} of {len(parts)} datasets are safe in {writer.partial.name}"
+                    raise interrupted(signals.received, f"{safe}; the same command goes on from there")
+            if part.attributes.payload_sha256 not in (None, digest.hexdigest()):
+                raise DataError(f"{part.path}: damaged: its images differ from their digest; pack it again")
+            # A part counts as copied only after all of its rows were checked.
+            writer.append([], done, {"parts": index + 1})
         writer.finish(*_join_contents(contents), attributes)
     log.info(f"{out}: {total} images of {len(parts)} datasets")
 
@@ -68,8 +80,7 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
     shards = {part.attributes.shard: part for part in parts}
     expected = [f"{index + 1}/{len(parts)}" for index in range(len(parts))]
     if len(preps) > 1 or set(shards) != set(expected):
-        found = ", ".join(map(str, shards))
-        raise DataError(f"the files are shards {found}; name all shards of one 'elbo prep', each once")
+        raise DataError(f"the files are shards {', '.join(map(str, shards))}; name all shards of one 'elbo prep', each once")
     return [shards[name] for name in expected]
 
 
@@ -93,13 +104,14 @@ def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Name
 
 
 def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names]:
-    arrays, names = Arrays(), Names()
+    arrays = Arrays()
     for name in set(parts[0][0]) - {"offsets"}:  # the writer makes offsets itself
         columns = [part[name] for part, _ in parts]
         arrays[name] = np.stack(columns).sum(0) if name == "class_counts" else np.concatenate(columns)
-    for name, words in parts[0][1].items():
-        names[name] = words if name == "class_names" else [word for _, part in parts for word in part[name]]
-    return arrays, names
+    return arrays, {
+        name: words if name == "class_names" else [word for _, part in parts for word in part[name]]
+        for name, words in parts[0][1].items()
+    }
 
 
 def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
@@ -135,23 +147,3 @@ def _join_drawn(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _fingerprint(parts: Sequence[Dataset]) -> str:
     digests = [[part.attributes.payload_sha256 or str(part.path), len(part), len(part.block)] for part in parts]
     return hashlib.sha256(json.dumps(["merge", parts[0].kind, parts[0].store, digests]).encode()).hexdigest()
-
-
-def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: Signals) -> None:
-    done, before = writer.rows, int(writer.state.notes.get("parts", 0))
-    if before:
-        log.info(f"going on: {before} datasets are copied already")
-    for index, part in enumerate(parts[before:], start=before):
-        digest = hashlib.sha256()
-        for rows in part.pieces():
-            digest.update(b"".join(rows))
-            writer.write(rows)
-            done += len(rows)
-            progress(done, total, "img")
-            if signals.received:
-                safe = f"{index} of {len(parts)} datasets are safe in {writer.partial.name}"
-                raise interrupted(signals.received, f"{safe}; the same command goes on from there")
-        if part.attributes.payload_sha256 not in (None, digest.hexdigest()):
-            raise DataError(f"{part.path}: damaged: its images differ from their digest; pack it again")
-        # A part counts as copied only after all of its rows were checked.
-        writer.append([], done, {"parts": index + 1})

@@ -169,7 +169,7 @@ class Auxiliary:
         declared = [AUXILIARIES.parse(spec) for spec in specs]
         names = [each.name for each in declared]
         self.keys = [PREFIX + name + (f"_{n}" if (n := names[: k + 1].count(name)) > 1 else "") for k, name in enumerate(names)]
-        self.weights = [float(each.params["weight"]) for each in declared]
+        self.weights = [each.params["weight"] for each in declared]
         self._losses: list[Callable[..., Tensor]] = []
         if not specs:
             return
@@ -224,7 +224,7 @@ class Auxiliary:
     def average_gradients(self, world: World) -> None:
         """Average the gradients of `heads` over processes."""
         for weight in self.heads.parameters():
-            if weight.grad is not None and world.size > 1:
+            if weight.grad is not None:
                 world.added(weight.grad).div_(world.size)
 
     def gradient_squares(self) -> Tensor | float:

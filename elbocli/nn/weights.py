@@ -59,7 +59,7 @@ def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
         exchange()
 
 
-@lru_cache(maxsize=16)
+@lru_cache
 def shapes_of(config: NetworkConfig) -> dict[str, Shape]:
     """Return name → shape of a network's floating-point tensors."""
     with torch.device("meta"):
@@ -117,7 +117,7 @@ def transfer(
             found[name] = read(name)
         elif old and new and len(new) == 4 and _axes(old, new) == [2, 3]:
             value = read(name)
-            found[name] = F.interpolate(value.float(), new[2:], mode="bicubic", antialias=False).to(value.dtype)
+            found[name] = F.interpolate(value.float(), new[2:], mode="bicubic").to(value.dtype)
         else:
             raise UsageError(
                 f"a {family} for {before.image_size} pixels can't be adapted to {now.image_size} pixels: its weight {name} has "
@@ -132,7 +132,7 @@ def _table(given: Tensor, before: NetworkConfig, now: NetworkConfig, rows: Seque
     kept = []
     for known in rows:
         if known is None and len(given) == classes:
-            kept.append(size * (2 * torch.randint(0, 2, given.shape[1:], generator=draws) - 1))
+            kept.append((size * (2 * torch.randint(2, given.shape[1:], generator=draws) - 1)).to(given.dtype))
         else:
             kept.append(given[classes if known is None else known])
-    return torch.stack([*(row.to(given.dtype) for row in kept), *given[classes:]])
+    return torch.stack([*kept, *given[classes:]])

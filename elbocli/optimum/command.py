@@ -69,6 +69,6 @@ def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, 
     from elbocli.optimum.find import find_optimum, open_search, plot_optimum
 
     found = find_optimum(open_search(data, like, **options))
-    if plot is not None:
+    if plot:
         plot_optimum(found, plot)
     hand_out(found.text(), out)

@@ -62,7 +62,7 @@ class Search:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        self.dimensions = int(np.prod(self.dataset.shape[1:]))
+        self.dimensions = math.prod(self.dataset.shape[1:])
         check_range(self.logsnr_min, self.logsnr_max)
         self.edges = bin_edges(self.logsnr_min, self.logsnr_max, self.bins)
         self.labels = torch.from_numpy(self.dataset.labels[self.rows])
@@ -137,29 +137,28 @@ def find_optimum(search: Search) -> Optimum:
 
 def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
     # main: errors by a softmax over `size` images. apart: bias of `main`; None: no bias.
-    bins, count, data = search.bins, len(search.rows), search.dataset
-    unit = np.eye(len(main.mean))
+    count, data = len(search.rows), search.dataset
+    # Coefficients of each bin's error, [1, bins, C]; with classes, [2, bins, C]: without the class, then with the class.
+    units = np.eye(len(main.mean)).reshape(-1, search.bins, len(main.mean))
+    own = units[-1]
 
     def value(of: np.ndarray) -> tuple[float, float]:
         mean, se = main.value(of), main.se(of, count)
         return (mean, se) if apart is None else (mean - apart.value(of), math.hypot(se, apart.se(of, count)))
 
-    def curve(kind: int) -> LeastCurve:
-        values, errors = zip(*map(value, unit[kind * bins : (kind + 1) * bins]))
+    def curve(bins: np.ndarray) -> LeastCurve:
+        values, errors = zip(*map(value, bins))
         return LeastCurve(list(values), list(errors))
 
-    told = search.conditional
-    here = slice(told * bins, (told + 1) * bins)
-    check = None
-    if apart is not None:
-        bias = [apart.value(of) for of in unit[here]]
-        check = SampleCheck(size, apart.n, bias, [apart.se(of, count) for of in unit[here]])
-    nats, nats_se = value(0.5 * search.dimensions * search.edges.diff().numpy() @ unit[here])
+    told, check = search.conditional, None
+    if apart:
+        check = SampleCheck(size, apart.n, [apart.value(of) for of in own], [apart.se(of, count) for of in own])
+    nats, nats_se = value(0.5 * search.dimensions * search.edges.diff().numpy() @ own)
     # The entropy of a random image; with classes, the conditional entropy given the class.
     counts = search.of_class[search.of_class > 0]
     log_images = float((counts / counts.sum() * counts.log()).sum()) if told else math.log(search.images)
     return Optimum(
-        **curve(told).json(),
+        **curve(own).json(),
         edges=search.edges.tolist(),
         classes=len(torch.unique(search.labels)) if told else 0,
         nats=nats,
@@ -171,7 +170,7 @@ def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, 
         draws=NOISES,
         dimensions=search.dimensions,
         label_dropout=search.label_dropout if told else 0.0,
-        without_class=curve(0) if told else None,
+        without_class=curve(units[0]) if told else None,
         sample=check,
         dataset=str(data.path),
         payload_sha256=data.attributes.payload_sha256,
@@ -188,7 +187,7 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
     Raises UsageError: no dataset. DataError: the run was trained on other images.
     """
     usual, classes, known = TrainSettings(label_dropout=0.0), False, RunData()
-    if like is not None:
+    if like:
         config, where = read_run_config(like), like / "config.yaml"
         usual, known = run_settings(config.settings, where), config.data
         classes = config_of(config.network, where).num_classes > 0
@@ -200,8 +199,7 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
         raise DataError(f"{data}: holds other images than {like} was trained on; name the dataset of {like}")
     rows = training_rows(usual, dataset)
     of_run = {key: getattr(usual, key) for key in ("logsnr_min", "logsnr_max", "flip", "label_dropout")}
-    given = {key: value for key, value in options.items() if value is not None}
-    chosen = {**of_run, "conditional": classes, **given}
+    chosen = {**of_run, "conditional": classes, **{key: value for key, value in options.items() if value is not None}}
     return Search(dataset, np.arange(len(dataset)) if rows is None else rows, device=choose_device(device), **chosen)
 
 

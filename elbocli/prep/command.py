@@ -23,11 +23,6 @@ from elbocli.cli.commands import (
 from elbocli.core.training import PRECISIONS
 from elbocli.files.latents import CONVENTIONS
 
-CROP_HELP = (
-    "center: ADM's centre crop (BOX halving, bicubic, cut); edm: the middle square, then Lanczos; resize: Lanczos, "
-    "proportions lost; pad: Lanczos to the long side, with bars; none: images must already have the size."
-)
-
 
 def shard(value: str) -> tuple[int, int]:
     """Parse I/N of --shard; I counts from 1. Raises BadParameter."""
@@ -46,7 +41,13 @@ def shard(value: str) -> tuple[int, int]:
     type=value(int, ge=1, le=8192),
     help="Side of the square images in pixels.  [default: the images' own where all are alike and at most 64, otherwise 64]",
 )
-@option("--crop", type=click.Choice(["center", "edm", "resize", "pad", "none"]), default="center", help=CROP_HELP)
+@option(
+    "--crop",
+    type=click.Choice(["center", "edm", "resize", "pad", "none"]),
+    default="center",
+    help="center: ADM's centre crop (BOX halving, bicubic, cut); edm: the middle square, then Lanczos; resize: Lanczos, "
+    "proportions lost; pad: Lanczos to the long side, with bars; none: images must already have the size.",
+)
 @option(
     "--channels",
     type=click.Choice(["1", "3"]),
@@ -123,5 +124,7 @@ def prep(sources: tuple[Path, ...], out: Path, size: int | None, channels: str |
     """
     from elbocli.prep.pack import Settings, pack_images
 
-    shape: dict[str, Any] = {"size": size or 0, "channels": int(channels or 0)}
-    pack_images(sources, out, Settings(**shape, **options, overwrite=Command.overwrite, command=command_line()))
+    settings = Settings(
+        size=size or 0, channels=int(channels or 0), **options, overwrite=Command.overwrite, command=command_line()
+    )
+    pack_images(sources, out, settings)

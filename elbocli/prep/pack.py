@@ -112,7 +112,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
             log.warning(f"{len(named)} files skipped, listed in {sidecar}")
         kept = [i for i in range(len(source)) if str(i) not in notes["skipped"] for _ in range(encoder.copies)]
         labels = np.array([source.labels[i] for i in kept], np.int64)
-        counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
+        counts = np.bincount(labels, minlength=len(classes))
         names = {"class_names": list(map(utf8, classes)), "files": [utf8(source.files[i]) for i in kept]}
         about = {
             "num_classes": len(classes),
@@ -122,7 +122,8 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
             "source_sha256": notes["source_sha256"],
             "skipped": len(notes["skipped"]),
             "changed": json.dumps(notes["changed"], sort_keys=True),
-            **({} if settings.shard is None else {"shard": "{}/{}".format(*settings.shard), "shard_of": shard_of}),
+            "shard": settings.shard and "{}/{}".format(*settings.shard),
+            "shard_of": settings.shard and shard_of,
             **encoder.attributes,
             "command": settings.command,
         }

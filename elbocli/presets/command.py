@@ -60,10 +60,8 @@ def list_(as_json: bool) -> None:
     rows = [_row(name) for name in NAMES]
     if as_json:
         return print_json(rows)
-    table = [[key.upper().replace("_", " ") for key in rows[0]]]
-    for row in rows:
-        table.append(["-" if value is None else f"{value:,}" if type(value) is int else value for value in row.values()])
-    print_table(table)
+    table = (["-" if value is None else f"{value:,}" if type(value) is int else value for value in row.values()] for row in rows)
+    print_table([[key.upper().replace("_", " ") for key in rows[0]], *table])
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -164,7 +162,6 @@ def _key(key: str, help: str, value: Any, given: bool) -> list[str]:
 
     from elbocli.files.yaml_text import yaml_text
 
-    listed = isinstance(value, list | tuple)
-    text = f"{key}: {[*value]}".replace("'", '"') if listed else yaml_text({key: value}).strip()
+    text = f"{key}: {[*value]}".replace("'", '"') if isinstance(value, list | tuple) else yaml_text({key: value}).strip()
     wrapped = [f"  # {line}" for line in textwrap.wrap(help, WIDTH, break_on_hyphens=False)]
     return [*wrapped, f"  {text}" if given else f"  #{text}"]

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path, PurePath
-from typing import Any
 
 from elbocli.evaluate.result import code, fill_template, said
 from elbocli.files.yaml_text import yaml_text
@@ -10,25 +9,33 @@ from elbocli.report.gather import RunFacts
 from elbocli.report.results import score_rows
 
 PREVIEW = re.compile(r"step-[0-9]+\.png")
-LICENCE = "license: unknown\n"  # an identifier of the hub, which refuses other words
+# "unknown" is an identifier of the hub, which refuses other words.
 FILL_IN = "license: unknown  # fill in the identifier of your licence; and, where the hub has the dataset, add datasets: [NAME]\n"
 
 
 def metadata(facts: RunFacts) -> str:
     """Return the card's YAML block, without its fences."""
-    family, classes = str(facts.report.network.get("family")), facts.report.network.get("num_classes")
+    family = str(facts.report.network.get("family"))
     metrics = {row.name.replace(" ", "_") for result in facts.results["scores"] for row in score_rows(result.found)}
-    metrics |= {"bits_per_dimension"} if any(row.unit.startswith("bits per dimension") for row in facts.logged) else set()
-    tags = ["elbo", "diffusion", "image-generation", *(["class-conditional"] if classes else [])]
-    block: dict[str, Any] = {
-        "library_name": "elbo",
-        "license": "unknown",
-        # The hub has no task for classes, and lists class-conditional networks under this task, too.
-        "pipeline_tag": "unconditional-image-generation",
-        "tags": [*tags, family] if re.fullmatch(r"[\w.-]+", family) else tags,
-        **({"metrics": sorted(metrics)} if metrics else {}),
-    }
-    return yaml_text(block).replace(LICENCE, FILL_IN)
+    if any(row.unit.startswith("bits per dimension") for row in facts.logged):
+        metrics.add("bits_per_dimension")
+    block = yaml_text(
+        {
+            "library_name": "elbo",
+            "license": "unknown",
+            # The hub has no task for classes, and lists class-conditional networks under this task, too.
+            "pipeline_tag": "unconditional-image-generation",
+            "tags": [
+                "elbo",
+                "diffusion",
+                "image-generation",
+                *(["class-conditional"] if facts.report.network.get("num_classes") else []),
+                *([family] if re.fullmatch(r"[\w.-]+", family) else []),
+            ],
+            **({"metrics": sorted(metrics)} if metrics else {}),
+        }
+    )
+    return block.replace("license: unknown\n", FILL_IN)
 
 
 def model_card(facts: RunFacts, previews: Path) -> str:
@@ -40,12 +47,7 @@ def model_card(facts: RunFacts, previews: Path) -> str:
         "metadata": metadata(facts),
         "name": PurePath(run.run).name,  # no path of the machine is published
         "environment": {key: PurePath(value).name if key == "init_run" else value for key, value in run.environment.items()},
-        "classes": run.network.get("num_classes") or 0,
-        "names": run.data.get("class_names") or [],
-        "latents": "latent_convention" in run.data,
-        "guided": bool(run.network.get("num_classes") and facts.settings.label_dropout),
         "file": PurePath(str(run.data.get("path") or "")).name,
-        "figures": facts.logged,
         "picture": f"previews/{sheets[-1]}" if sheets else "",
     }
     # Text from files must appear only in code spans, and in YAML.

@@ -80,9 +80,16 @@ def report(
     if card:
         if len(runs) > 1 or samples or results or as_json:
             raise click.UsageError("--card takes one RUN, and no --samples, --scores or --json; put results into RUN's folder")
-        source = click.get_current_context().get_parameter_source("out")
-        _write_card(runs[0], runs[0] / CARD if source is click.core.ParameterSource.DEFAULT else out)
-        return
+        from elbocli.files.recognise import check_outputs
+        from elbocli.report.card import model_card
+
+        (run,) = runs
+        if click.get_current_context().get_parameter_source("out") is click.core.ParameterSource.DEFAULT:
+            out = run / CARD
+        text = model_card(gather(run, data=False), run / "previews")
+        if out == run / CARD:
+            check_outputs([(out, ["a model card"])], [], Command.overwrite)
+        return hand_out(text, out)
     gathered = [gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
     if as_json:
         print_json(report_of(gathered))
@@ -92,18 +99,6 @@ def report(
 
     page = render(*gathered).encode(errors="backslashreplace")  # UTF-8 in any locale, as the page says
     if out == STREAM:
-        click.echo(page, nl=False)
-        return
+        return click.echo(page, nl=False)
     with new_file(out) as file:
         file.write(page)
-
-
-def _write_card(run: Path, out: Path) -> None:
-    from elbocli.files.recognise import check_outputs
-    from elbocli.report.card import model_card
-    from elbocli.report.gather import gather
-
-    text = model_card(gather(run, data=False), run / "previews")
-    if out == run / CARD:
-        check_outputs([(out, ["a model card"])], [], Command.overwrite)
-    hand_out(text, out)

@@ -25,23 +25,9 @@ from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, error_of, read_curves, read_log_history, score_columns
 from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
-from elbocli.report.thumbnails import (
-    Extremes,
-    Thumbnails,
-    chosen_times,
-    read_by_class,
-    read_extremes,
-    read_preview,
-    read_strips,
-)
+from elbocli.report.thumbnails import Extremes, Thumbnails, chosen_times, read_by_class, read_extremes, read_preview, read_strips
 from elbocli.run.folder import read_status
-from elbocli.run.open import (
-    EffectiveWeighting,
-    dataset_of,
-    effective_weightings,
-    empty_network,
-    read_run_config,
-)
+from elbocli.run.open import EffectiveWeighting, dataset_of, effective_weightings, empty_network, read_run_config
 from elbocli.run.settings import run_settings, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
@@ -185,16 +171,18 @@ class RunFacts:
     @property
     def headline(self) -> list[Row]:
         """Main results of the run."""
-        found = self.logged
-        for result in self.results["scores"][-1:]:
-            found += [row._replace(unit=row.unit or result.path.name) for row in score_rows(result.found)[:2]]
-        return found
+        return self.logged + [
+            row._replace(unit=row.unit or result.path.name)
+            for result in self.results["scores"][-1:]
+            for row in score_rows(result.found)[:2]
+        ]
 
     @property
     def logged(self) -> list[Row]:
         """Last losses, scores and bound of the run."""
-        found, scores = [], score_columns(self.report.curves)
-        for name, (what, unit) in {**CURVES, **{name: (title, "while training") for name, title in scores.items()}}.items():
+        found = []
+        scores = {name: (title, "while training") for name, title in score_columns(self.report.curves).items()}
+        for name, (what, unit) in (CURVES | scores).items():
             values, errors = (curve(self.report.curves, key)[1] for key in (name, error_of(name)))
             if values:
                 last = Estimate(values[-1], *errors[-1:])
@@ -215,13 +203,16 @@ def table(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
 
 def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
     """Return the settings that differ between runs: name → value in each run."""
-    columns = []
-    for facts in runs:
-        report = facts.report
-        digest = str(report.data.get("payload_sha256"))[:DIGEST]
-        data = {"data": report.data.get("path"), "images": facts.trained_on, "data sha256": digest}
-        network = {f"network {key}": value for key, value in report.network.items()}
-        columns.append({**report.settings, **data, **network})
+    columns = [
+        {
+            **facts.report.settings,
+            "data": facts.report.data.get("path"),
+            "images": facts.trained_on,
+            "data sha256": str(facts.report.data.get("payload_sha256"))[:DIGEST],
+            **{f"network {key}": value for key, value in facts.report.network.items()},
+        }
+        for facts in runs
+    ]
     return {name: values for name, values in table(columns).items() if any(value != values[0] for value in values)}
 
 
@@ -247,12 +238,12 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = (),
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # "." is no name for a page
     missing = list[str]()
 
-    def ask(read: Callable[..., Any], *given: Any, otherwise: Any = None) -> Any:
+    def ask(read: Callable[..., Any], *given: Any) -> Any:
         try:
             return read(*given)
         except ElboError as error:
             missing.append(str(error))
-            return otherwise
+            return None
 
     config = read_run_config(run)
     settings = run_settings(config.settings, run / CONFIG)
@@ -264,20 +255,19 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = (),
     if samples is not None:
         drawn = read_by_class(samples, config.data.class_names or [])
     else:
-        drawn = ask(read_strips, drawn_from, otherwise=[]) if sheets else []
+        drawn = (ask(read_strips, drawn_from) if sheets else None) or []
     imported = config.source is not None
     known = {key: value for key, value in settings.written().items() if key in config.settings or not imported}
     objective, schedule, effective = None, None, list[EffectiveWeighting]()
-    if {"weighting", "schedule"} <= set(known):
-        objective, schedule, effective = ask(_objective, run, settings, otherwise=(None, None, []))
-    curves: dict[str, Curve] = ask(read_curves, run / "metrics.jsonl", missing, otherwise={})
+    if {"weighting", "schedule"} <= set(known) and (found_objective := ask(_objective, run, settings)):
+        objective, schedule, effective = found_objective
+    curves: dict[str, Curve] = ask(read_curves, run / "metrics.jsonl", missing) or {}
     status = None if imported else ask(read_status, run)
     course = ask(read_log_history, run / "losslog.jsonl", missing)
     held_out = ask(read_log_history, run / "validation.jsonl", missing)
     network = ask(empty_network, config, run / CONFIG)
-    excess_found = None
-    for each in shown["optimum"][-1:]:
-        excess_found = ask(_excess, each, course, held_out, effective, config)
+    optima = shown["optimum"]
+    excess_found = ask(_excess, optima[-1], course, held_out, effective, config) if optima else None
     previews = [row for index in chosen_times(len(sheets)) if (row := ask(read_preview, sheets[index]))]
     extremes = [read_extremes(path, dataset_of(config.data, run), None) for path in results if is_table(path)]
     extremes += [pair for each in found if data and (pair := ask(_extremes, each, config, run))]
@@ -335,10 +325,14 @@ def _excess(
             f"{path}: has least possible errors for {optimum.dataset}, not the training images; use 'elbo optimum --like RUN'"
         )
     logs = {"training": (course, course.late())} | ({"held_out": (held, held.last())} if held else {})
-    sums = {}
-    for key, (log, errors) in logs.items():
-        least, se = optimum.least(log.edges, training=key == "training")
-        sums[key] = excess(ErrorMoments.of_sums(log.edges, errors), least, se, effective[-1].weighting)
+    sums = {
+        key: excess(
+            ErrorMoments.of_sums(log.edges, errors),
+            *optimum.least(log.edges, training=key == "training"),
+            effective[-1].weighting,
+        )
+        for key, (log, errors) in logs.items()
+    }
     return {
         "excess": {key: {"nats_per_dimension": each.value, "se": each.se} for key, each in sums.items()},
         "copying": copying(sums["training"], sums["held_out"]) if held else None,
@@ -381,11 +375,13 @@ def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Sch
 def _environment(
     config: RunConfig, settings: TrainSettings, curves: dict[str, Curve], newest: Checkpoint | None
 ) -> dict[str, Any]:
-    keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
-    found = {key: getattr(config, key) for key in keys}
-    found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None}
-    found |= config.init.about() if config.init else {}
+    found = {
+        **{key: getattr(config, key) for key in ("elbo_version", "torch_version", "python_version", "device_name", "processes")},
+        "precision": settings.precision,
+        "images_per_s": median(rates) if rates else None,
+        **(config.init.about() if config.init else {}),
+    }
     if newest is not None:
         size = sum(known.bytes for known in newest.meta.files.values()) / 1e6
         found |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import bin_middles
 from elbocli.errors import DataError, FormatError
 from elbocli.files.losslog import EVAL, LossLogRow, MetricsRow, read_losslog
 from elbocli.files.reading import open_file, reading, whole_lines
@@ -90,19 +89,14 @@ class LogHistory:
 
         images: number of training images at the interval's end. sums: [3, bins].
         """
-        if images <= (self.images[-1] if self.images else 0):
-            raise FormatError(
-                f"an interval ends at {images} images, the one before at {(self.images or [0])[-1]}; remove the line"
-            )
+        before = (self.images or [0])[-1]
+        if images <= before:
+            raise FormatError(f"an interval ends at {images} images, the one before at {before}; remove the line")
         if len(self.images) == 2 * CELLS:
             self.images = self.images[1::2]
             self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]
         self.images.append(images)  # not merged yet, so that `last` is the log's last interval
         self.sums.append(sums)
-
-    @property
-    def middle(self) -> Tensor:
-        return bin_middles(self.edges)
 
     @property
     def error(self) -> Tensor:

@@ -3,7 +3,6 @@
 # The template library escapes all text from files, and the page's Content-Security-Policy forbids scripts and external
 # addresses. Equal runs give equal bytes.
 
-import base64
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -16,19 +15,17 @@ from torch import Tensor
 
 from elbocli.cli.commands import visible_lines
 from elbocli.cli.figure import STYLE, level_ticks, line_style
-from elbocli.core.adaptive import ErrorMoments
+from elbocli.core.adaptive import ErrorMoments, bin_middles
 from elbocli.evaluate.result import fill_template
 from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.files.losslog import EVAL
 from elbocli.report.gather import RunFacts, differences, figures
 from elbocli.report.log_history import LogHistory, curve, error_of, score_columns
 from elbocli.report.results import score_rows
-from elbocli.report.thumbnails import Thumbnails
 
 NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
 INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}  # placeholder → CSS variable
-INK, MUTED, RULE, *_ = INKS
-LINES = tuple(INKS)[3:]
+INK, MUTED, RULE, *LINES = INKS
 OWN: dict[Any, Any] = {
     "figure.figsize": (4.8, 3.1),  # inches, about the width of a telephone's screen
     # Margins of all plots are equal, so that the axes of plots are aligned.
@@ -162,10 +159,10 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 def score_panels(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> dict[str, Any]:
     """Draw each score of --eval-every; return plot name → (Axes, legend). names: legend entries, one per run."""
-    drawn = {}
-    for place, (name, title) in enumerate(_scores(runs).items()):
-        drawn[f"score{place}"] = draw_lines(title, [curve_line(facts, name) for facts in runs], names, over_images)
-    return drawn
+    return {
+        f"score{place}": draw_lines(title, [curve_line(facts, name) for facts in runs], names, over_images)
+        for place, (name, title) in enumerate(_scores(runs).items())
+    }
 
 
 def score_drawings(runs: Sequence[RunFacts]) -> list[tuple[str, str, str]]:
@@ -185,8 +182,7 @@ def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))
     seen = (moments.count > 0) & (moments.mean > 0)
-    spread = (2 * moments.mean_se).where(moments.count > 1, torch.nan)
-    return Line(moments.middle[seen], moments.mean[seen], spread[seen]) if seen.any() else None
+    return Line(moments.middle[seen], moments.mean[seen], 2 * moments.mean_se[seen]) if seen.any() else None
 
 
 def weighting_line(facts: RunFacts) -> Line | None:
@@ -213,38 +209,38 @@ def pictures(*runs: RunFacts) -> dict[str, tuple[str, Any]]:
 
 def _panels_of_several(runs: Sequence[RunFacts]) -> dict[str, Any]:
     names = [facts.report.run for facts in runs]
-    late = [profile_line(facts.course, LogHistory.late) for facts in runs]
-    held_out = [profile_line(facts.held_out, LogHistory.last) for facts in runs]
     return {
         "weighting": draw_lines(WEIGHT, [weighting_line(facts) for facts in runs], names),
         **{
             name: draw_lines(label, [curve_line(facts, name) for facts in runs], names, over_images)
             for name, label in (("loss", NATS), ("val_loss", NATS), ("val_bpd", BITS))
         },
-        "profiles": draw_lines(ERROR, late, names),
-        "held_out": draw_lines(ERROR, held_out, names),
+        "profiles": draw_lines(ERROR, [profile_line(facts.course, LogHistory.late) for facts in runs], names),
+        "held_out": draw_lines(ERROR, [profile_line(facts.held_out, LogHistory.last) for facts in runs], names),
         **score_panels(runs, names),
     }
 
 
 def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
-    course, held_out = facts.course, facts.held_out
-    loss, val_loss, bits = (curve_line(facts, name) for name in ("loss", "val_loss", "val_bpd"))
-    profiles = [profile_line(course, LogHistory.late), profile_line(held_out, LogHistory.last)]
+    course = facts.course
+    profiles = [profile_line(course, LogHistory.late), profile_line(facts.held_out, LogHistory.last)]
     names = ["training, last fifth", "validation, last"]
     panels = {
         **_objective_panels(facts),
-        "loss": draw_lines(NATS, [loss, val_loss], ["training", "validation"], over_images),
-        "bits": draw_lines(BITS, [None, None, None, bits], over=over_images),
+        "loss": draw_lines(
+            NATS, [curve_line(facts, name) for name in ("loss", "val_loss")], ["training", "validation"], over_images
+        ),
+        "bits": draw_lines(BITS, [None, None, None, curve_line(facts, "val_bpd")], over=over_images),
         **score_panels([facts]),
     }
     if course:
-        early = profile_line(course, LogHistory.early)
         if course.error.nan_to_num(0).max() > 0:
             panels["errors"] = draw_map(ERROR, course, course.error, norm="log")
-        panels["profiles"] = draw_lines(ERROR, [*profiles, early], [*names, "training, first tenth"])
+        panels["profiles"] = draw_lines(
+            ERROR, [*profiles, profile_line(course, LogHistory.early)], [*names, "training, first tenth"]
+        )
         if facts.report.excess:
-            least = Line(course.middle, torch.tensor(facts.report.excess["least"], dtype=torch.float64))
+            least = Line(bin_middles(course.edges), torch.tensor(facts.report.excess["least"], dtype=torch.float64))
             panels["excess"] = draw_lines(ERROR, [*profiles, least], [*names, "least error on these images"])
     return panels
 
@@ -253,34 +249,33 @@ def _objective_panels(facts: RunFacts) -> dict[str, Any]:
     if not facts.effective:
         return {}
     w, at, course = facts.effective[-1].weighting, levels_of(facts), facts.course
-    slope = Line(at, -w.slope(at) / (float(w(at).max()) or 1.0))
     panels = {
         "weighting": draw_lines(WEIGHT, [weighting_line(facts)]),
-        "noise": draw_lines("−dw/dλ over max w", [slope]),
+        "noise": draw_lines("−dw/dλ over max w", [Line(at, -w.slope(at) / (float(w(at).max()) or 1.0))]),
     }
     for earlier in facts.effective[:-1]:
         value = earlier.weighting(at)
         panels["weighting"][0].plot(at, value / value.max(), color=MUTED, linewidth=0.5, zorder=1)
     if facts.schedule:
-        density, drawn = facts.schedule.density(at), None
+        density = facts.schedule.density(at)
+        lines = [Line(at, density.where(density > 0, torch.nan))]
         if course:
-            drawn = Line(course.middle, LogHistory(course.edges, [1], [course.late(1.0)]).density[0])
-        lines = [Line(at, density.where(density > 0, torch.nan)), drawn]
+            lines.append(Line(bin_middles(course.edges), LogHistory(course.edges, [1], [course.late(1.0)]).density[0]))
         panels["schedule"] = draw_lines("density", lines, ["p(λ)", "drawn"])
     elif course:
-        top = float(course.density.quantile(0.995))
-        panels["schedule"] = draw_map("density p(λ)", course, course.density, vmin=0.0, vmax=top)
+        density = course.density
+        panels["schedule"] = draw_map("density p(λ)", course, density, vmin=0.0, vmax=float(density.quantile(0.995)))
     return panels
 
 
 def render(*runs: RunFacts) -> str:
     """Return the HTML page of one run, or of several."""
-    filters = {"number": number, "source": source, "rows": score_rows}
+    filters = {"number": number, "rows": score_rows}
     values = {
         "facts": runs[0],
         "runs": runs,
         "pictures": pictures(*runs),
-        "swatches": [swatch(index) for index in range(len(runs))],
+        "swatch": swatch,
         "score_drawings": score_drawings(runs),
         "differences": differences(runs),
         "figures": figures(runs),
@@ -297,8 +292,3 @@ def number(value: Any, digits: int = 4) -> str:
     if isinstance(value, int):
         return Markup(f"{value:,}".replace(",", "&#8239;"))
     return re.sub(r"e([+-])0*", r"e\1", f"{value:.{digits}g}").replace("e+", "e").replace("-", "\u2212")
-
-
-def source(strip: Thumbnails) -> str:
-    """Return a row of pictures as a data URL."""
-    return "data:image/png;base64," + base64.b64encode(strip.png).decode()

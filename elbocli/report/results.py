@@ -64,7 +64,7 @@ def score_rows(result: EvalResult) -> list[Row]:
         if spread is None:
             of = result.about(score, Role.PARTS) or result.about(score, Role.ERROR)
             spread, spread_is = (of.value, of.number.role.value) if of else (None, "")
-        interval: Any = result.interval(score)
+        interval = result.interval(score)
         if interval is None and isinstance(score.value, float):
             interval = result.estimate(score).interval
         if number.role is Role.NUMBER and n is not None and n < ENOUGH:

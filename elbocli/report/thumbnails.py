@@ -1,5 +1,6 @@
 """Rows of pictures for the page of `elbo report`. Preview: a contact sheet that `elbo train` drew."""
 
+import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ class Thumbnails:
     name: str
     png: bytes
     count: int
+
+    @property
+    def url(self) -> str:
+        """The PNG image as a data URL."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
 def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
@@ -73,11 +79,11 @@ def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thu
     """
     if len(groups) == 1:
         found = groups[0].images[: ROW * ROW]
-        groups = [Group("", found[start : start + ROW]) for start in range(0, len(found), ROW)]
+        rows = [("", found[start : start + ROW]) for start in range(0, len(found), ROW)]
     else:
-        groups = [Group(group.name, group.images[:ROW]) for group in groups]
-    read = {index: images(index) for index in sorted({index for group in groups for index in group.images})}
-    return [thumbnails_of(group.name, [read[index] for index in group.images]) for group in groups]
+        rows = [(group.name, group.images[:ROW]) for group in groups]
+    read = {index: images(index) for index in sorted(index for _, row in rows for index in row)}
+    return [thumbnails_of(name, [read[index] for index in row]) for name, row in rows]
 
 
 def read_strips(path: Path) -> list[Thumbnails]:
@@ -134,8 +140,9 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     some = min(ROWS * ROW, len(order) // 2) or 1
 
     def rows(places: np.ndarray) -> list[Thumbnails]:
-        parts = [places[start : start + ROW] for start in range(0, some, ROW)]
-        names = [f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} nats" for part in parts]
-        return [thumbnails_of(name, list(data.batch(index[part]))) for name, part in zip(names, parts)]
+        return [
+            thumbnails_of(f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} nats", list(data.batch(index[part])))
+            for part in np.split(places, range(ROW, some, ROW))
+        ]
 
     return Extremes(path, by, len(order), rows(order[:some]), rows(order[::-1][:some]))

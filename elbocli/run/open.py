@@ -206,7 +206,7 @@ class EffectiveWeighting(NamedTuple):
     weighting: Weighting
     low: float
     high: float
-    auxiliary: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
@@ -238,7 +238,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     """Return a run's weighting: one item if fixed; if learned, one for each of up to 12 steps. Raises ElboError."""
     # A learned weighting is recomputed from the loss log, as training does after each log interval.
     weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings)
-    low, high = (settings.logsnr_min, settings.logsnr_max)
+    low, high = settings.logsnr_min, settings.logsnr_max
     ends = max(low, weighting.support[0]), min(high, weighting.support[1])
     if not weighting.learned:
         return [EffectiveWeighting(0, 0, weighting, *ends, settings.auxiliary)]
@@ -290,8 +290,8 @@ class Initial(TrainedRun):
         """Return the settings that a new run inherits. data: dataset of the new run."""
         same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
         left = (SPEED,) if same else (SPEED, VALIDATION)
-        stored = self.settings.stored()
-        return {key: stored[key] for key in stored if key != "time_limit" and SETTINGS[key].group not in left}
+        stored = self.settings.stored().items()
+        return {key: value for key, value in stored if key != "time_limit" and SETTINGS[key].group not in left}
 
     def check_data(self, data: RunData) -> None:
         check_content(data, self.data, self.named)

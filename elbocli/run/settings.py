@@ -57,7 +57,7 @@ def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[
     """Merge options of --config, the command line and --set, in rising priority.
 
     path: YAML file of options or a run's config.yaml; None: no --config.
-    options: options of the command line; a value of None: not given. words: network.KEY=VALUE or training.KEY=VALUE of --set.
+    options: options of the command line; a value of None or (): not given. words: network.KEY=VALUE or training.KEY=VALUE of --set.
     Returns: (config if the file is a run's config.yaml, else None; merged options by name).
     Raises UsageError, FormatError.
     """
@@ -71,7 +71,7 @@ def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[
         found = {key: Path(str(values.pop(key))) for key in ("data", "init") if key in values}
         with reading(path, kind=UsageError):  # a file can't set --out or --on-checkpoint
             found |= convert_settings(values)
-    found |= {key: value for key, value in options.items() if value is not None}
+    found |= {key: value for key, value in options.items() if value not in (None, ())}
     for word in words:
         key, _, value = word.partition("=")
         section, _, name = key.partition(".")
@@ -173,7 +173,7 @@ def resolve(
     said = {**(begun if unread else {}), **own, **asked}
     usual = {**TrainSettings().stored(), "snapshot_every": None, **begun, **train}
     values = {**usual, **said, "preset": name}
-    for key in PACED.keys() - said.keys():  # numbers of updates, in proportion for runs shorter than usual
+    for key in PACED - said.keys():  # numbers of updates, in proportion for runs shorter than usual
         values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
 
     # Values that depend on each other, or on the data.
@@ -310,7 +310,7 @@ def _features(values: dict[str, Any], asked: dict[str, Any]) -> str:
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
     """Return a line per setting that differs, but must not change on resuming."""
     had, asked = _fixed(had_run), _fixed(asked_for)
-    changed = sorted(key for key in {**had, **asked} if had.get(key) != asked.get(key))
+    changed = sorted(key for key in had | asked if had.get(key) != asked.get(key))
     return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in changed]
 
 

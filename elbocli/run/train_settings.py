@@ -26,7 +26,6 @@ VALIDATION = "Validation and scores"
 IN_UNITS = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s)?")
 IN_COLONS = re.compile(r"(?:(?:([0-9]+)-)?([0-9]+):)?([0-9]+):([0-9][0-9])")
 Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
-Shift = Number | Literal["auto"]
 
 
 def seconds(value: Any) -> Any:
@@ -82,8 +81,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     preset: Annotated[
         str,
         about(
+            "NAME, or a FILE.yaml.",
             group=RUN,
-            help="NAME, or a FILE.yaml.",
             shown="by size",
             names="elbocli.nn.presets.NAMES",
             metavar="NAME",
@@ -108,8 +107,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     weighting: Annotated[
         str,
         about(
+            "w(logsnr); see 'elbo weights list'.",
             group="Objective and output of the network",
-            help="w(logsnr); see 'elbo weights list'.",
             more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
             "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
             "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
@@ -121,7 +120,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     ] = "sigmoid"
     bias: Annotated[Number | None, about("Parameter bias of the weighting; 2 is :bias=2.", stored=False)] = None
     shift: Annotated[
-        Shift | None,
+        Number | Literal["auto"] | None,
         about("Shift w in logsnr; auto is 2 log(64/d) at d pixels.", metavar="NUMBER|auto", stored=False, preset=True),
     ] = None
     monotone: Annotated[bool | None, about("Hold the weighting constant left of its peak.", stored=False)] = None
@@ -157,8 +156,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     schedule: Annotated[
         str,
         about(
+            "Noise levels: NAME, FILE of 'elbo adapt', or adaptive.",
             group="Schedule, data and network",
-            help="Noise levels: NAME, FILE of 'elbo adapt', or adaptive.",
             more="The schedule changes only the variance of the loss, except under the weighting uncertainty. adaptive is fitted while "
             "training. FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
             "unless given.",
@@ -178,7 +177,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     ] = None
     label_dropout: Annotated[float, about("Share of images trained without class, for guidance.", ge=0, le=1)] = 0.1
 
-    steps: Annotated[int, count(group="Optimizer", help="Updates in all.", free=True, ge=1)] = 100_000
+    steps: Annotated[int, count("Updates in all.", group="Optimizer", free=True, ge=1)] = 100_000
     batch_size: Annotated[int, count("Images per update.", le=10**6, ge=1)] = 256
     optimizer: Annotated[
         Literal["adamw", "muon"],
@@ -209,8 +208,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     device: Annotated[
         str,
         about(
+            "cpu, cuda, cuda:1.",
             group=SPEED,
-            help="cpu, cuda, cuda:1.",
             more="Without this option, $ELBO_DEVICE names the device.",
             shown="cuda, else cpu",
             metavar="NAME",
@@ -266,8 +265,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     ema: Annotated[
         tuple[str, ...],
         about(
+            "Average, or its decay; may be repeated.",
             group=KEPT,
-            help="Average, or its decay; may be repeated.",
             more="A decay is per update. Previews, validation, sample and bound use the first.",
             names="elbocli.core.training.AVERAGES",
             parse=canonical,
@@ -289,9 +288,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     log_every: Annotated[int, count("Updates per line of the logs.", ge=1, paced=True)] = 100
     preview_every: Annotated[int, count("Updates per preview picture.", free=True, zero="none")] = 5000
 
-    val: Annotated[
-        str, about(group=VALIDATION, help="Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)
-    ] = ""
+    val: Annotated[str, about("Validate on this dataset, packed like DATA.h5.", group=VALIDATION, metavar="PATH", free=True)] = ""
     val_split: Annotated[int, count("Number of images to hold out.")] = 0
     val_every: Annotated[int, count("Updates per validation.", free=True, zero=AUTO, shown="2 % of the work")] = 0
     val_images: Annotated[int, count("Most images per validation.", free=True, zero="all", shown="all")] = 0
@@ -383,7 +380,7 @@ def _settings() -> Iterator[tuple[str, Setting]]:
 
 SETTINGS = dict(_settings())
 PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset", each.says("stored", True))]
-PACED = {name: each for name, each in SETTINGS.items() if each.says("paced")}
+PACED = {name for name, each in SETTINGS.items() if each.says("paced")}
 
 
 def convert_text(value: Any, hint: Any) -> Any:
@@ -407,10 +404,11 @@ def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTING
         name = FORMER.get(name, name)
         if name not in known:
             raise UsageError(f"unknown setting {name!r}; {nearest(name, known)}")
-        parse = SETTINGS[name].says("parse", None)
+        setting = SETTINGS[name]
+        parse = setting.says("parse", None)
         try:
-            zero = value == SETTINGS[name].says("zero", ...)
-            found[name] = 0 if zero else convert_text(parse(value) if parse else value, SETTINGS[name].hint)
+            zero = value == setting.says("zero", ...)
+            found[name] = 0 if zero else convert_text(parse(value) if parse else value, setting.hint)
         except ValueError as error:
             raise UsageError(f"{name} is {value!r}: {error}") from error
     return found

@@ -25,9 +25,10 @@ class Ahead(Generic[T]):
 
     def get(self, step: int) -> T:
         """Return work(step), or raise its exception."""
-        for gone in self._begun.keys() - range(step, step + self._depth + 1):
+        wanted = range(step, step + self._depth + 1)
+        for gone in self._begun.keys() - wanted:
             self._begun.pop(gone).cancel()
-        for later in range(step, step + self._depth + 1):
+        for later in wanted:
             if later not in self._begun:
                 self._begun[later] = self._executor.submit(self._work, later)
         return self._begun.pop(step).result()

@@ -120,8 +120,7 @@ def seed_dropout(device: torch.device, seed: int) -> None:
 
 def pinned(value: Tensor, device: torch.device) -> Tensor:
     """Copy a CPU tensor to pinned host memory if `device` is a GPU."""
-    travels = device.type == "cuda" and value.device.type == "cpu"
-    return value.pin_memory() if travels and not value.is_pinned() else value
+    return value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:

@@ -115,7 +115,7 @@ def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[World]:
+def joined(device: str) -> Iterator[World]:
     """Join torchrun's process group during the block; yield a World.
 
     device: auto, cpu, cuda, …; under torchrun, cuda is the GPU of the local rank.

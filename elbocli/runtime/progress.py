@@ -9,7 +9,7 @@ log = logging.getLogger("elbo")
 _show: Callable[..., None] | None = None
 
 
-def progress(done: int, total: int | None = None, unit: str = "", then: str = "", **values: Any) -> None:
+def progress(done: int, total: int | None, unit: str, then: str = "", **values: Any) -> None:
     """Report that `done` of `total` `unit`s are done. Displayed only after a call of `show_progress_with`.
 
     total: None: unknown. then: slow work before the next report, such as 'drawing a preview'; '': none.

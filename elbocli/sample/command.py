@@ -47,11 +47,7 @@ GROUPS = {
     default="ddpm",
     help="NAME, NAME:key=value,… or NAME:PRESET; see 'elbo weights list samplers'.",
 )
-@option(
-    "--steps",
-    type=value(int, ge=1, le=100_000),
-    help="Number of noise levels.  [default: 128, or the sampler preset's]",
-)
+@option("--steps", type=value(int, ge=1, le=100_000), help="Number of noise levels.  [default: 128, or the sampler preset's]")
 @option(
     "--schedule",
     type=SCHEDULE,

@@ -56,7 +56,7 @@ class GuidedRun:
     """
 
     trained: TrainedRun
-    guidance: Guidance = Guidance()
+    guidance: Guidance
     guide: TrainedRun | None = None
     threshold: Declaration = NO_THRESHOLD
 
@@ -152,17 +152,13 @@ class Decoder(NamedTuple):
     """Decoder from the output of a sampler to pixels.
 
     shape: (H, W, C) of an image. pixels: function [B,c,h,w] → uint8 [B,H,W,C] on the same device.
-    rounding: method of rounding to the 256 pixel values.
+    rounding: method of rounding to the 256 pixel values. space: latent space of the run; None: the run draws pixels.
     """
 
     shape: tuple[int, int, int]
     pixels: Callable[[Tensor], Tensor]
     rounding: Declaration = NEAREST
-
-
-def latent_space(data: RunData, network: NetworkConfig) -> LatentSpace | None:
-    """Return the latent space of a run; None for pixels. Raises FormatError."""
-    return read_space(data.more, network.image_channels, "config.yaml") if data.latents else None
+    space: LatentSpace | None = None
 
 
 def open_decoder(
@@ -181,13 +177,19 @@ def open_decoder(
     Raises UsageError if the autoencoder or diffusers is missing, DataError if another autoencoder encoded the latents.
     Raises FormatError if the autoencoder doesn't fit the run's channels or image size.
     """
-    space = latent_space(data, network)
-    if space is None:
+    if not data.latents:
         if autoencoder is not None:
             raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
         shape, chosen = (network.image_size, network.image_size, network.image_channels), rounding or NEAREST
         return Decoder(shape, lambda x: to_levels(x, chosen), chosen)
-    folder = autoencoder or _recorded(space, dataset_of(data, run))
+    space = read_space(data.more, network.image_channels, "config.yaml")
+    folder = autoencoder or next(
+        filter(Path.is_dir, (Path(space.autoencoder), dataset_of(data, run).parent / space.autoencoder)), None
+    )
+    if folder is None:
+        raise UsageError(
+            f"{space.autoencoder}: the autoencoder of the latents is missing; name its folder with --autoencoder DIR"
+        )
     model, size = Autoencoder(folder, device), space.pixel_size
     its = model.space(space.convention, size, space.mirrored)
     same = (its.shift, its.scale) == (space.shift, space.scale)
@@ -198,21 +200,12 @@ def open_decoder(
             f"{folder}: can't decode {network.image_channels} channels to images of side {size}; name another --autoencoder"
         )
     batch = comfortable_batch(size, device.type == "cpu")
-
-    def decode(x: Tensor) -> Tensor:
-        return torch.cat([model.decode(part, space, rounding) for part in x.split(batch)])
-
-    return Decoder((size, size, 3), decode, rounding or space.rounding)
-
-
-def _recorded(space: LatentSpace, data: Path) -> Path:
-    for place in (Path(space.autoencoder), data.parent / space.autoencoder):
-        if place.is_dir():
-            return place
-    raise UsageError(f"{space.autoencoder}: the autoencoder of the latents is missing; name its folder with --autoencoder DIR")
-
-
-RUN = "run"
+    return Decoder(
+        (size, size, 3),
+        lambda x: torch.cat([model.decode(part, space, rounding) for part in x.split(batch)]),
+        rounding or space.rounding,
+        space,
+    )
 
 
 @dataclass(frozen=True)
@@ -323,11 +316,12 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
 
 
 def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
-    low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
     spec = settings.schedule or settings.sampler.traits.grid
-    if spec == RUN:
+    if spec == "run":
         return trained.schedule()
-    schedule = resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
+    schedule = resolve_schedule(
+        spec, trained.settings.logsnr_min, trained.settings.logsnr_max, clip=True, size=trained.network.config.image_size
+    )
     meant, found = made_for(schedule), purpose_of(settings.sampler, steps, settings.guidance.scale)
     if meant not in (None, found):
         log.warning(f"{schedule.file}: is made for {meant}, not for {found}; make a new file with 'elbo grid'")
@@ -355,13 +349,13 @@ class _Drawing:
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, device)
-        if settings.classes == "random" and config.num_classes:
-            labels: np.ndarray | None = self.noise.classes(n)
-        else:
-            labels = choose_labels(settings.classes, n, config.num_classes, settings.seed, names)
+        labels = (
+            self.noise.classes(n)
+            if settings.classes == "random" and config.num_classes
+            else choose_labels(settings.classes, n, config.num_classes, settings.seed, names)
+        )
         self.output = open_decoder(trained.data, config, device, settings.autoencoder, trained.path, settings.rounding)
         self.batch = min(settings.batch_size, -(-n // world.size))
-        space = latent_space(trained.data, config)
         about = {
             "run": str(trained.path),
             **trained.about,
@@ -381,12 +375,12 @@ class _Drawing:
             **self.noise.about,
             "precision": str(Precision(settings.precision, device)),
             "rounding": self.output.rounding.spec,
-            **(space.attributes() if space else {}),
+            **(self.output.space.attributes() if self.output.space else {}),
             "elbo_version": __version__,
             "command": settings.command,
         }
-        shape, seeds = (n, *self.output.shape), self.noise.seeds(n)
-        self.header = SamplesHeader(shape, labels, seeds, names, about, settings.zoom)
+        shape = (n, *self.output.shape)
+        self.header = SamplesHeader(shape, labels, self.noise.seeds(n), names, about, settings.zoom)
         self.done = 0
 
     def write(self, target: Path | IO[bytes]) -> None:
@@ -442,8 +436,8 @@ class _Drawing:
             self.look()
             progress(start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
 
-        how = self.grid, self.settings, device, self.output, report, self.noise
-        return draw(denoiser, indices, self.drawer.shape, *how)[:count].cpu()
+        drawn = draw(denoiser, indices, self.drawer.shape, self.grid, self.settings, device, self.output, report, self.noise)
+        return drawn[:count].cpu()
 
 
 def _put(sink: Sink, images: np.ndarray, processes: int) -> None:

@@ -148,9 +148,8 @@ class Batches:
         parts: list[range] | None = None,
         features: Tensor | None = None,
     ):
-        settings, self.features = resolved.settings, features
-        self.settings = settings
-        self.dataset, self.batch, self.device = dataset, settings.batch_size, device
+        settings = self.settings = resolved.settings
+        self.dataset, self.features, self.batch, self.device = dataset, features, settings.batch_size, device
         self.conditional, self.dropout = resolved.network.num_classes > 0, resolved.network.dropout > 0
         self._order, self._flips, self._drops, self._noise, self._eta, self._t, self.masks = (
             Stream(settings.seed, name) for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
@@ -161,7 +160,7 @@ class Batches:
         self._scaling = None if space is None else affine(space, device)
         self._shuffled = lru_cache(2)(lambda epoch: self._order.permutation(epoch, len(self._rows)))
         self.parts = parts or [range(self.batch)]
-        ahead = self.dataset.kind == ENCODED or self.device.type != "cpu"
+        ahead = dataset.kind == ENCODED or device.type != "cpu"
         self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if ahead else self._fetched
 
     def indices(self, step: int) -> np.ndarray:
@@ -180,7 +179,8 @@ class Batches:
         index: number of the micro-batch, counted over all steps.
         """
         step, which = divmod(index, len(self.parts))
-        part = slice(self.parts[which].start, self.parts[which].stop)
+        mine = self.parts[which]
+        part = slice(mine.start, mine.stop)
         rows, places = self.indices(step)[part], range(step * self.batch, (step + 1) * self.batch)[part]
         stored, eta, labels = self.dataset.batch(rows), None, None
         if self.settings.flip and self._scaling is None:
@@ -207,10 +207,10 @@ class Batches:
         x, eps = network_input(stored, eta, self._scaling, self.device), sent(eps, self.device).permute(0, 3, 1, 2)
         return x, eps, None if labels is None else sent(labels, self.device)
 
-    def features_at(self, step: int, which: int = 0) -> Tensor | None:
+    def features_at(self, step: int, which: int) -> Tensor | None:
         """Return the features of a micro-batch, float32 [n, D] on the device, or None."""
         if self.features is None:
             return None
         part = self.parts[which]
         rows = torch.from_numpy(self.indices(step)[part.start : part.stop])
-        return sent(pinned(self.features[rows], self.device), self.device)
+        return sent(self.features[rows], self.device)

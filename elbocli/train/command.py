@@ -153,7 +153,7 @@ def train(
     from elbocli.runtime.processes import joined
     from elbocli.train import loop, plan, recorder
 
-    known, asked = settings.read_options(config, {key: None if each == () else each for key, each in options.items()}, words)
+    known, asked = settings.read_options(config, options, words)
     data, init = data or asked.pop("data", None), init or asked.pop("init", None)
     preset = asked.get("preset")
     known = known or folder.known_of(out, data is not None, preset)
@@ -174,7 +174,7 @@ def train(
             dataset = Dataset(data or dataset_for(known), latents=True)
             resolved = settings.resolve(asked, dataset, known, initial)
             recorder.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
-        more = on_checkpoint, log_to, Command.overwrite, (eval_extractor, eval_weights)
-        loop.run(dataset, out, resolved, world, command_line(), *more)
+        extractor = eval_extractor, eval_weights
+        loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite, extractor)
     if world.first:
         click.echo(os.fsencode(out))  # the unescaped path, for scripts

@@ -90,7 +90,7 @@ def run(
                     store.drop_snapshots_after(out, state.steps_done)
                     record_start(out, resolved, command_line, processes=world.size, device_name=name_of(world.device))
                 recorder = Recorder(state, out, lengths, log_to, extractor)
-            hook = CheckpointHook(on_checkpoint if world.first else "", out)
+            hook = CheckpointHook(on_checkpoint, out)
             stack.callback(hook.stop)
             stack.callback(recorder.targets.finish)
             gc.freeze()  # the collector skips objects that live as long as the run
@@ -201,9 +201,12 @@ class CheckpointHook:
         return [path for path, job in self._jobs.items() if not job.done()]
 
     def _do(self, checkpoint: Path) -> None:
-        told = {"CHECKPOINT": checkpoint.absolute(), "RUN": self.run.absolute(), "STEP": store.step_of(checkpoint)}
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
-        environment |= {f"ELBO_{key}": str(value) for key, value in told.items()}
+        environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)},
+            "ELBO_CHECKPOINT": str(checkpoint.absolute()),
+            "ELBO_RUN": str(self.run.absolute()),
+            "ELBO_STEP": str(store.step_of(checkpoint)),
+        }
         with self._starting:
             if not (command := self.command):
                 return

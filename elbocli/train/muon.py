@@ -34,7 +34,7 @@ def matrices(network: Network) -> list[nn.Parameter]:
     """Return a network's weights that Muon updates."""
     modules = [module for unit in network.units() or [network] for module in unit.modules()]
     owned = [weight for module in modules if not isinstance(module, nn.Embedding) for weight in module.parameters(False)]
-    return list(dict.fromkeys(weight for weight in owned if weight.dim() > 1))
+    return [weight for weight in dict.fromkeys(owned) if weight.dim() > 1]
 
 
 # Unlike torch.optim.Muon, never reads the learning rate on the host, takes kernels, and skips updates on the device.

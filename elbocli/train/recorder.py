@@ -34,7 +34,6 @@ from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
 from elbocli.files.reading import reading
 from elbocli.files.recognise import check_outputs
 from elbocli.files.schedule_file import finite
-from elbocli.nn.extractors import TINY
 from elbocli.nn.networks.diffusers import affine
 from elbocli.run.folder import PREVIEW_COUNT
 from elbocli.run.open import SPACE
@@ -74,8 +73,8 @@ class Recorder:
         state: TrainState,
         out: Path,
         lengths: dict[str, int],
-        log_to: Iterable[str] = (),
-        extractor: tuple[str, Path | None] = (TINY, None),
+        log_to: Iterable[str],
+        extractor: tuple[str, Path | None],
     ):
         self.state, self.settings, self.world, self.out = state, state.settings, state.world, out
         settings, network = state.settings, state.resolved.network
@@ -123,14 +122,20 @@ class Recorder:
         early: whether to draw a preview even if none is due. Raises NonFiniteError and DataError, on all ranks alike.
         """
         settings, step, values = self.settings, self.state.steps_done, dict[str, Any]()
-        last = step == settings.steps
-        if last or step % settings.log_every == 0:
+
+        def due(every: int) -> bool:
+            return step == settings.steps or step % every == 0
+
+        if due(settings.log_every):
             values |= self._log()
-        if self.validation and self.validation.due(step):
+        if self.validation and due(self.validation.every):
             values |= self._validate(self.validation)
-        if self.evaluation and self.evaluation.due(step):
-            values |= self._evaluate(self.evaluation)
-        if self.decoder and (early or last or step % settings.preview_every == 0):
+        if self.evaluation and due(settings.eval_every):
+            with self._apart("scoring samples"):
+                scores = self.evaluation.values()
+            self._measured(scores)
+            values |= scores
+        if self.decoder and (early or due(settings.preview_every)):
             self._preview(self.decoder)
         return values
 
@@ -157,10 +162,8 @@ class Recorder:
 
     def _validate(self, validation: Validation) -> dict[str, Any]:
         state, world = self.state, self.world
-        progress(state.steps_done, self.settings.steps, "step", "validating")
-        check(state)
         validation.weighting = state.weighting  # a learned weighting has changed meanwhile
-        with self._apart(), state.averaged():
+        with self._apart("validating"), state.averaged():
             sums = world.added(validation.partial(state.spread.forward, world.rank, world.size))
         values = validation.finish(sums)
         self._measured(values)
@@ -168,26 +171,18 @@ class Recorder:
             self._append(VALIDATION, losslog.line(state.steps_done, state.images, sums[:, :-2]))
         return values
 
-    def _evaluate(self, evaluation: Evaluation) -> dict[str, Any]:
-        progress(self.state.steps_done, self.settings.steps, "step", "scoring samples")
-        check(self.state)
-        with self._apart():
-            values = evaluation.values()
-        self._measured(values)
-        return values
-
     @contextmanager
-    def _apart(self) -> Iterator[None]:
-        # Leaves the block's seconds out of `images_per_s`. Before the block, the device must have finished all updates.
+    def _apart(self, work: str) -> Iterator[None]:
+        # Shows `work` as progress, and leaves the block's seconds out of `images_per_s`.
+        progress(self.state.steps_done, self.settings.steps, "step", work)
+        check(self.state)  # also waits until the device has finished all updates
         begun = time.monotonic()
         yield
         self._clock += time.monotonic() - begun
 
     def _preview(self, decoder: Decoder) -> None:
         self.previewed = True
-        progress(self.state.steps_done, self.settings.steps, "step", "drawing a preview")
-        check(self.state)
-        with self._apart():
+        with self._apart("drawing a preview"):
             images, layout = preview(self.state, decoder)
         path = self.out / "previews" / f"step-{self.state.steps_done:08d}.png"
         if self.world.first:
@@ -225,15 +220,15 @@ def flush_logs(run: Path) -> None:
 # --- previews: pictures drawn with the averaged weights ---
 
 
-def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
+def preview_labels(num_classes: int) -> np.ndarray | None:
     """Return the class of each preview image, int64; None: no classes.
 
-    n: approximate number of images; all shown classes get equally many.
+    All shown classes get equally many of about PREVIEW.n images.
     """
     if num_classes < 1:
         return None
     shown = num_classes if num_classes <= MOST_ROWS else SOME_ROWS
-    return np.tile(np.linspace(0, num_classes - 1, shown).round().astype(np.int64), max(1, n // shown))
+    return np.tile(np.linspace(0, num_classes - 1, shown).round().astype(np.int64), PREVIEW.n // shown)
 
 
 def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
@@ -243,7 +238,7 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     Returns: images, uint8 [N, H, W, C], and their layout in a contact sheet.
     """
     network = state.resolved.network
-    labels = preview_labels(network.num_classes, PREVIEW.n)
+    labels = preview_labels(network.num_classes)
     count = PREVIEW.n if labels is None else len(labels)
     drawn = draw_averaged(state, output, replace(PREVIEW, n=count), labels).numpy()
     return drawn, lay_out(drawn.shape[1], drawn.shape[2], rows_of_classes(count, labels, state.resolved.data.class_names or []))
@@ -263,7 +258,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         held = Dataset(settings.val, latents=True)
         held.check_square()
         _check_fit(held, dataset, conditional)
-        rows = np.arange(len(held), dtype=np.int64)
+        rows = np.arange(len(held))
     else:
         return None
     if 0 < settings.val_images < len(rows):
@@ -282,9 +277,8 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
         raise UsageError(f"--val {held.path}: holds the training images; name another dataset, or use --val-split N")
 
     here, there = held.identity().json(), trained.identity().json()
-    named = conditional and held.class_names and trained.class_names
-    keys = ["image_size", "channels", *SPACE, *(["class_names"] if named else [])]
-    wrong = [key for key in keys if here.get(key) != there.get(key)]
+    names = ["class_names"] if conditional and held.class_names and trained.class_names else []
+    wrong = [key for key in ("image_size", "channels", *SPACE, *names) if here.get(key) != there.get(key)]
     if conditional and held.num_classes > trained.num_classes:
         wrong.append("num_classes")
     if wrong:
@@ -315,9 +309,6 @@ class Validation:
         self._at_once = max(2 * DRAWS, min(256, 256 * 3072 // self.dimensions)) // DRAWS
         work = STEP_COST * SHARE * settings.batch_size
         self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / work)
-
-    def due(self, step: int) -> bool:
-        return step >= self.settings.steps or step % self.every == 0
 
     @torch.no_grad()
     def partial(self, network: Network, rank: int = 0, size: int = 1) -> Tensor:
@@ -431,6 +422,10 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
     return write
 
 
+def _shown(values: Mapping[str, Any], picture: Callable[[str], Any]) -> dict[str, Any]:
+    return {key: picture(str(value)) if key == SAMPLES else value for key, value in values.items() if value is not None}
+
+
 def open_wandb(word: str, run: Path, step: int) -> Target:
     """Return a target that logs to Weights & Biases, under the id of `run`. word, step: not used."""
     import wandb
@@ -442,8 +437,7 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
     begun.define_metric("*", step_metric="step")  # W&B's counter can't go back when a run resumes at an earlier step
 
     def write(step: int, values: Mapping[str, Any]) -> None:
-        shown = {key: wandb.Image(str(value)) if key == SAMPLES else value for key, value in values.items()}
-        begun.log({"step": step, **{key: value for key, value in shown.items() if value is not None}})
+        begun.log({"step": step, **_shown(values, wandb.Image)})
 
     return write
 
@@ -461,8 +455,7 @@ class TrackioTarget:
             self.begun = trackio.init(project=project, name=name, config=config.json(), resume="allow")
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None:
-        shown = {key: self.trackio.Image(str(value)) if key == SAMPLES else value for key, value in values.items()}
-        self.begun.log({key: value for key, value in shown.items() if value is not None}, step=step)
+        self.begun.log(_shown(values, self.trackio.Image), step=step)
 
     def finish(self) -> None:
         with redirect_stdout(sys.stderr):

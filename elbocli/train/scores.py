@@ -105,10 +105,6 @@ class Evaluation:
         reader = SampleReader(name, images.numpy(), self.labels, SamplesAbout(), [], {})
         return FeatureSource(name, n, about, reader, labels=self.labels)
 
-    def due(self, step: int) -> bool:
-        settings = self.state.settings
-        return step >= settings.steps or step % settings.eval_every == 0
-
     def values(self) -> dict[str, Any]:
         """Draw and score samples; return numbers for metrics.jsonl, or {} on ranks other than 0.
 
@@ -121,8 +117,9 @@ class Evaluation:
             result = score(sides, self.settings, self.extractor, self.state.world, self.spatial)
         if result is None:
             return {}
-        numbers = [each for each in result.scores if each.number.role in (Role.NUMBER, Role.ERROR)]
         scores = {
-            EVAL + each.number.name(result.network): finite(each.value) for each in numbers if isinstance(each.value, float)
+            EVAL + each.number.name(result.network): finite(each.value)
+            for each in result.scores
+            if each.number.role in (Role.NUMBER, Role.ERROR) and isinstance(each.value, float)
         }
         return {**scores, f"{EVAL}samples": self.how.n, f"{EVAL}s": round(time.monotonic() - begun, 3)}

@@ -197,9 +197,9 @@ class TrainState:
 
         most, self.fits = settings.micro_batch or math.ceil(settings.batch_size / world.size), dict[str, Any]()
         if not settings.micro_batch and self.device.type == "cuda":
-            card = name_of(self.device), world.size, sharded, settings.activation_checkpointing, settings.precision
-            self.fits["micro_batch_for"] = [*card]
-            if saved is not None and saved.meta.micro_batch and saved.meta.micro_batch_for == [*card]:
+            card = [name_of(self.device), world.size, sharded, settings.activation_checkpointing, settings.precision]
+            self.fits["micro_batch_for"] = card
+            if saved is not None and saved.meta.micro_batch and saved.meta.micro_batch_for == card:
                 most = saved.meta.micro_batch
             else:
                 most = planned_micro_batch(resolved, world, most) if sharded else micro_batch(self.spread, most)
@@ -293,8 +293,8 @@ class TrainState:
         return sums, loss / images, norm / steps, auxiliary
 
     def _adapt(self) -> None:
-        now = self.weighting, self.schedule, self.prediction, self.settings.floor
-        self.weighting, self.schedule = followed(self.online, *now)
+        floor = self.settings.floor
+        self.weighting, self.schedule = followed(self.online, self.weighting, self.schedule, self.prediction, floor)
 
     @torch.no_grad()
     def copies(self, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:

@@ -42,11 +42,11 @@ def step_losses(
     # Noise levels: λ(t) of every image of the batch.
     if logsnr is None:
         logsnr = schedule.logsnr(batches.times(step))
-    level, send = logsnr[mine.start : mine.stop], partial(sent, device=device)
+    level = logsnr[mine.start : mine.stop]
     x, eps, labels = batches.at(step, part)
     if batches.dropout:
         seed_dropout(device, batches.masks.seed(step) + mine.start)
-    given = x, eps, labels, level, weighting, schedule, prediction, send
+    given = x, eps, labels, level, weighting, schedule, prediction, partial(sent, device=device)
     with Precision(settings.precision, device).autocast():
         if not auxiliary:
             return denoising_losses(network, *given)[:3]

@@ -162,16 +162,22 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
 
     if equals is None and means_run(spec):
         settings, effective = weighting_of_run(Path(spec))
-        times, bounds = [each.json() for each in effective], [settings.logsnr_min, settings.logsnr_max]
-        falls, named = all(row["monotone"] for row in times), f"{spec}: {settings.weighting}"
+        times = [each.json() for each in effective]
+        falls = all(row["monotone"] for row in times)
         good = falls and not settings.auxiliary
-        verdict: dict[str, Any] = {"run": spec, "weighting": settings.weighting, "schedule": settings.schedule}
-        verdict |= {"auxiliary": list(settings.auxiliary), "monotone": falls, "logsnr": bounds, "times": times}
-        sentences = [f"{named} after step {w.step}: {w.verdict}" for w in effective]
+        verdict: dict[str, Any] = {
+            "run": spec,
+            "weighting": settings.weighting,
+            "schedule": settings.schedule,
+            "auxiliary": settings.auxiliary,
+            "monotone": falls,
+            "logsnr": [settings.logsnr_min, settings.logsnr_max],
+            "times": times,
+        }
+        sentences = [f"{spec}: {settings.weighting} after step {w.step}: {w.verdict}" for w in effective]
     else:
-        weighting, *others = [_weighting(text) for text in (spec, equals) if text is not None]
-        low = max(low, *(w.support[0] for w in (weighting, *others)))
-        high = min(high, *(w.support[1] for w in (weighting, *others)))
+        weighting, *others = given = [_weighting(text) for text in (spec, equals) if text is not None]
+        low, high = max(low, *(w.support[0] for w in given)), min(high, *(w.support[1] for w in given))
         check_range(low, high)
         rising = weighting.rising(low, high)
         good = not rising
@@ -180,8 +186,7 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
         for other in others:
             scale, off, at = likeness(weighting, other, low, high)
             good, at = off <= tolerance, round(at, 6) + 0.0
-            same = {"weighting": other.spec, "same": good, "scale": scale, "deviation": finite(off), "logsnr": at}
-            verdict["equals"] = same
+            verdict["equals"] = {"weighting": other.spec, "same": good, "scale": scale, "deviation": finite(off), "logsnr": at}
             end = f"the same up to a constant, {scale:.6g}; largest relative deviation {off:.3g}, at logsnr {at:g}"
             sentences.append(f"{weighting.spec} and {other.spec} are {'' if good else 'not '}{end}")
     click.echo(json.dumps(verdict) if as_json else "\n".join(map(visible, sentences)))

@@ -111,8 +111,8 @@ def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns
     at = torch.linspace(low, high, wide, dtype=torch.float64)
     rows = []
     for name, weighting in zip(names, weightings.values()):
-        share = weighting(at) / weighting(at).max()
-        heights = (share * len(BLOCKS)).long().clamp(max=len(BLOCKS) - 1)
+        value = weighting(at)
+        heights = (value / value.max() * len(BLOCKS)).long().clamp(max=len(BLOCKS) - 1)
         rows.append(f"{name:>{margin}}  " + "".join(BLOCKS[height] for height in heights.tolist()))
     left, right = f"{low:g}", f"{high:g}"
     return [*rows, " " * (margin + 2) + left + "logsnr".center(wide - len(left) - len(right)) + right]

@@ -206,7 +206,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_to_go_on_from(tmp_path, 
 def test_a_checkpoint_stays_for_a_reason(numbers, keep, milestone_every, held):
     with tempfile.TemporaryDirectory() as folder:
         for step in numbers:
-            (Path(folder) / "checkpoints" / store.folder_name(step)).mkdir(parents=True)
+            (Path(folder) / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
         last = sorted(numbers)[-2:][0]
         store.drop(Path(folder), last, keep, milestone_every, held)
         found = {store.step_of(path) for path in store.checkpoints(Path(folder))}

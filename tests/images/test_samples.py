@@ -196,7 +196,7 @@ def test_an_unfinished_file_of_other_settings_is_refused_with_the_difference(tmp
 def test_the_disk_is_claimed_for_pictures_too(tmp_path, images, name, size):
     rows = images(5, size)  # noise, which PNG can only make larger
     with open_samples(tmp_path / name, plan(rows, None)) as sink:
-        claimed = sink.partial.stat().st_size
+        claimed = (tmp_path / f"{name}.partial").stat().st_size
         sink.put(rows)
         sink.finish()
     blocks = sum(-(-len(data) // 4096) * 4096 for data in content(tmp_path / name).values())

@@ -49,7 +49,7 @@ def train(digits, preset, tmp_path):
 
 @pytest.mark.parametrize("classes", [*range(30), 1000])
 def test_a_preview_shows_few_classes_in_turns_or_some_of_many_in_full_rows(classes):
-    labels = preview_labels(classes, PREVIEW.n)
+    labels = preview_labels(classes)
     assert (labels is None) == (classes == 0)
     count = PREVIEW.n if labels is None else len(labels)
     groups = rows_of_classes(count, labels)

@@ -177,8 +177,8 @@ def copying(samples, reference, options):
 
     own, training, others = samples.values, reference.values, reference.held_out.values
     if training.shape[1] > COMPONENTS:
-        axes, mean = _components(training.numpy())
-        own, training, others = (_projected(each.numpy(), mean, axes) for each in (own, training, others))
+        axes, mean = _components(training)
+        own, training, others = (_projected(each, mean, axes) for each in (own, training, others))
     generator = Stream(options.seed, "copying-cells").at(0)
     centres, _ = kmeans(training.numpy().astype(np.float64), options.copying_cells, iter=STARTS, seed=generator)
     cells = [vq(each.numpy().astype(np.float64), centres)[0] for each in (own, training, others)]
@@ -208,8 +208,8 @@ def _components(values):
     from elbocli.core.estimate import StreamingFeatureMoments
 
     sums = StreamingFeatureMoments()
-    for start in range(0, len(values), sums.ROWS):
-        sums.add(values[start : start + sums.ROWS])
+    for part in values.split(sums.ROWS):
+        sums.add(part.numpy())
     moments = sums.moments()
     return np.linalg.eigh(moments.scatter)[1][:, -COMPONENTS:], moments.mu
 
@@ -219,6 +219,5 @@ def _projected(values, mean, axes):
     import numpy as np
     from torch import from_numpy
 
-    rows = 4096
-    parts = [(values[start : start + rows] - mean) @ axes for start in range(0, len(values), rows)]
+    parts = [(part.numpy() - mean) @ axes for part in values.split(4096)]
     return from_numpy(np.concatenate(parts).astype(np.float32))

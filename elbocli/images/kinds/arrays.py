@@ -5,7 +5,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
-from elbocli.files.reading import open_file, reading
+from elbocli.files.reading import check_file, open_file, reading
 from elbocli.images.registry import DatasetRows, Images, check_labels, images_of_array, source
 
 # Names of the arrays (images, labels) in an .npz: NumPy's default names, and names in published data sets.
@@ -91,9 +91,10 @@ def open_npz(path: Path) -> Images:
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an .npz. Raises FormatError."""
-    with ExitStack() as stack:
-        with reading(f"{path}: not an .npz archive"):
-            archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_file(path))))
+    with reading(f"{path}: not an .npz archive"):
+        check_file(path)
+        archive = zipfile.ZipFile(path)
+    with archive:
         yield archive
 
 

@@ -124,23 +124,19 @@ class FormatTraits(NamedTuple):
     about: str
     licence: str
     recognises: Callable[[Source], bool]
-    takes: tuple[str, ...]
+    takes: tuple[str, ...] = NAMED
 
 
-FORMATS = Registry("format")
+FORMATS = Registry("format", FormatTraits)
 
 
-def source_format(
-    name: str, recognises: Callable[[Source], bool], takes: tuple[str, ...] = NAMED, **said: str
-) -> Callable[[Any], Any]:
+def source_format(name: str, **said: Any) -> Callable[[Any], Any]:
     """Return a decorator that declares a function (Source, ImportOptions) → Imported as a format.
 
-    said: texts `about`, `source` and `licence`; default: texts in formats.yaml.
-    recognises, takes: as in FormatTraits.
+    said: `source`, and fields of FormatTraits; default of `about`, `source` and `licence`: texts in formats.yaml.
     """
-    said = {**{key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}, **said}
-    traits = FormatTraits(said["about"], said["licence"], recognises, takes)
-    return FORMATS.declare(name, source=said["source"], traits=traits)
+    texts = {key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}
+    return FORMATS.declare(name, **{**texts, **said})
 
 
 # Weights in a file.
@@ -254,13 +250,11 @@ def fitted(
     for name, empty in wanted.items():
         module, _, kind = name.rpartition(".")
         theirs = name if modules is None else modules.get(name) or f"{modules[module]}.{kind}"
-        shape_of(tensors, theirs)
-        value = tensors[theirs]
+        shape, value = shape_of(tensors, theirs), tensors[theirs]
         with suppress(RuntimeError, IndexError):  # a tensor of another shape is refused below
             value = turned(name, value)
         if value.shape != empty.shape:
-            shape = list(tensors[theirs].shape)
-            raise FormatError(f"{where}: {theirs!r} has shape {shape}, not {list(empty.shape)}; export the network as .pt2")
+            raise FormatError(f"{where}: {theirs!r} has shape {list(shape)}, not {list(empty.shape)}; export the network as .pt2")
         weights[name] = value.to(empty.dtype)
         unused.pop(theirs, None)
     for name in unused:
@@ -337,8 +331,7 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
     source.notes.append(
         f"latents taken as those of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"
     )
-    known = {"scaling_factor": SCALE}
-    return space_of(convention, known, channels, AUTOENCODER, UNKNOWN, FACTOR * size, False).attributes()
+    return space_of(convention, {"scaling_factor": SCALE}, channels, AUTOENCODER, UNKNOWN, FACTOR * size, False).attributes()
 
 
 for module in iter_modules(__path__):

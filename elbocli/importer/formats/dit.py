@@ -56,7 +56,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
         source.notes.append(
             f"the number of heads is unknown: taken as {heads}, of {width // heads} channels each; give another with --attention"
         )
-    rows = shape_of(tensors, TABLE)[0] if TABLE in tensors else 0
+    rows = len(tensors.get(TABLE, ()))
     classes = max(rows - 1, 0) if options.classes is None else options.classes
     if rows - classes not in (0, 1):
         raise UsageError(f"--classes {classes}: {TABLE} has {rows} rows; give {rows}, or 1 less if the last row is 'no class'")

@@ -51,6 +51,12 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
         yield from submodules(inner, f"{name}.{key}".strip("."))
 
 
+def _entry(found: Any, key: str) -> Any:
+    """Return an entry of a dict, or of a pickled object like a dict; None if there is none."""
+    held = found.items if isinstance(found, Foreign) else found
+    return held.get(key) if isinstance(held, dict) else None
+
+
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return prediction, weighting, schedule and range of λ of a network's training.
 
@@ -111,10 +117,7 @@ def _is_edm(names: Iterable[str]) -> bool:
     return any(name.endswith("map_layer0.weight") for name in names) and any(map(BLOCK.search, names))
 
 
-@source_format(
-    "edm",
-    recognises=lambda source: any(map(_is_edm, formats.entries(source.tree).values())),
-)
+@source_format("edm", recognises=lambda source: any(map(_is_edm, formats.entries(source.tree).values())))
 def edm(source: Source, options: ImportOptions) -> Imported:
     """Import a checkpoint of EDM."""
     where = source.path
@@ -143,7 +146,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
         )
     if isinstance(module, dict):
         source.notes.append(f"{where}: a state dict, whose network is taken to have EDM's preconditioning (EDMPrecond)")
-    loss = source.tree.get("loss_fn") if isinstance(source.tree, dict) else None
+    loss = _entry(source.tree, "loss_fn")
     loss = attributes(loss) if class_name(loss) == "EDMLoss" else {}
     return Imported(config, weights, objective(module, loss, ""), averaged)
 
@@ -155,11 +158,11 @@ def _content(source: Source) -> tuple[Any, list[Any]]:
     """Return (content of the file, in which "ema" is only the first average; std, or relative width, of each average)."""
     tree: Any = source.tree
     tree = tree.items or tree if isinstance(tree, Foreign) else tree
-    ema = tree.get("ema") if isinstance(tree, dict) else None
-    averages = ema.items if isinstance(ema, Foreign) else ema
-    if not isinstance(averages, dict) or not isinstance(averages.get("emas"), list) or not averages["emas"]:
+    averages = _entry(tree, "ema")
+    emas = _entry(averages, "emas")
+    if not isinstance(emas, list) or not emas:
         return tree, []
-    return {**tree, "ema": averages["emas"][0]}, list(averages.get("stds") or [])
+    return {**tree, "ema": emas[0]}, list(_entry(averages, "stds") or [])
 
 
 def _is_edm2(names: Iterable[str]) -> bool:
@@ -179,7 +182,7 @@ def _check_constants(module: Any) -> None:
 
 def _encoder(content: Any, channels: int) -> str:
     """Return the class name of the file's encoder, or of the usual encoder for `channels`. Raises FormatError."""
-    encoder = content.get("encoder") if isinstance(content, dict) else None
+    encoder = _entry(content, "encoder")
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
     if name not in (LATENTS, PIXELS) or told.get("_init_kwargs") or told.get("_init_args"):
@@ -214,7 +217,7 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
     kind = _encoder(content, config.image_channels)
     if kind == PIXELS and options.autoencoder is not None:
         raise UsageError(f"--autoencoder: {source.path} is a network of pixels; leave this option out")
-    loss = content.get("loss_fn") if isinstance(content, dict) else None
+    loss = _entry(content, "loss_fn")
     loss = loss if isinstance(loss, dict) else attributes(loss)
     if "P_mean" not in loss:
         mean, std = DRAWN[kind]

@@ -75,7 +75,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
         config = UNetConfig(
             image_size=size,
             image_channels=image_channels,
-            num_classes=shape_of(tensors, LABELS)[0] if LABELS in tensors else 0,
+            num_classes=len(tensors.get(LABELS, ())),
             channels=channels,
             levels=levels,
             blocks=blocks,

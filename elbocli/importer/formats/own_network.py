@@ -6,16 +6,9 @@ from typing import Any
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.plugins import defined, run_plugin, trust
-from elbocli.importer import formats
-from elbocli.importer.formats import Imported, ImportOptions, Source, source_format
+from elbocli.importer.formats import NAMED, Imported, ImportOptions, Source, fitted, range_settings, source_format, state_dict
 from elbocli.nn.networks import NETWORKS, NetworkConfig, config_of
-from elbocli.nn.networks.own_network import (
-    SIZES,
-    ModuleConfig,
-    ProgramConfig,
-    open_program,
-    read_arguments,
-)
+from elbocli.nn.networks.own_network import SIZES, ModuleConfig, ProgramConfig, open_program, read_arguments
 
 FILE = "network.pt2"
 TAKES = ("levels", "size", "channels", "classes", "null_class")
@@ -24,7 +17,7 @@ TAKES = ("levels", "size", "channels", "classes", "null_class")
 @source_format(
     "module",
     recognises=lambda source: False,  # chosen by --network
-    takes=(*formats.NAMED, *TAKES, "network"),
+    takes=(*NAMED, *TAKES, "network"),
 )
 def module(source: Source, options: ImportOptions) -> Imported:
     """Run the file that --network names, and import weights for its class."""
@@ -36,19 +29,19 @@ def module(source: Source, options: ImportOptions) -> Imported:
     if not options.size or not options.channels:
         raise UsageError("--network: add --size and --channels of the network's training images")
     config = _config(file.name, said[2], said[3], options)
-    tensors, averaged, _ = formats.state_dict(source, options)
-    settings = formats.range_settings(str(getattr(config, "code", "logsnr")), source, options)
+    tensors, averaged, _ = state_dict(source, options)
+    settings = range_settings(str(getattr(config, "code", "logsnr")), source, options)
     if isinstance(config, ModuleConfig):
         tensors = {f"network.{key}": value for key, value in tensors.items()}
     elif config.num_classes:
         settings["label_dropout"] = 0.1
-    weights = formats.fitted(tensors, config, source)
+    weights = fitted(tensors, config, source)
     return Imported(config, weights, settings, averaged)
 
 
 def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
     # name: class in the plug-in `file`. arguments: text KEY=VALUE,… for the class.
-    sizes = dict(zip(SIZES, (options.size, options.channels, options.classes or 0), strict=True))
+    sizes = dict(zip(SIZES, (options.size, options.channels, options.classes or 0)))
     declared = next((each for each in NETWORKS.values() if each.make is defined(file, name)), None)
     told: Any = {"code": options.levels} if options.levels else {}
     none = () if options.null_class is None else (options.null_class,)
@@ -59,11 +52,7 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     return config_of({"family": declared.name, **sizes, **read_arguments(arguments), **told}, f"--network {name}")
 
 
-@source_format(
-    "program",
-    recognises=lambda source: source.path.suffix == ".pt2",
-    takes=TAKES,
-)
+@source_format("program", recognises=lambda source: source.path.suffix == ".pt2", takes=TAKES)
 def program(source: Source, options: ImportOptions) -> Imported:
     """Import a program, and copy it into the run."""
     trust(source.path)
@@ -93,7 +82,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
     )
     if not takes.levels.is_floating_point():
         source.notes.append("the network takes whole timesteps, so values between them are rounded")
-    settings = formats.range_settings(options.levels, source, options)
+    settings = range_settings(options.levels, source, options)
     # A program's weights may share memory, which safetensors refuses.
     weights = {f"program.{name}": value.detach().clone() for name, value in exported.module().state_dict().items()}
     return Imported(config, weights, settings, False, files={FILE: source.path})

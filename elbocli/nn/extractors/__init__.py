@@ -48,7 +48,7 @@ class Extractor(NamedTuple):
             images = images.expand(-1, 3, -1, -1)
         with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
             out = self.module(images)
-        features, logits = (*out, None)[:2] if isinstance(out, (tuple, list)) else (out, None)
+        features, logits = (*out, None)[:2] if isinstance(out, tuple | list) else (out, None)
         if features.dim() != 2 or len(features) != len(images):
             raise FormatError(
                 f"extractor {self.name}: returned {tuple(features.shape)}; return (B, D) or (features, logits (B, K)) instead"
@@ -79,8 +79,7 @@ def inception(weights: Path | None) -> Extractor:
     from torch.nn.utils.fusion import fuse_conv_bn_eval
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    path = weights or _published()
-    module, digest = _loaded(FeatureExtractorInceptionV3, DEFAULT, ["2048", "logits_unbiased"], path)
+    module, digest = _loaded(FeatureExtractorInceptionV3, DEFAULT, ["2048", "logits_unbiased"], weights or _published())
     # Batch norm is folded and memory is channels-last, so features differ from torch-fidelity's by rounding.
     block: Any
     for block in module.modules():

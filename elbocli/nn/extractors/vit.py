@@ -151,7 +151,7 @@ def read_weights(path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], l
     for key, shape in wanted.items():
         parts = [key] if key in given else [key.replace(".qkv.", f".{part}.") for part in "qkv"]
         with reading(f"{wrong}: {key}"):
-            value = torch.cat([given.pop(part) for part in dict.fromkeys(parts)])
+            value = torch.cat([given.pop(part) for part in parts])
             weights[key] = (value.T if key in layout.get("transposed", ()) else value).reshape(shape).contiguous()
     if given:
         raise FormatError(f"{wrong}: it also holds tensor {min(given)}, which {name} lacks; see docs/extractors.md")

@@ -196,7 +196,7 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     family = values.pop("family", "unet")
     with reading(where):
         config = NETWORKS.find(str(family)).traits
-    for key in values.keys() - set(_stored(config)):
+    for key in values.keys() - _stored(config):
         raise FormatError(f"{where}: network {family} has no setting {key}; {nearest(key, _stored(config))}")
     try:
         made: NetworkConfig = msgspec.convert(values, config)
@@ -213,8 +213,7 @@ def _stored(config: type[NetworkConfig]) -> list[str]:
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
     """Return a config as a section `network`; `config_of` is the inverse."""
-    values = {name: plain(getattr(config, name)) for name in _stored(type(config))}
-    return {"family": declaration_of(config).name, **values}
+    return {"family": declaration_of(config).name} | {name: plain(getattr(config, name)) for name in _stored(type(config))}
 
 
 def count_parameters(module: nn.Module) -> int:

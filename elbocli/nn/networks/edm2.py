@@ -183,7 +183,7 @@ class EDM2(LevelsNetwork):
 
     def __init__(self, config: EDM2Config):
         super().__init__(config)
-        width, first = max(config.width(depth) for depth in range(len(config.levels))), config.width(0)
+        width, first = max(config.widths), config.widths[0]
         self.conditioning = LevelAndClass(config.code, first, width, config.num_classes)
         # A constant input channel of ones replaces biases.
         self.first = UnitLayer(config.image_channels + 1, first, 3)

@@ -150,7 +150,7 @@ class Signature(NamedTuple):
 def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
     """Read a program and its Signature. Raises FormatError: not a network for square images."""
     program = read_program(path, f"elbocli.export_network(network, {str(path)!r}, z, level, labels)")
-    inputs: list[Any] = [*user_inputs(program)]
+    inputs: Any = user_inputs(program)
     out = program.graph.output_node().args[0][0].meta.get("val")
     shape, given = (tuple(each.shape) if isinstance(each, Tensor) else () for each in ((*inputs, None)[0], out))
     if (
@@ -208,23 +208,26 @@ class Program(Network):
         level = level if takes.levels.is_floating_point() else level.round()
         inputs = [z.to(takes.images.dtype).contiguous(), level.to(takes.levels.dtype).view(-1, *takes.levels.shape[1:])]
         if takes.labels is not None:
-            inputs.append(self._label_input(labels, logsnr, takes.labels.dtype))
+            inputs.append(self._label_input(labels, logsnr).to(takes.labels.dtype))
         with as_it_comes(z):
             out = self.program(*inputs)
         out = out[0] if isinstance(out, tuple | list) else out
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
-    def _label_input(self, labels: Tensor | None, logsnr: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return labels as the program takes them. logsnr: gives the batch size. Raises UsageError: no label means 'no class'."""
+    def _label_input(self, labels: Tensor | None, logsnr: Tensor) -> Tensor:
+        """Return labels [B] or one-hot, as the program takes them. logsnr: gives the batch size.
+
+        Raises UsageError: no label means 'no class'.
+        """
         labels = named_labels(labels, (*self.config.null_class, -1)[0], logsnr)
         if self.takes.classes:
-            return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(dtype)
+            return F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]
         if not self.config.null_class and labels.device.type == "cpu" and bool((labels < 0).any()):
             raise UsageError(
                 f"{self.config.file}: has no label for 'no class'; give each image a class, or import the program with "
                 "--null-class"
             )
-        return labels.to(dtype)
+        return labels
 
     def _follow(self, device: torch.device) -> None:
         """Make the program create internal tensors on `device`."""
@@ -284,7 +287,8 @@ def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | s
     with reading(wrong, remedy, UsageError), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
         program = torch.export.export(network.eval(), several, dynamic_shapes=tuple({0: batch} for _ in several))
-        program = program.run_decompositions({}) if decomposed else program
+        if decomposed:
+            program = program.run_decompositions({})
     with new_file(path) as file:
         torch.export.save(program, file)
     return path

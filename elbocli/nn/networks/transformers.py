@@ -158,11 +158,8 @@ class DiT(Network):
     def image(self, x: Tensor, code: Tensor) -> Tensor:
         """Return the output [B, C or 2C, H, W]. x: last block's tokens, [B, N, width]. code: conditioning, [B, width]."""
         config = self.config
-        size, side, batch = (
-            config.image_size,
-            config.side // config.patch,
-            x.shape[0],
-        )  # len() would fix the batch in torch.export
+        size, side = config.image_size, config.side // config.patch
+        batch = x.shape[0]  # len() would fix the batch in torch.export
         shift, scale = self.modulation(code)[:, None].chunk(2, 2)
         x = self.last(torch.addcmul(shift, self.norm(x), scale + 1))
         patches = x.view(batch, side, side, config.patch, config.patch, -1).permute(0, 5, 1, 3, 2, 4)
@@ -297,7 +294,7 @@ class UViTConfig(LevelsConfig):
 
     @property
     def width(self) -> int:
-        return self.channels * self.levels[-1]
+        return self.widths[-1]
 
     @property
     def halvings(self) -> int:
@@ -336,7 +333,7 @@ class UViT(Network):
     def __init__(self, config: UViTConfig):
         super().__init__(config)
         self.patches = PATCHINGS[config.patching]
-        width, channels = config.embedding, [config.channels * multiple for multiple in config.levels]
+        width, channels = config.embedding, config.widths
         inside = config.image_channels * 4**self.patches
         self.conditioning = Conditioning(LinearCode(), width, config.num_classes)
         self.first = nn.Conv2d(inside, channels[0], 3, padding=1)
@@ -422,12 +419,12 @@ def bands(x: Tensor, scales: list[float]) -> Tensor:
     Bands along (H, W): (low, low), (low, high), (high, low), (high, high). scales: factor of each band.
     """
     halves = [half for side in split(x.mT) for half in split(side.mT)]
-    return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
+    return torch.cat([half * scale for half, scale in zip(halves, scales)], 1)
 
 
 def image(x: Tensor, scales: list[float]) -> Tensor:
     """Invert bands() with the same scales: [B, 4C, H, W] → [B, C, 2H, 2W]."""
-    ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales, strict=True))
+    ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales))
     return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT
 
 

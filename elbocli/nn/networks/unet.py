@@ -150,13 +150,17 @@ class LevelsConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole = tuple(int(level) if level == int(level) else level for level in self.levels)
-        object.__setattr__(self, "levels", whole)
+        object.__setattr__(self, "levels", tuple(int(level) if level == int(level) else level for level in self.levels))
         if self.image_size < 1 << self.halvings:
             raise UsageError(
                 f"network: the levels halve the image {self.halvings} times, too often for {self.image_size} pixels; choose "
                 "another preset, or pack with another --size"
             )
+
+    @property
+    def widths(self) -> list[int]:
+        """Number of channels at each level, from the full image size down."""
+        return [round(self.channels * level) for level in self.levels]
 
     @property
     def halvings(self) -> int:
@@ -181,10 +185,6 @@ class AttendedConfig(LevelsConfig):
 
     attention: tuple[int, ...] = explained("Image sizes in pixels at which the blocks have self-attention.")
 
-    def width(self, depth: int) -> int:
-        """Return the number of channels at a depth; depth 0: full image size."""
-        return round(self.channels * self.levels[depth])
-
     def for_size(self, image_size: int) -> Self:
         new = replace(self, image_size=image_size)
         return replace(new, attention=tuple(side * new.side // self.side for side in self.attention))
@@ -204,7 +204,7 @@ class LevelsNetwork(Network):
         middle_attention: whether the first middle block has attention.
         """
         config = self.config
-        widths = [config.width(depth) for depth in range(len(config.levels))]
+        widths = config.widths
         attends = [config.side >> depth in config.attention for depth in range(len(widths))]
         now = widths[0]
         skips = [now]
@@ -216,8 +216,7 @@ class LevelsNetwork(Network):
                 self.down.append(block(now, width, True, attends[depth], ""))
                 now = width
                 skips.append(now)
-        middle = [block(now, now, False, middle_attention, ""), block(now, now, False, False, "")]
-        self.middle = nn.ModuleList(middle)
+        self.middle = nn.ModuleList([block(now, now, False, middle_attention, ""), block(now, now, False, False, "")])
         while widths:
             width, attention = widths.pop(), attends.pop()
             for _ in range(config.blocks + 1):
@@ -367,7 +366,7 @@ def attend(qkv: Tensor, heads: int, prepare: Callable[[Tensor, Tensor], tuple[Te
     q, k, v = qkv.view(batch, tokens, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
     if prepare is not None:
         q, k = prepare(q, k)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -465,8 +464,8 @@ class UNetConfig(AttendedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for depth, level in enumerate(self.levels):
-            width, exact = self.width(depth), self.channels * level
+        for depth, (level, width) in enumerate(zip(self.levels, self.widths)):
+            exact = self.channels * level
             last = self.middle_attention and depth == len(self.levels) - 1
             heads = self.heads if last or self.side >> depth in self.attention else 0
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
@@ -490,7 +489,7 @@ class UNet(LevelsNetwork):
             heads = config.heads or heads_of(cout, config.head_width)
             return Block(cin, cout, width, config.dropout, attention, resample, heads, normed)
 
-        self.first = nn.Conv2d(config.image_channels, config.width(0), 3, padding=1)
+        self.first = nn.Conv2d(config.image_channels, config.widths[0], 3, padding=1)
         now = self.add_blocks(block, config.middle_attention)
         self.norm = normed(now)
         self.last = zeroed(nn.Conv2d(now, config.image_channels * (1 + config.variance), 3, padding=1))

@@ -12,7 +12,6 @@ from elbocli.errors import UsageError
 from elbocli.files.records import Count, Record, stored
 
 FOLDER = Path(__file__).parent
-LATENTS = "latents"
 NAMES = tuple(
     sorted(
         (path.stem for path in FOLDER.glob("*.yaml")),
@@ -62,9 +61,11 @@ class Preset(Record, frozen=True, forbid_unknown_fields=True):
 
 def preset_file(name: str) -> Path:
     """Return a preset's file, by name or path. Raises UsageError for an unknown name."""
-    if name not in NAMES and not name.endswith((".yaml", ".yml")):
+    if name in NAMES:
+        return FOLDER / f"{name}.yaml"
+    if not name.endswith((".yaml", ".yml")):
         raise UsageError(f"no preset is called {name!r} (a preset's file must end in .yaml); {nearest(name, NAMES)}")
-    return FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
+    return Path(name)
 
 
 def load_preset(name: str) -> Preset:

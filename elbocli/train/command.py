@@ -153,8 +153,8 @@ def train(
     from elbocli.runtime.processes import joined
     from elbocli.train import loop, plan, recorder
 
-    known, asked = settings.read_options(config, options, words)
-    data, init = data or asked.pop("data", None), init or asked.pop("init", None)
+    known, asked = settings.read_options(config, {**options, "data": data, "init": init}, words)
+    data, init = asked.pop("data", None), asked.pop("init", None)
     preset = asked.get("preset")
     known = known or folder.known_of(out, data is not None, preset)
     if dry_run:

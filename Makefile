@@ -129,6 +129,8 @@ docs: $(VENV)/.ready
 	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/experiments.md.new
 	printf '\n### Fashion-MNIST\n\n' >> docs/experiments.md.new
 	$(BIN)/python examples/sweep/tabulate.py examples/sweep/results.jsonl >> docs/experiments.md.new
+	printf '\n### JiT\n\n' >> docs/experiments.md.new
+	$(BIN)/python examples/ablation/nine.py examples/ablation/nine.jsonl >> docs/experiments.md.new
 	mv docs/experiments.md.new docs/experiments.md
 
 bench: $(VENV)/.ready

@@ -54,6 +54,7 @@ def test_pages_of_measurements_show_what_was_measured():
     assert sorted(tuple(row[key] for key in ablation.Cell._fields) for row in rows) == sorted(ablation.cells(3))
     sweep = tabulate.summary(tabulate.read(ROOT / "examples/sweep/results.jsonl"))
     tables = f"\n## Measured\n\n### Digits\n\n{ablation.summary(rows)}\n\n### Fashion-MNIST\n\n{sweep}\n"
+    tables += f"\n### JiT\n\n{run(*(ROOT / 'examples/ablation' / name for name in ('nine.py', 'nine.jsonl'))).stdout}"
     assert (ROOT / "docs/experiments.md").read_text().endswith(tables)
     writer = load(ROOT / "examples/fashion/write_tutorial.py")
     figures = json.loads((ROOT / "docs/tutorial/figures.json").read_text())

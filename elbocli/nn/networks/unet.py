@@ -444,7 +444,7 @@ class UNetConfig(AttendedConfig):
     Raises UsageError if the image is too small for the levels, or if heads or groups don't divide the channels.
     """
 
-    middle_attention: bool = explained("Whether the middle blocks have self-attention, too.", default=True)
+    middle_attention: bool = explained("Whether the first middle block has self-attention, too.", default=True)
     heads: Count = explained("Heads of every attention layer; 0: as many as head_width gives.", default=0)
     head_width: Size = explained(
         "Least channels of a head, rounded up to a divisor of a level's channels; narrower levels: one head.", default=HEAD_WIDTH

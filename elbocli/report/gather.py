@@ -325,14 +325,10 @@ def _excess(
             f"{path}: has least possible errors for {optimum.dataset}, not the training images; use 'elbo optimum --like RUN'"
         )
     logs = {"training": (course, course.late())} | ({"held_out": (held, held.last())} if held else {})
-    sums = {
-        key: excess(
-            ErrorMoments.of_sums(log.edges, errors),
-            *optimum.least(log.edges, training=key == "training"),
-            effective[-1].weighting,
-        )
-        for key, (log, errors) in logs.items()
-    }
+    sums = {}
+    for key, (log, errors) in logs.items():
+        least, se = optimum.least(log.edges, training=key == "training")
+        sums[key] = excess(ErrorMoments.of_sums(log.edges, errors), least, se, effective[-1].weighting)
     return {
         "excess": {key: {"nats_per_dimension": each.value, "se": each.se} for key, each in sums.items()},
         "copying": copying(sums["training"], sums["held_out"]) if held else None,

@@ -150,7 +150,7 @@ def bound(
     for holds, other, refused in rules:
         for name in refused if holds else ():
             if ctx.params[name]:
-                raise click.UsageError(f"leave out --{name.replace('_', '-')}, which can't go with {other}")
+                raise click.UsageError(f"--{name.replace('_', '-')} can't be combined with {other}; leave one of them out")
     asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
     own = judge.open_own(asked, optimum) if optimum else asked
     result: Any

@@ -100,7 +100,7 @@ def _hold(path: Path) -> Iterator[None]:
 def replace(aside: Path, path: Path) -> None:
     """Rename the temporary file or folder `aside` to `path`. Raises OSError; DataError for a pipe or a device."""
     if special(path):
-        raise DataError(f"{path}: could not write: is {PIPE}, and elbo replaces only files; choose another name")
+        raise DataError(f"{path}: could not write: the path is {PIPE}, and elbo replaces only files; choose another name")
     os.replace(aside, path)
     flush(path.parent)
 

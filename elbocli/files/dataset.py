@@ -331,7 +331,7 @@ def find_dataset(folder: Path) -> Path:
 def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) -> str:
     """Return the sha256 of everything in a dataset but its block and `contents_sha256`. names: name → list of text."""
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
-    # Damaged attributes may have any type.
+    # default=str: the attributes of a damaged file may have types that JSON lacks.
     digest = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=str).encode())
     for name in sorted({*arrays, *names}):
         if name in names:

@@ -9,7 +9,7 @@ from elbocli.report.gather import RunFacts
 from elbocli.report.results import score_rows
 
 PREVIEW = re.compile(r"step-[0-9]+\.png")
-# "unknown" is an identifier of the hub, which refuses other words.
+# The Hugging Face Hub accepts only licences that it knows; "unknown" is one of them.
 FILL_IN = "license: unknown  # fill in the identifier of your licence; and, where the hub has the dataset, add datasets: [NAME]\n"
 
 

@@ -32,7 +32,7 @@ class Thumbnails:
 
     @property
     def url(self) -> str:
-        """The PNG image as a data URL."""
+        """Data URL that contains the row of pictures as a PNG."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 

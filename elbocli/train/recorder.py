@@ -173,7 +173,7 @@ class Recorder:
 
     @contextmanager
     def _apart(self, work: str) -> Iterator[None]:
-        # Shows `work` as progress, and leaves the block's seconds out of `images_per_s`.
+        # Shows `work` in the progress bar. `images_per_s` leaves out the seconds that the block takes.
         progress(self.state.steps_done, self.settings.steps, "step", work)
         check(self.state)  # also waits until the device has finished all updates
         begun = time.monotonic()

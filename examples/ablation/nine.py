@@ -108,7 +108,7 @@ def entry(rows: list[dict[str, Any]]) -> str:
 
 
 def table(rows: list[dict[str, Any]], patch: int) -> str:
-    """Return the distances of a patch's nine as Markdown: a line per prediction, a column per loss."""
+    """Return a Markdown table of the distances for one patch size: a row per prediction, a column per loss."""
     lines = [[f"patch {patch}", *(f"{loss} loss" for loss in LOSSES)], ["---"] * 4]
     for prediction in PREDICTIONS:
         groups = [

@@ -47,7 +47,9 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     channels, out, rows = (convert(found.get(key) or usual, Count, f"{where}: {key}") for key, usual in numbers)
     classes = rows if options.classes is None else options.classes
     if not rows - 1 <= classes <= rows or (rows and not classes):
-        raise UsageError(f"--classes {classes}: {folder} has {rows}; give {rows}, or one less if the last class is 'no class'")
+        raise UsageError(
+            f"--classes {classes}: the network in {folder} has {rows} classes; give {rows}, or one less if its last class means 'no class'"
+        )
     side = found.get("sample_size")
     size = options.size or (side[0] if isinstance(side, list) and side == side[:1] * 2 else side)
     if size is None:

@@ -52,7 +52,7 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 
 
 def _entry(found: Any, key: str) -> Any:
-    """Return an entry of a dict, or of a pickled object like a dict; None if there is none."""
+    """Return the value of `key` in a dict or in a pickled object like a dict; None if the key is missing."""
     held = found.items if isinstance(found, Foreign) else found
     return held.get(key) if isinstance(held, dict) else None
 

@@ -152,7 +152,7 @@ def editable(name: str, preset: Preset) -> str:
             heading = setting.group
             lines += ["", f"  # == {heading} =="]
         value = preset.train.get(key, getattr(usual, key))
-        lines += _key(key, str(setting.meta.description), value, key in preset.train)
+        lines += _key(key, setting.said["help"], value, key in preset.train)
     return "\n".join(lines) + "\n"
 
 

@@ -37,7 +37,7 @@ def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default=None,
             multiple=get_origin(setting.kind) is tuple,
             metavar=setting.says("metavar", (zero and f"N|{zero}") or None),
-            help=f"{setting.meta.description}  [default: {shown}]" if shown else setting.meta.description,
+            help=f"{setting.said['help']}  [default: {shown}]" if shown else setting.said["help"],
             more=setting.says("more"),
         )(function)
     return function

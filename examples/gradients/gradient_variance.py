@@ -12,13 +12,12 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from msgspec import structs
 from torch import Tensor
 
 from elbocli.bound.measure import Measurement, open_measurement
@@ -103,7 +102,7 @@ class Gradients:
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(asked.seed, "gradient").seed(0)
         batch, precision = batch or settings.batch_size, asked.precision
-        self.settings = structs.replace(settings, seed=seed, batch_size=batch, micro_batch=0, precision=precision, val_split=0)
+        self.settings = replace(settings, seed=seed, batch_size=batch, micro_batch=0, precision=precision, val_split=0)
         trained = asked.trained
         objective = trained.weighting(), None, trained.prediction
         resolved = Resolved(self.settings, trained.network.config, RunData(), {}, *objective)

@@ -133,8 +133,9 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
             def write() -> None:
                 flush_logs(out)
                 path = store.save(out, step, weights, rest, meta)
-                hook.start(path)
-                store.drop(out, step, settings.keep_last, settings.keep_every, set(map(store.step_of, hook.held())))
+                hook.newest = path
+                held = [store.step_of(hook.begun)] if hook.poll() else []
+                store.drop(out, step, settings.keep_last, settings.keep_every, held)
                 status.saved = step
                 status.write(RUNNING)
 
@@ -169,63 +170,63 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
             status.reached(step, state.images)
             if writing.done():
                 writing.result()
+            hook.poll()
             progress(step, settings.steps, "step", **values)
         writing.result()
     status.write(DONE)
-    if hook.held():
+    if hook.poll():
         log.info("waiting for the last command of --on-checkpoint to end")
-        while hook.held() and not ending.signals.received:
+        while hook.poll() and not ending.signals.received:
             time.sleep(LOOK_S)
     log.info("%s: done, %d steps, trained on %d images", out, state.steps_done, state.images)
 
 
 class CheckpointHook:
-    """Runner of the shell command of --on-checkpoint, for one checkpoint at a time."""
+    """Runner of the shell command of --on-checkpoint, for one checkpoint at a time.
+
+    newest: checkpoint whose turn is next, unless its command has begun. begun: checkpoint of the last command that was started.
+    """
 
     def __init__(self, command: str, run: Path):
-        self.command, self.run = command, run
-        self._thread = ThreadPoolExecutor(1, "elbo-hook")
-        self._jobs: dict[Path, Future[None]] = {}
+        self.command, self.run, self._lock = command, run, Lock()
+        self.newest = self.begun = run  # no checkpoint yet
         self._process: subprocess.Popen[bytes] | None = None
-        self._starting = Lock()
 
-    def start(self, checkpoint: Path) -> None:
-        """Queue the command for a checkpoint, in place of waiting commands for older checkpoints."""
-        for job in self._jobs.values():
-            job.cancel()
-        if self.command:
-            self._jobs[checkpoint] = self._thread.submit(self._do, checkpoint)
-
-    def held(self) -> list[Path]:
-        """Return the checkpoints of running or waiting commands, which must not be deleted."""
-        return [path for path, job in self._jobs.items() if not job.done()]
-
-    def _do(self, checkpoint: Path) -> None:
-        environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)},
-            "ELBO_CHECKPOINT": str(checkpoint.absolute()),
-            "ELBO_RUN": str(self.run.absolute()),
-            "ELBO_STEP": str(store.step_of(checkpoint)),
-        }
-        with self._starting:
-            if not (command := self.command):
-                return
-            self._process = subprocess.Popen(
-                command,
-                shell=True,
-                env=environment,
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=STDERR,
-                stderr=STDERR,
-            )
-        if code := self._process.wait():
-            log.warning("--on-checkpoint: exit code %d for checkpoint %s from the command: %s", code, checkpoint.name, command)
+    def poll(self) -> bool:
+        """Start the command for the newest checkpoint if no command runs. Return whether a command runs now. Thread-safe."""
+        with self._lock:
+            if self._process is not None:
+                if (code := self._process.poll()) is None:
+                    return True
+                if code:
+                    said = "--on-checkpoint: exit code %d for checkpoint %s from the command: %s"
+                    log.warning(said, code, self.begun.name, self.command)
+                self._process = None
+            if not self.command or self.newest == self.begun:
+                return False
+            self.begun = self.newest
+            environment = {
+                **{key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)},
+                "ELBO_CHECKPOINT": str(self.begun.absolute()),
+                "ELBO_RUN": str(self.run.absolute()),
+                "ELBO_STEP": str(store.step_of(self.begun)),
+            }
+            try:
+                self._process = subprocess.Popen(
+                    self.command,
+                    shell=True,
+                    env=environment,
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=STDERR,
+                    stderr=STDERR,
+                )
+            except OSError as error:
+                log.warning("--on-checkpoint: could not start the command: %s", error)
+            return self._process is not None
 
     def stop(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        with self._starting:
-            self.command = ""
+        """End the running command."""
         if self._process is not None and self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)

@@ -306,7 +306,7 @@ def hook(tmp_path):
     def make(command, *steps):
         made.append(CheckpointHook(f"cd '{tmp_path}'; {command}", tmp_path / "run"))
         for step in steps:
-            made[-1].start(saved(tmp_path, step))
+            made[-1].newest = saved(tmp_path, step)
         return made[-1]
 
     yield make
@@ -326,7 +326,7 @@ def test_the_command_knows_its_checkpoint_writes_to_stderr_and_is_no_worker_of_t
     for name in (*TORCHRUN, "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "2")
     one = hook('echo "$ELBO_STEP $ELBO_RUN"; echo "$ELBO_CHECKPOINT"; cat; env > env', 1200)
-    until(lambda: not one.held())
+    until(lambda: not one.poll())
     assert capfd.readouterr() == ("", f"1200 {tmp_path}/run\n{saved(tmp_path, 1200)}\n")
     there = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
     assert not {*TORCHRUN} & {*there} and there["CUDA_VISIBLE_DEVICES"] == "2"
@@ -335,11 +335,11 @@ def test_the_command_knows_its_checkpoint_writes_to_stderr_and_is_no_worker_of_t
 def test_one_command_runs_at_a_time_and_the_newest_checkpoint_is_next(hook, tmp_path):
     one = hook("mkdir busy || echo two at once >> log; echo $ELBO_STEP >> log; until test -e go; do sleep .01; done; rmdir busy")
     for step in (1, 2, 3, 4):
-        one.start(saved(tmp_path, step))
-        assert one.held() == [saved(tmp_path, each) for each in sorted({1, step})]
+        one.newest = saved(tmp_path, step)
+        assert one.poll() and one.begun == saved(tmp_path, 1)
         until((tmp_path / "log").exists)
     (tmp_path / "go").touch()
-    until(lambda: not one.held())
+    until(lambda: not one.poll())
     assert (tmp_path / "log").read_text().split() == ["1", "4"]
 
 
@@ -348,19 +348,18 @@ def test_a_command_that_fails_is_a_warning_and_the_next_has_its_turn(command, co
     with heard() as lines:
         one = hook(command)
         for step in (1, 2):
-            one.start(saved(Path(), step))
-            until(lambda: not one.held())
+            one.newest = saved(Path(), step)
+            until(lambda: not one.poll())
     assert len(lines) == 2 and all(word in lines[1] for word in ("step-00000002", code, command))
 
 
 def test_a_command_has_a_session_of_its_own_and_is_killed_where_it_ignores_sigterm(hook, tmp_path, monkeypatch):
-    """So no Ctrl-C at the terminal reaches it. The thread that starts it may be slow."""
-    start = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *line, **how: (start(*line, **how), time.sleep(0.5))[0])
+    """So no Ctrl-C at the terminal reaches it."""
     monkeypatch.setattr(loop, "GRACE_S", 0.1)
     one = hook("trap '' TERM; echo $$ > new; mv new pid; until test -e over; do sleep .01; done", 1)
+    assert one.poll()
     until((tmp_path / "pid").exists)
     process = int((tmp_path / "pid").read_text())
     assert os.getsid(process) == process
     one.stop()
-    until(lambda: not one.held())
+    until(lambda: not one.poll())

@@ -1,6 +1,5 @@
 """One optimizer update, and the losses of a batch."""
 
-import math
 from functools import partial
 
 import torch
@@ -98,22 +97,11 @@ def update(state: TrainState) -> None:
     state.constrain(left_out)
 
 
-@torch.no_grad()
 def check(state: TrainState) -> None:
     """Raise NonFiniteError on all ranks if the loss or the gradient of an update wasn't finite."""
-    number, _, norm = state.first_bad.tolist()
-    if not number:
-        return
-    # Later updates were skipped, so the weights are still those of the bad update, and its losses are recomputed.
-    step, mine, batches = int(number) - 1, list[tuple[float, float, int]](), state.batches
-    how = state.weighting, state.schedule, state.prediction
-    for part, places in enumerate(batches.parts):
-        losses, _, levels = step_losses(state.spread.forward, batches, step, part, *how)
-        mine += zip(losses.tolist(), levels.tolist(), places)
-    found = [each for process in state.world.all(mine) for each in process]
-    bad = sum(not math.isfinite(loss) for loss, _, _ in found)
-    worst, logsnr, place = max(found, key=lambda each: (not math.isfinite(each[0]), each[0]))
-    raise NonFiniteError(
-        f"step {int(number)}: loss {worst:g} at logsnr {logsnr:.4g} (image {batches.indices(step)[place]}; {bad} of "
-        f"{len(found)} losses not finite), gradient norm {norm:g}; earlier weights are kept; lower --lr, or raise --warmup-steps"
-    )
+    number, total, norm = state.first_bad.tolist()
+    if number:
+        raise NonFiniteError(
+            f"step {int(number)}: loss {total / state.settings.batch_size:g}, gradient norm {norm:g}; earlier weights are kept; "
+            "lower --lr, or raise --warmup-steps"
+        )

@@ -122,6 +122,6 @@ def test_the_micro_batch_is_looked_for_once_on_each_card(digits, tmp_path, monke
 def test_a_step_that_is_not_finite_ends_the_run_without_waiting(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(Batches, "at", Batches.at)  # put back afterwards
     poisoned(2, 3)
-    with pretending() as device, pytest.raises(NonFiniteError, match=r"step 2: loss nan at logsnr"):
+    with pretending() as device, pytest.raises(NonFiniteError, match="step 2: loss nan, "):
         train(digits, tmp_path / "cuda", device="cuda", log_every=4)
     assert device.waits.outside(*MAY_WAIT) == []

@@ -187,7 +187,7 @@ def test_auxiliary_losses_that_do_not_suit_network_or_dataset_are_refused(fresh,
 
 
 @pytest.mark.parametrize("micro_batch", [0, 3])
-def test_nan_is_named_with_its_step_level_and_image_and_the_weights_are_those_before(micro_batch, fresh, monkeypatch):
+def test_nan_is_named_with_its_step_and_the_weights_are_those_before(micro_batch, fresh, monkeypatch):
     clean, sick = (fresh(micro_batch=micro_batch, **{"network.dropout": 0.1}) for _ in range(2))
     for _ in range(3):
         update(clean)
@@ -195,11 +195,10 @@ def test_nan_is_named_with_its_step_level_and_image_and_the_weights_are_those_be
     poisoned(4, 5)
     for _ in range(6):
         update(sick)
-    level, image = float(sick.schedule.logsnr(sick.batches.times(3))[5]), sick.batches.indices(3)[5]
     with pytest.raises(NonFiniteError) as caught:
         check(sick)
     assert caught.value.exit_code == 4
-    assert f"step 4: loss nan at logsnr {level:.4g} (image {image}; 1 of 16" in str(caught.value)
+    assert "step 4: loss nan, " in str(caught.value)
     moments = clean.snapshot()[1]["optimizer"]["state"], sick.snapshot()[1]["optimizer"]["state"]
     for one, other in ((clean.live, sick.live), *((moments[0][index], moments[1][index]) for index in moments[0])):
         assert all(torch.equal(value, other[key]) for key, value in one.items())

@@ -17,6 +17,7 @@ from elbocli.bound.measure import open_measurement
 from elbocli.core.samplers import parse_sampler
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import LATENTS, Dataset
+from elbocli.nn.auxiliary import Auxiliary
 from elbocli.nn.networks import NetworkConfig, build, place
 from elbocli.run.settings import Resolved, resolve
 from elbocli.runtime.device import Precision
@@ -107,7 +108,7 @@ def sharded_and_whole(config: NetworkConfig, device: str, precision: str) -> tup
             network = build(config)
             for parameter in network.parameters():  # a new network's last layers are zero, and so would gradients be
                 torch.nn.init.normal_(parameter, 0, 0.1)
-            spread = Parallel(network, world, precision, sharded)
+            spread = Parallel(network, world, precision, sharded, Auxiliary((), network, 0))
             z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(world.device)
             labels = torch.arange(4, device=world.device) % config.num_classes if config.num_classes else None
             for _ in range(2 if sharded else 1):

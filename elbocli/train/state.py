@@ -42,12 +42,10 @@ class Parallel:
 
     precision: of the forward pass. sharded: whether to shard. forward: module to call in training.
     shards: number of processes per copy of the weights.
-    auxiliary: auxiliary losses, if any.
     """
 
-    def __init__(self, network: Network, world: World, precision: str, sharded: bool = False, auxiliary: Auxiliary | None = None):
-        self.network, self.world, self.sharded = network, world, sharded
-        self.auxiliary = auxiliary or Auxiliary((), network, 0)
+    def __init__(self, network: Network, world: World, precision: str, sharded: bool, auxiliary: Auxiliary):
+        self.network, self.world, self.sharded, self.auxiliary = network, world, sharded, auxiliary
         self.precision = Precision(precision, world.device)
         self.forward: nn.Module = network
         self.shards = shard_size(world.size) if sharded else 1
@@ -89,11 +87,10 @@ class Parallel:
 
     def try_pass(self, images: int, last: bool = False) -> None:
         """Run forward and backward on zeros, and keep the gradients. images: number. last: as in `accumulating`."""
-        config, device = self.network.config, self.world.device
-        z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
-        labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
-        x, logsnr = z.permute(0, 3, 1, 2), torch.zeros(images, device=device)
-        features = torch.zeros(images, self.auxiliary.features, device=device)
+        with self.world.device:
+            x, logsnr, labels = self.network.config.example(images)
+            features = torch.zeros(images, self.auxiliary.features)
+        x = x.contiguous(memory_format=torch.channels_last)
         with self.accumulating(last):
             with self.precision.autocast(), self.auxiliary.recording() as hidden:
                 out: Tensor = self.forward(x, logsnr, labels)
@@ -190,8 +187,8 @@ class TrainState:
         heads = [*place(self.auxiliary.heads, self.device).parameters()]
         if heads:  # in a group of their own, because they aren't sharded
             self.optimizer.add_param_group({"params": heads})
-        named, kept = [*network.named_parameters(), *network.named_buffers()], network.state_dict()
-        self.live: dict[str, Tensor] = {key: each for key, each in named if key in kept and each.is_floating_point()}
+        kept: dict[str, Tensor] = network.state_dict(keep_vars=True)
+        self.live = {key: tensor for key, tensor in kept.items() if tensor.is_floating_point()}
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
         self.ema = Averages(tuple(map(parse_average, resolved.settings.ema)), self.live)
 

@@ -361,7 +361,8 @@ def test_units_are_all_compiled_however_many_kinds_there_are(compiler):
 def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_graphs(monkeypatch):
     modes, asked = [], set()
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: asked.add(how["mode"]))
-    replica = Parallel(build(UViTConfig(8, 1, 0, 8, (1, 2), blocks=1, depth=1, heads=2, embedding=8)), World(), "fp32")
+    network = build(UViTConfig(8, 1, 0, 8, (1, 2), blocks=1, depth=1, heads=2, embedding=8))
+    replica = Parallel(network, World(), "fp32", False, Auxiliary((), network, 0))
     for device, processes, parts, recompute, small, added in (
         *((CUDA, 1, 1, False, 10**8, []), (CPU, 1, 1, False, 10**8, []), (CUDA, 1, 2, False, 10**8, [])),
         *((CUDA, 2, 1, False, 10**8, []), (CUDA, 1, 1, True, 10**8, []), (CUDA, 1, 1, False, 100, [])),

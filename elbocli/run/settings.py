@@ -223,11 +223,6 @@ def resolve(
         raise UsageError(f"{where}: network family {declaration_of(network).name!r} can't be trained; choose another --preset")
     if fresh:
         init = fresh.facts(settings, network, data)
-        log.info(
-            "starting from the weights of %s; changed settings: %s",
-            fresh.named,
-            ", ".join(init.changed or ()) or "nothing",
-        )
     elif initial and init:
         init = structs.replace(init, run=str(initial.named))  # the run may have moved
     return Resolved(settings, network, data, files, weighting, schedule, prediction, init, initial)

@@ -237,7 +237,9 @@ class CheckpointHook:
 
 def _introduction(state: TrainState, out: Path) -> str:
     settings, start, init = state.settings, state.steps_done, state.resolved.init
-    new = f"new run from {init.run}, weights {init.weights}" if init else "new run"
+    new = "new run"
+    if init:
+        new += f" from {init.run}, weights {init.weights}, changed settings: {', '.join(init.changed or ['none'])}"
     many = f", {state.world.size} processes" if state.world.size > 1 else ""
     kind = "not monotone" if state.weighting.rising(settings.logsnr_min, settings.logsnr_max) else "monotone"
     return (

@@ -233,7 +233,7 @@ def forget(run):
 def test_a_run_from_anothers_weights_goes_on_without_it_once_there_is_a_checkpoint(train, folder, trained, elbo):
     shutil.copytree(trained, folder / "src")
     said, new = train(*NEW), folder / "new"
-    assert "new: new run from src, weights ema-0.9" in said and "src; changed settings: weighting" in said
+    assert "new: new run from src, weights ema-0.9" in said and "changed settings: weighting" in said
     init = read_config(new).init
     assert (init.run, init.step, init.images, init.weights) == ("src", 40, 640, "ema-0.9")
     first, *_ = lines_of(new / "metrics.jsonl")

@@ -165,7 +165,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     """
     total: LossLog | None = None
     for source in sources:
-        for entry in _entries(source):
+        for entry in entries(source):
             if isinstance(entry, LossLogHeader):
                 edges = torch.tensor(entry.edges, dtype=torch.float64)
                 total = total or LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
@@ -183,7 +183,8 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     return total
 
 
-def _entries(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
+def entries(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
+    """Yield the headers and rows of a loss log: a run folder, a file or a stream. Raises FormatError, DataError."""
     if not isinstance(source, Path):
         yield from read_losslog(source, "standard input")
         return

@@ -15,14 +15,14 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.training import AUTO, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, InitFacts, RunConfig, RunData
 from elbocli.files.dataset import PREPROCESSING, find_dataset
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.files.losslog import LossLogRow, read_losslog
+from elbocli.files.losslog import LossLogRow, entries
 from elbocli.files.plugins import check_plugins
-from elbocli.files.reading import file_sha256, open_file, reading
+from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.files.tensor_files import check_average, load, read_about
 from elbocli.nn.networks import Network, NetworkConfig, build, config_of, loaded, place, section_of
@@ -126,12 +126,8 @@ class TrainedRun:
 
     def _online(self) -> AdaptiveSchedule:
         online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
-        try:
+        with reading(f"{self.checkpoint.path / 'state.pt'}: lacks the errors per noise level", "; use another checkpoint"):
             online.state.copy_(self.checkpoint.state()["online"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise FormatError(
-                f"{self.checkpoint.path / 'state.pt'}: lacks the errors per noise level; use another checkpoint"
-            ) from error
         return online
 
 
@@ -245,8 +241,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     assert schedule is not None
     path, online, intervals = run / "losslog.jsonl", AdaptiveSchedule(bin_edges(low, high)), list[LossLogRow]()
     if path.exists():
-        with reading(path, kind=DataError), open_file(path) as file:
-            intervals = [entry for entry in read_losslog(file, path) if isinstance(entry, LossLogRow)]
+        intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)]
     told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
     found, prediction = [], Prediction(settings.prediction)
     for number, interval in enumerate([LossLogRow(0, 0, *online.state[:3].tolist()), *intervals]):

@@ -24,7 +24,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.networks.diffusers import affine
-from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
+from elbocli.run.open import TrainedRun, check_alike, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log, progress
 from elbocli.train.batches import network_input, normalised
@@ -339,11 +339,11 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
         raise UsageError(f"{trained.path}: names no dataset to evaluate on; add a dataset, as in RUN DATA.h5")
     dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
     dataset.check_square()
-    check_content(dataset.identity(), known, trained.path)
+    check_alike(dataset.identity(), known, trained.path, ["image_size", "channels"])
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
         raise DataError(f"{dataset.path}: has changed since the run was trained on it; restore it, or add a dataset: RUN DATA.h5")
-    given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
-    expected = config.image_size, config.image_channels, config.num_classes
-    if given[:2] != expected[:2] or given[2] > expected[2]:
-        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}; choose a dataset with the run's {expected}")
+    if dataset.num_classes > config.num_classes > 0:
+        raise UsageError(
+            f"{dataset.path}: has {dataset.num_classes} classes; choose a dataset with the run's {config.num_classes}"
+        )
     return dataset

@@ -1,6 +1,7 @@
 """Open a trained run, or the old run of `elbo train --init`."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,20 +45,16 @@ def dataset_of(data: RunData, run: Path) -> Path:
     return typed if known else Path(os.path.relpath(place))
 
 
-def check_content(data: RunData, known: RunData, run: object) -> None:
-    """Raise UsageError unless dataset and run both have pixels, or both have latents of the same space.
+def check_alike(data: RunData, known: RunData, other: object, keys: Sequence[str] = ()) -> None:
+    """Raise UsageError unless two datasets both have pixels, or both have latents of the same space.
 
-    data: description of the dataset. known: section `data` of the run's config.yaml. run: run's name for messages.
+    data, known: descriptions of the datasets. other: name of the second dataset or its run, for messages.
+    keys: further fields that must be equal. Unknown values are not compared.
     """
-    if data.latents != known.latents:
-        holds = "latents" if data.latents else "pixels"
-        raise UsageError(f"{data.path}: holds {holds}, but {run} was not trained on {holds}; name another dataset")
-    for key in SPACE if known.latents else ():
-        here, there = data.more.get(key), known.more.get(key)
-        if None not in (here, there) and here != there:
-            raise UsageError(
-                f"{data.path}: its latents have {key} {here}, but {run} has {key} {there}; encode the images as for {run}"
-            )
+    here, there = ({"latents": each.latents, **each.json()} for each in (data, known))
+    known_keys = [key for key in ("latents", *SPACE, *keys) if None not in (here.get(key), there.get(key))]
+    if wrong := [key for key in known_keys if here[key] != there[key]]:
+        raise UsageError(f"{data.path}: differs from the data of {other} in {', '.join(wrong)}; choose a dataset made alike")
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -289,7 +286,7 @@ class Initial(TrainedRun):
         return {key: value for key, value in stored if key != "time_limit" and SETTINGS[key].group not in left}
 
     def check_data(self, data: RunData) -> None:
-        check_content(data, self.data, self.named)
+        check_alike(data, self.data, self.named)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
         """Return the old run's class number for each new class; None: the old run lacks the class.

@@ -155,7 +155,7 @@ class Batches:
             Stream(settings.seed, name) for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
         )
         self._rows, space = training_rows(settings, dataset), dataset.latent_space
-        self._scaling = space and affine(space, device)
+        self._scaling = affine(space, device) if space else None
         self._shuffled = lru_cache(2)(lambda epoch: self._order.permutation(epoch, len(self._rows)))
         self.parts = parts or [range(self.batch)]
         ahead = dataset.kind == ENCODED or device.type != "cpu"

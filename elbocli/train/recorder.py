@@ -27,7 +27,7 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import flush, writing
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
@@ -36,7 +36,7 @@ from elbocli.files.recognise import check_outputs
 from elbocli.files.schedule_file import finite
 from elbocli.nn.networks.diffusers import affine
 from elbocli.run.folder import PREVIEW_COUNT
-from elbocli.run.open import SPACE
+from elbocli.run.open import check_alike
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 from elbocli.runtime.device import Precision, sent
@@ -213,8 +213,8 @@ def log_lengths(run: Path) -> dict[str, int]:
 def flush_logs(run: Path) -> None:
     """Flush the logs to disk. Raises DataError."""
     for name in log_lengths(run):
-        with writing(run / name), open(run / name, "rb") as file:
-            os.fsync(file.fileno())
+        with writing(run / name):
+            flush(run / name)
 
 
 # --- previews: pictures drawn with the averaged weights ---
@@ -276,15 +276,10 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
     if digest is not None and digest == trained.attributes.payload_sha256:
         raise UsageError(f"--val {held.path}: holds the training images; name another dataset, or use --val-split N")
 
-    here, there = held.identity().json(), trained.identity().json()
     names = ["class_names"] if conditional and held.class_names and trained.class_names else []
-    wrong = [key for key in ("image_size", "channels", *SPACE, *names) if here.get(key) != there.get(key)]
+    check_alike(held.identity(), trained.identity(), trained.path, ["image_size", "channels", *names])
     if conditional and held.num_classes > trained.num_classes:
-        wrong.append("num_classes")
-    if wrong:
-        raise UsageError(
-            f"--val {held.path}: differs from the training dataset in {', '.join(wrong)}; pack both datasets with equal options"
-        )
+        raise UsageError(f"--val {held.path}: has {held.num_classes} classes, expected {trained.num_classes}; leave classes out")
 
 
 class Validation:
@@ -301,7 +296,7 @@ class Validation:
         self.edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
         self.dimensions, self.conditional = math.prod(self.dataset.shape[1:]), resolved.network.num_classes > 0
         space = self.dataset.latent_space
-        self._scaling = None if space is None else affine(space, device)
+        self._scaling = affine(space, device) if space else None
         # Times of an image are evenly spaced; their offsets are a low-discrepancy sequence over the images.
         start = Stream(settings.seed, "val-t").uniform(0, 1)
         offsets = (start + GOLDEN * np.arange(len(self.rows))) % 1.0

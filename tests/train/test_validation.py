@@ -86,7 +86,7 @@ def test_training_and_validation_take_the_two_sides_of_one_split(digits, preset)
 def test_another_dataset_is_taken_if_it_is_packed_likewise(size, channels, names, word, pack, images, digits):
     val, data = TrainSettings(val=str(pack("other.h5", images(50, size, channels), names=names))), Dataset(digits)
     if word:
-        with pytest.raises(UsageError, match=rf"--val \S+other\.h5: .*{word}"):
+        with pytest.raises(UsageError, match=rf"other\.h5: .*{word}"):
             open_held_out(val, data, True)
     if not word or "class" in word:  # without conditions, no class is told
         assert np.array_equal(open_held_out(val, data, not word)[1], np.arange(50))

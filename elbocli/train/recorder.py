@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,6 @@ class Recorder:
                 self._append(LOSSES, header)
             if self.validation:
                 self._append(VALIDATION, self.validation.header_for(out / VALIDATION))
-        self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)
         self.decoder = None
         if settings.preview_every:
             with reading("previews can't be drawn; --preview-every none turns them off", kind=UsageError):
@@ -107,6 +107,7 @@ class Recorder:
                 output = self.decoder or open_decoder(state.resolved.data, network, state.device)
                 self.evaluation = Evaluation(state, output, *extractor)
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
+        self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)
         self._since, self._clock = state.steps_done, 0.0
         if self.validation and state.resolved.init is not None and not state.steps_done:
             self._validate(self.validation)  # the score of the weights that the run begins from
@@ -385,25 +386,21 @@ class Validation:
 
 LINES = ".jsonl"
 SAMPLES = "samples"  # key of a preview (the path of a PNG file) among the values of a step
-Target = Callable[[int, Mapping[str, Any]], object]  # (step, values) → anything; `finish`, if there, is called at the end
+Target = Callable[[int, Mapping[str, Any]], object]  # (step, values) → anything
 
 
-def open_lines(word: str, run: Path, step: int) -> Target:
-    """Return a target that appends lines to the JSONL file `word`. run, step: not used."""
-
-    def write(step: int, values: Mapping[str, Any]) -> None:
-        if SAMPLES not in values:
-            with open(word, "a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-
-    return write
+def write_line(file: str, step: int, values: Mapping[str, Any]) -> None:
+    """Append the values to a JSONL file."""
+    if SAMPLES not in values:
+        with open(file, "a") as lines:
+            lines.write(json.dumps({"step": step, **values}) + "\n")
 
 
-def open_tensorboard(word: str, run: Path, step: int) -> Target:
-    """Return a target that writes TensorBoard events into the folder `word` of `run`, and hides events after `step`."""
+def open_tensorboard(run: Path, step: int) -> Target:
+    """Return a target that writes TensorBoard events into RUN/tensorboard, and hides events after `step`."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(run / word), purge_step=step + 1)  # hides later steps in old files
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)  # hides later steps in old files
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
@@ -421,8 +418,8 @@ def _shown(values: Mapping[str, Any], picture: Callable[[str], Any]) -> dict[str
     return {key: picture(str(value)) if key == SAMPLES else value for key, value in values.items() if value is not None}
 
 
-def open_wandb(word: str, run: Path, step: int) -> Target:
-    """Return a target that logs to Weights & Biases, under the id of `run`. word, step: not used."""
+def open_wandb(run: Path, step: int) -> Target:
+    """Return a target that logs to Weights & Biases, under the run's id. step: not used."""
     import wandb
 
     config = read_config(run)
@@ -430,38 +427,21 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
         os.environ.setdefault(f"WANDB_{key.upper()}", str(value))  # the user's environment variables come first
     begun = wandb.init(id=config.run_id, resume="allow", config=config.json(), allow_val_change=True)
     begun.define_metric("*", step_metric="step")  # W&B's counter can't go back when a run resumes at an earlier step
-
-    def write(step: int, values: Mapping[str, Any]) -> None:
-        begun.log({"step": step, **_shown(values, wandb.Image)})
-
-    return write
+    return lambda step, values: begun.log({"step": step, **_shown(values, wandb.Image)})
 
 
-class TrackioTarget:
-    """Target that logs to trackio."""
+def open_trackio(run: Path, step: int) -> Target:
+    """Return a target that logs to trackio. step: not used."""
+    import trackio
 
-    def __init__(self, word: str, run: Path, step: int):
-        import trackio
-
-        config, self.trackio = read_config(run), trackio
-        # trackio continues the logs of an equal name, so the name contains the run id.
-        name, project = f"{run.resolve().name}-{str(config.run_id)[:8]}", os.environ.get("TRACKIO_PROJECT", "elbo")
-        with redirect_stdout(sys.stderr):  # standard output is for the run's path
-            self.begun = trackio.init(project=project, name=name, config=config.json(), resume="allow")
-
-    def __call__(self, step: int, values: Mapping[str, Any]) -> None:
-        self.begun.log(_shown(values, self.trackio.Image), step=step)
-
-    def finish(self) -> None:
-        with redirect_stdout(sys.stderr):
-            self.trackio.finish()
+    config = read_config(run)
+    # trackio continues the logs of an equal name, so the name contains the run id.
+    name, project = f"{run.resolve().name}-{str(config.run_id)[:8]}", os.environ.get("TRACKIO_PROJECT", "elbo")
+    begun = trackio.init(project=project, name=name, config=config.json(), resume="allow")
+    return lambda step, values: begun.log(_shown(values, trackio.Image), step=step)
 
 
-PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {
-    "tensorboard": open_tensorboard,
-    "wandb": open_wandb,
-    "trackio": TrackioTarget,
-}
+PACKAGES = {"tensorboard": open_tensorboard, "wandb": open_wandb, "trackio": open_trackio}
 
 
 def check_targets(words: Iterable[str], run: Path) -> None:
@@ -482,24 +462,29 @@ class LogTargets:
     """
 
     def __init__(self, words: Iterable[str], run: Path, step: int):
-        self._targets: dict[str, Target | None] = dict.fromkeys(words)
-        self._run, self._step = run, step
+        self._targets = dict[str, Target]()
+        for word in words:
+            with self._dropping(word):
+                self._targets[word] = PACKAGES[word](run, step) if word in PACKAGES else partial(write_line, word)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         for word, target in list(self._targets.items()):
             with self._dropping(word):
-                opened = self._targets[word] = target or PACKAGES.get(word, open_lines)(word, self._run, self._step)
-                opened(step, values)
+                target(step, values)
 
     def finish(self) -> None:
-        for word, target in list(self._targets.items()):
-            with self._dropping(word):
-                getattr(target, "finish", lambda: None)()
+        """Wait until trackio has sent all values; wandb does so at the end of the process."""
+        if "trackio" in self._targets:
+            with self._dropping("trackio"):
+                import trackio
+
+                trackio.finish()
 
     @contextmanager
     def _dropping(self, word: str) -> Iterator[None]:
         try:
-            yield
+            with redirect_stdout(sys.stderr):  # standard output is for the run's path
+                yield
         except Exception as error:  # the packages raise errors of any type
             log.warning("--log-to %s: %s; this target gets no more values until the run is resumed", word, error)
-            del self._targets[word]
+            self._targets.pop(word, None)

@@ -213,11 +213,11 @@ def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice(tmp_path, monk
     monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: next(clock)))
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "grid.png")
-    write = open_tensorboard("tensorboard", tmp_path, 0)
+    write = open_tensorboard(tmp_path, 0)
     write(10, {"loss": 0.5, "lr": 1e-4, "images": 12, "none": None})
     write(20, {"loss": 0.25, "val_bpd": 3.5, "eval_fid[a]": 2.0})
     write(10, {"samples": tmp_path / "grid.png"})
-    write = open_tensorboard("tensorboard", tmp_path, 10)  # as a run that goes on after step 10
+    write = open_tensorboard(tmp_path, 10)  # as a run that goes on after step 10
     write(20, {"loss": 0.125})
     found = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
     assert set(found.Tags()["scalars"]) == {"train/loss", "train/lr", "train/images", "val/bpd", "eval/fid[a]"}

@@ -19,11 +19,11 @@ from elbocli.files.schedule_file import resolve_weighting
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
 from elbocli.nn.networks import NetworkConfig, build, loaded, section_of
 from elbocli.nn.networks.own_network import ModuleConfig
-from elbocli.run.open import AVERAGE
 from elbocli.run.settings import run_settings, schedule_of
 from elbocli.runtime.progress import log
 from elbocli.version import __version__
 
+AVERAGE = "ema-imported"  # name of imported weights that are an average; other imported weights are named "model"
 BATCH = 2  # images in the test call of a network: a network may work only for a single image
 
 

@@ -22,7 +22,6 @@ from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.run.settings import Known, Resolved, difference
 from elbocli.version import __version__
 
-PREVIEW_COUNT = 64  # largest number of images in a preview
 STATUS = "status.json"
 LOCK = ".lock"
 RUNNING, DONE = "running", "done"

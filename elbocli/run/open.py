@@ -34,7 +34,6 @@ from elbocli.runtime.progress import log
 
 # Attributes of datasets that define a latent space: latents are comparable only if all of these are equal.
 SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]
-AVERAGE = "ema-imported"  # name of imported weights that are an average; other imported weights are named "model"
 TIMES = 12  # number of steps at which a learned weighting is reported
 
 

@@ -36,7 +36,6 @@ from elbocli.files.reading import reading
 from elbocli.files.recognise import check_outputs
 from elbocli.files.schedule_file import finite
 from elbocli.nn.networks.diffusers import affine
-from elbocli.run.folder import PREVIEW_COUNT
 from elbocli.run.open import check_alike
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
@@ -49,7 +48,7 @@ from elbocli.train.state import TrainState
 from elbocli.train.step import check
 
 METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
-PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("dpmpp-2m"), steps=16)
+PREVIEW = SampleSettings(n=64, sampler=parse_sampler("dpmpp-2m"), steps=16)  # n: largest number of images
 MOST_ROWS, SOME_ROWS = 10, 8  # previews show up to MOST_ROWS classes in full, and of more classes SOME_ROWS
 FIRST_PREVIEW_S = 60.0  # seconds of training before the first preview
 

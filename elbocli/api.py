@@ -17,7 +17,7 @@ from torch import Tensor
 from elbocli.bound.estimate import estimate_bound
 from elbocli.bound.measure import Images, MeasuredNetwork
 from elbocli.bound.result import Bound
-from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, check_floor, followed, refuse_adaptive
+from elbocli.core.adaptive import BinSums, Objective, bin_edges, check_floor, refuse_adaptive
 from elbocli.core.loss import LossTerms, Network, denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
@@ -78,7 +78,7 @@ def sampler(spec: str) -> Sampler:
     return parse_sampler(spec)
 
 
-class DiffusionLoss:
+class DiffusionLoss(Objective):
     """Weighted diffusion loss of any network, for your own training loop.
 
     Each call noises examples to z = αx + σε at random times, and returns the terms of the weighted loss per dimension:
@@ -135,19 +135,17 @@ class DiffusionLoss:
         rank: int = 0,
         ranks: int = 1,
     ):
-        self.weighting = resolve_weighting(weighting) if isinstance(weighting, str) else weighting
-        self.prediction = Prediction(prediction) if isinstance(prediction, str) else prediction
+        weighting = resolve_weighting(weighting) if isinstance(weighting, str) else weighting
         check_floor(floor)
         if t_sampling not in T_SAMPLINGS:
             raise UsageError(f"t_sampling is {t_sampling!r}; it must be {' or '.join(T_SAMPLINGS)}")
         if adapts := schedule == "adaptive":
-            refuse_adaptive(self.weighting)
+            refuse_adaptive(weighting)
             schedule = "uniform"
-        self.schedule = _on_range(schedule, logsnr_min, logsnr_max, None)
-        self.logsnr_min, self.logsnr_max, self.floor = self.schedule.logsnr_min, self.schedule.logsnr_max, floor
-        self.edges = bin_edges(self.logsnr_min, self.logsnr_max)
-        self.adaptive = AdaptiveSchedule(self.edges) if adapts or self.weighting.learned else None
-        self._follow()
+        schedule = _on_range(schedule, logsnr_min, logsnr_max, None)
+        self.logsnr_min, self.logsnr_max = schedule.logsnr_min, schedule.logsnr_max
+        edges = bin_edges(self.logsnr_min, self.logsnr_max)
+        super().__init__(weighting, None if adapts else schedule, _predicted(prediction, None), edges, floor)
         self.t_sampling, self.rank, self.ranks, self.step, self.images = t_sampling, rank, ranks, 0, 0
         self._t, self._noise = Stream(seed, "t"), Stream(seed, "noise")
         self._sums: BinSums | None = None
@@ -207,19 +205,14 @@ class DiffusionLoss:
         Args:
             sums (Tensor): Statistics from ``take_sums``, [3, bins], added up over all processes.
         """
-        if self.adaptive is not None:
-            self.adaptive.update(sums)
-        self._follow()
-
-    def _follow(self) -> None:
-        self.weighting, self.schedule = followed(self.adaptive, self.weighting, self.schedule, self.prediction, self.floor)
+        self.refit(sums)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as a dict that ``load_state_dict`` restores.
 
         Call ``take_sums`` first: statistics that were not taken are not part of the state.
         """
-        state = None if self.adaptive is None else self.adaptive.state.clone()
+        state = None if self.online is None else self.online.state.clone()
         return {"step": self.step, "images": self.images, "adaptive": state, "loss": self._kind()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -237,13 +230,13 @@ class DiffusionLoss:
                 f"the state is of a loss with {loss}, but this loss has {self._kind()}; make this loss with the state's settings"
             )
         self.step, self.images = state["step"], state["images"]
-        if self.adaptive is not None:
-            self.adaptive.state.copy_(state["adaptive"])
-        self._follow()
+        if self.online is not None:
+            self.online.state.copy_(state["adaptive"])
+        self.follow()
 
     def _kind(self) -> str:
         """Return, as text, the settings that must match when a state is loaded."""
-        kind = "" if self.adaptive is None else ", adaptive"
+        kind = "" if self.online is None else ", adaptive"
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
 

@@ -361,16 +361,30 @@ def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Pred
     return weighting.knowing(schedule, known.middle, error)
 
 
-def followed(
-    online: AdaptiveSchedule | None, weighting: Weighting, schedule: Schedule, prediction: Prediction, floor: float
-) -> tuple[Weighting, Schedule]:
-    """Fit the weighting if it is learned, else the schedule; return both for the next step.
+class Objective:
+    """Weighting, schedule and prediction of a loss; in training, errors may fit the weighting or the schedule.
 
-    online: recent errors; None: nothing changes. prediction: the network's, for a learned weighting.
-    floor: smallest density, as a fraction of the uniform density.
+    schedule: None: adaptive, uniform in λ until there are errors. edges: of the bins of λ, [bins + 1].
+    floor: smallest density of an adaptive schedule, as a fraction of the uniform density.
+    Attribute `online`: recent errors; None: neither the weighting nor the schedule is fitted.
     """
-    if online is None:
-        return weighting, schedule
-    if weighting.learned:
-        return learned_weighting(weighting, schedule, prediction, online), schedule
-    return weighting, online.schedule(weighting, floor)
+
+    def __init__(self, weighting: Weighting, schedule: Schedule | None, prediction: Prediction, edges: Tensor, floor: float):
+        self.weighting, self.prediction, self.edges, self.floor = weighting, prediction, edges, floor
+        errors = AdaptiveSchedule(edges)
+        self.online = errors if schedule is None or weighting.learned else None
+        self.schedule = schedule or errors.schedule(weighting, floor)
+        self.follow()
+
+    def follow(self) -> None:
+        """Fit the weighting if it is learned, or the schedule if it is adaptive, to the errors in `online`."""
+        if self.online is not None and self.weighting.learned:
+            self.weighting = learned_weighting(self.weighting, self.schedule, self.prediction, self.online)
+        elif self.online is not None:
+            self.schedule = self.online.schedule(self.weighting, self.floor)
+
+    def refit(self, sums: Tensor) -> None:
+        """Add errors to `online`, and fit anew. sums: count, sum and sum of squares of new errors, [3, bins]."""
+        if self.online is not None:
+            self.online.update(sums)
+        self.follow()

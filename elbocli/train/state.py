@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, followed
-from elbocli.core.schedule import Schedule
+from elbocli.core.adaptive import BinSums, Objective, bin_edges
 from elbocli.core.streams import Stream
 from elbocli.core.training import LR_DECAYS, parse_average
 from elbocli.errors import OUT_OF_MEMORY, DataError
@@ -158,8 +157,8 @@ def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
 
 
-class TrainState:
-    """State of training: network, auxiliary losses, optimizer, averages, schedule, sums for the log, and counters.
+class TrainState(Objective):
+    """State of training: objective, network, auxiliary losses, optimizer, averages, sums for the log, and counters.
 
     Raises UsageError: the batch can't be split over the processes, or an auxiliary loss doesn't suit the network.
     Raises DataError: not even one image fits on a device.
@@ -167,6 +166,8 @@ class TrainState:
 
     def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None, saved: store.Checkpoint | None = None):
         settings = self.settings = resolved.settings
+        low, high = settings.logsnr_min, settings.logsnr_max
+        super().__init__(resolved.weighting, resolved.schedule, resolved.prediction, bin_edges(low, high), settings.floor)
         self.resolved, self.dataset = resolved, dataset
         world = self.world = world or World(device=choose_device(settings.device))
         self.device = world.device
@@ -217,13 +218,7 @@ class TrainState:
         self.first_bad = zeros[2:5]  # number, loss and gradient norm of the first non-finite step; zeros if there was none
         # Since the last log interval: sum of all images' losses, sum of gradient norms, updates, sums of auxiliary losses.
         self.totals = zeros[5:]
-        low, high = settings.logsnr_min, settings.logsnr_max
-        self.edges, self.sums = bin_edges(low, high), BinSums(low, high, device=self.device)
-        self.weighting, self.prediction = resolved.weighting, resolved.prediction
-        fixed = resolved.schedule
-        self.online = AdaptiveSchedule(self.edges) if fixed is None or self.weighting.learned else None
-        self.schedule: Schedule = fixed or AdaptiveSchedule(self.edges).schedule(self.weighting, settings.floor)
-        self._adapt()
+        self.sums = BinSums(low, high, device=self.device)
         self.steps_done = 0
 
     def _compile(self) -> None:
@@ -281,17 +276,11 @@ class TrainState:
         self.sums.values.zero_()
         loss, norm, steps, *others = self.totals.tolist()
         self.totals.zero_()
-        if self.online is not None:
-            self.online.update(sums)
-            self._adapt()
+        self.refit(sums)
         steps = steps or math.nan
         images = steps * self.settings.batch_size
         auxiliary = {key: other / images for key, other in zip(self.auxiliary.keys, others, strict=True)}
         return sums, loss / images, norm / steps, auxiliary
-
-    def _adapt(self) -> None:
-        floor = self.settings.floor
-        self.weighting, self.schedule = followed(self.online, self.weighting, self.schedule, self.prediction, floor)
 
     @torch.no_grad()
     def copies(self, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
@@ -359,5 +348,5 @@ class TrainState:
             self.totals.copy_(state["totals"])
             if self.online is not None:
                 self.online.state.copy_(state["online"])
-                self._adapt()
+                self.follow()
         self.steps_done = saved.step

@@ -170,6 +170,8 @@ def resolve(
         raise UsageError(f"--preset {name} is for latents, and {data.path} holds pixels; pack latents with 'elbo prep --latents'")
     with reading(f"preset {name}"):
         train = convert_settings(preset.train, PRESET_SETTINGS)
+    if initial:
+        train.pop("prediction", None)  # its network keeps its output
     said = {**(begun if unread else {}), **own, **asked}
     usual = {**TrainSettings().stored(), "snapshot_every": None, **begun, **train}
     values = {**usual, **said, "preset": name}
@@ -177,8 +179,6 @@ def resolve(
         values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
 
     # Values that depend on each other, or on the data.
-    if initial:
-        values["prediction"] = said.get("prediction", initial.settings.prediction)
     prediction = Prediction(values["prediction"])
     if initial and prediction.spec != initial.prediction.spec:
         raise UsageError(
@@ -314,20 +314,14 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     settings = run_settings(config.settings, Path(CONFIG)).stored()
     if settings["precision"] == "tf32":  # allow a run to move between CPU and CUDA
         settings["precision"] = "fp32"
-    network = section_of(config_of(config.network, "config.yaml"))
-    sections = {"network": network, "data": config.data.json(), "files": config.files}
+    sections = {
+        "network": section_of(config_of(config.network, "config.yaml")),
+        "data": {key: value for key, value in config.data.json().items() if key not in PLACES},
+        "files": config.files,
+    }
     return {
-        **{
-            f"--{key.replace('_', '-')}": settings[key]
-            for key, each in SETTINGS.items()
-            if not each.says("free", not each.says("stored", True))
-        },
-        **{
-            f"{section} {key}": value
-            for section, values in sections.items()
-            for key, value in values.items()
-            if section != "data" or key not in PLACES
-        },
+        **{f"--{key.replace('_', '-')}": value for key, value in settings.items() if not SETTINGS[key].says("free")},
+        **{f"{section} {key}": value for section, values in sections.items() for key, value in values.items()},
         "--init": config.init and f"weights of sha256 {config.init.sha256}",
         "--plugin": ", ".join(map(str, config.plugins or [])) or None,
     }

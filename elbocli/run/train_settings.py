@@ -13,6 +13,7 @@ from msgspec import Meta
 from elbocli.core.registry import LEARNED, nearest
 from elbocli.core.training import AUTO, FORMER
 from elbocli.errors import UsageError
+from elbocli.files.records import plain
 
 LARGEST = 1e6
 LARGEST_COUNT = 10**12
@@ -279,12 +280,12 @@ class TrainSettings:
             raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most --batch-size, {self.batch_size}")
 
     def stored(self) -> dict[str, Any]:
-        stored = {name: getattr(self, name) for name, setting in SETTINGS.items() if setting.says("stored", True)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in stored.items()}
+        """Return the settings that config.yaml has, with lists for tuples."""
+        return {name: plain(getattr(self, name)) for name, setting in SETTINGS.items() if setting.says("stored", True)}
 
     def written(self) -> dict[str, Any]:
         """Return the settings as config.yaml has them, with words such as 'none' for 0."""
-        return {name: SETTINGS[name].written(value) for name, value in self.stored().items()}
+        return {name: value or SETTINGS[name].says("zero", value) for name, value in self.stored().items()}
 
 
 class Setting(NamedTuple):
@@ -301,10 +302,6 @@ class Setting(NamedTuple):
     def says(self, key: str, otherwise: Any = "") -> Any:
         """Return an argument of the setting's `about(…)`; `otherwise` if absent."""
         return self.said.get(key, otherwise)
-
-    def written(self, value: Any) -> Any:
-        """Return the setting's word for 0, such as 'none', if `value` is 0, else `value`."""
-        return value or self.says("zero", value)
 
 
 def _settings() -> Iterator[tuple[str, Setting]]:

@@ -105,7 +105,7 @@ def test_other_names_lead_to_options_and_words_for_zero_to_zero():
         named = {word.strip("(;,)") for word in rest if word.startswith("--")}
         assert named <= options and name not in options and (name[-1] == ":" or named), line
     for name, setting in SETTINGS.items():
-        word = setting.written(0)
+        word = setting.says("zero", 0)
         assert word == 0 or convert_settings({name: word}) == {name: 0} == convert_settings({name: 0})
     assert convert_settings({"batch": 8, "milestone_every": 3}) == {"batch_size": 8, "keep_every": 3}
 

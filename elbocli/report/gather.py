@@ -348,8 +348,8 @@ def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | No
 
 def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Schedule | None, list[EffectiveWeighting]]:
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
-    *_, weighting, low, high, auxiliary = effective[-1]
-    rising = weighting.rising(low, high)
+    *_, weighting, ends, auxiliary = effective[-1]
+    rising = weighting.rising(*ends)
     report = ObjectiveReport(
         weighting=weighting.spec,
         monotone=not rising,

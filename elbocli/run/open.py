@@ -191,24 +191,22 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
 
 
 class EffectiveWeighting(NamedTuple):
-    """Weighting in effect after `step` updates of a run. low, high: range of λ. auxiliary: SPECs of auxiliary losses."""
+    """Weighting in effect after `step` updates of a run. ends: range of λ. auxiliary: SPECs of auxiliary losses."""
 
     step: int
     images: int
     weighting: Weighting
-    low: float
-    high: float
+    ends: tuple[float, float]
     auxiliary: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
         """Text after "the weighting": whether w rises, and whether the loss is an ELBO."""
-        return self.weighting.verdict(self.low, self.high, self.auxiliary)
+        return self.weighting.verdict(*self.ends, self.auxiliary)
 
     def json(self) -> dict[str, Any]:
         """Return the JSON form. rising: intervals of λ where w rises. rise: total rise / largest w."""
-        rising = self.weighting.rising(self.low, self.high)
-        rise = self.weighting.rise(self.low, self.high)
+        rising, rise = self.weighting.rising(*self.ends), self.weighting.rise(*self.ends)
         return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}
 
 
@@ -233,7 +231,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     low, high = settings.logsnr_min, settings.logsnr_max
     ends = max(low, weighting.support[0]), min(high, weighting.support[1])
     if not weighting.learned:
-        return [EffectiveWeighting(0, 0, weighting, *ends, settings.auxiliary)]
+        return [EffectiveWeighting(0, 0, weighting, ends, settings.auxiliary)]
     assert schedule is not None
     path, online, intervals = run / "losslog.jsonl", AdaptiveSchedule(bin_edges(low, high)), list[LossLogRow]()
     if path.exists():
@@ -245,7 +243,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
             online.update(interval.sums)
         if number in told_at:
             now = learned_weighting(weighting, schedule, prediction, online)
-            found.append(EffectiveWeighting(interval.step, interval.images, now, *ends, settings.auxiliary))
+            found.append(EffectiveWeighting(interval.step, interval.images, now, ends, settings.auxiliary))
     return found
 
 

@@ -171,7 +171,7 @@ def resolve(
     with reading(f"preset {name}"):
         train = convert_settings(preset.train, PRESET_SETTINGS)
     if initial:
-        train.pop("prediction", None)  # its network keeps its output
+        train.pop("prediction", None)  # a network with weights keeps its prediction
     said = {**(begun if unread else {}), **own, **asked}
     usual = {**TrainSettings().stored(), "snapshot_every": None, **begun, **train}
     values = {**usual, **said, "preset": name}

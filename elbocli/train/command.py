@@ -173,7 +173,6 @@ def train(
         with world.together():
             dataset = Dataset(data or dataset_for(known), latents=True)
             resolved = settings.resolve(asked, dataset, known, initial)
-            recorder.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         extractor = eval_extractor, eval_weights
         loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite, extractor)
     if world.first:

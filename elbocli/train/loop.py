@@ -26,7 +26,7 @@ from elbocli.runtime.background import PATIENCE_S, TIME, Ending, catching_signal
 from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import log, progress
-from elbocli.train.recorder import Recorder, flush_logs, log_lengths
+from elbocli.train.recorder import Recorder, flush_logs, log_lengths, open_held_out
 from elbocli.train.state import TrainState
 from elbocli.train.step import check, update
 
@@ -64,6 +64,7 @@ def run(
         stack.enter_context(Precision(settings.precision, world.device).applied(benchmark=True))
         signals, saved = stack.enter_context(catching_signals()), None
         with world.together():
+            held_out = open_held_out(settings, dataset, resolved.network.num_classes > 0)
             if world.first:
                 claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S, overwrite)
                 saved = store.latest(out)
@@ -89,7 +90,7 @@ def run(
                 if world.first:
                     store.drop_snapshots_after(out, state.steps_done)
                     record_start(out, resolved, command_line, processes=world.size, device_name=name_of(world.device))
-                recorder = Recorder(state, out, lengths, log_to, extractor)
+                recorder = Recorder(state, held_out, out, lengths, log_to, extractor)
             hook = CheckpointHook(on_checkpoint, out)
             stack.callback(hook.stop)
             stack.callback(recorder.targets.finish)

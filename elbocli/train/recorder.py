@@ -62,15 +62,17 @@ SCHEDULE = "uniform"
 class Recorder:
     """Writer of a run's logs, previews and validation results, on rank 0 only.
 
+    held_out: dataset and rows of the validation images; None: no validation.
     lengths: log's file name → bytes at the checkpoint to resume from; longer logs are truncated.
     log_to: names in PACKAGES, or paths of JSONL files.
     extractor: values of --eval-extractor and --eval-weights; None: the extractor's default weights.
-    Raises UsageError: --val, previews or --eval-every don't fit the run. Raises FormatError, DataError.
+    Raises UsageError: previews or --eval-every don't fit the run. Raises FormatError, DataError.
     """
 
     def __init__(
         self,
         state: TrainState,
+        held_out: tuple[Dataset, np.ndarray] | None,
         out: Path,
         lengths: dict[str, int],
         log_to: Iterable[str],
@@ -78,8 +80,7 @@ class Recorder:
     ):
         self.state, self.settings, self.world, self.out = state, state.settings, state.world, out
         settings, network = state.settings, state.resolved.network
-        held = open_held_out(settings, state.dataset, network.num_classes > 0)
-        self.validation = Validation(held, state.resolved, state.device) if held else None
+        self.validation = Validation(held_out, state.resolved, state.device) if held_out else None
         if state.world.first:
             for name, size in log_lengths(out).items():
                 with writing(out / name):

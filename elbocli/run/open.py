@@ -27,7 +27,7 @@ from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.files.tensor_files import check_average, load, read_about
 from elbocli.nn.networks import Network, NetworkConfig, build, config_of, loaded, place, section_of
-from elbocli.nn.weights import shapes_of, transfer
+from elbocli.nn.weights import transfer
 from elbocli.run.settings import Known, run_settings, schedule_of
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
 from elbocli.runtime.progress import log
@@ -266,9 +266,7 @@ class Initial(TrainedRun):
 
         settings, network, data: of the new run. Raises UsageError: the weights don't fit the network.
         """
-        with reading(self.named, kind=UsageError):
-            shapes = shapes_of(self.network.config)
-            transfer(self.network.config, network, self.rows(network, data), lambda name: torch.zeros(shapes[name]))
+        self.weights(network, data)  # so that a bad choice is refused before the run begins
         about, before = self.about, _compared(self.settings, self.network.config, self.data)
         seen = {key: value for key, value in about.items() if key.startswith("imported_")}
         changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]

@@ -71,7 +71,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
             checks.append(Check(*sides, [[*stretch] for stretch in rising], NoiseShares(*mass, *signs)))
             continue
         # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
-        of = of / measure.first
+        of = of / float(measure.values[0])
         of[-1] = 1
         checks.append(Check(*sides, augmented_elbo=_side(right_sides, of), p_w=NoiseShares(*mass)))
     return Theorem(all(check.agree for check in checks), checks, asked.draws, n_images=len(asked.rows))

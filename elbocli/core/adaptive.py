@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -292,17 +293,10 @@ def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Function,
     times = pad(share.cumsum(0), (1, 0)) / share.sum()  # with a leading 0
     ends = known.edges[-1] - pad(width.cumsum(0), (1, 0))
     t = (torch.arange(batch * offsets, dtype=torch.float64) + 0.5) / (batch * offsets)
-    logsnr = _interpolate(t, times, ends)
-    mean = _interpolate(logsnr, known.middle, known.mean.log()).exp()
+    logsnr = torch.from_numpy(np.interp(t, times, ends))
+    mean = torch.from_numpy(np.interp(logsnr, known.middle, known.mean.log())).exp()
     value = (weighting(logsnr) / density(logsnr) * mean).reshape(batch, offsets).mean(0)
     return batch * float(value.var(correction=0) / value.mean().square())
-
-
-def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    # Linear between rising knots, constant outside.
-    right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
-    part = (at - knots[right - 1]) / (knots[right] - knots[right - 1]).clamp(min=TINY)
-    return values[right - 1].lerp(values[right], part.clamp(0, 1))
 
 
 class AdaptiveSchedule:

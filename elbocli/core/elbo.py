@@ -90,24 +90,20 @@ class Augmented:
 
     def __init__(self, weighting: Weighting, low: float, high: float):
         self.levels = torch.linspace(low, high, GRID + 1, dtype=torch.float64)
-        values = weighting(self.levels)
-        self.first, self.last = float(values[0]), float(values[-1])
-        self.largest = float(values.max())
-        self.mass = -values.diff()  # differences are correct at kinks and jumps of w, too
-        self._from = self.mass.flip(0).cumsum(0).flip(0) + self.last
+        self.values = weighting(self.levels)
+        self.largest = float(self.values.max())
+        self.mass = -self.values.diff()  # differences are correct at kinks and jumps of w, too
 
     def above(self, logsnr: Tensor) -> Tensor:
-        """Return w(λ) for each λ in `logsnr`."""
-        position = (logsnr - self.levels[0]) / (self.levels[1] - self.levels[0])
-        cell = position.floor().long().clamp(0, len(self.mass) - 1)
-        return self._from[cell] - (position - cell) * self.mass[cell]
+        """Return w(λ) for each λ in `logsnr`: the measure above λ, and w(λmax)."""
+        return torch.from_numpy(np.interp(logsnr, self.levels, self.values))
 
     def shares(self, edges: Tensor) -> tuple[Tensor, float]:
         """Return the measure of each bin, [bins], and w(λmax), both divided by the largest w.
 
         edges: limits of the bins in λ, [bins + 1].
         """
-        return by_cell(self.mass, bin_middles(self.levels), edges) / self.largest, self.last / self.largest
+        return by_cell(self.mass, bin_middles(self.levels), edges) / self.largest, float(self.values[-1]) / self.largest
 
 
 DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]  # (z [B, …], λ) → (x̂, tr ∂x̂/∂z [B])

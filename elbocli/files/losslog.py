@@ -315,10 +315,8 @@ class Optimum(Record, frozen=True, kw_only=True):
             blind = torch.tensor([other.eps_mse, other.eps_mse_se], dtype=torch.float64)
             curves = curves.lerp(blind, self.label_dropout)
         # Average the curves, which are constant within each of the file's bins, over each of the wanted bins.
-        integral = torch.nn.functional.pad((curves * own.diff()).cumsum(1), (1, 0))
-        right = torch.searchsorted(own, edges.contiguous()).clamp(1, len(own) - 1)
-        part = ((edges - own[right - 1]) / own.diff()[right - 1]).clamp(0, 1)
-        value, se = integral[:, right - 1].lerp(integral[:, right], part).diff() / edges.diff()
+        integrals = torch.nn.functional.pad((curves * own.diff()).cumsum(1), (1, 0))
+        value, se = (torch.from_numpy(np.interp(edges, own, row)).diff() / edges.diff() for row in integrals)
         return value, se
 
 

@@ -112,36 +112,25 @@ class FeatureMoments:
 class StreamingFeatureMoments:
     """Accumulator of FeatureMoments over batches."""
 
-    ROWS = 1024  # vectors per outer product: one product per batch would take longer than a fast device needs for the batch
+    ROWS = 4096  # vectors per sum: one sum per batch would take longer than a fast device needs for the batch
 
     def __init__(self) -> None:
-        self.n = 0
+        self.n, self._sum = 0, FeatureMoments(0, np.zeros(1), np.zeros(1))
         self._waiting: list[np.ndarray] = []
 
     def add(self, features: np.ndarray) -> None:
         """Add features [B, D]."""
-        features = features.astype(np.float64)
-        if self.n == 0:
-            self._origin = features.mean(0)  # subtracted, to avoid cancellation for features far from the origin
-            self._sum = np.zeros(features.shape[1])
-            self._outer = np.zeros((features.shape[1],) * 2)
         self.n += len(features)
-        self._waiting.append(features - self._origin)
+        self._waiting.append(features)
         if sum(map(len, self._waiting)) >= self.ROWS:
-            self._take()
-
-    def _take(self) -> None:
-        centred = np.concatenate(self._waiting)
-        self._sum += centred.sum(0)
-        self._outer += centred.T @ centred
-        self._waiting = []
+            self.moments()
 
     def moments(self) -> FeatureMoments:
         """Return the moments of all features added, at least one vector."""
         if self._waiting:
-            self._take()
-        mean = self._sum / self.n
-        return FeatureMoments(self.n, self._origin + mean, self._outer - self.n * np.outer(mean, mean))
+            self._sum += FeatureMoments.of(np.concatenate(self._waiting))
+            self._waiting = []
+        return self._sum
 
 
 class PairedMoments:

@@ -6,7 +6,7 @@ Level code: a function of λ, such as σ or a timestep, that a published network
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,14 +133,6 @@ class Schedule:
         """Return the density of the shifted curve before truncation, zero outside `support`."""
         low, high = self.support
         return self.curve.density(logsnr - self.shift) * ((logsnr >= low) & (logsnr <= high))
-
-    def shifted(self, by: float) -> Schedule:
-        """Return a copy shifted by `by` in λ; the range of λ shrinks to what the shifted curve covers."""
-        if not by:
-            return self
-        low, high = _support(self.curve, self.shift + by)
-        low, high = max(self.logsnr_min, low), min(self.logsnr_max, high)
-        return replace(self, shift=self.shift + by, logsnr_min=low, logsnr_max=high)
 
 
 def check_range(low: float, high: float) -> None:

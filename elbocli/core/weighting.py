@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope
 from elbocli.core.prediction import LIMIT, Prediction
 from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, plain
-from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.schedule import Schedule, make_schedule, parse_schedule
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
@@ -294,7 +294,10 @@ def parse_weighting(
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
         raise UsageError(f"{text!r}: {name!r} takes only 'monotone'; omit other parameters, such as bias or shift")
-    return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
+    if not found:
+        return Weighting(LearnedCurve(), monotone=monotone)
+    moved = make_schedule(found.curve, found.name, shift=found.shift + shift, declared=found.declared, file=found.file)
+    return Weighting(ScheduleDensity(moved), monotone=monotone)
 
 
 def _modifiers(words: str) -> tuple[str, float, bool]:

@@ -131,9 +131,8 @@ class ScheduleDensity:
 
     @cached_property
     def _largest(self) -> float:
-        density, (low, high) = self.schedule.untruncated_density, self.schedule.support
-        peaks = [end for _, end in rising(density, low, high)]
-        return float(density(float64([low, high, *peaks])).max())
+        # The least non-increasing upper bound is largest at the lowest λ.
+        return float(NonIncreasing(self.schedule.untruncated_density)(float64([-LIMIT])))
 
 
 class LearnedCurve(NamedTuple):

@@ -207,22 +207,22 @@ LEVEL_CODES = Registry("level code")  # functions λ [B] → input of a network 
 level_code = LEVEL_CODES.declare
 
 
-@level_code("logsnr", formula="factor logsnr", source="factor -1/8 is EDM's ln(sigma)/4")
+@level_code("logsnr")  # factor -1/8 is EDM's ln(sigma)/4
 def logsnr(level, factor=1.0):
     return factor * level
 
 
-@level_code("sigma", formula="exp(-logsnr/2)", source="Karras et al. 2022: sigma of the data plus noise")
+@level_code("sigma")  # Karras et al. 2022: sigma of the data plus noise
 def sigma(level):
     return (-0.5 * level).exp()
 
 
-@level_code("flow", formula="factor t, logsnr = 2 log((1-t)/t)", source="Lipman et al. 2022, t = 1 being noise")
+@level_code("flow")  # Lipman et al. 2022: factor t, with logsnr = 2 log((1-t)/t), where t = 1 is noise
 def flow(level, factor=1.0):
     return factor * (-0.5 * level).sigmoid()
 
 
-@level_code("flow-reversed", formula="factor (1-t), t as of flow", source="Ma et al. 2024 (SiT), where 1 is data")
+@level_code("flow-reversed")  # Ma et al. 2024 (SiT): factor (1-t), where 1 is data
 def flow_reversed(level, factor=1.0):
     return factor * (0.5 * level).sigmoid()
 
@@ -238,8 +238,7 @@ def _timestep(schedule, level, **params: float):
 for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
     _declared = SCHEDULES[_name]
     _params: Any = _declared.params
-    _formula = f"number of one of the {_declared.formula}"
-    level_code(_name, formula=_formula, source=_declared.source, within=_declared.within, **_params)(partial(_timestep, _name))
+    level_code(_name, within=_declared.within, **_params)(partial(_timestep, _name))  # number of one of the timesteps
 
 
 def parse_level_code(text: str) -> Declaration:

@@ -222,7 +222,7 @@ def image_errors(halves: np.ndarray) -> np.ndarray:
     known = np.log(own[own > 0])
     spread = float(known.var(ddof=1) - polygamma(1, 0.5)) if len(known) > 2 else 0.0
     if spread <= polygamma(1, LARGEST_FREEDOM / 2):
-        return np.sqrt(np.full(len(own), own.mean() if len(own) else 0.0))
+        return np.sqrt(np.full(len(own), own.mean()))
     freedom = 2 * brentq(lambda half: polygamma(1, half) - spread, 1e-6, LARGEST_FREEDOM / 2)
     usual = np.exp(known.mean() - digamma(0.5) + digamma(freedom / 2) + np.log(1 / freedom))
     return np.sqrt((freedom * usual + own) / (freedom + 1))

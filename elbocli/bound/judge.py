@@ -45,7 +45,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
             )
     # All weightings share the draws for the right side, at noise levels of the average density, so that no weighting lacks any.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
-    share = torch.stack([each.t(edges[:-1]) - each.t(edges[1:]) for each in schedules]).mean(0)
+    share = torch.stack([-each.t(edges).diff() for each in schedules]).mean(0)
     shared = schedule_of_shares(edges, share, "mixture")
     bounds, checks = PairedMoments(), []
     for drawn in asked.draw_all(PLAIN, shared, "right"):

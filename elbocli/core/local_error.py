@@ -165,13 +165,7 @@ def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
     masses = [error**SHARE for error in errors[:-1]]
     masses[-1] *= (last - grid[-2]) / (grid[-1] - grid[-2])
     knots, sums = [*grid[:-1], last], [0.0, *accumulate(masses)]
-    found, cell = [grid[0]], 0
-    for index in range(1, len(grid) - 1):
-        wanted = sums[-1] * index / (len(grid) - 1)
-        while sums[cell + 1] < wanted:
-            cell += 1
-        found.append(knots[cell] + (wanted - sums[cell]) / masses[cell] * (knots[cell + 1] - knots[cell]))
-    return [*found, last]
+    return np.interp(np.linspace(0, sums[-1], len(grid)), sums, knots).tolist()
 
 
 def measured_order(step_errors: StepErrors, grid: list[float]) -> float:

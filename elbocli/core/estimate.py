@@ -76,7 +76,7 @@ class FeatureMoments:
     """Number, mean and scatter matrix of feature vectors x, float64.
 
     mu: [D]. scatter: Σ (x − mu)(x − mu)ᵀ, [D, D].
-    a + b: moments of a union of sets. a − b: moments of set a without its subset b.
+    a + b: moments of a union of sets; NOTHING + b is b.
     """
 
     n: int
@@ -101,12 +101,8 @@ class FeatureMoments:
         between = np.outer(apart, apart * (self.n * other.n / n))
         return FeatureMoments(n, self.mu + apart * (other.n / n), self.scatter + other.scatter + between)
 
-    def __sub__(self, part: FeatureMoments) -> FeatureMoments:
-        n = self.n - part.n
-        mu = self.mu + (self.mu - part.mu) * (part.n / n)
-        apart = part.mu - mu
-        between = np.outer(apart, apart * (n * part.n / self.n))
-        return FeatureMoments(n, mu, self.scatter - part.scatter - between)
+
+NOTHING = FeatureMoments(0, np.zeros(1), np.zeros(1))  # of no vectors
 
 
 class StreamingFeatureMoments:
@@ -115,7 +111,7 @@ class StreamingFeatureMoments:
     ROWS = 4096  # vectors per sum: one sum per batch would take longer than a fast device needs for the batch
 
     def __init__(self) -> None:
-        self.n, self._sum = 0, FeatureMoments(0, np.zeros(1), np.zeros(1))
+        self.n, self._sum = 0, NOTHING
         self._waiting: list[np.ndarray] = []
 
     def add(self, features: np.ndarray) -> None:
@@ -126,7 +122,7 @@ class StreamingFeatureMoments:
             self.moments()
 
     def moments(self) -> FeatureMoments:
-        """Return the moments of all features added, at least one vector."""
+        """Return the moments of all features added."""
         if self._waiting:
             self._sum += FeatureMoments.of(np.concatenate(self._waiting))
             self._waiting = []
@@ -331,16 +327,13 @@ def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[f
     # The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
     # mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves
     # −2b/N². So the first line's remaining bias is the difference of the two values divided by 2(g−1)/g − 1.
-    whole = sum(parts[1:], parts[0])
-    middle = len(parts) // 2
-    half = sum(parts[1:middle], parts[0])
-    at_all = frechet_distance(whole, reference)
+    groups, middle = len(parts), len(parts) // 2
 
-    def line(without: Sequence[FeatureMoments]) -> float:
-        groups = len(without)
-        less = [frechet_distance(whole - part, reference) for part in without]
-        return groups * at_all - (groups - 1) * float(np.mean(less))
+    def at(some: Sequence[FeatureMoments]) -> float:
+        return frechet_distance(sum(some, NOTHING), reference)
 
-    value, halves = line(parts), line([half, whole - half])
-    groups = len(parts)
+    whole = at(parts)
+    less = float(np.mean([at([*parts[:k], *parts[k + 1 :]]) for k in range(groups)]))
+    value = groups * whole - (groups - 1) * less
+    halves = 2 * whole - (at(parts[:middle]) + at(parts[middle:])) / 2
     return value, abs(halves - value) / (2 * (groups - 1) / groups - 1)

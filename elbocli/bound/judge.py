@@ -19,7 +19,7 @@ from elbocli.bound.measure import PLAIN, Images, MeasuredNetwork, Measurement, o
 from elbocli.bound.result import Check, Classification, NoiseShares, Side, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
-from elbocli.core.estimate import PairedEstimate, PairedMoments, calibration_error, error_of_share, reliability
+from elbocli.core.estimate import PairedEstimate, PairedMoments, calibration_error, error_of_share, reliability, standard_error
 from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.streams import Stream
@@ -140,7 +140,7 @@ def judge_scores(
         accuracy_low=low,
         accuracy_high=high,
         log_loss=float(loss.mean()),
-        log_loss_se=float(loss.std(ddof=1) / np.sqrt(len(loss))) if len(loss) > 1 else 0.0,
+        log_loss_se=standard_error(loss) if len(loss) > 1 else 0.0,
         ece=calibration_error(table),
         undecided=float((first != second).mean()),
         reliability=table,

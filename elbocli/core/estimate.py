@@ -29,6 +29,11 @@ def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
     return math.sqrt(share * (1 - share) / n), list(binomtest(right, n).proportion_ci(method="wilson"))
 
 
+def standard_error(values: Sequence[float] | np.ndarray) -> float:
+    """Return the standard error of the mean of two or more independent values, [N]."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Value with its standard error.
@@ -44,8 +49,7 @@ class Estimate:
     @classmethod
     def of_repeats(cls, values: Sequence[float]) -> Estimate:
         """Return mean and standard error of two or more independent values."""
-        error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-        return cls(float(np.mean(values)), error, len(values) - 1)
+        return cls(float(np.mean(values)), standard_error(values), len(values) - 1)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -292,7 +296,10 @@ ROWS = 4096
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
     """Return the derivative of the Fréchet distance by each image's weight, centred, [N].
 
-    features: [N, D]. own: mean and covariance of the features.
+    The standard error of the values' mean is that of the distance. The reference counts as exact; bias is not included.
+
+    features: independent, [N, D]. own: mean and covariance of the features.
+    Source: infinitesimal jackknife, Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
     """
     # With c = x − μ and the optimal map T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, the derivative is
     # 2 c·(μ − μᵣ) + cᵀ(1 − T)c. T is not formed: cᵀTc is Σₖ yₖ²/√mₖ over the eigenvectors and eigenvalues m of AᵀΣA, with
@@ -307,15 +314,6 @@ def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.nd
         c = features[start : start + ROWS] - own.mu
         found[start : start + ROWS] = c @ toward + np.square(c).sum(1) - np.square(c @ across).sum(1)
     return found - found.mean()
-
-
-def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> float:
-    """Return the standard error of the Fréchet distance. The reference counts as exact; bias is not included.
-
-    features: independent, [N, D]. own: mean and covariance of the features.
-    Source: infinitesimal jackknife, Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
-    """
-    return float(np.sqrt(influence(features, own, reference).var(ddof=1) / len(features)))
 
 
 def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:

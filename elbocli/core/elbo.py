@@ -213,21 +213,16 @@ class GaussianModel:
 
         x, eps: [B, …], on one device. logsnr: [B].
         """
-
-        def products(u: Tensor, v: Tensor) -> Tensor:
-            return torch.stack([(u * u).sum(1), (v * v).sum(1), (u * v).sum(1)])
-
-        away = x.flatten(1) - self.mean.to(x)
-        noise, turn = eps.flatten(1), self.directions.to(x)
-        c, e = (away @ turn).double().cpu(), (noise @ turn).double().cpu()
-        left = products(away, noise).double().cpu() - products(c, e)  # in the other directions
-        r = logsnr.double().cpu().exp()[:, None]
-        a, b = r * self.variances / (1 + r * self.variances), r.sqrt() / (1 + r * self.variances)
-        r0 = r[:, 0]
-        a0, b0 = r0 * self.rest / (1 + r0 * self.rest), r0.sqrt() / (1 + r0 * self.rest)
-        found = (a * e - b * c).square().sum(1) + a0**2 * left[1] - 2 * a0 * b0 * left[2] + b0**2 * left[0]
-        expected = (a**2 + (b * c) ** 2).sum(1) + a0**2 * self.others + b0**2 * left[0]
-        return found, expected
+        ratio = logsnr.double().exp()[:, None]
+        r, mean, turn, s = (each.to(x.device) for each in (ratio, self.mean, self.directions, self.variances))
+        away, noise = x.flatten(1) - mean, eps.double().flatten(1)
+        c, e = away @ turn, noise @ turn
+        a, b = r * s / (1 + r * s), r.sqrt() / (1 + r * s)
+        a0, b0 = r * self.rest / (1 + r * self.rest), r.sqrt() / (1 + r * self.rest)
+        error = a0 * noise - b0 * away + ((a - a0) * e - (b - b0) * c) @ turn.T
+        expected = (a.square() + (b * c).square()).sum(1) + a0[:, 0] ** 2 * self.others
+        expected += b0[:, 0] ** 2 * (away.square().sum(1) - c.square().sum(1))
+        return error.square().sum(1).cpu(), expected.cpu()
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return squared deviations from the mean: in principal directions, [B, K]; summed over others, [B]."""

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope
@@ -317,14 +318,12 @@ def _modifiers(words: str) -> tuple[str, float, bool]:
 
 def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[Prediction, Declaration | None]:
     """Parse `x-mse:min-snr:5` into target and factor. name: `x-mse`. words: `min-snr:5`. given: parameters that replace these."""
-    own: list[str] = []
-    chosen: list[str] = []
-    for word in filter(None, words.split(",")):
-        key, equals, _ = word.partition("=")
-        (own if equals and ":" not in key and not chosen else chosen).append(word)
+    parts = [part for part in words.split(",") if part]
+    own = [*takewhile(re.compile("[^:=]*=").match, parts)]  # parameters of the target, before the factor's name
+    chosen = ",".join(parts[len(own) :])
     if given and not chosen:
         raise UsageError(f"loss {name} has no factor, so no parameter {next(iter(given))!r}; leave this parameter out")
     known = Registry("factor")
     known.update(FACTORS | WEIGHTINGS | FACTORS)  # of a factor and a weighting with one name, the factor
-    factor = known.parse(",".join(chosen)).bind(given or {}) if chosen else None
+    factor = known.parse(chosen).bind(given or {}) if chosen else None
     return Prediction(f"{name.removesuffix('-mse')}:{','.join(own)}"), factor

@@ -188,7 +188,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     error = optimum.least(edges, training=True)
     least = error[0].clamp(min=0)
     schedule = schedule_of_scores(edges, least, weighting, floor)
-    middle, share = bin_middles(edges), schedule.t(edges[:-1]) - schedule.t(edges[1:])
+    middle, share = bin_middles(edges), -schedule.t(edges).diff()
     mean = float((share * middle).sum())
     spread = float((share * ((middle - mean).square() + edges.diff().square() / 12)).sum()) ** 0.5
     peak = int(least.argmax())

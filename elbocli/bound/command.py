@@ -130,7 +130,7 @@ def bound(
     from elbocli.bound import estimate, judge
     from elbocli.bound.measure import ALL, open_measurement
     from elbocli.files.atomic import write_text
-    from elbocli.files.losslog import write_table
+    from elbocli.files.losslog import table_text
 
     ctx = click.get_current_context()
     if launched() > 1:
@@ -172,7 +172,7 @@ def bound(
         facts["excess"], found = judge.add_excess(asked, own, optimum, found, schedule)
     if per_image:
         facts["per_image"] = str(per_image)
-        write_table(per_image, table)
+        write_text(per_image, table_text(table))
     print_json({**result.json(), **facts, **asked.about()})
     if curve:
         write_text(curve, found.tsv())

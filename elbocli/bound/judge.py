@@ -19,7 +19,7 @@ from elbocli.bound.measure import PLAIN, Images, MeasuredNetwork, Measurement, o
 from elbocli.bound.result import Check, Classification, NoiseShares, Side, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
-from elbocli.core.estimate import PairedEstimate, PairedMoments, calibration_error, error_of_share, reliability
+from elbocli.core.estimate import PairedEstimate, PairedMoments, calibration_error, error_of_share, reliability, standard_error
 from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.streams import Stream
@@ -45,7 +45,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
             )
     # All weightings share the draws for the right side, at noise levels of the average density, so that no weighting lacks any.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
-    share = torch.stack([each.t(edges[:-1]) - each.t(edges[1:]) for each in schedules]).mean(0)
+    share = torch.stack([-each.t(edges).diff() for each in schedules]).mean(0)
     shared = schedule_of_shares(edges, share, "mixture")
     bounds, checks = PairedMoments(), []
     for drawn in asked.draw_all(PLAIN, shared, "right"):
@@ -71,7 +71,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
             checks.append(Check(*sides, [[*stretch] for stretch in rising], NoiseShares(*mass, *signs)))
             continue
         # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
-        of = of / measure.first
+        of = of / float(measure.values[0])
         of[-1] = 1
         checks.append(Check(*sides, augmented_elbo=_side(right_sides, of), p_w=NoiseShares(*mass)))
     return Theorem(all(check.agree for check in checks), checks, asked.draws, n_images=len(asked.rows))
@@ -140,7 +140,7 @@ def judge_scores(
         accuracy_low=low,
         accuracy_high=high,
         log_loss=float(loss.mean()),
-        log_loss_se=float(loss.std(ddof=1) / np.sqrt(len(loss))) if len(loss) > 1 else 0.0,
+        log_loss_se=standard_error(loss) if len(loss) > 1 else 0.0,
         ece=calibration_error(table),
         undecided=float((first != second).mean()),
         reliability=table,

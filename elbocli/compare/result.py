@@ -1,14 +1,13 @@
 """Compare each file with the first: scores in results of `elbo eval`, or Fréchet distances of saved features."""
 
 import contextlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from elbocli.core.estimate import Estimate, FeatureMoments, frechet_distance, influence
+from elbocli.core.estimate import Estimate, FeatureMoments, frechet_distance, influence, standard_error
 from elbocli.core.metrics import Role
 from elbocli.core.metrics.distances import FID
 from elbocli.errors import DataError, UsageError
@@ -157,4 +156,4 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
 
 def _with_error(value: float, influences: np.ndarray) -> Estimate:
     """Return `value` with its standard error by the infinitesimal jackknife. influences: of each image on `value`, [N]."""
-    return Estimate(value, float(influences.std(ddof=1)) / math.sqrt(len(influences)))
+    return Estimate(value, standard_error(influences))

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -214,25 +215,24 @@ def fit_schedule(
     weighting: Weighting,
     criterion: str = "loss",
     floor: float = 0.01,
-    base: str = "fitted",
     least: Tensor | None = None,
 ) -> Schedule:
     """Return the schedule with density ∝ weighting × criterion in each bin.
 
     criterion: function of a bin's errors, a name in CRITERIA. floor: smallest density, as a fraction of the uniform density.
-    base: name of the new schedule. least: least possible errors, [bins], for criterion `excess`.
+    least: least possible errors, [bins], for criterion `excess`.
     Raises UsageError: unknown criterion, missing `least`, or floor outside [LEAST_FLOOR, 1].
     Raises DataError: no bin has two errors, or weighting × criterion is zero or not finite.
     """
     known = moments.smoothed
     score = CRITERIA.find(criterion)(known.mean, known.second, least)
-    return schedule_of_scores(moments.edges, score, weighting, floor, base)
+    return schedule_of_scores(moments.edges, score, weighting, floor)
 
 
-def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01, base: str = "fitted") -> Schedule:
-    """Return the schedule with density ∝ weighting × score in each bin.
+def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01) -> Schedule:
+    """Return the schedule with density ∝ weighting × score in each bin, named "adaptive".
 
-    edges: edges of the bins, [bins + 1]. score: value of a criterion in each bin, [bins]. base: name of the new schedule.
+    edges: edges of the bins, [bins + 1]. score: value of a criterion in each bin, [bins].
     floor: smallest density, as a fraction of the uniform density.
     Raises UsageError: floor outside [LEAST_FLOOR, 1]. Raises DataError: weighting × score is zero or not finite.
     """
@@ -241,7 +241,7 @@ def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor
     mass = weighting(fine_levels(edges)).mean(1) * score * width
     if not mass.isfinite().all() or float(mass.sum()) <= 0:
         raise DataError(f"weighting {weighting.spec} × error is all zero, or not finite; choose another weighting")
-    return schedule_of_shares(edges, floored(mass / mass.sum(), width, floor), base)
+    return schedule_of_shares(edges, floored(mass / mass.sum(), width, floor), "adaptive")
 
 
 def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
@@ -292,17 +292,10 @@ def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Function,
     times = pad(share.cumsum(0), (1, 0)) / share.sum()  # with a leading 0
     ends = known.edges[-1] - pad(width.cumsum(0), (1, 0))
     t = (torch.arange(batch * offsets, dtype=torch.float64) + 0.5) / (batch * offsets)
-    logsnr = _interpolate(t, times, ends)
-    mean = _interpolate(logsnr, known.middle, known.mean.log()).exp()
+    logsnr = torch.from_numpy(np.interp(t, times, ends))
+    mean = torch.from_numpy(np.interp(logsnr, known.middle, known.mean.log())).exp()
     value = (weighting(logsnr) / density(logsnr) * mean).reshape(batch, offsets).mean(0)
     return batch * float(value.var(correction=0) / value.mean().square())
-
-
-def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    # Linear between rising knots, constant outside.
-    right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
-    part = (at - knots[right - 1]) / (knots[right] - knots[right - 1]).clamp(min=TINY)
-    return values[right - 1].lerp(values[right], part.clamp(0, 1))
 
 
 class AdaptiveSchedule:
@@ -340,7 +333,7 @@ class AdaptiveSchedule:
         known = self.moments()
         if not known.seen.any():
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
-        return fit_schedule(known, weighting, "loss", floor, "adaptive")
+        return fit_schedule(known, weighting, "loss", floor)
 
 
 def refuse_adaptive(weighting: Weighting) -> None:

@@ -90,24 +90,20 @@ class Augmented:
 
     def __init__(self, weighting: Weighting, low: float, high: float):
         self.levels = torch.linspace(low, high, GRID + 1, dtype=torch.float64)
-        values = weighting(self.levels)
-        self.first, self.last = float(values[0]), float(values[-1])
-        self.largest = float(values.max())
-        self.mass = -values.diff()  # differences are correct at kinks and jumps of w, too
-        self._from = self.mass.flip(0).cumsum(0).flip(0) + self.last
+        self.values = weighting(self.levels)
+        self.largest = float(self.values.max())
+        self.mass = -self.values.diff()  # differences are correct at kinks and jumps of w, too
 
     def above(self, logsnr: Tensor) -> Tensor:
-        """Return w(λ) for each λ in `logsnr`."""
-        position = (logsnr - self.levels[0]) / (self.levels[1] - self.levels[0])
-        cell = position.floor().long().clamp(0, len(self.mass) - 1)
-        return self._from[cell] - (position - cell) * self.mass[cell]
+        """Return w(λ) for each λ in `logsnr`: the measure above λ, and w(λmax)."""
+        return torch.from_numpy(np.interp(logsnr, self.levels, self.values))
 
     def shares(self, edges: Tensor) -> tuple[Tensor, float]:
         """Return the measure of each bin, [bins], and w(λmax), both divided by the largest w.
 
         edges: limits of the bins in λ, [bins + 1].
         """
-        return by_cell(self.mass, bin_middles(self.levels), edges) / self.largest, self.last / self.largest
+        return by_cell(self.mass, bin_middles(self.levels), edges) / self.largest, float(self.values[-1]) / self.largest
 
 
 DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]  # (z [B, …], λ) → (x̂, tr ∂x̂/∂z [B])
@@ -217,21 +213,16 @@ class GaussianModel:
 
         x, eps: [B, …], on one device. logsnr: [B].
         """
-
-        def products(u: Tensor, v: Tensor) -> Tensor:
-            return torch.stack([(u * u).sum(1), (v * v).sum(1), (u * v).sum(1)])
-
-        away = x.flatten(1) - self.mean.to(x)
-        noise, turn = eps.flatten(1), self.directions.to(x)
-        c, e = (away @ turn).double().cpu(), (noise @ turn).double().cpu()
-        left = products(away, noise).double().cpu() - products(c, e)  # in the other directions
-        r = logsnr.double().cpu().exp()[:, None]
-        a, b = r * self.variances / (1 + r * self.variances), r.sqrt() / (1 + r * self.variances)
-        r0 = r[:, 0]
-        a0, b0 = r0 * self.rest / (1 + r0 * self.rest), r0.sqrt() / (1 + r0 * self.rest)
-        found = (a * e - b * c).square().sum(1) + a0**2 * left[1] - 2 * a0 * b0 * left[2] + b0**2 * left[0]
-        expected = (a**2 + (b * c) ** 2).sum(1) + a0**2 * self.others + b0**2 * left[0]
-        return found, expected
+        ratio = logsnr.double().exp()[:, None]
+        r, mean, turn, s = (each.to(x.device) for each in (ratio, self.mean, self.directions, self.variances))
+        away, noise = x.flatten(1) - mean, eps.double().flatten(1)
+        c, e = away @ turn, noise @ turn
+        a, b = r * s / (1 + r * s), r.sqrt() / (1 + r * s)
+        a0, b0 = r * self.rest / (1 + r * self.rest), r.sqrt() / (1 + r * self.rest)
+        error = a0 * noise - b0 * away + ((a - a0) * e - (b - b0) * c) @ turn.T
+        expected = (a.square() + (b * c).square()).sum(1) + a0[:, 0] ** 2 * self.others
+        expected += b0[:, 0] ** 2 * (away.square().sum(1) - c.square().sum(1))
+        return error.square().sum(1).cpu(), expected.cpu()
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return squared deviations from the mean: in principal directions, [B, K]; summed over others, [B]."""

@@ -29,6 +29,11 @@ def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
     return math.sqrt(share * (1 - share) / n), list(binomtest(right, n).proportion_ci(method="wilson"))
 
 
+def standard_error(values: Sequence[float] | np.ndarray) -> float:
+    """Return the standard error of the mean of two or more independent values, [N]."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Value with its standard error.
@@ -44,8 +49,7 @@ class Estimate:
     @classmethod
     def of_repeats(cls, values: Sequence[float]) -> Estimate:
         """Return mean and standard error of two or more independent values."""
-        error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-        return cls(float(np.mean(values)), error, len(values) - 1)
+        return cls(float(np.mean(values)), standard_error(values), len(values) - 1)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -76,7 +80,7 @@ class FeatureMoments:
     """Number, mean and scatter matrix of feature vectors x, float64.
 
     mu: [D]. scatter: Σ (x − mu)(x − mu)ᵀ, [D, D].
-    a + b: moments of a union of sets. a − b: moments of set a without its subset b.
+    a + b: moments of a union of sets; NOTHING + b is b.
     """
 
     n: int
@@ -101,47 +105,32 @@ class FeatureMoments:
         between = np.outer(apart, apart * (self.n * other.n / n))
         return FeatureMoments(n, self.mu + apart * (other.n / n), self.scatter + other.scatter + between)
 
-    def __sub__(self, part: FeatureMoments) -> FeatureMoments:
-        n = self.n - part.n
-        mu = self.mu + (self.mu - part.mu) * (part.n / n)
-        apart = part.mu - mu
-        between = np.outer(apart, apart * (n * part.n / self.n))
-        return FeatureMoments(n, mu, self.scatter - part.scatter - between)
+
+NOTHING = FeatureMoments(0, np.zeros(1), np.zeros(1))  # of no vectors
 
 
 class StreamingFeatureMoments:
     """Accumulator of FeatureMoments over batches."""
 
-    ROWS = 1024  # vectors per outer product: one product per batch would take longer than a fast device needs for the batch
+    ROWS = 4096  # vectors per sum: one sum per batch would take longer than a fast device needs for the batch
 
     def __init__(self) -> None:
-        self.n = 0
+        self.n, self._sum = 0, NOTHING
         self._waiting: list[np.ndarray] = []
 
     def add(self, features: np.ndarray) -> None:
         """Add features [B, D]."""
-        features = features.astype(np.float64)
-        if self.n == 0:
-            self._origin = features.mean(0)  # subtracted, to avoid cancellation for features far from the origin
-            self._sum = np.zeros(features.shape[1])
-            self._outer = np.zeros((features.shape[1],) * 2)
         self.n += len(features)
-        self._waiting.append(features - self._origin)
+        self._waiting.append(features)
         if sum(map(len, self._waiting)) >= self.ROWS:
-            self._take()
-
-    def _take(self) -> None:
-        centred = np.concatenate(self._waiting)
-        self._sum += centred.sum(0)
-        self._outer += centred.T @ centred
-        self._waiting = []
+            self.moments()
 
     def moments(self) -> FeatureMoments:
-        """Return the moments of all features added, at least one vector."""
+        """Return the moments of all features added."""
         if self._waiting:
-            self._take()
-        mean = self._sum / self.n
-        return FeatureMoments(self.n, self._origin + mean, self._outer - self.n * np.outer(mean, mean))
+            self._sum += FeatureMoments.of(np.concatenate(self._waiting))
+            self._waiting = []
+        return self._sum
 
 
 class PairedMoments:
@@ -233,7 +222,7 @@ def image_errors(halves: np.ndarray) -> np.ndarray:
     known = np.log(own[own > 0])
     spread = float(known.var(ddof=1) - polygamma(1, 0.5)) if len(known) > 2 else 0.0
     if spread <= polygamma(1, LARGEST_FREEDOM / 2):
-        return np.sqrt(np.full(len(own), own.mean() if len(own) else 0.0))
+        return np.sqrt(np.full(len(own), own.mean()))
     freedom = 2 * brentq(lambda half: polygamma(1, half) - spread, 1e-6, LARGEST_FREEDOM / 2)
     usual = np.exp(known.mean() - digamma(0.5) + digamma(freedom / 2) + np.log(1 / freedom))
     return np.sqrt((freedom * usual + own) / (freedom + 1))
@@ -307,7 +296,10 @@ ROWS = 4096
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
     """Return the derivative of the Fréchet distance by each image's weight, centred, [N].
 
-    features: [N, D]. own: mean and covariance of the features.
+    The standard error of the values' mean is that of the distance. The reference counts as exact; bias is not included.
+
+    features: independent, [N, D]. own: mean and covariance of the features.
+    Source: infinitesimal jackknife, Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
     """
     # With c = x − μ and the optimal map T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, the derivative is
     # 2 c·(μ − μᵣ) + cᵀ(1 − T)c. T is not formed: cᵀTc is Σₖ yₖ²/√mₖ over the eigenvectors and eigenvalues m of AᵀΣA, with
@@ -324,15 +316,6 @@ def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.nd
     return found - found.mean()
 
 
-def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> float:
-    """Return the standard error of the Fréchet distance. The reference counts as exact; bias is not included.
-
-    features: independent, [N, D]. own: mean and covariance of the features.
-    Source: infinitesimal jackknife, Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
-    """
-    return float(np.sqrt(influence(features, own, reference).var(ddof=1) / len(features)))
-
-
 def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
     """Return the Fréchet distance for infinitely many samples, and an estimate, ≥ 0, of the distance's remaining bias.
 
@@ -342,16 +325,13 @@ def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[f
     # The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
     # mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves
     # −2b/N². So the first line's remaining bias is the difference of the two values divided by 2(g−1)/g − 1.
-    whole = sum(parts[1:], parts[0])
-    middle = len(parts) // 2
-    half = sum(parts[1:middle], parts[0])
-    at_all = frechet_distance(whole, reference)
+    groups, middle = len(parts), len(parts) // 2
 
-    def line(without: Sequence[FeatureMoments]) -> float:
-        groups = len(without)
-        less = [frechet_distance(whole - part, reference) for part in without]
-        return groups * at_all - (groups - 1) * float(np.mean(less))
+    def at(some: Sequence[FeatureMoments]) -> float:
+        return frechet_distance(sum(some, NOTHING), reference)
 
-    value, halves = line(parts), line([half, whole - half])
-    groups = len(parts)
+    whole = at(parts)
+    less = float(np.mean([at([*parts[:k], *parts[k + 1 :]]) for k in range(groups)]))
+    value = groups * whole - (groups - 1) * less
+    halves = 2 * whole - (at(parts[:middle]) + at(parts[middle:])) / 2
     return value, abs(halves - value) / (2 * (groups - 1) / groups - 1)

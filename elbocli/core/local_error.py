@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
@@ -106,20 +107,11 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     # e^λ' E Var[x | z] = e(λ'). Its variance shrinks by J²: by e² if all directions are alike, and by e at most. The factor e is
     # used: directions with most of the variance shrink least, and on mixtures the grids from e sample better than those from e².
     known = moments.smoothed
-    low, width = float(known.edges[0]), float(known.edges[1] - known.edges[0])
-    errors = known.mean.clamp(max=1).tolist()
-
-    def error(logsnr: float) -> float:
-        place = (logsnr - low) / width - 0.5
-        left = min(max(int(place), 0), len(errors) - 2)
-        part = min(max(place - left, 0.0), 1.0)
-        return errors[left] * (1 - part) + errors[left + 1] * part
 
     def step_errors(grid: list[float]) -> list[float]:
-        return [
-            math.expm1(now - then) ** 2 * math.exp(-now) * error(now) * (error(then) if then < math.inf else 1.0)
-            for now, then in pairwise([*grid, math.inf])
-        ]
+        errors = [*np.interp(grid, known.middle, known.mean.clamp(max=1)).tolist(), 1.0]
+        steps = zip(pairwise([*grid, math.inf]), pairwise(errors))
+        return [math.expm1(now - then) ** 2 * math.exp(-now) * here * there for (now, then), (here, there) in steps]
 
     return step_errors
 
@@ -173,13 +165,7 @@ def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
     masses = [error**SHARE for error in errors[:-1]]
     masses[-1] *= (last - grid[-2]) / (grid[-1] - grid[-2])
     knots, sums = [*grid[:-1], last], [0.0, *accumulate(masses)]
-    found, cell = [grid[0]], 0
-    for index in range(1, len(grid) - 1):
-        wanted = sums[-1] * index / (len(grid) - 1)
-        while sums[cell + 1] < wanted:
-            cell += 1
-        found.append(knots[cell] + (wanted - sums[cell]) / masses[cell] * (knots[cell + 1] - knots[cell]))
-    return [*found, last]
+    return np.interp(np.linspace(0, sums[-1], len(grid)), sums, knots).tolist()
 
 
 def measured_order(step_errors: StepErrors, grid: list[float]) -> float:

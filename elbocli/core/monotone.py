@@ -62,6 +62,8 @@ def rising(function: Function, low: float, high: float) -> list[tuple[float, flo
 
 
 def _turn(function: Function, grid: Tensor, i: int, sign: float) -> float:
+    from scipy.optimize import brentq
+
     # λ near grid[i] where sign · function(λ) is largest: a zero of the slope, or a jump.
     if i in (0, POINTS - 1):
         return float(grid[i])
@@ -71,13 +73,7 @@ def _turn(function: Function, grid: Tensor, i: int, sign: float) -> float:
         points = [at, *_jump(function, left, at), *_jump(function, at, right)]
         values = (sign * function(float64(points))).tolist()
         return max(zip(values, points), key=lambda pair: (pair[0], -sign * pair[1]))[1]
-    for _ in range(60):
-        middle = 0.5 * (left + right)
-        if sign * float(slope(function, float64([middle]))) > 0:
-            left = middle
-        else:
-            right = middle
-    return 0.5 * (left + right)
+    return float(brentq(lambda at: float(slope(function, float64([at]))), left, right))
 
 
 def _jump(function: Function, left: float, right: float) -> tuple[float, float]:

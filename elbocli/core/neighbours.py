@@ -42,15 +42,12 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """Find the k nearest points of each query, nearest first, then by index.
 
-    queries: [N, D]. points: [M, D].
+    queries: [N, D]. points: [M, D], M ≥ k, or M > k with `others`.
     others: whether the queries are the points themselves; then a vector is not its own neighbour.
     Returns: float32 distances [N, k], exactly 0 for equal vectors, and indices [N, k], on the CPU.
-    Raises ValueError for too few points.
     """
     # Blocks of squared distances are matrix products. The few candidates are measured again as norms of differences, rounded to
     # float32, so that distances that are equal in exact arithmetic, as of copied images, compare as equal.
-    if len(points) < k + others:
-        raise ValueError(f"{len(points)} points are too few for {k} neighbours; give at least {k + others} points")
     most = min(k + SPARE, len(points) - others)
     values = torch.full((len(queries), most), torch.inf, device=device, dtype=torch.float64)
     which = torch.zeros(len(queries), most, device=device, dtype=torch.int64)

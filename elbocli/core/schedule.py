@@ -6,7 +6,7 @@ Level code: a function of λ, such as σ or a timestep, that a published network
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,14 +134,6 @@ class Schedule:
         low, high = self.support
         return self.curve.density(logsnr - self.shift) * ((logsnr >= low) & (logsnr <= high))
 
-    def shifted(self, by: float) -> Schedule:
-        """Return a copy shifted by `by` in λ; the range of λ shrinks to what the shifted curve covers."""
-        if not by:
-            return self
-        low, high = _support(self.curve, self.shift + by)
-        low, high = max(self.logsnr_min, low), min(self.logsnr_max, high)
-        return replace(self, shift=self.shift + by, logsnr_min=low, logsnr_max=high)
-
 
 def check_range(low: float, high: float) -> None:
     """Raise UsageError unless the range [low, high] of λ is within ±LIMIT and at least NARROWEST wide."""
@@ -215,22 +207,22 @@ LEVEL_CODES = Registry("level code")  # functions λ [B] → input of a network 
 level_code = LEVEL_CODES.declare
 
 
-@level_code("logsnr", formula="factor logsnr", source="factor -1/8 is EDM's ln(sigma)/4")
+@level_code("logsnr")  # factor -1/8 is EDM's ln(sigma)/4
 def logsnr(level, factor=1.0):
     return factor * level
 
 
-@level_code("sigma", formula="exp(-logsnr/2)", source="Karras et al. 2022: sigma of the data plus noise")
+@level_code("sigma")  # Karras et al. 2022: sigma of the data plus noise
 def sigma(level):
     return (-0.5 * level).exp()
 
 
-@level_code("flow", formula="factor t, logsnr = 2 log((1-t)/t)", source="Lipman et al. 2022, t = 1 being noise")
+@level_code("flow")  # Lipman et al. 2022: factor t, with logsnr = 2 log((1-t)/t), where t = 1 is noise
 def flow(level, factor=1.0):
     return factor * (-0.5 * level).sigmoid()
 
 
-@level_code("flow-reversed", formula="factor (1-t), t as of flow", source="Ma et al. 2024 (SiT), where 1 is data")
+@level_code("flow-reversed")  # Ma et al. 2024 (SiT): factor (1-t), where 1 is data
 def flow_reversed(level, factor=1.0):
     return factor * (0.5 * level).sigmoid()
 
@@ -246,8 +238,7 @@ def _timestep(schedule, level, **params: float):
 for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
     _declared = SCHEDULES[_name]
     _params: Any = _declared.params
-    _formula = f"number of one of the {_declared.formula}"
-    level_code(_name, formula=_formula, source=_declared.source, within=_declared.within, **_params)(partial(_timestep, _name))
+    level_code(_name, within=_declared.within, **_params)(partial(_timestep, _name))  # number of one of the timesteps
 
 
 def parse_level_code(text: str) -> Declaration:

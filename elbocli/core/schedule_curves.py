@@ -16,30 +16,24 @@ MOST_TIMESTEPS = 100_000
 BETAS = Registry("beta schedule")  # functions (first β, last β, number of timesteps T) → β [T], float64
 
 
-@BETAS.declare("linear", formula="even from beta_start to beta_end", source="Ho et al. 2020")
+@BETAS.declare("linear")  # Ho et al. 2020
 def linear(start, end, count):
     import torch
 
     return torch.linspace(start, end, count, dtype=torch.float64)
 
 
-@BETAS.declare("scaled_linear", formula="square of even from sqrt(beta_start) to sqrt(beta_end)", source="Rombach et al. 2022")
+@BETAS.declare("scaled_linear")  # Rombach et al. 2022
 def scaled_linear(start, end, count):
     return linear(math.sqrt(start), math.sqrt(end), count).square()
 
 
-@BETAS.declare(
-    "sigmoid", formula="beta_start + (beta_end-beta_start) sigmoid(even from -6 to 6)", source="Xu et al. 2022: GeoDiff"
-)
+@BETAS.declare("sigmoid")  # Xu et al. 2022: GeoDiff
 def sigmoid(start, end, count):
     return start + (end - start) * linear(-6, 6, count).sigmoid()
 
 
-@BETAS.declare(
-    "squaredcos_cap_v2",
-    formula="min(0.999, 1 - abar((i+1)/T)/abar(i/T)), abar = cos((t+0.008)/1.008 pi/2)^2",
-    source="Nichol & Dhariwal 2021",
-)
+@BETAS.declare("squaredcos_cap_v2")  # Nichol & Dhariwal 2021
 def squaredcos(start, end, count):
     abar = (((linear(0, 1, count + 1) + 0.008) / 1.008) * (math.pi / 2)).cos().square()
     return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)

@@ -14,12 +14,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope
 from elbocli.core.prediction import LIMIT, Prediction
 from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, plain
-from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.schedule import Schedule, make_schedule, parse_schedule
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
@@ -131,9 +132,8 @@ class ScheduleDensity:
 
     @cached_property
     def _largest(self) -> float:
-        density, (low, high) = self.schedule.untruncated_density, self.schedule.support
-        peaks = [end for _, end in rising(density, low, high)]
-        return float(density(float64([low, high, *peaks])).max())
+        # The least non-increasing upper bound is largest at the lowest λ.
+        return float(NonIncreasing(self.schedule.untruncated_density)(float64([-LIMIT])))
 
 
 class LearnedCurve(NamedTuple):
@@ -294,7 +294,10 @@ def parse_weighting(
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
         raise UsageError(f"{text!r}: {name!r} takes only 'monotone'; omit other parameters, such as bias or shift")
-    return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
+    if not found:
+        return Weighting(LearnedCurve(), monotone=monotone)
+    moved = make_schedule(found.curve, found.name, shift=found.shift + shift, declared=found.declared, file=found.file)
+    return Weighting(ScheduleDensity(moved), monotone=monotone)
 
 
 def _modifiers(words: str) -> tuple[str, float, bool]:
@@ -315,14 +318,12 @@ def _modifiers(words: str) -> tuple[str, float, bool]:
 
 def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[Prediction, Declaration | None]:
     """Parse `x-mse:min-snr:5` into target and factor. name: `x-mse`. words: `min-snr:5`. given: parameters that replace these."""
-    own: list[str] = []
-    chosen: list[str] = []
-    for word in filter(None, words.split(",")):
-        key, equals, _ = word.partition("=")
-        (own if equals and ":" not in key and not chosen else chosen).append(word)
+    parts = [part for part in words.split(",") if part]
+    own = [*takewhile(re.compile("[^:=]*=").match, parts)]  # parameters of the target, before the factor's name
+    chosen = ",".join(parts[len(own) :])
     if given and not chosen:
         raise UsageError(f"loss {name} has no factor, so no parameter {next(iter(given))!r}; leave this parameter out")
     known = Registry("factor")
     known.update(FACTORS | WEIGHTINGS | FACTORS)  # of a factor and a weighting with one name, the factor
-    factor = known.parse(",".join(chosen)).bind(given or {}) if chosen else None
+    factor = known.parse(chosen).bind(given or {}) if chosen else None
     return Prediction(f"{name.removesuffix('-mse')}:{','.join(own)}"), factor

@@ -12,11 +12,9 @@ class WeightingTraits(NamedTuple):
     """Properties of a weighting besides its formula.
 
     monotone: whether w is declared non-increasing in λ.
-    const: the authors' objective divided by L_w, as text.
     """
 
     monotone: bool
-    const: str = ""
 
 
 # The functions use only tensor methods and the standard library, so that listing the names does not import torch.
@@ -30,7 +28,7 @@ def _sech(x):
     return 1 / x.cosh()
 
 
-@weighting("elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", const="1", known_as=["vdm", "vlb"])
+@weighting("elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", known_as=["vdm", "vlb"])
 def elbo(logsnr):
     return logsnr * 0 + 1
 
@@ -40,7 +38,6 @@ def elbo(logsnr):
     formula="sech(logsnr/2)",
     monotone=False,
     source="Nichol & Dhariwal 2021: eps loss, cosine schedule",
-    const="1/pi",
     known_as=["eps-cosine"],
 )
 def iddpm(logsnr):
@@ -52,14 +49,12 @@ def iddpm(logsnr):
     formula="exp(-logsnr/2)",
     monotone=True,
     source="Salimans & Ho 2022: v loss, cosine schedule",
-    const="2/pi",
 )
 @weighting(
     "fm-ot",
     formula="exp(-logsnr/2)",
     monotone=True,
     source="Lipman et al. 2022: flow matching, optimal-transport path",
-    const="1",
     known_as=["rf", "rectified-flow", "flow-matching"],
 )
 def v_cosine(logsnr):
@@ -71,13 +66,12 @@ def v_cosine(logsnr):
     formula="exp(-logsnr) sech(logsnr/4)^2",
     monotone=True,
     source="Delbracio & Milanfar 2023: x loss, optimal-transport path",
-    const="1/4",
 )
 def indi(logsnr):
     return (-logsnr).exp() * _sech(logsnr / 4).square()
 
 
-@weighting("x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule", const="1/pi")
+@weighting("x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule")
 def x_cosine(logsnr):
     return (-logsnr).exp() * _sech(logsnr / 2)
 
@@ -87,7 +81,6 @@ def x_cosine(logsnr):
     formula="sech(logsnr/2) max(1, exp(-logsnr))",
     monotone=True,
     source="Salimans & Ho 2022: truncated SNR, cosine schedule",
-    const="1/pi",
 )
 def snr_trunc(logsnr):
     return _sech(logsnr / 2) * (-logsnr).exp().clamp(min=1)
@@ -98,7 +91,6 @@ def snr_trunc(logsnr):
     formula="sech(logsnr/2) / (1 + exp(logsnr))^gamma",
     monotone=False,
     source="Choi et al. 2022: P2, k = 1, cosine schedule",
-    const="1/pi",
 )
 def p2(logsnr, gamma=1.0):
     return _sech(logsnr / 2) * (-logsnr).sigmoid() ** gamma
@@ -109,7 +101,6 @@ def p2(logsnr, gamma=1.0):
     formula="sech(logsnr/2) min(1, gamma exp(-logsnr))",
     monotone=False,
     source="Hang et al. 2023: Min-SNR, cosine schedule",
-    const="1/pi",
     positive=["gamma"],
     parameters_known_as={"snr_gamma": "gamma"},
 )
@@ -136,7 +127,6 @@ def soft_min_snr(logsnr, sigma_data=0.5):
     formula="sigma^2 / beta(t(logsnr))",
     monotone=False,
     source="Ho et al. 2020: eps loss, linear beta schedule",
-    const="2",
     positive=["beta_max"],
 )
 def ddpm(logsnr, beta_min=0.1, beta_max=20.0):
@@ -148,7 +138,6 @@ def ddpm(logsnr, beta_min=0.1, beta_max=20.0):
     formula="N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2)",
     monotone=False,
     source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
-    const="2/sigma_data^2",
     positive=["std", "sigma_data"],
     known_as=["lognormal", "log-normal"],
     parameters_known_as=EDM_WORDS,
@@ -191,7 +180,6 @@ def sigmoid(logsnr, bias=2.0):
     formula="N(logsnr; -2m, 4s^2) (1 + exp(-logsnr/2))^2",
     monotone=False,
     source="Esser et al. 2024: logit-normal t, optimal-transport path",
-    const="2",
     positive=["s"],
     known_as=["logit-normal"],
     parameters_known_as={"mean": "m", "logit_mean": "m", "std": "s", "logit_std": "s"},

@@ -12,7 +12,7 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from elbocli.core.estimate import FeatureMoments, StreamingFeatureMoments
+from elbocli.core.estimate import NOTHING, StreamingFeatureMoments
 from elbocli.core.metrics import Features
 from elbocli.errors import DataError
 from elbocli.files.features import (
@@ -172,18 +172,13 @@ def extract_features(
         progress(min(start + batch * sharers, source.n), source.n, "img", of=source.name)
     if not statistics and not saved:
         source.about = structs.replace(source.about, images_sha256=add_digests(world.all(add_digests(digests))))
-    totals: dict[str, Any] = {name: _of_all(moments, world) for name, moments in sums.items()}
+    totals: dict[str, Any] = {name: sum(world.all(own.moments()), NOTHING) for name, own in sums.items()}
     if statistics:
         totals = {"values": statistics, "spatial_values": statistics.spatial}
     if world.first:
         source.features = Features(
             totals["values"], labels=source.labels, spatial=totals.get("spatial_values"), device=world.device, **held
         )
-
-
-def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
-    parts = [part for part in world.all(own.moments() if own.n else None) if part is not None]
-    return sum(parts[1:], parts[0])
 
 
 def _features_of(

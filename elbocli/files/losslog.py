@@ -5,7 +5,7 @@ Errors: ‖ε−ε̂‖²/D, summed in each bin of λ. Suffix _se: standard erro
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.atomic import write_text, writing
+from elbocli.files.atomic import writing
 from elbocli.files.reading import read_text, reading, whole_lines
 from elbocli.files.recognise import expect
 from elbocli.files.records import Count, Record, parse_json, read_json, stored
@@ -316,10 +316,8 @@ class Optimum(Record, frozen=True, kw_only=True):
             blind = torch.tensor([other.eps_mse, other.eps_mse_se], dtype=torch.float64)
             curves = curves.lerp(blind, self.label_dropout)
         # Average the curves, which are constant within each of the file's bins, over each of the wanted bins.
-        integral = torch.nn.functional.pad((curves * own.diff()).cumsum(1), (1, 0))
-        right = torch.searchsorted(own, edges.contiguous()).clamp(1, len(own) - 1)
-        part = ((edges - own[right - 1]) / own.diff()[right - 1]).clamp(0, 1)
-        value, se = integral[:, right - 1].lerp(integral[:, right], part).diff() / edges.diff()
+        integrals = torch.nn.functional.pad((curves * own.diff()).cumsum(1), (1, 0))
+        value, se = (torch.from_numpy(np.interp(edges, own, row)).diff() / edges.diff() for row in integrals)
         return value, se
 
 
@@ -338,10 +336,10 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in (".tsv", ".txt")
 
 
-def write_table(path: Path, table: Columns) -> None:
-    """Write columns as TSV. table: name of a column → values. Raises DataError."""
+def table_text(table: Mapping[str, Any]) -> str:
+    """Return columns as TSV. table: name of a column → array or tensor."""
     rows = zip(*(column.tolist() for column in table.values()))
-    write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in [table, *rows]))
+    return "".join("\t".join(map(str, row)) + "\n" for row in [table, *rows])
 
 
 def read_table(path: Path) -> Columns:

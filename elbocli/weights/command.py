@@ -122,17 +122,16 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
     import torch
 
     from elbocli.core.schedule import check_range
+    from elbocli.files.losslog import table_text
     from elbocli.files.schedule_file import resolve_schedule
 
     check_range(low, high)
     at = torch.linspace(low, high, points, dtype=torch.float64)
-    columns = {"logsnr": at, **{spec: _weighting(spec)(at) for spec in specs}}
+    columns = {"logsnr": at, **{visible(spec): _weighting(spec)(at) for spec in specs}}
     if schedule is not None:
         chosen = resolve_schedule(schedule, low, high, clip=True)
         columns |= {"t": chosen.t(at), "density": chosen.density(at)}
-    click.echo("\t".join(map(visible, columns)))
-    for row in zip(*(column.tolist() for column in columns.values())):
-        click.echo("\t".join(repr(value) for value in row))
+    click.echo(table_text(columns), nl=False)
 
 
 @weights.command(cls=Command)

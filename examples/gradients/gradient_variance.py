@@ -181,7 +181,7 @@ def _least(edges: Tensor, norms: list[float], weighting: Weighting, floor: float
     """
     second = torch.tensor(norms, dtype=torch.float64)
     moments = ErrorMoments(edges, torch.full_like(second, PER_BIN), second.sqrt(), second)
-    return fit_schedule(moments, weighting, "loss", floor, MEASURED)
+    return replace(fit_schedule(moments, weighting, "loss", floor), name=MEASURED)
 
 
 def _sentence(row: ScheduleVariance) -> str:

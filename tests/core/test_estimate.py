@@ -163,11 +163,10 @@ def same(a: FeatureMoments, b: FeatureMoments) -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 5), st.integers(0, 99))
-def test_moments_of_parts_add_up_and_a_part_can_be_taken_out_again(first, second, width, seed):
+def test_moments_of_parts_add_up(first, second, width, seed):
     features = np.random.default_rng(seed).normal(3, 2, size=(first + second, width))
     a, b, both = FeatureMoments.of(features[:first]), FeatureMoments.of(features[first:]), FeatureMoments.of(features)
     same(a + b, both)
-    same(both - b, a)
 
 
 # A classifier's probabilities

@@ -81,7 +81,7 @@ class World:
         return frechet_distance(FeatureMoments.of(features), self.reference)
 
     def error(self, features):
-        return standard_error(features, FeatureMoments.of(features), self.reference)
+        return standard_error(influence(features, FeatureMoments.of(features), self.reference))
 
 
 def weighted(features, weights, reference):
@@ -148,7 +148,7 @@ def test_a_reference_of_equal_images_has_an_error_too():
     """Its covariance is zero: the distance is ‖μ − μᵣ‖² + tr Σ, whose error needs no map."""
     features = np.random.default_rng(5).normal(size=(400, 6))
     flat = FeatureMoments(30, np.full(6, 0.5), np.zeros((6, 6)))
-    error = standard_error(features, FeatureMoments.of(features), flat)
+    error = standard_error(influence(features, FeatureMoments.of(features), flat))
     c = features - features.mean(0)
     wanted = 2 * c @ (features.mean(0) - 0.5) + (c**2).sum(1)
     assert error == pytest.approx(wanted.std() / 20, rel=0.02)

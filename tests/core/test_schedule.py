@@ -154,17 +154,6 @@ def test_the_last_level_is_reached_where_float64_ends_the_normal_tail(low):
     assert float(parse_schedule("edm", low, 15.0).logsnr(float64([1.0]))) == pytest.approx(low, abs=1e-9)
 
 
-@given(any_schedule(), st.floats(-3, 3))
-def test_shifted_keeps_the_range_and_moves_the_curve(schedule, by):
-    moved = schedule.shifted(by)
-    low, high = moved.support
-    assert moved.logsnr_min == max(schedule.logsnr_min, low)
-    assert moved.logsnr_max == min(schedule.logsnr_max, high)
-    lam = torch.linspace(moved.logsnr_min + 0.1, moved.logsnr_max - 0.1, 50, dtype=torch.float64)
-    one, other = moved.untruncated_density(lam), schedule.curve.density(lam - schedule.shift - by)
-    np.testing.assert_allclose(one, other, rtol=1e-9)
-
-
 @given(any_schedule())
 def test_base_reads_back_as_the_same_schedule(schedule):
     again = parse_schedule(schedule.base, schedule.logsnr_min, schedule.logsnr_max)

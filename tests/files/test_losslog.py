@@ -13,7 +13,7 @@ from msgspec import structs
 from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import losslog
-from elbocli.files.losslog import LeastCurve, Optimum, SampleCheck, is_table, read_optimum, read_table, write_table
+from elbocli.files.losslog import LeastCurve, Optimum, SampleCheck, is_table, read_optimum, read_table, table_text
 
 EDGES = bin_edges(-5, 7, 4)
 SEEDS = st.lists(st.integers(0, 99), max_size=4)
@@ -188,7 +188,7 @@ def test_a_damaged_optimum_is_refused(change, tmp_path):
 def test_likelihoods_read_back_to_the_bit_and_other_tables_are_refused(tmp_path):
     path, nats = tmp_path / "a.tsv", np.array([1.5, -0.1, 1e-300])
     columns = {"index": np.array([0, 4, 9]), "label": np.array([1, 0, 1]), "nats": nats, "nats_se": nats / 3}
-    write_table(path, columns)
+    path.write_text(table_text(columns))
     found = read_table(path)
     assert [*found] == [*columns] and all(np.array_equal(found[name], columns[name]) for name in columns)
     assert [is_table(path.with_suffix(end)) for end in (".tsv", ".TXT", ".h5")] == [True, True, False]

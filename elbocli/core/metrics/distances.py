@@ -23,12 +23,12 @@ FID = "frechet_inception_distance"
     few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
 )
 def fid(samples, reference, options):
-    from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance, standard_error
+    from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance, influence, standard_error
     from elbocli.core.streams import Stream
 
     values, theirs = samples.values.numpy(), reference.moments
     n, width = values.shape
-    error = standard_error(values, samples.moments, theirs)
+    error = standard_error(influence(values, samples.moments, theirs))
     found: dict[str, Value] = {FID: frechet_distance(samples.moments, theirs), f"{FID}_se": error}
     if options.fid_infinity:
         order = Stream(options.seed, "fid-infinity").permutation(0, n)
@@ -53,10 +53,10 @@ SFID = "spatial_frechet_inception_distance"
     few="sFID is biased upwards, so compare it at the same n only",
 )
 def sfid(samples, reference, options):
-    from elbocli.core.estimate import frechet_distance, standard_error
+    from elbocli.core.estimate import frechet_distance, influence, standard_error
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
-    return {SFID: frechet_distance(own, theirs), f"{SFID}_se": standard_error(values.numpy(), own, theirs)}
+    return {SFID: frechet_distance(own, theirs), f"{SFID}_se": standard_error(influence(values.numpy(), own, theirs))}
 
 
 KID = "kernel_inception_distance"

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +182,7 @@ class DiffusionLoss:
             if (rms := float(x.square().mean().sqrt())) > LARGEST_RMS:
                 raise UsageError(f"x has a root mean square of {rms:.4g}; scale it to about [−1, 1], pixels by x / 127.5 - 1")
             self._sums = BinSums(self.logsnr_min, self.logsnr_max, device=x.device)
-        how = self.weighting, self.schedule, self.prediction, partial(sent, device=x.device)
+        how = self.weighting, self.schedule, self.prediction
         terms = denoising_losses(network, x, eps, labels, self.schedule.logsnr(t), *how)
         self._sums.add(terms.logsnr, terms.eps_mse)
         self.step, self.images = self.step + 1, self.images + size * self.ranks

@@ -320,7 +320,7 @@ class Validation:
         """
         settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
         noise, posterior = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
-        how = self.weighting, self.schedule, self.prediction, lambda rows: sent(rows, self.device)
+        how = self.weighting, self.schedule, self.prediction
         turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
         places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
         # Positions beyond the last image repeat the last image and are dropped below: all ranks of a sharded network must call

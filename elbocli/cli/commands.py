@@ -206,8 +206,6 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, [*args])
         except click.NoSuchOption as error:
-            from difflib import get_close_matches
-
             name, known = error.option_name, {name for param in self.params for name in param.opts}
             for line in Path(__file__).with_name("other_names.txt").read_text().splitlines():
                 word, _, rest = line.partition(" ")
@@ -215,8 +213,7 @@ class Command(click.Command):
                     raise click.UsageError(f"no option {name}; {rest}", ctx) from error
                 if word == name and (present := known.intersection(rest.split())):
                     return self.parse_args(ctx, [re.sub(f"^{name}(?![^=])", min(present), arg) for arg in args])
-            near = [option for option in known if option.startswith(name)]
-            raise click.NoSuchOption(name, None, near or get_close_matches(name, known, cutoff=0.75), ctx) from error
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         Command.path = ctx.command_path

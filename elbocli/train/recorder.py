@@ -40,7 +40,7 @@ from elbocli.run.open import SPACE
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 from elbocli.runtime.device import Precision, sent
-from elbocli.runtime.progress import log, progress
+from elbocli.runtime.progress import log
 from elbocli.sample.draw import Decoder, SampleSettings, open_decoder
 from elbocli.train.batches import LEAST_HELD_OUT, network_input, split_rows
 from elbocli.train.scores import Evaluation, draw_averaged
@@ -131,7 +131,7 @@ class Recorder:
         if self.validation and due(self.validation.every):
             values |= self._validate(self.validation)
         if self.evaluation and due(settings.eval_every):
-            with self._apart("scoring samples"):
+            with self._apart():
                 scores = self.evaluation.values()
             self._measured(scores)
             values |= scores
@@ -163,7 +163,7 @@ class Recorder:
     def _validate(self, validation: Validation) -> dict[str, Any]:
         state, world = self.state, self.world
         validation.weighting = state.weighting  # a learned weighting has changed meanwhile
-        with self._apart("validating"), state.averaged():
+        with self._apart(), state.averaged():
             sums = world.added(validation.partial(state.spread.forward, world.rank, world.size))
         values = validation.finish(sums)
         self._measured(values)
@@ -172,9 +172,8 @@ class Recorder:
         return values
 
     @contextmanager
-    def _apart(self, work: str) -> Iterator[None]:
-        # Shows `work` in the progress bar. `images_per_s` leaves out the seconds that the block takes.
-        progress(self.state.steps_done, self.settings.steps, "step", work)
+    def _apart(self) -> Iterator[None]:
+        # `images_per_s` leaves out the seconds that the block takes.
         check(self.state)  # also waits until the device has finished all updates
         begun = time.monotonic()
         yield
@@ -182,7 +181,7 @@ class Recorder:
 
     def _preview(self, decoder: Decoder) -> None:
         self.previewed = True
-        with self._apart("drawing a preview"):
+        with self._apart():
             images, layout = preview(self.state, decoder)
         path = self.out / "previews" / f"step-{self.state.steps_done:08d}.png"
         if self.world.first:

@@ -250,18 +250,19 @@ class SampleSettings:
 def draw(
     denoiser: Denoiser,
     indices: range,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     grid: list[float],
     settings: SampleSettings,
     device: torch.device,
-    output: Decoder,
+    pixels: Callable[[Tensor], Tensor],
     look: Callable[[], None] = lambda: None,
     source: Noise | None = None,
 ) -> Tensor:
-    """Draw images, uint8 [len(indices), H, W, C] on the device.
+    """Draw a batch of images on the device; return what `pixels` makes of them.
 
     indices: image i depends only on (seed, i). settings: sampler, start, seed and precision are used.
     shape: (H, W, C) of the network's output. grid: noise levels λ, rising.
+    pixels: function of the sampler's output, such as that of a Decoder.
     look: function called before each network evaluation, which may raise an error to stop.
     source: source of the noise; None: elbo's noise, the same on all devices.
     """
@@ -269,7 +270,7 @@ def draw(
     drawn = source.walk(indices)
 
     def noise() -> Tensor:
-        return sent(drawn(), device).permute(0, 3, 1, 2)
+        return sent(drawn(), device).movedim(-1, 1)
 
     estimate = denoiser.asked_by(settings.sampler)
 
@@ -282,7 +283,7 @@ def draw(
         with precision.autocast():
             first = noise() * settings.start(grid[0])
             x = walk(settings.sampler, first, grid, watched, noise, source.every_step)
-        return output.pixels(x)
+        return pixels(x)
 
 
 def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None) -> None:
@@ -436,5 +437,5 @@ class _Drawing:
             self.look()
             progress(start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
 
-        drawn = draw(denoiser, indices, self.drawer.shape, self.grid, self.settings, device, self.output, report, self.noise)
-        return drawn[:count].cpu()
+        how = self.grid, self.settings, device, self.output.pixels, report, self.noise
+        return draw(denoiser, indices, self.drawer.shape, *how)[:count].cpu()

@@ -56,7 +56,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
             if labels is not None:
                 part = sent(torch.from_numpy(labels[np.minimum(places, how.n - 1)]), state.device)
             denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
-            images.append(draw(denoiser, places, shape, grid, how, state.device, output))
+            images.append(draw(denoiser, places, shape, grid, how, state.device, output.pixels))
     return torch.cat(world.all(torch.cat(images)[:share].cpu()))[: how.n]
 
 

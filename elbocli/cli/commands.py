@@ -437,6 +437,21 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
 
 
+def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Print rows of equal keys as a table with headings, or as one JSON list."""
+    if as_json:
+        return print_json(rows)
+    print_table([[key.upper().replace("_", " ") for key in rows[0]], *([*map(_cell, row.values())] for row in rows)])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{key}={each:g}" for key, each in value.items()]
+    if isinstance(value, list):
+        value = ", ".join(value)
+    return visible(f"{value:,}" if isinstance(value, int) else value or "-")
+
+
 def print_json(value: Any) -> None:
     """Print a result as indented JSON. Raises ValueError for NaN."""
     import json  # imported here to save a millisecond for --help

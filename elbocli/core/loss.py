@@ -40,7 +40,7 @@ def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
     variance: also accept [B, 2C, …], the prediction followed by a learned variance.
     Raises UsageError for another shape, or no tensor.
     """
-    twice = (*z.shape[:1], *(2 * channels for channels in z.shape[1:2]), *z.shape[2:])
+    twice = (len(z), 2 * z.shape[1], *z.shape[2:])
     if isinstance(out, Tensor) and (out.shape == z.shape or (variance and out.shape == twice)):
         return out
     given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__

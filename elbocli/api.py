@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,19 @@ from elbocli.bound.result import Bound
 from elbocli.core.adaptive import BinSums, Objective, bin_edges, check_floor, refuse_adaptive
 from elbocli.core.loss import LossTerms, Network, denoising_losses
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
+from elbocli.core.samplers import Sampler, parse_sampler, time_grid
 from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance
 from elbocli.core.schedule import Schedule
-from elbocli.core.streams import T_SAMPLINGS, Stream, times, walk_noise
+from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun
-from elbocli.runtime.device import Precision, choose_device, sent
+from elbocli.runtime.device import choose_device, sent
+from elbocli.sample.draw import SampleSettings
+from elbocli.sample.draw import draw as draw_batch
 from elbocli.train.batches import channels_first
 
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
@@ -181,7 +182,7 @@ class DiffusionLoss(Objective):
             if (rms := float(x.square().mean().sqrt())) > LARGEST_RMS:
                 raise UsageError(f"x has a root mean square of {rms:.4g}; scale it to about [−1, 1], pixels by x / 127.5 - 1")
             self._sums = BinSums(self.logsnr_min, self.logsnr_max, device=x.device)
-        how = self.weighting, self.schedule, self.prediction, partial(sent, device=x.device)
+        how = self.weighting, self.schedule, self.prediction
         terms = denoising_losses(network, x, eps, labels, self.schedule.logsnr(t), *how)
         self._sums.add(terms.logsnr, terms.eps_mse)
         self.step, self.images = self.step + 1, self.images + size * self.ranks
@@ -267,7 +268,6 @@ def _labels(labels: Any, n: int) -> Tensor | None:
     return None if labels is None else torch.as_tensor(labels)
 
 
-@torch.inference_mode()
 def draw(
     network: Network,
     prediction: Prediction | str | None = None,
@@ -316,23 +316,18 @@ def draw(
     steps = chosen.traits.steps if steps is None else steps
     schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, loss, clip=True)
     grid = time_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
-    place, scale, labels = choose_device(str(device)), STARTS.parse(start)(grid[0]), _labels(labels, n)
+    place, labels = choose_device(str(device)), _labels(labels, n)
     if guidance_scale != 1 and labels is None:
         raise UsageError(
             f"guidance_scale {guidance_scale:g} needs labels of shape [{n}]; pass labels=, or leave guidance_scale at 1"
         )
-    drawn, arithmetic = [], Precision(precision, place)
+    settings = SampleSettings(sampler=chosen, start=STARTS.parse(start), seed=seed, precision=precision)
+    drawn, sizes = [], (*shape[1:], shape[0])
     for first in range(0, n, batch_size):
         indices = range(first, min(first + batch_size, n))
         mine = None if labels is None else sent(labels[first : first + batch_size], place)
-        eps = walk_noise(seed, indices, (*shape[1:], shape[0]))
-
-        def noise(eps: Any = eps) -> Tensor:
-            return sent(eps(), place).movedim(-1, 1)
-
         denoiser = Denoiser(network, what, Guidance(guidance_scale), mine, threshold=THRESHOLDS.parse(threshold))
-        with arithmetic.applied(), arithmetic.autocast():
-            drawn.append(walk(chosen, noise() * scale, grid, denoiser.asked_by(chosen), noise))
+        drawn.append(draw_batch(denoiser, indices, sizes, grid, settings, place, lambda x: x))
     return torch.cat(drawn)
 
 

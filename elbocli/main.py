@@ -150,11 +150,13 @@ def completion(shell: str) -> None:
     zsh, in ~/.zshrc after compinit: eval "$(elbo completion zsh)"
     fish: elbo completion fish > ~/.config/fish/completions/elbo.fish
     """
-    from click.shell_completion import get_completion_class
+    _complete(f"{shell}_source")
 
-    kind = get_completion_class(shell)
-    assert kind is not None
-    click.echo(kind(elbo, {}, "elbo", COMPLETE).source())
+
+def _complete(instruction: str) -> int:
+    from click.shell_completion import shell_complete
+
+    return shell_complete(elbo, {}, "elbo", COMPLETE, instruction)
 
 
 @click.command("help", cls=Command)
@@ -199,9 +201,7 @@ def _invoke(args: list[str]) -> int:
         raise DataError("standard output is closed; redirect it to a file or to /dev/null")
     try:
         if COMPLETE in os.environ:
-            from click.shell_completion import shell_complete
-
-            code: int = shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE])
+            code = _complete(os.environ[COMPLETE])
         else:
             with elbo.make_context("elbo", args, auto_envvar_prefix="ELBO") as context:
                 elbo.invoke(context)

@@ -127,7 +127,7 @@ def estimate_bound(
                 estimate, unit = pooled(), UNITS[some.latent]
                 share = np.full(len(estimate.mean), 1 / some.divisor)
                 value, se = estimate.value(share), estimate.se(share, population)
-                progress(rounds[-1].n, denoiser.total, "img", "", **{unit: value, "se": se})
+                progress(rounds[-1].n, denoiser.total, "img", **{unit: value, "se": se})
             if target_se is not None and len(rounds) == 1 and rounds[0].n >= TRUSTED and se < target_se:
                 break
     estimate = pooled()

@@ -167,7 +167,7 @@ class MeasuredNetwork:
             chosen, given = x[send(image)], None if labels is None else labels[send(image)]
             with self.arithmetic.applied(), self.arithmetic.autocast():
                 loss, error, _, out = denoising_losses(
-                    self.network, chosen, eps, given, level, weighting, schedule, self.prediction, send
+                    self.network, chosen, eps, given, level, weighting, schedule, self.prediction
                 )
             values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
             if gaussian:

@@ -117,12 +117,12 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
     """Click type of the path of an output file.
 
     kinds: existing files that the output may replace, such as "a dataset".
-    suffixes: allowed suffixes; () for any. stdout: whether - is allowed. streams: whether pipes and devices are allowed.
+    suffixes: allowed suffixes; () for any. stdout: whether - is allowed.
     """
 
-    def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False, streams: bool = False):
+    def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False):
         super().__init__(path_type=Path)
-        self.kinds, self.suffixes, self.stdout, self.streams = kinds, suffixes, stdout, streams
+        self.kinds, self.suffixes, self.stdout = kinds, suffixes, stdout
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(value)
@@ -206,8 +206,6 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, [*args])
         except click.NoSuchOption as error:
-            from difflib import get_close_matches
-
             name, known = error.option_name, {name for param in self.params for name in param.opts}
             for line in Path(__file__).with_name("other_names.txt").read_text().splitlines():
                 word, _, rest = line.partition(" ")
@@ -215,8 +213,7 @@ class Command(click.Command):
                     raise click.UsageError(f"no option {name}; {rest}", ctx) from error
                 if word == name and (present := known.intersection(rest.split())):
                     return self.parse_args(ctx, [re.sub(f"^{name}(?![^=])", min(present), arg) for arg in args])
-            near = [option for option in known if option.startswith(name)]
-            raise click.NoSuchOption(name, None, near or get_close_matches(name, known, cutoff=0.75), ctx) from error
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         Command.path = ctx.command_path
@@ -229,19 +226,16 @@ class Command(click.Command):
             return super().invoke(ctx)
 
     def _check_outputs(self, params: Mapping[str, Any]) -> None:
-        types = {param.name: param.type for param in self.params if isinstance(param.type, Output)}
-        outputs = [(params[name], type) for name, type in types.items() if params[name] not in (None, STREAM)]
+        kinds = {param.name: param.type.kinds for param in self.params if isinstance(param.type, Output)}
+        outputs = [(params[name], kinds[name]) for name in kinds if params[name] not in (None, STREAM)]
         if outputs:
-            from elbocli.files.atomic import streams
             from elbocli.files.recognise import check_outputs
 
-            given = [value for name, value in params.items() if name not in types]
+            given = [value for name, value in params.items() if name not in kinds]
             words = [word for value in given for word in (value if isinstance(value, tuple) else [value])]
             # The value of an option such as --schedule may be an input file.
             inputs = [Path(word) for word in words if word and isinstance(word, str | Path) and Path(word).exists()]
-            piped = [path for path, type in outputs if type.streams and path.suffix in ("", ".npy") and streams(path)]
-            files = [(path, type.kinds) for path, type in outputs if path not in piped]
-            check_outputs(files, inputs, Command.overwrite)
+            check_outputs(outputs, inputs, Command.overwrite)
 
 
 def launched() -> int:
@@ -441,6 +435,21 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Print rows of equal keys as a table with headings, or as one JSON list."""
+    if as_json:
+        return print_json(rows)
+    print_table([[key.upper().replace("_", " ") for key in rows[0]], *([*map(_cell, row.values())] for row in rows)])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{key}={each:g}" for key, each in value.items()]
+    if isinstance(value, list):
+        value = ", ".join(value)
+    return visible(f"{value:,}" if isinstance(value, int) else value or "-")
 
 
 def print_json(value: Any) -> None:

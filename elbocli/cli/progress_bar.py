@@ -1,10 +1,12 @@
 """Show a command's messages and progress on stderr."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import RLock
 from typing import Any
 
 from elbocli.cli.commands import Command, tell, visible
@@ -33,48 +35,39 @@ def shown_on_stderr() -> Iterator[None]:
 
 
 class Display(logging.Handler):
-    """Log handler that shows messages and a progress bar."""
+    """Log handler that shows messages and a progress bar; if stderr is no terminal, a line of progress every ten seconds."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bar: Any = None
         self.values: dict[str, Any] = {}
-        self.first, self.last, self.begun = 0, -1, 0.0
+        self.terminal = sys.stderr.isatty()
         self.shown_at = time.monotonic() + FIRST_S - LINE_EVERY_S
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.end()
+        if self.bar is not None and self.terminal:
+            with suppress(OSError):
+                self.bar.clear()
         tell(f"{Command.path}: {'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
 
-    def show(self, done: int, total: int | None, unit: str, then: str, values: dict[str, Any]) -> None:
-        """Show progress on a bar; if stderr is no terminal, on a line every ten seconds.
-
-        then: slow work before the next report, such as validating; '': none. values: name → number to show.
-        """
+    def show(self, done: int, total: int | None, unit: str, values: dict[str, Any]) -> None:
+        """Show progress. values: name → number to show."""
         from tqdm import tqdm
 
-        now, terminal = time.monotonic(), sys.stderr.isatty()
-        if done < self.last or self.last < 0:
+        if self.bar is None or done < self.bar.n or (total, unit) != (self.bar.total, self.bar.unit):
             self.end()
-            self.begun, self.first = now, done
-        self.last = done
+            tqdm.set_lock(RLock())  # tqdm's own is a lock between processes, for which Python 3.14 starts a process
+            how: Any = {} if self.terminal else {"bar_format": LINE, "delay": math.inf}  # tqdm displays no bar
+            self.bar = tqdm(desc=Command.path, total=total, initial=done, unit=unit, leave=False, dynamic_ncols=True, **how)
+            self.values = {}
         self.values |= {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
-        if not terminal and now - self.shown_at < LINE_EVERY_S:
-            return
-        shown = visible(" ".join(f"{key}={value}" for key, value in self.values.items()))
-        if not terminal:
-            how: Any = {"initial": self.first, "unit": unit, "postfix": shown, "bar_format": LINE}
-            tell(f"{Command.path}: {tqdm.format_meter(done, total, now - self.begun, **how)}")
-            self.shown_at, self.values = now, {}
-            return
         with suppress(OSError):
-            if self.bar is None:
-                self.bar = tqdm(
-                    total=total, initial=done, unit=unit, leave=False, file=sys.stderr, dynamic_ncols=True, smoothing=0.1
-                )
-            self.bar.set_description(f"{Command.path}, {then}" if then else Command.path, refresh=bool(then))
-            self.bar.set_postfix_str(shown, refresh=False)
+            self.bar.set_postfix_str(visible(" ".join(f"{key}={value}" for key, value in self.values.items())), refresh=False)
             self.bar.update(done - self.bar.n)
+        now = time.monotonic()
+        if not self.terminal and now - self.shown_at >= LINE_EVERY_S:
+            tell(f"{Command.path}: {self.bar}")
+            self.shown_at, self.values = now, {}
 
     def end(self) -> None:
         if self.bar is not None:

@@ -33,48 +33,6 @@ class LossTerms(NamedTuple):
         return f"LossTerms({len(self.loss)} examples)"
 
 
-class StepCoefficients(NamedTuple):
-    """Factors that noise a batch and weight its loss.
-
-    alpha, sigma, a, b, c_in: [B, 1, 1, 1] for images; z = alpha·x + sigma·ε, target = a·x + b·ε, network input = c_in·z.
-    eps_factor: [B], ratio of ‖ε−ε̂‖² to ‖target−out‖². logsnr: [B].
-    loss_factor: [B], ratio of the loss to ‖target−out‖²/D.
-    """
-
-    alpha: Tensor
-    sigma: Tensor
-    a: Tensor
-    b: Tensor
-    c_in: Tensor
-    eps_factor: Tensor
-    loss_factor: Tensor
-    logsnr: Tensor
-
-
-def step_coefficients(
-    logsnr: Tensor,
-    weighting: Weighting,
-    schedule: Schedule,
-    prediction: Prediction,
-    send: Callable[[Tensor], Tensor] = lambda rows: rows,
-    dtype: torch.dtype = torch.float32,
-    dimensions: int = 3,
-) -> StepCoefficients:
-    """Return the factors that noise a batch, and weight its loss, at the noise levels `logsnr`.
-
-    logsnr: [B], float64, on the CPU.
-    send: function that moves a tensor to the device of the batch.
-    dtype: of the result. dimensions: number of tensor axes of an example, 3 for images.
-    Source: Kingma & Gao 2023, eq. 6, importance-sampled.
-    """
-    c = prediction.coefficients(logsnr)
-    # ½ (w/p) (α/d)² with d = αb − σa, so that the loss is loss_factor · ‖target−out‖²/D, without ε̂.
-    loss_factor = 0.5 * (weighting(logsnr).log() - schedule.density(logsnr).log()).exp() * c.eps_factor
-    rows = send(torch.stack([c.alpha, c.sigma, c.a, c.b, c.c_in, c.eps_factor, loss_factor, logsnr]).to(dtype))
-    images = rows[:5].view(5, -1, *[1] * dimensions)
-    return StepCoefficients(*images, *rows[5:])
-
-
 def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
     """Check the shape of a network's output, and return the output.
 
@@ -82,7 +40,7 @@ def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
     variance: also accept [B, 2C, …], the prediction followed by a learned variance.
     Raises UsageError for another shape, or no tensor.
     """
-    twice = (*z.shape[:1], *(2 * channels for channels in z.shape[1:2]), *z.shape[2:])
+    twice = (len(z), 2 * z.shape[1], *z.shape[2:])
     if isinstance(out, Tensor) and (out.shape == z.shape or (variance and out.shape == twice)):
         return out
     given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -98,21 +56,28 @@ def denoising_losses(
     weighting: Weighting,
     schedule: Schedule,
     prediction: Prediction,
-    send: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> LossTerms:
     """Return a network's weighted loss on each example x, noised to z = αx + σε.
 
     x, eps: data and noise, [B, …].
     labels: passed to the network unchanged.
     logsnr: [B], float64, on the CPU.
-    send: function that moves a tensor to the device of the batch.
     Raises UsageError if the network's output and x differ in shape.
+    Source: Kingma & Gao 2023, eq. 6, importance-sampled.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    c = step_coefficients(logsnr, weighting, schedule, prediction, send, dtype, x.dim() - 1)
-    z = torch.addcmul(c.alpha * x, c.sigma, eps).mul_(c.c_in)
-    out = check_output(network(z, c.logsnr, labels), z)
-    with torch.autocast(out.device.type, enabled=False):  # in c's precision, even if the network runs in bfloat16
-        target = torch.addcmul(c.a * x, c.b, eps)
+    c = prediction.coefficients(logsnr)
+    # ½ (w/p) (α/d)² with d = αb − σa, so that the loss is loss_factor · ‖target−out‖²/D, without ε̂.
+    loss_factor = 0.5 * (weighting(logsnr).log() - schedule.density(logsnr).log()).exp() * c.eps_factor
+    rows = torch.stack([c.alpha, c.sigma, c.a, c.b, c.c_in, c.eps_factor, loss_factor, logsnr])
+    rows = rows.to(torch.promote_types(x.dtype, torch.float32))
+    if x.device.type == "cuda":
+        rows = rows.pin_memory()  # so that the copy is asynchronous
+    rows = rows.to(x.device, non_blocking=True)
+    alpha, sigma, a, b, c_in = rows[:5].view(5, -1, *[1] * (x.dim() - 1))
+    eps_factor, loss_factor, level = rows[5:]
+    z = torch.addcmul(alpha * x, sigma, eps).mul_(c_in)
+    out = check_output(network(z, level, labels), z)
+    with torch.autocast(out.device.type, enabled=False):  # in the factors' precision, even if the network runs in bfloat16
+        target = torch.addcmul(a * x, b, eps)
         error = (target - out.to(target.dtype)).square().flatten(1).mean(1)
-        return LossTerms(c.loss_factor * error, (c.eps_factor * error).detach(), c.logsnr, out)
+        return LossTerms(loss_factor * error, (eps_factor * error).detach(), level, out)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,15 +73,6 @@ class Stream:
         return int(self.at(index).integers(1 << 63))
 
 
-def walk_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
-    """Return a function that draws new noise for a sampler, [len(indices), *shape].
-
-    Row i of call k depends only on (seed, k, indices[i]).
-    """
-    calls = count(1)
-    return lambda: Stream(seed, f"sample-{next(calls)}").normal(indices, shape)
-
-
 T_SAMPLINGS = ("low-discrepancy", "independent")
 
 
@@ -119,7 +109,7 @@ def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequ
         number = (word.lstrip("0") or "0") if word.isdecimal() else ""
         found = [k for k in range(num_classes) if word in names[k : k + 1] or str(k) == number]
         if len(found) != 1:
-            hint = " or ".join(f"write {k:0{len(number and word) + 1}}" for k in found) or nearest(word, known)
+            hint = " or ".join(f"write 0{k}" for k in found) or nearest(word, known)
             raise UsageError(f"--classes: {word!r} matches {len(found)} of {num_classes} classes; {hint}")
         numbers += found
     return np.resize(numbers, n)

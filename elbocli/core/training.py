@@ -110,25 +110,11 @@ def _short(value: float) -> str:
 
 
 def parse_average(text: str | float) -> Average:
-    """Parse the SPEC or name of an average, such as `0.9999` or `ema-0.9999`. Raises UsageError."""
-    words = str(text).strip()
-    if words.startswith(PREFIX):
-        return _of_name(words)
+    """Parse the SPEC of an average, such as `0.9999` or `power:std=0.05`. Raises UsageError."""
+    words = str(text)
     with suppress(ValueError):
         words = f"{BARE}:{float(words)}"
     return Average(AVERAGES.parse(words))
-
-
-def _of_name(name: str) -> Average:
-    words = name.removeprefix(PREFIX).replace("M", "e6").split("-")
-    if words[0] not in AVERAGES:
-        words = [BARE, *words]
-    declared = AVERAGES[words[0]]
-    words[0] = next(iter(declared.params))
-    average = Average(declared.bind(dict(zip(words[::2], words[1::2]))))
-    if average.name != name:
-        raise UsageError(f"{name!r} is not the name of an average; valid names look like ema-0.9999 or ema-power-0.05")
-    return average
 
 
 def canonical(value: Any) -> tuple[str, ...]:

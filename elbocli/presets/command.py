@@ -17,8 +17,7 @@ from elbocli.cli.commands import (
     common,
     hand_out,
     overwrite_option,
-    print_json,
-    print_table,
+    print_rows,
     table_option,
     visible_lines,
 )
@@ -57,11 +56,7 @@ def list_(as_json: bool) -> None:
     """
     from elbocli.nn.presets import NAMES
 
-    rows = [_row(name) for name in NAMES]
-    if as_json:
-        return print_json(rows)
-    table = (["-" if value is None else f"{value:,}" if type(value) is int else value for value in row.values()] for row in rows)
-    print_table([[key.upper().replace("_", " ") for key in rows[0]], *table])
+    print_rows([_row(name) for name in NAMES], as_json)
 
 
 def _row(name: str) -> dict[str, Any]:

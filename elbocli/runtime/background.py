@@ -25,10 +25,7 @@ class Ahead(Generic[T]):
 
     def get(self, step: int) -> T:
         """Return work(step), or raise its exception."""
-        wanted = range(step, step + self._depth + 1)
-        for gone in self._begun.keys() - wanted:
-            self._begun.pop(gone).cancel()
-        for later in wanted:
+        for later in range(step, step + self._depth + 1):
             if later not in self._begun:
                 self._begun[later] = self._executor.submit(self._work, later)
         return self._begun.pop(step).result()

@@ -64,11 +64,7 @@ class World:
         return values
 
     def of_first(self, value: T) -> T:
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
-        return box[0]
+        return self.all(value)[0]
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -20,10 +20,10 @@ from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
 from elbocli.core.sampling import ELBO, NEAREST, UNIT, Guidance, Noise, purpose_of, to_levels, usual_spacing
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import choose_labels
-from elbocli.errors import DataError, FormatError, ReaderGone, UsageError
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
-from elbocli.files.sample_files import SamplesHeader, Sink, open_samples
+from elbocli.files.sample_files import SamplesHeader, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import NO_THRESHOLD, Denoiser
 from elbocli.nn.networks import Network, NetworkConfig
@@ -250,18 +250,19 @@ class SampleSettings:
 def draw(
     denoiser: Denoiser,
     indices: range,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     grid: list[float],
     settings: SampleSettings,
     device: torch.device,
-    output: Decoder,
+    pixels: Callable[[Tensor], Tensor],
     look: Callable[[], None] = lambda: None,
     source: Noise | None = None,
 ) -> Tensor:
-    """Draw images, uint8 [len(indices), H, W, C] on the device.
+    """Draw a batch of images on the device; return what `pixels` makes of them.
 
     indices: image i depends only on (seed, i). settings: sampler, start, seed and precision are used.
     shape: (H, W, C) of the network's output. grid: noise levels λ, rising.
+    pixels: function of the sampler's output, such as that of a Decoder.
     look: function called before each network evaluation, which may raise an error to stop.
     source: source of the noise; None: elbo's noise, the same on all devices.
     """
@@ -269,7 +270,7 @@ def draw(
     drawn = source.walk(indices)
 
     def noise() -> Tensor:
-        return sent(drawn(), device).permute(0, 3, 1, 2)
+        return sent(drawn(), device).movedim(-1, 1)
 
     estimate = denoiser.asked_by(settings.sampler)
 
@@ -282,7 +283,7 @@ def draw(
         with precision.autocast():
             first = noise() * settings.start(grid[0])
             x = walk(settings.sampler, first, grid, watched, noise, source.every_step)
-        return output.pixels(x)
+        return pixels(x)
 
 
 def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None) -> None:
@@ -409,7 +410,7 @@ class _Drawing:
                 images = torch.cat(world.all(images))[: n - self.done]
                 with world.together():
                     if sink:
-                        _put(sink, images.numpy(), world.size)
+                        sink.put(images.numpy())
                 self.done += len(images)
             if sink:  # other ranks end here: writing many PNGs may take an hour
                 sink.finish(self.look)
@@ -436,15 +437,5 @@ class _Drawing:
             self.look()
             progress(start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
 
-        drawn = draw(denoiser, indices, self.drawer.shape, self.grid, self.settings, device, self.output, report, self.noise)
-        return drawn[:count].cpu()
-
-
-def _put(sink: Sink, images: np.ndarray, processes: int) -> None:
-    """Write images. Raises BrokenPipeError for a closed pipe, or ReaderGone if there are several processes."""
-    try:
-        sink.put(images)
-    except BrokenPipeError as error:
-        if processes == 1:
-            raise
-        raise ReaderGone from error
+        how = self.grid, self.settings, device, self.output.pixels, report, self.noise
+        return draw(denoiser, indices, self.drawer.shape, *how)[:count].cpu()

@@ -40,7 +40,7 @@ from elbocli.run.open import check_alike
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 from elbocli.runtime.device import Precision, sent
-from elbocli.runtime.progress import log, progress
+from elbocli.runtime.progress import log
 from elbocli.sample.draw import Decoder, SampleSettings, open_decoder
 from elbocli.train.batches import LEAST_HELD_OUT, network_input, split_rows
 from elbocli.train.scores import Evaluation, draw_averaged
@@ -132,7 +132,7 @@ class Recorder:
         if self.validation and due(self.validation.every):
             values |= self._validate(self.validation)
         if self.evaluation and due(settings.eval_every):
-            with self._apart("scoring samples"):
+            with self._apart():
                 scores = self.evaluation.values()
             self._measured(scores)
             values |= scores
@@ -164,7 +164,7 @@ class Recorder:
     def _validate(self, validation: Validation) -> dict[str, Any]:
         state, world = self.state, self.world
         validation.weighting = state.weighting  # a learned weighting has changed meanwhile
-        with self._apart("validating"), state.averaged():
+        with self._apart(), state.averaged():
             sums = world.added(validation.partial(state.spread.forward, world.rank, world.size))
         values = validation.finish(sums)
         self._measured(values)
@@ -173,9 +173,8 @@ class Recorder:
         return values
 
     @contextmanager
-    def _apart(self, work: str) -> Iterator[None]:
-        # Shows `work` in the progress bar. `images_per_s` leaves out the seconds that the block takes.
-        progress(self.state.steps_done, self.settings.steps, "step", work)
+    def _apart(self) -> Iterator[None]:
+        # `images_per_s` leaves out the seconds that the block takes.
         check(self.state)  # also waits until the device has finished all updates
         begun = time.monotonic()
         yield
@@ -183,7 +182,7 @@ class Recorder:
 
     def _preview(self, decoder: Decoder) -> None:
         self.previewed = True
-        with self._apart("drawing a preview"):
+        with self._apart():
             images, layout = preview(self.state, decoder)
         path = self.out / "previews" / f"step-{self.state.steps_done:08d}.png"
         if self.world.first:
@@ -316,7 +315,7 @@ class Validation:
         """
         settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
         noise, posterior = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
-        how = self.weighting, self.schedule, self.prediction, lambda rows: sent(rows, self.device)
+        how = self.weighting, self.schedule, self.prediction
         turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
         places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
         # Positions beyond the last image repeat the last image and are dropped below: all ranks of a sharded network must call

@@ -27,7 +27,7 @@ from elbocli.images.samples import SampleReader
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.extractors import make_extractor
 from elbocli.runtime.device import sent
-from elbocli.runtime.progress import log, without_progress
+from elbocli.runtime.progress import log
 from elbocli.sample.draw import Decoder, SampleSettings, draw
 from elbocli.train.batches import count_parts
 from elbocli.train.state import TrainState
@@ -56,7 +56,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
             if labels is not None:
                 part = sent(torch.from_numpy(labels[np.minimum(places, how.n - 1)]), state.device)
             denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
-            images.append(draw(denoiser, places, shape, grid, how, state.device, output))
+            images.append(draw(denoiser, places, shape, grid, how, state.device, output.pixels))
     return torch.cat(world.all(torch.cat(images)[:share].cpu()))[: how.n]
 
 
@@ -93,8 +93,7 @@ class Evaluation:
                 found = {"values": features} if logits is None else {"values": features, "logits": logits}
                 check_features(found, sides.samples[0], sides, self.settings)
             log.info("%s: extracting features, against which samples are scored", path)
-            with without_progress():
-                extract([self.reference], sides, self.settings, self.extractor, world, self.spatial)
+            extract([self.reference], sides, self.settings, self.extractor, world, self.spatial)
 
     def source(self, images: Tensor) -> FeatureSource:
         """Return drawn images, uint8 [n, H, W, C], as a source of features."""
@@ -112,7 +111,7 @@ class Evaluation:
         """
         begun = time.monotonic()
         images = draw_averaged(self.state, self.output, self.how, self.labels)
-        with self.state.world.together(), without_progress():
+        with self.state.world.together():
             sides = Sides([self.source(images)], self.reference, None)
             result = score(sides, self.settings, self.extractor, self.state.world, self.spatial)
         if result is None:

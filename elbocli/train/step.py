@@ -1,7 +1,5 @@
 """One optimizer update, and the losses of a batch."""
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from elbocli.core.training import learning_rate
 from elbocli.core.weighting import Weighting
 from elbocli.errors import NonFiniteError
 from elbocli.nn.auxiliary import Auxiliary, AuxiliaryBatch
-from elbocli.runtime.device import Precision, seed_dropout, sent
+from elbocli.runtime.device import Precision, seed_dropout
 from elbocli.runtime.processes import to_local
 from elbocli.train.batches import Batches
 from elbocli.train.state import TrainState
@@ -45,7 +43,7 @@ def step_losses(
     x, eps, labels = batches.at(step, part)
     if batches.dropout:
         seed_dropout(device, batches.masks.seed(step) + mine.start)
-    given = x, eps, labels, level, weighting, schedule, prediction, partial(sent, device=device)
+    given = x, eps, labels, level, weighting, schedule, prediction
     with Precision(settings.precision, device).autocast():
         if not auxiliary:
             return denoising_losses(network, *given)[:3]

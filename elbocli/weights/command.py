@@ -20,8 +20,7 @@ from elbocli.cli.commands import (
     option,
     overwrite_option,
     plugin_option,
-    print_json,
-    print_table,
+    print_rows,
     table_option,
     value,
     visible,
@@ -99,15 +98,7 @@ def list_(kind: str, as_json: bool) -> None:
         if Command.verbose or as_json:
             row["known as"] = list(declared.known_as)
         rows.append({**row, "source": declared.source})
-    if as_json:
-        return print_json(rows)
-    print_table([[key.upper() for key in rows[0]], *([_cell(value) for value in row.values()] for row in rows)])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        value = [f"{key}={each:g}" for key, each in value.items()]
-    return visible(value if isinstance(value, str) else ", ".join(value) or "-")
+    print_rows(rows, as_json)
 
 
 @weights.command(cls=Command)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from identities import ByClass, Mixture
 
-from elbocli.bound import estimate, judge
+from elbocli.bound import estimate, judge, measure
 from elbocli.bound.judge import class_scores, judge_scores
 from elbocli.bound.measure import ALL, Images, MeasuredNetwork, Measurement, open_measurement
 from elbocli.bound.result import Classification, Theorem
-from elbocli.core import loss
 from elbocli.core.estimate import image_errors
+from elbocli.core.loss import LossTerms, denoising_losses
 from elbocli.core.prediction import Prediction
-from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.weighting import Weighting, parse_weighting
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
 
 FIRST, SECOND = Mixture([0.5, 0.5], [-0.6, 0.4], [0.4, 0.4]), Mixture([1.0], [0.3], [0.7])
@@ -69,13 +69,12 @@ def test_a_broken_loss_does_not_pass(trained, elbo, monkeypatch):
     passed = elbo(*line, "--weighting", "sigmoid:bias=2", "--weighting", "edm")
     assert passed.returncode == 0, passed.stderr
     assert [check["monotone"] for check in json.loads(passed.stdout)["checks"]] == [True, False]
-    whole = loss.step_coefficients
 
-    def broken(logsnr: torch.Tensor, weighting: Weighting, schedule: Schedule, *rest: Any) -> loss.StepCoefficients:
-        c = whole(logsnr, weighting, schedule, *rest)
-        return c._replace(loss_factor=c.loss_factor * schedule.density(logsnr).to(c.loss_factor))
+    def broken(*given: Any) -> LossTerms:
+        terms, schedule = denoising_losses(*given), given[6]
+        return terms._replace(loss=terms.loss * schedule.density(terms.logsnr))
 
-    monkeypatch.setattr(loss, "step_coefficients", broken)
+    monkeypatch.setattr(measure, "denoising_losses", broken)
     failed = elbo(*line)
     (check,) = json.loads(failed.stdout)["checks"]
     assert failed.returncode == 1 and not check["agree"] and abs(check["difference_in_se"]) > 10

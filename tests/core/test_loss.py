@@ -7,7 +7,7 @@ import pytest
 import torch
 from identities import target
 
-from elbocli.core.loss import check_output, denoising_losses, step_coefficients
+from elbocli.core.loss import check_output, denoising_losses
 from elbocli.core.prediction import PREDICTIONS, Prediction, alpha, sigma
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -85,14 +85,6 @@ def test_jits_loss_and_input_are_those_of_its_code():
     wanted = ((x - z) / scale - (x_hat - z) / scale).square().mean((1, 2, 3))
     np.testing.assert_allclose(loss, wanted, rtol=1e-6)
     np.testing.assert_allclose(seen[0], z, atol=1e-12)
-
-
-def test_coefficients_are_single_precision_and_shaped_for_images():
-    lam = torch.linspace(-15, 15, 5, dtype=torch.float64)
-    c = step_coefficients(lam, *TERMS)
-    assert {tensor.dtype for tensor in c} == {torch.float32}
-    assert [tuple(tensor.shape) for tensor in c] == [(5, 1, 1, 1)] * 5 + [(5,)] * 3
-    np.testing.assert_allclose(c.sigma.flatten(), sigma(lam), rtol=1e-7)
 
 
 TERMS = parse_weighting("elbo"), parse_schedule("cosine", -15, 15), Prediction("v")

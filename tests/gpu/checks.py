@@ -27,7 +27,7 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.training import PRECISIONS
 from elbocli.run.open import open_run
 from elbocli.runtime.device import CudaGraphs, choose_device
-from elbocli.sample.draw import Decoder, GuidedRun, SampleSettings, draw
+from elbocli.sample.draw import GuidedRun, SampleSettings, draw
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 
@@ -109,8 +109,7 @@ def walking(run: GuidedRun, spec: str, precision: str, device: str) -> Callable[
     shape = (config.image_size, config.image_size, config.image_channels)
     settings = SampleSettings(sampler=parse_sampler(spec), precision=precision, device=device)
     grid, labels = time_grid(parse_schedule("cosine", -10, 10), 4), torch.arange(4, device=where) % config.num_classes
-    decoder = Decoder(shape, to_levels)
-    return lambda: draw(run.denoiser(labels), range(4), shape, grid, settings, where, decoder)
+    return lambda: draw(run.denoiser(labels), range(4), shape, grid, settings, where, to_levels)
 
 
 def host_waits(session: Session) -> Iterator[Row]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.adaptive import BinSums
+from elbocli.core.loss import denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -73,17 +74,15 @@ def test_who_does_not_wait_is_let_be(name):
 
 def test_a_record_names_the_line_that_asked_for_it():
     level, schedule = torch.zeros(4, dtype=torch.float64), parse_schedule("cosine", -9, 9)
-
-    def late(rows: Tensor) -> Tensor:
-        return rows.to(CUDA)
-
+    asked = level, parse_weighting("elbo"), schedule, Prediction("v")
     with pretending() as device:
-        asked = level, parse_weighting("elbo"), schedule, Prediction("v"), late
-        step_coefficients(*asked)
-        assert [record.where.partition(":")[0] for record in device.waits] == ["core/loss.py"]
-        assert "send(torch.stack(" in device.waits[0].where
-        assert device.waits.within("step_coefficients") == device.waits
-        assert device.waits.outside("step_coefficients") == [] and len(device.copies) == 1
+        BinSums(-9, 9, device=CUDA).take()
+        assert [record.where.partition(":")[0] for record in device.waits] == ["core/adaptive.py"]
+        assert "self.values.cpu()" in device.waits[0].where
+        assert device.waits.within("BinSums.take") == device.waits
+        assert device.waits.outside("BinSums.take") == []
+        torch.ones(4).to(CUDA)
+        assert len(device.copies) == 1
         x = sent(torch.ones(4, 1, 2, 2), CUDA).requires_grad_()
         loss, *_ = denoising_losses(lambda *_: x, x.detach(), x.detach(), None, *asked)
         device.clear()

@@ -97,11 +97,11 @@ class Number(NamedTuple):
 
     key: name in results for the published Inception; torch-fidelity's name if there is one.
     elsewhere: name in results for other networks; '': same as `key`.
-    title, title_elsewhere: headings in reports, for the published Inception and for other networks.
+    title, title_elsewhere: headings of a result in reports, for the published Inception and for other networks.
     alias: second name in results for the published Inception.
     by_network: whether the name in results for other networks ends in `[NETWORK]`.
     parts: for a result, suffixes of the names of its statistics, such as `se`.
-    told: text after a standard deviation in reports, such as 'over {splits} splits'; {OPTION}: the option's value.
+    told: text after a result's standard deviation over subsets, such as 'over {splits} splits'; {OPTION}: the option's value.
     role, of: for a statistic, its meaning and the key of the result.
     """
 
@@ -126,8 +126,7 @@ class Number(NamedTuple):
             role = PARTS[part.rpartition("_")[2]]
             # An interval belongs to the number whose name precedes `_interval`.
             of = key.removesuffix("_interval") if role is Role.INTERVAL else self.key
-            told = self.told if role is Role.PARTS else ""
-            found.append(Number(key, elsewhere, "", "", alias, self.by_network, (), told, role, of))
+            found.append(self._replace(key=key, elsewhere=elsewhere, alias=alias, role=role, of=of))
         return found
 
     def name(self, network: str | None, suffix: str = "") -> str:

@@ -20,17 +20,18 @@ from elbocli.bound.result import Bound
 from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, check_floor, followed, refuse_adaptive
 from elbocli.core.loss import LossTerms, Network, denoising_losses
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
-from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance
+from elbocli.core.samplers import Sampler, parse_sampler, time_grid
+from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance, Noise
 from elbocli.core.schedule import Schedule
-from elbocli.core.streams import T_SAMPLINGS, Stream, times, walk_noise
+from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun
-from elbocli.runtime.device import Precision, choose_device, sent
+from elbocli.runtime.device import choose_device, sent
+from elbocli.sample.draw import SampleSettings, draw_batch
 from elbocli.train.batches import channels_first
 
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
@@ -323,23 +324,18 @@ def draw(
     steps = chosen.traits.steps if steps is None else steps
     schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, loss, clip=True)
     grid = time_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
-    place, scale, labels = choose_device(str(device)), STARTS.parse(start)(grid[0]), _labels(labels, n)
+    place, labels = choose_device(str(device)), _labels(labels, n)
+    how = SampleSettings(sampler=chosen, start=STARTS.parse(start), precision=precision)
     if guidance_scale != 1 and labels is None:
         raise UsageError(
             f"guidance_scale {guidance_scale:g} needs labels of shape [{n}]; pass labels=, or leave guidance_scale at 1"
         )
-    drawn, arithmetic = [], Precision(precision, place)
+    drawn, source = [], Noise(seed, (*shape[1:], shape[0]), 0, place)
     for first in range(0, n, batch_size):
         indices = range(first, min(first + batch_size, n))
         mine = None if labels is None else sent(labels[first : first + batch_size], place)
-        eps = walk_noise(seed, indices, (*shape[1:], shape[0]))
-
-        def noise(eps: Any = eps) -> Tensor:
-            return sent(eps(), place).movedim(-1, 1)
-
         denoiser = Denoiser(network, what, Guidance(guidance_scale), mine, threshold=THRESHOLDS.parse(threshold))
-        with arithmetic.applied(), arithmetic.autocast():
-            drawn.append(walk(chosen, noise() * scale, grid, denoiser.asked_by(chosen), noise))
+        drawn.append(draw_batch(denoiser, indices, grid, how, source, lambda x: x))
     return torch.cat(drawn)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,12 +59,6 @@ class GuidedRun:
     guidance: Guidance
     guide: TrainedRun | None = None
     threshold: Declaration = NO_THRESHOLD
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of the network's output, (H, W, C)."""
-        config = self.trained.network.config
-        return config.image_size, config.image_size, config.image_channels
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
         """Return a new guided denoiser. labels: [B], or None."""
@@ -180,8 +174,8 @@ def open_decoder(
     if not data.latents:
         if autoencoder is not None:
             raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
-        shape, chosen = (network.image_size, network.image_size, network.image_channels), rounding or NEAREST
-        return Decoder(shape, lambda x: to_levels(x, chosen), chosen)
+        chosen = rounding or NEAREST
+        return Decoder(network.shape, lambda x: to_levels(x, chosen), chosen)
     space = read_space(data.more, network.image_channels, "config.yaml")
     folder = autoencoder or next(
         filter(Path.is_dir, (Path(space.autoencoder), dataset_of(data, run).parent / space.autoencoder)), None
@@ -247,29 +241,26 @@ class SampleSettings:
 
 
 @torch.inference_mode()
-def draw(
+def draw_batch(
     denoiser: Denoiser,
-    indices: range,
-    shape: tuple[int, int, int],
+    indices: Sequence[int],
     grid: list[float],
     settings: SampleSettings,
-    device: torch.device,
-    output: Decoder,
+    source: Noise,
+    pixels: Callable[[Tensor], Tensor],
     look: Callable[[], None] = lambda: None,
-    source: Noise | None = None,
 ) -> Tensor:
-    """Draw images, uint8 [len(indices), H, W, C] on the device.
+    """Draw a batch of images, and return what `pixels` makes of them.
 
-    indices: image i depends only on (seed, i). settings: sampler, start, seed and precision are used.
-    shape: (H, W, C) of the network's output. grid: noise levels λ, rising.
+    indices: numbers of the images; image i depends only on the seed and i. grid: noise levels λ, rising.
+    settings: sampler, start and precision are used. source: source of the noise, on the device to draw on.
+    pixels: function of the sampler's output, [B, C, H, W].
     look: function called before each network evaluation, which may raise an error to stop.
-    source: source of the noise; None: elbo's noise, the same on all devices.
     """
-    source = source or Noise(settings.seed, shape, 0, device)
     drawn = source.walk(indices)
 
     def noise() -> Tensor:
-        return sent(drawn(), device).permute(0, 3, 1, 2)
+        return sent(drawn(), source.device).movedim(-1, 1)
 
     estimate = denoiser.asked_by(settings.sampler)
 
@@ -277,12 +268,12 @@ def draw(
         look()
         return estimate(z, logsnr)
 
-    precision = Precision(settings.precision, device)
+    precision = Precision(settings.precision, source.device)
     with precision.applied():
         with precision.autocast():
             first = noise() * settings.start(grid[0])
             x = walk(settings.sampler, first, grid, watched, noise, source.every_step)
-        return output.pixels(x)
+        return pixels(x)
 
 
 def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None) -> None:
@@ -348,7 +339,7 @@ class _Drawing:
         self.drawer = drawer.hastened(compiled, graphs)
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
-        self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, device)
+        self.noise: Noise = settings.noise(settings.seed, config.shape, config.num_classes, device)
         labels = (
             self.noise.classes(n)
             if settings.classes == "random" and config.num_classes
@@ -436,7 +427,7 @@ class _Drawing:
             self.look()
             progress(start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
 
-        drawn = draw(denoiser, indices, self.drawer.shape, self.grid, self.settings, device, self.output, report, self.noise)
+        drawn = draw_batch(denoiser, indices, self.grid, self.settings, self.noise, self.output.pixels, report)
         return drawn[:count].cpu()
 
 

@@ -100,7 +100,7 @@ def opened(run: Path, device: str) -> GuidedRun:
     where = choose_device(device)
     clip, graphs = THRESHOLDS.parse("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
     trained = open_run(run, where)
-    return GuidedRun(trained, Guidance(2.0), threshold=clip).hastened(False, graphs)
+    return GuidedRun(trained, Guidance(2.0), threshold=clip).prepared(False, False, graphs)
 
 
 def walking(run: GuidedRun, spec: str, precision: str, device: str) -> Callable[[], object]:

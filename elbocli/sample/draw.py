@@ -21,10 +21,10 @@ from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
 from elbocli.core.sampling import ELBO, NEAREST, UNIT, Guidance, Noise, purpose_of, to_levels, usual_spacing
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import choose_labels
-from elbocli.errors import DataError, FormatError, ReaderGone, UsageError
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, read_space
-from elbocli.files.sample_files import SamplesHeader, Sink, open_samples
+from elbocli.files.sample_files import SamplesHeader, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import NO_THRESHOLD, Denoiser
 from elbocli.nn.networks import NetworkConfig
@@ -388,7 +388,7 @@ class _Drawing:
                 images = torch.cat(world.all(images))[: n - self.done]
                 with world.together():
                     if sink:
-                        _put(sink, images.numpy(), world.size)
+                        sink.put(images.numpy())
                 self.done += len(images)
             if sink:  # other ranks end here: writing many PNGs may take an hour
                 sink.finish(self.look)
@@ -417,13 +417,3 @@ class _Drawing:
 
         drawn = draw_batch(denoiser, indices, self.grid, self.settings, self.noise, self.output.pixels, report)
         return drawn[:count].cpu()
-
-
-def _put(sink: Sink, images: np.ndarray, processes: int) -> None:
-    """Write images. Raises BrokenPipeError for a closed pipe, or ReaderGone if there are several processes."""
-    try:
-        sink.put(images)
-    except BrokenPipeError as error:
-        if processes == 1:
-            raise
-        raise ReaderGone from error

@@ -182,8 +182,7 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
         )
     least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
     dataset = asked.dataset if asked.dataset.attributes.payload_sha256 == known else open_data(trained, None)
-    chosen = training_rows(trained.settings, dataset)
-    index, rows = (0, np.arange(len(dataset))) if chosen is None else (1, chosen)
+    rows, index = training_rows(trained.settings, dataset), 1 if trained.settings.val_split else 0
     own = rows[Stream(asked.seed, "bound-images").permutation(index, len(rows))[: asked.images]]
     return replace(asked, dataset=dataset, rows=own, population=len(dataset), total=len(own))
 

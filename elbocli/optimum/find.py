@@ -197,10 +197,9 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
     dataset = Dataset(data)
     if known.payload_sha256 not in (None, dataset.attributes.payload_sha256):
         raise DataError(f"{data}: holds other images than {like} was trained on; name the dataset of {like}")
-    rows = training_rows(usual, dataset)
     of_run = {key: getattr(usual, key) for key in ("logsnr_min", "logsnr_max", "flip", "label_dropout")}
     chosen = {**of_run, "conditional": classes, **{key: value for key, value in options.items() if value is not None}}
-    return Search(dataset, np.arange(len(dataset)) if rows is None else rows, device=choose_device(device), **chosen)
+    return Search(dataset, training_rows(usual, dataset), device=choose_device(device), **chosen)
 
 
 def plot_optimum(found: Optimum, out: Path) -> None:

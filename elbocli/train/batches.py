@@ -42,9 +42,9 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:
-    """Return the dataset rows that a run trains on; None: all. Raises UsageError for a bad --val-split."""
-    return split_rows(settings, dataset)[0] if settings.val_split else None
+def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray:
+    """Return the dataset rows that a run trains on, int64. Raises UsageError for a bad --val-split."""
+    return split_rows(settings, dataset)[0] if settings.val_split else np.arange(len(dataset))
 
 
 def training_features(settings: TrainSettings, dataset: Dataset) -> Tensor | None:
@@ -154,9 +154,7 @@ class Batches:
         self._order, self._flips, self._drops, self._noise, self._eta, self._t, self.masks = (
             Stream(settings.seed, name) for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
         )
-        rows = training_rows(settings, dataset)
-        self._rows = np.arange(len(dataset)) if rows is None else rows
-        space = dataset.latent_space
+        self._rows, space = training_rows(settings, dataset), dataset.latent_space
         self._scaling = None if space is None else affine(space, device)
         self._shuffled = lru_cache(2)(lambda epoch: self._order.permutation(epoch, len(self._rows)))
         self.parts = parts or [range(self.batch)]

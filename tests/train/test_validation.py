@@ -69,7 +69,7 @@ def test_training_and_validation_take_the_two_sides_of_one_split(digits, preset)
     held, rows = open_held_out(split, data, True), training_rows(split, data)
     assert held[0] is data
     assert sorted([*held[1], *rows]) == list(range(300))
-    assert training_rows(TrainSettings(), data) is None and open_held_out(TrainSettings(), data, True) is None
+    assert len(training_rows(TrainSettings(), data)) == 300 and open_held_out(TrainSettings(), data, True) is None
     batches = Batches(data, settings.resolve({"preset": str(preset), "val_split": 60, "seed": 5}, data), CPU)
     assert {*np.concatenate([batches.indices(step) for step in range(15)])} == {*rows}
     fewer = open_held_out(TrainSettings(val_split=60, seed=5, val_images=20), data, True)

@@ -317,7 +317,7 @@ def _flow(asked: EstimatorInput, images: Images, steps: int, draws: int, probes:
     given = None if labels is None else labels.repeat_interleave(draws, 0)
 
     def network(z: Tensor, *rest: Any) -> Tensor:  # the ODE is solved in float64
-        with denoiser.arithmetic.applied(), denoiser.arithmetic.autocast():
+        with denoiser.precision.applied(), denoiser.precision.autocast():
             return denoiser.network(z.float(), *rest)
 
     denoise = Denoiser(network, denoiser.prediction, labels=given)

@@ -109,7 +109,7 @@ class MeasuredNetwork:
 
     network: (z [B, C, H, W] scaled as `prediction` says, logsnr [B], labels [B] or None) → output [B, C, H, W].
     low, high: range of λ. draws: noise levels per image, even.
-    precision: fp32, tf32, bf16 or fp16. batch_size: network inputs at a time.
+    precision: of the network, with the device to compute on. batch_size: network inputs at a time.
     population: size of the dataset that the images come from; inf: images from a distribution.
     total: number of images, for progress messages; None: unknown.
     """
@@ -118,8 +118,7 @@ class MeasuredNetwork:
     prediction: Prediction
     low: float
     high: float
-    device: torch.device = torch.device("cpu")
-    precision: str = "fp32"
+    precision: Precision
     batch_size: int = 256
     draws: int = 16
     seed: int = 0
@@ -127,14 +126,11 @@ class MeasuredNetwork:
     population: float = math.inf
     total: int | None = None
 
-    @property
-    def arithmetic(self) -> Precision:
-        return Precision(self.precision, self.device)
-
     def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
-        """Return (images [B, C, H, W] scaled for the network, labels or None) on `device`."""
-        x = sent(images.content, self.device) if images.latent else normalised(images.content, self.device)
-        return x, None if images.labels is None else sent(images.labels, self.device)
+        """Return (images [B, C, H, W] scaled for the network, labels or None) on the device."""
+        device = self.precision.device
+        x = sent(images.content, device) if images.latent else normalised(images.content, device)
+        return x, None if images.labels is None else sent(images.labels, device)
 
     @torch.inference_mode()
     def draw(
@@ -157,7 +153,7 @@ class MeasuredNetwork:
         comb = np.arange(self.draws // 2) / (self.draws // 2)
         t = (np.stack([offsets.uniform(row, 2) for row in images.rows])[:, :, None] + comb) % 1.0
         logsnr = schedule.logsnr(torch.from_numpy(t))
-        send = partial(sent, device=self.device)
+        send = partial(sent, device=self.precision.device)
         x, labels = self.placed(images)
         rows, levels, parts = torch.tensor(images.rows), logsnr.flatten(), list[Tensor]()
         for part in torch.arange(len(levels)).split(self.batch_size):
@@ -165,7 +161,7 @@ class MeasuredNetwork:
             indices = (rows[image] * self.draws + part % self.draws).tolist()
             eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
             chosen, given = x[send(image)], None if labels is None else labels[send(image)]
-            with self.arithmetic.applied(), self.arithmetic.autocast():
+            with self.precision.applied(), self.precision.autocast():
                 loss, error, _, out = denoising_losses(
                     self.network, chosen, eps, given, level, weighting, schedule, self.prediction, send
                 )
@@ -269,7 +265,7 @@ class Measurement(MeasuredNetwork):
             "dimensions": self.dimensions,
             "logsnr_min": self.low,
             "logsnr_max": self.high,
-            "precision": str(self.arithmetic),
+            "precision": str(self.precision),
             "seed": self.seed,
             "elbo_version": __version__,
         }
@@ -309,7 +305,6 @@ def open_measurement(
         trained.prediction,
         low,
         high,
-        place,
         trained.precision(precision, place),
         batch_size=batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:]))),
         seed=seed,
@@ -324,7 +319,7 @@ def open_measurement(
     )
     log.info(
         f"{asked.name}: evaluating on {len(rows)} of {len(dataset)} images, {asked.draws} noise levels each; "
-        f"{place}, {asked.arithmetic}"
+        f"{place}, {asked.precision}"
     )
     return asked
 

@@ -238,13 +238,14 @@ def draw_batch(
     grid: list[float],
     settings: SampleSettings,
     source: Noise,
+    precision: Precision,
     pixels: Callable[[Tensor], Tensor],
     look: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Draw a batch of images, and return what `pixels` makes of them.
 
     indices: numbers of the images; image i depends only on the seed and i. grid: noise levels λ, rising.
-    settings: sampler, start and precision are used. source: source of the noise, on the device to draw on.
+    settings: sampler and start are used. source: source of the noise, on the device to draw on.
     pixels: function of the sampler's output, [B, C, H, W].
     look: function called before each network evaluation, which may raise an error to stop.
     """
@@ -259,7 +260,6 @@ def draw_batch(
         look()
         return estimate(z, logsnr)
 
-    precision = Precision(settings.precision, source.device)
     with precision.applied():
         with precision.autocast():
             first = noise() * settings.start(grid[0])
@@ -315,8 +315,8 @@ class _Drawing:
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         trained, device, sampler, n = drawer.trained, world.device, settings.sampler, settings.n
-        settings = replace(settings, precision=trained.precision(settings.precision, device))
         self.settings, self.world, self.ending, config = settings, world, ending, trained.network.config
+        self.precision = trained.precision(settings.precision, device)
         steps = settings.steps or sampler.traits.steps
         schedule = _choose_schedule(trained, settings, steps)
         spacing = settings.spacing or usual_spacing(schedule)
@@ -353,7 +353,7 @@ class _Drawing:
             "seed": settings.seed,
             "noise": settings.noise.name,
             **self.noise.about,
-            "precision": str(Precision(settings.precision, device)),
+            "precision": str(self.precision),
             **self.output.about,
             "elbo_version": __version__,
             "command": settings.command,
@@ -415,5 +415,5 @@ class _Drawing:
             self.look()
             progress(start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
 
-        drawn = draw_batch(denoiser, indices, self.grid, self.settings, self.noise, self.output.pixels, report)
-        return drawn[:count].cpu()
+        how = self.grid, self.settings, self.noise, self.precision, self.output.pixels
+        return draw_batch(denoiser, indices, *how, report)[:count].cpu()

@@ -44,7 +44,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     """
     network, settings, world = state.resolved.network, state.settings, state.world
     grid = time_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
-    how, source = replace(how, precision=settings.precision), Noise(settings.seed, network.shape, 0, state.device)
+    source = Noise(settings.seed, network.shape, 0, state.device)
     # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
     # Size of the smallest micro-batch of any process, which fits into memory on all ranks: ranks of a sharded network must do
     # equally many forward passes.
@@ -56,7 +56,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
             if labels is not None:
                 part = sent(torch.from_numpy(labels[np.minimum(places, how.n - 1)]), state.device)
             denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
-            images.append(draw_batch(denoiser, places, grid, how, source, output.pixels))
+            images.append(draw_batch(denoiser, places, grid, how, source, state.spread.precision, output.pixels))
     return torch.cat(world.all(torch.cat(images)[:share].cpu()))[: how.n]
 
 

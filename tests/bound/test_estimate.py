@@ -26,17 +26,19 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.losslog import read_logs
+from elbocli.runtime.device import Precision
 
 LOW, HIGH = -12.0, 13.0
 NORMAL, MIXED = Mixture([1.0], [0.4], [0.6]), Mixture([0.3, 0.7], [-1.0, 0.5], [0.2, 0.3])
 SHARES = torch.linspace(-2, 2, 256, dtype=torch.float64).square().neg().exp()
 TOY = Levels(SHARES / SHARES.sum())
 DRAWN = ("variational", "information")
+FP32 = Precision("fp32", torch.device("cpu"))
 
 
 def measured(network: Any, count: float, high: float = HIGH, draws: int = 16, seed: int = 0) -> MeasuredNetwork:
     how: Any = {"batch_size": 4096, "draws": draws, "seed": seed, "population": count}
-    return MeasuredNetwork(network, Prediction("eps"), LOW, high, **how)
+    return MeasuredNetwork(network, Prediction("eps"), LOW, high, FP32, **how)
 
 
 def images_of(content: Tensor, size: int = 1000) -> list[Images]:

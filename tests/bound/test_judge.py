@@ -19,9 +19,11 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import UsageError
+from elbocli.runtime.device import Precision
 
 FIRST, SECOND = Mixture([0.5, 0.5], [-0.6, 0.4], [0.4, 0.4]), Mixture([1.0], [0.3], [0.7])
 COSINE = parse_schedule("cosine", -12, 12)
+FP32 = Precision("fp32", torch.device("cpu"))
 
 
 @pytest.mark.long
@@ -88,7 +90,7 @@ def test_a_broken_loss_does_not_pass(trained, elbo, monkeypatch):
 def scored(draws: int) -> tuple[tuple[torch.Tensor, np.ndarray, np.ndarray], np.ndarray]:
     """Scores of 60 examples of each of two classes, and the exact log odds of the first."""
     x = torch.cat([FIRST.draw(60, 1, 2, 1), SECOND.draw(60, 1, 2, 1, seed=1)])
-    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, batch_size=1 << 14, draws=draws)
+    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, FP32, batch_size=1 << 14, draws=draws)
     scores = class_scores(measured, [Images(x, torch.arange(120) // 60, range(120))], 2, COSINE)
     return scores, (SECOND.nats(x) - FIRST.nats(x)).numpy()
 
@@ -119,7 +121,7 @@ def test_shared_noise_is_why_it_works():
 def test_without_labels_or_classes_there_is_none(trained, monkeypatch):
     images = [Images(FIRST.draw(4, 1, 1, 1), None, range(4))]
     with pytest.raises(UsageError):
-        class_scores(MeasuredNetwork(FIRST, Prediction("eps"), -12, 12), images, 2, COSINE)
+        class_scores(MeasuredNetwork(FIRST, Prediction("eps"), -12, 12, FP32), images, 2, COSINE)
     asked = open_measurement(trained, None, images=4, draws=2)
     plain = replace(asked.trained.network.config, num_classes=0)
     monkeypatch.setattr(asked.trained.network, "config", plain)

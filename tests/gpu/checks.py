@@ -26,7 +26,7 @@ from elbocli.core.sampling import THRESHOLDS, Guidance, Noise, to_levels
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.training import PRECISIONS
 from elbocli.run.open import open_run
-from elbocli.runtime.device import CudaGraphs, choose_device
+from elbocli.runtime.device import CudaGraphs, Precision, choose_device
 from elbocli.sample.draw import GuidedRun, SampleSettings, draw_batch
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
@@ -106,10 +106,10 @@ def opened(run: Path, device: str) -> GuidedRun:
 def walking(run: GuidedRun, spec: str, precision: str, device: str) -> Callable[[], object]:
     """A walk of four steps, from noise to pixels."""
     config, where = run.trained.network.config, choose_device(device)
-    settings = SampleSettings(sampler=parse_sampler(spec), precision=precision, device=device)
+    settings = SampleSettings(sampler=parse_sampler(spec))
     grid, labels = time_grid(parse_schedule("cosine", -10, 10), 4), torch.arange(4, device=where) % config.num_classes
-    noise = Noise(0, config.shape, 0, where)
-    return lambda: draw_batch(run.denoiser(labels), range(4), grid, settings, noise, to_levels)
+    how = Noise(0, config.shape, 0, where), Precision(precision, where), to_levels
+    return lambda: draw_batch(run.denoiser(labels), range(4), grid, settings, *how)
 
 
 def host_waits(session: Session) -> Iterator[Row]:

@@ -22,7 +22,7 @@ from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
-from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.networks.diffusers import affine
 from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
@@ -30,8 +30,6 @@ from elbocli.runtime.progress import log, progress
 from elbocli.train.batches import network_input, normalised
 from elbocli.version import __version__
 
-DEFAULT_IMAGES = 1000
-ALL = 10**12
 FLOOR = 0.1
 FITTED = "fitted"
 PIXELS = 256 * 3072  # values in a default batch: 256 images of 32 × 32 × 3
@@ -191,7 +189,7 @@ class Measurement(MeasuredNetwork):
 
     trained: TrainedRun
     dataset: Dataset
-    images: int
+    images: int | None
     rows: np.ndarray
 
     @property
@@ -247,11 +245,6 @@ class Measurement(MeasuredNetwork):
                 return make_schedule(schedule.curve, f"{FITTED}:{criterion}", self.low, self.high)
         return parse_schedule("uniform", self.low, self.high)
 
-    def weightings(self, specs: Sequence[str]) -> list[Weighting]:
-        """Parse weightings; without `specs`, return the run's training weighting. Raises ElboError."""
-        size = self.trained.network.config.image_size
-        return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
-
     def about(self) -> dict[str, Any]:
         """Return the run, dataset and settings as entries for the results of `elbo bound`."""
         return {
@@ -288,18 +281,18 @@ def open_measurement(
     """Open a run, and a dataset to evaluate the run on. Raises UsageError, DataError, FormatError.
 
     path: run or checkpoint. data: dataset; None: the run's training dataset.
-    images: largest number of images; None: DEFAULT_IMAGES.
+    images: largest number of images; None: all.
     batch_size: network inputs at a time; None: 256, or fewer for large images.
     logsnr_min, logsnr_max: range of λ; None: the run's range.
     seed, device, weights, precision, options: as the options of `elbo bound`.
     """
-    place, wanted = choose_device(device), images or DEFAULT_IMAGES
+    place = choose_device(device)
     trained = open_run(path, place, weights)
     dataset, usual = open_data(trained, data), trained.settings
     low = usual.logsnr_min if logsnr_min is None else logsnr_min
     high = usual.logsnr_max if logsnr_max is None else logsnr_max
     check_range(low, high)
-    rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:wanted]
+    rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:images]
     asked = Measurement(
         trained.network,
         trained.prediction,
@@ -313,7 +306,7 @@ def open_measurement(
         total=len(rows),
         trained=trained,
         dataset=dataset,
-        images=wanted,
+        images=images,
         rows=rows,
         **options,
     )

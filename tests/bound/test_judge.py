@@ -11,13 +11,13 @@ from identities import ByClass, Mixture
 
 from elbocli.bound import estimate, judge
 from elbocli.bound.judge import class_scores, judge_scores
-from elbocli.bound.measure import ALL, Images, MeasuredNetwork, Measurement, open_measurement
+from elbocli.bound.measure import Images, MeasuredNetwork, Measurement, open_measurement
 from elbocli.bound.result import Classification, Theorem
 from elbocli.core import loss
 from elbocli.core.estimate import image_errors
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.weighting import Weighting, parse_weighting
+from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.runtime.device import Precision
 
@@ -29,8 +29,8 @@ FP32 = Precision("fp32", torch.device("cpu"))
 @pytest.mark.long
 def test_both_sides_agree_and_say_how_well(trained):
     specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
-    asked = open_measurement(trained, None, images=ALL, draws=16, batch_size=1024)
-    found = judge.check_theorem(asked, [parse_weighting(spec) for spec in specs])
+    asked = open_measurement(trained, None, draws=16, batch_size=1024)
+    found = judge.check_theorem(asked, specs)
     assert found.agree
     for check, spec in zip(found.checks, specs, strict=True):
         assert abs(check.difference_in_se) <= 4
@@ -44,7 +44,7 @@ def test_both_sides_agree_and_say_how_well(trained):
 def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained):
     """p_w is all at λmax, and both sides are the bound's diffusion term."""
     asked = open_measurement(trained, None, images=100)
-    (found,) = judge.check_theorem(asked, [parse_weighting("elbo")]).checks
+    (found,) = judge.check_theorem(asked, ["elbo"]).checks
     assert found.p_w is not None and found.augmented_elbo is not None
     assert found.p_w.at_logsnr_max == 1 and not any(found.p_w.mass)
     plain = estimate.measure_bound(asked).bound
@@ -61,7 +61,7 @@ def test_the_sides_are_drawn_apart(trained, monkeypatch):
         return whole(self, weighting, schedule, purpose)
 
     monkeypatch.setattr(Measurement, "draw_all", draw_all)
-    judge.check_theorem(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")])
+    judge.check_theorem(asked, ["elbo", "elbo", "edm"])
     assert len(purposes) == len(set(purposes)) == 4
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, repeat
+from itertools import accumulate, count, repeat
 from typing import TYPE_CHECKING
 
 from elbocli.core.prediction import alpha_sigma
@@ -235,9 +235,10 @@ class Noise:
 
     def walk(self, indices):
         """Return a function () → noise of N images, float32 [N, H, W, C]: first start noise, then one step's noise per call."""
-        from elbocli.core.streams import walk_noise
+        from elbocli.core.streams import Stream
 
-        return walk_noise(self.seed, indices, self.shape)
+        calls = count(1)
+        return lambda: Stream(self.seed, f"sample-{next(calls)}").normal(indices, self.shape)
 
 
 @NOISES.declare(

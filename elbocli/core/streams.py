@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,15 +71,6 @@ class Stream:
 
     def seed(self, index: int) -> int:
         return int(self.at(index).integers(1 << 63))
-
-
-def walk_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
-    """Return a function that draws new noise for a sampler, [len(indices), *shape].
-
-    Row i of call k depends only on (seed, k, indices[i]).
-    """
-    calls = count(1)
-    return lambda: Stream(seed, f"sample-{next(calls)}").normal(indices, shape)
 
 
 T_SAMPLINGS = ("low-discrepancy", "independent")

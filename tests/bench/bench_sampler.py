@@ -15,8 +15,9 @@ from compare import Row, compare
 
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers import parse_sampler, time_grid, walk
+from elbocli.core.sampling import ELBO
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.streams import Stream, walk_noise
+from elbocli.core.streams import Stream
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import build, config_of, place
 from elbocli.nn.presets import load_preset
@@ -123,7 +124,7 @@ def share(spec: str, z: torch.Tensor, network: torch.nn.Module, small: bool) -> 
     pairs = []
     for _ in range(1 if small else 3):
         inside, start = 0.0, time.perf_counter()
-        drawn = walk_noise(0, range(len(z)), (*SHAPE[2:], SHAPE[1]))
+        drawn = ELBO(0, (*SHAPE[2:], SHAPE[1]), 0, CPU).walk(range(len(z)))
         ours(spec, z, wrapped, lambda drawn=drawn: drawn().permute(0, 3, 1, 2), steps=2 if small else STEPS)  # type: ignore[misc]
         total = time.perf_counter() - start
         pairs.append((total - inside, total))

@@ -20,7 +20,7 @@ from elbocli.core.adaptive import BinSums, Objective, bin_edges, check_floor, re
 from elbocli.core.loss import LossTerms, Network, denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers import Sampler, parse_sampler, time_grid
-from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance
+from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance, Noise
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
@@ -29,9 +29,8 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun
-from elbocli.runtime.device import choose_device, sent
-from elbocli.sample.draw import SampleSettings
-from elbocli.sample.draw import draw as draw_batch
+from elbocli.runtime.device import Precision, choose_device, sent
+from elbocli.sample.draw import SampleSettings, draw_batch
 from elbocli.train.batches import channels_first
 
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
@@ -317,17 +316,17 @@ def draw(
     schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, loss, clip=True)
     grid = time_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
     place, labels = choose_device(str(device)), _labels(labels, n)
+    how = SampleSettings(sampler=chosen, start=STARTS.parse(start))
     if guidance_scale != 1 and labels is None:
         raise UsageError(
             f"guidance_scale {guidance_scale:g} needs labels of shape [{n}]; pass labels=, or leave guidance_scale at 1"
         )
-    settings = SampleSettings(sampler=chosen, start=STARTS.parse(start), seed=seed, precision=precision)
-    drawn, sizes = [], (*shape[1:], shape[0])
+    drawn, source, arithmetic = [], Noise(seed, (*shape[1:], shape[0]), 0, place), Precision(precision, place)
     for first in range(0, n, batch_size):
         indices = range(first, min(first + batch_size, n))
         mine = None if labels is None else sent(labels[first : first + batch_size], place)
         denoiser = Denoiser(network, what, Guidance(guidance_scale), mine, threshold=THRESHOLDS.parse(threshold))
-        drawn.append(draw_batch(denoiser, indices, sizes, grid, settings, place, lambda x: x))
+        drawn.append(draw_batch(denoiser, indices, grid, how, source, arithmetic, lambda x: x))
     return torch.cat(drawn)
 
 
@@ -364,8 +363,8 @@ def variational_bound(
     Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
     what, schedule = _predicted(prediction, loss), _on_range(schedule, logsnr_min, logsnr_max, loss)
-    low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))
-    measured = MeasuredNetwork(network, what, low, high, place, precision, batch_size, draws, seed, population=population)
+    low, high, arithmetic = schedule.logsnr_min, schedule.logsnr_max, Precision(precision, choose_device(str(device)))
+    measured = MeasuredNetwork(network, what, low, high, arithmetic, batch_size, draws, seed, population=population)
     labels, size, images = _labels(labels, len(pixels)), max(1, batch_size // draws), []
     for first in range(0, len(pixels), size):
         rows = range(first, min(first + size, len(pixels)))

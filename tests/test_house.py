@@ -195,7 +195,7 @@ core/loss.py: import elbocli.core.streams; elbocli.core.streams._seed
 core/loss.py: from elbocli.core.weighting import Weighting; Weighting._peaks
 """
 KEPT = """
-train/recorder.py: from elbocli.sample.draw import draw
+train/recorder.py: from elbocli.sample.draw import draw_batch
 train/command.py: def train(): import torch
 train/command.py: import click; print(1)
 core/loss.py: import torch; torch._C

@@ -27,6 +27,7 @@ from elbocli.cli.commands import (
     weights_option,
 )
 
+IMAGES = 1000
 GROUPS = {
     "Questions": ("estimator", "check", "classify", "optimum", "weighting", "schedule"),
     "Precision of the answer": ("images", "draws", "target_se", "seed", "logsnr_min", "logsnr_max"),
@@ -54,7 +55,7 @@ GROUPS = {
     "-n",
     "--images",
     type=value(int, ge=2, le=10**9),
-    help="Number of images.  [default: 1000, or all with --target-se]",
+    help=f"Number of images.  [default: {IMAGES}, or all with --target-se]",
 )
 @option("--draws", type=value(int, ge=2, le=10**6), default=16, help="Noise levels for each image, an even number.")
 @option("--target-se", type=value(float, gt=0, le=1e6), help="Draw until the standard error, per dimension, is below this.")
@@ -128,7 +129,7 @@ def bound(
     errors. --classify measures how well the run classifies images by p(c|x) ~ exp(-bound).
     """
     from elbocli.bound import estimate, judge
-    from elbocli.bound.measure import ALL, open_measurement
+    from elbocli.bound.measure import open_measurement
     from elbocli.files.atomic import write_text
     from elbocli.files.losslog import table_text
 
@@ -151,13 +152,13 @@ def bound(
         for name in refused if holds else ():
             if ctx.params[name]:
                 raise click.UsageError(f"--{name.replace('_', '-')} can't be combined with {other}; leave one of them out")
-    asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
+    asked = open_measurement(run, data, images=images or (None if target_se else IMAGES), **how)
     own = judge.open_own(asked, optimum) if optimum else asked
     result: Any
     found: Any = None
     table: Any = None
     if check:
-        result = judge.check_theorem(asked, asked.weightings(weighting))
+        result = judge.check_theorem(asked, weighting)
     elif classify:
         result, table = judge.classify(asked, schedule)
     elif alone and not per_image:

@@ -16,13 +16,13 @@ from elbocli.bound.result import Bound, Difference, Estimate, Likelihoods, Nats
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import GaussianModel, by_cell, fit_gaussian, log_density, rows_to_fit, with_trace
 from elbocli.core.estimate import PairedEstimate, PairedMoments, image_errors
-from elbocli.core.loss import check_output
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
 from elbocli.core.schedule import Schedule, cell_of
 from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
+from elbocli.nn.denoiser import Denoiser
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
 
@@ -316,13 +316,11 @@ def _flow(asked: EstimatorInput, images: Images, steps: int, draws: int, probes:
     z = alpha * x.double().repeat_interleave(draws, 0) + sigma * eps
     given = None if labels is None else labels.repeat_interleave(draws, 0)
 
-    def denoise(z: Tensor, logsnr: float) -> Tensor:  # x̂ at one λ, in the dtype of z
-        c_in, from_z, from_out = denoiser.prediction.scalars(logsnr)
-        level = torch.full((len(z),), logsnr, device=z.device)
-        with denoiser.arithmetic.applied(), denoiser.arithmetic.autocast():
-            out = check_output(denoiser.network((z * c_in).float(), level, given), z)
-        return z * from_z + out.to(z.dtype) * from_out
+    def network(z: Tensor, *rest: Any) -> Tensor:  # the ODE is solved in float64
+        with denoiser.precision.applied(), denoiser.precision.autocast():
+            return denoiser.network(z.float(), *rest)
 
+    denoise = Denoiser(network, denoiser.prediction, labels=given)
     with torch.no_grad():
         log_p = log_density(z, with_trace(denoise, None if size <= exact else signs), high, low, steps)
     if not log_p.isfinite().all():

@@ -5,7 +5,7 @@ Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ exp(−loss given c)
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from elbocli.core.estimate import PairedEstimate, PairedMoments, calibration_err
 from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.streams import Stream
-from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.losslog import Columns, read_optimum
+from elbocli.files.schedule_file import resolve_weighting
 from elbocli.runtime.progress import progress
 from elbocli.train.batches import training_rows
 
@@ -33,9 +33,13 @@ AGREE = 4.0  # largest difference between the theorem's two sides that counts as
 SHARES = 10  # number of bins of λ for which −dw is reported
 
 
-def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
-    """Compare both sides of theorem 1, measured for each weighting. asked: run and images. Raises ElboError: measuring failed."""
-    low, high = asked.low, asked.high
+def check_theorem(asked: Measurement, specs: Sequence[str] = ()) -> Theorem:
+    """Compare both sides of theorem 1, measured for each weighting. Raises ElboError.
+
+    asked: run and images. specs: SPECs of the weightings; (): the run's training weighting.
+    """
+    low, high, size = asked.low, asked.high, asked.trained.network.config.image_size
+    weightings = [resolve_weighting(spec, size=size) for spec in specs] or [asked.trained.weighting()]
     measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
         if not 0 < measure.largest < math.inf:
@@ -182,7 +186,7 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
         )
     least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
     dataset = asked.dataset if asked.dataset.attributes.payload_sha256 == known else open_data(trained, None)
-    rows, index = training_rows(trained.settings, dataset), int(trained.settings.val_split > 0)
+    rows, index = training_rows(trained.settings, dataset), 1 if trained.settings.val_split else 0
     own = rows[Stream(asked.seed, "bound-images").permutation(index, len(rows))[: asked.images]]
     return replace(asked, dataset=dataset, rows=own, population=len(dataset), total=len(own))
 

@@ -22,7 +22,7 @@ from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
-from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.networks.diffusers import affine
 from elbocli.run.open import TrainedRun, check_alike, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
@@ -30,8 +30,6 @@ from elbocli.runtime.progress import log, progress
 from elbocli.train.batches import network_input, normalised
 from elbocli.version import __version__
 
-DEFAULT_IMAGES = 1000
-ALL = 10**12
 FLOOR = 0.1
 FITTED = "fitted"
 PIXELS = 256 * 3072  # values in a default batch: 256 images of 32 × 32 × 3
@@ -109,7 +107,7 @@ class MeasuredNetwork:
 
     network: (z [B, C, H, W] scaled as `prediction` says, logsnr [B], labels [B] or None) → output [B, C, H, W].
     low, high: range of λ. draws: noise levels per image, even.
-    precision: fp32, tf32, bf16 or fp16. batch_size: network inputs at a time.
+    precision: of the network, with the device to compute on. batch_size: network inputs at a time.
     population: size of the dataset that the images come from; inf: images from a distribution.
     total: number of images, for progress messages; None: unknown.
     """
@@ -118,8 +116,7 @@ class MeasuredNetwork:
     prediction: Prediction
     low: float
     high: float
-    device: torch.device = torch.device("cpu")
-    precision: str = "fp32"
+    precision: Precision
     batch_size: int = 256
     draws: int = 16
     seed: int = 0
@@ -127,14 +124,11 @@ class MeasuredNetwork:
     population: float = math.inf
     total: int | None = None
 
-    @property
-    def arithmetic(self) -> Precision:
-        return Precision(self.precision, self.device)
-
     def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
-        """Return (images [B, C, H, W] scaled for the network, labels or None) on `device`."""
-        x = sent(images.content, self.device) if images.latent else normalised(images.content, self.device)
-        return x, None if images.labels is None else sent(images.labels, self.device)
+        """Return (images [B, C, H, W] scaled for the network, labels or None) on the device."""
+        device = self.precision.device
+        x = sent(images.content, device) if images.latent else normalised(images.content, device)
+        return x, None if images.labels is None else sent(images.labels, device)
 
     @torch.inference_mode()
     def draw(
@@ -157,7 +151,7 @@ class MeasuredNetwork:
         comb = np.arange(self.draws // 2) / (self.draws // 2)
         t = (np.stack([offsets.uniform(row, 2) for row in images.rows])[:, :, None] + comb) % 1.0
         logsnr = schedule.logsnr(torch.from_numpy(t))
-        send = partial(sent, device=self.device)
+        send = partial(sent, device=self.precision.device)
         x, labels = self.placed(images)
         rows, levels, parts = torch.tensor(images.rows), logsnr.flatten(), list[Tensor]()
         for part in torch.arange(len(levels)).split(self.batch_size):
@@ -165,7 +159,7 @@ class MeasuredNetwork:
             indices = (rows[image] * self.draws + part % self.draws).tolist()
             eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
             chosen, given = x[send(image)], None if labels is None else labels[send(image)]
-            with self.arithmetic.applied(), self.arithmetic.autocast():
+            with self.precision.applied(), self.precision.autocast():
                 loss, error, _, out = denoising_losses(
                     self.network, chosen, eps, given, level, weighting, schedule, self.prediction
                 )
@@ -195,7 +189,7 @@ class Measurement(MeasuredNetwork):
 
     trained: TrainedRun
     dataset: Dataset
-    images: int
+    images: int | None
     rows: np.ndarray
 
     @property
@@ -251,11 +245,6 @@ class Measurement(MeasuredNetwork):
                 return make_schedule(schedule.curve, f"{FITTED}:{criterion}", self.low, self.high)
         return parse_schedule("uniform", self.low, self.high)
 
-    def weightings(self, specs: Sequence[str]) -> list[Weighting]:
-        """Parse weightings; without `specs`, return the run's training weighting. Raises ElboError."""
-        size = self.trained.network.config.image_size
-        return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
-
     def about(self) -> dict[str, Any]:
         """Return the run, dataset and settings as entries for the results of `elbo bound`."""
         return {
@@ -269,7 +258,7 @@ class Measurement(MeasuredNetwork):
             "dimensions": self.dimensions,
             "logsnr_min": self.low,
             "logsnr_max": self.high,
-            "precision": str(self.arithmetic),
+            "precision": str(self.precision),
             "seed": self.seed,
             "elbo_version": __version__,
         }
@@ -292,24 +281,23 @@ def open_measurement(
     """Open a run, and a dataset to evaluate the run on. Raises UsageError, DataError, FormatError.
 
     path: run or checkpoint. data: dataset; None: the run's training dataset.
-    images: largest number of images; None: DEFAULT_IMAGES.
+    images: largest number of images; None: all.
     batch_size: network inputs at a time; None: 256, or fewer for large images.
     logsnr_min, logsnr_max: range of λ; None: the run's range.
     seed, device, weights, precision, options: as the options of `elbo bound`.
     """
-    place, wanted = choose_device(device), images or DEFAULT_IMAGES
+    place = choose_device(device)
     trained = open_run(path, place, weights)
     dataset, usual = open_data(trained, data), trained.settings
     low = usual.logsnr_min if logsnr_min is None else logsnr_min
     high = usual.logsnr_max if logsnr_max is None else logsnr_max
     check_range(low, high)
-    rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:wanted]
+    rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:images]
     asked = Measurement(
         trained.network,
         trained.prediction,
         low,
         high,
-        place,
         trained.precision(precision, place),
         batch_size=batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:]))),
         seed=seed,
@@ -318,13 +306,13 @@ def open_measurement(
         total=len(rows),
         trained=trained,
         dataset=dataset,
-        images=wanted,
+        images=images,
         rows=rows,
         **options,
     )
     log.info(
         f"{asked.name}: evaluating on {len(rows)} of {len(dataset)} images, {asked.draws} noise levels each; "
-        f"{place}, {asked.arithmetic}"
+        f"{place}, {asked.precision}"
     )
     return asked
 

@@ -2,6 +2,8 @@
 
 nats: nats per image. bpd: bits per dimension of pixels. nats_per_latent_dimension: in place of bpd, for latents.
 about: further keys of the JSON object, such as run and dataset.
+  per_image: path of the table that --per-image writes.
+  excess: loss above the least possible loss, on training images (key `own`) and others (`new`).
 """
 
 from typing import Any, ClassVar
@@ -10,13 +12,11 @@ from elbocli.files.records import Record, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
-    """Base class of results of `elbo bound`. per_image, excess: as in `Bound`. about: other keys."""
+    """Base class of results of `elbo bound`."""
 
     REST: ClassVar[str] = "about"
 
     n_images: int
-    per_image: str | None = None
-    excess: dict[str, Any] | None = None
     about: dict[str, Any] = {}
 
 
@@ -51,8 +51,6 @@ class Bound(Nats, frozen=True, kw_only=True):
 
     Suffix _se_noise: standard error from the noise alone.
     Suffix _se_population: standard error of the mean over the distribution that the images are from.
-    per_image: path of the table that --per-image writes.
-    excess: loss above the least possible loss, on training images (key `own`) and others (`new`); None: no --optimum.
     """
 
     REST: ClassVar[str] = "about"
@@ -67,8 +65,6 @@ class Bound(Nats, frozen=True, kw_only=True):
     n_images: int
     draws_per_image: int
     schedule: str
-    per_image: str | None = None
-    excess: dict[str, Any] | None = None
     about: dict[str, Any] = {}
 
     def __repr__(self) -> str:

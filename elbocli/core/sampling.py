@@ -207,7 +207,7 @@ EDM_SEEDS = 1 << 32
 class Noise:
     """Random numbers for sampling; they depend only on the seed and the image's index.
 
-    shape: (H, W, C) of an image. every_step: whether every step draws noise, even a step that adds none.
+    shape: of an image, (H, W, C), with the channels last. every_step: whether every step draws noise, even a step that adds none.
     """
 
     seed: int

@@ -20,7 +20,7 @@ from elbocli.files.losslog import read_logs
 from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import to_text
 from elbocli.run.open import open_run
-from elbocli.runtime.device import Precision, choose_device, sent
+from elbocli.runtime.device import choose_device, sent
 from elbocli.runtime.progress import log
 from elbocli.sample.draw import GuidedRun
 from elbocli.version import __version__
@@ -108,7 +108,7 @@ def make_grid(
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
     if ancestral and guidance.scale != 1:
         log.warning(f"--guidance-scale is ignored: errors of {sampler.spec} are from the loss log, measured without guidance")
-    low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(run.precision(precision, place), place)
+    low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, run.precision(precision, place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])
     chosen = choose_labels(classes, images, run.network.config.num_classes, seed, run.data.class_names or ())
@@ -131,7 +131,7 @@ def make_grid(
     if ancestral:
         errors = ancestral_errors(moments())
     else:
-        z = sent(Stream(seed, "grid").normal(range(images), drawer.shape), place).permute(0, 3, 1, 2).contiguous()
+        z = sent(Stream(seed, "grid").normal(range(images), run.network.config.shape), place).permute(0, 3, 1, 2).contiguous()
         solution = FineSolution(denoise, z, low, high, max(CELLS, 4 * steps))
         errors = partial(solution.errors, sampler)
 

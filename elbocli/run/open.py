@@ -30,6 +30,7 @@ from elbocli.nn.networks import Network, NetworkConfig, build, config_of, loaded
 from elbocli.nn.weights import transfer
 from elbocli.run.settings import Known, run_settings, schedule_of
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
+from elbocli.runtime.device import Precision
 from elbocli.runtime.progress import log
 
 # Attributes of datasets that define a latent space: latents are comparable only if all of these are equal.
@@ -95,13 +96,13 @@ class TrainedRun:
         """Prediction type of the network, such as v or eps."""
         return Prediction(self.settings.prediction)
 
-    def precision(self, asked: str, device: torch.device) -> str:
-        """Return the precision to compute in.
+    def precision(self, asked: str, device: torch.device) -> Precision:
+        """Return the precision to compute in on a device.
 
-        asked: precision to return. `auto`: on CUDA, the precision in `settings`; fp32 elsewhere, or if `settings` has `auto`.
+        asked: name. `auto`: on CUDA, the precision in `settings`; fp32 elsewhere, or if `settings` has `auto`.
         """
         own = self.settings.precision if device.type == "cuda" else AUTO
-        return asked if asked != AUTO else own if own != AUTO else "fp32"
+        return Precision(asked if asked != AUTO else own if own != AUTO else "fp32", device)
 
     def schedule(self) -> Schedule:
         """Return the training schedule; if adaptive, computed from the checkpoint. Raises FormatError, DataError."""

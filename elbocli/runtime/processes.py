@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from elbocli.errors import ElboError, PeerLost, UsageError
+from elbocli.errors import ElboError, PeerLost, ReaderGone, UsageError
 from elbocli.runtime.device import choose_device, meant_by
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """If the block raises an ElboError in one process, raise it in all processes."""
+        """If the block raises an ElboError or BrokenPipeError in one process, raise an ElboError in all processes."""
         if self.size == 1:
             yield
             return
@@ -77,6 +77,8 @@ class World:
             yield
         except ElboError as caught:
             error = caught
+        except BrokenPipeError:
+            error = ReaderGone()
         for rank, failed in enumerate(self.all((str(error), error.exit_code) if error else None)):
             if failed:
                 everywhere = ElboError(f"rank {rank}: {failed[0]}" if rank else failed[0])

@@ -1,6 +1,5 @@
 """Command line of `elbo sample`."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +147,9 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     from elbocli.sample.draw import SampleSettings, draw_samples
 
     target: Any = out
-    if out == STREAM:
-        target = sys.stdout.buffer
-    elif streams(out) and not Command.silent:  # only rank 0 writes
+    if out == STREAM or (streams(out) and not Command.silent):  # only rank 0 writes to a pipe or a device
         with writing(out):
-            target = click.get_current_context().with_resource(open(out, "wb", buffering=0))  # noqa: SIM115 (closed with it)
-    if target != out:
+            target = click.get_current_context().with_resource(click.open_file(out, "wb"))
         refuse_terminal(target)
     parsers = {
         "sampler": parse_sampler,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.core.loss import Network
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
 from elbocli.core.sampling import ELBO, NEAREST, UNIT, Guidance, Noise, purpose_of, to_levels, usual_spacing
@@ -22,29 +23,18 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
-from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
+from elbocli.files.latents import UNKNOWN, read_space
 from elbocli.files.sample_files import SamplesHeader, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import NO_THRESHOLD, Denoiser
-from elbocli.nn.networks import Network, NetworkConfig
+from elbocli.nn.networks import NetworkConfig
 from elbocli.nn.networks.diffusers import Autoencoder, comfortable_batch
-from elbocli.run.open import TrainedRun, dataset_of, open_run
+from elbocli.run.open import SPACE, TrainedRun, dataset_of, open_run
 from elbocli.runtime.background import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
-
-
-class Wrapped(Network):
-    """Network whose forward pass is a function, such as a CUDA-graph replay."""
-
-    def __init__(self, network: Network, call: Callable[..., Tensor]):
-        super().__init__(network.config)
-        self.network, self.call = network, call
-
-    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.call(z, logsnr, labels)
 
 
 @dataclass(frozen=True)
@@ -53,49 +43,47 @@ class GuidedRun:
 
     guide: run for the weak output of guidance; None: the run to draw from, given no class.
     threshold: method from THRESHOLDS that clips x̂.
+    network, weak: functions to call in place of the networks of `trained` and `guide`; None: the networks.
     """
 
     trained: TrainedRun
     guidance: Guidance
     guide: TrainedRun | None = None
     threshold: Declaration = NO_THRESHOLD
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of the network's output, (H, W, C)."""
-        config = self.trained.network.config
-        return config.image_size, config.image_size, config.image_channels
+    network: Network | None = None
+    weak: Network | None = None
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
         """Return a new guided denoiser. labels: [B], or None."""
         guide = None
         if self.guide is not None:
             known = labels if self.guide.network.config.num_classes else None
-            guide = Denoiser(self.guide.network, self.guide.prediction, labels=known)
-        return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
+            weak = self.guide.network if self.weak is None else self.weak
+            guide = Denoiser(weak, self.guide.prediction, labels=known)
+        network = self.trained.network if self.network is None else self.network
+        return Denoiser(network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
-    def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a faster copy, for batches of one size. compile: use torch.compile. graphs: None for no CUDA graphs."""
+    def prepared(self, learned: bool, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
+        """Return a copy that calls the networks faster, for batches of one size.
 
-        def ready(run: TrainedRun) -> TrainedRun:
-            network = run.network
-            if compile:
-                network.compile(dynamic=False)
-            return replace(run, network=Wrapped(network, partial(graphs.call, network))) if graphs else run
+        learned: whether the network also outputs its learned variance. compile: use torch.compile.
+        graphs: None for no CUDA graphs.
+        Raises UsageError: the network has no learned variance.
+        """
 
-        return replace(self, trained=ready(self.trained), guide=self.guide and ready(self.guide))
+        def ready(network: Network) -> Network:
+            network = torch.compile(network, dynamic=False) if compile else network
+            return partial(graphs.call, network) if graphs else network
 
-    def with_variance(self) -> GuidedRun:
-        """Return a copy whose network also outputs its learned variance. Raises UsageError if there is none."""
-        run = self.trained
-        if not getattr(run.network.config, "variance", False):
-            raise UsageError(f"{run.path}: the network has no learned variance; use --sampler ddpm")
-        return replace(self, trained=replace(run, network=Wrapped(run.network, run.network.outputs)))
+        network = self.trained.network
+        if learned and not getattr(network.config, "variance", False):
+            raise UsageError(f"{self.trained.path}: the network has no learned variance; use --sampler ddpm")
+        weak = ready(self.guide.network) if self.guide else None
+        return replace(self, network=ready(network.outputs if learned else network), weak=weak)
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
         """Return the number of network evaluations per image."""
-        labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
-        denoiser, z = self.denoiser(labels), torch.zeros(1, 1)
+        denoiser, z = self.denoiser(self.trained.network.config.example(1)[2]), torch.zeros(1, 1)
         for one in filter(None, (denoiser, denoiser.guide)):
             one.network = lambda z, *_: torch.cat([z, z], 1)
         walk(sampler, z, grid, denoiser.asked_by(sampler), lambda: z)
@@ -141,8 +129,7 @@ class GuidedRun:
 
 
 def _images(run: TrainedRun) -> tuple[Any, ...]:
-    config, latents = run.network.config, ("latent_shift", "latent_scale", "autoencoder_sha256")
-    return config.image_size, config.image_channels, *map(run.data.more.get, latents)
+    return *run.network.config.shape, *map(run.data.more.get, SPACE)
 
 
 # Pixels
@@ -152,13 +139,12 @@ class Decoder(NamedTuple):
     """Decoder from the output of a sampler to pixels.
 
     shape: (H, W, C) of an image. pixels: function [B,c,h,w] → uint8 [B,H,W,C] on the same device.
-    rounding: method of rounding to the 256 pixel values. space: latent space of the run; None: the run draws pixels.
+    about: entries for result files: the rounding to pixel levels, and the run's latent space, if any.
     """
 
     shape: tuple[int, int, int]
     pixels: Callable[[Tensor], Tensor]
-    rounding: Declaration = NEAREST
-    space: LatentSpace | None = None
+    about: Mapping[str, Any]
 
 
 def open_decoder(
@@ -180,8 +166,8 @@ def open_decoder(
     if not data.latents:
         if autoencoder is not None:
             raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
-        shape, chosen = (network.image_size, network.image_size, network.image_channels), rounding or NEAREST
-        return Decoder(shape, lambda x: to_levels(x, chosen), chosen)
+        chosen = rounding or NEAREST
+        return Decoder(network.shape, lambda x: to_levels(x, chosen), {"rounding": chosen.spec})
     space = read_space(data.more, network.image_channels, "config.yaml")
     folder = autoencoder or next(
         filter(Path.is_dir, (Path(space.autoencoder), dataset_of(data, run).parent / space.autoencoder)), None
@@ -203,8 +189,7 @@ def open_decoder(
     return Decoder(
         (size, size, 3),
         lambda x: torch.cat([model.decode(part, space, rounding) for part in x.split(batch)]),
-        rounding or space.rounding,
-        space,
+        {"rounding": (rounding or space.rounding).spec, **space.attributes()},
     )
 
 
@@ -247,30 +232,27 @@ class SampleSettings:
 
 
 @torch.inference_mode()
-def draw(
+def draw_batch(
     denoiser: Denoiser,
-    indices: range,
-    shape: tuple[int, ...],
+    indices: Sequence[int],
     grid: list[float],
     settings: SampleSettings,
-    device: torch.device,
+    source: Noise,
+    precision: Precision,
     pixels: Callable[[Tensor], Tensor],
     look: Callable[[], None] = lambda: None,
-    source: Noise | None = None,
 ) -> Tensor:
-    """Draw a batch of images on the device; return what `pixels` makes of them.
+    """Draw a batch of images, and return what `pixels` makes of them.
 
-    indices: image i depends only on (seed, i). settings: sampler, start, seed and precision are used.
-    shape: (H, W, C) of the network's output. grid: noise levels λ, rising.
-    pixels: function of the sampler's output, such as that of a Decoder.
+    indices: numbers of the images; image i depends only on the seed and i. grid: noise levels λ, rising.
+    settings: sampler and start are used. source: source of the noise, on the device to draw on.
+    pixels: function of the sampler's output, [B, C, H, W].
     look: function called before each network evaluation, which may raise an error to stop.
-    source: source of the noise; None: elbo's noise, the same on all devices.
     """
-    source = source or Noise(settings.seed, shape, 0, device)
     drawn = source.walk(indices)
 
     def noise() -> Tensor:
-        return sent(drawn(), device).movedim(-1, 1)
+        return sent(drawn(), source.device).movedim(-1, 1)
 
     estimate = denoiser.asked_by(settings.sampler)
 
@@ -278,7 +260,6 @@ def draw(
         look()
         return estimate(z, logsnr)
 
-    precision = Precision(settings.precision, device)
     with precision.applied():
         with precision.autocast():
             first = noise() * settings.start(grid[0])
@@ -334,22 +315,20 @@ class _Drawing:
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         trained, device, sampler, n = drawer.trained, world.device, settings.sampler, settings.n
-        settings = replace(settings, precision=trained.precision(settings.precision, device))
         self.settings, self.world, self.ending, config = settings, world, ending, trained.network.config
+        self.precision = trained.precision(settings.precision, device)
         steps = settings.steps or sampler.traits.steps
         schedule = _choose_schedule(trained, settings, steps)
         spacing = settings.spacing or usual_spacing(schedule)
         self.grid = grid = time_grid(schedule, steps, spacing)
         drawer.check(grid)
-        if sampler.traits.learned:
-            drawer = drawer.with_variance()
         graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
         compiled = settings.compile == "on"
         self.fixed = compiled or graphs is not None  # fill the last batch up: compiled networks need equal batches
-        self.drawer = drawer.hastened(compiled, graphs)
+        self.drawer = drawer = drawer.prepared(sampler.traits.learned, compiled, graphs)
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
-        self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, device)
+        self.noise: Noise = settings.noise(settings.seed, config.shape, config.num_classes, device)
         labels = (
             self.noise.classes(n)
             if settings.classes == "random" and config.num_classes
@@ -374,9 +353,8 @@ class _Drawing:
             "seed": settings.seed,
             "noise": settings.noise.name,
             **self.noise.about,
-            "precision": str(Precision(settings.precision, device)),
-            "rounding": self.output.rounding.spec,
-            **(self.output.space.attributes() if self.output.space else {}),
+            "precision": str(self.precision),
+            **self.output.about,
             "elbo_version": __version__,
             "command": settings.command,
         }
@@ -437,5 +415,5 @@ class _Drawing:
             self.look()
             progress(start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
 
-        how = self.grid, self.settings, device, self.output.pixels, report, self.noise
-        return draw(denoiser, indices, self.drawer.shape, *how)[:count].cpu()
+        how = self.grid, self.settings, self.noise, self.precision, self.output.pixels
+        return draw_batch(denoiser, indices, *how, report)[:count].cpu()

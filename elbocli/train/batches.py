@@ -43,7 +43,7 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
 
 
 def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray:
-    """Return the dataset rows that a run trains on, a rising int64 array. Raises UsageError for a bad --val-split."""
+    """Return the dataset rows that a run trains on, int64. Raises UsageError for a bad --val-split."""
     return split_rows(settings, dataset)[0] if settings.val_split else np.arange(len(dataset))
 
 
@@ -155,7 +155,7 @@ class Batches:
             Stream(settings.seed, name) for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
         )
         self._rows, space = training_rows(settings, dataset), dataset.latent_space
-        self._scaling = affine(space, device) if space else None
+        self._scaling = None if space is None else affine(space, device)
         self._shuffled = lru_cache(2)(lambda epoch: self._order.permutation(epoch, len(self._rows)))
         self.parts = parts or [range(self.batch)]
         ahead = dataset.kind == ENCODED or device.type != "cpu"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from elbocli.core.metrics import Need, Role, asked
 from elbocli.core.samplers import parse_sampler, time_grid
+from elbocli.core.sampling import Noise
 from elbocli.core.streams import choose_labels
 from elbocli.errors import UsageError
 from elbocli.evaluate.extract import FeatureSource, open_reference
@@ -27,8 +28,8 @@ from elbocli.images.samples import SampleReader
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.extractors import make_extractor
 from elbocli.runtime.device import sent
-from elbocli.runtime.progress import log
-from elbocli.sample.draw import Decoder, SampleSettings, draw
+from elbocli.runtime.progress import log, without_progress
+from elbocli.sample.draw import Decoder, SampleSettings, draw_batch
 from elbocli.train.batches import count_parts
 from elbocli.train.state import TrainState
 
@@ -43,8 +44,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     """
     network, settings, world = state.resolved.network, state.settings, state.world
     grid = time_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
-    how = replace(how, seed=settings.seed, precision=settings.precision)
-    shape = (network.image_size, network.image_size, network.image_channels)
+    source = Noise(settings.seed, network.shape, 0, state.device)
     # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
     # Size of the smallest micro-batch of any process, which fits into memory on all ranks: ranks of a sharded network must do
     # equally many forward passes.
@@ -56,7 +56,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
             if labels is not None:
                 part = sent(torch.from_numpy(labels[np.minimum(places, how.n - 1)]), state.device)
             denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
-            images.append(draw(denoiser, places, shape, grid, how, state.device, output.pixels))
+            images.append(draw_batch(denoiser, places, grid, how, source, state.spread.precision, output.pixels))
     return torch.cat(world.all(torch.cat(images)[:share].cpu()))[: how.n]
 
 

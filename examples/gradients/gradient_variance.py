@@ -101,13 +101,13 @@ class Gradients:
         settings = asked.trained.settings
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(asked.seed, "gradient").seed(0)
-        batch, precision = batch or settings.batch_size, asked.precision
-        self.settings = replace(settings, seed=seed, batch_size=batch, micro_batch=0, precision=precision, val_split=0)
+        batch, precision = batch or settings.batch_size, asked.precision.name
+        self.settings = structs.replace(settings, seed=seed, batch_size=batch, micro_batch=0, precision=precision, val_split=0)
         trained = asked.trained
         objective = trained.weighting(), None, trained.prediction
         resolved = Resolved(self.settings, trained.network.config, RunData(), {}, *objective)
-        self.device, self.precision, self.prediction = asked.device, asked.arithmetic, asked.trained.prediction
-        self.batches = Batches(asked.dataset, resolved, asked.device)
+        self.device, self.precision, self.prediction = asked.precision.device, asked.precision, asked.trained.prediction
+        self.batches = Batches(asked.dataset, resolved, self.device)
         self.network = asked.trained.network.requires_grad_(True).train()
         self.parameters = list(self.network.parameters())
 
@@ -149,7 +149,7 @@ def run(asked: Measurement, weightings: list[Weighting], specs: list[str], batch
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
     gradients, settings = Gradients(asked), asked.trained.settings
     size, total = gradients.settings.batch_size, len(weightings) * len(specs) * batches
-    what = f"{batches} batches of {size} images for each schedule; {asked.device}, {asked.arithmetic}"
+    what = f"{batches} batches of {size} images for each schedule; {asked.precision.device}, {asked.precision}"
     log.info("%s: %s", asked.trained.path, what)
     edges = bin_edges(asked.low, asked.high, BINS)
     singles, norms = Gradients(asked, batch=1), list[float]()

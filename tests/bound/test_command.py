@@ -94,7 +94,7 @@ def test_digits_are_classified_far_better_than_by_chance(bound, trained, digits,
     how = ("-n", 60, "--draws", 8, "--weights", "model", "--per-image", "each.tsv")
     told = bound(trained, digits, "--classify", *how)
     found, table = Classification.of(told), read_table(tmp_path / "each.tsv")
-    assert found.accuracy > 0.2 and (found.n_images, found.classes, found.per_image) == (60, 10, "each.tsv")
+    assert found.accuracy > 0.2 and (found.n_images, found.classes, found.about["per_image"]) == (60, 10, "each.tsv")
     assert (table["predicted"] == table["label"]).mean() == pytest.approx(found.accuracy)
     assert [*table][2:] == ["predicted", "confidence", "probability"]
 

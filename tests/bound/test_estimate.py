@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elbocli.bound import estimate
 from elbocli.bound.estimate import ESTIMATORS, Found, estimate_likelihoods, flat, parse_estimators
-from elbocli.bound.measure import ALL, Images, MeasuredNetwork, open_measurement
+from elbocli.bound.measure import Images, MeasuredNetwork, open_measurement
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.elbo import fit_gaussian, prior, reconstruction
@@ -26,17 +26,19 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.losslog import read_logs
+from elbocli.runtime.device import Precision
 
 LOW, HIGH = -12.0, 13.0
 NORMAL, MIXED = Mixture([1.0], [0.4], [0.6]), Mixture([0.3, 0.7], [-1.0, 0.5], [0.2, 0.3])
 SHARES = torch.linspace(-2, 2, 256, dtype=torch.float64).square().neg().exp()
 TOY = Levels(SHARES / SHARES.sum())
 DRAWN = ("variational", "information")
+FP32 = Precision("fp32", torch.device("cpu"))
 
 
 def measured(network: Any, count: float, high: float = HIGH, draws: int = 16, seed: int = 0) -> MeasuredNetwork:
     how: Any = {"batch_size": 4096, "draws": draws, "seed": seed, "population": count}
-    return MeasuredNetwork(network, Prediction("eps"), LOW, high, **how)
+    return MeasuredNetwork(network, Prediction("eps"), LOW, high, FP32, **how)
 
 
 def images_of(content: Tensor, size: int = 1000) -> list[Images]:
@@ -214,7 +216,7 @@ def test_schedules_and_batches_change_the_error_only(trained):
 def test_the_terms_add_up_and_prior_and_reconstruction_are_exact(trained, digits):
     with h5py.File(digits, "r", locking=False) as file:
         pixels = torch.from_numpy(file["images"][()]).long()
-    found = bpd(trained, images=ALL, draws=2)
+    found = bpd(trained, draws=2)
     for unit in ("nats", "bpd"):
         parts = sum(getattr(term, unit) for term in (found.prior, found.reconstruction, found.diffusion))
         assert parts == pytest.approx(getattr(found, unit), rel=1e-12)
@@ -243,23 +245,23 @@ def test_the_curve_ends_at_the_bound_and_the_log_and_other_estimators_have_its_d
 
 def test_drawing_goes_on_until_the_error_is_small_enough(trained):
     """More images first, then more noise on all of them."""
-    rough = bpd(trained, images=ALL, draws=2)
-    some = bpd(trained, target_se=rough.bpd_se_population * 1.5, images=ALL, draws=2, batch_size=64)
+    rough = bpd(trained, draws=2)
+    some = bpd(trained, target_se=rough.bpd_se_population * 1.5, draws=2, batch_size=64)
     assert some.n_images < 300 and some.bpd_se < rough.bpd_se_population * 1.5
-    fine = bpd(trained, target_se=rough.bpd_se / 2, images=ALL, draws=2)
+    fine = bpd(trained, target_se=rough.bpd_se / 2, draws=2)
     assert fine.n_images == 300 and fine.draws_per_image >= 6 and fine.bpd_se < rough.bpd_se / 2
 
 
 @pytest.fixture(scope="module")
 def logged(trained: Path) -> ErrorMoments:
     """Errors of all images by one seed."""
-    return estimate.measure_bound(open_measurement(trained, None, images=ALL, draws=24, batch_size=2048)).moments
+    return estimate.measure_bound(open_measurement(trained, None, draws=24, batch_size=2048)).moments
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm", "fitted:loss"])
 def test_the_variance_that_a_log_predicts_is_the_one_measured(trained, logged, schedule):
     """From the errors of one seed, for independent t, against the losses of another seed."""
-    other = open_measurement(trained, None, images=ALL, draws=24, batch_size=2048, seed=1)
+    other = open_measurement(trained, None, draws=24, batch_size=2048, seed=1)
     weighting = parse_weighting("sigmoid:bias=2")
     chosen = other.schedule(schedule, weighting)
     loss = torch.cat([drawn.loss.flatten() for drawn in other.draw_all(weighting, chosen, "variance")])

@@ -11,24 +11,26 @@ from identities import ByClass, Mixture
 
 from elbocli.bound import estimate, judge, measure
 from elbocli.bound.judge import class_scores, judge_scores
-from elbocli.bound.measure import ALL, Images, MeasuredNetwork, Measurement, open_measurement
+from elbocli.bound.measure import Images, MeasuredNetwork, Measurement, open_measurement
 from elbocli.bound.result import Classification, Theorem
 from elbocli.core.estimate import image_errors
 from elbocli.core.loss import LossTerms, denoising_losses
 from elbocli.core.prediction import Prediction
-from elbocli.core.schedule import parse_schedule
-from elbocli.core.weighting import parse_weighting
+from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
+from elbocli.runtime.device import Precision
 
 FIRST, SECOND = Mixture([0.5, 0.5], [-0.6, 0.4], [0.4, 0.4]), Mixture([1.0], [0.3], [0.7])
 COSINE = parse_schedule("cosine", -12, 12)
+FP32 = Precision("fp32", torch.device("cpu"))
 
 
 @pytest.mark.long
 def test_both_sides_agree_and_say_how_well(trained):
     specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
-    asked = open_measurement(trained, None, images=ALL, draws=16, batch_size=1024)
-    found = judge.check_theorem(asked, [parse_weighting(spec) for spec in specs])
+    asked = open_measurement(trained, None, draws=16, batch_size=1024)
+    found = judge.check_theorem(asked, specs)
     assert found.agree
     for check, spec in zip(found.checks, specs, strict=True):
         assert abs(check.difference_in_se) <= 4
@@ -42,7 +44,7 @@ def test_both_sides_agree_and_say_how_well(trained):
 def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained):
     """p_w is all at λmax, and both sides are the bound's diffusion term."""
     asked = open_measurement(trained, None, images=100)
-    (found,) = judge.check_theorem(asked, [parse_weighting("elbo")]).checks
+    (found,) = judge.check_theorem(asked, ["elbo"]).checks
     assert found.p_w is not None and found.augmented_elbo is not None
     assert found.p_w.at_logsnr_max == 1 and not any(found.p_w.mass)
     plain = estimate.measure_bound(asked).bound
@@ -59,7 +61,7 @@ def test_the_sides_are_drawn_apart(trained, monkeypatch):
         return whole(self, weighting, schedule, purpose)
 
     monkeypatch.setattr(Measurement, "draw_all", draw_all)
-    judge.check_theorem(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")])
+    judge.check_theorem(asked, ["elbo", "elbo", "edm"])
     assert len(purposes) == len(set(purposes)) == 4
 
 
@@ -87,7 +89,7 @@ def test_a_broken_loss_does_not_pass(trained, elbo, monkeypatch):
 def scored(draws: int) -> tuple[tuple[torch.Tensor, np.ndarray, np.ndarray], np.ndarray]:
     """Scores of 60 examples of each of two classes, and the exact log odds of the first."""
     x = torch.cat([FIRST.draw(60, 1, 2, 1), SECOND.draw(60, 1, 2, 1, seed=1)])
-    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, batch_size=1 << 14, draws=draws)
+    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, FP32, batch_size=1 << 14, draws=draws)
     scores = class_scores(measured, [Images(x, torch.arange(120) // 60, range(120))], 2, COSINE)
     return scores, (SECOND.nats(x) - FIRST.nats(x)).numpy()
 
@@ -118,7 +120,7 @@ def test_shared_noise_is_why_it_works():
 def test_without_labels_or_classes_there_is_none(trained, monkeypatch):
     images = [Images(FIRST.draw(4, 1, 1, 1), None, range(4))]
     with pytest.raises(UsageError):
-        class_scores(MeasuredNetwork(FIRST, Prediction("eps"), -12, 12), images, 2, COSINE)
+        class_scores(MeasuredNetwork(FIRST, Prediction("eps"), -12, 12, FP32), images, 2, COSINE)
     asked = open_measurement(trained, None, images=4, draws=2)
     plain = replace(asked.trained.network.config, num_classes=0)
     monkeypatch.setattr(asked.trained.network, "config", plain)

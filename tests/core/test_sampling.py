@@ -357,8 +357,7 @@ def test_an_image_has_the_same_noise_in_any_batch(name):
 
 def test_elbos_own_is_that_of_its_streams():
     noise = made("elbo", 5).walk([2, 8])
-    for call in (1, 2):
-        assert torch.equal(noise(), Stream(5, f"sample-{call}").normal([2, 8], (5, 4, 3)))
+    assert all(torch.equal(noise(), Stream(5, f"sample-{call}").normal([2, 8], (5, 4, 3))) for call in (1, 2))
     assert np.array_equal(made("elbo", 5).classes(20), choose_labels("random", 20, 10, 5))
 
 

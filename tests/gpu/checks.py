@@ -22,12 +22,12 @@ from environment import has
 from worker import Row, Session, Skipped
 
 from elbocli.core.samplers import parse_sampler, time_grid
-from elbocli.core.sampling import THRESHOLDS, Guidance, to_levels
+from elbocli.core.sampling import THRESHOLDS, Guidance, Noise, to_levels
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.training import PRECISIONS
 from elbocli.run.open import open_run
-from elbocli.runtime.device import CudaGraphs, choose_device
-from elbocli.sample.draw import GuidedRun, SampleSettings, draw
+from elbocli.runtime.device import CudaGraphs, Precision, choose_device
+from elbocli.sample.draw import GuidedRun, SampleSettings, draw_batch
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 
@@ -100,16 +100,16 @@ def opened(run: Path, device: str) -> GuidedRun:
     where = choose_device(device)
     clip, graphs = THRESHOLDS.parse("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
     trained = open_run(run, where)
-    return GuidedRun(trained, Guidance(2.0), threshold=clip).hastened(False, graphs)
+    return GuidedRun(trained, Guidance(2.0), threshold=clip).prepared(False, False, graphs)
 
 
 def walking(run: GuidedRun, spec: str, precision: str, device: str) -> Callable[[], object]:
     """A walk of four steps, from noise to pixels."""
     config, where = run.trained.network.config, choose_device(device)
-    shape = (config.image_size, config.image_size, config.image_channels)
-    settings = SampleSettings(sampler=parse_sampler(spec), precision=precision, device=device)
+    settings = SampleSettings(sampler=parse_sampler(spec))
     grid, labels = time_grid(parse_schedule("cosine", -10, 10), 4), torch.arange(4, device=where) % config.num_classes
-    return lambda: draw(run.denoiser(labels), range(4), shape, grid, settings, where, to_levels)
+    how = Noise(0, config.shape, 0, where), Precision(precision, where), to_levels
+    return lambda: draw_batch(run.denoiser(labels), range(4), grid, settings, *how)
 
 
 def host_waits(session: Session) -> Iterator[Row]:

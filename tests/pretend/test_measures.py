@@ -13,7 +13,6 @@ from elbocli import api
 from elbocli.bound import estimate, judge
 from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.core.metrics import asked
-from elbocli.core.weighting import parse_weighting
 from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.nn.networks import build, config_of
@@ -66,8 +65,7 @@ def test_the_bound(run):
 
 
 def test_the_theorem(run):
-    weighting = parse_weighting("sigmoid:bias=2")
-    cuda, cpu, device = pretended(lambda asked: judge.check_theorem(asked, [weighting]).checks[0], run)
+    cuda, cpu, device = pretended(lambda asked: judge.check_theorem(asked, ["sigmoid:bias=2"]).checks[0], run)
     for side in ("left", "right"):
         assert getattr(cuda, side).nats == pytest.approx(getattr(cpu, side).nats, rel=1e-6)
     assert len(device.waits.outside(*ONCE)) == 2 * TIMES

@@ -149,6 +149,6 @@ def test_a_checkpoint_from_before_runs_had_identities_is_taken(mixed):
 @pytest.mark.parametrize(("own", "on_cuda"), [("bf16", "bf16"), ("tf32", "tf32"), ("auto", "fp32")])
 def test_precision_auto_is_the_runs_own_on_cuda_and_fp32_on_a_cpu(own, on_cuda, runs):
     run = open_run(runs / "mine", torch.device("cpu"))
-    run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, precision=own))
-    found = [run.precision(asked, torch.device(device)) for device in ("cuda", "cpu") for asked in ("auto", "fp16")]
+    run = dataclasses.replace(run, settings=replace(run.settings, precision=own))
+    found = [run.precision(asked, torch.device(device)).name for device in ("cuda", "cpu") for asked in ("auto", "fp16")]
     assert found == [on_cuda, "fp16", "fp32", "fp16"]

@@ -155,7 +155,7 @@ def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(trained, tmp_pat
     refused = elbo("sample", trained, "-n", 12, *other, "-o", "x", cwd=tmp_path)
     assert refused.returncode == 2
     assert all(word in refused.stderr for word in (b"x.partial", b"--overwrite", b"classes", b"seed", b"steps"))
-    monkeypatch.setattr(sample, "draw", None)
+    monkeypatch.setattr(sample, "draw_batch", None)
     sample.draw_samples(trained, tmp_path / "x", SampleSettings(n=12, steps=2))
     assert len(os.listdir(tmp_path / "x")) == 12 and os.listdir(tmp_path) == ["x"]
 

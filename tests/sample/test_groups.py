@@ -148,7 +148,7 @@ def work(world: Any, job: dict[str, Any]) -> None:
     from elbocli.errors import DataError
     from elbocli.sample import draw as sample
 
-    whole, batches = sample.draw, []
+    whole, batches = sample.draw_batch, []
 
     def draw(denoiser: Any, indices: range, *args: Any) -> Any:
         batches.append(indices)
@@ -158,7 +158,7 @@ def work(world: Any, job: dict[str, Any]) -> None:
             file.write(f"[{indices.start}, {len(indices)}]\n")
         return whole(denoiser, indices, *args)
 
-    sample.draw = draw  # type: ignore[assignment]
+    sample.draw_batch = draw  # type: ignore[assignment]
     options = {"n": 61, "steps": 4, "batch_size": 5, "device": "cpu", **job.get("options", {})}
     if "guide" in job:
         options |= {"guide": Path(job["guide"]), "guidance": Guidance(2.0)}

@@ -79,6 +79,11 @@ class NetworkConfig:
         return replace(self, num_classes=num_classes)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (H, W, C)."""
+        return self.image_size, self.image_size, self.image_channels
+
+    @property
     def side(self) -> int:
         """Side of images in pixels, after padding."""
         return self.image_size

@@ -28,7 +28,7 @@ from elbocli.images.samples import SampleReader
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.extractors import make_extractor
 from elbocli.runtime.device import sent
-from elbocli.runtime.progress import log, without_progress
+from elbocli.runtime.progress import log
 from elbocli.sample.draw import Decoder, SampleSettings, draw_batch
 from elbocli.train.batches import count_parts
 from elbocli.train.state import TrainState

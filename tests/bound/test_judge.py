@@ -16,8 +16,7 @@ from elbocli.bound.result import Classification, Theorem
 from elbocli.core.estimate import image_errors
 from elbocli.core.loss import LossTerms, denoising_losses
 from elbocli.core.prediction import Prediction
-from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.weighting import Weighting
+from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 from elbocli.runtime.device import Precision
 

@@ -22,7 +22,7 @@ from elbocli.core.schedule import parse_level_code
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN
-from elbocli.files.pickles import Foreign, module_tensors, read_torch_file
+from elbocli.files.pickles import Foreign, contents, module_tensors, read_torch_file
 from elbocli.files.reading import file_sha256
 from elbocli.files.yaml_text import read_yaml
 from elbocli.nn.networks import NetworkConfig, build
@@ -144,18 +144,13 @@ def source_format(name: str, **said: Any) -> Callable[[Any], Any]:
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
     """Return sets of weights in a file's content `tree`: top-level key → tensors by name. Key '': all of `tree`."""
-    held = {"": tree, **(tree if isinstance(tree, dict) else {})}
-    found = {str(key): _named_tensors(value) for key, value in held.items()}
+    found = {str(key): _named_tensors(value) for key, value in {"": tree, **contents(tree)}.items()}
     return {key: tensors for key, tensors in found.items() if tensors}
 
 
 def _named_tensors(value: Any) -> dict[str, Tensor]:
-    names: dict[str, Tensor] = {}
-    if isinstance(value, Foreign):
-        with suppress(FormatError):
-            names = module_tensors(value)
-    elif isinstance(value, dict) and all(isinstance(each, Tensor) for each in value.values()):
-        names = value
+    tensors = isinstance(value, dict) and all(isinstance(each, Tensor) for each in value.values())
+    names: dict[str, Tensor] = value if tensors else module_tensors(value)
     while names and all(name.startswith(WRAPPERS) for name in names):
         names = {name.partition(".")[2]: tensor for name, tensor in names.items()}
     return names
@@ -176,7 +171,7 @@ def state_dict(
     if not held:
         raise FormatError(f"{source.path}: holds {inventory(source.tree)}, no weights of the chosen format; change --format")
     key = "" if "" in held else _choose(held, source, options.weights)
-    entry = content[key] if key else content
+    entry = contents(content)[key] if key else content
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
     prefix = options.prefix
     found = {name.removeprefix(prefix): each for name, each in held[key].items() if name.startswith(prefix)}
@@ -201,7 +196,7 @@ def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
 
 def inventory(tree: Any) -> str:
     """Describe a file's content in a few words, for messages."""
-    return ", ".join(map(repr, [*tree][:6])) if isinstance(tree, dict) else getattr(tree, "name", type(tree).__name__)
+    return ", ".join(map(repr, [*contents(tree)][:6])) or getattr(tree, "name", type(tree).__name__)
 
 
 # Weights and networks.

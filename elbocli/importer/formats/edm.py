@@ -7,7 +7,7 @@ Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from elbocli.core.prediction import logsnr_of
 from elbocli.core.registry import plain
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.pickles import Foreign, attributes, class_name
+from elbocli.files.pickles import attributes, class_name, contents, submodules
 from elbocli.files.reading import reading
 from elbocli.importer import formats
 from elbocli.importer.formats import TABLES, Imported, ImportOptions, Source, shape_of, source_format
@@ -41,20 +41,6 @@ CONSTANTS: dict[str, Any] = {  # attribute of EDM2's modules → the only value 
 
 
 # Shared by EDM and EDM2.
-
-
-def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (name, attributes) of a pickled module and of all submodules."""
-    told = attributes(module)
-    yield name, told
-    for key, inner in (told.get("_modules") or {}).items():
-        yield from submodules(inner, f"{name}.{key}".strip("."))
-
-
-def _entry(found: Any, key: str) -> Any:
-    """Return the value of `key` in a dict or in a pickled object like a dict; None if the key is missing."""
-    held = found.items if isinstance(found, Foreign) else found
-    return held.get(key) if isinstance(held, dict) else None
 
 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -98,7 +84,7 @@ def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dic
         "levels": [shape_of(tensors, f"{start}{names['block']['conv1']}.weight")[0] for start in starts.values()],
         "blocks": blocks,
         "attention": tuple(side for side, start in starts.items() if f"{start}{qkv}.weight" in tensors),
-        "dropout": float(max(told.get("dropout", 0.0) for _, told in submodules(module))),
+        "dropout": float(max((told.get("dropout", 0.0) for _, told in submodules(module)), default=0.0)),
     }
     return known, {"first": first, **names["network"], **formats.block_modules(ways, names["block"])}
 
@@ -146,7 +132,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
         )
     if isinstance(module, dict):
         source.notes.append(f"{where}: a state dict, whose network is taken to have EDM's preconditioning (EDMPrecond)")
-    loss = _entry(source.tree, "loss_fn")
+    loss = contents(source.tree).get("loss_fn")
     loss = attributes(loss) if class_name(loss) == "EDMLoss" else {}
     return Imported(config, weights, objective(module, loss, ""), averaged)
 
@@ -156,13 +142,12 @@ def edm(source: Source, options: ImportOptions) -> Imported:
 
 def _content(source: Source) -> tuple[Any, list[Any]]:
     """Return (content of the file, in which "ema" is only the first average; std, or relative width, of each average)."""
-    tree: Any = source.tree
-    tree = tree.items or tree if isinstance(tree, Foreign) else tree
-    averages = _entry(tree, "ema")
-    emas = _entry(averages, "emas")
+    tree = source.tree
+    averages = contents(contents(tree).get("ema"))
+    emas = averages.get("emas")
     if not isinstance(emas, list) or not emas:
         return tree, []
-    return {**tree, "ema": emas[0]}, list(_entry(averages, "stds") or [])
+    return {**contents(tree), "ema": emas[0]}, list(averages.get("stds") or [])
 
 
 def _is_edm2(names: Iterable[str]) -> bool:
@@ -182,7 +167,7 @@ def _check_constants(module: Any) -> None:
 
 def _encoder(content: Any, channels: int) -> str:
     """Return the class name of the file's encoder, or of the usual encoder for `channels`. Raises FormatError."""
-    encoder = _entry(content, "encoder")
+    encoder = contents(content).get("encoder")
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
     if name not in (LATENTS, PIXELS) or told.get("_init_kwargs") or told.get("_init_args"):
@@ -217,8 +202,8 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
     kind = _encoder(content, config.image_channels)
     if kind == PIXELS and options.autoencoder is not None:
         raise UsageError(f"--autoencoder: {source.path} is a network of pixels; leave this option out")
-    loss = _entry(content, "loss_fn")
-    loss = loss if isinstance(loss, dict) else attributes(loss)
+    loss = contents(content).get("loss_fn")
+    loss = contents(loss) or attributes(loss)
     if "P_mean" not in loss:
         mean, std = DRAWN[kind]
         source.notes.append(f"the file doesn't say the noise in its training: taken as ln sigma ~ N({mean:g}, {std:g}^2)")

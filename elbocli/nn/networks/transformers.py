@@ -158,13 +158,12 @@ class DiT(Network):
     def image(self, x: Tensor, code: Tensor) -> Tensor:
         """Return the output [B, C or 2C, H, W]. x: last block's tokens, [B, N, width]. code: conditioning, [B, width]."""
         config = self.config
-        size, side = config.image_size, config.side // config.patch
+        side = config.side // config.patch
         batch = x.shape[0]  # len() would fix the batch in torch.export
         shift, scale = self.modulation(code)[:, None].chunk(2, 2)
         x = self.last(torch.addcmul(shift, self.norm(x), scale + 1))
         patches = x.view(batch, side, side, config.patch, config.patch, -1).permute(0, 5, 1, 3, 2, 4)
-        out = patches.reshape(batch, -1, config.side, config.side)
-        return out[..., :size, :size].clone(memory_format=torch.channels_last)  # not a view: FSDP adds hooks
+        return config.cut(patches.reshape(batch, -1, config.side, config.side))
 
 
 # JiT: a DiT with RMSNorm, normalised queries and keys, rotary positions, SwiGLU, a bottleneck before the tokens, and class tokens
@@ -376,10 +375,7 @@ class UViT(Network):
             for block in level:  # type: ignore[attr-defined]
                 x = self.through(block, x, code, skips.pop())
         out = self.last(self.norm(x, silu=True))
-        if not self.patches:
-            return self.config.cut(out)
-        # In the memory format of images, and not a view, because FSDP attaches hooks to the output.
-        return self.config.cut(idwt(out.to(z.dtype), self.patches).contiguous(memory_format=torch.channels_last))
+        return self.config.cut(idwt(out.to(z.dtype), self.patches) if self.patches else out)
 
 
 # The 5/3 wavelet (Le Gall & Tabatabai 1988) by lifting, from images to subbands of half the size and back. Edges are mirrored.

@@ -171,13 +171,6 @@ class LevelsConfig(NetworkConfig):
         """Side of the padded image: image_size, rounded up to a multiple of 2^halvings."""
         return -(-self.image_size >> self.halvings) << self.halvings
 
-    def cut(self, out: Tensor) -> Tensor:
-        """Remove the padding: [B, C, side, side] → [B, C, image_size, image_size]."""
-        if self.side == self.image_size:
-            return out
-        # Not a view, because FSDP adds hooks to the result.
-        return out[..., : self.image_size, : self.image_size].contiguous(memory_format=torch.channels_last)
-
 
 @dataclass(frozen=True)
 class AttendedConfig(LevelsConfig):

@@ -116,8 +116,8 @@ WRONG: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("family", "change"), [(name, each) for name in WRONG for each in WRONG[name]], ids=str)
 def test_what_does_not_fit_is_refused(family, change):
-    with pytest.raises((FormatError, UsageError), match=r"here|network: "):
-        config_of({**section_of(SMALL[family]), **change}, "here")
+    with pytest.raises((FormatError, UsageError), match=r"here|network: "), torch.device("meta"):
+        build(config_of({**section_of(SMALL[family]), **change}, "here"))
 
 
 @pytest.mark.parametrize(

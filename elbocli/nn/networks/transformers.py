@@ -27,7 +27,7 @@ from elbocli.nn.networks.unet import (
     LinearCode,
     Width,
     attend,
-    check_heads,
+    check_divisor,
     named_labels,
     norm,
     resized,
@@ -43,7 +43,7 @@ ROTARY = 10_000.0  # ratio of the highest to the lowest frequency of rotary posi
 
 @dataclass(frozen=True)
 class DiTConfig(NetworkConfig):
-    """Config of a DiT. Raises UsageError unless `heads` divides `width`."""
+    """Config of a DiT."""
 
     width: Width = explained("Channels of the transformer, a multiple of 4 and of the number of heads.")
     depth: Depth = explained("Number of transformer blocks.")
@@ -52,10 +52,6 @@ class DiTConfig(NetworkConfig):
     code: str = explained("Level code: the number that tells the network its noise level.", default="logsnr:factor=25")
     null_class: bool = explained("Whether 'no class' has a learned embedding, and not zero.", default=True)
     variance: bool = explained("Whether the output has C further channels, for a learned variance.", default=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self.width, self.heads)
 
     @property
     def side(self) -> int:
@@ -83,6 +79,7 @@ class DiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
+        check_divisor(width, heads, "heads")
         self.heads = heads
         self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 6 * width))
@@ -171,7 +168,7 @@ class DiT(Network):
 
 @dataclass(frozen=True)
 class JiTConfig(DiTConfig):
-    """Config of a JiT. Raises UsageError: head width not a multiple of 4, or class_start ≥ depth."""
+    """Config of a JiT. Raises UsageError: 4 × heads doesn't divide the width, or class_start ≥ depth."""
 
     code: str = explained("Level code: the number that tells the network its noise level.", default="flow-reversed")
     bottleneck: Size = explained("Channels between the pixels of a patch and the transformer's width.", default=128)
@@ -180,8 +177,7 @@ class JiTConfig(DiTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width // self.heads % 4:
-            raise UsageError(f"network: width {self.width} / heads {self.heads} must be a multiple of 4; change width or heads")
+        check_divisor(self.width, 4 * self.heads, "4 × heads")
         if self.class_start >= self.depth:
             raise UsageError(f"network: class_start {self.class_start} must be below the depth {self.depth}; lower class_start")
 
@@ -276,7 +272,7 @@ PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}  # name → number of wavelet le
 class UViTConfig(LevelsConfig):
     """Config of a U-ViT. `dropout` acts in the transformer only.
 
-    Raises UsageError: the image is too small for the number of levels, or `heads` doesn't divide `width`.
+    Raises UsageError if the image is too small for the number of levels.
     """
 
     levels: Annotated[tuple[Size, ...], Meta(min_length=1)] = explained(LEVELS)
@@ -286,10 +282,6 @@ class UViTConfig(LevelsConfig):
     patching: Literal["none", "dwt-1", "dwt-2"] = explained(
         "dwt-1 or dwt-2: the network works on 1 or 2 levels of wavelet bands, not on pixels (none).", default="none"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self.width, self.heads)
 
     @property
     def width(self) -> int:
@@ -308,6 +300,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, channels: int, heads: int, width: int, dropout: float):
         super().__init__()
+        check_divisor(channels, heads, "heads")
         self.heads = heads
         self.norm1 = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)

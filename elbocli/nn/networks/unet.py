@@ -114,8 +114,9 @@ def _affine(x: Tensor, factor: Tensor, offset: Tensor, out: Tensor) -> Tensor:
 
 def norm(channels: int, groups: int = 0, eps: float = EPS) -> GroupNorm:
     """Return a group norm. groups: number; 0: up to 32 groups of at least 4 channels."""
-    usual = math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels)
-    return GroupNorm(groups or usual, channels, eps)
+    groups = groups or math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels)
+    check_divisor(channels, groups, "groups")
+    return GroupNorm(groups, channels, eps)
 
 
 def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
@@ -124,10 +125,10 @@ def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
     return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
 
-def check_heads(width: int, heads: int) -> None:
-    """Raise UsageError unless `heads` divides `width`."""
-    if width % heads:
-        raise UsageError(f"network: heads {heads} must divide the width {width}; choose another number of heads")
+def check_divisor(width: int, number: int, what: str) -> None:
+    """Raise UsageError unless `number` divides `width`. what: the number's name."""
+    if width % number:
+        raise UsageError(f"network: {what} ({number}) must divide the width {width}; change one of them")
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -384,6 +385,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int = 0, normed: Callable[[int], GroupNorm] = norm):
         super().__init__()
         self.heads = heads or heads_of(channels)
+        check_divisor(channels, self.heads, "heads")
         self.norm = normed(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
@@ -432,10 +434,7 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class UNetConfig(AttendedConfig):
-    """Config of the ADM U-Net.
-
-    Raises UsageError if the image is too small for the levels, or if heads or groups don't divide the channels.
-    """
+    """Config of the ADM U-Net. Raises UsageError if the image is too small for the levels, or a level has no whole width."""
 
     middle_attention: bool = explained("Whether the first middle block has self-attention, too.", default=True)
     heads: Count = explained("Heads of every attention layer; 0: as many as head_width gives.", default=0)
@@ -457,15 +456,10 @@ class UNetConfig(AttendedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for depth, (level, width) in enumerate(zip(self.levels, self.widths)):
-            exact = self.channels * level
-            last = self.middle_attention and depth == len(self.levels) - 1
-            heads = self.heads if last or self.side >> depth in self.attention else 0
-            if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
-                raise UsageError(
-                    f"network: level {level:g} × channels {self.channels} is {exact:g}; choose level and channels whose product "
-                    f"is a whole multiple of {math.lcm(self.groups or 1, heads or 1)} (groups={self.groups}, heads={heads})"
-                )
+        for level in self.levels:
+            width = self.channels * level
+            if not math.isclose(width, max(1, round(width))):
+                raise UsageError(f"network: level {level:g} × channels {self.channels} is {width:g}; choose a whole product")
 
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")

@@ -119,11 +119,6 @@ class ProgramConfig(OwnConfig):
     sha256: str = explained("SHA-256 digest of the .pt2 file.")
     folder: str = field(default="", metadata={"stored": False})
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.file.endswith(".pt2") or Path(self.file).name != self.file:
-            raise FormatError(f"network: file is {self.file!r}, expected the name of a .pt2 file in the run's folder")
-
     def beside(self, folder: Path) -> Self:
         return replace(self, folder=str(folder))
 

@@ -28,7 +28,7 @@ DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}  # encoder,
 ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}  # number of channels → encoder that is assumed if a file doesn't name its encoder
 BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")  # as in enc.64x64_block0.
 MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")  # endings of weight names by which EDM2's network is recognised
-LABELS, AUGMENT = "map_label.weight", "map_augment.weight"
+LABELS = "map_label.weight"
 READ = {"", "EDMPrecond", "DhariwalUNet"}  # classes of EDM that elbo can import; "": a state dict, which has no class
 CONSTANTS: dict[str, Any] = {  # attribute of EDM2's modules → the only value that elbo can import
     "label_balance": ours.CLASS,
@@ -125,11 +125,8 @@ def edm(source: Source, options: ImportOptions) -> Imported:
             embedding=0 if width == 4 * channels else width,
             code="logsnr:factor=-0.125",
         )
-    weights = formats.fitted(tensors, config, source, modules, _turned, rf"{re.escape(AUGMENT)}|.*\.resample_filter")
-    if AUGMENT in tensors:
-        source.notes.append(
-            "the network was trained with augmented images; elbo samples without augmentation (map_augment is dropped)"
-        )
+    # Only training needs the layer that knows how an image was augmented.
+    weights = formats.fitted(tensors, config, source, modules, _turned, r"map_augment\.weight|.*\.resample_filter")
     if isinstance(module, dict):
         source.notes.append(f"{where}: a state dict, whose network is taken to have EDM's preconditioning (EDMPrecond)")
     loss = contents(source.tree).get("loss_fn")

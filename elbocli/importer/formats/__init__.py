@@ -25,7 +25,7 @@ from elbocli.files.latents import UNKNOWN
 from elbocli.files.pickles import Foreign, contents, module_tensors, read_torch_file
 from elbocli.files.reading import file_sha256
 from elbocli.files.yaml_text import read_yaml
-from elbocli.nn.networks import NetworkConfig, build
+from elbocli.nn.networks import NetworkConfig, build_empty
 from elbocli.nn.networks.diffusers import Autoencoder, space_of
 from elbocli.nn.networks.unet import HEAD_WIDTH, heads_of
 
@@ -239,8 +239,7 @@ def fitted(
     Raises FormatError if a weight is missing, superfluous, or of another shape.
     """
     where = source.path
-    with torch.device("meta"):
-        wanted = build(config).state_dict()
+    wanted = build_empty(config).state_dict()
     weights, unused = {}, dict(tensors)
     for name, empty in wanted.items():
         module, _, kind = name.rpartition(".")

@@ -179,6 +179,12 @@ def build(config: NetworkConfig) -> Network:
         return declaration_of(config).make(config)
 
 
+def build_empty(config: NetworkConfig) -> Network:
+    """Build a network on the meta device, without memory. Raises UsageError as `build`."""
+    with torch.device("meta"):
+        return build(config)
+
+
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
     """Replace a network's meta tensors by `weights`, and return the network. Raises RuntimeError for other names or shapes."""
     network.load_state_dict(weights, assign=True)

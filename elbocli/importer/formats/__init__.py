@@ -84,8 +84,17 @@ class Source:
         """Content of a file; None for a folder or .pt2 program. Raises FormatError.
 
         Types: dict, list, numbers, text, Tensor, and Foreign for any other pickled object.
+        Of several averages in a training state of EDM2, only the first is kept, under the key "ema".
         """
-        return None if self.path.is_dir() or self.path.suffix == ".pt2" else read_torch_file(self.path)
+        if self.path.is_dir() or self.path.suffix == ".pt2":
+            return None
+        tree = read_torch_file(self.path)
+        averages = contents(contents(tree).get("ema"))
+        emas = averages.get("emas")
+        if isinstance(emas, list) and emas:
+            self.notes.append(f"ema is the first of {len(emas)} averages in the file, of std {averages.get('stds')}")
+            tree = {**contents(tree), "ema": emas[0]}
+        return tree
 
     @cached_property
     def sha256(self) -> str:
@@ -157,21 +166,19 @@ def _named_tensors(value: Any) -> dict[str, Tensor]:
 
 
 def state_dict(
-    source: Source, options: ImportOptions, content: Any = None, meant: Callable[[Any], bool] = bool
+    source: Source, options: ImportOptions, meant: Callable[[Any], bool] = bool
 ) -> tuple[dict[str, Tensor], bool, Any]:
     """Return the weights that --weights chooses, renamed by --prefix and --rename.
 
-    content: content of the file; None: source.tree.
     meant: function (tensors by name) → whether the format's network has such weights.
     Returns (tensors by name, whether the weights are an average, the file's entry with the weights).
     Raises FormatError if the file has no weights of the format, UsageError if --weights fits none or several.
     """
-    content = source.tree if content is None else content
-    held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
+    held = {key: tensors for key, tensors in entries(source.tree).items() if meant(tensors)}
     if not held:
         raise FormatError(f"{source.path}: holds {inventory(source.tree)}, no weights of the chosen format; change --format")
     key = "" if "" in held else _choose(held, source, options.weights)
-    entry = contents(content)[key] if key else content
+    entry = contents(source.tree)[key] if key else source.tree
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
     prefix = options.prefix
     found = {name.removeprefix(prefix): each for name, each in held[key].items() if name.startswith(prefix)}

@@ -137,16 +137,6 @@ def edm(source: Source, options: ImportOptions) -> Imported:
 # EDM2
 
 
-def _content(source: Source) -> tuple[Any, list[Any]]:
-    """Return (content of the file, in which "ema" is only the first average; std, or relative width, of each average)."""
-    tree = source.tree
-    averages = contents(contents(tree).get("ema"))
-    emas = averages.get("emas")
-    if not isinstance(emas, list) or not emas:
-        return tree, []
-    return {**contents(tree), "ema": emas[0]}, list(averages.get("stds") or [])
-
-
 def _is_edm2(names: Iterable[str]) -> bool:
     return all(any(name.endswith(mark) for name in names) for mark in MARKS)
 
@@ -162,9 +152,9 @@ def _check_constants(module: Any) -> None:
                 raise FormatError(f"{name or 'the network'} has {key} {found}; elbo can import only networks with {key} {value}")
 
 
-def _encoder(content: Any, channels: int) -> str:
+def _encoder(tree: Any, channels: int) -> str:
     """Return the class name of the file's encoder, or of the usual encoder for `channels`. Raises FormatError."""
-    encoder = contents(content).get("encoder")
+    encoder = contents(tree).get("encoder")
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
     if name not in (LATENTS, PIXELS) or told.get("_init_kwargs") or told.get("_init_args"):
@@ -174,15 +164,12 @@ def _encoder(content: Any, channels: int) -> str:
 
 @source_format(
     "edm2",
-    recognises=lambda source: any(map(_is_edm2, formats.entries(_content(source)[0]).values())),
+    recognises=lambda source: any(map(_is_edm2, formats.entries(source.tree).values())),
     takes=(*formats.NAMED, "autoencoder"),
 )
 def edm2(source: Source, options: ImportOptions) -> Imported:
     """Import a checkpoint of EDM2."""
-    content, stds = _content(source)
-    held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
-    if len(stds) > 1 and averaged:
-        source.notes.append(f"the file has {len(stds)} averages, of std {', '.join(map(str, stds))}; the first is taken")
+    held, averaged, module = formats.state_dict(source, options, meant=_is_edm2)
     _check_constants(module)
     tensors = {name.removeprefix("unet."): each for name, each in held.items()}
     known, modules = layout(tensors, module, "edm2")
@@ -196,10 +183,10 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
             channels=channels,
         )
     weights = formats.fitted(tensors, config, source, modules, _turned, r"logvar_(fourier|linear)\..*")
-    kind = _encoder(content, config.image_channels)
+    kind = _encoder(source.tree, config.image_channels)
     if kind == PIXELS and options.autoencoder is not None:
         raise UsageError(f"--autoencoder: {source.path} is a network of pixels; leave this option out")
-    loss = contents(content).get("loss_fn")
+    loss = contents(source.tree).get("loss_fn")
     loss = contents(loss) or attributes(loss)
     if "P_mean" not in loss:
         mean, std = DRAWN[kind]

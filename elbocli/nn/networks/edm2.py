@@ -191,7 +191,6 @@ class EDM2(LevelsNetwork):
         block = partial(Block, width, config.dropout)
         self.last = UnitLayer(self.add_blocks(block, middle_attention=True), config.image_channels, 3)
         self.gain = nn.Parameter(torch.zeros(1))
-        self._constrained = [f"{name}.weight" for name, each in self.named_modules() if isinstance(each, UnitLayer)]
 
     @torch.no_grad()
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
@@ -199,9 +198,10 @@ class EDM2(LevelsNetwork):
 
         left_out: whether the optimizer skipped the update; if so, weights stay.
         """
-        for name in self._constrained:
-            weight = weights[name]
-            weight.copy_(torch.where(left_out, weight, unit_rows(weight)))
+        for name, module in self.named_modules():
+            if isinstance(module, UnitLayer):
+                weight = weights[f"{name}.weight"]
+                weight.copy_(torch.where(left_out, weight, unit_rows(weight)))
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         code = self.conditioning(logsnr, labels)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.errors import UsageError
 from elbocli.nn.networks import explained, network
 from elbocli.nn.networks.unet import (
     AttendedConfig,
@@ -33,18 +32,13 @@ CLIP = 256.0  # largest absolute activation of a block's output
 
 @dataclass(frozen=True)
 class EDM2Config(AttendedConfig):
-    """Config of EDM2's U-Net. Raises UsageError: image too small, or a level's width is no multiple of `channels`."""
+    """Config of EDM2's U-Net."""
 
     quiet_classes = False
 
     code: str = explained(
         "Level code: the number that tells the network its noise level, ln(sigma)/4.", default="logsnr:factor=-0.125"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not all(isinstance(level, int) for level in self.levels):
-            raise UsageError(f"network: levels are {list(self.levels)}; edm2 needs integers (width / channels); round all levels")
 
 
 def unit(x: Tensor, *dims: int) -> Tensor:

@@ -8,10 +8,9 @@ Source of U-ViT: Hoogeboom et al. 2023.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +18,6 @@ from elbocli.errors import UsageError
 from elbocli.files.records import Count
 from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, explained, network
 from elbocli.nn.networks.unet import (
-    LEVELS,
     Block,
     Conditioning,
     Fourier,
@@ -270,12 +268,8 @@ PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}  # name → number of wavelet le
 
 @dataclass(frozen=True)
 class UViTConfig(LevelsConfig):
-    """Config of a U-ViT. `dropout` acts in the transformer only.
+    """Config of a U-ViT. `dropout` acts in the transformer only."""
 
-    Raises UsageError if the image is too small for the number of levels.
-    """
-
-    levels: Annotated[tuple[Size, ...], Meta(min_length=1)] = explained(LEVELS)
     depth: Depth = explained("Number of blocks of the transformer, which is the last level.")
     heads: Size = explained("Number of attention heads.")
     embedding: Size = explained("Width of the embedding of noise level and class.")

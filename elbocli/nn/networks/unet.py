@@ -138,15 +138,14 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-LEVELS = "Width of each level as a multiple of channels; each level has half the image size of the level before."
-
-
 @dataclass(frozen=True)
 class LevelsConfig(NetworkConfig):
-    """Config of a U-Net. Raises UsageError if the levels are too many for the image."""
+    """Config of a U-Net. Raises UsageError if the levels are too many for the image, or the width of a level isn't whole."""
 
     channels: Width = explained("Base width in channels, a multiple of 4.")
-    levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(LEVELS)
+    levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(
+        "Width of each level as a multiple of channels; each level has half the image size of the level before."
+    )
     blocks: Depth = explained("Residual blocks in each level.")
 
     def __post_init__(self) -> None:
@@ -157,6 +156,10 @@ class LevelsConfig(NetworkConfig):
                 f"network: the levels halve the image {self.halvings} times, too often for {self.image_size} pixels; choose "
                 "another preset, or pack with another --size"
             )
+        for level in self.levels:
+            width = self.channels * level
+            if not math.isclose(width, max(1, round(width))):
+                raise UsageError(f"network: level {level:g} × channels {self.channels} is {width:g}; choose a whole product")
 
     @property
     def widths(self) -> list[int]:
@@ -434,7 +437,7 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class UNetConfig(AttendedConfig):
-    """Config of the ADM U-Net. Raises UsageError if the image is too small for the levels, or a level has no whole width."""
+    """Config of the ADM U-Net."""
 
     middle_attention: bool = explained("Whether the first middle block has self-attention, too.", default=True)
     heads: Count = explained("Heads of every attention layer; 0: as many as head_width gives.", default=0)
@@ -453,13 +456,6 @@ class UNetConfig(AttendedConfig):
         "Whether the network also outputs a learned variance, in twice the channels; only imported weights have one.",
         default=False,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for level in self.levels:
-            width = self.channels * level
-            if not math.isclose(width, max(1, round(width))):
-                raise UsageError(f"network: level {level:g} × channels {self.channels} is {width:g}; choose a whole product")
 
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")

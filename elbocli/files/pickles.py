@@ -6,6 +6,7 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,18 +28,17 @@ class Foreign:
     """Stand-in for an object that a pickle makes with a class or function outside KNOWN.
 
     name: name of the class or function, with its module. args: arguments of the class or function.
-    state: usually the object's __dict__. items: contents of an object like a dict. values: of an object like a list.
+    state: usually the object's __dict__. items: contents of an object like a dict.
     """
 
     name = ""
     args: tuple[Any, ...]
     state: Any
     items: dict[Any, Any]
-    values: list[Any]
 
     def __new__(cls, *args: Any, **_: Any) -> Foreign:
         made = super().__new__(cls)
-        made.args, made.state, made.items, made.values = args, None, {}, []
+        made.args, made.state, made.items = args, None, {}
         return made
 
     def __setstate__(self, state: Any) -> None:
@@ -48,7 +48,7 @@ class Foreign:
         self.items[key] = value
 
     def append(self, value: Any) -> None:
-        self.values.append(value)
+        """Ignore an item of an object like a list or a set."""
 
     add = append
 
@@ -131,17 +131,20 @@ def read_torch_file(path: Path) -> Any:
         return unpickler.load()
 
 
+def contents(found: Any) -> dict[Any, Any]:
+    """Return a dict, or the items of a pickled object like a dict; {} for other objects."""
+    held = found.items if isinstance(found, Foreign) else found
+    return held if isinstance(held, dict) else {}
+
+
 def _meta(found: Any) -> dict[Any, Any]:
     """Return the dict that EDM's torch_utils.persistence pickled for an object; else {}."""
-    meta = found.args[0] if isinstance(found, Foreign) and found.args else None
-    meta = meta.items if isinstance(meta, Foreign) else meta
-    return meta if isinstance(meta, dict) else {}
+    return contents(found.args[0]) if isinstance(found, Foreign) and found.args else {}
 
 
 def attributes(found: Any) -> dict[Any, Any]:
     """Return a pickled object's __dict__; {} if it has none."""
-    state = _meta(found).get("state") or getattr(found, "state", None)
-    return state if isinstance(state, dict) else {}
+    return contents(_meta(found).get("state") or getattr(found, "state", None))
 
 
 def class_name(found: Any) -> str:
@@ -149,17 +152,20 @@ def class_name(found: Any) -> str:
     return str(_meta(found).get("class_name") or getattr(found, "name", "")).rpartition(".")[2]
 
 
-def module_tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Return a pickled nn.Module's tensors, named as in its state_dict. Raises FormatError: not an nn.Module.
+def submodules(module: Any, name: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Yield (name, attributes) of a pickled nn.Module and of all submodules; nothing for other objects."""
+    told = attributes(module)
+    if all(isinstance(told.get(kind), dict) for kind in ("_modules", "_parameters", "_buffers")):
+        yield name, told
+        for key, inner in told["_modules"].items():
+            yield from submodules(inner, f"{name}.{key}".strip("."))
 
-    prefix: text before every name.
-    """
-    state = attributes(module)
-    if not all(isinstance(state.get(kind), dict) for kind in ("_modules", "_parameters", "_buffers")):
-        raise FormatError("the file holds an object that isn't a pickled torch.nn.Module; choose another checkpoint")
-    own = state["_parameters"] | state["_buffers"]
-    tensors = {f"{prefix}{name}": value for name, value in own.items() if isinstance(value, Tensor)}
-    for name, inner in state["_modules"].items():
-        if inner is not None:
-            tensors |= module_tensors(inner, f"{prefix}{name}.")
-    return tensors
+
+def module_tensors(module: Any) -> dict[str, Tensor]:
+    """Return a pickled nn.Module's tensors, named as in its state_dict; {} for other objects."""
+    return {
+        f"{name}.{key}".strip("."): value
+        for name, told in submodules(module)
+        for key, value in (told["_parameters"] | told["_buffers"]).items()
+        if isinstance(value, Tensor)
+    }

@@ -17,7 +17,7 @@ from elbocli.files.plugins import plugins_run
 from elbocli.files.reading import reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
-from elbocli.nn.networks import NetworkConfig, build, loaded, section_of
+from elbocli.nn.networks import NetworkConfig, build_empty, loaded, section_of
 from elbocli.nn.networks.own_network import ModuleConfig
 from elbocli.run.settings import run_settings, schedule_of
 from elbocli.runtime.progress import log
@@ -97,9 +97,7 @@ def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) ->
     """
     z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():
-        with torch.device("meta"):
-            empty = build(config)
-        out = loaded(empty, weights).eval().outputs(z, logsnr, labels)
+        out = loaded(build_empty(config), weights).eval().outputs(z, logsnr, labels)
     own = isinstance(config, ModuleConfig)
     with reading(where):
         check_output(out, z, own or getattr(config, "variance", False))

@@ -149,13 +149,6 @@ def needs_features(specs: Iterable[str]) -> list[str]:
     return [spec for spec in specs if AUXILIARIES.parse(spec).traits.features]
 
 
-def _checked(loss: Any, n: int) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.shape != (n,):
-        given = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise UsageError(f"the auxiliary loss returned {given} for {n} images; return a tensor [{n}], the loss of each image")
-    return loss
-
-
 class Auxiliary:
     """Auxiliary losses of a training run.
 
@@ -178,11 +171,14 @@ class Auxiliary:
         z, logsnr, labels = network.config.example(TRIED)
         zeros = [torch.zeros(()).expand(TRIED, *shape) for shape in setup.shapes]
         batch = AuxiliaryBatch(z, z, labels, logsnr, z, torch.zeros(TRIED, features) if features else None)
+        remedy = "; an auxiliary loss must return a tensor [n], the loss of each image"
         for each in declared:
             params = {key: value for key, value in each.params.items() if key != "weight"}
-            with reading(f"--auxiliary {each.spec}", kind=UsageError), torch.no_grad():
+            with reading(f"--auxiliary {each.spec}", remedy, UsageError), torch.no_grad():
                 self._losses.append(each.make(setup, **params) if isinstance(each.make, type) else partial(each.make, **params))
-                _checked(self._losses[-1](zeros, batch), TRIED)
+                shape = self._losses[-1](zeros, batch).shape
+                if shape != (TRIED,):
+                    raise ValueError(f"returned a tensor {list(shape)} for {TRIED} images")
         self.heads.extend(loss for loss in self._losses if isinstance(loss, nn.Module))
 
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -192,7 +188,7 @@ class Auxiliary:
             network.recorded = []
             if network.units():
                 network(*config.example(TRIED))
-        if not network.recorded or len(network.recorded) != len(network.units()):
+        if not network.recorded:
             raise UsageError(
                 f"--auxiliary: network family {declaration_of(config).name!r} has no blocks that an auxiliary loss can read; "
                 "choose another --preset"
@@ -213,9 +209,9 @@ class Auxiliary:
             self.network.recorded = None
 
     def losses(self, hidden: list[Tensor], batch: AuxiliaryBatch) -> list[Tensor]:
-        """Return each unweighted loss, [n]. hidden: output of each unit. Raises UsageError."""
+        """Return each unweighted loss, [n]. hidden: output of each unit."""
         with torch.autocast(batch.x.device.type, enabled=False):
-            return [_checked(loss(hidden, batch), len(batch.x)) for loss in self._losses]
+            return [loss(hidden, batch) for loss in self._losses]
 
     def total(self, losses: Sequence[Tensor]) -> Tensor | float:
         """Return the weighted sum of all losses over all images."""

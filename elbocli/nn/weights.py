@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from elbocli.core.training import Average
 from elbocli.errors import UsageError
-from elbocli.nn.networks import NetworkConfig, build, declaration_of, section_of
+from elbocli.nn.networks import NetworkConfig, build_empty, declaration_of, section_of
 from elbocli.runtime.processes import to_local
 
 Shape = tuple[int, ...]
@@ -62,8 +62,7 @@ def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
 @lru_cache
 def shapes_of(config: NetworkConfig) -> dict[str, Shape]:
     """Return name → shape of a network's floating-point tensors."""
-    with torch.device("meta"):
-        held = build(config).state_dict()
+    held = build_empty(config).state_dict()
     return {name: tuple(each.shape) for name, each in held.items() if each.is_floating_point()}
 
 

@@ -10,7 +10,7 @@ import torch
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import LATENTS, BlockLayout
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.nn.networks.diffusers import Autoencoder, comfortable_batch
+from elbocli.nn.networks.diffusers import Autoencoder
 from elbocli.runtime.device import Precision, choose_device
 
 
@@ -41,7 +41,7 @@ class LatentEncoder:
             raise UsageError(f"--size {size}: {folder} downsamples images by {factor}; choose a multiple of {factor}")
         self.space = self.autoencoder.space(convention, size, mirror)
         self.layout = BlockLayout(LATENTS, (2 * self.autoencoder.channels, size // factor, size // factor))
-        self.batch = comfortable_batch(size, self.device.type == "cpu")
+        self.batch = self.autoencoder.comfortable_batch(size)
         self.copies = 2 if mirror else 1
         self.attributes = {
             **self.space.attributes(),

@@ -60,17 +60,13 @@ def list_(as_json: bool) -> None:
 
 
 def _row(name: str) -> dict[str, Any]:
-    import torch
-
-    from elbocli.nn.networks import build, count_parameters
+    from elbocli.nn.networks import build_empty, count_parameters
     from elbocli.nn.presets import load_preset
     from elbocli.run.settings import preset_data, resolve
 
     preset, data = load_preset(name), preset_data(name)
     assert preset.about.pixels and data
     network, (low, high) = resolve({"preset": name, "device": "cpu"}, data).network, preset.about.pixels
-    with torch.device("meta"):
-        parameters = count_parameters(build(network))
     return {
         "name": name,
         "of": preset.about.kind or "pixels",
@@ -78,7 +74,7 @@ def _row(name: str) -> dict[str, Any]:
         "least_images": preset.about.images,
         "device": "GPU" if preset.about.gpu else "CPU",
         "network": preset.network.get("family", "unet"),
-        "parameters": parameters,
+        "parameters": count_parameters(build_empty(network)),
         "steps": preset.train["steps"],
         "batch_size": preset.train["batch_size"],
     }

@@ -26,7 +26,7 @@ from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.files.tensor_files import check_average, load, read_about
-from elbocli.nn.networks import Network, NetworkConfig, build, config_of, loaded, place, section_of
+from elbocli.nn.networks import Network, NetworkConfig, build_empty, config_of, loaded, place, section_of
 from elbocli.nn.weights import transfer
 from elbocli.run.settings import Known, run_settings, schedule_of
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
@@ -131,8 +131,8 @@ class TrainedRun:
 def empty_network(config: RunConfig, where: Path) -> Network:
     """Build a run's network on the meta device. where: file to name in errors."""
     network = config_of(config.network, where)
-    with reading(where), torch.device("meta"):
-        return build(network)
+    with reading(where):
+        return build_empty(network)
 
 
 def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedRun:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from msgspec import structs
 
 from elbocli.core.adaptive import refuse_adaptive
@@ -28,7 +27,7 @@ from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
 from elbocli.nn.auxiliary import needs_features
-from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, section_of
+from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, declaration_of, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
@@ -236,8 +235,7 @@ def _choose(data: RunData, device: str) -> str:
         if room is None:
             return True
         network = _network(_preset_network(load_preset(name), data), name, data, data.num_classes or 0)
-        with torch.device("meta"):
-            return TRAINED_BYTES * count_parameters(build(network)) <= room
+        return TRAINED_BYTES * count_parameters(build_empty(network)) <= room
 
     name = choose_preset(data.image_size, data.count, data.latents, meant_by(device) != "cpu", fits)
     log.info("preset %s, chosen for a dataset of %d images of side %d", name, data.count, data.image_size)

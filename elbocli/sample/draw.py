@@ -28,7 +28,7 @@ from elbocli.files.sample_files import SamplesHeader, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import NO_THRESHOLD, Denoiser
 from elbocli.nn.networks import NetworkConfig
-from elbocli.nn.networks.diffusers import Autoencoder, comfortable_batch
+from elbocli.nn.networks.diffusers import Autoencoder
 from elbocli.run.open import SPACE, TrainedRun, dataset_of, open_run
 from elbocli.runtime.background import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device, sent
@@ -185,7 +185,7 @@ def open_decoder(
         raise FormatError(
             f"{folder}: can't decode {network.image_channels} channels to images of side {size}; name another --autoencoder"
         )
-    batch = comfortable_batch(size, device.type == "cpu")
+    batch = model.comfortable_batch(size)
     return Decoder(
         (size, size, 3),
         lambda x: torch.cat([model.decode(part, space, rounding) for part in x.split(batch)]),

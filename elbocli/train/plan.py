@@ -74,9 +74,9 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
                 module.fused = cuda
         for unit in network.units():
             unit.register_forward_pre_hook(enter)
-        x, logsnr, labels = config.example(BATCH)
+        z, logsnr, labels = config.example(BATCH)
         with saved_tensors_hooks(keep, lambda tensor: tensor), FusedAttention():
-            out = network(x.contiguous(memory_format=torch.channels_last), logsnr, labels)
+            out = network(z.contiguous(memory_format=torch.channels_last), logsnr, labels)
         forward = counter.get_total_flops()
         out.square().mean().backward()
     growing = [storage.nbytes() // BATCH for storage in kept.values() if storage.nbytes() % BATCH == 0]

@@ -102,7 +102,7 @@ class Gradients:
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(asked.seed, "gradient").seed(0)
         batch, precision = batch or settings.batch_size, asked.precision.name
-        self.settings = structs.replace(settings, seed=seed, batch_size=batch, micro_batch=0, precision=precision, val_split=0)
+        self.settings = replace(settings, seed=seed, batch_size=batch, micro_batch=0, precision=precision, val_split=0)
         trained = asked.trained
         objective = trained.weighting(), None, trained.prediction
         resolved = Resolved(self.settings, trained.network.config, RunData(), {}, *objective)

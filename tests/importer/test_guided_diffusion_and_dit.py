@@ -267,7 +267,7 @@ def test_another_network_than_dits_is_refused_by_the_names_in_its_file(change, w
     [
         (adm_unet.made, {"attention": "heads=2"}, "--size"),
         (adm_unet.made, {"size": 16}, "--attention"),
-        (adm_unet.made, {"size": 16, "attention": "heads=3"}, "heads=3"),
+        (adm_unet.made, {"size": 16, "attention": "heads=3"}, "heads .3"),
         (adm_unet.made, {"size": 16, "attention": "heads=0"}, "heads=0"),
         (adm_unet.made, {"size": 16, "attention": "4"}, "--attention 4"),
         (adm_unet.made, {"size": 16, "attention": "heads=4,old"}, "old"),

@@ -250,7 +250,7 @@ def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(elbo, progra
 def test_whole_timesteps_any_size_and_variances(elbo, steps, tmp_path):
     said = ("--prediction", "eps", "--levels", "t:linear", "--size", 8)
     result = elbo("import", steps, "run", *said, cwd=tmp_path)
-    assert result.returncode == 0 and b"whole timesteps" in result.stderr, result.stderr
+    assert result.returncode == 0, result.stderr
     with declarations_kept():
         run_plugin(tmp_path / "run" / "network.pt2")
         run = elbocli.open_run(tmp_path / "run", "cpu")

@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.nn.extractors import Extractor, make_extractor, vit
-from elbocli.nn.extractors.vit import VitShape, vit_extractor
+from elbocli.nn.extractors.vit import vit_extractor
 
 RECIPE = Path(__file__).parent.parent.parent / "examples/extractors/export_timm.py"
 Weights = dict[str, Tensor]
@@ -113,13 +114,20 @@ def test_an_extractor_that_returns_something_else_is_refused():
 
 # Vision transformers by the formulas of DINOv2's and CLIP's authors; tensors by the names of DINOv2's hub and of timm
 
-DINO = VitShape(width=32, depth=2, heads=4, patch=14, trained=37)
-CLIP = VitShape(width=32, depth=2, heads=4, patch=32, trained=7, embedding=24)
+DINO, CLIP = vit.TABLES
+WIDTH, DEPTH, HEADS = 32, 2, 4
+PATCH = {DINO: 14, CLIP: 32}
 
 
-def drawn(shape: VitShape) -> Weights:
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS))
+
+
+def drawn(name: str) -> Weights:
     """Draw random weights that keep the scale of activations; weights of norms are about 1, and layer scales have either sign."""
-    d, clip, generator = shape.width, shape.embedding > 0, torch.Generator().manual_seed(0)
+    d, clip, generator = WIDTH, name == CLIP, torch.Generator().manual_seed(0)
     found: Weights = {}
 
     def put(name: str, *sides: int, scale: float = 0.5, about: float = 0.0) -> None:
@@ -135,9 +143,9 @@ def drawn(shape: VitShape) -> Weights:
             put(f"{name}.bias", sides[0])
 
     put("cls_token", 1, 1, d)
-    put("pos_embed", 1, 1 + shape.trained**2, d)
-    put_layer("patch_embed.proj", d, 3, shape.patch, shape.patch, bias=not clip)
-    for n in range(shape.depth):
+    put("pos_embed", 1, 1 + vit.TABLES[name]["trained"] ** 2, d)
+    put_layer("patch_embed.proj", d, 3, PATCH[name], PATCH[name], bias=not clip)
+    for n in range(DEPTH):
         put_norm(f"blocks.{n}.norm1")
         put_layer(f"blocks.{n}.attn.qkv", 3 * d, d)
         put_layer(f"blocks.{n}.attn.proj", d, d)
@@ -150,14 +158,14 @@ def drawn(shape: VitShape) -> Weights:
     put_norm("norm")
     if clip:
         put_norm("norm_pre")
-        put_layer("head", shape.embedding, d, bias=False)
+        put_layer("head", 512, d, bias=False)
     return found
 
 
-def pixels(levels: Tensor) -> Tensor:
+def pixels(levels: Tensor, name: str) -> Tensor:
     """Images [B, 3, 224, 224] as the network is to see them, in float64: nothing is clamped."""
     resized = F.interpolate(levels.double(), (224, 224), mode="bicubic", antialias=True, align_corners=False)
-    mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (DINO.mean, DINO.std))
+    mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in map(vit.TABLES[name].get, ("mean", "std")))
     return (resized / 255 - mean) / std
 
 
@@ -177,10 +185,10 @@ def hub_rows(before: int, side: int) -> Tensor:
     return rows
 
 
-def expected(levels: Tensor, weights: Weights, shape: VitShape) -> Tensor:
+def expected(levels: Tensor, weights: Weights, name: str) -> Tensor:
     """DINOv2's class token, or CLIP's embedding of length 1, in float64."""
     w = {name: value.double() for name, value in weights.items()}
-    clip, side = shape.embedding > 0, 224 // shape.patch
+    clip, side, trained = name == CLIP, 224 // PATCH[name], vit.TABLES[name]["trained"]
 
     def norm(x: Tensor, name: str) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -191,16 +199,16 @@ def expected(levels: Tensor, weights: Weights, shape: VitShape) -> Tensor:
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
     token, places = w["pos_embed"][0, :1], w["pos_embed"][0, 1:]
-    if side != shape.trained:
-        rows = hub_rows(shape.trained, side)
-        grid = places.reshape(shape.trained, shape.trained, -1)
+    if side != trained:
+        rows = hub_rows(trained, side)
+        grid = places.reshape(trained, trained, -1)
         places = torch.einsum("ia,jb,abd->ijd", rows, rows, grid).reshape(side**2, -1)
     bias = w.get("patch_embed.proj.bias")
-    patches = F.conv2d(pixels(levels), w["patch_embed.proj.weight"], bias, stride=shape.patch).flatten(2).mT
+    patches = F.conv2d(pixels(levels, name), w["patch_embed.proj.weight"], bias, stride=PATCH[name]).flatten(2).mT
     x = torch.cat([(w["cls_token"][0] + token).expand(len(levels), 1, -1), patches + places], 1)
     x = norm(x, "norm_pre") if clip else x
-    for n in range(shape.depth):
-        qkv = layer(norm(x, f"blocks.{n}.norm1"), f"blocks.{n}.attn.qkv").unflatten(2, (3, shape.heads, -1))
+    for n in range(DEPTH):
+        qkv = layer(norm(x, f"blocks.{n}.norm1"), f"blocks.{n}.attn.qkv").unflatten(2, (3, HEADS, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = ((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v).transpose(1, 2).flatten(2)
         x = x + w.get(f"blocks.{n}.ls1.gamma", 1) * layer(mixed, f"blocks.{n}.attn.proj")
@@ -280,23 +288,21 @@ FILES = {
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_vit_is_its_authors_formula_from_any_file(file, tmp_path):
+def test_a_vit_is_its_authors_formula_from_any_file(file, small, tmp_path):
     """The images are noise; resizing overshoots, and neither side clips levels below 0 or above 255."""
-    pytest.importorskip("timm")
-    (shape, names, more), path = FILES[file], tmp_path / file
-    weights = {name: value.half().float() if "halves" in file else value for name, value in drawn(shape).items()}
+    (name, names, more), path = FILES[file], tmp_path / file
+    weights = {name: value.half().float() if "halves" in file else value for name, value in drawn(name).items()}
     written = by_names(weights, names) | {name: torch.ones(7, 8) for name in more}
     written = {name: value.half() if "halves" in file else value for name, value in written.items()}
     save_file(written, path) if path.suffix == ".safetensors" else torch.save(written, path)
-    extractor = vit_extractor("a-vit", path, shape)
+    extractor = vit_extractor(name, path)
     for levels in (levels_of(2, 40), levels_of(1, 300)):
         features, logits = extractor(levels)
         assert logits is None and features.dtype == torch.float32
-        assert close(features, expected(levels, weights, shape))
+        assert close(features, expected(levels, weights, name))
 
 
-def test_other_weights_are_refused(tmp_path, monkeypatch):
-    pytest.importorskip("timm")
+def test_other_weights_are_refused(small, tmp_path, monkeypatch):
     weights = drawn(DINO)
     wrong: dict[str, Any] = {
         "blocks.1.norm1.weight": {k: v for k, v in weights.items() if "blocks.1" not in k},
@@ -304,20 +310,20 @@ def test_other_weights_are_refused(tmp_path, monkeypatch):
         "register_tokens": weights | {"register_tokens": torch.ones(1, 4, 32)},
         "blocks.2.norm1.bias": weights | {"blocks.2.norm1.bias": torch.ones(32)},
         "blocks.0.attn.qkv.weight": {"a": torch.ones(1)},
-        "a-vit": [torch.ones(1)],
+        "dinov2": [torch.ones(1)],
     }
     for word, state in wrong.items():
         torch.save(state, tmp_path / "w.pth")
         with pytest.raises(FormatError, match=rf"w\.pth: .*{word}"):
-            vit_extractor("a-vit", tmp_path / "w.pth", DINO)
+            vit_extractor(DINO, tmp_path / "w.pth")
     save_file(weights, tmp_path / "cut.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-9])
     for name in ("cut.safetensors", "none.pth"):
         with pytest.raises(FormatError, match=name):
-            vit_extractor("a-vit", tmp_path / name, DINO)
-    monkeypatch.setitem(sys.modules, "timm.models.vision_transformer", None)
+            vit_extractor(DINO, tmp_path / name)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match=r"elbocli\[extractors\]"):
-        vit_extractor("a-vit", tmp_path / "w.pth", DINO)
+        vit_extractor(DINO, tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("dinov2-vitl14", 304_367_616), ("clip-vitb32", 87_849_216)])

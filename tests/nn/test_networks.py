@@ -49,8 +49,8 @@ VARIANTS = {
     **SMALL,
     "unet-half": replace(UNET, image_size=7, channels=16, levels=(0.5, 1.0, 2), variance=True, code="t-linear"),
     "uvit-none": replace(UVIT, patching="none", levels=(1, 3), blocks=2),
-    "uvit-dwt-2": replace(UVIT, patching="dwt-2", levels=(1, 2)),
-    "edm2-unconditional": replace(EDM2, num_classes=0, levels=(2, 1, 1), blocks=2),
+    "uvit-dwt-2": replace(UVIT, patching="dwt-2", levels=(0.5, 2)),
+    "edm2-unconditional": replace(EDM2, num_classes=0, levels=(2, 1, 0.5), blocks=2),
     "jit-unconditional": replace(JIT, num_classes=0),
     "dit-plain": replace(DIT, variance=False, patch=4, null_class=False),
 }
@@ -108,7 +108,7 @@ WRONG: dict[str, list[dict[str, Any]]] = {
         *({"family": "gan"}, {"channels": "x"}, {"num_classes": -1}),
     ],
     "uvit": [*LEVELS, {"patching": "dwt-2", "image_size": 8}, {"patching": "haar"}, {"depth": 0}, {"heads": 5}, {"heads": 0}],
-    "edm2": [*LEVELS, {"levels": (0.5, 1)}, {"code": "seconds"}],
+    "edm2": [*LEVELS, {"code": "seconds"}],
     "dit": [{"width": 22}, {"heads": 5}, {"heads": 0}, {"patch": 0}, {"code": "lograsnr"}],
     "jit": [{"heads": 4}, {"class_start": 4}, {"bottleneck": 0}],
 }
@@ -116,8 +116,8 @@ WRONG: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("family", "change"), [(name, each) for name in WRONG for each in WRONG[name]], ids=str)
 def test_what_does_not_fit_is_refused(family, change):
-    with pytest.raises((FormatError, UsageError), match=r"here|network: "):
-        config_of({**section_of(SMALL[family]), **change}, "here")
+    with pytest.raises((FormatError, UsageError), match=r"here|network: "), torch.device("meta"):
+        build(config_of({**section_of(SMALL[family]), **change}, "here"))
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_images_are_encoded_and_made_safe_batch_by_batch(autoencoder, photos, tm
         method = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given: (note(*given), method(*given))[1])
 
-    monkeypatch.setattr("elbocli.prep.encode_latents.comfortable_batch", lambda size, cpu: 7)
+    monkeypatch.setattr(Autoencoder, "comfortable_batch", lambda self, size: 7)
     noting(LatentEncoder, "rows", lambda encoder, pixels: batches.append(len(pixels)))
     noting(DatasetWriter, "append", lambda *given: safe.append(given[2]))
     monkeypatch.setattr(prep, "SAFE_EVERY_S", 0)

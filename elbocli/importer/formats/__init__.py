@@ -22,10 +22,10 @@ from elbocli.core.schedule import parse_level_code
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN
-from elbocli.files.pickles import Foreign, module_tensors, read_torch_file
+from elbocli.files.pickles import Foreign, contents, module_tensors, read_torch_file
 from elbocli.files.reading import file_sha256
 from elbocli.files.yaml_text import read_yaml
-from elbocli.nn.networks import NetworkConfig, build
+from elbocli.nn.networks import NetworkConfig, build_empty
 from elbocli.nn.networks.diffusers import Autoencoder, space_of
 from elbocli.nn.networks.unet import HEAD_WIDTH, heads_of
 
@@ -84,8 +84,17 @@ class Source:
         """Content of a file; None for a folder or .pt2 program. Raises FormatError.
 
         Types: dict, list, numbers, text, Tensor, and Foreign for any other pickled object.
+        Of several averages in a training state of EDM2, only the first is kept, under the key "ema".
         """
-        return None if self.path.is_dir() or self.path.suffix == ".pt2" else read_torch_file(self.path)
+        if self.path.is_dir() or self.path.suffix == ".pt2":
+            return None
+        tree = read_torch_file(self.path)
+        averages = contents(contents(tree).get("ema"))
+        emas = averages.get("emas")
+        if isinstance(emas, list) and emas:
+            self.notes.append(f"ema is the first of {len(emas)} averages in the file, of std {averages.get('stds')}")
+            tree = {**contents(tree), "ema": emas[0]}
+        return tree
 
     @cached_property
     def sha256(self) -> str:
@@ -144,39 +153,32 @@ def source_format(name: str, **said: Any) -> Callable[[Any], Any]:
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
     """Return sets of weights in a file's content `tree`: top-level key → tensors by name. Key '': all of `tree`."""
-    held = {"": tree, **(tree if isinstance(tree, dict) else {})}
-    found = {str(key): _named_tensors(value) for key, value in held.items()}
+    found = {str(key): _named_tensors(value) for key, value in {"": tree, **contents(tree)}.items()}
     return {key: tensors for key, tensors in found.items() if tensors}
 
 
 def _named_tensors(value: Any) -> dict[str, Tensor]:
-    names: dict[str, Tensor] = {}
-    if isinstance(value, Foreign):
-        with suppress(FormatError):
-            names = module_tensors(value)
-    elif isinstance(value, dict) and all(isinstance(each, Tensor) for each in value.values()):
-        names = value
+    tensors = isinstance(value, dict) and all(isinstance(each, Tensor) for each in value.values())
+    names: dict[str, Tensor] = value if tensors else module_tensors(value)
     while names and all(name.startswith(WRAPPERS) for name in names):
         names = {name.partition(".")[2]: tensor for name, tensor in names.items()}
     return names
 
 
 def state_dict(
-    source: Source, options: ImportOptions, content: Any = None, meant: Callable[[Any], bool] = bool
+    source: Source, options: ImportOptions, meant: Callable[[Any], bool] = bool
 ) -> tuple[dict[str, Tensor], bool, Any]:
     """Return the weights that --weights chooses, renamed by --prefix and --rename.
 
-    content: content of the file; None: source.tree.
     meant: function (tensors by name) → whether the format's network has such weights.
     Returns (tensors by name, whether the weights are an average, the file's entry with the weights).
     Raises FormatError if the file has no weights of the format, UsageError if --weights fits none or several.
     """
-    content = source.tree if content is None else content
-    held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
+    held = {key: tensors for key, tensors in entries(source.tree).items() if meant(tensors)}
     if not held:
         raise FormatError(f"{source.path}: holds {inventory(source.tree)}, no weights of the chosen format; change --format")
     key = "" if "" in held else _choose(held, source, options.weights)
-    entry = content[key] if key else content
+    entry = contents(source.tree)[key] if key else source.tree
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
     prefix = options.prefix
     found = {name.removeprefix(prefix): each for name, each in held[key].items() if name.startswith(prefix)}
@@ -201,7 +203,7 @@ def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
 
 def inventory(tree: Any) -> str:
     """Describe a file's content in a few words, for messages."""
-    return ", ".join(map(repr, [*tree][:6])) if isinstance(tree, dict) else getattr(tree, "name", type(tree).__name__)
+    return ", ".join(map(repr, [*contents(tree)][:6])) or getattr(tree, "name", type(tree).__name__)
 
 
 # Weights and networks.
@@ -244,8 +246,7 @@ def fitted(
     Raises FormatError if a weight is missing, superfluous, or of another shape.
     """
     where = source.path
-    with torch.device("meta"):
-        wanted = build(config).state_dict()
+    wanted = build_empty(config).state_dict()
     weights, unused = {}, dict(tensors)
     for name, empty in wanted.items():
         module, _, kind = name.rpartition(".")

@@ -7,7 +7,7 @@ Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from elbocli.core.prediction import logsnr_of
 from elbocli.core.registry import plain
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.pickles import Foreign, attributes, class_name
+from elbocli.files.pickles import attributes, class_name, contents, submodules
 from elbocli.files.reading import reading
 from elbocli.importer import formats
 from elbocli.importer.formats import TABLES, Imported, ImportOptions, Source, shape_of, source_format
@@ -28,7 +28,7 @@ DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}  # encoder,
 ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}  # number of channels → encoder that is assumed if a file doesn't name its encoder
 BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")  # as in enc.64x64_block0.
 MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")  # endings of weight names by which EDM2's network is recognised
-LABELS, AUGMENT = "map_label.weight", "map_augment.weight"
+LABELS = "map_label.weight"
 READ = {"", "EDMPrecond", "DhariwalUNet"}  # classes of EDM that elbo can import; "": a state dict, which has no class
 CONSTANTS: dict[str, Any] = {  # attribute of EDM2's modules → the only value that elbo can import
     "label_balance": ours.CLASS,
@@ -41,20 +41,6 @@ CONSTANTS: dict[str, Any] = {  # attribute of EDM2's modules → the only value 
 
 
 # Shared by EDM and EDM2.
-
-
-def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (name, attributes) of a pickled module and of all submodules."""
-    told = attributes(module)
-    yield name, told
-    for key, inner in (told.get("_modules") or {}).items():
-        yield from submodules(inner, f"{name}.{key}".strip("."))
-
-
-def _entry(found: Any, key: str) -> Any:
-    """Return the value of `key` in a dict or in a pickled object like a dict; None if the key is missing."""
-    held = found.items if isinstance(found, Foreign) else found
-    return held.get(key) if isinstance(held, dict) else None
 
 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -98,7 +84,7 @@ def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dic
         "levels": [shape_of(tensors, f"{start}{names['block']['conv1']}.weight")[0] for start in starts.values()],
         "blocks": blocks,
         "attention": tuple(side for side, start in starts.items() if f"{start}{qkv}.weight" in tensors),
-        "dropout": float(max(told.get("dropout", 0.0) for _, told in submodules(module))),
+        "dropout": float(max((told.get("dropout", 0.0) for _, told in submodules(module)), default=0.0)),
     }
     return known, {"first": first, **names["network"], **formats.block_modules(ways, names["block"])}
 
@@ -139,30 +125,16 @@ def edm(source: Source, options: ImportOptions) -> Imported:
             embedding=0 if width == 4 * channels else width,
             code="logsnr:factor=-0.125",
         )
-    weights = formats.fitted(tensors, config, source, modules, _turned, rf"{re.escape(AUGMENT)}|.*\.resample_filter")
-    if AUGMENT in tensors:
-        source.notes.append(
-            "the network was trained with augmented images; elbo samples without augmentation (map_augment is dropped)"
-        )
+    # Only training needs the layer that knows how an image was augmented.
+    weights = formats.fitted(tensors, config, source, modules, _turned, r"map_augment\.weight|.*\.resample_filter")
     if isinstance(module, dict):
         source.notes.append(f"{where}: a state dict, whose network is taken to have EDM's preconditioning (EDMPrecond)")
-    loss = _entry(source.tree, "loss_fn")
+    loss = contents(source.tree).get("loss_fn")
     loss = attributes(loss) if class_name(loss) == "EDMLoss" else {}
     return Imported(config, weights, objective(module, loss, ""), averaged)
 
 
 # EDM2
-
-
-def _content(source: Source) -> tuple[Any, list[Any]]:
-    """Return (content of the file, in which "ema" is only the first average; std, or relative width, of each average)."""
-    tree: Any = source.tree
-    tree = tree.items or tree if isinstance(tree, Foreign) else tree
-    averages = _entry(tree, "ema")
-    emas = _entry(averages, "emas")
-    if not isinstance(emas, list) or not emas:
-        return tree, []
-    return {**tree, "ema": emas[0]}, list(_entry(averages, "stds") or [])
 
 
 def _is_edm2(names: Iterable[str]) -> bool:
@@ -180,9 +152,9 @@ def _check_constants(module: Any) -> None:
                 raise FormatError(f"{name or 'the network'} has {key} {found}; elbo can import only networks with {key} {value}")
 
 
-def _encoder(content: Any, channels: int) -> str:
+def _encoder(tree: Any, channels: int) -> str:
     """Return the class name of the file's encoder, or of the usual encoder for `channels`. Raises FormatError."""
-    encoder = _entry(content, "encoder")
+    encoder = contents(tree).get("encoder")
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
     if name not in (LATENTS, PIXELS) or told.get("_init_kwargs") or told.get("_init_args"):
@@ -192,15 +164,12 @@ def _encoder(content: Any, channels: int) -> str:
 
 @source_format(
     "edm2",
-    recognises=lambda source: any(map(_is_edm2, formats.entries(_content(source)[0]).values())),
+    recognises=lambda source: any(map(_is_edm2, formats.entries(source.tree).values())),
     takes=(*formats.NAMED, "autoencoder"),
 )
 def edm2(source: Source, options: ImportOptions) -> Imported:
     """Import a checkpoint of EDM2."""
-    content, stds = _content(source)
-    held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
-    if len(stds) > 1 and averaged:
-        source.notes.append(f"the file has {len(stds)} averages, of std {', '.join(map(str, stds))}; the first is taken")
+    held, averaged, module = formats.state_dict(source, options, meant=_is_edm2)
     _check_constants(module)
     tensors = {name.removeprefix("unet."): each for name, each in held.items()}
     known, modules = layout(tensors, module, "edm2")
@@ -214,11 +183,11 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
             channels=channels,
         )
     weights = formats.fitted(tensors, config, source, modules, _turned, r"logvar_(fourier|linear)\..*")
-    kind = _encoder(content, config.image_channels)
+    kind = _encoder(source.tree, config.image_channels)
     if kind == PIXELS and options.autoencoder is not None:
         raise UsageError(f"--autoencoder: {source.path} is a network of pixels; leave this option out")
-    loss = _entry(content, "loss_fn")
-    loss = loss if isinstance(loss, dict) else attributes(loss)
+    loss = contents(source.tree).get("loss_fn")
+    loss = contents(loss) or attributes(loss)
     if "P_mean" not in loss:
         mean, std = DRAWN[kind]
         source.notes.append(f"the file doesn't say the noise in its training: taken as ln sigma ~ N({mean:g}, {std:g}^2)")

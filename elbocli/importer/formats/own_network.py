@@ -80,8 +80,6 @@ def program(source: Source, options: ImportOptions) -> Imported:
         code=options.levels,
         null_class=() if null is None else (null,),
     )
-    if not takes.levels.is_floating_point():
-        source.notes.append("the network takes whole timesteps, so values between them are rounded")
     settings = range_settings(options.levels, source, options)
     # A program's weights may share memory, which safetensors refuses.
     weights = {f"program.{name}": value.detach().clone() for name, value in exported.module().state_dict().items()}

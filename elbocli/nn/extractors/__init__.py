@@ -144,10 +144,8 @@ def _published() -> Path:
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
     remedy = f"; give them with --extractor-weights FILE ({path.name}, from torch-fidelity's releases)"
-    with reading("the Inception weights could not be fetched", remedy, DataError):
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=PUBLISHED_INCEPTION, progress=False)
+    with reading(f"{path}: the Inception weights could not be fetched", remedy, DataError):
+        torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True)
     return path
 
 

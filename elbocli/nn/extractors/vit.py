@@ -1,10 +1,9 @@
 """Networks of extractors: DINOv2 as in EDM2, CLIP's image encoder as in CMMD, and a tiny network for tests."""
 
 from collections.abc import Mapping
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,35 +41,20 @@ class Tiny(nn.Module):
         return features, self.head(features)
 
 
-class VitShape(NamedTuple):
-    """Shape of a vision transformer of timm.
-
-    trained: number of position embeddings per side in weight files.
-    mean, std: normalisation of pixel values / 255, by default ImageNet's.
-    embedding: width of CLIP's projection; 0: DINOv2, without projection.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    patch: int
-    trained: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    embedding: int = 0
-
-
 class Vit(nn.Module):
-    """Vision transformer, uint8 [B, 3, H, W] → class token [B, D]; for CLIP, projected and scaled to norm 1."""
+    """Vision transformer, uint8 [B, 3, H, W] → class token [B, D]; for CLIP, projected and scaled to norm 1.
+
+    table: entry of vit.yaml.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, shape: VitShape):
+    def __init__(self, network: nn.Module, table: Mapping[str, Any]):
         super().__init__()
-        self.network, self.unit = network, shape.embedding > 0
-        self.register_buffer("mean", torch.tensor(shape.mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(shape.std).view(3, 1, 1))
+        self.network, self.unit = network, "embedding" in table
+        self.register_buffer("mean", torch.tensor(table["mean"]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(table["std"]).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         # Values below 0 or above 255 are not clamped, as in EDM2 and CMMD.
@@ -79,20 +63,24 @@ class Vit(nn.Module):
         return F.normalize(features, dim=1) if self.unit else features
 
 
-def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extractor:
-    """Make a vision-transformer extractor with the weights in a file.
+def vit_extractor(name: str, path: Path) -> Extractor:
+    """Make a vision-transformer extractor with the weights in a file. name: a key of vit.yaml.
 
-    name: a key of vit.yaml. shape: by default as in vit.yaml.
     Raises UsageError if timm is missing, FormatError for weights of another network.
     """
-    shape = shape or VitShape(**TABLES[name]["shape"])
-    network = _network(shape, path)
+    with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
+        import timm
+    table = TABLES[name]
+    with torch.device("meta"):
+        network: Any = timm.create_model(table["timm"], num_classes=0, img_size=SIZE, weight_init="skip")
+        if "embedding" in table:
+            network.head = nn.Linear(network.embed_dim, table["embedding"], bias=False)
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    wanted["pos_embed"] = (1, 1 + shape.trained**2, shape.width)
-    weights = read_weights(path, name, wanted, TABLES["clip" if shape.embedding else "dinov2"])
-    weights["pos_embed"] = fitted_positions(weights["pos_embed"], SIZE // shape.patch)
+    wanted["pos_embed"] = (1, 1 + table["trained"] ** 2, network.embed_dim)
+    weights = read_weights(path, name, wanted, table["files"])
+    weights["pos_embed"] = fitted_positions(weights["pos_embed"], network.patch_embed.grid_size[0])
     network.load_state_dict(weights, assign=True)
-    module = Vit(network, shape).eval().requires_grad_(False)
+    module = Vit(network, table).eval().requires_grad_(False)
     return Extractor(name, module, file_sha256(path), channels=3)
 
 
@@ -105,29 +93,6 @@ def fitted_positions(positions: Tensor, side: int) -> Tensor:
     grid = grid.unflatten(1, (before, before)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, scale_factor=(side + HUB_OFFSET) / before, mode="bicubic")
     return torch.cat([token, grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
-
-
-def _network(shape: VitShape, path: Path) -> nn.Module:
-    with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
-        from timm.layers import QuickGELU
-        from timm.models.vision_transformer import VisionTransformer
-    own: dict[str, Any] = {"init_values": 1e-5, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
-    if shape.embedding:
-        own = {"pre_norm": True, "norm_layer": partial(nn.LayerNorm, eps=1e-5), "act_layer": QuickGELU}
-    with torch.device("meta"):
-        network = VisionTransformer(
-            img_size=SIZE,
-            patch_size=shape.patch,
-            embed_dim=shape.width,
-            depth=shape.depth,
-            num_heads=shape.heads,
-            num_classes=0,
-            weight_init="skip",
-            **own,
-        )
-        if shape.embedding:
-            network.head = nn.Linear(shape.width, shape.embedding, bias=False)
-    return network
 
 
 def read_weights(path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]) -> dict[str, Tensor]:

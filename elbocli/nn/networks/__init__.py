@@ -93,6 +93,11 @@ class NetworkConfig:
         more = self.side - self.image_size
         return pad(z, (0, more, 0, more)) if more else z
 
+    def cut(self, out: Tensor) -> Tensor:
+        """Remove the padding: [B, C, side, side] → [B, C, image_size, image_size], channels last."""
+        # Not a view, because FSDP attaches hooks to the output.
+        return out[..., : self.image_size, : self.image_size].clone(memory_format=torch.channels_last)
+
     def example(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return zeros as inputs for `count` images: z, logsnr, labels (None without classes)."""
         z = torch.zeros(count, self.image_channels, self.image_size, self.image_size)
@@ -177,6 +182,12 @@ def build(config: NetworkConfig) -> Network:
     """Build a new network. Raises UsageError if torch can't build the network."""
     with reading("network", kind=UsageError, on=(RuntimeError, OverflowError)):
         return declaration_of(config).make(config)
+
+
+def build_empty(config: NetworkConfig) -> Network:
+    """Build a network on the meta device, without memory. Raises UsageError as `build`."""
+    with torch.device("meta"):
+        return build(config)
 
 
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:

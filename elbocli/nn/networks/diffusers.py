@@ -117,6 +117,11 @@ class Autoencoder:
         with reading(self.folder / CONFIG, kind=UsageError):
             return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
 
+    def comfortable_batch(self, pixel_size: int) -> int:
+        """Return a batch size for which the autoencoder needs little memory."""
+        most = 4 if self.device.type == "cpu" else 32  # Stable Diffusion's needs 1.6 GB on a CPU
+        return max(1, most * 256**2 // pixel_size**2)
+
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray, space: LatentSpace) -> tuple[Tensor, Tensor]:
         """Encode pixels, uint8 [B, H, W, 3].
@@ -146,11 +151,6 @@ def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: 
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)
     return LatentSpace(convention, shift, scale, declared.traits.input, *facts)
-
-
-def comfortable_batch(pixel_size: int, cpu: bool) -> int:
-    """Return a batch size for which the autoencoder needs little memory."""
-    return max(1, (4 if cpu else 32) * 256**2 // pixel_size**2)  # Stable Diffusion's needs 1.6 GB on a CPU
 
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.errors import UsageError
 from elbocli.nn.networks import explained, network
 from elbocli.nn.networks.unet import (
     AttendedConfig,
@@ -33,18 +32,13 @@ CLIP = 256.0  # largest absolute activation of a block's output
 
 @dataclass(frozen=True)
 class EDM2Config(AttendedConfig):
-    """Config of EDM2's U-Net. Raises UsageError: image too small, or a level's width is no multiple of `channels`."""
+    """Config of EDM2's U-Net."""
 
     quiet_classes = False
 
     code: str = explained(
         "Level code: the number that tells the network its noise level, ln(sigma)/4.", default="logsnr:factor=-0.125"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not all(isinstance(level, int) for level in self.levels):
-            raise UsageError(f"network: levels are {list(self.levels)}; edm2 needs integers (width / channels); round all levels")
 
 
 def unit(x: Tensor, *dims: int) -> Tensor:
@@ -191,7 +185,6 @@ class EDM2(LevelsNetwork):
         block = partial(Block, width, config.dropout)
         self.last = UnitLayer(self.add_blocks(block, middle_attention=True), config.image_channels, 3)
         self.gain = nn.Parameter(torch.zeros(1))
-        self._constrained = [f"{name}.weight" for name, each in self.named_modules() if isinstance(each, UnitLayer)]
 
     @torch.no_grad()
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
@@ -199,9 +192,10 @@ class EDM2(LevelsNetwork):
 
         left_out: whether the optimizer skipped the update; if so, weights stay.
         """
-        for name in self._constrained:
-            weight = weights[name]
-            weight.copy_(torch.where(left_out, weight, unit_rows(weight)))
+        for name, module in self.named_modules():
+            if isinstance(module, UnitLayer):
+                weight = weights[f"{name}.weight"]
+                weight.copy_(torch.where(left_out, weight, unit_rows(weight)))
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         code = self.conditioning(logsnr, labels)

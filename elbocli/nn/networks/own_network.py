@@ -119,11 +119,6 @@ class ProgramConfig(OwnConfig):
     sha256: str = explained("SHA-256 digest of the .pt2 file.")
     folder: str = field(default="", metadata={"stored": False})
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.file.endswith(".pt2") or Path(self.file).name != self.file:
-            raise FormatError(f"network: file is {self.file!r}, expected the name of a .pt2 file in the run's folder")
-
     def beside(self, folder: Path) -> Self:
         return replace(self, folder=str(folder))
 
@@ -257,8 +252,7 @@ def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> Non
     """
     if not inputs and isinstance(network, Network):
         inputs = tuple(each for each in network.config.example(2) if each is not None)
-    # Decompose, because a disabled autocast is not a tensor operation.
-    open_program(_write_program(network, inputs, path, decomposed=True))
+    open_program(_write_program(network, inputs, path))
 
 
 def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> None:
@@ -275,7 +269,7 @@ def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> No
     read_program(_write_program(network, (images,), path))
 
 
-def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | str, decomposed: bool = False) -> Path:
+def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | str) -> Path:
     path = Path(out)
     if path.suffix != ".pt2":
         raise UsageError(f"{path}: the file name must end in .pt2")
@@ -287,8 +281,7 @@ def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | s
     with reading(wrong, remedy, UsageError), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
         program = torch.export.export(network.eval(), several, dynamic_shapes=tuple({0: batch} for _ in several))
-        if decomposed:
-            program = program.run_decompositions({})
+        program = program.run_decompositions({})  # because a disabled autocast is not a tensor operation
     with new_file(path) as file:
         torch.export.save(program, file)
     return path

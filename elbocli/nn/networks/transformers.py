@@ -8,10 +8,9 @@ Source of U-ViT: Hoogeboom et al. 2023.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +18,6 @@ from elbocli.errors import UsageError
 from elbocli.files.records import Count
 from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, explained, network
 from elbocli.nn.networks.unet import (
-    LEVELS,
     Block,
     Conditioning,
     Fourier,
@@ -27,7 +25,7 @@ from elbocli.nn.networks.unet import (
     LinearCode,
     Width,
     attend,
-    check_heads,
+    check_divisor,
     named_labels,
     norm,
     resized,
@@ -43,7 +41,7 @@ ROTARY = 10_000.0  # ratio of the highest to the lowest frequency of rotary posi
 
 @dataclass(frozen=True)
 class DiTConfig(NetworkConfig):
-    """Config of a DiT. Raises UsageError unless `heads` divides `width`."""
+    """Config of a DiT."""
 
     width: Width = explained("Channels of the transformer, a multiple of 4 and of the number of heads.")
     depth: Depth = explained("Number of transformer blocks.")
@@ -52,10 +50,6 @@ class DiTConfig(NetworkConfig):
     code: str = explained("Level code: the number that tells the network its noise level.", default="logsnr:factor=25")
     null_class: bool = explained("Whether 'no class' has a learned embedding, and not zero.", default=True)
     variance: bool = explained("Whether the output has C further channels, for a learned variance.", default=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self.width, self.heads)
 
     @property
     def side(self) -> int:
@@ -83,6 +77,7 @@ class DiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
+        check_divisor(width, heads, "heads")
         self.heads = heads
         self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 6 * width))
@@ -158,13 +153,12 @@ class DiT(Network):
     def image(self, x: Tensor, code: Tensor) -> Tensor:
         """Return the output [B, C or 2C, H, W]. x: last block's tokens, [B, N, width]. code: conditioning, [B, width]."""
         config = self.config
-        size, side = config.image_size, config.side // config.patch
+        side = config.side // config.patch
         batch = x.shape[0]  # len() would fix the batch in torch.export
         shift, scale = self.modulation(code)[:, None].chunk(2, 2)
         x = self.last(torch.addcmul(shift, self.norm(x), scale + 1))
         patches = x.view(batch, side, side, config.patch, config.patch, -1).permute(0, 5, 1, 3, 2, 4)
-        out = patches.reshape(batch, -1, config.side, config.side)
-        return out[..., :size, :size].clone(memory_format=torch.channels_last)  # not a view: FSDP adds hooks
+        return config.cut(patches.reshape(batch, -1, config.side, config.side))
 
 
 # JiT: a DiT with RMSNorm, normalised queries and keys, rotary positions, SwiGLU, a bottleneck before the tokens, and class tokens
@@ -172,7 +166,7 @@ class DiT(Network):
 
 @dataclass(frozen=True)
 class JiTConfig(DiTConfig):
-    """Config of a JiT. Raises UsageError: head width not a multiple of 4, or class_start ≥ depth."""
+    """Config of a JiT. Raises UsageError: 4 × heads doesn't divide the width, or class_start ≥ depth."""
 
     code: str = explained("Level code: the number that tells the network its noise level.", default="flow-reversed")
     bottleneck: Size = explained("Channels between the pixels of a patch and the transformer's width.", default=128)
@@ -181,8 +175,7 @@ class JiTConfig(DiTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width // self.heads % 4:
-            raise UsageError(f"network: width {self.width} / heads {self.heads} must be a multiple of 4; change width or heads")
+        check_divisor(self.width, 4 * self.heads, "4 × heads")
         if self.class_start >= self.depth:
             raise UsageError(f"network: class_start {self.class_start} must be below the depth {self.depth}; lower class_start")
 
@@ -275,22 +268,14 @@ PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}  # name → number of wavelet le
 
 @dataclass(frozen=True)
 class UViTConfig(LevelsConfig):
-    """Config of a U-ViT. `dropout` acts in the transformer only.
+    """Config of a U-ViT. `dropout` acts in the transformer only."""
 
-    Raises UsageError: the image is too small for the number of levels, or `heads` doesn't divide `width`.
-    """
-
-    levels: Annotated[tuple[Size, ...], Meta(min_length=1)] = explained(LEVELS)
     depth: Depth = explained("Number of blocks of the transformer, which is the last level.")
     heads: Size = explained("Number of attention heads.")
     embedding: Size = explained("Width of the embedding of noise level and class.")
     patching: Literal["none", "dwt-1", "dwt-2"] = explained(
         "dwt-1 or dwt-2: the network works on 1 or 2 levels of wavelet bands, not on pixels (none).", default="none"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self.width, self.heads)
 
     @property
     def width(self) -> int:
@@ -309,6 +294,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, channels: int, heads: int, width: int, dropout: float):
         super().__init__()
+        check_divisor(channels, heads, "heads")
         self.heads = heads
         self.norm1 = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -376,10 +362,7 @@ class UViT(Network):
             for block in level:  # type: ignore[attr-defined]
                 x = self.through(block, x, code, skips.pop())
         out = self.last(self.norm(x, silu=True))
-        if not self.patches:
-            return self.config.cut(out)
-        # In the memory format of images, and not a view, because FSDP attaches hooks to the output.
-        return self.config.cut(idwt(out.to(z.dtype), self.patches).contiguous(memory_format=torch.channels_last))
+        return self.config.cut(idwt(out.to(z.dtype), self.patches) if self.patches else out)
 
 
 # The 5/3 wavelet (Le Gall & Tabatabai 1988) by lifting, from images to subbands of half the size and back. Edges are mirrored.

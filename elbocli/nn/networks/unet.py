@@ -114,8 +114,9 @@ def _affine(x: Tensor, factor: Tensor, offset: Tensor, out: Tensor) -> Tensor:
 
 def norm(channels: int, groups: int = 0, eps: float = EPS) -> GroupNorm:
     """Return a group norm. groups: number; 0: up to 32 groups of at least 4 channels."""
-    usual = math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels)
-    return GroupNorm(groups or usual, channels, eps)
+    groups = groups or math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels)
+    check_divisor(channels, groups, "groups")
+    return GroupNorm(groups, channels, eps)
 
 
 def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
@@ -124,10 +125,10 @@ def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
     return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
 
-def check_heads(width: int, heads: int) -> None:
-    """Raise UsageError unless `heads` divides `width`."""
-    if width % heads:
-        raise UsageError(f"network: heads {heads} must divide the width {width}; choose another number of heads")
+def check_divisor(width: int, number: int, what: str) -> None:
+    """Raise UsageError unless `number` divides `width`. what: the number's name."""
+    if width % number:
+        raise UsageError(f"network: {what} ({number}) must divide the width {width}; change one of them")
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -137,15 +138,14 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-LEVELS = "Width of each level as a multiple of channels; each level has half the image size of the level before."
-
-
 @dataclass(frozen=True)
 class LevelsConfig(NetworkConfig):
-    """Config of a U-Net. Raises UsageError if the levels are too many for the image."""
+    """Config of a U-Net. Raises UsageError if the levels are too many for the image, or the width of a level isn't whole."""
 
     channels: Width = explained("Base width in channels, a multiple of 4.")
-    levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(LEVELS)
+    levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(
+        "Width of each level as a multiple of channels; each level has half the image size of the level before."
+    )
     blocks: Depth = explained("Residual blocks in each level.")
 
     def __post_init__(self) -> None:
@@ -156,6 +156,10 @@ class LevelsConfig(NetworkConfig):
                 f"network: the levels halve the image {self.halvings} times, too often for {self.image_size} pixels; choose "
                 "another preset, or pack with another --size"
             )
+        for level in self.levels:
+            width = self.channels * level
+            if not math.isclose(width, max(1, round(width))):
+                raise UsageError(f"network: level {level:g} × channels {self.channels} is {width:g}; choose a whole product")
 
     @property
     def widths(self) -> list[int]:
@@ -170,13 +174,6 @@ class LevelsConfig(NetworkConfig):
     def side(self) -> int:
         """Side of the padded image: image_size, rounded up to a multiple of 2^halvings."""
         return -(-self.image_size >> self.halvings) << self.halvings
-
-    def cut(self, out: Tensor) -> Tensor:
-        """Remove the padding: [B, C, side, side] → [B, C, image_size, image_size]."""
-        if self.side == self.image_size:
-            return out
-        # Not a view, because FSDP adds hooks to the result.
-        return out[..., : self.image_size, : self.image_size].contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -391,6 +388,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int = 0, normed: Callable[[int], GroupNorm] = norm):
         super().__init__()
         self.heads = heads or heads_of(channels)
+        check_divisor(channels, self.heads, "heads")
         self.norm = normed(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
@@ -439,10 +437,7 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class UNetConfig(AttendedConfig):
-    """Config of the ADM U-Net.
-
-    Raises UsageError if the image is too small for the levels, or if heads or groups don't divide the channels.
-    """
+    """Config of the ADM U-Net."""
 
     middle_attention: bool = explained("Whether the first middle block has self-attention, too.", default=True)
     heads: Count = explained("Heads of every attention layer; 0: as many as head_width gives.", default=0)
@@ -461,18 +456,6 @@ class UNetConfig(AttendedConfig):
         "Whether the network also outputs a learned variance, in twice the channels; only imported weights have one.",
         default=False,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for depth, (level, width) in enumerate(zip(self.levels, self.widths)):
-            exact = self.channels * level
-            last = self.middle_attention and depth == len(self.levels) - 1
-            heads = self.heads if last or self.side >> depth in self.attention else 0
-            if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
-                raise UsageError(
-                    f"network: level {level:g} × channels {self.channels} is {exact:g}; choose level and channels whose product "
-                    f"is a whole multiple of {math.lcm(self.groups or 1, heads or 1)} (groups={self.groups}, heads={heads})"
-                )
 
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")

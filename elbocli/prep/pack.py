@@ -7,13 +7,10 @@ import json
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +26,13 @@ from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
 from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape
 from elbocli.images.sources import choose, open_source
-from elbocli.runtime.background import Signals, catching_signals, interrupted
+from elbocli.runtime.background import Ahead, Signals, catching_signals, interrupted
 from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
 
 USUAL_SIZE = 64  # default size in pixels; smaller images of one size keep their size
 LOOKED_AT = 1000  # most image files whose size and channels are read to choose the defaults
-AT_ONCE, AHEAD = 1 << 16, 8  # pixels × channels in a task of a thread, and tasks queued per thread
+AT_ONCE, AHEAD = 1 << 16, 8  # pixels × channels in a task of a thread, and tasks computed ahead per thread
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
@@ -305,15 +302,14 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
 
 def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
     threads, step = len(os.sched_getaffinity(0)), 1 + AT_ONCE // (settings.size**2 * settings.channels)
-    waiting: deque[Future[list[Packed]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="elbo-prep") as pool:
-        for index in range(start, len(source), step):
-            refs = source.refs[index : index + step]
-            waiting.append(pool.submit(list, map(_pack, refs, repeat(settings))))
-            if len(waiting) >= AHEAD * threads:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+
+    def pack(task: int) -> list[Packed]:
+        first = start + task * step
+        return [_pack(ref, settings) for ref in source.refs[first : first + step]]
+
+    ahead = Ahead(pack, AHEAD * threads, threads)
+    for task in range(-(-(len(source) - start) // step)):
+        yield from ahead.get(task)
 
 
 def _pack(ref: ImageRef, settings: Settings) -> Packed:

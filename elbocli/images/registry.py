@@ -165,10 +165,6 @@ class SourceKind:
     test: Callable[[Path, bytes], bool] = lambda path, head: True
     form: str = "images"
 
-    def matches(self, path: Path, head: bytes) -> bool:
-        """Tell whether a file has this type. head: first bytes of the file."""
-        return head.startswith(self.magic) and path.name.lower().endswith(self.suffix) and self.test(path, head)
-
 
 KINDS: list[SourceKind] = []
 
@@ -191,7 +187,9 @@ def kinds() -> list[SourceKind]:
     return sorted(KINDS, key=lambda kind: (kind.open.__module__.startswith("elbocli."), kind.name))
 
 
-def kind_of(path: Path) -> SourceKind | None:
-    """Return a path's SourceKind, or None. Raises DataError if reading fails."""
-    head = b"" if path.is_dir() else Span(str(path)).read(HEAD)
-    return next((kind for kind in kinds() if kind.matches(path, head)), None)
+def kind_of(path: Path, head: bytes) -> SourceKind | None:
+    """Return a path's SourceKind, or None. head: first HEAD bytes of the file, or b"" for a folder."""
+    for kind in kinds():
+        if head.startswith(kind.magic) and path.name.lower().endswith(kind.suffix) and kind.test(path, head):
+            return kind
+    return None

@@ -20,7 +20,6 @@ from elbocli.runtime.progress import log
 
 SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
-SET_FILES = 4096  # largest number of files in a folder that is examined for a published data set
 # Word in a file name for training images (group 1), test images (group 2) or validation images (group 3).
 SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])")
 
@@ -91,7 +90,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     skip: as in `open_source`. ours: names of the files of --labels and --classes, which are left out.
     Raises DataError or FormatError.
     """
-    kind = kind_of(root)
+    kind = kind_of(root, b"" if root.is_dir() else Span(str(root)).read(HEAD))
     if kind is None:
         names = ", ".join(kind.name for kind in kinds())
         raise DataError(f"is none of the kinds {names}; give a folder or file of such a kind; unpack a compressed file first")
@@ -178,24 +177,23 @@ def _published_set(entries: Entries) -> Images | None:
     Raises DataError: several data sets, or damaged files.
     """
     # If no file name says "train", all files are used.
-    files: dict[str, SourceKind] = {}
-    for name, ref in entries.items() if len(entries) <= SET_FILES else ():
+    sets: dict[tuple[SourceKind, int | None, str], list[str]] = {}  # files by kind, split and folder
+    for name, ref in entries.items():
         with contextlib.suppress(ElboError):
-            head = bytes(ref.read(HEAD))
-            matching = [kind for kind in kinds() if kind.form == "parts" and kind.matches(Path(name), head)]
-            if matching and not (name.endswith(".gz") and name.removesuffix(".gz") in entries):
-                files[name] = matching[0]
-    splits = {name: (found := SPLIT.search(name.lower())) and found.lastindex for name in files}
-    taken = [name for name in files if splits[name] == 1] or list(files)
-    if not taken:
+            kind = kind_of(Path(name), bytes(ref.read(HEAD)))
+            if kind and kind.form == "parts" and not (name.endswith(".gz") and name.removesuffix(".gz") in entries):
+                split, folder = SPLIT.search(name.lower()), name[: name.rfind("/") + 1]
+                sets.setdefault((kind, split and split.lastindex, folder), []).append(name)
+    chosen = [each for each in sets if each[1] == 1] or list(sets)
+    if not chosen:
         return None
-    kind, folder = files[taken[0]], taken[0][: taken[0].rfind("/") + 1]
-    sets = {(files[name], splits[name], Path(name).parent) for name in taken}
-    if len(sets) > 1 or (kind.name == "IDX" and len(taken) > 1):
+    kind, _, folder = chosen[0]
+    taken = [name for each in chosen for name in sets[each]]
+    if len(chosen) > 1 or (kind.name == "IDX" and len(taken) > 1):
         raise DataError(f"holds several data sets ({some(taken)}); name the file of the data set to pack")
-    if len(taken) < len(files):
-        others = some([name for name in files if name not in taken])
-        log.warning(f"{taken[0]}: the training images are taken; left out: {others}")
+    others = [name for each in sets if each not in chosen for name in sets[each]]
+    if others:
+        log.warning(f"{taken[0]}: the training images are taken; left out: {some(others)}")
     beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
     images: Images = kind.open([name.removeprefix(folder) for name in taken], beside)
     return images

@@ -15,7 +15,7 @@ from elbocli.errors import DataError, ElboError
 from elbocli.files.reading import reading
 from elbocli.images.decode import FORMATS
 from elbocli.images.labels import assign, edm_labels, read_labels_file, sidecar_labels, some
-from elbocli.images.registry import HEAD, Damage, Entries, Images, SourceKind, Span, Word, kind_of, kinds
+from elbocli.images.registry import HEAD, Entries, Images, SourceKind, Span, Word, kind_of, kinds
 from elbocli.runtime.progress import log
 
 SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
@@ -98,10 +98,10 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     if kind.form == "tree":
         entries = {}
         for name, ref in kind.open(root):
-            if isinstance(ref, Damage):
+            if isinstance(ref, DataError):
                 if not skip:
-                    raise DataError(f"{ref.why}, or add --on-error skip")
-                log.warning(ref.why)
+                    raise ref
+                log.warning(ref)
             # OUT and the files of --labels and --classes may be in the folder of the images.
             elif not OWN.search(name) and name.rpartition("/")[2] not in ours:
                 entries[name] = ref
@@ -118,7 +118,6 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
         images.labels, images.class_names = [stem] * len(images), [stem]
     images.prefix = images.prefix or prefix
     if among and (flat or not any("/" in name for name in images.files)):
-        images.prefix = images.prefix.removesuffix(f"{stem}/")
         images.files = [f"{stem}/{name}" for name in images.files]
     return images
 

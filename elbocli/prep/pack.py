@@ -280,7 +280,7 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
             if not batch:
                 writer.append(rows, done, notes)
             remedy = "repair the image, or add --on-error skip to leave the image out"
-            raise DataError(f"{source.shown(int(index))}: {trouble}; {remedy}")
+            raise DataError(f"{source.prefix}{source.files[int(index)]}: {trouble}; {remedy}")
         named = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
         notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(named).hexdigest()])
         if packed.change:

@@ -18,7 +18,7 @@ from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.decode import DecodeOptions, decode
-from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_array, npz_labels, npz_rows, open_zip
+from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_labels, npz_rows, open_zip
 from elbocli.images.registry import DatasetRows, Span
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -124,7 +124,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
             with reading(source, kind=DataError):
                 rows = npz_rows(archive, source)
                 labels = npz_labels(archive, source, rows.shape[0])
-                made = about_samples(npz_array(archive, source, "about"), name)
+                made = about_samples(archive.get("about"), name)
         elif recognise(source) == PIPE:
             rows = StreamRows(stack.enter_context(open(source, "rb")), name)
         elif recognise(source) == "samples":
@@ -139,7 +139,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 def has_images(path: Path) -> bool:
     """Tell whether an .npz holds images."""
     with open_zip(path) as archive:
-        return "arr_0.npy" in archive.namelist()
+        return "arr_0" in archive
 
 
 def refuse_terminal(stream: IO[Any]) -> None:

@@ -32,16 +32,14 @@ def describe(path: Path) -> Facts:
     kind = recognise(path)
     if kind not in DESCRIBERS:
         raise FormatError(instead(path, "file made by elbo"))
-    facts = DESCRIBERS[kind](path)
+    facts = {"is": kind.removeprefix("a ").removeprefix("an "), **DESCRIBERS[kind](path)}
     return {key: value for key, value in facts.items() if key not in HIDDEN and value != ""}
 
 
 def _dataset(path: Path) -> Facts:
     data = Dataset(path, latents=True)
     latents = data.latent_space is not None
-    kind = "samples" if data.attributes.samples is not None else "latents" if latents else "dataset"
     return {
-        "is": f"elbo-dataset ({kind})",
         "images": len(data),
         "store": "latents" if latents else data.store,
         "bytes_per_image": round(data.block.nbytes / len(data)),
@@ -57,13 +55,13 @@ def _average(path: Path) -> Facts:
     from elbocli.files.tensor_files import read_about
 
     about, digest = read_about(path)
-    return {"is": "average of weights", "bytes": path.stat().st_size, **about.json(), "payload_sha256": digest}
+    return {"bytes": path.stat().st_size, **about.json(), "payload_sha256": digest}
 
 
 def _features(path: Path) -> Facts:
     saved = read_features(path)
     beside = ", ".join(name for name in ("logits", "labels", "spatial") if getattr(saved, name) is not None)
-    return {"is": "features of images", "features": saved.features.shape[1], "beside": beside, **saved.about.json()}
+    return {"features": saved.features.shape[1], "beside": beside, **saved.about.json()}
 
 
 def _saved(path: Path) -> Facts:
@@ -71,7 +69,6 @@ def _saved(path: Path) -> Facts:
 
     saved = read_checkpoint(path, verify=False)
     return {
-        "is": "checkpoint" if recognise(path) == "a checkpoint of a run" else "snapshot of averages",
         **saved.meta.json(),
         "files": ", ".join(saved.meta.files),
         "averages": ", ".join(name for name in saved.names if name != "model"),
@@ -90,7 +87,6 @@ def _run(path: Path) -> Facts:
         status = read_status(path)
         state = {**status.json(), "as_of": status.when}
     return {
-        "is": "run",
         **state,
         "saved_step": saved,
         "snapshots": len(snapshots(path)),
@@ -107,14 +103,13 @@ def _run(path: Path) -> Facts:
 def _statistics(path: Path) -> Facts:
     statistics = read_statistics(path)
     spatial = statistics.spatial and len(statistics.spatial.mu)
-    return {"is": "reference statistics", "features": len(statistics.mu), "spatial_features": spatial, **statistics.about.json()}
+    return {"features": len(statistics.mu), "spatial_features": spatial, **statistics.about.json()}
 
 
 def _samples(path: Path) -> Facts:
     with read_samples(path) as reader:
         n, height, width, channels = reader.shape
         return {
-            "is": "samples",
             "images": n,
             "size": f"{height} x {width}",
             "channels": channels,
@@ -128,7 +123,6 @@ def _losslog(path: Path) -> Facts:
 
     log = read_logs([path])
     return {
-        "is": "loss log",
         "bins": log.sums.shape[1],
         "logsnr": f"{float(log.edges[0]):g} to {float(log.edges[-1]):g}",
         "intervals": log.lines,
@@ -143,7 +137,6 @@ def _optimum(path: Path) -> Facts:
 
     optimum = read_optimum(path)
     return {
-        "is": "optimum",
         "bins": len(optimum.eps_mse),
         "logsnr": f"{optimum.edges[0]:g} to {optimum.edges[-1]:g}",
         **{key: value for key, value in optimum.json().items() if not isinstance(value, list | dict)},
@@ -153,12 +146,12 @@ def _optimum(path: Path) -> Facts:
 def _config(path: Path) -> Facts:
     from elbocli.files.checkpoint import RunConfig
 
-    return {"is": "config of a run", **RunConfig.of(read_yaml(path), path).settings}
+    return RunConfig.of(read_yaml(path), path).settings
 
 
 def _schedule(path: Path) -> Facts:
     table = read_table(path)[1]
-    return {"is": "schedule", **table.json(), "knots": len(table.knots)}
+    return {**table.json(), "knots": len(table.knots)}
 
 
 DESCRIBERS: dict[str, Callable[[Path], Facts]] = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files.checkpoint import RunConfig, checkpoints, latest, read_checkpoint, read_config, snapshots
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
 from elbocli.files.grid import MOST_CLASSES, Group, Layout, by_class, lay_out
@@ -65,8 +66,6 @@ def _features(path: Path) -> Facts:
 
 
 def _saved(path: Path) -> Facts:
-    from elbocli.files.checkpoint import read_checkpoint
-
     saved = read_checkpoint(path, verify=False)
     return {
         **saved.meta.json(),
@@ -77,7 +76,6 @@ def _saved(path: Path) -> Facts:
 
 def _run(path: Path) -> Facts:
     from elbocli.core.weighting import no_elbo
-    from elbocli.files.checkpoint import latest, read_config, snapshots
     from elbocli.run.folder import read_status
 
     config, checkpoint = read_config(path), latest(path)
@@ -144,8 +142,6 @@ def _optimum(path: Path) -> Facts:
 
 
 def _config(path: Path) -> Facts:
-    from elbocli.files.checkpoint import RunConfig
-
     return RunConfig.of(read_yaml(path), path).settings
 
 
@@ -206,20 +202,16 @@ def _verify_dataset(path: Path) -> Facts:
 
 def _verify_folder(path: Path) -> int:
     """Verify a run, a checkpoint or a snapshot of averaged weights; return the number of files. Raises DataError, FormatError."""
-    from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, snapshots
-
-    if recognise(path) != "a run":
-        return len(read_checkpoint(path).meta.files)
-    network, files = read_config(path).network, 0
-    if {"file", "sha256"} <= network.keys():  # a program of torch.export, beside config.yaml
-        file = path / Path(str(network["file"])).name
-        with reading(file, kind=DataError):
-            if file_sha256(file) != network["sha256"]:
-                raise DataError("has changed since it was imported; restore the file, or import it again")
-        files += 1
-    folders = [*checkpoints(path), *snapshots(path)]
+    files, folders = 0, [path]
+    if recognise(path) == "a run":
+        network, folders = read_config(path).network, [*checkpoints(path), *snapshots(path)]
+        if {"file", "sha256"} <= network.keys():  # a program of torch.export, beside config.yaml
+            file, files = path / Path(str(network["file"])).name, 1
+            with reading(file, kind=DataError):
+                if file_sha256(file) != network["sha256"]:
+                    raise DataError("has changed since it was imported; restore the file, or import it again")
     for done, folder in enumerate(folders, 1):
-        files += _verify_folder(folder)
+        files += len(read_checkpoint(folder).meta.files)
         progress(done, len(folders), "folder")
     return files
 

@@ -17,6 +17,7 @@ FORMATS = (  # without icons, and without PostScript, which runs programs
     *("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000"),
     *("BMP", "DIB", "GIF", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF"),
 )
+SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 # Pillow's warnings about odd files are ignored, because errors are raised for each file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prep decodes in threads of its own
@@ -97,6 +98,11 @@ def halve(image: Image.Image) -> Image.Image:
 
 
 # Image files
+
+
+def is_picture(name: str) -> bool:
+    """Tell whether a file name has the suffix of an image."""
+    return name.lower().endswith(SUFFIXES)
 
 
 @dataclass(frozen=True)

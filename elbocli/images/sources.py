@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 import elbocli.images.kinds  # noqa: F401 importing declares them
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError
 from elbocli.files.reading import reading
-from elbocli.images.decode import FORMATS
+from elbocli.images.decode import is_picture
 from elbocli.images.labels import assign, edm_labels, read_labels_file, sidecar_labels, some
 from elbocli.images.registry import HEAD, Entries, Images, SourceKind, Span, Word, kind_of, kinds
 from elbocli.runtime.progress import log
 
-SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
 # Word in a file name for training images (group 1), test images (group 2) or validation images (group 3).
 SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])")
@@ -163,11 +161,6 @@ def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[
             own = sorted(classes | folders, key=os.fsencode)
             words = [name.partition("/")[0] if "/" in name else None for name in entries]
     return Images(list(entries), words, list(entries.values()), own, prefix), stem
-
-
-def is_picture(name: str) -> bool:
-    """Tell whether a file name has the suffix of an image."""
-    return name.lower().endswith(SUFFIXES)
 
 
 def _published_set(entries: Entries) -> Images | None:

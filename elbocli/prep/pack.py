@@ -239,7 +239,7 @@ def _fingerprint(source: Images, settings: Settings, encoder: Encoder) -> str:
     if encoder.fingerprint:
         about["encoder"] = encoder.fingerprint
     digest = hashlib.sha256(json.dumps([about, source.class_names], sort_keys=True).encode())
-    for file, label in zip(source.files, source.labels, strict=True):
+    for file, label in zip(source.files, source.labels):
         digest.update(os.fsencode(file) + b"\0%d\n" % label)
     return digest.hexdigest()
 

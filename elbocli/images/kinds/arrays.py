@@ -28,7 +28,6 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-        shape = tuple(map(int, shape))
     found = f"{dtype} {shape}{' in Fortran order' * fortran}"
     if len(shape) == 3 and shape[-1] > len("RGBA"):  # otherwise it is a single image in colour
         shape = (*shape, 1)

@@ -21,7 +21,7 @@ from PIL import ImageColor
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import write_text
 from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, RAW, BlockLayout, DatasetWriter, encode
-from elbocli.files.reading import add_digests
+from elbocli.files.reading import add_digests, reading
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
 from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape
@@ -80,7 +80,8 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     Raises UsageError if `out` exists or is not a name for a dataset.
     Raises Interrupted after a signal; all work is saved.
     """
-    settings.colour  # noqa: B018 raises for a bad colour before any work
+    with reading("background", "; try white, black or #8090a0", UsageError):
+        ImageColor.getrgb(settings.background or "white")
     skip = settings.on_error == "skip"
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, skip=skip)
     settings = _with_shape(settings, look(whole))

@@ -11,7 +11,7 @@ from elbocli.errors import DataError, FormatError
 from elbocli.files.checkpoint import RunConfig, checkpoints, latest, read_checkpoint, read_config, snapshots
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
-from elbocli.files.grid import MOST_CLASSES, Group, Layout, by_class, lay_out
+from elbocli.files.grid import MOST_CLASSES, Layout, by_class, lay_out
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.schedule_file import read_table
@@ -224,12 +224,12 @@ def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
     """
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)
-        most, groups, order = max(LEAST, SHOWN // len(classes)), [], list[int]()
-        for name, images in classes:
+        most, chosen = max(LEAST, SHOWN // len(classes)), list[int]()
+        for _, images in classes:
             spread = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)
-            groups.append(Group(name, range(len(order), len(order) + len(spread))))
-            order += [images[at] for at in spread]
+            chosen += [images[at] for at in spread]
+        chosen.sort()  # images of a stream or a compressed file are read in order
+        groups = by_class(len(chosen), None if reader.labels is None else reader.labels[chosen], reader.class_names)
         layout = lay_out(reader.shape[1], reader.shape[2], groups, zoom)
         layout.check(path)
-        shown = {index: reader.at(index, 1) for index in sorted(order)}
-        return np.concatenate([shown[index] for index in order]), layout
+        return np.concatenate([reader.at(index, 1) for index in chosen]), layout

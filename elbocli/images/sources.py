@@ -92,7 +92,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     if kind is None:
         names = ", ".join(kind.name for kind in kinds())
         raise DataError(f"is none of the kinds {names}; give a folder or file of such a kind; unpack a compressed file first")
-    prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
+    stem = root.resolve().name if root.is_dir() else root.stem
     if kind.form == "tree":
         entries = {}
         for name, ref in kind.open(root):
@@ -103,7 +103,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
             # OUT and the files of --labels and --classes may be in the folder of the images.
             elif not OWN.search(name) and name.rpartition("/")[2] not in ours:
                 entries[name] = ref
-        images, stem = _sort_files(entries, prefix, stem, among)
+        images, stem = _sort_files(entries, stem, among)
     elif kind.form == "parts":
         images = kind.open([root.name], {path.name: Span(str(path)) for path in root.parent.iterdir()})
     else:
@@ -114,7 +114,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     flat = all(label is None for label in images.labels or ())
     if flat:
         images.labels, images.class_names = [stem] * len(images), [stem]
-    images.prefix = images.prefix or prefix
+    images.prefix = (f"{root}/" if root.is_dir() else f"{root}: ") + images.prefix
     if among and (flat or not any("/" in name for name in images.files)):
         images.files = [f"{stem}/{name}" for name in images.files]
     return images
@@ -127,11 +127,10 @@ def _order(name: str) -> bytes:
     return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
 
 
-def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
+def _sort_files(entries: Entries, stem: str, among: bool) -> tuple[Images, str]:
     """Return the images of a folder or archive, and the class for all images if the files give no classes.
 
-    entries: path → reference to the file; paths of folders end with a slash. prefix: text before paths in messages.
-    stem: name of the source. among: as in `list_source`.
+    entries: path → reference to the file; paths of folders end with a slash. stem: name of the source. among: as in `list_source`.
     """
     # A single folder at the top, as many archives have, is skipped.
     names = sorted(entries)
@@ -145,7 +144,6 @@ def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[
     # The skipped folder, or one of several sources, is a single class if images lie directly in it.
     loose = any("/" not in name and is_picture(name) for name in entries)
     alone = (loose and (among or top)) or not any("/" in name for name in entries)
-    prefix += top
     if not any(map(is_picture, entries)):
         images = _published_set(entries)
         if images is not None:
@@ -160,7 +158,7 @@ def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[
         if words is None and not alone:
             own = sorted(classes | folders, key=os.fsencode)
             words = [name.partition("/")[0] if "/" in name else None for name in entries]
-    return Images(list(entries), words, list(entries.values()), own, prefix), stem
+    return Images(list(entries), words, list(entries.values()), own, top), stem
 
 
 def _published_set(entries: Entries) -> Images | None:

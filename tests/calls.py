@@ -26,7 +26,7 @@ from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
 from elbocli.images import sources as sources_module
 from elbocli.images.registry import Images
-from elbocli.prep.pack import Settings, pack_images
+from elbocli.prep.pack import Encoder, Settings, latent_encoder, pack_images
 from elbocli.sample.draw import SampleSettings
 
 At = Callable[[int], object]
@@ -50,6 +50,11 @@ def packed(sources: Path | Sequence[Path], out: Path, **settings: Any) -> Datase
     """Pack a source or several. Returns the dataset."""
     pack(sources, out, **settings)
     return Dataset(out)
+
+
+def encoder_of(folder: Path, size: int = 16, device: str = "cpu", **settings: Any) -> Encoder:
+    """The encoder of an autoencoder's folder."""
+    return latent_encoder(folder, Settings(size=size, device=device, **settings))
 
 
 def open_source(sources: Path | Sequence[Path], **options: Any) -> Images:

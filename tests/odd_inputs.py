@@ -29,7 +29,7 @@ from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 
 NOBODY = 65534
-BIDS = "; repair the image, or add --on-error skip to leave the image out", ", or add --on-error skip"
+BIDS = "; repair the image, or add --on-error skip to leave the image out", ", or pack its readable images with --on-error skip"
 RGB = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 GREY = RGB[..., 0]
 DEEP = (np.arange(64, dtype=np.uint16) * 1040).reshape(8, 8)

@@ -152,12 +152,11 @@ def photos() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def pack_latents(tmp_path_factory: pytest.TempPathFactory, photos: np.ndarray) -> Callable[..., Path]:
-    """pack_latents(folder, **options of LatentEncoder): a dataset of the photos' latents, in 3 classes."""
-    from elbocli.files.dataset import DatasetWriter
-    from elbocli.prep.encode_latents import LatentEncoder
+    """pack_latents(folder, **settings): a dataset of the photos' latents, in 3 classes."""
+    from calls import encoder_of
 
-    def pack(folder: Path, **options: Any) -> Path:
-        encoder = LatentEncoder(folder, 16, device="cpu", **options)
+    def pack(folder: Path, **settings: Any) -> Path:
+        encoder = encoder_of(folder, **settings)
         path = tmp_path_factory.mktemp("latents") / "latents.h5"
         rows = encoder.rows(list(photos))
         with DatasetWriter(path, encoder.layout, len(rows), str(encoder.fingerprint)).held() as writer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError
 from elbocli.files.grid import picture
 from elbocli.files.reading import reading
 from elbocli.images.registry import Shape
@@ -17,6 +17,7 @@ FORMATS = (  # without icons, and without PostScript, which runs programs
     *("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000"),
     *("BMP", "DIB", "GIF", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF"),
 )
+SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 # Pillow's warnings about odd files are ignored, because errors are raised for each file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prep decodes in threads of its own
@@ -24,7 +25,6 @@ MODES = {0: "RGB", 1: "L", 3: "RGB"}
 PLAIN_GREY = ("1", "L", "I", "I;16", "I;16B")
 GREY = (*PLAIN_GREY, "LA")
 BOX, BICUBIC, LANCZOS = Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
-Colour = int | tuple[int, ...]
 
 
 # Crops of an image of any shape to a square
@@ -55,7 +55,7 @@ def resize(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), LANCZOS)
 
 
-def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
+def pad(image: Image.Image, size: int, background: str) -> Image.Image:
     """Resize the long side by Lanczos, and pad the short side."""
     scale = size / max(image.size)
     inner = image.resize([max(1, round(side * scale)) for side in image.size], LANCZOS)
@@ -99,6 +99,11 @@ def halve(image: Image.Image) -> Image.Image:
 # Image files
 
 
+def is_picture(name: str) -> bool:
+    """Tell whether a file name has the suffix of an image."""
+    return name.lower().endswith(SUFFIXES)
+
+
 @dataclass(frozen=True)
 class DecodeOptions:
     """Settings for decoding an image to a square.
@@ -117,12 +122,6 @@ class DecodeOptions:
     background: str = ""
     auto_orient: bool = False
     grey_expected: bool = False
-
-    @property
-    def colour(self) -> Colour:
-        """Background colour: grey level, or (red, green, blue). Raises UsageError if `background` is no colour."""
-        with reading("background", "; try white, black or #8090a0", UsageError):
-            return ImageColor.getcolor(self.background or "white", MODES[self.channels])
 
 
 def open_image(content: bytes) -> Image.Image:
@@ -194,6 +193,6 @@ def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray,
         return content, ""
     else:
         image, change = picture(content).convert(MODES[how.channels]), ""
-    more = [how.colour] if how.crop == "pad" else []
+    more = [how.background or "white"] if how.crop == "pad" else []
     pixels = np.asarray(CROPS[how.crop][0](image, how.size, *more))
     return pixels.reshape(how.size, how.size, -1), change

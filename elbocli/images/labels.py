@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.reading import check_file, open_file, reading
-from elbocli.images.registry import Entries, ImageRef, Span, Word, check_labels
+from elbocli.files.reading import check_file, open_file, read_bytes, reading
+from elbocli.images.registry import Entries, ImageRef, Word, check_labels
 from elbocli.runtime.progress import log
 
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")  # class and box: Kaggle's PredictionString, Tiny ImageNet
@@ -28,11 +28,12 @@ JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
 
 def lines_of(path: Path) -> list[str]:
-    """Return the non-empty lines of a text file. Raises DataError."""
-    with reading(path, kind=DataError):
-        lines = [line for line in Span(str(path)).read().decode("utf-8-sig").splitlines() if line.strip()]
-        if not lines:
-            raise DataError("is empty; list one class a line")
+    """Return the non-empty lines of a text file. Raises DataError, FormatError."""
+    remedy = "; list the classes as text; labels of MNIST (IDX), beside its images, are read without --labels"
+    with reading(f"{path}: not a text file", remedy, DataError):
+        lines = [line for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: is empty; list one class a line")
     return lines
 
 

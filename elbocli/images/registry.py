@@ -46,13 +46,9 @@ class Span(NamedTuple):
     size: int = -1
 
     def read(self, most: int = -1) -> bytes:
-        wanted = self.size if most < 0 or 0 <= self.size < most else most
         with reading("no usable file", kind=DataError), open_file(self.path) as file:
             file.seek(self.offset)
-            content = file.read(wanted)
-            if len(content) < wanted and self.size >= 0:
-                raise DataError(f"cut short: {len(content)} of {wanted} bytes are there; get the file again")
-        return content
+            return file.read(self.size if most < 0 or 0 <= self.size < most else most)
 
 
 class ZipEntry(NamedTuple):
@@ -64,12 +60,6 @@ class ZipEntry(NamedTuple):
     def read(self, most: int = -1) -> bytes:
         with reading("does not unpack", kind=DataError), self.archive.open(self.info) as member:
             return member.read(most)
-
-
-class Damage(NamedTuple):
-    """Last entry of a damaged archive's listing. why: error message."""
-
-    why: str
 
 
 class DatasetRows:
@@ -117,10 +107,6 @@ class Images:
         """Tell whether the labels are numbers of named classes."""
         return bool(self.class_names and self.labels and isinstance(self.labels[0], int))
 
-    def shown(self, index: int) -> str:
-        """Return the name of an image for messages."""
-        return self.prefix + self.files[index]
-
     def take(self, chosen: Sequence[int]) -> Images:
         """Return the images with these indices, in this order."""
         return replace(
@@ -154,7 +140,8 @@ class SourceKind:
     """Type of image source. Files of this type begin with `magic`, end in `suffix`, and pass `test`.
 
     form 'images': open(path) returns Images, or yields (name, class or None, ImageRef) for each image.
-    form 'tree': open(path) yields (file's path in the source, ImageRef) for each file; folders may be classes.
+    form 'tree': open(path) yields (file's path in the source, ImageRef) for each file; folders may be classes. The entry of a
+    damaged archive is (path, DataError).
     form 'parts': like 'images', but open(names, folder) reads the files `names`, which belong together. folder: name → ImageRef.
     """
 
@@ -164,10 +151,6 @@ class SourceKind:
     suffix: str = ""
     test: Callable[[Path, bytes], bool] = lambda path, head: True
     form: str = "images"
-
-    def matches(self, path: Path, head: bytes) -> bool:
-        """Tell whether a file has this type. head: first bytes of the file."""
-        return head.startswith(self.magic) and path.name.lower().endswith(self.suffix) and self.test(path, head)
 
 
 KINDS: list[SourceKind] = []
@@ -191,7 +174,9 @@ def kinds() -> list[SourceKind]:
     return sorted(KINDS, key=lambda kind: (kind.open.__module__.startswith("elbocli."), kind.name))
 
 
-def kind_of(path: Path) -> SourceKind | None:
-    """Return a path's SourceKind, or None. Raises DataError if reading fails."""
-    head = b"" if path.is_dir() else Span(str(path)).read(HEAD)
-    return next((kind for kind in kinds() if kind.matches(path, head)), None)
+def kind_of(path: Path, head: bytes) -> SourceKind | None:
+    """Return a path's SourceKind, or None. head: first HEAD bytes of the file, or b"" for a folder."""
+    for kind in kinds():
+        if head.startswith(kind.magic) and path.name.lower().endswith(kind.suffix) and kind.test(path, head):
+            return kind
+    return None

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,10 @@ from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_files import SamplesAbout
-from elbocli.images.decode import DecodeOptions, decode
-from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_array, npz_labels, npz_rows, open_zip
+from elbocli.images.decode import DecodeOptions, decode, is_picture
+from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_labels, npz_rows, open_zip
 from elbocli.images.registry import DatasetRows, Span
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BATCH_BYTES = 256 << 20  # largest size of a batch
 
 
@@ -29,7 +27,7 @@ class FolderRows:
     """Images of a folder in the order of file names; slicing reads images."""
 
     def __init__(self, folder: Path):
-        self.files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+        self.files = sorted(path for path in folder.iterdir() if is_picture(path.name))
         if not self.files:
             raise DataError(instead(folder, "images"))
         self.shape = (len(self.files), *self._pixels(self.files[0]).shape)
@@ -124,7 +122,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
             with reading(source, kind=DataError):
                 rows = npz_rows(archive, source)
                 labels = npz_labels(archive, source, rows.shape[0])
-                made = about_samples(npz_array(archive, source, "about"), name)
+                made = about_samples(archive.get("about"), name)
         elif recognise(source) == PIPE:
             rows = StreamRows(stack.enter_context(open(source, "rb")), name)
         elif recognise(source) == "samples":
@@ -139,10 +137,10 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 def has_images(path: Path) -> bool:
     """Tell whether an .npz holds images."""
     with open_zip(path) as archive:
-        return "arr_0.npy" in archive.namelist()
+        return "arr_0" in archive
 
 
 def refuse_terminal(stream: IO[Any]) -> None:
     """Raise UsageError if a stream for binary data is a terminal."""
-    if os.isatty(stream.fileno()):
+    if stream.isatty():
         raise UsageError("standard output is a terminal; add -o FILE, or a pipe: elbo sample RUN | elbo eval --ref DATA.h5")

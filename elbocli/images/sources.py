@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 import elbocli.images.kinds  # noqa: F401 importing declares them
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError
 from elbocli.files.reading import reading
-from elbocli.images.decode import FORMATS
+from elbocli.images.decode import is_picture
 from elbocli.images.labels import assign, edm_labels, read_labels_file, sidecar_labels, some
-from elbocli.images.registry import HEAD, Damage, Entries, Images, SourceKind, Span, Word, kind_of, kinds
+from elbocli.images.registry import HEAD, Entries, Images, SourceKind, Span, Word, kind_of, kinds
 from elbocli.runtime.progress import log
 
-SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
-SET_FILES = 4096  # largest number of files in a folder that is examined for a published data set
 # Word in a file name for training images (group 1), test images (group 2) or validation images (group 3).
 SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])")
 
@@ -91,22 +88,22 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     skip: as in `open_source`. ours: names of the files of --labels and --classes, which are left out.
     Raises DataError or FormatError.
     """
-    kind = kind_of(root)
+    kind = kind_of(root, b"" if root.is_dir() else Span(str(root)).read(HEAD))
     if kind is None:
         names = ", ".join(kind.name for kind in kinds())
         raise DataError(f"is none of the kinds {names}; give a folder or file of such a kind; unpack a compressed file first")
-    prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
+    stem = root.resolve().name if root.is_dir() else root.stem
     if kind.form == "tree":
         entries = {}
         for name, ref in kind.open(root):
-            if isinstance(ref, Damage):
+            if isinstance(ref, DataError):
                 if not skip:
-                    raise DataError(f"{ref.why}, or add --on-error skip")
-                log.warning(ref.why)
+                    raise ref
+                log.warning(ref)
             # OUT and the files of --labels and --classes may be in the folder of the images.
             elif not OWN.search(name) and name.rpartition("/")[2] not in ours:
                 entries[name] = ref
-        images, stem = _sort_files(entries, prefix, stem, among)
+        images, stem = _sort_files(entries, stem, among)
     elif kind.form == "parts":
         images = kind.open([root.name], {path.name: Span(str(path)) for path in root.parent.iterdir()})
     else:
@@ -117,9 +114,8 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     flat = all(label is None for label in images.labels or ())
     if flat:
         images.labels, images.class_names = [stem] * len(images), [stem]
-    images.prefix = images.prefix or prefix
+    images.prefix = (f"{root}/" if root.is_dir() else f"{root}: ") + images.prefix
     if among and (flat or not any("/" in name for name in images.files)):
-        images.prefix = images.prefix.removesuffix(f"{stem}/")
         images.files = [f"{stem}/{name}" for name in images.files]
     return images
 
@@ -131,11 +127,10 @@ def _order(name: str) -> bytes:
     return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
 
 
-def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
+def _sort_files(entries: Entries, stem: str, among: bool) -> tuple[Images, str]:
     """Return the images of a folder or archive, and the class for all images if the files give no classes.
 
-    entries: path → reference to the file; paths of folders end with a slash. prefix: text before paths in messages.
-    stem: name of the source. among: as in `list_source`.
+    entries: path → reference to the file; paths of folders end with a slash. stem: name of the source. among: as in `list_source`.
     """
     # A single folder at the top, as many archives have, is skipped.
     names = sorted(entries)
@@ -149,7 +144,6 @@ def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[
     # The skipped folder, or one of several sources, is a single class if images lie directly in it.
     loose = any("/" not in name and is_picture(name) for name in entries)
     alone = (loose and (among or top)) or not any("/" in name for name in entries)
-    prefix += top
     if not any(map(is_picture, entries)):
         images = _published_set(entries)
         if images is not None:
@@ -164,12 +158,7 @@ def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[
         if words is None and not alone:
             own = sorted(classes | folders, key=os.fsencode)
             words = [name.partition("/")[0] if "/" in name else None for name in entries]
-    return Images(list(entries), words, list(entries.values()), own, prefix), stem
-
-
-def is_picture(name: str) -> bool:
-    """Tell whether a file name has the suffix of an image."""
-    return name.lower().endswith(SUFFIXES)
+    return Images(list(entries), words, list(entries.values()), own, top), stem
 
 
 def _published_set(entries: Entries) -> Images | None:
@@ -178,24 +167,23 @@ def _published_set(entries: Entries) -> Images | None:
     Raises DataError: several data sets, or damaged files.
     """
     # If no file name says "train", all files are used.
-    files: dict[str, SourceKind] = {}
-    for name, ref in entries.items() if len(entries) <= SET_FILES else ():
+    sets: dict[tuple[SourceKind, int | None, str], list[str]] = {}  # files by kind, split and folder
+    for name, ref in entries.items():
         with contextlib.suppress(ElboError):
-            head = bytes(ref.read(HEAD))
-            matching = [kind for kind in kinds() if kind.form == "parts" and kind.matches(Path(name), head)]
-            if matching and not (name.endswith(".gz") and name.removesuffix(".gz") in entries):
-                files[name] = matching[0]
-    splits = {name: (found := SPLIT.search(name.lower())) and found.lastindex for name in files}
-    taken = [name for name in files if splits[name] == 1] or list(files)
-    if not taken:
+            kind = kind_of(Path(name), bytes(ref.read(HEAD)))
+            if kind and kind.form == "parts" and not (name.endswith(".gz") and name.removesuffix(".gz") in entries):
+                split, folder = SPLIT.search(name.lower()), name[: name.rfind("/") + 1]
+                sets.setdefault((kind, split and split.lastindex, folder), []).append(name)
+    chosen = [each for each in sets if each[1] == 1] or list(sets)
+    if not chosen:
         return None
-    kind, folder = files[taken[0]], taken[0][: taken[0].rfind("/") + 1]
-    sets = {(files[name], splits[name], Path(name).parent) for name in taken}
-    if len(sets) > 1 or (kind.name == "IDX" and len(taken) > 1):
+    kind, _, folder = chosen[0]
+    taken = [name for each in chosen for name in sets[each]]
+    if len(chosen) > 1 or (kind.name == "IDX" and len(taken) > 1):
         raise DataError(f"holds several data sets ({some(taken)}); name the file of the data set to pack")
-    if len(taken) < len(files):
-        others = some([name for name in files if name not in taken])
-        log.warning(f"{taken[0]}: the training images are taken; left out: {others}")
+    others = [name for each in sets if each not in chosen for name in sets[each]]
+    if others:
+        log.warning(f"{taken[0]}: the training images are taken; left out: {some(others)}")
     beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
     images: Images = kind.open([name.removeprefix(folder) for name in taken], beside)
     return images

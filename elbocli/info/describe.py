@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files.checkpoint import RunConfig, checkpoints, latest, read_checkpoint, read_config, snapshots
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
-from elbocli.files.grid import MOST_CLASSES, Group, Layout, by_class, lay_out
+from elbocli.files.grid import MOST_CLASSES, Layout, by_class, lay_out
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.schedule_file import read_table
@@ -32,16 +33,14 @@ def describe(path: Path) -> Facts:
     kind = recognise(path)
     if kind not in DESCRIBERS:
         raise FormatError(instead(path, "file made by elbo"))
-    facts = DESCRIBERS[kind](path)
+    facts = {"is": kind.removeprefix("a ").removeprefix("an "), **DESCRIBERS[kind](path)}
     return {key: value for key, value in facts.items() if key not in HIDDEN and value != ""}
 
 
 def _dataset(path: Path) -> Facts:
     data = Dataset(path, latents=True)
     latents = data.latent_space is not None
-    kind = "samples" if data.attributes.samples is not None else "latents" if latents else "dataset"
     return {
-        "is": f"elbo-dataset ({kind})",
         "images": len(data),
         "store": "latents" if latents else data.store,
         "bytes_per_image": round(data.block.nbytes / len(data)),
@@ -57,21 +56,18 @@ def _average(path: Path) -> Facts:
     from elbocli.files.tensor_files import read_about
 
     about, digest = read_about(path)
-    return {"is": "average of weights", "bytes": path.stat().st_size, **about.json(), "payload_sha256": digest}
+    return {"bytes": path.stat().st_size, **about.json(), "payload_sha256": digest}
 
 
 def _features(path: Path) -> Facts:
     saved = read_features(path)
     beside = ", ".join(name for name in ("logits", "labels", "spatial") if getattr(saved, name) is not None)
-    return {"is": "features of images", "features": saved.features.shape[1], "beside": beside, **saved.about.json()}
+    return {"features": saved.features.shape[1], "beside": beside, **saved.about.json()}
 
 
 def _saved(path: Path) -> Facts:
-    from elbocli.files.checkpoint import read_checkpoint
-
     saved = read_checkpoint(path, verify=False)
     return {
-        "is": "checkpoint" if recognise(path) == "a checkpoint of a run" else "snapshot of averages",
         **saved.meta.json(),
         "files": ", ".join(saved.meta.files),
         "averages": ", ".join(name for name in saved.names if name != "model"),
@@ -80,7 +76,6 @@ def _saved(path: Path) -> Facts:
 
 def _run(path: Path) -> Facts:
     from elbocli.core.weighting import no_elbo
-    from elbocli.files.checkpoint import latest, read_config, snapshots
     from elbocli.run.folder import read_status
 
     config, checkpoint = read_config(path), latest(path)
@@ -90,7 +85,6 @@ def _run(path: Path) -> Facts:
         status = read_status(path)
         state = {**status.json(), "as_of": status.when}
     return {
-        "is": "run",
         **state,
         "saved_step": saved,
         "snapshots": len(snapshots(path)),
@@ -107,14 +101,13 @@ def _run(path: Path) -> Facts:
 def _statistics(path: Path) -> Facts:
     statistics = read_statistics(path)
     spatial = statistics.spatial and len(statistics.spatial.mu)
-    return {"is": "reference statistics", "features": len(statistics.mu), "spatial_features": spatial, **statistics.about.json()}
+    return {"features": len(statistics.mu), "spatial_features": spatial, **statistics.about.json()}
 
 
 def _samples(path: Path) -> Facts:
     with read_samples(path) as reader:
         n, height, width, channels = reader.shape
         return {
-            "is": "samples",
             "images": n,
             "size": f"{height} x {width}",
             "channels": channels,
@@ -128,7 +121,6 @@ def _losslog(path: Path) -> Facts:
 
     log = read_logs([path])
     return {
-        "is": "loss log",
         "bins": log.sums.shape[1],
         "logsnr": f"{float(log.edges[0]):g} to {float(log.edges[-1]):g}",
         "intervals": log.lines,
@@ -143,7 +135,6 @@ def _optimum(path: Path) -> Facts:
 
     optimum = read_optimum(path)
     return {
-        "is": "optimum",
         "bins": len(optimum.eps_mse),
         "logsnr": f"{optimum.edges[0]:g} to {optimum.edges[-1]:g}",
         **{key: value for key, value in optimum.json().items() if not isinstance(value, list | dict)},
@@ -151,14 +142,12 @@ def _optimum(path: Path) -> Facts:
 
 
 def _config(path: Path) -> Facts:
-    from elbocli.files.checkpoint import RunConfig
-
-    return {"is": "config of a run", **RunConfig.of(read_yaml(path), path).settings}
+    return RunConfig.of(read_yaml(path), path).settings
 
 
 def _schedule(path: Path) -> Facts:
     table = read_table(path)[1]
-    return {"is": "schedule", **table.json(), "knots": len(table.knots)}
+    return {**table.json(), "knots": len(table.knots)}
 
 
 DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
@@ -213,20 +202,16 @@ def _verify_dataset(path: Path) -> Facts:
 
 def _verify_folder(path: Path) -> int:
     """Verify a run, a checkpoint or a snapshot of averaged weights; return the number of files. Raises DataError, FormatError."""
-    from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, snapshots
-
-    if recognise(path) != "a run":
-        return len(read_checkpoint(path).meta.files)
-    network, files = read_config(path).network, 0
-    if {"file", "sha256"} <= network.keys():  # a program of torch.export, beside config.yaml
-        file = path / Path(str(network["file"])).name
-        with reading(file, kind=DataError):
-            if file_sha256(file) != network["sha256"]:
-                raise DataError("has changed since it was imported; restore the file, or import it again")
-        files += 1
-    folders = [*checkpoints(path), *snapshots(path)]
+    files, folders = 0, [path]
+    if recognise(path) == "a run":
+        network, folders = read_config(path).network, [*checkpoints(path), *snapshots(path)]
+        if {"file", "sha256"} <= network.keys():  # a program of torch.export, beside config.yaml
+            file, files = path / Path(str(network["file"])).name, 1
+            with reading(file, kind=DataError):
+                if file_sha256(file) != network["sha256"]:
+                    raise DataError("has changed since it was imported; restore the file, or import it again")
     for done, folder in enumerate(folders, 1):
-        files += _verify_folder(folder)
+        files += len(read_checkpoint(folder).meta.files)
         progress(done, len(folders), "folder")
     return files
 
@@ -239,12 +224,12 @@ def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
     """
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)
-        most, groups, order = max(LEAST, SHOWN // len(classes)), [], list[int]()
-        for name, images in classes:
+        most, chosen = max(LEAST, SHOWN // len(classes)), list[int]()
+        for _, images in classes:
             spread = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)
-            groups.append(Group(name, range(len(order), len(order) + len(spread))))
-            order += [images[at] for at in spread]
+            chosen += [images[at] for at in spread]
+        chosen.sort()  # images of a stream or a compressed file are read in order
+        groups = by_class(len(chosen), None if reader.labels is None else reader.labels[chosen], reader.class_names)
         layout = lay_out(reader.shape[1], reader.shape[2], groups, zoom)
         layout.check(path)
-        shown = {index: reader.at(index, 1) for index in sorted(order)}
-        return np.concatenate([shown[index] for index in order]), layout
+        return np.concatenate([reader.at(index, 1) for index in chosen]), layout

@@ -90,7 +90,6 @@ def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Name
         making = {
             "kind": part.kind,
             "row": part.layout.row,
-            "store": part.store,
             "class_names": names.get("class_names", []),
             "members": sorted({*arrays, *names}),
             **{key: about[key] for key in PREPROCESSING if key in about},

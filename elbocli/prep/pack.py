@@ -7,14 +7,12 @@ import json
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import repeat
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -22,22 +20,19 @@ from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import write_text
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, DatasetWriter, encode
-from elbocli.files.reading import add_digests
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, RAW, BlockLayout, DatasetWriter, encode
+from elbocli.files.reading import add_digests, reading
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
 from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape
 from elbocli.images.sources import choose, open_source
-from elbocli.runtime.background import Signals, catching_signals, interrupted
+from elbocli.runtime.background import Ahead, Signals, catching_signals, interrupted
 from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
 
-if TYPE_CHECKING:
-    from elbocli.prep.encode_latents import LatentEncoder
-
 USUAL_SIZE = 64  # default size in pixels; smaller images of one size keep their size
 LOOKED_AT = 1000  # most image files whose size and channels are read to choose the defaults
-AT_ONCE, AHEAD = 1 << 16, 8  # pixels × channels in a task of a thread, and tasks queued per thread
+AT_ONCE, AHEAD = 1 << 16, 8  # pixels × channels in a task of a thread, and tasks computed ahead per thread
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
@@ -85,7 +80,8 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     Raises UsageError if `out` exists or is not a name for a dataset.
     Raises Interrupted after a signal; all work is saved.
     """
-    settings.colour  # noqa: B018 raises for a bad colour before any work
+    with reading("background", "; try white, black or #8090a0", UsageError):
+        ImageColor.getrgb(settings.background or "white")
     skip = settings.on_error == "skip"
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, skip=skip)
     settings = _with_shape(settings, look(whole))
@@ -166,50 +162,85 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
 # Encoders
 
 
-class Pixels(NamedTuple):
-    """Encoder that keeps pixels. batch: images per call. copies: rows per image. fingerprint: settings that determine rows."""
+class Encoder(NamedTuple):
+    """Way from images to the rows of a dataset.
+
+    batch: images per call of `rows`, except the last call. copies: rows per image. attributes: to add to the dataset's.
+    fingerprint: settings and versions on which the rows depend.
+    rows: function of images, uint8 [H, W, C] or encoded, that returns `copies` rows per image.
+    """
 
     layout: BlockLayout
     batch: int = 1
     copies: int = 1
-    attributes: dict[str, Any] = {}  # to add to the dataset's
+    attributes: dict[str, Any] = {}
     fingerprint: dict[str, Any] = {}
-
-    def rows(self, images: list[Any]) -> list[Any]:
-        return images
+    rows: Callable[[list[Any]], list[Any]] = lambda images: images
 
 
-def _encoder(settings: Settings) -> Pixels | LatentEncoder:
+def _encoder(settings: Settings) -> Encoder:
     if settings.latents is None:
         if settings.mirror:
             raise UsageError("--mirror is for --latents; pixels are mirrored while training: elbo train --flip")
         shape = (settings.size, settings.size, settings.channels)
         if settings.store == RAW:
-            return Pixels(BlockLayout(IMAGES, shape))
-        return Pixels(BlockLayout(ENCODED, (), int(math.prod(shape) * ENCODINGS[settings.store].claim)))
+            return Encoder(BlockLayout(IMAGES, shape))
+        return Encoder(BlockLayout(ENCODED, (), int(math.prod(shape) * ENCODINGS[settings.store].claim)))
     if settings.channels != 3 or settings.store != RAW:
         raise UsageError("--latents needs RGB images and stores float16; leave --channels and --store out")
-    from elbocli.prep.encode_latents import LatentEncoder
-
-    encoder = LatentEncoder(
-        settings.latents,
-        settings.size,
-        settings.latent_convention,
-        mirror=settings.mirror,
-        device=settings.device,
-        precision=settings.precision,
-    )
-    log.info(f"encoding latents with {settings.latents} on {encoder.device} in {encoder.precision}")
-    return encoder
+    return latent_encoder(settings.latents, settings)
 
 
-def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEncoder) -> str:
+def latent_encoder(folder: Path, settings: Settings) -> Encoder:
+    """Return an encoder of RGB images to latents, float16 [2C, h, w]: mean and standard deviation of the posterior.
+
+    folder: a diffusers AutoencoderKL.
+    Raises UsageError without diffusers or for a wrong size, FormatError or DataError for an unusable folder.
+    `rows` raises DataError if a latent is not finite in float16.
+    """
+    import torch  # imported here, like modules that use torch, because packing pixels needs no torch
+
+    from elbocli.nn.networks.diffusers import Autoencoder
+    from elbocli.runtime.device import Precision, choose_device
+
+    size, device = settings.size, choose_device(settings.device)
+    precision, autoencoder = Precision(settings.precision, device), Autoencoder(folder, device)
+    factor = autoencoder.factor
+    if size % factor:
+        raise UsageError(f"--size {size}: {folder} downsamples images by {factor}; choose a multiple of {factor}")
+    space = autoencoder.space(settings.latent_convention, size, settings.mirror)
+    layout = BlockLayout(LATENTS, (2 * autoencoder.channels, size // factor, size // factor))
+    batch, copies = autoencoder.comfortable_batch(size), 2 if settings.mirror else 1
+    attributes = {
+        **space.attributes(),
+        "latent_precision": str(precision),
+        "torch_version": version("torch"),
+        "diffusers_version": version("diffusers"),
+    }
+    fingerprint = {**attributes, "batch": batch, "device": device.type}
+    del fingerprint["autoencoder"]  # the folder may be moved
+
+    def rows(images: list[np.ndarray]) -> list[np.ndarray]:
+        straight = np.stack(images)
+        views = [straight, np.ascontiguousarray(straight[:, :, ::-1])][:copies]
+        with precision.applied(), precision.autocast():
+            moments = [torch.cat(autoencoder.encode(view, space), 1).half().cpu() for view in views]
+        latents = torch.stack(moments, 1).numpy().reshape(-1, *layout.row)
+        if not np.isfinite(latents).all():
+            raise DataError(f"{folder}: its latents are not finite in float16; name the right autoencoder with --latents")
+        return list(latents)
+
+    log.info(f"encoding latents with {folder} on {device} in {precision}")
+    return Encoder(layout, batch, copies, attributes, fingerprint, rows)
+
+
+def _fingerprint(source: Images, settings: Settings, encoder: Encoder) -> str:
     # Of everything that the result depends on, except file contents.
     about = {**settings.about(), "pillow": PIL.__version__}
     if encoder.fingerprint:
         about["encoder"] = encoder.fingerprint
     digest = hashlib.sha256(json.dumps([about, source.class_names], sort_keys=True).encode())
-    for file, label in zip(source.files, source.labels, strict=True):
+    for file, label in zip(source.files, source.labels):
         digest.update(os.fsencode(file) + b"\0%d\n" % label)
     return digest.hexdigest()
 
@@ -230,7 +261,7 @@ class Packed(NamedTuple):
     trouble: str = ""
 
 
-def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Pixels | LatentEncoder, signals: Signals) -> None:
+def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Encoder, signals: Signals) -> None:
     # The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to the sum of the whole dataset. Rows are
     # flushed only between batches of the encoder, so that batches, and thus the stored values, are the same after a kill.
     notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
@@ -250,13 +281,13 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Pi
             if not batch:
                 writer.append(rows, done, notes)
             remedy = "repair the image, or add --on-error skip to leave the image out"
-            raise DataError(f"{source.shown(int(index))}: {trouble}; {remedy}")
+            raise DataError(f"{source.prefix}{source.files[int(index)]}: {trouble}; {remedy}")
         named = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
         notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(named).hexdigest()])
         if packed.change:
             notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
         done, held = done + 1, held + memoryview(packed.row).nbytes
-        if len(batch) >= encoder.batch or done == total:
+        if batch and (len(batch) >= encoder.batch or done == total):
             rows += encoder.rows(batch)
             batch.clear()
         late = time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES
@@ -272,15 +303,14 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Pi
 
 def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
     threads, step = len(os.sched_getaffinity(0)), 1 + AT_ONCE // (settings.size**2 * settings.channels)
-    waiting: deque[Future[list[Packed]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="elbo-prep") as pool:
-        for index in range(start, len(source), step):
-            refs = source.refs[index : index + step]
-            waiting.append(pool.submit(list, map(_pack, refs, repeat(settings))))
-            if len(waiting) >= AHEAD * threads:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+
+    def pack(task: int) -> list[Packed]:
+        first = start + task * step
+        return [_pack(ref, settings) for ref in source.refs[first : first + step]]
+
+    ahead = Ahead(pack, AHEAD * threads, threads)
+    for task in range(-(-(len(source) - start) // step)):
+        yield from ahead.get(task)
 
 
 def _pack(ref: ImageRef, settings: Settings) -> Packed:

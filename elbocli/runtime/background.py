@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """Background thread that computes work(step) for the next `depth` steps."""
+    """Background threads that compute work(step) for the next `depth` steps."""
 
-    def __init__(self, work: Callable[[int], T], depth: int = 2):
+    def __init__(self, work: Callable[[int], T], depth: int = 2, threads: int = 1):
         self._work, self._depth = work, depth
-        self._executor = ThreadPoolExecutor(1, "elbo-ahead")
+        self._executor = ThreadPoolExecutor(threads, "elbo-ahead")
         self._begun: dict[int, Future[T]] = {}
 
     def get(self, step: int) -> T:

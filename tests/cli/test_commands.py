@@ -205,21 +205,21 @@ import os, sys
 from pathlib import Path
 import torch
 from diffusers import AutoencoderKL  # once, for all children
-from elbocli.prep import encode_latents as encode
+from elbocli.nn.networks import diffusers
 from elbocli.prep import pack as prep
 torch.set_num_threads(1)
-encode.Autoencoder.comfortable_batch = lambda self, size: 3
-real = encode.LatentEncoder.rows
+diffusers.Autoencoder.comfortable_batch = lambda self, size: 3
+real = diffusers.Autoencoder.encode
 prep.SAFE_EVERY_S = 0
 
 def pack(out, after):
     calls = []
-    def rows(self, pixels):
+    def encode(self, pixels, space):
         calls.append(len(pixels))
         if len(calls) > after:
             os.kill(os.getpid(), 9)
-        return real(self, pixels)
-    encode.LatentEncoder.rows = rows
+        return real(self, pixels, space)
+    diffusers.Autoencoder.encode = encode
     settings = prep.Settings(size=16, latents=Path(sys.argv[3]), mirror=True, on_error="skip")
     pid = os.fork()
     if pid == 0:
@@ -227,7 +227,7 @@ def pack(out, after):
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
-assert [pack("whole.h5", 10**6), pack("killed.h5", 2), pack("killed.h5", 1), pack("killed.h5", 10**6)] == [0, 9, 9, 0]
+assert [pack("whole.h5", 10**6), pack("killed.h5", 4), pack("killed.h5", 2), pack("killed.h5", 10**6)] == [0, 9, 9, 0]
 """
 
 

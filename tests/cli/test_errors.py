@@ -314,14 +314,14 @@ def test_what_elbo_writes_is_recognised_and_known_to_info(elbo, trained, digits,
         assert elbo(*line, cwd=tmp_path).returncode == 0, line
     for path, kind, told in (
         (trained, "a run", "run"),
-        (min((trained / "checkpoints").iterdir()), "a checkpoint of a run", "checkpoint"),
+        (min((trained / "checkpoints").iterdir()), "a checkpoint of a run", "checkpoint of a run"),
         (trained / "losslog.jsonl", "a loss log", "loss log"),
         (trained / "config.yaml", "a config of a run", "config of a run"),
-        (digits, "a dataset", "elbo-dataset (dataset)"),
+        (digits, "a dataset", "dataset"),
         (tmp_path / "s.yaml", "a schedule", "schedule"),
         (tmp_path / "o.json", "an optimum", None),
         (tmp_path / "samples.npy", "samples", "samples"),
-        (tmp_path / "r.npz", "statistics", "reference statistics"),
+        (tmp_path / "r.npz", "statistics", "statistics"),
     ):
         assert recognise(path) == kind
         if told:

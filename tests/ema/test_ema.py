@@ -240,7 +240,7 @@ def test_weights_that_are_not_there_or_no_average_are_refused(kept, digits, pres
 def test_info_knows_snapshots_and_verifies_them_and_a_named_checkpoint_is_not_replaced(elbo, copy):
     snapshot, average = copy / "snapshots/step-00000010", copy.parent / "a.safetensors"
     facts = json.loads(elbo("info", snapshot, "--json", "--verify").stdout)
-    assert (facts["is"], facts["step"], facts["images"]) == ("snapshot of averages", 10, 160)
+    assert (facts["is"], facts["step"], facts["images"]) == ("snapshot", 10, 160)
     assert facts["averages"] == "ema-power-0.05, ema-power-0.1" and facts["verified"] == ["sha256 of 2 files"]
     facts = json.loads(elbo("info", copy, "--json", "--verify").stdout)
     assert facts["snapshots"] == 20 and facts["verified"] == ["sha256 of 52 files"]

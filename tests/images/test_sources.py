@@ -131,7 +131,7 @@ def test_a_folder_that_holds_one_folder_is_that_folder(tmp_path):
     touch(tmp_path, "imagenet/train/n02/2.png", "imagenet/train/n01/1.png")
     source = open_source(tmp_path / "imagenet")
     assert (source.class_names, source.files) == (["n01", "n02"], ["n01/1.png", "n02/2.png"])
-    assert source.shown(0) == f"{tmp_path}/imagenet/train/n01/1.png"
+    assert source.prefix + source.files[0] == f"{tmp_path}/imagenet/train/n01/1.png"
     (tmp_path / "imagenet/val").mkdir()
     assert open_source(tmp_path / "imagenet").class_names == ["train", "val"]
 
@@ -139,7 +139,7 @@ def test_a_folder_that_holds_one_folder_is_that_folder(tmp_path):
 def test_one_class_with_folders_inside_is_one_class(tmp_path):
     source = open_source(touch(tmp_path, "cats/1.png", "cats/tabby/2.png"))
     assert (source.class_names, source.files, source.labels) == (["cats"], ["1.png", "tabby/2.png"], [0, 0])
-    assert source.shown(1) == f"{tmp_path}/cats/tabby/2.png"
+    assert source.prefix + source.files[1] == f"{tmp_path}/cats/tabby/2.png"
 
 
 def test_kinds_of_sources_mix_and_the_same_names_in_several_stay_apart(tmp_path):

@@ -122,7 +122,7 @@ def test_each_file_of_a_run_and_of_a_checkpoint_is_verified(elbo, trained, tmp_p
 def test_features_and_samples_are_read_whole(elbo, tmp_path):
     write_features(tmp_path / "f.safetensors", SavedFeatures(torch.ones(5, 3), about=FeatureFacts(n=5)))
     np.save(tmp_path / "s.npy", np.zeros((100, 8, 8, 3), np.uint8))
-    for name, kind in (("f.safetensors", "features of images"), ("s.npy", "samples")):
+    for name, kind in (("f.safetensors", "features"), ("s.npy", "samples")):
         path = tmp_path / name
         result = elbo("info", "--verify", "--json", path)
         assert json.loads(result.stdout)["is"] == kind
@@ -143,7 +143,7 @@ def test_a_dataset_is_told_and_verified_without_torch(digits):
 
 def test_a_dataset_has_a_row_for_each_class_however_it_is_stored(stored, elbo, tmp_path):
     result = elbo("info", stored, "--grid", "g.png", "--zoom", 2, cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, b"") and b"elbo-dataset" in result.stdout
+    assert (result.returncode, result.stderr) == (0, b"") and b"dataset" in result.stdout
     piped = elbo("info", stored, "--grid", "-", "--zoom", 2).stdout
     assert piped == (tmp_path / "g.png").read_bytes()
     with Image.open(io.BytesIO(piped)) as picture:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from calls import pack, typed
+from calls import encoder_of, pack, typed
 from harness import heard
 from PIL import Image
 
@@ -23,7 +23,6 @@ from elbocli.files.grid import PLACES, layout_of
 from elbocli.files.latents import CONVENTIONS
 from elbocli.nn.networks.diffusers import Autoencoder
 from elbocli.prep import pack as prep
-from elbocli.prep.encode_latents import LatentEncoder
 from elbocli.run import settings
 from elbocli.sample import draw
 from elbocli.train import loop
@@ -78,21 +77,19 @@ def changed(run: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_rows_are_the_posterior_in_half_precision(autoencoder, photos):
-    encoder = LatentEncoder(autoencoder, 16, device="cpu")
+    encoder, model = encoder_of(autoencoder), Autoencoder(autoencoder, CPU)
     rows = np.stack(encoder.rows(list(photos[:5])))
-    mean, std = encoder.autoencoder.encode(photos[:5], encoder.space)
+    mean, std = model.encode(photos[:5], model.space("diffusers", 16, False))
     assert rows.dtype == np.float16 and rows.shape[1:] == encoder.layout.row == (8, 8, 8)
     np.testing.assert_allclose(rows, torch.cat([mean, std], 1), rtol=1e-3, atol=1e-4)
 
 
-def test_the_second_row_of_an_image_is_its_mirror_image_in_any_groups(autoencoder, photos):
-    plain, both = (LatentEncoder(autoencoder, 16, device="cpu", mirror=mirror) for mirror in (False, True))
-    plain.batch = both.batch = 4
+def test_the_second_row_of_an_image_is_its_mirror_image(autoencoder, photos):
+    plain, both = (encoder_of(autoencoder, mirror=mirror) for mirror in (False, True))
     assert (plain.copies, both.copies) == (1, 2)
     rows = both.rows(list(photos[:8]))
     assert np.array_equal(rows[0::2], plain.rows(list(photos[:8])))
     assert np.array_equal(rows[1::2], plain.rows(list(photos[:8, :, ::-1])))
-    assert np.array_equal(rows, [*both.rows(list(photos[:4])), *both.rows(list(photos[4:8]))])
     assert not np.array_equal(rows[1::2], [row[:, :, ::-1] for row in rows[0::2]]), "what makes --flip wrong"
 
 
@@ -105,7 +102,7 @@ def test_images_are_encoded_and_made_safe_batch_by_batch(autoencoder, photos, tm
         monkeypatch.setattr(owner, name, lambda *given: (note(*given), method(*given))[1])
 
     monkeypatch.setattr(Autoencoder, "comfortable_batch", lambda self, size: 7)
-    noting(LatentEncoder, "rows", lambda encoder, pixels: batches.append(len(pixels)))
+    noting(Autoencoder, "encode", lambda model, pixels, space: batches.append(len(pixels)))
     noting(DatasetWriter, "append", lambda *given: safe.append(given[2]))
     monkeypatch.setattr(prep, "SAFE_EVERY_S", 0)
     pack(tmp_path / "photos.npy", tmp_path / "out.h5", latents=autoencoder, device="cpu")
@@ -115,20 +112,19 @@ def test_images_are_encoded_and_made_safe_batch_by_batch(autoencoder, photos, tm
 
 
 def test_the_fingerprint_tells_what_decides_and_nothing_else(autoencoder, make_autoencoder, tmp_path):
-    def fingerprint(folder: Path = autoencoder, size: int = 16, **options: Any) -> str:
-        return json.dumps(LatentEncoder(folder, size, device="cpu", **options).fingerprint)
+    def fingerprint(folder: Path = autoencoder, **settings: Any) -> str:
+        return json.dumps(encoder_of(folder, **settings).fingerprint)
 
     assert fingerprint() == fingerprint(Path(shutil.copytree(autoencoder, tmp_path / "moved")))
-    others = [fingerprint(make_autoencoder(1)), fingerprint(size=32), fingerprint(convention="edm2")]
+    others = [fingerprint(make_autoencoder(1)), fingerprint(size=32), fingerprint(latent_convention="edm2")]
     others += [fingerprint(mirror=True), fingerprint(precision="bf16")]
     assert len({fingerprint(), *others}) == 6
 
 
-def test_latents_beyond_half_precision_are_refused(autoencoder, photos):
-    wild = LatentEncoder(autoencoder, 16, device="cpu")
-    wild.autoencoder.model.quant_conv.bias.fill_(1e6)
+def test_latents_beyond_half_precision_are_refused(autoencoder, photos, monkeypatch):
+    monkeypatch.setattr(Autoencoder, "encode", lambda *_: (torch.full((2, 4, 8, 8), 1e6),) * 2)
     with pytest.raises(DataError, match="not finite"):
-        wild.rows(list(photos[:2]))
+        encoder_of(autoencoder).rows(list(photos[:2]))
 
 
 # --- training ---
@@ -136,7 +132,7 @@ def test_latents_beyond_half_precision_are_refused(autoencoder, photos):
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_draws_have_the_posteriors_mean_and_deviation(convention, autoencoder, pack_latents, preset):
-    path = pack_latents(autoencoder, convention=convention)
+    path = pack_latents(autoencoder, latent_convention=convention)
     data = Dataset(path, latents=True)
     space = data.latent_space
     assert space is not None and space.input == CONVENTIONS[convention].traits.input
@@ -179,7 +175,7 @@ def test_a_changed_space_is_refused_and_a_moved_autoencoder_is_not(autoencoder, 
     copy, moved = changed(), pack_latents(Path(shutil.copytree(autoencoder, tmp_path / "moved")))
     assert any("done, 12 steps" in line for line in train(moved, copy, preset, steps=12, preview_every=6))
     with pytest.raises(UsageError, match="latent_input"):
-        train(pack_latents(autoencoder, convention="edm2"), copy, preset, steps=12)
+        train(pack_latents(autoencoder, latent_convention="edm2"), copy, preset, steps=12)
 
 
 def test_without_the_autoencoder_training_asks_for_no_previews_and_flips_never(autoencoder, pack_latents, preset, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import typed
+from calls import encoder_of, typed
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
@@ -16,7 +16,6 @@ from elbocli.core.sampling import Guidance
 from elbocli.errors import UsageError
 from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
-from elbocli.prep.encode_latents import LatentEncoder
 from elbocli.runtime.device import choose_device, name_of, seed_dropout
 from elbocli.runtime.processes import World
 from elbocli.sample import draw
@@ -62,9 +61,9 @@ ONCE_FOR_LATENTS = ("place", "Autoencoder.__init__", "Validation.__init__", "Tra
 
 def test_images_are_encoded_as_on_the_cpu(autoencoder, photos):
     with plain_attention():
-        cpu = LatentEncoder(autoencoder, 16, device="cpu").rows(list(photos[:5]))
+        cpu = encoder_of(autoencoder).rows(list(photos[:5]))
     with pretending() as device:
-        cuda = LatentEncoder(autoencoder, 16, device="cuda").rows(list(photos[:5]))
+        cuda = encoder_of(autoencoder, device="cuda").rows(list(photos[:5]))
     np.testing.assert_allclose(cuda, cpu, rtol=2e-3, atol=1e-4)
     assert len(device.waits.outside(*ONCE_FOR_LATENTS)) == 1
     assert device.copies.outside(*ONCE_FOR_LATENTS) == []
@@ -113,7 +112,7 @@ def test_an_fp32_bound_is_strict(run):
 
 
 def test_fp32_latents_are_strict(autoencoder, photos):
-    assert rounded_by(lambda: LatentEncoder(autoencoder, 16, device="cuda", precision="fp32").rows(list(photos[:1]))) == []
+    assert rounded_by(lambda: encoder_of(autoencoder, device="cuda", precision="fp32").rows(list(photos[:1]))) == []
 
 
 def test_features_are_strict(photos, tmp_path):

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
-from elbocli.files.reading import check_file, open_file, reading
+from elbocli.files.reading import open_file, reading
 from elbocli.images.registry import DatasetRows, Images, check_labels, images_of_array, source
 
 # Names of the arrays (images, labels) in an .npz: NumPy's default names, and names in published data sets.
@@ -27,7 +28,6 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-        shape = tuple(map(int, shape))
     found = f"{dtype} {shape}{' in Fortran order' * fortran}"
     if len(shape) == 3 and shape[-1] > len("RGBA"):  # otherwise it is a single image in colour
         shape = (*shape, 1)
@@ -75,9 +75,9 @@ def npy_rows(path: Path) -> np.ndarray:
 def open_npz(path: Path) -> Images:
     """Open an .npz of images and labels. Raises FormatError."""
     with open_zip(path) as archive, reading(path), open_file(path) as file:
-        images, labels = next((pair for pair in PAIRS if f"{pair[0]}.npy" in archive.namelist()), PAIRS[0])
+        images, labels = next((pair for pair in PAIRS if pair[0] in archive), PAIRS[0])
         rows = npz_rows(archive, path, images)
-        info = archive.getinfo(f"{images}.npy")
+        info = zipfile.ZipFile(file).getinfo(f"{images}.npy")
         if info.compress_type == zipfile.ZIP_STORED:
             file.seek(info.header_offset)  # the length of a member's header is only in the header itself
             offset = info.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
@@ -89,40 +89,31 @@ def open_npz(path: Path) -> Images:
 
 
 @contextmanager
-def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+def open_zip(path: Path) -> Iterator[NpzFile]:
     """Open an .npz. Raises FormatError."""
     with reading(f"{path}: not an .npz archive"):
-        check_file(path)
-        archive = zipfile.ZipFile(path)
+        archive = NpzFile(open_file(path), own_fid=True)
     with archive:
         yield archive
 
 
-def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> StreamRows:
+def npz_rows(archive: NpzFile, path: Path, name: str = "arr_0") -> StreamRows:
     """Return the images in an array of an .npz. Raises FormatError."""
-    if f"{name}.npy" not in archive.namelist():
-        held = ", ".join(archive.namelist()[:5])
+    if name not in archive:
+        held = ", ".join(archive.files[:5])
         raise FormatError(f"{path}: no images in array {name} (the file holds {held}); write them with numpy.savez(FILE, images)")
-    info = archive.getinfo(f"{name}.npy")
-    stream = StreamRows(archive.open(info), f"{path}: {name}")
+    assert archive.zip is not None  # it is None after closing
+    info = archive.zip.getinfo(f"{name}.npy")
+    stream = StreamRows(archive.zip.open(info), f"{path}: {name}")
     if info.file_size != stream.file.tell() + math.prod(stream.shape):
         raise FormatError(f"{stream.name}: {info.file_size} bytes don't fit the header's {stream.shape}; write the file again")
     return stream
 
 
-def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | None:
-    """Read an array of an .npz; None: absent. Raises FormatError."""
-    if f"{name}.npy" not in archive.namelist():
-        return None
-    with reading(f"{path}: {name} is not usable"), archive.open(f"{name}.npy") as member:
-        return np.lib.format.read_array(member, allow_pickle=False)
-
-
-def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
+def npz_labels(archive: NpzFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
     """Read labels of an .npz, int64 [count]; None: absent. Raises FormatError."""
     with reading(f"{path}: {name} is not usable as labels"):
-        labels = npz_array(archive, path, name)
-        return None if labels is None else check_labels(labels, count)
+        return check_labels(archive[name], count) if name in archive else None
 
 
 @source("dataset", magic=b"\x89HDF\r\n\x1a\n")

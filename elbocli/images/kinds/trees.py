@@ -11,7 +11,7 @@ from typing import IO
 from elbocli.errors import DataError
 from elbocli.files.reading import one_line, open_file
 from elbocli.files.recognise import instead, recognise
-from elbocli.images.registry import Damage, ImageRef, Span, ZipEntry, source
+from elbocli.images.registry import ImageRef, Span, ZipEntry, source
 
 FOLDER = Span("")  # stands for a folder in a listing, where the folder's path ends in '/'; never read
 
@@ -28,7 +28,7 @@ def clean(name: str) -> str:
 
 
 @source("folder", test=lambda path, head: path.is_dir(), form="tree")
-def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
+def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | DataError]]:
     """List files as (path below `root`, reference); NAME.tar is listed like a folder NAME.
 
     Raises DataError if a folder can't be listed, or if `root` is a run.
@@ -58,7 +58,7 @@ def _leads_up(path: Path) -> bool:
 
 
 @source("zip", magic=b"PK", form="tree")
-def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
+def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | DataError]]:
     """List files as (path, reference). Raises zipfile's errors for a damaged zip."""
     archive = zipfile.ZipFile(path)
     for info in archive.infolist():
@@ -74,19 +74,20 @@ def _begins_like_tar(path: Path, head: bytes) -> bool:
 
 
 @source("tar", test=_begins_like_tar, form="tree")
-def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Damage]]:
+def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | DataError]]:
     """List files as (`prefix` + path, reference); inner tars are listed like folders.
 
-    The list of a damaged tar ends in (`prefix`, Damage).
+    The list of a damaged tar ends in (`prefix`, DataError).
     """
     try:
         with open_file(path) as file:
             yield from _members(file, str(path), 0, prefix)
     except Exception as error:  # tarfile raises anything for damaged archives
-        yield prefix, Damage(f"{path}: damaged or cut short ({one_line(error)}); get it again")
+        found = f"{path}: damaged or cut short ({one_line(error)})"
+        yield prefix, DataError(f"{found}; get it again, or pack its readable images with --on-error skip")
 
 
-def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef | Damage]]:
+def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef | DataError]]:
     """List the tar `file`, which is at byte `offset` of the file `path`. Raises tarfile's errors."""
     if prefix:
         yield prefix, FOLDER

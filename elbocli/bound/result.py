@@ -4,20 +4,18 @@ nats: nats per image. bpd: bits per dimension of pixels. nats_per_latent_dimensi
 about: further keys of the JSON object, such as run and dataset.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
-from elbocli.files.records import Record, stored
+from elbocli.files.records import Record, Rest, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
     """Base class of results of `elbo bound`. per_image, excess: as in `Bound`. about: other keys."""
 
-    REST: ClassVar[str] = "about"
-
     n_images: int
     per_image: str | None = None
     excess: dict[str, Any] | None = None
-    about: dict[str, Any] = {}
+    about: Rest = {}
 
 
 class Nats(Record, frozen=True, kw_only=True):
@@ -55,8 +53,6 @@ class Bound(Nats, frozen=True, kw_only=True):
     excess: loss above the least possible loss, on training images (key `own`) and others (`new`); None: no --optimum.
     """
 
-    REST: ClassVar[str] = "about"
-
     bpd_se_noise: float | None = None
     bpd_se_population: float | None = None
     nats_per_latent_dimension_se_noise: float | None = None
@@ -69,7 +65,7 @@ class Bound(Nats, frozen=True, kw_only=True):
     schedule: str
     per_image: str | None = None
     excess: dict[str, Any] | None = None
-    about: dict[str, Any] = {}
+    about: Rest = {}
 
     def __repr__(self) -> str:
         return f"Bound({self.nats:.6g} ± {self.nats_se:.2g} nats, n_images={self.n_images})"

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from msgspec import Meta
 from safetensors import SafetensorError
@@ -22,7 +22,7 @@ from elbocli.files.atomic import new_folder, remove_folder, sweep, write_json, w
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead
-from elbocli.files.records import Count, Record, read_json, stored
+from elbocli.files.records import Count, Record, Rest, read_json, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.runtime.progress import log
 
@@ -46,8 +46,6 @@ class RunData(Record, frozen=True):
     payload_sha256: digest of the images. filter: resampling filter. more: further attributes; for latents, the latent space.
     """
 
-    REST: ClassVar[str] = "more"
-
     path: str | None = None
     from_run: str | None = None
     count: Count | None = None
@@ -58,7 +56,7 @@ class RunData(Record, frozen=True):
     class_names: list[str] | None = None
     crop: str | None = None
     filter: str | None = None
-    more: dict[str, Any] = {}
+    more: Rest = {}
 
     @property
     def latents(self) -> bool:
@@ -87,14 +85,12 @@ class InitFacts(Record, frozen=True):
     changed: names of settings that differ from the run that trained the weights.
     """
 
-    REST: ClassVar[str] = "seen"
-
     run: str
     weights: str
     sha256: str
     step: Count | None = None
     images: Count | None = None
-    seen: dict[str, Any] = {}
+    seen: Rest = {}
     changed: list[str] | None = None
 
     def about(self) -> dict[str, Any]:
@@ -121,8 +117,6 @@ class RunConfig(Record, frozen=True, kw_only=True):
     files: path of a file named in `settings` → SHA-256. more: other keys.
     """
 
-    REST: ClassVar[str] = "more"
-
     run_id: str | None = None
     elbo_version: str | None = None
     torch_version: str | None = None
@@ -137,7 +131,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
     files: dict[str, str]
     init: InitFacts | None = None
     plugins: list[PluginFile] | None = None
-    more: dict[str, Any] = {}
+    more: Rest = {}
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
@@ -179,8 +173,6 @@ class FolderMeta(Record, frozen=True, kw_only=True):
     files: name of another file in the folder → size and digest. more: other keys.
     """
 
-    REST: ClassVar[str] = "more"
-
     step: Count
     run_id: str | None = None
     images: Count
@@ -189,7 +181,7 @@ class FolderMeta(Record, frozen=True, kw_only=True):
     parallel: str | None = None
     micro_batch: Count | None = None
     micro_batch_for: list[Any] = []
-    more: dict[str, Any] = {}
+    more: Rest = {}
     log_bytes: dict[str, Count] | None = None
     files: dict[str, Seal]
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -32,7 +32,7 @@ from elbocli.files.grid import picture
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.files.records import Count, Record, read_json, stored
+from elbocli.files.records import Count, Record, Rest, read_json, stored
 from elbocli.runtime.progress import log
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
@@ -61,8 +61,6 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
     samples: how drawn samples were made, JSON of SamplesAbout, or None. more: others, such as the latent space's.
     """
 
-    REST: ClassVar[str] = "more"
-
     count: Count | None = None
     num_classes: Count | None = None
     image_size: Count | None = None
@@ -82,7 +80,7 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
     elbo_version: str | None = None
     pillow_version: str | None = None
     command: str | None = None
-    more: dict[str, Any] = {}
+    more: Rest = {}
 
 
 @dataclass(frozen=True)

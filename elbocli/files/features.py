@@ -11,13 +11,13 @@ import contextlib
 import json
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_format, open_file, reading
-from elbocli.files.records import Count, Record, parse_json, stored
+from elbocli.files.records import Count, Record, Rest, parse_json, stored
 
 if TYPE_CHECKING:  # for types only, because packing images needs no torch
     from torch import Tensor
@@ -39,8 +39,6 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
     images: number of images in a file that holds images and statistics. more: further keys.
     """
 
-    REST: ClassVar[str] = "more"
-
     n: Count | None = None
     preprocessing: dict[str, Any] | None = None
     made: dict[str, Any] | None = None
@@ -51,7 +49,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
     payload_sha256: str | None = None
     sha256: str | None = None
     images: Count | None = None
-    more: dict[str, Any] = {}
+    more: Rest = {}
 
 
 class SavedFeatures(NamedTuple):

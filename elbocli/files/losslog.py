@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar
+from typing import IO, Annotated, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
 from elbocli.files.reading import read_text, reading, whole_lines
 from elbocli.files.recognise import expect
-from elbocli.files.records import Count, Record, parse_json, read_json, stored
+from elbocli.files.records import Count, Record, Rest, parse_json, read_json, stored
 
 MOST_BINS = 2000  # fitting builds matrices of bins × bins
 LARGEST = 1e100  # largest accepted sum of errors, so that intervals can be added without overflow
@@ -43,11 +43,9 @@ EVAL = "eval_"  # prefix of scores of --eval-every in metrics.jsonl
 class MetricsRow(Record, frozen=True):
     """Metrics after a step. values: metrics by name; None: not finite."""
 
-    REST: ClassVar[str] = "values"
-
     step: Count
     images: Count
-    values: dict[str, Any] = {}
+    values: Rest = {}
 
 
 @stored("losslog.jsonl, validation.jsonl: first line", "elbo-losslog")
@@ -58,14 +56,12 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
     floor: least density of an adaptive schedule, as a fraction of the uniform density; None: other schedules.
     """
 
-    REST: ClassVar[str] = "about"
-
     dimensions: Count | None = None
     weighting: str | None = None
     schedule: str | None = None
     prediction: str | None = None
     floor: Annotated[float, Meta(ge=0, le=1)] | None = None
-    about: dict[str, Any] = {}
+    about: Rest = {}
     edges: Edges
 
     def __post_init__(self) -> None:
@@ -261,8 +257,6 @@ class Optimum(Record, frozen=True, kw_only=True):
     sample: correction for a softmax over a random subset; None: over all images.
     """
 
-    REST: ClassVar[str] = "about"
-
     edges: Edges
     eps_mse: Values
     eps_mse_se: Sums
@@ -283,7 +277,7 @@ class Optimum(Record, frozen=True, kw_only=True):
     n_dataset: Count | None = None
     seed: int | None = None
     elbo_version: str | None = None
-    about: dict[str, Any] = {}
+    about: Rest = {}
 
     def __post_init__(self) -> None:
         check_edges(self.edges)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from elbocli.files.atomic import new_file, new_folder, writing
 from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter, Resumable
 from elbocli.files.grid import Layout, lay_out, picture, rows_of_classes, write_grid
 from elbocli.files.recognise import png_names
-from elbocli.files.records import Record, stored
+from elbocli.files.records import Record, Rest, stored
 from elbocli.runtime.progress import progress
 from elbocli.version import __version__
 
@@ -29,9 +29,7 @@ FILE_BYTES = 8192  # bytes of disk that a small file needs besides its content
 class SamplesAbout(Record, frozen=True):
     """How samples were drawn. more: run, weights, sampler, seed and other keys."""
 
-    REST: ClassVar[str] = "more"
-
-    more: dict[str, Any] = {}
+    more: Rest = {}
     command: str | list[str] | None = None
 
     @property

@@ -4,7 +4,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -25,7 +25,7 @@ from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
 from elbocli.files.reading import reading
 from elbocli.files.recognise import expect, instead
-from elbocli.files.records import Record, convert, read_json, stored
+from elbocli.files.records import Record, Rest, convert, read_json, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
 
 LARGEST_TABLE = 100_000
@@ -52,11 +52,9 @@ class Knot(Record, frozen=True):
 class ScheduleFile(Record, frozen=True, kw_only=True):
     """Schedule file. logsnr_min, logsnr_max: limits of the schedule, for `elbo info` only. about: how the schedule was made."""
 
-    REST: ClassVar[str] = "about"
-
     logsnr_min: Level | None
     logsnr_max: Level | None
-    about: dict[str, Any] = {}
+    about: Rest = {}
     knots: Annotated[list[Knot], Meta(min_length=2, max_length=LARGEST_TABLE)]
 
 

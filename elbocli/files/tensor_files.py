@@ -8,7 +8,7 @@ import io
 import json
 import pickle
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,7 +18,7 @@ from torch import Tensor
 from elbocli.errors import FormatError
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_file, check_format, open_file, quiet, reading
-from elbocli.files.records import Count, Record, parse_json, stored
+from elbocli.files.records import Count, Record, Rest, parse_json, stored
 
 AVERAGE = "elbo-ema"
 DIGEST = "payload_sha256"
@@ -78,8 +78,6 @@ class AverageFacts(Record, frozen=True):
     coefficients: coefficient of each snapshot's average; key: SNAPSHOT/AVERAGE. more: other keys.
     """
 
-    REST: ClassVar[str] = "more"
-
     spec: str
     std: float | None
     step: Count
@@ -90,7 +88,7 @@ class AverageFacts(Record, frozen=True):
     coefficients: dict[str, float] | None
     elbo_version: str | None
     command: str | None
-    more: dict[str, Any] = {}
+    more: Rest = {}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Record) -> None:

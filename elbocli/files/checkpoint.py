@@ -39,7 +39,7 @@ Side = Annotated[int, Meta(ge=1, le=1 << 20)]
 Section = dict[str, Any]  # section of config.yaml: name → unchecked value
 
 
-class RunData(Record, frozen=True):
+class RunData(Record):
     """Description of a run's dataset.
 
     path: dataset file, as typed by the user. from_run: path relative to the run's folder.
@@ -63,7 +63,7 @@ class RunData(Record, frozen=True):
         return ATTRIBUTES["convention"] in self.more
 
 
-class SourceFacts(Record, frozen=True):
+class SourceFacts(Record):
     """Origin of an imported run. notes: warnings of the import."""
 
     format: str | None = None
@@ -77,7 +77,7 @@ class SourceFacts(Record, frozen=True):
         return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
 
-class InitFacts(Record, frozen=True):
+class InitFacts(Record):
     """Origin of a run's initial weights.
 
     run: path given to --init. weights: `model` or the name of an average. sha256: digest of the weights' file.
@@ -98,7 +98,7 @@ class InitFacts(Record, frozen=True):
         return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
 
 
-class PluginFile(Record, frozen=True):
+class PluginFile(Record):
     """Plug-in that a run needs. file: name without folders."""
 
     file: str
@@ -109,7 +109,7 @@ class PluginFile(Record, frozen=True):
 
 
 @stored("config.yaml of a run", "elbo-run")
-class RunConfig(Record, frozen=True, kw_only=True):
+class RunConfig(Record, kw_only=True):
     """Content of a run's config.yaml.
 
     *_version, device_name: of the run's last start. commands: command lines of all starts. processes: number of ranks.
@@ -157,14 +157,14 @@ def read_config(run: Path) -> RunConfig:
     return RunConfig.of(read_yaml(run / CONFIG), run / CONFIG)
 
 
-class Seal(Record, frozen=True):
+class Seal(Record):
     """Size in bytes and SHA-256 of a file."""
 
     bytes: Count
     sha256: str
 
 
-class FolderMeta(Record, frozen=True, kw_only=True):
+class FolderMeta(Record, kw_only=True):
     """Content of the meta.json of a checkpoint or snapshot.
 
     world_size: number of ranks. parallel: ddp or fsdp.
@@ -187,12 +187,12 @@ class FolderMeta(Record, frozen=True, kw_only=True):
 
 
 @stored("meta.json of a checkpoint", "elbo-checkpoint")
-class CheckpointMeta(FolderMeta, frozen=True):
+class CheckpointMeta(FolderMeta):
     """Content of a checkpoint's meta.json."""
 
 
 @stored("meta.json of a snapshot", "elbo-snapshot")
-class SnapshotMeta(FolderMeta, frozen=True):
+class SnapshotMeta(FolderMeta):
     """Content of a snapshot's meta.json."""
 
 

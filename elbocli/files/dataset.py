@@ -49,7 +49,7 @@ Names = dict[str, list[str]]
 
 
 @stored("attributes of a dataset (HDF5)", "elbo-dataset", remedy="; make one with 'elbo prep'")
-class DatasetAttributes(Record, frozen=True, kw_only=True):
+class DatasetAttributes(Record, kw_only=True):
     """Attributes of a dataset, all optional.
 
     store: "raw", "png" or "webp". crop, filter: methods of cropping and resizing. skipped: number of unusable images.
@@ -358,7 +358,7 @@ Rows = Sequence[bytes] | Sequence[np.ndarray] | np.ndarray
 
 
 @stored("OUT.partial.json: journal of a file in the making")
-class Journal(Record, frozen=True):
+class Journal(Record):
     """Progress of an unfinished file.
 
     source: digest or settings that identify the contents. rows, bytes: number and size of the rows on disk.

@@ -30,7 +30,7 @@ SYMMETRIC = 1e-5  # largest accepted asymmetry of a covariance, relative to its 
 
 
 @stored("`about` of features (safetensors) and statistics (npz)")
-class FeatureFacts(Record, frozen=True, kw_only=True):
+class FeatureFacts(Record, kw_only=True):
     """Images and extractor that features or statistics were made from.
 
     n: number of images used. preprocessing: how images were prepared. made: how samples were drawn.

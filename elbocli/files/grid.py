@@ -85,7 +85,7 @@ def _columns(groups: list[Group]) -> int:
 
 
 @stored("text `elbo-grid` of a PNG")
-class Layout(Record, frozen=True):
+class Layout(Record):
     """Layout of a contact sheet. Each group begins a new row.
 
     height, width: size of an image in pixels, before enlargement.

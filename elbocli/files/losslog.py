@@ -40,7 +40,7 @@ EVAL = "eval_"  # prefix of scores of --eval-every in metrics.jsonl
 
 
 @stored("metrics.jsonl")
-class MetricsRow(Record, frozen=True):
+class MetricsRow(Record):
     """Metrics after a step. values: metrics by name; None: not finite."""
 
     step: Count
@@ -49,7 +49,7 @@ class MetricsRow(Record, frozen=True):
 
 
 @stored("losslog.jsonl, validation.jsonl: first line", "elbo-losslog")
-class LossLogHeader(Record, frozen=True, kw_only=True):
+class LossLogHeader(Record, kw_only=True):
     """First line of a loss log.
 
     edges: of the λ bins, increasing, [bins + 1]. dimensions: number of values per image. about: other keys.
@@ -69,7 +69,7 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
 
 
 @stored("losslog.jsonl, validation.jsonl: other lines", version=0)
-class LossLogRow(Record, frozen=True):
+class LossLogRow(Record):
     """Errors of one interval of a loss log, in each bin of λ.
 
     step, images: at the end of the interval.
@@ -223,14 +223,14 @@ Values = Annotated[list[Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]], Bins]
 Positive = Annotated[int, Meta(ge=1, le=10**15)]
 
 
-class LeastCurve(Record, frozen=True):
+class LeastCurve(Record):
     """Least possible error in each bin of λ, [bins]."""
 
     eps_mse: Values
     eps_mse_se: Sums
 
 
-class SampleCheck(Record, frozen=True):
+class SampleCheck(Record):
     """Correction of a least possible error that was computed with a random subset of the images.
 
     images: size of the subset. sources: number of noised images in the comparison.
@@ -244,7 +244,7 @@ class SampleCheck(Record, frozen=True):
 
 
 @stored("result of elbo optimum (JSON)", "elbo-optimum", remedy="; make one with 'elbo optimum'")
-class Optimum(Record, frozen=True, kw_only=True):
+class Optimum(Record, kw_only=True):
     """Least possible error of a denoiser for a finite set of images, by noise level.
 
     edges: [bins + 1], increasing λ. eps_mse: [bins], the least possible error per dimension.

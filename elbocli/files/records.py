@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, NamedTuple, Self, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, Self, TypeVar, dataclass_transform, get_args
 
 import msgspec
 from msgspec import Meta
@@ -54,8 +54,9 @@ def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Cal
     return declare
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Record(msgspec.Struct, frozen=True):
-    """Base class of records. Unknown keys go to the field of type Rest; without one, they are ignored."""
+    """Base class of records, which are all frozen. Unknown keys go to the field of type Rest; without one, they are ignored."""
 
     def json(self) -> dict[str, Any]:
         """Return a JSON object: format and version if declared, then the fields."""

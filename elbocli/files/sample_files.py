@@ -26,7 +26,7 @@ FILE_BYTES = 8192  # bytes of disk that a small file needs besides its content
 
 
 @stored("`about` of samples (npz), attribute `samples` of a dataset")
-class SamplesAbout(Record, frozen=True):
+class SamplesAbout(Record):
     """How samples were drawn. more: run, weights, sampler, seed and other keys."""
 
     more: Rest = {}

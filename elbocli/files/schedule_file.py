@@ -41,7 +41,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Beta = Annotated[float, Meta(gt=0, lt=1)]
 
 
-class Knot(Record, frozen=True):
+class Knot(Record):
     """Knot of a schedule: `logsnr` at time `t`."""
 
     t: Annotated[float, Meta(ge=0, le=1)]
@@ -49,7 +49,7 @@ class Knot(Record, frozen=True):
 
 
 @stored("schedule.yaml", "elbo-schedule", remedy="; make one with 'elbo adapt'")
-class ScheduleFile(Record, frozen=True, kw_only=True):
+class ScheduleFile(Record, kw_only=True):
     """Schedule file. logsnr_min, logsnr_max: limits of the schedule, for `elbo info` only. about: how the schedule was made."""
 
     logsnr_min: Level | None

@@ -69,7 +69,7 @@ def load_tensors(source: Path | io.BytesIO, name: str = "", mapped: bool = False
 
 
 @stored("`about` of an average (safetensors)", version=0)
-class AverageFacts(Record, frozen=True):
+class AverageFacts(Record):
     """Origin of averaged weights.
 
     spec: name and parameters of the average, such as `power:std=0.1`.

@@ -153,7 +153,7 @@ def write_config(run: Path, config: RunConfig) -> None:
 def read_config(run: Path) -> RunConfig:
     """Read config.yaml of a run. Raises FormatError if the folder is not a run."""
     if not (run / CONFIG).exists():
-        raise FormatError(instead(run, "run"))
+        raise FormatError(instead(run, "a run"))
     return RunConfig.of(read_yaml(run / CONFIG), run / CONFIG)
 
 

@@ -299,7 +299,7 @@ class Dataset:
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     if recognise(path) != "a dataset":
-        raise FormatError(instead(path, "dataset"))
+        raise FormatError(instead(path, "a dataset"))
     with reading(f"{path}: damaged", "; make it again with 'elbo prep'"), h5py.File(path, "r", locking=False) as file:
         yield file
 

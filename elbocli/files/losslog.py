@@ -184,7 +184,7 @@ def _entries(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
         yield from read_losslog(source, "standard input")
         return
     path = source / "losslog.jsonl" if source.is_dir() else source
-    expect(path, "loss log")
+    expect(path, "a loss log")
     with reading(path, kind=DataError), open(path, "rb") as file:
         yield from read_losslog(file, path)
 
@@ -318,7 +318,7 @@ class Optimum(Record, kw_only=True):
 
 def read_optimum(path: Path) -> Optimum:
     """Read a file of 'elbo optimum'. Raises FormatError."""
-    expect(path, "optimum")
+    expect(path, "an optimum")
     return Optimum.of(read_json(path), path)
 
 

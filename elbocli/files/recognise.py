@@ -14,7 +14,7 @@ from elbocli.files.atomic import PIPE, special
 from elbocli.files.reading import open_file
 
 PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPEG"
-MISSING, EMPTY = "no such file or folder", "an empty file"
+MISSING, EMPTY = "no file or folder", "an empty file"
 FOLDER = "a folder of PNGs"
 HERE = "/"  # begins Kind.names of folders
 
@@ -96,13 +96,13 @@ KINDS = [
 USES = {kind.name: kind.use for kind in KINDS if kind.use}
 # expected kind of file → how to make such files, for messages
 MAKERS = {
-    "run": "'elbo train DATA.h5 -o RUN' makes one",
-    "dataset": "'elbo prep SRC OUT.h5' makes one",
-    "loss log": "'elbo train' writes one into its run",
-    "schedule": "'elbo adapt RUN -o FILE' makes one",
-    "optimum": "'elbo optimum DATA.h5 -o FILE' makes one",
+    "a run": "'elbo train DATA.h5 -o RUN' makes one",
+    "a dataset": "'elbo prep SRC OUT.h5' makes one",
+    "a loss log": "'elbo train' writes one into its run",
+    "a schedule": "'elbo adapt RUN -o FILE' makes one",
+    "an optimum": "'elbo optimum DATA.h5 -o FILE' makes one",
     "images": "'elbo sample RUN -o FILE' draws some, and 'elbo prep SRC OUT.h5' packs them",
-    "file made by elbo": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
+    "a file made by elbo": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
     "features and samples",
 }
 
@@ -157,22 +157,16 @@ def begins_like_tensors(path: Path) -> bool:
 
 
 def instead(path: Path, wanted: str) -> str:
-    """Return the error message, with a remedy, for a missing file or a wrong kind. wanted: kind, such as "run" or "dataset"."""
+    """Return the error message, with a remedy, for a missing file or a wrong kind. wanted: a key of MAKERS."""
     found = recognise(path)
     remedy = USES[found].replace("{}", shlex.quote(str(path))) if found in USES else MAKERS[wanted]
-    if found == MISSING:
-        return f"{path}: no such {wanted}; {remedy}"
-    return f"{path}: {found}, not {_article(wanted)}{wanted}; {remedy}"
-
-
-def _article(noun: str) -> str:
-    return "" if noun == "images" else "an " if noun[0] in "aeiou" else "a "
+    return f"{path}: expected {wanted}, found {found}; {remedy}"
 
 
 def expect(path: Path, wanted: str) -> None:
-    """Raise FormatError if a file is missing, or of another known kind. wanted: kind, such as "run" or "dataset"."""
+    """Raise FormatError if a file is missing, or of another known kind. wanted: a key of MAKERS."""
     found = recognise(path)
-    if found == MISSING or (found in USES and found != _article(wanted) + wanted):
+    if found == MISSING or (found in USES and found != wanted):
         raise FormatError(instead(path, wanted))
 
 

@@ -70,7 +70,7 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
 
 def read_table(path: Path) -> tuple[Table, ScheduleFile]:
     """Read a schedule file: the curve t → λ, and all content. Raises FormatError."""
-    expect(path, "schedule")
+    expect(path, "a schedule")
     file = ScheduleFile.of(read_yaml(path), path)
     with reading(path):
         return Table([(knot.t, knot.logsnr) for knot in file.knots]), file
@@ -150,7 +150,7 @@ def resolve_schedule(
         path, shift = Path(name), number(words, "shift")
     if not path.exists():
         if path.suffix or "/" in text:
-            raise FormatError(instead(path, "schedule"))
+            raise FormatError(instead(path, "a schedule"))
         SCHEDULES.find(text.partition(":")[0])
     curve: ScheduleCurve = read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
     return make_schedule(curve, str(path), low, high, shift=shift, clip=clip, file=path)

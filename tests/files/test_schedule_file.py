@@ -247,9 +247,9 @@ def test_a_bad_config_is_refused_by_name_and_finding(line, write):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("gone.yaml", "no such schedule"),
-        ("no/such", "no such schedule"),
-        ("gone.yaml:shift=2", "no such schedule"),
+        ("gone.yaml", "expected a schedule"),
+        ("no/such", "expected a schedule"),
+        ("gone.yaml:shift=2", "expected a schedule"),
         ("gone.json", "gone.json"),
         ("cosin", "did you mean cosine"),
         ("{}:shift=x", "shift"),

@@ -92,7 +92,7 @@ def samples_of(path: Path, start: int = 0, stop: int = COUNT, **about: Any) -> P
 @pytest.mark.parametrize(
     ("parts", "word"),
     [
-        (lambda at: [at / "gone.h5"], "no such dataset"),
+        (lambda at: [at / "gone.h5"], "expected a dataset"),
         (lambda at: [*shards(at)[:2], at / "part3.h5"], "name all shards"),
         (lambda at: shards(at)[2:3], "name all shards"),
         (lambda at: [*shards(at), shutil.copy(at / "part1.h5", at / "double.h5")], "name all shards"),

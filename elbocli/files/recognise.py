@@ -150,12 +150,6 @@ def _head(path: Path) -> bytes:
         return file.read(4096)
 
 
-def begins_like_tensors(path: Path) -> bool:
-    """Tell whether a file begins like safetensors. Raises OSError."""
-    head = _head(path)  # length of a JSON header, and its brace
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
-
-
 def instead(path: Path, wanted: str) -> str:
     """Return the error message, with a remedy, for a missing file or a wrong kind. wanted: a key of MAKERS."""
     found = recognise(path)

@@ -28,7 +28,6 @@ from elbocli.files.features import (
     write_statistics,
 )
 from elbocli.files.pickles import Foreign, class_name, module_tensors, read_torch_file
-from elbocli.files.recognise import begins_like_tensors
 from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, check_average, load, read_about, write_tensors
 
 # Safetensors, and averages of weights
@@ -60,7 +59,7 @@ def test_an_average_is_read_by_safetensors_and_by_elbo_and_tells_its_origin(tmp_
     for read in (load_file, load, read_torch_file):
         found = read(path)
         assert same({key: found[key] for key in TENSORS}, TENSORS) and len(found) == len(TENSORS)
-    assert begins_like_tensors(path) and TensorFile(path).layout["none"] == ("F32", (0, 3))
+    assert TensorFile(path).layout["none"] == ("F32", (0, 3))
     assert read_about(path)[0] == AverageFacts.of(ABOUT)
     check_average(path)
     content = path.read_bytes()

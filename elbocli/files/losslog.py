@@ -15,6 +15,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
+from elbocli.core.adaptive import interpolate
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
@@ -310,9 +311,7 @@ class Optimum(Record, kw_only=True):
             curves = curves.lerp(blind, self.label_dropout)
         # Average the curves, which are constant within each of the file's bins, over each of the wanted bins.
         integral = torch.nn.functional.pad((curves * own.diff()).cumsum(1), (1, 0))
-        right = torch.searchsorted(own, edges.contiguous()).clamp(1, len(own) - 1)
-        part = ((edges - own[right - 1]) / own.diff()[right - 1]).clamp(0, 1)
-        value, se = integral[:, right - 1].lerp(integral[:, right], part).diff() / edges.diff()
+        value, se = interpolate(edges, own, integral).diff() / edges.diff()
         return value, se
 
 
@@ -324,11 +323,6 @@ def read_optimum(path: Path) -> Optimum:
 
 # Table with a row per image: index in the dataset and label, int64 [N]; sort key and other columns, float64 [N].
 Columns = dict[str, np.ndarray]
-
-
-def is_table(path: Path) -> bool:
-    """Tell whether a file name ends in .tsv or .txt."""
-    return path.suffix.lower() in (".tsv", ".txt")
 
 
 def write_table(path: Path, table: Columns) -> None:

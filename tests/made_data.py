@@ -30,7 +30,7 @@ def _written(path: Path, layout: BlockLayout, rows: np.ndarray, classes: int, **
     with DatasetWriter(path, layout, len(rows), "made").held() as writer:
         writer.append(rows, len(rows), {})
         names = {"class_names": [str(k) for k in range(classes)], "files": [f"{i}.png" for i in range(len(rows))]}
-        writer.finish({"labels": np.arange(len(rows)) % classes}, names, {"num_classes": classes, **about})
+        writer.finish({"labels": np.arange(len(rows)) % classes, **names}, {"num_classes": classes, **about})
     return Dataset(path, latents=True)
 
 

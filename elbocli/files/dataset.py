@@ -44,8 +44,7 @@ BLOCKS = {
 }
 PREPROCESSING = ("crop", "filter")  # attributes that record how images were made, beside `image_size`
 SCAN_BYTES = 16 << 20  # read at a time, where the whole block is read
-Arrays = dict[str, np.ndarray]
-Names = dict[str, list[str]]
+Members = dict[str, np.ndarray | list[str]]  # what a dataset holds beside its block: name → array or list of text
 
 
 @stored("attributes of a dataset (HDF5)", "elbo-dataset", remedy="; make one with 'elbo prep'")
@@ -268,16 +267,15 @@ class Dataset:
             else:
                 yield self.block[start : start + size]
 
-    def contents(self) -> tuple[Arrays, Names]:
-        """Return two dicts: name → array, except the block; name → list of text. Raises FormatError."""
+    def contents(self) -> Members:
+        """Return everything except the block. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
-        names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
-        return {name: np.asarray(value) for name, value in members.items() if name not in names}, names
+            return {name: _plain(each) if each.dtype.kind == "O" else np.asarray(each) for name, each in members.items()}
 
     def contents_digest(self) -> str:
         """Return the sha256 of everything except the block. Raises FormatError."""
-        return contents_digest(self._about, *self.contents())
+        return contents_digest(self._about, self.contents())
 
     def identity(self) -> RunData:
         """Return the description of the dataset for config.yaml."""
@@ -326,16 +324,15 @@ def find_dataset(folder: Path) -> Path:
     return found[0]
 
 
-def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) -> str:
-    """Return the sha256 of everything in a dataset but its block and `contents_sha256`. names: name → list of text."""
+def contents_digest(attributes: dict[str, Any], members: Members) -> str:
+    """Return the sha256 of everything in a dataset but its block and `contents_sha256`."""
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
     # default=str: the attributes of a damaged file may have types that JSON lacks.
     digest = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=str).encode())
-    for name in sorted({*arrays, *names}):
-        if name in names:
-            kind, shape, content = "object", [len(names[name])], json.dumps(names[name]).encode()
+    for name, value in sorted(members.items()):
+        if isinstance(value, list):
+            kind, shape, content = "object", [len(value)], json.dumps(value).encode()
         else:
-            value = arrays[name]
             little = value.astype(value.dtype.newbyteorder("<"), copy=False)
             kind, shape, content = str(value.dtype), list(value.shape), little.tobytes()
         digest.update(json.dumps([name, kind, shape, len(content)]).encode())
@@ -511,7 +508,7 @@ class DatasetWriter(Resumable):
     def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
-    def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
+    def finish(self, members: Members, attributes: dict[str, Any]) -> None:
         rows = self.rows
         about = {
             **DatasetAttributes.head(),
@@ -522,23 +519,24 @@ class DatasetWriter(Resumable):
         }
         with writing(self.out):
             if not self.layout.row:
-                arrays = {**arrays, "offsets": np.append(0, np.fromfile(self.ends, "<i8", rows)).astype(np.int64)}
+                members = {**members, "offsets": np.append(0, np.fromfile(self.ends, "<i8", rows)).astype(np.int64)}
             handle, end = self._rows.handle, self.offset + self._rows.size
             write_all(handle, _head(self.layout, self._rows.size // self.layout.row_bytes), 0)
             os.ftruncate(handle, end)
             stored = dict(sorted(DatasetAttributes.of(about, self.out).json().items()))
             # HDF5 prints a traceback when it meets a full disk while closing a file, so the disk space is allocated first.
-            tail = sum(array.nbytes for array in arrays.values()) + 64 * sum(map(len, names.values())) + (1 << 12)
-            os.posix_fallocate(handle, end, tail)
+            tail = sum(64 * len(value) if isinstance(value, list) else value.nbytes for value in members.values())
+            os.posix_fallocate(handle, end, tail + (1 << 12))
             with h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
                 # Sorted, so that equal contents give equal bytes.
-                for name, array in sorted(arrays.items()):
-                    file[name] = array
-                for name, words in sorted(names.items()):
-                    file.create_dataset(name, (len(words),), h5py.string_dtype(), words)
+                for name, value in sorted(members.items()):
+                    if isinstance(value, list):
+                        file.create_dataset(name, (len(value),), h5py.string_dtype(), value)
+                    else:
+                        file[name] = value
                 # Text may exceed HDF5's limit of 64 KiB for attributes, because HDF5 stores text outside the attribute.
                 file.attrs.update(stored)
-                file.attrs["contents_sha256"] = contents_digest(stored, arrays, names)
+                file.attrs["contents_sha256"] = contents_digest(stored, members)
             self.name()
 
 

@@ -159,7 +159,7 @@ def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
         "command": header.about.get("command", ""),
         "samples": header.about_json,
     }
-    file.finish({"labels": labels, "seeds": header.seeds}, {"class_names": names}, about)
+    file.finish({"labels": labels, "seeds": header.seeds, "class_names": names}, about)
 
 
 @contextlib.contextmanager

@@ -112,8 +112,12 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
             log.warning(f"{len(named)} files skipped, listed in {sidecar}")
         kept = [i for i in range(len(source)) if str(i) not in notes["skipped"] for _ in range(encoder.copies)]
         labels = np.array([source.labels[i] for i in kept], np.int64)
-        counts = np.bincount(labels, minlength=len(classes))
-        names = {"class_names": list(map(utf8, classes)), "files": [utf8(source.files[i]) for i in kept]}
+        members = {
+            "labels": labels,
+            "class_counts": np.bincount(labels, minlength=len(classes)),
+            "class_names": list(map(utf8, classes)),
+            "files": [utf8(source.files[i]) for i in kept],
+        }
         about = {
             "num_classes": len(classes),
             **settings.about(),
@@ -127,7 +131,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
             **encoder.attributes,
             "command": settings.command,
         }
-        writer.finish({"labels": labels, "class_counts": counts}, names, about)
+        writer.finish(members, about)
     changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
     if changed:
         log.warning(f"decoding changed some images: {changed}")

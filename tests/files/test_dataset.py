@@ -52,7 +52,7 @@ def write(path, kind="raw", count=12, step=5, limit=None, **about):
             writer.append(stored(kind, count)[start : start + step], start + step, {})
         names = {"class_names": ["ant", "bee", "cat"], "files": [f"ä{i}.png" for i in range(count)]}
         assert not path.exists()
-        writer.finish({"labels": np.arange(count) % 3}, names, about)
+        writer.finish({"labels": np.arange(count) % 3, **names}, about)
     return path
 
 
@@ -346,7 +346,7 @@ def test_a_second_writer_is_refused_and_harms_nothing(tmp_path):
         writer.append(rows_of("raw"), 12, {})
         with pytest.raises(DataError, match="another elbo process"):
             begun(path)
-        writer.finish({"labels": np.zeros(12, np.int64)}, {}, {})
+        writer.finish({"labels": np.zeros(12, np.int64)}, {})
     np.testing.assert_array_equal(Dataset(path).batch(range(12)), rows_of("raw"))
     with pytest.raises(UsageError, match="exists"):
         begun(path)
@@ -419,7 +419,7 @@ def work(out):
             skipped += [i for i in part if i in bad]
             writer.append(rows[[i for i in part if i not in bad]], part[-1] + 1, {"skipped": skipped})
         names = {"class_names": ["a"], "files": [f"{i}.png" for i in range(N) if i not in bad]}
-        writer.finish({"labels": np.zeros(N - len(bad), int)}, names, {"skipped": len(skipped)})
+        writer.finish({"labels": np.zeros(N - len(bad), int), **names}, {"skipped": len(skipped)})
 
 work(folder / "whole.h5")
 want, out, k, died = (folder / "whole.h5").read_bytes(), folder / "out.h5", 0, True

@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from elbocli.files.latents import LatentSpace
 
 GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)
 """The ten digits on 5 rows of 3 pixels, a bit each, from the upper left."""
-SPACE = LatentSpace("diffusers", (0.0,) * 4, (0.18215,) * 4, "[-1,1]", "none", "none", 256, False)
+SPACE = LatentSpace("diffusers", [0.0] * 4, [0.18215] * 4, "[-1,1]", "none", "none", 256, 0)
 
 
 def rows_sha256(pieces: Iterable[Any]) -> str:
@@ -50,7 +51,7 @@ def packed_latents(folder: Path, size: int, count: int = 500, classes: int = 10)
         return Dataset(out, latents=True)
     mean = np.random.default_rng(0).standard_normal((count, 4, size, size)) / SPACE.scale[0]
     rows = np.concatenate([mean, np.full_like(mean, 0.1)], 1).astype(np.float16)
-    return _written(out, BlockLayout(LATENTS, (8, size, size)), rows, classes, image_size=size, **SPACE.attributes())
+    return _written(out, BlockLayout(LATENTS, (8, size, size)), rows, classes, image_size=size, **asdict(SPACE))
 
 
 def packed_digits(folder: Path, count: int = 300) -> Dataset:

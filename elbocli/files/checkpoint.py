@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files.atomic import new_folder, remove_folder, sweep, write_json, write_text, writing
-from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead
 from elbocli.files.records import Count, Record, Rest, read_json, stored
@@ -60,7 +59,7 @@ class RunData(Record):
 
     @property
     def latents(self) -> bool:
-        return ATTRIBUTES["convention"] in self.more
+        return "latent_convention" in self.more
 
 
 class SourceFacts(Record):

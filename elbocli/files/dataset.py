@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -288,7 +288,7 @@ class Dataset:
             class_names=self.class_names,
             crop=about.crop,
             filter=about.filter,
-            more={} if space is None else space.attributes(),
+            more={} if space is None else asdict(space),
         )
 
 

@@ -1,6 +1,7 @@
 """Encode images to latents on a device, for `elbo prep --latents`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import torch
 
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import LATENTS, BlockLayout
-from elbocli.files.latents import ATTRIBUTES
 from elbocli.nn.networks.diffusers import Autoencoder, comfortable_batch
 from elbocli.runtime.device import Precision, choose_device
 
@@ -44,13 +44,13 @@ class LatentEncoder:
         self.batch = comfortable_batch(size, self.device.type == "cpu")
         self.copies = 2 if mirror else 1
         self.attributes = {
-            **self.space.attributes(),
+            **asdict(self.space),
             "latent_precision": str(self.precision),
             "torch_version": version("torch"),
             "diffusers_version": version("diffusers"),
         }
         self.fingerprint = {**self.attributes, "batch": self.batch, "device": self.device.type}
-        del self.fingerprint[ATTRIBUTES["autoencoder"]]
+        del self.fingerprint["autoencoder"]
 
     def rows(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Encode images uint8 [H, W, 3] to rows float16 [2C, h, w], `copies` per image.

@@ -19,7 +19,6 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, InitFacts, RunConfig, RunData
 from elbocli.files.dataset import PREPROCESSING, find_dataset
-from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.losslog import LossLogRow, read_losslog
 from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, open_file, reading
@@ -32,7 +31,7 @@ from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSetting
 from elbocli.runtime.progress import log
 
 # Attributes of datasets that define a latent space: latents are comparable only if all of these are equal.
-SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]
+SPACE = ["latent_convention", "latent_shift", "latent_scale", "latent_input", "autoencoder_sha256"]
 AVERAGE = "ema-imported"  # name of imported weights that are an average; other imported weights are named "model"
 TIMES = 12  # number of steps at which a learned weighting is reported
 

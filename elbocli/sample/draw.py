@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -191,8 +191,8 @@ def open_decoder(
             f"{space.autoencoder}: the autoencoder of the latents is missing; name its folder with --autoencoder DIR"
         )
     model, size = Autoencoder(folder, device), space.pixel_size
-    its = model.space(space.convention, size, space.mirrored)
-    same = (its.shift, its.scale) == (space.shift, space.scale)
+    its = model.space(space.latent_convention, size, space.mirrored)
+    same = (its.latent_shift, its.latent_scale) == (space.latent_shift, space.latent_scale)
     if not (same if space.autoencoder_sha256 == UNKNOWN else model.sha256 == space.autoencoder_sha256):
         raise DataError(f"{folder}: is not the autoencoder of the run's latents; name {space.autoencoder} with --autoencoder DIR")
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):
@@ -375,7 +375,7 @@ class _Drawing:
             **self.noise.about,
             "precision": str(Precision(settings.precision, device)),
             "rounding": self.output.rounding.spec,
-            **(self.output.space.attributes() if self.output.space else {}),
+            **(asdict(self.output.space) if self.output.space else {}),
             "elbo_version": __version__,
             "command": settings.command,
         }

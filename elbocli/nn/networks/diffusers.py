@@ -115,7 +115,7 @@ class Autoencoder:
         Raises UsageError if the convention doesn't fit the autoencoder.
         """
         with reading(self.folder / CONFIG, kind=UsageError):
-            return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
+            return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, int(mirrored))
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray, space: LatentSpace) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ class Autoencoder:
 
         Returns: mean and standard deviation of unscaled latents, [B, C, h, w] each.
         """
-        divisor, offset = INPUTS[space.input]
+        divisor, offset = INPUTS[space.latent_input]
         x = sent(torch.from_numpy(pixels), self.device).permute(0, 3, 1, 2).float().div_(divisor).add_(offset)
         posterior = self.model.encode(x.contiguous()).latent_dist
         return posterior.mean, posterior.std
@@ -133,7 +133,7 @@ class Autoencoder:
         """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: None for `space.rounding`."""
         shift, scale = affine(space, self.device)
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
-        return to_levels(x, rounding or space.rounding, INPUTS[space.input])
+        return to_levels(x, rounding or space.rounding, INPUTS[space.latent_input])
 
 
 def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
@@ -145,7 +145,7 @@ def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: 
     """
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)
-    return LatentSpace(convention, shift, scale, declared.traits.input, *facts)
+    return LatentSpace(convention, [*shift], [*scale], declared.traits.input, *facts)
 
 
 def comfortable_batch(pixel_size: int, cpu: bool) -> int:
@@ -155,5 +155,5 @@ def comfortable_batch(pixel_size: int, cpu: bool) -> int:
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return a space's shift and scale as tensors, float32 [1, C, 1, 1] each."""
-    shift, scale = (sent(torch.tensor(values).view(1, -1, 1, 1), device) for values in (space.shift, space.scale))
+    shift, scale = (sent(torch.tensor(values).view(1, -1, 1, 1), device) for values in (space.latent_shift, space.latent_scale))
     return shift, scale

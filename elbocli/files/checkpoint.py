@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
 NAME = re.compile(r"step-\d+")
-RESOLVED = ("settings", "network", "data", "files", "init", "plugins")  # sections of config.yaml that define a run
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
 Section = dict[str, Any]  # section of config.yaml: name → unchecked value
 
@@ -80,8 +79,8 @@ class InitFacts(Record):
     """Origin of a run's initial weights.
 
     run: path given to --init. weights: `model` or the name of an average. sha256: digest of the weights' file.
-    seen: for weights of an imported run, imported_format, imported_file and imported_sha256.
     changed: names of settings that differ from the run that trained the weights.
+    imported_*: for weights of an imported run, as in SourceFacts.
     """
 
     run: str
@@ -89,8 +88,10 @@ class InitFacts(Record):
     sha256: str
     step: Count | None = None
     images: Count | None = None
-    seen: Rest = {}
     changed: list[str] | None = None
+    imported_format: str | None = None
+    imported_file: str | None = None
+    imported_sha256: str | None = None
 
     def about(self) -> dict[str, Any]:
         """Return all fields except `changed` under keys that begin with init_."""
@@ -135,13 +136,9 @@ class RunConfig(Record, kw_only=True):
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
         """Make a RunConfig. content: parsed config.yaml. where: file, for messages. Raises FormatError, DataError."""
-        inner: dict[str, type[Record]] = {"data": RunData, "init": InitFacts}
-        read = {key: record.of(content[key], f"{where}: {key}") for key, record in inner.items() if content.get(key)}
-        return super().of({**content, **read}, where)
-
-    def resolved(self) -> dict[str, Any]:
-        """Return the sections that define the run, such as `settings` and `network`: name → content."""
-        return {key: value for key, value in self.json().items() if key in RESOLVED}
+        if content.get("data"):
+            content = {**content, "data": RunData.of(content["data"], f"{where}: data")}
+        return super().of(content, where)
 
 
 def write_config(run: Path, config: RunConfig) -> None:
@@ -163,7 +160,8 @@ class Seal(Record):
     sha256: str
 
 
-class FolderMeta(Record, kw_only=True):
+@stored("meta.json of a checkpoint", "elbo-checkpoint")
+class CheckpointMeta(Record, kw_only=True):
     """Content of the meta.json of a checkpoint or snapshot.
 
     world_size: number of ranks. parallel: ddp or fsdp.
@@ -185,13 +183,8 @@ class FolderMeta(Record, kw_only=True):
     files: dict[str, Seal]
 
 
-@stored("meta.json of a checkpoint", "elbo-checkpoint")
-class CheckpointMeta(FolderMeta):
-    """Content of a checkpoint's meta.json."""
-
-
 @stored("meta.json of a snapshot", "elbo-snapshot")
-class SnapshotMeta(FolderMeta):
+class SnapshotMeta(CheckpointMeta):
     """Content of a snapshot's meta.json."""
 
 
@@ -200,7 +193,7 @@ class Checkpoint:
     """A complete checkpoint or snapshot on disk."""
 
     path: Path
-    meta: FolderMeta
+    meta: CheckpointMeta
 
     @property
     def step(self) -> int:
@@ -263,7 +256,7 @@ def save(
     weights: dict[str, dict[str, Tensor]],
     state: dict[str, Any] | None,
     meta: dict[str, Any],
-    kind: type[FolderMeta] = CheckpointMeta,
+    kind: type[CheckpointMeta] = CheckpointMeta,
 ) -> Path:
     """Write a checkpoint or a snapshot; return the path of the folder.
 

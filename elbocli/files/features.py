@@ -110,11 +110,11 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
         np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=np.array(json.dumps(statistics.about.json())), **more)
 
 
-def is_statistics(path: Path) -> bool:
-    """Tell whether a file is an npz with mu and sigma."""
+def arrays_in(path: Path) -> set[str]:
+    """Return the names of the arrays in an npz; none for another file."""
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
-        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
-    return False
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+    return set()
 
 
 def read_statistics(path: Path) -> Statistics:

@@ -19,7 +19,7 @@ from elbocli.core.adaptive import interpolate
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
-from elbocli.files.reading import read_text, reading, whole_lines
+from elbocli.files.reading import open_file, read_text, reading, whole_lines
 from elbocli.files.recognise import expect
 from elbocli.files.records import Count, Record, Rest, parse_json, read_json, stored
 
@@ -114,8 +114,18 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
     return text_line(LossLogRow(step, images, [*map(int, count)], total, squares, learned))
 
 
-def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and rows of a loss log. name: file name for messages. Raises FormatError."""
+def read_losslog(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
+    """Yield the headers and rows of a loss log. source: run folder, file or standard input. Raises FormatError, DataError."""
+    if not isinstance(source, Path):
+        yield from _parse(source, "standard input")
+        return
+    path = source / "losslog.jsonl" if source.is_dir() else source
+    expect(path, "a loss log")
+    with reading(path, kind=DataError), open_file(path) as file:
+        yield from _parse(file, path)
+
+
+def _parse(file: IO[bytes], name: object) -> Iterator[LossLogHeader | LossLogRow]:
     bins = 0
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
@@ -162,7 +172,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     """
     total: LossLog | None = None
     for source in sources:
-        for entry in _entries(source):
+        for entry in read_losslog(source):
             if isinstance(entry, LossLogHeader):
                 edges = torch.tensor(entry.edges, dtype=torch.float64)
                 total = total or LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
@@ -178,16 +188,6 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     if total is None:
         raise UsageError("no loss log is given; name a run, a loss log, or - for standard input")
     return total
-
-
-def _entries(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
-    if not isinstance(source, Path):
-        yield from read_losslog(source, "standard input")
-        return
-    path = source / "losslog.jsonl" if source.is_dir() else source
-    expect(path, "a loss log")
-    with reading(path, kind=DataError), open(path, "rb") as file:
-        yield from read_losslog(file, path)
 
 
 class LossLogWriter:

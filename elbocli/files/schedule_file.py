@@ -101,8 +101,6 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
     config: SchedulerConfig = convert(read_json(path), SchedulerConfig, path)
     flow = config.class_name.startswith("FlowMatch") or config.use_flow_sigmas
-    if not flow and config.num_train_timesteps is None and config.trained_betas is None:
-        raise FormatError(f"{path}: has no 'num_train_timesteps'; give a scheduler_config.json of diffusers")
     prediction = TARGETS[config.prediction_type or ("flow_prediction" if flow else "epsilon")]
     if config.use_dynamic_shifting:
         raise FormatError(
@@ -115,11 +113,11 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     with reading(path):
         if config.trained_betas is not None:
             betas = torch.tensor(config.trained_betas, dtype=torch.float64)
-        elif config.beta_start is None or config.beta_end is None:
-            raise ValueError("beta_start or beta_end is missing; add both, or trained_betas")
         else:
-            declared = BETAS.find(str(config.beta_schedule))
-            betas = declared.make(config.beta_start, config.beta_end, config.num_train_timesteps)
+            scale = config.beta_start, config.beta_end, config.num_train_timesteps
+            if None in scale:
+                raise ValueError("beta_start, beta_end or num_train_timesteps is missing; add all three, or trained_betas")
+            betas = BETAS.find(str(config.beta_schedule)).make(*scale)
         zero = config.rescale_betas_zero_snr is True
         return prediction, Steps(logsnr_of_betas(betas, snr_scale=config.snr_shift_scale, zero_terminal=zero))
 

@@ -134,12 +134,11 @@ def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
     history = LogHistory(torch.empty(0))
     try:
         if path.exists() and path.stat().st_size:
-            with reading(path, kind=DataError), open_file(path) as file:
-                for entry in read_losslog(file, path):
-                    if isinstance(entry, LossLogRow):
-                        history.add(entry.images, entry.sums)
-                    else:
-                        history.edges = torch.tensor(entry.edges, dtype=torch.float64)
+            for entry in read_losslog(path):
+                if isinstance(entry, LossLogRow):
+                    history.add(entry.images, entry.sums)
+                else:
+                    history.edges = torch.tensor(entry.edges, dtype=torch.float64)
     except FormatError as error:
         missing.append(f"{path}: shown only up to a damaged line ({error})")
     return history if history.images else None

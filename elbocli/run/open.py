@@ -21,7 +21,7 @@ from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, InitFact
 from elbocli.files.dataset import PREPROCESSING, find_dataset
 from elbocli.files.losslog import LossLogRow, read_losslog
 from elbocli.files.plugins import check_plugins
-from elbocli.files.reading import file_sha256, open_file, reading
+from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.files.tensor_files import check_average, load, read_about
 from elbocli.nn.networks import Network, NetworkConfig, build, config_of, loaded, place, section_of
@@ -244,8 +244,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     assert schedule is not None
     path, online, intervals = run / "losslog.jsonl", AdaptiveSchedule(bin_edges(low, high)), list[LossLogRow]()
     if path.exists():
-        with reading(path, kind=DataError), open_file(path) as file:
-            intervals = [entry for entry in read_losslog(file, path) if isinstance(entry, LossLogRow)]
+        intervals = [entry for entry in read_losslog(path) if isinstance(entry, LossLogRow)]
     told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
     found, prediction = [], Prediction(settings.prediction)
     for number, interval in enumerate([LossLogRow(0, 0, *online.state[:3].tolist()), *intervals]):

@@ -467,7 +467,7 @@ class Resumable:
 
     def write(self, rows: Rows) -> None:
         """Append arrays of rows, or encoded images, without flushing."""
-        parts = [row if isinstance(row, bytes) else row.tobytes() for row in rows]
+        parts = list(map(bytes, rows))
         with writing(self.out):
             for ends in self._columns[1:]:
                 ends.append((self._rows.size + np.cumsum([len(part) for part in parts], dtype="<i8")).tobytes())
@@ -504,21 +504,20 @@ class DatasetWriter(Resumable):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
     def finish(self, members: Members, attributes: dict[str, Any]) -> None:
-        rows = self.rows
         about = {
             **DatasetAttributes.head(),
             "digests": DIGESTS,
-            "count": rows,
+            "count": self.rows,
             "payload_sha256": self.state.sha256[0],
             **attributes,
         }
+        stored = {key: value for key, value in sorted(about.items()) if value is not None}
         with writing(self.out):
             if not self.layout.row:
-                members = {**members, "offsets": np.append(0, np.fromfile(self.ends, "<i8", rows)).astype(np.int64)}
+                members = {**members, "offsets": np.append(0, np.fromfile(self.ends, "<i8", self.rows)).astype(np.int64)}
             handle, end = self._rows.handle, self.offset + self._rows.size
             write_all(handle, _head(self.layout, self._rows.size // self.layout.row_bytes), 0)
             os.ftruncate(handle, end)
-            stored = dict(sorted(DatasetAttributes.of(about, self.out).json().items()))
             # HDF5 prints a traceback when it meets a full disk while closing a file, so the disk space is allocated first.
             tail = sum(64 * len(value) if isinstance(value, list) else value.nbytes for value in members.values())
             os.posix_fallocate(handle, end, tail + (1 << 12))

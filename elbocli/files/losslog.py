@@ -19,7 +19,7 @@ from elbocli.core.adaptive import interpolate
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
-from elbocli.files.reading import open_file, read_text, reading, whole_lines
+from elbocli.files.reading import read_text, reading, whole_lines
 from elbocli.files.recognise import expect
 from elbocli.files.records import Count, Record, Rest, parse_json, read_json, stored
 
@@ -121,7 +121,7 @@ def read_losslog(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRo
         return
     path = source / "losslog.jsonl" if source.is_dir() else source
     expect(path, "a loss log")
-    with reading(path, kind=DataError), open_file(path) as file:
+    with reading(path, kind=DataError), open(path, "rb") as file:  # also a pipe
         yield from _parse(file, path)
 
 

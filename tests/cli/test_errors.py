@@ -96,7 +96,7 @@ LINES = [
     ("info images.npz", 1, "uint8"),
     ("sample . -o x.npy", 1, "expected a run, found a folder that is none of elbo's; 'elbo train"),
     ("sample empty.h5 -o x.npy", 1, "expected a run, found an empty file"),
-    ("sample {data} -o x.npy", 1, "expected a run, found a dataset; 'elbo train {data}"),
+    ("sample {data} -o x.npy", 1, "expected a run, found a dataset; 'elbo train DATA.h5"),
     ("sample {run} --guidance-scale 2 --guide {data}", 1, "expected a run, found a dataset"),
     ("ema {vae} --std .1 -o x.safetensors", 1, "expected a run, found an autoencoder of diffusers"),
     ("report {images}", 1, "expected a run, found images in class folders"),
@@ -289,7 +289,7 @@ KINDS = {
     "a.safetensors": ("an average of weights", '{"__metadata__":{"format":"elbo-ema"}}'),
     "b.safetensors": ("features", '{"__metadata__":{"format":"elbo-features"}}'),
     "scheduler.json": ("a scheduler of diffusers", '{"_class_name": "DDIMScheduler"}'),
-    "a.pkl": ("a pickle", "\x80\4\x95"),
+    "a.pkl": ("a pickle, which could run code", "\x80\4\x95"),
     "a.txt": ("a file that is none of elbo's", "hello"),
     "empty": ("an empty file", ""),
 }

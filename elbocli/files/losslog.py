@@ -21,7 +21,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
 from elbocli.files.reading import read_text, reading, whole_lines
 from elbocli.files.recognise import expect
-from elbocli.files.records import Count, Record, Rest, parse_json, read_json, stored
+from elbocli.files.records import Count, Positive, Record, Rest, parse_json, read_json, stored
 
 MOST_BINS = 2000  # fitting builds matrices of bins × bins
 LARGEST = 1e100  # largest accepted sum of errors, so that intervals can be added without overflow
@@ -139,10 +139,7 @@ def _parse(file: IO[bytes], name: object) -> Iterator[LossLogHeader | LossLogRow
             break
         row = LossLogRow.of(content, where)
         if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
-            raise FormatError(
-                f"{where}: count, sum and sumsq have {len(row.count)}, {len(row.sum)} and {len(row.sumsq)} numbers, "
-                f"expected {bins}, one per bin; delete the line"
-            )
+            raise FormatError(f"{where}: count, sum or sumsq lacks a number for each of {bins} bins; delete the line")
         yield row
     if not bins:
         raise FormatError(f"{name}: lacks the header of a loss log; name a loss log, such as losslog.jsonl of a run")
@@ -221,7 +218,6 @@ class LossLogWriter:
 CLOSE = 1e-9  # tolerance when ranges of λ are compared, as a fraction of the narrowest bin
 NATS = "nats"
 Values = Annotated[list[Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]], Bins]
-Positive = Annotated[int, Meta(ge=1, le=10**15)]
 
 
 class LeastCurve(Record):

@@ -20,6 +20,7 @@ from msgspec.structs import fields
 from elbocli.files.reading import check_format, read_bytes, reading
 
 Count = Annotated[int, Meta(ge=0, le=10**15)]  # of steps, images or bytes
+Positive = Annotated[int, Meta(ge=1, le=10**15)]
 Rest = Annotated[dict[str, Any], "keys that are no fields"]
 R = TypeVar("R", bound="type[Record]")
 _fields = cache(fields)

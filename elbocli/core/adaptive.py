@@ -292,17 +292,17 @@ def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Function,
     times = pad(share.cumsum(0), (1, 0)) / share.sum()  # with a leading 0
     ends = known.edges[-1] - pad(width.cumsum(0), (1, 0))
     t = (torch.arange(batch * offsets, dtype=torch.float64) + 0.5) / (batch * offsets)
-    logsnr = interpolate(t, times, ends)
-    mean = interpolate(logsnr, known.middle, known.mean.log()).exp()
+    logsnr = _interpolate(t, times, ends)
+    mean = _interpolate(logsnr, known.middle, known.mean.log()).exp()
     value = (weighting(logsnr) / density(logsnr) * mean).reshape(batch, offsets).mean(0)
     return batch * float(value.var(correction=0) / value.mean().square())
 
 
-def interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolate linearly between knots; values are constant outside. knots: rising, [K]. values: at the knots, [..., K]."""
+def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    # Linear between rising knots, constant outside.
     right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
     part = (at - knots[right - 1]) / (knots[right] - knots[right - 1]).clamp(min=TINY)
-    return values[..., right - 1].lerp(values[..., right], part.clamp(0, 1))
+    return values[right - 1].lerp(values[right], part.clamp(0, 1))
 
 
 class AdaptiveSchedule:

@@ -15,7 +15,6 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from elbocli.core.adaptive import interpolate
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
@@ -114,18 +113,8 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
     return text_line(LossLogRow(step, images, [*map(int, count)], total, squares, learned))
 
 
-def read_losslog(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and rows of a loss log. source: run folder, file or standard input. Raises FormatError, DataError."""
-    if not isinstance(source, Path):
-        yield from _parse(source, "standard input")
-        return
-    path = source / "losslog.jsonl" if source.is_dir() else source
-    expect(path, "a loss log")
-    with reading(path, kind=DataError), open(path, "rb") as file:  # also a pipe
-        yield from _parse(file, path)
-
-
-def _parse(file: IO[bytes], name: object) -> Iterator[LossLogHeader | LossLogRow]:
+def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
+    """Yield the headers and rows of a loss log. name: file name for messages. Raises FormatError."""
     bins = 0
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
@@ -169,7 +158,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     """
     total: LossLog | None = None
     for source in sources:
-        for entry in read_losslog(source):
+        for entry in entries(source):
             if isinstance(entry, LossLogHeader):
                 edges = torch.tensor(entry.edges, dtype=torch.float64)
                 total = total or LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
@@ -185,6 +174,17 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     if total is None:
         raise UsageError("no loss log is given; name a run, a loss log, or - for standard input")
     return total
+
+
+def entries(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
+    """Yield the headers and rows of a loss log: a run folder, a file or a stream. Raises FormatError, DataError."""
+    if not isinstance(source, Path):
+        yield from read_losslog(source, "standard input")
+        return
+    path = source / "losslog.jsonl" if source.is_dir() else source
+    expect(path, "a loss log")
+    with reading(path, kind=DataError), open(path, "rb") as file:
+        yield from read_losslog(file, path)
 
 
 class LossLogWriter:
@@ -307,7 +307,9 @@ class Optimum(Record, kw_only=True):
             curves = curves.lerp(blind, self.label_dropout)
         # Average the curves, which are constant within each of the file's bins, over each of the wanted bins.
         integral = torch.nn.functional.pad((curves * own.diff()).cumsum(1), (1, 0))
-        value, se = interpolate(edges, own, integral).diff() / edges.diff()
+        right = torch.searchsorted(own, edges.contiguous()).clamp(1, len(own) - 1)
+        part = ((edges - own[right - 1]) / own.diff()[right - 1]).clamp(0, 1)
+        value, se = integral[:, right - 1].lerp(integral[:, right], part).diff() / edges.diff()
         return value, se
 
 

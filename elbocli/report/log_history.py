@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.losslog import EVAL, LossLogRow, MetricsRow, read_losslog
+from elbocli.files.losslog import EVAL, LossLogRow, MetricsRow, entries
 from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.records import parse_json
 
@@ -134,7 +134,7 @@ def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
     history = LogHistory(torch.empty(0))
     try:
         if path.exists() and path.stat().st_size:
-            for entry in read_losslog(path):
+            for entry in entries(path):
                 if isinstance(entry, LossLogRow):
                     history.add(entry.images, entry.sums)
                 else:

@@ -19,7 +19,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, InitFacts, RunConfig, RunData
 from elbocli.files.dataset import PREPROCESSING, find_dataset
-from elbocli.files.losslog import LossLogRow, read_losslog
+from elbocli.files.losslog import LossLogRow, entries
 from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_weighting
@@ -244,7 +244,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     assert schedule is not None
     path, online, intervals = run / "losslog.jsonl", AdaptiveSchedule(bin_edges(low, high)), list[LossLogRow]()
     if path.exists():
-        intervals = [entry for entry in read_losslog(path) if isinstance(entry, LossLogRow)]
+        intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)]
     told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
     found, prediction = [], Prediction(settings.prediction)
     for number, interval in enumerate([LossLogRow(0, 0, *online.state[:3].tolist()), *intervals]):

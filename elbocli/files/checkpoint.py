@@ -209,11 +209,9 @@ class Checkpoint:
         return sorted(name.removesuffix(WEIGHTS) for name in self.meta.files if name.endswith(WEIGHTS))
 
     def weights(self, name: str) -> TensorFile:
-        """Open `model` or an average `ema-…`. Raises FormatError for an unknown name."""
+        """Open `model` or an average `ema-…`, one of `names`. Raises FormatError."""
         from elbocli.files.tensor_files import TensorFile
 
-        if name not in self.names:
-            raise FormatError(f"{self.path}: holds no weights {name!r}; choose from {', '.join(self.names)}")
         return TensorFile(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:

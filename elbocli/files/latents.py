@@ -92,13 +92,11 @@ class LatentSpace:
     mirrored: Literal[0, 1]
 
     def __post_init__(self) -> None:
-        convention, pixels, shift, scale = self.latent_convention, self.latent_input, self.latent_shift, self.latent_scale
-        if convention not in CONVENTIONS or pixels not in INPUTS:
-            raise ValueError(f"latent_convention {convention!r} or latent_input {pixels!r} is unknown")
-        if not all(map(math.isfinite, (*shift, *scale))) or len(shift) != len(scale) or min(scale) <= 0:
-            raise ValueError(f"latent_shift {shift} and latent_scale {scale} must be finite, equally long, scale > 0")
-        if self.pixel_size < 1 or not self.autoencoder:
-            raise ValueError(f"expected pixel_size > 0 and an autoencoder, found {self.pixel_size} and {self.autoencoder!r}")
+        shift, scale = self.latent_shift, self.latent_scale
+        known = self.latent_convention in CONVENTIONS and self.latent_input in INPUTS and self.autoencoder
+        finite = all(map(math.isfinite, (*shift, *scale))) and len(shift) == len(scale)
+        if not known or not finite or min(*scale, self.pixel_size) <= 0:
+            raise ValueError(f"unknown names, or numbers that are not finite or not above 0: {self}")
 
     @property
     def rounding(self) -> Declaration:

@@ -21,7 +21,7 @@ HERE = "/"  # begins Kind.names of folders
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: glob patterns of a file's name, with spaces between; for a folder: "/", then patterns of names inside; "": any.
+    names: glob patterns of a file's name, with spaces between; for a folder: "/", then patterns of names inside.
     content: regular expression to find in the first 4 kB of such a file; b"": any.
     """
 
@@ -42,31 +42,31 @@ KINDS = [
     Kind("images", f"/{PICTURES}", b""),
     Kind("images in class folders", "/*/" + PICTURES.replace(" ", " */"), b""),
     Kind("a folder that is none of elbo's", "/*", b""),
-    Kind("a dataset", "", rb"\A\x89HDF\r\n\x1a\n"),
-    Kind("samples", "", rb"\A\x93NUMPY"),
+    Kind("a dataset", "*", rb"\A\x89HDF\r\n\x1a\n"),
+    Kind("samples", "*", rb"\A\x93NUMPY"),
     Kind("a program of torch.export", "*.pt2", rb"\APK"),
     Kind("statistics", "*.npz", rb"\APK.{28}(mu|sigma)\.npy"),
     Kind("samples", "*.npz", rb"\APK"),
-    Kind("images in an archive", "", rb"\APK|\A.{257}ustar"),
+    Kind("images in an archive", "*", rb"\APK|\A.{257}ustar"),
     Kind("images in an archive", "*.tar *.tar.gz *.tgz", b""),
     Kind("images", PICTURES, b""),
-    Kind("a page", "", rb"\A<!doctype html"),
-    Kind("a figure", "", rb"\A<\?xml|\A%PDF"),
-    Kind("a table", "", rb"\Aindex\t|\Alogsnr_low\t"),
-    Kind("a model card", "", rb"\A---\nlibrary_name: elbo\n"),
-    Kind("a score card", "", rb"\A# Score card"),
-    Kind("a preset", "", rb"\A# A preset"),
-    Kind("numbers by step", "", rb'\A{"step"'),
-    Kind("an average of weights", "", b"elbo-ema"),
-    Kind("features", "", b"elbo-features"),
-    Kind("a loss log", "", b"elbo-losslog"),
-    Kind("a schedule", "", b"elbo-schedule"),
-    Kind("an optimum", "", b"elbo-optimum"),
-    Kind("a config of a run", "", b"format: elbo-run"),
-    Kind("a scheduler of diffusers", "", rb"_class_name\W+\w*Scheduler"),
-    Kind("a model of diffusers", "", b"_class_name"),
-    Kind("a pickle, which could run code", "", rb"\A\x80[\x02-\x05][^\0]"),
-    Kind(UNKNOWN, "", b""),
+    Kind("a page", "*", rb"\A<!doctype html"),
+    Kind("a figure", "*", rb"\A<\?xml|\A%PDF"),
+    Kind("a table", "*", rb"\Aindex\t|\Alogsnr_low\t"),
+    Kind("a model card", "*", rb"\A---\nlibrary_name: elbo\n"),
+    Kind("a score card", "*", rb"\A# Score card"),
+    Kind("a preset", "*", rb"\A# A preset"),
+    Kind("numbers by step", "*", rb'\A{"step"'),
+    Kind("an average of weights", "*", b"elbo-ema"),
+    Kind("features", "*", b"elbo-features"),
+    Kind("a loss log", "*", b"elbo-losslog"),
+    Kind("a schedule", "*", b"elbo-schedule"),
+    Kind("an optimum", "*", b"elbo-optimum"),
+    Kind("a config of a run", "*", b"format: elbo-run"),
+    Kind("a scheduler of diffusers", "*", rb"_class_name\W+\w*Scheduler"),
+    Kind("a model of diffusers", "*", b"_class_name"),
+    Kind("a pickle, which could run code", "*", rb"\A\x80[\x02-\x05][^\0]"),
+    Kind(UNKNOWN, "*", b""),
 ]
 # expected kind of file → how to make such files, for messages
 MAKERS = {
@@ -113,9 +113,10 @@ def _fits(path: Path, kind: Kind) -> bool:
     folder, names = kind.names.startswith(HERE), kind.names.removeprefix(HERE).split()
     if path.is_dir() != folder:
         return False
-    files = [file for name in names for file in path.glob(name)] if folder else [path]
-    if not folder and names and not any(fnmatch(path.name.lower(), name) for name in names):
-        return False
+    if folder:
+        files = [file for name in names for file in path.glob(name)]
+    else:
+        files = [path for name in names if fnmatch(path.name.lower(), name)]
     return any(not kind.content or re.search(kind.content, _head(file), re.DOTALL) for file in files)
 
 

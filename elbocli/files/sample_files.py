@@ -30,11 +30,6 @@ class SamplesAbout(Record):
     """How samples were drawn. more: run, weights, sampler, seed and other keys."""
 
     more: Rest = {}
-    command: str | list[str] | None = None
-
-    @property
-    def commands(self) -> list[str]:
-        return self.command if isinstance(self.command, list) else [self.command or ""]
 
 
 @dataclass(frozen=True)

@@ -405,9 +405,11 @@ def _commands(
         yield "Train again with the same settings, whatever the environment says by then", shlex.join(map(str, again))
     if samples is not None:
         with read_samples(samples) as reader:
-            yield from (("Draw these samples", line) for line in reader.made.commands if line)
+            yield from (("Draw these samples", line) for line in drawn_by(reader.made.more))
     for each in scores:
-        yield from ((f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found))
+        yield from (
+            (f"Draw the samples of {each.path.name}", line) for line in drawn_by(*(one.facts.made for one in each.found.repeats))
+        )
         if line := each.found.repeats[0].facts.command:
             yield f"Find {each.path.name}", line
 

@@ -49,7 +49,7 @@ def packed_latents(folder: Path, size: int, count: int = 500, classes: int = 10)
     out = folder / f"latents-{size}-{classes}.h5"
     if out.exists():
         return Dataset(out, latents=True)
-    mean = np.random.default_rng(0).standard_normal((count, 4, size, size)) / SPACE.scale[0]
+    mean = np.random.default_rng(0).standard_normal((count, 4, size, size)) / SPACE.latent_scale[0]
     rows = np.concatenate([mean, np.full_like(mean, 0.1)], 1).astype(np.float16)
     return _written(out, BlockLayout(LATENTS, (8, size, size)), rows, classes, image_size=size, **asdict(SPACE))
 

@@ -109,7 +109,7 @@ class Record(msgspec.Struct, frozen=True):
 
 def convert(content: Any, hint: Any, where: object) -> Any:
     """Convert a parsed value to the type `hint`. where: the file, for messages. Raises FormatError."""
-    with reading(where, on=(msgspec.ValidationError,)):
+    with reading(where):
         return msgspec.convert(content, hint)
 
 

@@ -22,7 +22,7 @@ from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import write_text
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, DatasetWriter, encode
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, DatasetWriter, Members, encode
 from elbocli.files.reading import add_digests
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
@@ -112,7 +112,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
             log.warning(f"{len(named)} files skipped, listed in {sidecar}")
         kept = [i for i in range(len(source)) if str(i) not in notes["skipped"] for _ in range(encoder.copies)]
         labels = np.array([source.labels[i] for i in kept], np.int64)
-        members = {
+        members: Members = {
             "labels": labels,
             "class_counts": np.bincount(labels, minlength=len(classes)),
             "class_names": list(map(utf8, classes)),

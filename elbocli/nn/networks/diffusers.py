@@ -109,8 +109,8 @@ class Autoencoder:
         if not self.config["in_channels"] == self.config["out_channels"] == 3:
             raise FormatError(f"{folder / CONFIG}: in_channels or out_channels is not 3; choose an RGB autoencoder")
 
-    def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
-        """Return this autoencoder's latent space; the parameters are fields of LatentSpace.
+    def space(self, convention: str, pixel_size: int, mirrored: int) -> LatentSpace:
+        """Return this autoencoder's latent space; the parameters are fields of LatentSpace, the first one latent_convention.
 
         Raises UsageError if the convention doesn't fit the autoencoder.
         """

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from msgspec import NODEFAULT, Meta
 from msgspec.structs import fields
 
-from elbocli.files.records import FORMATS, Record, StoredFormat
+from elbocli.files.records import FORMATS, Record, Rest, StoredFormat
 
 PACKAGE = Path(__file__).resolve().parent.parent / "elbocli"
 BEGIN, END = "<!-- tests/formats.py -->", "<!-- end -->"
@@ -66,7 +66,7 @@ def object_of(rng: random.Random, record: type[Record]) -> dict[str, Any]:
     """JSON content that a record allows: keys that may be missing are, now and then."""
     hints, found = get_type_hints(record, include_extras=True), dict[str, Any](record.head())
     for each in fields(record):
-        if each.name == record.REST:
+        if each.type == Rest:
             found |= {f"other{n}": made(rng, Any) for n in range(rng.randint(0, 2))}
         elif (each.default is NODEFAULT and each.default_factory is NODEFAULT) or rng.random() < 0.7:
             found[each.name] = made(rng, hints[each.name])

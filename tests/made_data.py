@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from elbocli.files.latents import LatentSpace
 
 GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)
 """The ten digits on 5 rows of 3 pixels, a bit each, from the upper left."""
-SPACE = LatentSpace("diffusers", (0.0,) * 4, (0.18215,) * 4, "[-1,1]", "none", "none", 256, False)
+SPACE = LatentSpace("diffusers", [0.0] * 4, [0.18215] * 4, "[-1,1]", "none", "none", 256, 0)
 
 
 def rows_sha256(pieces: Iterable[Any]) -> str:
@@ -30,7 +31,7 @@ def _written(path: Path, layout: BlockLayout, rows: np.ndarray, classes: int, **
     with DatasetWriter(path, layout, len(rows), "made").held() as writer:
         writer.append(rows, len(rows), {})
         names = {"class_names": [str(k) for k in range(classes)], "files": [f"{i}.png" for i in range(len(rows))]}
-        writer.finish({"labels": np.arange(len(rows)) % classes}, names, {"num_classes": classes, **about})
+        writer.finish({"labels": np.arange(len(rows)) % classes, **names}, {"num_classes": classes, **about})
     return Dataset(path, latents=True)
 
 
@@ -48,9 +49,9 @@ def packed_latents(folder: Path, size: int, count: int = 500, classes: int = 10)
     out = folder / f"latents-{size}-{classes}.h5"
     if out.exists():
         return Dataset(out, latents=True)
-    mean = np.random.default_rng(0).standard_normal((count, 4, size, size)) / SPACE.scale[0]
+    mean = np.random.default_rng(0).standard_normal((count, 4, size, size)) / SPACE.latent_scale[0]
     rows = np.concatenate([mean, np.full_like(mean, 0.1)], 1).astype(np.float16)
-    return _written(out, BlockLayout(LATENTS, (8, size, size)), rows, classes, image_size=size, **SPACE.attributes())
+    return _written(out, BlockLayout(LATENTS, (8, size, size)), rows, classes, image_size=size, **asdict(SPACE))
 
 
 def packed_digits(folder: Path, count: int = 300) -> Dataset:

@@ -342,7 +342,7 @@ def outcome(odd: Odd, folder: Path) -> Outcome:
         else:
             data = Dataset(out)
             packed = len(data) - (not odd.archive)
-            rows = [i for i, name in enumerate(data.contents()[1]["files"]) if odd.archive or name.startswith("odd/")]
+            rows = [i for i, name in enumerate(data.contents()["files"]) if odd.archive or name.startswith("odd/")]
             pixels = data.batch(np.array(rows[:1]))[0] if rows else None
     changed = next((m.partition(": ")[2] for m in messages if m.startswith("decoding changed")), "")
     listed = folder / "out.skipped.jsonl"

@@ -162,7 +162,7 @@ def pack_latents(tmp_path_factory: pytest.TempPathFactory, photos: np.ndarray) -
         with DatasetWriter(path, encoder.layout, len(rows), str(encoder.fingerprint)).held() as writer:
             writer.append(rows, len(rows), {})
             labels = np.repeat(np.arange(len(photos)) % 3, encoder.copies)
-            writer.finish({"labels": labels}, {"class_names": ["ant", "bee", "cat"]}, encoder.attributes)
+            writer.finish({"labels": labels, "class_names": ["ant", "bee", "cat"]}, encoder.attributes)
         return path
 
     return pack
@@ -217,7 +217,7 @@ def pack(tmp_path, images):
             writer.append(rows, len(rows), {})
             files = [f"{i}.png" for i in range(len(rows))]
             about = {"num_classes": len(names), "image_size": rows.shape[1], **attributes}
-            writer.finish({"labels": np.asarray(labels, np.int64)}, {"class_names": list(names), "files": files}, about)
+            writer.finish({"labels": np.asarray(labels, np.int64), "class_names": list(names), "files": files}, about)
         return path
 
     return make

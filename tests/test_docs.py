@@ -15,7 +15,7 @@ import pytest
 from calls import load
 
 from elbocli.bound.command import bound
-from elbocli.files.recognise import USES
+from elbocli.files.recognise import MAKERS
 from elbocli.main import elbo
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +90,7 @@ def test_each_file_and_option_that_a_page_names_is_there(page):
     assert [name for name in NAMED_FILE.findall(text) if not (ROOT / name).exists()] == []
     if page.suffix == ".py":
         listed = [code for examples in load(page).EXAMPLES.values() for _, code in examples]
-        text = "".join(f"```\n{code}\n```\n" for code in [*listed, *re.findall("'(elbo [^']+)'", str(USES))])
+        text = "".join(f"```\n{code}\n```\n" for code in [*listed, *re.findall("'(elbo [^']+)'", str(MAKERS))])
     named = [] if page.name == "CHANGELOG.md" else named_options(text)
     for path, option in ((path, option) for path, option in named if path[0][:2] != "--"):
         command: Any = elbo

@@ -6,18 +6,16 @@ about: further keys of the JSON object, such as run and dataset.
   excess: loss above the least possible loss, on training images (key `own`) and others (`new`).
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
-from elbocli.files.records import Record, stored
+from elbocli.files.records import Record, Rest, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
     """Base class of results of `elbo bound`."""
 
-    REST: ClassVar[str] = "about"
-
     n_images: int
-    about: dict[str, Any] = {}
+    about: Rest = {}
 
 
 class Nats(Record, frozen=True, kw_only=True):
@@ -53,8 +51,6 @@ class Bound(Nats, frozen=True, kw_only=True):
     Suffix _se_population: standard error of the mean over the distribution that the images are from.
     """
 
-    REST: ClassVar[str] = "about"
-
     bpd_se_noise: float | None = None
     bpd_se_population: float | None = None
     nats_per_latent_dimension_se_noise: float | None = None
@@ -65,7 +61,7 @@ class Bound(Nats, frozen=True, kw_only=True):
     n_images: int
     draws_per_image: int
     schedule: str
-    about: dict[str, Any] = {}
+    about: Rest = {}
 
     def __repr__(self) -> str:
         return f"Bound({self.nats:.6g} ± {self.nats_se:.2g} nats, n_images={self.n_images})"

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import fingerprint, naming_network, open_reference
 from elbocli.evaluate.result import EvalResult, numbers, refuse, shared
 from elbocli.files.features import read_features
-from elbocli.files.records import Record, stored
+from elbocli.files.records import Record, Rest, stored
 
 ALIKE = "such scores are not comparable; score both files with the same settings"
 
@@ -48,11 +48,9 @@ class Compared(Record, frozen=True, kw_only=True):
 class Comparison(Record, frozen=True, kw_only=True):
     """Result of `elbo compare`. alike: metadata that are equal in all files."""
 
-    REST: ClassVar[str] = "alike"
-
     first: str
     others: list[Compared]
-    alike: dict[str, Any] = {}
+    alike: Rest = {}
     elbo_version: str | None
     command: str | None
 

@@ -21,12 +21,12 @@ from elbocli.files.features import (
     FeatureFacts,
     SavedFeatures,
     Statistics,
-    is_statistics,
+    arrays_in,
     read_features,
     read_statistics,
 )
 from elbocli.files.reading import add_digests, file_sha256
-from elbocli.images.samples import SampleReader, has_images, read_samples
+from elbocli.images.samples import SampleReader, read_samples
 from elbocli.nn.extractors import DEFAULT, PUBLISHED_INCEPTION, STRICT, Extractor
 from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import Precision, sent
@@ -95,11 +95,12 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
     """Open a reference (images, features or statistics) until `stack` closes. Raises FormatError, DataError."""
-    if not is_statistics(path):
+    arrays = arrays_in(path)
+    if not {"mu", "sigma"} <= arrays:
         return open_source(path, stack, world)
     statistics = read_statistics(path)
     about = structs.replace(statistics.about, sha256=file_sha256(path))
-    if not has_images(path):
+    if "arr_0" not in arrays:
         return FeatureSource(str(path), 0, about, statistics=statistics)
     images = open_source(path, stack, world)
     about = structs.replace(about, preprocessing=about.preprocessing or images.about.preprocessing, images=images.n)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
@@ -17,7 +17,7 @@ from elbocli.core.metrics import METRICS, Number, Role, Value
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.files.losslog import LARGEST
-from elbocli.files.records import Record, convert, parse_json, plain, stored
+from elbocli.files.records import Record, Rest, convert, parse_json, plain, stored
 from elbocli.nn.extractors import STRICT
 
 SD = "_sd"  # suffix of the names of standard deviations over repeats
@@ -52,8 +52,6 @@ class Facts(Record, frozen=True, kw_only=True):
     protocol: name in PROTOCOLS. deviates: setting → [value, the protocol's value], where these differ.
     """
 
-    REST: ClassVar[str] = "options"
-
     n_samples: int | None
     n_ref: int | None
     n_ref_images: int | None = None
@@ -69,7 +67,7 @@ class Facts(Record, frozen=True, kw_only=True):
     fewest_of_a_class: int | None = None
     most_of_a_class: int | None = None
     made: dict[str, Any] = {}
-    options: dict[str, Any] = {}
+    options: Rest = {}
     elbo_version: str | None
     torch_fidelity_version: str | None
     torch_version: str | None

@@ -39,11 +39,8 @@ def lock(handle: int) -> None:
 
 def flush(path: Path) -> None:
     """Flush a file's bytes, or a folder's list of names, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    with _opened(path.resolve()) as handle:
         os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_all(handle: int, data: bytes, at: int) -> None:
@@ -78,7 +75,8 @@ def sweep(folder: Path, name: str | None = None) -> None:
         for path in folder.glob(".*"):
             found = ASIDE.fullmatch(path.name)
             if found and name in (None, found[1]):
-                with suppress(OSError), _hold(path):
+                with suppress(OSError), _opened(path) as handle:
+                    lock(handle)
                     if found[2] == "old" and not (folder / found[1]).exists():
                         path.rename(folder / found[1])
                     elif path.is_dir():
@@ -88,11 +86,10 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 
 @contextmanager
-def _hold(path: Path) -> Iterator[None]:
+def _opened(path: Path) -> Iterator[int]:
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        lock(handle)
-        yield
+        yield handle
     finally:
         os.close(handle)
 
@@ -139,7 +136,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         sweep(path.parent, path.name)
         try:
             aside.mkdir()
-            with _hold(aside):
+            with _opened(aside) as handle:
+                lock(handle)
                 yield aside
                 for written in (*aside.iterdir(), aside):
                     flush(written)

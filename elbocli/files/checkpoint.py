@@ -12,17 +12,16 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from msgspec import Meta
 from safetensors import SafetensorError
 
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files.atomic import new_folder, remove_folder, sweep, write_json, write_text, writing
-from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead
-from elbocli.files.records import Count, Record, read_json, stored
+from elbocli.files.records import Count, Record, Rest, read_json, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.runtime.progress import log
 
@@ -34,19 +33,16 @@ if TYPE_CHECKING:
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
 NAME = re.compile(r"step-\d+")
-RESOLVED = ("settings", "network", "data", "files", "init", "plugins")  # sections of config.yaml that define a run
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
 Section = dict[str, Any]  # section of config.yaml: name → unchecked value
 
 
-class RunData(Record, frozen=True):
+class RunData(Record):
     """Description of a run's dataset.
 
     path: dataset file, as typed by the user. from_run: path relative to the run's folder.
     payload_sha256: digest of the images. filter: resampling filter. more: further attributes; for latents, the latent space.
     """
-
-    REST: ClassVar[str] = "more"
 
     path: str | None = None
     from_run: str | None = None
@@ -58,14 +54,14 @@ class RunData(Record, frozen=True):
     class_names: list[str] | None = None
     crop: str | None = None
     filter: str | None = None
-    more: dict[str, Any] = {}
+    more: Rest = {}
 
     @property
     def latents(self) -> bool:
-        return ATTRIBUTES["convention"] in self.more
+        return "latent_convention" in self.more
 
 
-class SourceFacts(Record, frozen=True):
+class SourceFacts(Record):
     """Origin of an imported run. notes: warnings of the import."""
 
     format: str | None = None
@@ -79,30 +75,30 @@ class SourceFacts(Record, frozen=True):
         return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
 
-class InitFacts(Record, frozen=True):
+class InitFacts(Record):
     """Origin of a run's initial weights.
 
     run: path given to --init. weights: `model` or the name of an average. sha256: digest of the weights' file.
-    seen: for weights of an imported run, imported_format, imported_file and imported_sha256.
     changed: names of settings that differ from the run that trained the weights.
+    imported_*: for weights of an imported run, as in SourceFacts.
     """
-
-    REST: ClassVar[str] = "seen"
 
     run: str
     weights: str
     sha256: str
     step: Count | None = None
     images: Count | None = None
-    seen: dict[str, Any] = {}
     changed: list[str] | None = None
+    imported_format: str | None = None
+    imported_file: str | None = None
+    imported_sha256: str | None = None
 
     def about(self) -> dict[str, Any]:
         """Return all fields except `changed` under keys that begin with init_."""
         return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
 
 
-class PluginFile(Record, frozen=True):
+class PluginFile(Record):
     """Plug-in that a run needs. file: name without folders."""
 
     file: str
@@ -113,15 +109,13 @@ class PluginFile(Record, frozen=True):
 
 
 @stored("config.yaml of a run", "elbo-run")
-class RunConfig(Record, frozen=True, kw_only=True):
+class RunConfig(Record, kw_only=True):
     """Content of a run's config.yaml.
 
     *_version, device_name: of the run's last start. commands: command lines of all starts. processes: number of ranks.
     source: origin of an imported run; None: not imported. init: origin of the initial weights; None: random weights.
     files: path of a file named in `settings` → SHA-256. more: other keys.
     """
-
-    REST: ClassVar[str] = "more"
 
     run_id: str | None = None
     elbo_version: str | None = None
@@ -137,18 +131,14 @@ class RunConfig(Record, frozen=True, kw_only=True):
     files: dict[str, str]
     init: InitFacts | None = None
     plugins: list[PluginFile] | None = None
-    more: dict[str, Any] = {}
+    more: Rest = {}
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
         """Make a RunConfig. content: parsed config.yaml. where: file, for messages. Raises FormatError, DataError."""
-        inner: dict[str, type[Record]] = {"data": RunData, "init": InitFacts}
-        read = {key: record.of(content[key], f"{where}: {key}") for key, record in inner.items() if content.get(key)}
-        return super().of({**content, **read}, where)
-
-    def resolved(self) -> dict[str, Any]:
-        """Return the sections that define the run, such as `settings` and `network`: name → content."""
-        return {key: value for key, value in self.json().items() if key in RESOLVED}
+        if content.get("data"):
+            content = {**content, "data": RunData.of(content["data"], f"{where}: data")}
+        return super().of(content, where)
 
 
 def write_config(run: Path, config: RunConfig) -> None:
@@ -159,18 +149,19 @@ def write_config(run: Path, config: RunConfig) -> None:
 def read_config(run: Path) -> RunConfig:
     """Read config.yaml of a run. Raises FormatError if the folder is not a run."""
     if not (run / CONFIG).exists():
-        raise FormatError(instead(run, "run"))
+        raise FormatError(instead(run, "a run"))
     return RunConfig.of(read_yaml(run / CONFIG), run / CONFIG)
 
 
-class Seal(Record, frozen=True):
+class Seal(Record):
     """Size in bytes and SHA-256 of a file."""
 
     bytes: Count
     sha256: str
 
 
-class FolderMeta(Record, frozen=True, kw_only=True):
+@stored("meta.json of a checkpoint", "elbo-checkpoint")
+class CheckpointMeta(Record, kw_only=True):
     """Content of the meta.json of a checkpoint or snapshot.
 
     world_size: number of ranks. parallel: ddp or fsdp.
@@ -178,8 +169,6 @@ class FolderMeta(Record, frozen=True, kw_only=True):
     log_bytes: file name of a log → size in bytes at this step; None for a snapshot.
     files: name of another file in the folder → size and digest. more: other keys.
     """
-
-    REST: ClassVar[str] = "more"
 
     step: Count
     run_id: str | None = None
@@ -189,18 +178,13 @@ class FolderMeta(Record, frozen=True, kw_only=True):
     parallel: str | None = None
     micro_batch: Count | None = None
     micro_batch_for: list[Any] = []
-    more: dict[str, Any] = {}
+    more: Rest = {}
     log_bytes: dict[str, Count] | None = None
     files: dict[str, Seal]
 
 
-@stored("meta.json of a checkpoint", "elbo-checkpoint")
-class CheckpointMeta(FolderMeta, frozen=True):
-    """Content of a checkpoint's meta.json."""
-
-
 @stored("meta.json of a snapshot", "elbo-snapshot")
-class SnapshotMeta(FolderMeta, frozen=True):
+class SnapshotMeta(CheckpointMeta):
     """Content of a snapshot's meta.json."""
 
 
@@ -209,7 +193,7 @@ class Checkpoint:
     """A complete checkpoint or snapshot on disk."""
 
     path: Path
-    meta: FolderMeta
+    meta: CheckpointMeta
 
     @property
     def step(self) -> int:
@@ -225,11 +209,9 @@ class Checkpoint:
         return sorted(name.removesuffix(WEIGHTS) for name in self.meta.files if name.endswith(WEIGHTS))
 
     def weights(self, name: str) -> TensorFile:
-        """Open `model` or an average `ema-…`. Raises FormatError for an unknown name."""
+        """Open `model` or an average `ema-…`, one of `names`. Raises FormatError."""
         from elbocli.files.tensor_files import TensorFile
 
-        if name not in self.names:
-            raise FormatError(f"{self.path}: holds no weights {name!r}; choose from {', '.join(self.names)}")
         return TensorFile(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
@@ -272,7 +254,7 @@ def save(
     weights: dict[str, dict[str, Tensor]],
     state: dict[str, Any] | None,
     meta: dict[str, Any],
-    kind: type[FolderMeta] = CheckpointMeta,
+    kind: type[CheckpointMeta] = CheckpointMeta,
 ) -> Path:
     """Write a checkpoint or a snapshot; return the path of the folder.
 

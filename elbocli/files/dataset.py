@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -32,7 +32,7 @@ from elbocli.files.grid import picture
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.files.records import Count, Record, read_json, stored
+from elbocli.files.records import Count, Record, Rest, read_json, stored
 from elbocli.runtime.progress import log
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
@@ -44,12 +44,11 @@ BLOCKS = {
 }
 PREPROCESSING = ("crop", "filter")  # attributes that record how images were made, beside `image_size`
 SCAN_BYTES = 16 << 20  # read at a time, where the whole block is read
-Arrays = dict[str, np.ndarray]
-Names = dict[str, list[str]]
+Members = dict[str, np.ndarray | list[str]]  # what a dataset holds beside its block: name → array or list of text
 
 
 @stored("attributes of a dataset (HDF5)", "elbo-dataset", remedy="; make one with 'elbo prep'")
-class DatasetAttributes(Record, frozen=True, kw_only=True):
+class DatasetAttributes(Record, kw_only=True):
     """Attributes of a dataset, all optional.
 
     store: "raw", "png" or "webp". crop, filter: methods of cropping and resizing. skipped: number of unusable images.
@@ -60,8 +59,6 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
     source_sha256: sum of digests, each of a source image's name and content.
     samples: how drawn samples were made, JSON of SamplesAbout, or None. more: others, such as the latent space's.
     """
-
-    REST: ClassVar[str] = "more"
 
     count: Count | None = None
     num_classes: Count | None = None
@@ -82,7 +79,7 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
     elbo_version: str | None = None
     pillow_version: str | None = None
     command: str | None = None
-    more: dict[str, Any] = {}
+    more: Rest = {}
 
 
 @dataclass(frozen=True)
@@ -217,8 +214,6 @@ class Dataset:
     @property
     def layout(self) -> BlockLayout:
         """Layout of the block on disk."""
-        if self.kind == ENCODED:
-            return BlockLayout(ENCODED, (), -(-self.block.nbytes // len(self)))
         return BlockLayout(self.kind, tuple(self.block.shape[1:]))
 
     @property
@@ -270,16 +265,15 @@ class Dataset:
             else:
                 yield self.block[start : start + size]
 
-    def contents(self) -> tuple[Arrays, Names]:
-        """Return two dicts: name → array, except the block; name → list of text. Raises FormatError."""
+    def contents(self) -> Members:
+        """Return everything except the block. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
-        names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
-        return {name: np.asarray(value) for name, value in members.items() if name not in names}, names
+            return {name: _plain(each) if each.dtype.kind == "O" else np.asarray(each) for name, each in members.items()}
 
     def contents_digest(self) -> str:
         """Return the sha256 of everything except the block. Raises FormatError."""
-        return contents_digest(self._about, *self.contents())
+        return contents_digest(self._about, self.contents())
 
     def identity(self) -> RunData:
         """Return the description of the dataset for config.yaml."""
@@ -294,14 +288,14 @@ class Dataset:
             class_names=self.class_names,
             crop=about.crop,
             filter=about.filter,
-            more={} if space is None else space.attributes(),
+            more={} if space is None else asdict(space),
         )
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     if recognise(path) != "a dataset":
-        raise FormatError(instead(path, "dataset"))
+        raise FormatError(instead(path, "a dataset"))
     with reading(f"{path}: damaged", "; make it again with 'elbo prep'"), h5py.File(path, "r", locking=False) as file:
         yield file
 
@@ -328,16 +322,15 @@ def find_dataset(folder: Path) -> Path:
     return found[0]
 
 
-def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) -> str:
-    """Return the sha256 of everything in a dataset but its block and `contents_sha256`. names: name → list of text."""
+def contents_digest(attributes: dict[str, Any], members: Members) -> str:
+    """Return the sha256 of everything in a dataset but its block and `contents_sha256`."""
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
     # default=str: the attributes of a damaged file may have types that JSON lacks.
     digest = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=str).encode())
-    for name in sorted({*arrays, *names}):
-        if name in names:
-            kind, shape, content = "object", [len(names[name])], json.dumps(names[name]).encode()
+    for name, value in sorted(members.items()):
+        if isinstance(value, list):
+            kind, shape, content = "object", [len(value)], json.dumps(value).encode()
         else:
-            value = arrays[name]
             little = value.astype(value.dtype.newbyteorder("<"), copy=False)
             kind, shape, content = str(value.dtype), list(value.shape), little.tobytes()
         digest.update(json.dumps([name, kind, shape, len(content)]).encode())
@@ -360,7 +353,7 @@ Rows = Sequence[bytes] | Sequence[np.ndarray] | np.ndarray
 
 
 @stored("OUT.partial.json: journal of a file in the making")
-class Journal(Record, frozen=True):
+class Journal(Record):
     """Progress of an unfinished file.
 
     source: digest or settings that identify the contents. rows, bytes: number and size of the rows on disk.
@@ -445,8 +438,8 @@ class Resumable:
 
     def _resume(self, overwrite: bool) -> None:
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
-            there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
-            if there.source == own:
+            there = Journal.of(read_json(self.journal), self.journal)
+            if there.source == self.state.source:
                 sizes, digests = (there.bytes, 8 * there.rows), [*there.sha256, "", ""]
                 for column, size, digest in zip(self._columns, sizes, digests):
                     column.resume(size)
@@ -455,12 +448,9 @@ class Resumable:
                 self.state = there
                 return
             if not overwrite:
-                differing = "source or settings"
-                if isinstance(there.source, dict) and isinstance(own, dict):
-                    differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()}))
                 raise UsageError(
-                    f"{self.partial}: the unfinished file was begun with other {differing}; to resume, repeat the command that "
-                    "made the file; or choose another name, or add --overwrite to start again"
+                    f"{self.partial}: the unfinished file was begun with another source or other settings; to resume, repeat the "
+                    "command that made the file; or choose another name, or add --overwrite to start again"
                 )
         for column in self._columns:
             column.resume(0)
@@ -477,7 +467,7 @@ class Resumable:
 
     def write(self, rows: Rows) -> None:
         """Append arrays of rows, or encoded images, without flushing."""
-        parts = [row if isinstance(row, bytes) else row.tobytes() for row in rows]
+        parts = list(map(bytes, rows))
         with writing(self.out):
             for ends in self._columns[1:]:
                 ends.append((self._rows.size + np.cumsum([len(part) for part in parts], dtype="<i8")).tobytes())
@@ -513,34 +503,34 @@ class DatasetWriter(Resumable):
     def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
-    def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
-        rows = self.rows
+    def finish(self, members: Members, attributes: dict[str, Any]) -> None:
         about = {
             **DatasetAttributes.head(),
             "digests": DIGESTS,
-            "count": rows,
+            "count": self.rows,
             "payload_sha256": self.state.sha256[0],
             **attributes,
         }
+        stored = {key: value for key, value in sorted(about.items()) if value is not None}
         with writing(self.out):
             if not self.layout.row:
-                arrays = {**arrays, "offsets": np.append(0, np.fromfile(self.ends, "<i8", rows)).astype(np.int64)}
+                members = {**members, "offsets": np.append(0, np.fromfile(self.ends, "<i8", self.rows)).astype(np.int64)}
             handle, end = self._rows.handle, self.offset + self._rows.size
             write_all(handle, _head(self.layout, self._rows.size // self.layout.row_bytes), 0)
             os.ftruncate(handle, end)
-            stored = dict(sorted(DatasetAttributes.of(about, self.out).json().items()))
             # HDF5 prints a traceback when it meets a full disk while closing a file, so the disk space is allocated first.
-            tail = sum(array.nbytes for array in arrays.values()) + 64 * sum(map(len, names.values())) + (1 << 12)
-            os.posix_fallocate(handle, end, tail)
+            tail = sum(64 * len(value) if isinstance(value, list) else value.nbytes for value in members.values())
+            os.posix_fallocate(handle, end, tail + (1 << 12))
             with h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
                 # Sorted, so that equal contents give equal bytes.
-                for name, array in sorted(arrays.items()):
-                    file[name] = array
-                for name, words in sorted(names.items()):
-                    file.create_dataset(name, (len(words),), h5py.string_dtype(), words)
+                for name, value in sorted(members.items()):
+                    if isinstance(value, list):
+                        file.create_dataset(name, (len(value),), h5py.string_dtype(), value)
+                    else:
+                        file[name] = value
                 # Text may exceed HDF5's limit of 64 KiB for attributes, because HDF5 stores text outside the attribute.
                 file.attrs.update(stored)
-                file.attrs["contents_sha256"] = contents_digest(stored, arrays, names)
+                file.attrs["contents_sha256"] = contents_digest(stored, members)
             self.name()
 
 

@@ -11,13 +11,13 @@ import contextlib
 import json
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_format, open_file, reading
-from elbocli.files.records import Count, Record, parse_json, stored
+from elbocli.files.records import Count, Record, Rest, parse_json, stored
 
 if TYPE_CHECKING:  # for types only, because packing images needs no torch
     from torch import Tensor
@@ -30,7 +30,7 @@ SYMMETRIC = 1e-5  # largest accepted asymmetry of a covariance, relative to its 
 
 
 @stored("`about` of features (safetensors) and statistics (npz)")
-class FeatureFacts(Record, frozen=True, kw_only=True):
+class FeatureFacts(Record, kw_only=True):
     """Images and extractor that features or statistics were made from.
 
     n: number of images used. preprocessing: how images were prepared. made: how samples were drawn.
@@ -38,8 +38,6 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
     images_sha256: digest of the images. payload_sha256: digest of the images' dataset. sha256: digest of a statistics file.
     images: number of images in a file that holds images and statistics. more: further keys.
     """
-
-    REST: ClassVar[str] = "more"
 
     n: Count | None = None
     preprocessing: dict[str, Any] | None = None
@@ -51,7 +49,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
     payload_sha256: str | None = None
     sha256: str | None = None
     images: Count | None = None
-    more: dict[str, Any] = {}
+    more: Rest = {}
 
 
 class SavedFeatures(NamedTuple):
@@ -112,11 +110,11 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
         np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=np.array(json.dumps(statistics.about.json())), **more)
 
 
-def is_statistics(path: Path) -> bool:
-    """Tell whether a file is an npz with mu and sigma."""
+def arrays_in(path: Path) -> set[str]:
+    """Return the names of the arrays in an npz; none for another file."""
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
-        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
-    return False
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+    return set()
 
 
 def read_statistics(path: Path) -> Statistics:

@@ -7,16 +7,15 @@ from contextlib import nullcontext
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Annotated, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
-from msgspec import Meta
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.atomic import new_file
-from elbocli.files.records import Record, parse_json, stored
+from elbocli.files.records import Count, Positive, Record, parse_json, stored
 
 CELL = 96  # largest side of an enlarged image, in pixels
 WIDE = 4096  # largest width of a row of enlarged images, in pixels, without gutters and names
@@ -28,8 +27,6 @@ LETTER = 14  # usual font size of class names, in pixels; smaller in low rows, l
 MOST_LETTERS = 20  # largest number of letters of a class name; longer names are shortened
 PAPER, INK = 255, 0  # grey levels of the background and of the letters
 GUTTER = 32  # side of an enlarged image / gutter between images
-Side = Annotated[int, Meta(ge=1, le=LARGEST_PICTURE)]
-Margin = Annotated[int, Meta(ge=0, le=LARGEST_PICTURE)]
 
 
 def picture(image: np.ndarray) -> Image.Image:
@@ -85,7 +82,7 @@ def _columns(groups: list[Group]) -> int:
 
 
 @stored("text `elbo-grid` of a PNG")
-class Layout(Record, frozen=True):
+class Layout(Record):
     """Layout of a contact sheet. Each group begins a new row.
 
     height, width: size of an image in pixels, before enlargement.
@@ -94,13 +91,13 @@ class Layout(Record, frozen=True):
     gutter: pixels between neighbouring images.
     """
 
-    height: Side
-    width: Side
-    scale: Side
-    columns: Side
-    left: Margin
+    height: Positive
+    width: Positive
+    scale: Positive
+    columns: Positive
+    left: Count
     groups: list[Group]
-    gutter: Margin = 0
+    gutter: Count = 0
 
     def rows(self) -> list[tuple[int, int, Group]]:
         """Return (first row of images, number of rows, group) for each group."""

@@ -8,7 +8,7 @@ Datasets store the mean and standard deviation of the autoencoder's posterior, u
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from elbocli.core.registry import Declaration, Registry
 from elbocli.errors import FormatError, UsageError
@@ -68,79 +68,54 @@ def edm2(config: Mapping[str, Any], channels: int) -> Affine:
     return EDM2_MEAN, tuple(EDM2_TARGET_STD / std for std in EDM2_STD)
 
 
-ATTRIBUTES = {
-    "convention": "latent_convention",
-    "shift": "latent_shift",
-    "scale": "latent_scale",
-    "input": "latent_input",
-    "autoencoder": "autoencoder",
-    "autoencoder_sha256": "autoencoder_sha256",
-    "pixel_size": "pixel_size",
-    "mirrored": "mirrored",
-}
-"""Field of LatentSpace → attribute in datasets and config.yaml."""
-
-
 @dataclass(frozen=True)
 class LatentSpace:
-    """Latents of an autoencoder, and the scaling of these latents for a network.
+    """Latents of an autoencoder, and the scaling of these latents for a network; the fields are attributes of datasets.
 
-    convention: one of CONVENTIONS.
-    shift, scale: one number per channel; the network's input is (z − shift)·scale for a draw z from the posterior.
-    input: pixel range of the autoencoder, a key of INPUTS.
+    latent_convention: one of CONVENTIONS.
+    latent_shift, latent_scale: one number per channel; the network's input is (z − shift)·scale for a draw z of the posterior.
+    latent_input: pixel range of the autoencoder, a key of INPUTS.
     autoencoder: folder, as the user gave it.
     autoencoder_sha256: digest of the weights, or UNKNOWN.
     pixel_size: side of the images.
-    mirrored: whether every image is followed by its mirror image.
+    mirrored: 1 if every image is followed by its mirror image, else 0.
     Raises ValueError for impossible values.
     """
 
-    convention: str
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
-    input: str
+    latent_convention: str
+    latent_shift: list[float]
+    latent_scale: list[float]
+    latent_input: str
     autoencoder: str
     autoencoder_sha256: str
     pixel_size: int
-    mirrored: bool
+    mirrored: Literal[0, 1]
 
     def __post_init__(self) -> None:
-        for value, known in ((self.convention, CONVENTIONS), (self.input, INPUTS)):
-            if value not in known:
-                raise ValueError(f"latent_{'input' if known is INPUTS else 'convention'} is {value!r}, not {' or '.join(known)}")
-        finite = all(map(math.isfinite, (*self.shift, *self.scale)))
-        if not finite or len(self.shift) != len(self.scale) or min(self.scale) <= 0:
-            raise ValueError(f"latent_shift {self.shift} and latent_scale {self.scale} must be finite, equally long, scale > 0")
-        if self.pixel_size < 1 or not self.autoencoder:
-            raise ValueError(f"expected pixel_size > 0 and an autoencoder, found {self.pixel_size} and {self.autoencoder!r}")
+        shift, scale = self.latent_shift, self.latent_scale
+        known = self.latent_convention in CONVENTIONS and self.latent_input in INPUTS and self.autoencoder
+        finite = all(map(math.isfinite, (*shift, *scale))) and len(shift) == len(scale)
+        if not known or not finite or min(*scale, self.pixel_size) <= 0:
+            raise ValueError(f"unknown names, or numbers that are not finite or not above 0: {self}")
 
     @property
     def rounding(self) -> Declaration:
         """Default rounding of decoded pixels."""
         from elbocli.core.sampling import ROUNDINGS
 
-        return ROUNDINGS[CONVENTIONS[self.convention].traits.rounding]
-
-    def attributes(self) -> dict[str, Any]:
-        """Return the fields as plain values, named as in ATTRIBUTES."""
-        values = {name: getattr(self, field) for field, name in ATTRIBUTES.items()}
-        return values | {"latent_shift": [*self.shift], "latent_scale": [*self.scale], "mirrored": int(self.mirrored)}
+        return ROUNDINGS[CONVENTIONS[self.latent_convention].traits.rounding]
 
 
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
     """Return the latent space that a file describes.
 
-    attributes: of the file, with the names in ATTRIBUTES. channels: of the latents.
-    where: file, for messages.
+    attributes: of the file. channels: of the latents. where: file, for messages.
     Raises FormatError if an attribute is missing or wrong.
     """
     from elbocli.files.records import convert
 
     said = f"{where}: not usable as latents; pack them again with 'elbo prep --latents DIR'"
-    content = {field: attributes[name] for field, name in ATTRIBUTES.items() if name in attributes}
-    if content.get("mirrored") in (0, 1):
-        content["mirrored"] = bool(content["mirrored"])
-    space: LatentSpace = convert(content, LatentSpace, said)
-    if len(space.shift) != channels:
-        raise FormatError(f"{said}: latent_shift has {len(space.shift)} numbers for {channels} channels")
+    space: LatentSpace = convert(attributes, LatentSpace, said)
+    if len(space.latent_shift) != channels:
+        raise FormatError(f"{said}: latent_shift has {len(space.latent_shift)} numbers for {channels} channels")
     return space

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar
+from typing import IO, Annotated, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import writing
 from elbocli.files.reading import read_text, reading, whole_lines
 from elbocli.files.recognise import expect
-from elbocli.files.records import Count, Record, parse_json, read_json, stored
+from elbocli.files.records import Count, Positive, Record, Rest, parse_json, read_json, stored
 
 MOST_BINS = 2000  # fitting builds matrices of bins × bins
 LARGEST = 1e100  # largest accepted sum of errors, so that intervals can be added without overflow
@@ -40,32 +40,28 @@ EVAL = "eval_"  # prefix of scores of --eval-every in metrics.jsonl
 
 
 @stored("metrics.jsonl")
-class MetricsRow(Record, frozen=True):
+class MetricsRow(Record):
     """Metrics after a step. values: metrics by name; None: not finite."""
-
-    REST: ClassVar[str] = "values"
 
     step: Count
     images: Count
-    values: dict[str, Any] = {}
+    values: Rest = {}
 
 
 @stored("losslog.jsonl, validation.jsonl: first line", "elbo-losslog")
-class LossLogHeader(Record, frozen=True, kw_only=True):
+class LossLogHeader(Record, kw_only=True):
     """First line of a loss log.
 
     edges: of the λ bins, increasing, [bins + 1]. dimensions: number of values per image. about: other keys.
     floor: least density of an adaptive schedule, as a fraction of the uniform density; None: other schedules.
     """
 
-    REST: ClassVar[str] = "about"
-
     dimensions: Count | None = None
     weighting: str | None = None
     schedule: str | None = None
     prediction: str | None = None
     floor: Annotated[float, Meta(ge=0, le=1)] | None = None
-    about: dict[str, Any] = {}
+    about: Rest = {}
     edges: Edges
 
     def __post_init__(self) -> None:
@@ -73,7 +69,7 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
 
 
 @stored("losslog.jsonl, validation.jsonl: other lines", version=0)
-class LossLogRow(Record, frozen=True):
+class LossLogRow(Record):
     """Errors of one interval of a loss log, in each bin of λ.
 
     step, images: at the end of the interval.
@@ -132,10 +128,7 @@ def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLo
             break
         row = LossLogRow.of(content, where)
         if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
-            raise FormatError(
-                f"{where}: count, sum and sumsq have {len(row.count)}, {len(row.sum)} and {len(row.sumsq)} numbers, "
-                f"expected {bins}, one per bin; delete the line"
-            )
+            raise FormatError(f"{where}: count, sum or sumsq lacks a number for each of {bins} bins; delete the line")
         yield row
     if not bins:
         raise FormatError(f"{name}: lacks the header of a loss log; name a loss log, such as losslog.jsonl of a run")
@@ -189,7 +182,7 @@ def entries(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
         yield from read_losslog(source, "standard input")
         return
     path = source / "losslog.jsonl" if source.is_dir() else source
-    expect(path, "loss log")
+    expect(path, "a loss log")
     with reading(path, kind=DataError), open(path, "rb") as file:
         yield from read_losslog(file, path)
 
@@ -225,17 +218,16 @@ class LossLogWriter:
 CLOSE = 1e-9  # tolerance when ranges of λ are compared, as a fraction of the narrowest bin
 NATS = "nats"
 Values = Annotated[list[Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]], Bins]
-Positive = Annotated[int, Meta(ge=1, le=10**15)]
 
 
-class LeastCurve(Record, frozen=True):
+class LeastCurve(Record):
     """Least possible error in each bin of λ, [bins]."""
 
     eps_mse: Values
     eps_mse_se: Sums
 
 
-class SampleCheck(Record, frozen=True):
+class SampleCheck(Record):
     """Correction of a least possible error that was computed with a random subset of the images.
 
     images: size of the subset. sources: number of noised images in the comparison.
@@ -249,7 +241,7 @@ class SampleCheck(Record, frozen=True):
 
 
 @stored("result of elbo optimum (JSON)", "elbo-optimum", remedy="; make one with 'elbo optimum'")
-class Optimum(Record, frozen=True, kw_only=True):
+class Optimum(Record, kw_only=True):
     """Least possible error of a denoiser for a finite set of images, by noise level.
 
     edges: [bins + 1], increasing λ. eps_mse: [bins], the least possible error per dimension.
@@ -261,8 +253,6 @@ class Optimum(Record, frozen=True, kw_only=True):
     images: number, with mirror images if `flip`. sources, draws: number of noised images, and noise draws per image.
     sample: correction for a softmax over a random subset; None: over all images.
     """
-
-    REST: ClassVar[str] = "about"
 
     edges: Edges
     eps_mse: Values
@@ -284,7 +274,7 @@ class Optimum(Record, frozen=True, kw_only=True):
     n_dataset: Count | None = None
     seed: int | None = None
     elbo_version: str | None = None
-    about: dict[str, Any] = {}
+    about: Rest = {}
 
     def __post_init__(self) -> None:
         check_edges(self.edges)
@@ -323,17 +313,12 @@ class Optimum(Record, frozen=True, kw_only=True):
 
 def read_optimum(path: Path) -> Optimum:
     """Read a file of 'elbo optimum'. Raises FormatError."""
-    expect(path, "optimum")
+    expect(path, "an optimum")
     return Optimum.of(read_json(path), path)
 
 
 # Table with a row per image: index in the dataset and label, int64 [N]; sort key and other columns, float64 [N].
 Columns = dict[str, np.ndarray]
-
-
-def is_table(path: Path) -> bool:
-    """Tell whether a file name ends in .tsv or .txt."""
-    return path.suffix.lower() in (".tsv", ".txt")
 
 
 def table_text(table: Mapping[str, Any]) -> str:

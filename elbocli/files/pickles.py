@@ -15,13 +15,9 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.reading import open_file, reading
-from elbocli.files.recognise import begins_like_tensors
 from elbocli.files.tensor_files import load, load_tensors
 
 LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")  # first bytes of files by torch before 1.6, which are no zip archives
-STORAGES = (  # torch's storage classes: name and dtype of each
-    "Double float64,Float float32,Half float16,BFloat16 bfloat16,Long int64,Int int32,Short int16,Char int8,Byte uint8,Bool bool"
-)
 
 
 class Foreign:
@@ -64,7 +60,6 @@ def _strided(stored: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
 
 
 KNOWN: dict[str, Any] = {  # name in a pickle → type or function that the unpickler uses instead
-    **{f"torch.{name}Storage": getattr(torch, dtype) for name, dtype in map(str.split, STORAGES.split(","))},
     "torch.storage.UntypedStorage": torch.uint8,
     "torch.storage._load_from_bytes": _storage,
     "torch._utils._rebuild_tensor": _strided,
@@ -91,9 +86,11 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
         full = f"{module}.{name}"
         if full in KNOWN:
             return KNOWN[full]
-        dtype = vars(torch).get(name) if module == "torch" else None
-        if isinstance(dtype, torch.dtype):
-            return dtype
+        if module == "torch":  # a dtype, or a class of storages such as FloatStorage, whose dtype FloatTensor has
+            found = vars(torch).get(name.replace("Storage", "Tensor"))
+            dtype = getattr(found, "dtype", found)
+            if isinstance(dtype, torch.dtype):
+                return dtype
         return type("Foreign", (Foreign,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -118,10 +115,10 @@ def read_torch_file(path: Path) -> Any:
     Returns: the stored object; unknown classes become Foreign. Raises FormatError: damaged file, or another format.
     """
     with reading(f"{path}: not usable as a checkpoint"), open_file(path) as file:
-        if begins_like_tensors(path):
-            return load(path)
         head = file.read(32)
         file.seek(0)
+        if head[6:9] == b"\0\0{":  # a length below 2⁴⁸, and the first brace of safetensors' header
+            return load(path)
         if LEGACY in head:
             return load_tensors(path, "torch's format of before 1.6")
         unpickler = Unpickler(file)

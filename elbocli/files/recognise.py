@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -14,7 +13,7 @@ from elbocli.files.atomic import PIPE, special
 from elbocli.files.reading import open_file
 
 PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPEG"
-MISSING, EMPTY = "no such file or folder", "an empty file"
+MISSING, EMPTY, UNKNOWN = "no file or folder", "an empty file", "a file that is none of elbo's"
 FOLDER = "a folder of PNGs"
 HERE = "/"  # begins Kind.names of folders
 
@@ -22,87 +21,62 @@ HERE = "/"  # begins Kind.names of folders
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: glob patterns of a file's name, with spaces between; for a folder: "/", then patterns of names inside; "": any.
+    names: glob patterns of a file's name, with spaces between; for a folder: "/", then patterns of names inside.
     content: regular expression to find in the first 4 kB of such a file; b"": any.
-    use: commands that take such a file; {} stands for the file's path.
     """
 
     name: str
     names: str
     content: bytes
-    use: str = ""
 
 
-SCHEDULER_USE = "'elbo weights check {}' names its weighting, 'elbo train DATA.h5 --schedule {}' draws levels by it"
-MODEL_USE = "sample it with its diffusers pipeline, or train a run of elbo with 'elbo train DATA.h5 -o RUN'"
-PIPELINE_USE = "only its parts are read: its vae/ by 'elbo prep --latents', its scheduler_config.json by 'elbo weights check'"
-PICKLE_USE = "opening it can run code; save its mu and sigma as .npz instead (numpy.savez(path, mu=mu, sigma=sigma))"
-PACK = "'elbo prep {} OUT.h5' packs them"
-SCORE = "'elbo eval {} --ref DATA.h5' scores them"
-DRAW = "'elbo sample {}' draws images from it"
 # a path has the first kind that matches
 KINDS = [
-    Kind("a run", "/config.yaml", b"", f"{DRAW}, and 'elbo adapt {{}}' fits a schedule to its loss log"),
+    Kind("a run", "/config.yaml", b""),
     Kind("a snapshot", "/meta.json", b"elbo-snapshot"),
-    Kind("a checkpoint of a run", "/meta.json", b"", DRAW),
-    Kind("a pipeline of diffusers", "/model_index.json", b"", PIPELINE_USE),
-    Kind(
-        "an autoencoder of diffusers",
-        "/config.json",
-        b"AutoencoderKL",
-        "'elbo prep SRC OUT.h5 --latents {}' encodes images with it",
-    ),
-    Kind("a model of diffusers", "/config.json", b"_class_name", MODEL_USE),
-    Kind("a scheduler of diffusers", "/scheduler_config.json", b"", SCHEDULER_USE),
-    Kind("images", f"/{PICTURES}", b"", PACK),
-    Kind("images in class folders", "/*/" + PICTURES.replace(" ", " */"), b"", PACK),
+    Kind("a checkpoint of a run", "/meta.json", b""),
+    Kind("a pipeline of diffusers", "/model_index.json", b""),
+    Kind("an autoencoder of diffusers", "/config.json", b"AutoencoderKL"),
+    Kind("a model of diffusers", "/config.json", b"_class_name"),
+    Kind("a scheduler of diffusers", "/scheduler_config.json", b""),
+    Kind("images", f"/{PICTURES}", b""),
+    Kind("images in class folders", "/*/" + PICTURES.replace(" ", " */"), b""),
     Kind("a folder that is none of elbo's", "/*", b""),
-    Kind(
-        "a dataset",
-        "",
-        rb"\A\x89HDF\r\n\x1a\n",
-        "'elbo train {} -o RUN' trains a run on it, and 'elbo bound RUN {}' measures the bound of a run",
-    ),
-    Kind("samples", "", rb"\A\x93NUMPY", SCORE),
-    Kind(
-        "a program of torch.export",
-        "*.pt2",
-        rb"\APK",
-        "'elbo eval SAMPLES --ref DATA.h5 --extractor {}' extracts features with it",
-    ),
-    Kind("statistics", "*.npz", rb"\APK.{28}(mu|sigma)\.npy", "'elbo eval SAMPLES --ref {}' scores samples against them"),
-    Kind("samples", "*.npz", rb"\APK", SCORE),
-    Kind("images in an archive", "", rb"\APK|\A.{257}ustar", PACK),
-    Kind("images in an archive", "*.tar *.tar.gz *.tgz", b"", PACK),
-    Kind("images", PICTURES, b"", PACK),
-    Kind("a page", "", rb"\A<!doctype html"),
-    Kind("a figure", "", rb"\A<\?xml|\A%PDF"),
-    Kind("a table", "", rb"\Aindex\t|\Alogsnr_low\t"),
-    Kind("a model card", "", rb"\A---\nlibrary_name: elbo\n"),
-    Kind("a score card", "", rb"\A# Score card"),
-    Kind("a preset", "", rb"\A# A preset"),
-    Kind("numbers by step", "", rb'\A{"step"'),
-    Kind("an average of weights", "", b"elbo-ema", "'elbo sample RUN --weights {}' draws images with it"),
-    Kind("features", "", b"elbo-features", SCORE),
-    Kind("a loss log", "", b"elbo-losslog", "'elbo adapt {}' fits a schedule to it"),
-    Kind("a schedule", "", b"elbo-schedule", "'elbo train DATA.h5 --schedule {}' draws noise levels from it"),
-    Kind("an optimum", "", b"elbo-optimum", "'elbo adapt --data-only {}' fits a schedule to it"),
-    Kind("a config of a run", "", b"format: elbo-run", "'elbo train DATA.h5 --config {}' takes its settings"),
-    Kind("a scheduler of diffusers", "", rb"_class_name\W+\w*Scheduler", SCHEDULER_USE),
-    Kind("a model of diffusers", "", b"_class_name", MODEL_USE),
-    Kind("a pickle", "", rb"\A\x80[\x02-\x05][^\0]", PICKLE_USE),
-    Kind("a file that is none of elbo's", "", b""),
+    Kind("a dataset", "*", rb"\A\x89HDF\r\n\x1a\n"),
+    Kind("samples", "*", rb"\A\x93NUMPY"),
+    Kind("a program of torch.export", "*.pt2", rb"\APK"),
+    Kind("statistics", "*.npz", rb"\APK.{28}(mu|sigma)\.npy"),
+    Kind("samples", "*.npz", rb"\APK"),
+    Kind("images in an archive", "*", rb"\APK|\A.{257}ustar"),
+    Kind("images in an archive", "*.tar *.tar.gz *.tgz", b""),
+    Kind("images", PICTURES, b""),
+    Kind("a page", "*", rb"\A<!doctype html"),
+    Kind("a figure", "*", rb"\A<\?xml|\A%PDF"),
+    Kind("a table", "*", rb"\Aindex\t|\Alogsnr_low\t"),
+    Kind("a model card", "*", rb"\A---\nlibrary_name: elbo\n"),
+    Kind("a score card", "*", rb"\A# Score card"),
+    Kind("a preset", "*", rb"\A# A preset"),
+    Kind("numbers by step", "*", rb'\A{"step"'),
+    Kind("an average of weights", "*", b"elbo-ema"),
+    Kind("features", "*", b"elbo-features"),
+    Kind("a loss log", "*", b"elbo-losslog"),
+    Kind("a schedule", "*", b"elbo-schedule"),
+    Kind("an optimum", "*", b"elbo-optimum"),
+    Kind("a config of a run", "*", b"format: elbo-run"),
+    Kind("a scheduler of diffusers", "*", rb"_class_name\W+\w*Scheduler"),
+    Kind("a model of diffusers", "*", b"_class_name"),
+    Kind("a pickle, which could run code", "*", rb"\A\x80[\x02-\x05][^\0]"),
+    Kind(UNKNOWN, "*", b""),
 ]
-USES = {kind.name: kind.use for kind in KINDS if kind.use}
 # expected kind of file → how to make such files, for messages
 MAKERS = {
-    "run": "'elbo train DATA.h5 -o RUN' makes one",
-    "dataset": "'elbo prep SRC OUT.h5' makes one",
-    "loss log": "'elbo train' writes one into its run",
-    "schedule": "'elbo adapt RUN -o FILE' makes one",
-    "optimum": "'elbo optimum DATA.h5 -o FILE' makes one",
+    "a run": "'elbo train DATA.h5 -o RUN' makes one",
+    "a dataset": "'elbo prep SRC OUT.h5' makes one",
+    "a loss log": "'elbo train' writes one into its run",
+    "a schedule": "'elbo adapt RUN -o FILE' makes one",
+    "an optimum": "'elbo optimum DATA.h5 -o FILE' makes one",
     "images": "'elbo sample RUN -o FILE' draws some, and 'elbo prep SRC OUT.h5' packs them",
-    "file made by elbo": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
+    "a file made by elbo": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
     "features and samples",
 }
 
@@ -139,9 +113,10 @@ def _fits(path: Path, kind: Kind) -> bool:
     folder, names = kind.names.startswith(HERE), kind.names.removeprefix(HERE).split()
     if path.is_dir() != folder:
         return False
-    files = [file for name in names for file in path.glob(name)] if folder else [path]
-    if not folder and names and not any(fnmatch(path.name.lower(), name) for name in names):
-        return False
+    if folder:
+        files = [file for name in names for file in path.glob(name)]
+    else:
+        files = [path for name in names if fnmatch(path.name.lower(), name)]
     return any(not kind.content or re.search(kind.content, _head(file), re.DOTALL) for file in files)
 
 
@@ -150,29 +125,14 @@ def _head(path: Path) -> bytes:
         return file.read(4096)
 
 
-def begins_like_tensors(path: Path) -> bool:
-    """Tell whether a file begins like safetensors. Raises OSError."""
-    head = _head(path)  # length of a JSON header, and its brace
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
-
-
 def instead(path: Path, wanted: str) -> str:
-    """Return the error message, with a remedy, for a missing file or a wrong kind. wanted: kind, such as "run" or "dataset"."""
-    found = recognise(path)
-    remedy = USES[found].replace("{}", shlex.quote(str(path))) if found in USES else MAKERS[wanted]
-    if found == MISSING:
-        return f"{path}: no such {wanted}; {remedy}"
-    return f"{path}: {found}, not {_article(wanted)}{wanted}; {remedy}"
-
-
-def _article(noun: str) -> str:
-    return "" if noun == "images" else "an " if noun[0] in "aeiou" else "a "
+    """Return the error message, with a remedy, for a missing file or a wrong kind. wanted: a key of MAKERS."""
+    return f"{path}: expected {wanted}, found {recognise(path)}; {MAKERS[wanted]}"
 
 
 def expect(path: Path, wanted: str) -> None:
-    """Raise FormatError if a file is missing, or of another known kind. wanted: kind, such as "run" or "dataset"."""
-    found = recognise(path)
-    if found == MISSING or (found in USES and found != _article(wanted) + wanted):
+    """Raise FormatError if a file is missing, or of another known kind. wanted: a key of MAKERS."""
+    if recognise(path) not in (wanted, UNKNOWN, PIPE):
         raise FormatError(instead(path, wanted))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, Self, TypeVar, dataclass_transform, get_args
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,8 @@ from msgspec.structs import fields
 from elbocli.files.reading import check_format, read_bytes, reading
 
 Count = Annotated[int, Meta(ge=0, le=10**15)]  # of steps, images or bytes
+Positive = Annotated[int, Meta(ge=1, le=10**15)]
+Rest = Annotated[dict[str, Any], "keys that are no fields"]
 R = TypeVar("R", bound="type[Record]")
 _fields = cache(fields)
 
@@ -53,10 +55,9 @@ def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Cal
     return declare
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Record(msgspec.Struct, frozen=True):
-    """Base class of records. REST: field that collects unknown keys; "": unknown keys are ignored."""
-
-    REST: ClassVar[str] = ""
+    """Base class of records, which are all frozen. Unknown keys go to the field of type Rest; without one, they are ignored."""
 
     def json(self) -> dict[str, Any]:
         """Return a JSON object: format and version if declared, then the fields."""
@@ -71,13 +72,14 @@ class Record(msgspec.Struct, frozen=True):
 
     def facts(self) -> dict[str, Any]:
         """Return the fields as JSON values, without format and version."""
-        facts: dict[str, Any] = {}
+        facts, rest = dict[str, Any](), dict[str, Any]()
         for each in _fields(type(self)):
             value = getattr(self, each.name)
-            if value is not None or each.default is not None:
+            if each.type == Rest:
+                rest = plain(value)
+            elif value is not None or each.default is not None:
                 facts[each.name] = plain(value)
-        rest = facts.pop(self.REST, {})
-        return {**facts, **rest}
+        return facts | rest
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
@@ -89,11 +91,11 @@ class Record(msgspec.Struct, frozen=True):
         cls.check_head(content, where)
         if isinstance(content, Mapping):
             content = {key: value for key, value in content.items() if key not in ("format", "version")}
-            names = {each.name for each in _fields(cls)} - {cls.REST}
-            if cls.REST:
-                content[cls.REST] = {key: content.pop(key) for key in [*content] if key not in names}
+            names = {each.name for each in _fields(cls) if each.type != Rest}
             for each in _fields(cls):
-                if each.required and (each.type is Any or NoneType in get_args(each.type)):
+                if each.type == Rest:
+                    content[each.name] = {key: content.pop(key) for key in [*content] if key not in names}
+                elif each.required and (each.type is Any or NoneType in get_args(each.type)):
                     content.setdefault(each.name, None)
         return convert(content, cls, where)
 
@@ -107,7 +109,7 @@ class Record(msgspec.Struct, frozen=True):
 
 def convert(content: Any, hint: Any, where: object) -> Any:
     """Convert a parsed value to the type `hint`. where: the file, for messages. Raises FormatError."""
-    with reading(where, on=(msgspec.ValidationError,)):
+    with reading(where):
         return msgspec.convert(content, hint)
 
 

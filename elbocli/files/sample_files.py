@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import UsageError
 from elbocli.files.atomic import new_file, new_folder, writing
 from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter, Resumable
 from elbocli.files.grid import Layout, lay_out, picture, rows_of_classes, write_grid
 from elbocli.files.recognise import png_names
-from elbocli.files.records import Record, stored
+from elbocli.files.records import Record, Rest, stored
 from elbocli.runtime.progress import progress
 from elbocli.version import __version__
 
@@ -26,17 +26,10 @@ FILE_BYTES = 8192  # bytes of disk that a small file needs besides its content
 
 
 @stored("`about` of samples (npz), attribute `samples` of a dataset")
-class SamplesAbout(Record, frozen=True):
+class SamplesAbout(Record):
     """How samples were drawn. more: run, weights, sampler, seed and other keys."""
 
-    REST: ClassVar[str] = "more"
-
-    more: dict[str, Any] = {}
-    command: str | list[str] | None = None
-
-    @property
-    def commands(self) -> list[str]:
-        return self.command if isinstance(self.command, list) else [self.command or ""]
+    more: Rest = {}
 
 
 @dataclass(frozen=True)
@@ -68,6 +61,12 @@ class SamplesHeader:
     def about_json(self) -> str:
         return json.dumps(SamplesAbout.of(self.about, "about").json())
 
+    @property
+    def layout(self) -> Layout:
+        """Layout of the contact sheet."""
+        count, height, width, _ = self.shape
+        return lay_out(height, width, rows_of_classes(count, self.labels, self.class_names), self.scale)
+
 
 def npy_header(shape: tuple[int, ...]) -> bytes:
     """Return the NPY v1 header of a C-ordered uint8 array."""
@@ -97,35 +96,31 @@ class StreamSink:
         self._write(batch.tobytes())
         self.done += len(batch)
 
-    def finish(self, look: Callable[[], None] = lambda: None) -> None:
+    def finish(self, look: Callable[[], None]) -> None:
         """Do nothing: `put` has written all images."""
 
 
 class FileSink:
-    """Writer of samples to a file.
+    """Writer of samples to a file."""
 
-    layout: layout of a contact sheet; None: another format.
-    done: number of images on disk.
-    """
+    def __init__(self, file: Resumable, header: SamplesHeader):
+        self._file, self._header = file, header
 
-    def __init__(self, file: Resumable, header: SamplesHeader, layout: Layout | None):
-        self._file, self._header, self._layout = file, header, layout
-        self.done = file.rows
+    @property
+    def done(self) -> int:
+        """Number of images on disk."""
+        return self._file.rows
 
     def put(self, batch: np.ndarray) -> None:
         """Write the next images, uint8 [b, H, W, C], to disk. Raises DataError if the disk is full."""
         self._file.append(batch, self.done + len(batch), {})
-        self.done = self._file.rows
 
-    def finish(self, look: Callable[[], None] = lambda: None) -> None:
-        """Complete the unfinished file under its final name.
+    def finish(self, look: Callable[[], None]) -> None:
+        """Complete the file, which has all images, under its final name. Raises DataError if the disk is full.
 
         look: called after each PNG of a folder; may raise an error to stop.
-        Raises DataError: when images are missing or the disk is full.
         """
         file, header, out = self._file, self._header, self._file.out
-        if self.done != header.shape[0]:
-            raise DataError(f"{out}: {self.done} images were written, expected {header.shape[0]}; run the command again")
         with writing(out):
             if isinstance(file, DatasetWriter):
                 _finish_dataset(file, header)
@@ -135,8 +130,8 @@ class FileSink:
                 labels: Any = {} if header.labels is None else {"arr_1": header.labels.astype("<i8")}
                 with new_file(out) as archive:
                     np.savez(archive, arr_0=file.block(), **labels, about=np.array(header.about_json))
-            elif self._layout is not None:
-                write_grid(out, file.block(), self._layout)
+            elif out.suffix == ".png":
+                write_grid(out, file.block(), header.layout)
             else:
                 with new_folder(out) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
                     images, names = file.block(), png_names(self.done)
@@ -161,7 +156,7 @@ def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
         "command": header.about.get("command", ""),
         "samples": header.about_json,
     }
-    file.finish({"labels": labels, "seeds": header.seeds}, {"class_names": names}, about)
+    file.finish({"labels": labels, "seeds": header.seeds, "class_names": names}, about)
 
 
 @contextlib.contextmanager
@@ -180,8 +175,7 @@ def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: boo
     if not isinstance(target, Path):
         yield StreamSink(target, header)
         return
-    count, *row = header.shape
-    layout, rows = None, BlockLayout(IMAGES, tuple(row))
+    count, rows = header.shape[0], BlockLayout(IMAGES, header.shape[1:])
     # Disk space for the final file, which is made of these rows, is allocated too.
     twice = BlockLayout(IMAGES, rows.row, 2 * rows.row_bytes + FILE_BYTES)
     file = Resumable(target, twice, 0, count, header.identity)
@@ -190,12 +184,11 @@ def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: boo
     elif suffix == ".npy":
         file = Resumable(target, rows, len(npy_header(header.shape)), count, header.identity)
     elif suffix == ".png":
-        layout = lay_out(row[0], row[1], rows_of_classes(count, header.labels, header.class_names), header.scale)
-        layout.check(target)
+        header.layout.check(target)
     elif suffix == "":
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
     elif suffix != ".npz":
         raise UsageError(f"{target}: unknown format {suffix!r}; use .npy, .npz, .h5, .png, a folder name, or - for a stream")
     with file.held(overwrite, wait):
-        yield FileSink(file, header, layout)
+        yield FileSink(file, header)

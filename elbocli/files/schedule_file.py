@@ -4,7 +4,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -25,7 +25,7 @@ from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
 from elbocli.files.reading import reading
 from elbocli.files.recognise import expect, instead
-from elbocli.files.records import Record, convert, read_json, stored
+from elbocli.files.records import Record, Rest, convert, read_json, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
 
 LARGEST_TABLE = 100_000
@@ -41,7 +41,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Beta = Annotated[float, Meta(gt=0, lt=1)]
 
 
-class Knot(Record, frozen=True):
+class Knot(Record):
     """Knot of a schedule: `logsnr` at time `t`."""
 
     t: Annotated[float, Meta(ge=0, le=1)]
@@ -49,14 +49,12 @@ class Knot(Record, frozen=True):
 
 
 @stored("schedule.yaml", "elbo-schedule", remedy="; make one with 'elbo adapt'")
-class ScheduleFile(Record, frozen=True, kw_only=True):
+class ScheduleFile(Record, kw_only=True):
     """Schedule file. logsnr_min, logsnr_max: limits of the schedule, for `elbo info` only. about: how the schedule was made."""
-
-    REST: ClassVar[str] = "about"
 
     logsnr_min: Level | None
     logsnr_max: Level | None
-    about: dict[str, Any] = {}
+    about: Rest = {}
     knots: Annotated[list[Knot], Meta(min_length=2, max_length=LARGEST_TABLE)]
 
 
@@ -72,7 +70,7 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
 
 def read_table(path: Path) -> tuple[Table, ScheduleFile]:
     """Read a schedule file: the curve t → λ, and all content. Raises FormatError."""
-    expect(path, "schedule")
+    expect(path, "a schedule")
     file = ScheduleFile.of(read_yaml(path), path)
     with reading(path):
         return Table([(knot.t, knot.logsnr) for knot in file.knots]), file
@@ -103,8 +101,6 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
     config: SchedulerConfig = convert(read_json(path), SchedulerConfig, path)
     flow = config.class_name.startswith("FlowMatch") or config.use_flow_sigmas
-    if not flow and config.num_train_timesteps is None and config.trained_betas is None:
-        raise FormatError(f"{path}: has no 'num_train_timesteps'; give a scheduler_config.json of diffusers")
     prediction = TARGETS[config.prediction_type or ("flow_prediction" if flow else "epsilon")]
     if config.use_dynamic_shifting:
         raise FormatError(
@@ -117,11 +113,11 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     with reading(path):
         if config.trained_betas is not None:
             betas = torch.tensor(config.trained_betas, dtype=torch.float64)
-        elif config.beta_start is None or config.beta_end is None:
-            raise ValueError("beta_start or beta_end is missing; add both, or trained_betas")
         else:
-            declared = BETAS.find(str(config.beta_schedule))
-            betas = declared.make(config.beta_start, config.beta_end, config.num_train_timesteps)
+            scale = config.beta_start, config.beta_end, config.num_train_timesteps
+            if None in scale:
+                raise ValueError("beta_start, beta_end or num_train_timesteps is missing; add all three, or trained_betas")
+            betas = BETAS.find(str(config.beta_schedule)).make(*scale)
         zero = config.rescale_betas_zero_snr is True
         return prediction, Steps(logsnr_of_betas(betas, snr_scale=config.snr_shift_scale, zero_terminal=zero))
 
@@ -152,7 +148,7 @@ def resolve_schedule(
         path, shift = Path(name), number(words, "shift")
     if not path.exists():
         if path.suffix or "/" in text:
-            raise FormatError(instead(path, "schedule"))
+            raise FormatError(instead(path, "a schedule"))
         SCHEDULES.find(text.partition(":")[0])
     curve: ScheduleCurve = read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
     return make_schedule(curve, str(path), low, high, shift=shift, clip=clip, file=path)

@@ -8,7 +8,7 @@ import io
 import json
 import pickle
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,7 +18,7 @@ from torch import Tensor
 from elbocli.errors import FormatError
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_file, check_format, open_file, quiet, reading
-from elbocli.files.records import Count, Record, parse_json, stored
+from elbocli.files.records import Count, Record, Rest, parse_json, stored
 
 AVERAGE = "elbo-ema"
 DIGEST = "payload_sha256"
@@ -69,7 +69,7 @@ def load_tensors(source: Path | io.BytesIO, name: str = "", mapped: bool = False
 
 
 @stored("`about` of an average (safetensors)", version=0)
-class AverageFacts(Record, frozen=True):
+class AverageFacts(Record):
     """Origin of averaged weights.
 
     spec: name and parameters of the average, such as `power:std=0.1`.
@@ -77,8 +77,6 @@ class AverageFacts(Record, frozen=True):
     residual: relative error of approximating the average by snapshots; 0: exact. command: command line.
     coefficients: coefficient of each snapshot's average; key: SNAPSHOT/AVERAGE. more: other keys.
     """
-
-    REST: ClassVar[str] = "more"
 
     spec: str
     std: float | None
@@ -90,7 +88,7 @@ class AverageFacts(Record, frozen=True):
     coefficients: dict[str, float] | None
     elbo_version: str | None
     command: str | None
-    more: dict[str, Any] = {}
+    more: Rest = {}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Record) -> None:

@@ -42,8 +42,6 @@ for _class in (_Loader, _Dumper):
 def parse_yaml(text: str, name: object) -> dict[str, Any]:
     """Parse a mapping from YAML. name: the file, for messages. Raises FormatError."""
     with reading(f"{name}: not usable YAML"):
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise ValueError("the text has an alias, such as *name; replace the alias by its value")
         value = yaml.load(text, Loader=_Loader)
         if not isinstance(value, dict):
             raise ValueError("expected lines of the form 'key: value'")

@@ -134,12 +134,6 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         yield SampleReader(name, rows, labels, made, names, kept, about.get("payload_sha256"))
 
 
-def has_images(path: Path) -> bool:
-    """Tell whether an .npz holds images."""
-    with open_zip(path) as archive:
-        return "arr_0" in archive
-
-
 def refuse_terminal(stream: IO[Any]) -> None:
     """Raise UsageError if a stream for binary data is a terminal."""
     if stream.isatty():

@@ -32,7 +32,7 @@ def describe(path: Path) -> Facts:
     """
     kind = recognise(path)
     if kind not in DESCRIBERS:
-        raise FormatError(instead(path, "file made by elbo"))
+        raise FormatError(instead(path, "a file made by elbo"))
     facts = {"is": kind.removeprefix("a ").removeprefix("an "), **DESCRIBERS[kind](path)}
     return {key: value for key, value in facts.items() if key not in HIDDEN and value != ""}
 

@@ -5,13 +5,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, DatasetWriter, Names
+from elbocli.files.dataset import ENCODED, PREPROCESSING, Dataset, DatasetWriter, Members
 from elbocli.files.reading import add_digests, reading
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.samples import about_samples
@@ -60,7 +61,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
                 raise DataError(f"{part.path}: damaged: its images differ from their digest; pack it again")
             # A part counts as copied only after all of its rows were checked.
             writer.append([], done, {"parts": index + 1})
-        writer.finish(*_join_contents(contents), attributes)
+        writer.finish(_join_contents(contents), attributes)
     log.info(f"{out}: {total} images of {len(parts)} datasets")
 
 
@@ -84,14 +85,14 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
     return [shards[name] for name in expected]
 
 
-def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Names]], drawn: Sequence[dict[str, Any]]) -> None:
+def _check_alike(parts: Sequence[Dataset], contents: Sequence[Members], drawn: Sequence[dict[str, Any]]) -> None:
     first: dict[str, Any] = {}
-    for part, (arrays, names), about in zip(parts, contents, drawn):
+    for part, members, about in zip(parts, contents, drawn):
         making = {
             "kind": part.kind,
             "row": part.layout.row,
-            "class_names": names.get("class_names", []),
-            "members": sorted({*arrays, *names}),
+            "class_names": members.get("class_names", []),
+            "members": sorted(members),
             **{key: about[key] for key in PREPROCESSING if key in about},
             **{key: value for key, value in part.attributes.json().items() if key not in OWN},
         }
@@ -102,15 +103,17 @@ def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Name
                 raise DataError(f"{part.path}: {key} is {both}; merge only datasets that were made alike")
 
 
-def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names]:
-    arrays = Arrays()
-    for name in set(parts[0][0]) - {"offsets"}:  # the writer makes offsets itself
-        columns = [part[name] for part, _ in parts]
-        arrays[name] = np.stack(columns).sum(0) if name == "class_counts" else np.concatenate(columns)
-    return arrays, {
-        name: words if name == "class_names" else [word for _, part in parts for word in part[name]]
-        for name, words in parts[0][1].items()
-    }
+def _join_contents(parts: Sequence[Members]) -> Members:
+    joined = Members()
+    for name in set(parts[0]) - {"offsets"}:  # the writer makes offsets itself
+        columns: list[Any] = [part[name] for part in parts]
+        if name == "class_names":
+            joined[name] = columns[0]
+        elif name == "class_counts":
+            joined[name] = np.stack(columns).sum(0)
+        else:
+            joined[name] = [*chain(*columns)] if isinstance(columns[0], list) else np.concatenate(columns)
+    return joined
 
 
 def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import write_text
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, RAW, BlockLayout, DatasetWriter, encode
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, RAW, BlockLayout, DatasetWriter, Members, encode
 from elbocli.files.reading import add_digests, reading
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
@@ -108,8 +108,12 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
             log.warning(f"{len(named)} files skipped, listed in {sidecar}")
         kept = [i for i in range(len(source)) if str(i) not in notes["skipped"] for _ in range(encoder.copies)]
         labels = np.array([source.labels[i] for i in kept], np.int64)
-        counts = np.bincount(labels, minlength=len(classes))
-        names = {"class_names": list(map(utf8, classes)), "files": [utf8(source.files[i]) for i in kept]}
+        members: Members = {
+            "labels": labels,
+            "class_counts": np.bincount(labels, minlength=len(classes)),
+            "class_names": list(map(utf8, classes)),
+            "files": [utf8(source.files[i]) for i in kept],
+        }
         about = {
             "num_classes": len(classes),
             **settings.about(),
@@ -123,7 +127,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
             **encoder.attributes,
             "command": settings.command,
         }
-        writer.finish({"labels": labels, "class_counts": counts}, names, about)
+        writer.finish(members, about)
     changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
     if changed:
         log.warning(f"decoding changed some images: {changed}")

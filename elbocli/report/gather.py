@@ -18,7 +18,7 @@ from elbocli.core.weighting import ForeignLoss, LearnedCurve, ScheduleDensity, W
 from elbocli.errors import DataError, ElboError
 from elbocli.files.checkpoint import CONFIG, Checkpoint, RunConfig, checkpoints, read_checkpoint
 from elbocli.files.dataset import Dataset
-from elbocli.files.losslog import is_table
+from elbocli.files.recognise import recognise
 from elbocli.files.records import Record, stored
 from elbocli.images.samples import read_samples
 from elbocli.nn.auxiliary import AUXILIARIES
@@ -247,7 +247,8 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = (),
 
     config = read_run_config(run)
     settings = run_settings(config.settings, run / CONFIG)
-    named = [read_result(path) for path in results if not is_table(path)]
+    tables = [path for path in results if recognise(path) == "a table"]
+    named = [read_result(path) for path in results if path not in tables]
     found = list({each.path.resolve(): each for each in (*results_in(run), *named)}.values())
     shown = {kind: [each for each in found if each.kind == kind] for kind, _, _ in KINDS}
     sheets = sorted(run.glob("previews/step-*.png"))
@@ -269,7 +270,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = (),
     optima = shown["optimum"]
     excess_found = ask(_excess, optima[-1], course, held_out, effective, config) if optima else None
     previews = [row for index in chosen_times(len(sheets)) if (row := ask(read_preview, sheets[index]))]
-    extremes = [read_extremes(path, dataset_of(config.data, run), None) for path in results if is_table(path)]
+    extremes = [read_extremes(path, dataset_of(config.data, run), None) for path in tables]
     extremes += [pair for each in found if data and (pair := ask(_extremes, each, config, run))]
     checkpoint = next(filter(None, (ask(read_checkpoint, path, False) for path in reversed(checkpoints(run)))), None)
     packed = None if imported or not data else ask(_packed, dataset_of(config.data, run), config)
@@ -404,9 +405,11 @@ def _commands(
         yield "Train again with the same settings, whatever the environment says by then", shlex.join(map(str, again))
     if samples is not None:
         with read_samples(samples) as reader:
-            yield from (("Draw these samples", line) for line in reader.made.commands if line)
+            yield from (("Draw these samples", line) for line in drawn_by(reader.made.more))
     for each in scores:
-        yield from ((f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found))
+        yield from (
+            (f"Draw the samples of {each.path.name}", line) for line in drawn_by(*(one.facts.made for one in each.found.repeats))
+        )
         if line := each.found.repeats[0].facts.command:
             yield f"Find {each.path.name}", line
 

@@ -75,9 +75,9 @@ def score_rows(result: EvalResult) -> list[Row]:
     return rows
 
 
-def drawn_by(result: EvalResult) -> list[str]:
-    """Return the command lines that drew the samples."""
-    told = [one.facts.made.get("command") or [] for one in result.repeats]
+def drawn_by(*made: dict[str, Any]) -> list[str]:
+    """Return the command lines that drew samples. made: how each set was drawn; key `command`: a line, or a list of lines."""
+    told = [each.get("command") or [] for each in made]
     lines = [line for lines in told for line in (lines if isinstance(lines, list) else [lines])]
     return list(dict.fromkeys(map(str, lines)))
 

@@ -76,7 +76,7 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
     if store.checkpoints(out):
         before = store.read_config(out)
         commands, run_id = before.commands, before.run_id
-    text = json.dumps(config.resolved(), sort_keys=True)
+    text = json.dumps(config.json(), sort_keys=True)
     new = structs.replace(
         config,
         run_id=run_id or hashlib.sha256(text.encode()).hexdigest()[:32],

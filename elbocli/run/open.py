@@ -20,7 +20,6 @@ from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, InitFacts, RunConfig, RunData
 from elbocli.files.dataset import PREPROCESSING, find_dataset
-from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.losslog import LossLogRow, entries
 from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, reading
@@ -34,7 +33,7 @@ from elbocli.runtime.device import Precision
 from elbocli.runtime.progress import log
 
 # Attributes of datasets that define a latent space: latents are comparable only if all of these are equal.
-SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]
+SPACE = ["latent_convention", "latent_shift", "latent_scale", "latent_input", "autoencoder_sha256"]
 TIMES = 12  # number of steps at which a learned weighting is reported
 
 
@@ -272,7 +271,7 @@ class Initial(TrainedRun):
         seen = {key: value for key, value in about.items() if key.startswith("imported_")}
         changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]
         which = about["weights"], about["weights_sha256"], about.get("step"), about.get("images_trained")
-        return InitFacts(str(self.named), *which, seen, changed)
+        return InitFacts(str(self.named), *which, changed, **seen)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
         """Return the settings that a new run inherits. data: dataset of the new run."""

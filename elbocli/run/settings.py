@@ -21,7 +21,6 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.checkpoint import CONFIG, InitFacts, RunConfig, RunData
 from elbocli.files.dataset import PREPROCESSING, Dataset
-from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from elbocli.run.open import Initial
 
 # Keys of config.yaml's section `data` that may change or be missing when a run resumes; digests identify the dataset.
-PLACES = ("path", "from_run", ATTRIBUTES["autoencoder"], *PREPROCESSING)
+PLACES = ("path", "from_run", "autoencoder", *PREPROCESSING)
 STORED = ("power:std=0.05", "power:std=0.1")  # averages for snapshots when --ema names no power average; EDM2, arXiv:2312.02696
 SNAPSHOTS = 20  # snapshots in a whole run without --snapshot-every
 NETWORK = "network."  # prefix of the network's keys among options, as in network.channels
@@ -85,7 +84,7 @@ def preset_data(preset: str) -> RunData | None:
     data = load_preset(preset).data
     if data is None:
         return None
-    more = {ATTRIBUTES["convention"]: None} if data.kind else {}
+    more = {"latent_convention": None} if data.kind else {}
     return RunData(f"preset {preset}", None, data.images, data.image_size, data.channels, data.classes, more=more)
 
 

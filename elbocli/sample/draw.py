@@ -177,8 +177,8 @@ def open_decoder(
             f"{space.autoencoder}: the autoencoder of the latents is missing; name its folder with --autoencoder DIR"
         )
     model, size = Autoencoder(folder, device), space.pixel_size
-    its = model.space(space.convention, size, space.mirrored)
-    same = (its.shift, its.scale) == (space.shift, space.scale)
+    its = model.space(space.latent_convention, size, space.mirrored)
+    same = (its.latent_shift, its.latent_scale) == (space.latent_shift, space.latent_scale)
     if not (same if space.autoencoder_sha256 == UNKNOWN else model.sha256 == space.autoencoder_sha256):
         raise DataError(f"{folder}: is not the autoencoder of the run's latents; name {space.autoencoder} with --autoencoder DIR")
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):

@@ -92,7 +92,7 @@ def write(path: Path, images: np.ndarray, store: str) -> Dataset:
         else:
             writer.append([encode(image, store) for image in images], len(images), {})
             about |= {"store": store, "channels": 3}
-        writer.finish({"labels": np.zeros(len(images), np.int64)}, {"class_names": ["photographs"]}, about)
+        writer.finish({"labels": np.zeros(len(images), np.int64), "class_names": ["photographs"]}, about)
     return Dataset(path)
 
 

@@ -141,7 +141,7 @@ OUT = ["-o", "a"]
         ("kept", ["--std", ".25", *OUT, "--at", "5"], 1, "power:std=0.25"),
         ("kept", ["--std", ".001", *OUT], 1, "power:std=0.001"),
         ("true", ["--std", ".1", *OUT], 1, "--snapshot-every"),
-        ("tmp_path", ["--std", ".1", *OUT], 1, "not a run"),
+        ("tmp_path", ["--std", ".1", *OUT], 1, "expected a run"),
     ],
 )
 def test_bad_input_is_told_and_nothing_is_written(run, options, code, word, elbo, tmp_path, request):
@@ -233,7 +233,7 @@ def test_weights_that_are_not_there_or_no_average_are_refused(kept, digits, pres
     with pytest.raises(FormatError, match="damaged"):
         open_run(kept, CPU, str(path))
     shutil.copytree(kept / FIRST, tmp_path / "x" / FIRST)
-    with pytest.raises(FormatError, match="not a run"):
+    with pytest.raises(FormatError, match="expected a run"):
         open_run(tmp_path / "x" / FIRST, CPU)
 
 

@@ -54,7 +54,7 @@ def write_dataset(folder):
     rows = np.zeros((16, 128, 128, 3), np.uint8)
     with DatasetWriter(folder / "data.h5", BlockLayout(IMAGES, rows.shape[1:]), len(rows), "s").held() as writer:
         writer.append(rows, len(rows), {})
-        writer.finish({"labels": np.zeros(len(rows), np.int64)}, {}, {})
+        writer.finish({"labels": np.zeros(len(rows), np.int64)}, {})
 
 
 WRITERS = (write_file, write_folder, write_checkpoint, write_state, write_average, write_dataset)

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
@@ -22,7 +22,7 @@ from elbocli.info.describe import verify
 from elbocli.merge.combine import open_part
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"
-SPACE = LatentSpace("edm2", (0.5, -1.0), (2.0, 0.25), "[0,1]", "vae", "ab" * 32, 256, True)
+SPACE = LatentSpace("edm2", [0.5, -1.0], [2.0, 0.25], "[0,1]", "vae", "ab" * 32, 256, 1)
 LAYOUTS = {
     "raw": BlockLayout(IMAGES, (8, 8, 3)),
     "grey": BlockLayout(IMAGES, (8, 8, 1)),
@@ -44,7 +44,7 @@ def stored(kind, count=12):
 
 
 def write(path, kind="raw", count=12, step=5, limit=None, **about):
-    about = {"num_classes": 3, "image_size": 8, **about, **(SPACE.attributes() if kind == "latents" else {})}
+    about = {"num_classes": 3, "image_size": 8, **about, **(asdict(SPACE) if kind == "latents" else {})}
     if kind in ENCODINGS:
         about |= {"store": kind, "channels": 3}
     with DatasetWriter(path, LAYOUTS[kind], limit or count, "test").held() as writer:
@@ -52,7 +52,7 @@ def write(path, kind="raw", count=12, step=5, limit=None, **about):
             writer.append(stored(kind, count)[start : start + step], start + step, {})
         names = {"class_names": ["ant", "bee", "cat"], "files": [f"ä{i}.png" for i in range(count)]}
         assert not path.exists()
-        writer.finish({"labels": np.arange(count) % 3}, names, about)
+        writer.finish({"labels": np.arange(count) % 3, **names}, about)
     return path
 
 
@@ -267,8 +267,8 @@ def test_a_file_is_closed_when_its_reader_returns_or_raises(labels, use, tmp_pat
 def test_a_latent_space_reads_back_and_is_needed(tmp_path):
     path = write(tmp_path / "x.h5", "latents")
     assert Dataset(path, latents=True).latent_space == SPACE and Dataset(write(tmp_path / "y.h5")).latent_space is None
-    plain = replace(SPACE, mirrored=False)
-    assert read_space(plain.attributes(), 2, "x") == plain
+    plain = replace(SPACE, mirrored=0)
+    assert read_space(asdict(plain), 2, "x") == plain
     with h5py.File(path, "r+") as file:
         del file.attrs["latent_shift"]
     with pytest.raises(FormatError, match="shift"):
@@ -294,7 +294,7 @@ BAD_SPACES = """
 @pytest.mark.parametrize("change", BAD_SPACES.strip().splitlines())
 def test_attributes_that_cannot_be_are_refused_by_file(change):
     with pytest.raises(FormatError, match=r"^some\.h5: "):
-        read_space({**SPACE.attributes(), **json.loads(change)}, 2, "some.h5")
+        read_space({**asdict(SPACE), **json.loads(change)}, 2, "some.h5")
 
 
 def test_the_conventions_are_those_of_their_sources():
@@ -313,7 +313,7 @@ def test_the_conventions_are_those_of_their_sources():
         assert (mean - a) * b == pytest.approx(0) and (mean + std - a) * b == pytest.approx(0.5)
     with pytest.raises(UsageError, match="16"):
         edm2.make({}, 16)
-    traits = [(each.traits.input, replace(SPACE, convention=each.name).rounding.name) for each in (diffusers, edm2)]
+    traits = [(each.traits.input, replace(SPACE, latent_convention=each.name).rounding.name) for each in (diffusers, edm2)]
     assert traits == [("[-1,1]", "nearest"), ("[0,1]", "truncate")]
     assert INPUTS == {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
 
@@ -346,7 +346,7 @@ def test_a_second_writer_is_refused_and_harms_nothing(tmp_path):
         writer.append(rows_of("raw"), 12, {})
         with pytest.raises(DataError, match="another elbo process"):
             begun(path)
-        writer.finish({"labels": np.zeros(12, np.int64)}, {}, {})
+        writer.finish({"labels": np.zeros(12, np.int64)}, {})
     np.testing.assert_array_equal(Dataset(path).batch(range(12)), rows_of("raw"))
     with pytest.raises(UsageError, match="exists"):
         begun(path)
@@ -419,7 +419,7 @@ def work(out):
             skipped += [i for i in part if i in bad]
             writer.append(rows[[i for i in part if i not in bad]], part[-1] + 1, {"skipped": skipped})
         names = {"class_names": ["a"], "files": [f"{i}.png" for i in range(N) if i not in bad]}
-        writer.finish({"labels": np.zeros(N - len(bad), int)}, names, {"skipped": len(skipped)})
+        writer.finish({"labels": np.zeros(N - len(bad), int), **names}, {"skipped": len(skipped)})
 
 work(folder / "whole.h5")
 want, out, k, died = (folder / "whole.h5").read_bytes(), folder / "out.h5", 0, True

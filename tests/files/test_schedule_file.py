@@ -100,7 +100,7 @@ def test_a_file_that_is_no_schedule_is_refused_by_name(path, line):
         read_table(path)
 
 
-@pytest.mark.parametrize("text", ["a: &x [1, 2]\nb: *x\n", "a: 1\na: 2\n", "1: 2\n", "- 1\n", "a: ["])
+@pytest.mark.parametrize("text", ["a: &x [*x]\n", "a: 1\na: 2\n", "1: 2\n", "- 1\n", "a: ["])
 def test_yaml_is_a_mapping_of_text_keys_each_given_once(text, path):
     path.write_text("b: 1e-4\nd: 2026-01-02\nn: null\n")
     assert read_yaml(path) == {"b": 1e-4, "d": "2026-01-02", "n": None}
@@ -247,9 +247,9 @@ def test_a_bad_config_is_refused_by_name_and_finding(line, write):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("gone.yaml", "no such schedule"),
-        ("no/such", "no such schedule"),
-        ("gone.yaml:shift=2", "no such schedule"),
+        ("gone.yaml", "expected a schedule"),
+        ("no/such", "expected a schedule"),
+        ("gone.yaml:shift=2", "expected a schedule"),
         ("gone.json", "gone.json"),
         ("cosin", "did you mean cosine"),
         ("{}:shift=x", "shift"),

@@ -27,7 +27,7 @@ ROWS = RGB[:, :8, :8]
 
 
 def files_of(data):
-    return data.contents()[1]["files"]
+    return data.contents()["files"]
 
 
 def pixels(data):

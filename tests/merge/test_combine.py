@@ -38,7 +38,7 @@ def write(path: Path, kind: str = "raw", start: int = 0, stop: int = COUNT, **at
         writer.append(rows, stop - start, {})
         arrays = {"labels": labels, "class_counts": np.bincount(labels, minlength=3), "seeds": np.arange(start, stop)}
         names = {"class_names": NAMES, "files": [f"{i}.png" for i in range(start, stop)]}
-        writer.finish(arrays, names, {key: value for key, value in about.items() if value is not None})
+        writer.finish({**arrays, **names}, {key: value for key, value in about.items() if value is not None})
     return path
 
 
@@ -79,7 +79,7 @@ def test_datasets_without_shard_numbers_are_joined_as_given(tmp_path):
     merged(tmp_path / "out.h5", [write(tmp_path / "b.h5", start=10), write(tmp_path / "a.h5", stop=10)])
     data = Dataset(tmp_path / "out.h5")
     assert np.array_equal(data.batch(np.arange(COUNT)), np.concatenate([PIXELS[10:], PIXELS[:10]]))
-    assert data.contents()[1]["files"][:2] == ["10.png", "11.png"]
+    assert data.contents()["files"][:2] == ["10.png", "11.png"]
 
 
 SAME = {"sampler": "ddim", "crop": "center", "latent_shift": [1, 2]}
@@ -92,7 +92,7 @@ def samples_of(path: Path, start: int = 0, stop: int = COUNT, **about: Any) -> P
 @pytest.mark.parametrize(
     ("parts", "word"),
     [
-        (lambda at: [at / "gone.h5"], "no such dataset"),
+        (lambda at: [at / "gone.h5"], "expected a dataset"),
         (lambda at: [*shards(at)[:2], at / "part3.h5"], "name all shards"),
         (lambda at: shards(at)[2:3], "name all shards"),
         (lambda at: [*shards(at), shutil.copy(at / "part1.h5", at / "double.h5")], "name all shards"),

@@ -43,7 +43,7 @@ def test_encode_and_decode_are_diffusers_own(convention, make_autoencoder, photo
     torch.testing.assert_close(std, posterior.std, atol=1e-5, rtol=1e-4)
     back = (back + 1) / 2 if convention == "diffusers" else back
     levels = (back.clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
-    shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (space.shift, space.scale))
+    shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (space.latent_shift, space.latent_scale))
     x0 = torch.from_numpy((posterior.mean.double().numpy() - shift) * scale).float()
     got = ours.decode(x0, space).numpy()
     assert got.dtype == np.uint8 and got.shape == photos.shape and got.std() > 1
@@ -60,7 +60,7 @@ def test_its_space_is_what_its_config_says_and_its_digest_that_of_its_weights(ma
     one, two, same = (Autoencoder(folder, CPU) for folder in folders)
     assert one.sha256 == same.sha256 != two.sha256
     space = one.space("diffusers", 64, True)
-    assert (space.shift, space.scale, space.input) == ((0.2,) * 3, (0.7,) * 3, "[-1,1]")
+    assert (space.latent_shift, space.latent_scale, space.latent_input) == ([0.2] * 3, [0.7] * 3, "[-1,1]")
     assert (space.pixel_size, space.mirrored, one.factor, one.channels) == (64, True, 2, 3)
     for convention in ("edm2", "edm"):  # of 4 channels; none
         with pytest.raises(UsageError):

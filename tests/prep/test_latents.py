@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,10 @@ def test_draws_have_the_posteriors_mean_and_deviation(convention, autoencoder, p
     path = pack_latents(autoencoder, latent_convention=convention)
     data = Dataset(path, latents=True)
     space = data.latent_space
-    assert space is not None and space.input == CONVENTIONS[convention].traits.input
+    assert space is not None and space.latent_input == CONVENTIONS[convention].traits.input
     examples = Batches(data, small(path, preset, batch_size=48, label_dropout=0.0), CPU)
     moments = data.batch(np.arange(48)).astype(np.float64)
-    shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (space.shift, space.scale))
+    shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (space.latent_shift, space.latent_scale))
     standard = []
     for step in range(40):
         x, _, labels = examples.at(step)
@@ -167,7 +168,7 @@ def test_draws_differ_between_epochs_and_are_equal_at_equal_positions(latents, p
 
 def test_a_run_records_its_space_and_its_log_the_dimensions(latents, run):
     space = Dataset(latents, latents=True).latent_space
-    assert space is not None and space.attributes().items() <= read_config(run).data.more.items()
+    assert space is not None and asdict(space).items() <= read_config(run).data.more.items()
     assert json.loads((run / "losslog.jsonl").read_text().splitlines()[0])["dimensions"] == 8 * 8 * 4
 
 

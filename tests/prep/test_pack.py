@@ -27,7 +27,8 @@ from elbocli.prep import pack as prep
 
 def identity(data: Dataset) -> dict[str, Any]:
     digests = {key: getattr(data.attributes, key) for key in ("payload_sha256", "source_sha256")}
-    return {**digests, "labels": data.labels.tolist(), "classes": data.class_names, **data.contents()[1]}
+    texts = {name: value for name, value in data.contents().items() if isinstance(value, list)}
+    return {**digests, "labels": data.labels.tolist(), "classes": data.class_names, **texts}
 
 
 def noise(path: Path, width: int, height: int, mode: str = "RGB", seed: int = 0) -> None:
@@ -48,7 +49,7 @@ def test_images_labels_and_names_are_those_of_the_folders(digits_folder, tmp_pat
     files = sorted(digits_folder.rglob("*.png"))
     assert data.class_names == [str(digit) for digit in range(10)]
     assert data.labels.tolist() == [int(path.parent.name) for path in files]
-    assert data.contents()[0]["class_counts"].tolist() == np.bincount(data.labels).tolist()
+    assert data.contents()["class_counts"].tolist() == np.bincount(data.labels).tolist()
     expected = np.stack([np.asarray(Image.open(path)) for path in files])[..., None]
     assert np.array_equal(data.batch(np.arange(300)), expected)
     assert rows_sha256(data.pieces()) == data.attributes.payload_sha256
@@ -208,7 +209,7 @@ def test_shards_in_order_are_the_whole(digits_folder, tmp_path):
     assert len({part.attributes.shard_of for part in parts}) == 1 and whole.attributes.shard is None
     assert other.attributes.shard_of != parts[0].attributes.shard_of
     assert np.array_equal(np.concatenate([next(part.batches(101)) for part in parts]), next(whole.batches(101)))
-    assert [name for part in parts for name in part.contents()[1]["files"]] == whole.contents()[1]["files"]
+    assert [name for part in parts for name in part.contents()["files"]] == whole.contents()["files"]
     total = sum(int(part.attributes.source_sha256, 16) for part in parts) % (1 << 256)
     assert f"{total:064x}" == whole.attributes.source_sha256
 

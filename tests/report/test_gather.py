@@ -181,7 +181,7 @@ def test_the_spread_of_repeats_comes_before_others_and_nothing_is_shown_twice(pa
     facts = [{"n_samples": 9, "extractor": "x", "made": {"command": f"sample {k}"}} for k in range(2)]
     repeats = [Scores(None, each, Facts.of(about)) for each, about in zip(values, facts)]
     found = read_result(written(path, EvalResult(repeats).json())).found
-    assert found == EvalResult(repeats) and drawn_by(found) == ["sample 0", "sample 1"]
+    assert found == EvalResult(repeats) and drawn_by(*(one.facts.made for one in found.repeats)) == ["sample 0", "sample 1"]
     name, spread = "frechet inception distance", (pytest.approx(2**0.5), "sd of repeats")
     within = pytest.approx(stats.t(1, 2.0, 1.0).interval(0.95))
     assert score_rows(found) == [

@@ -90,7 +90,7 @@ def test_a_setting_that_differs_is_refused_wherever_it_is_given(train, folder):
 def test_a_dataset_that_was_moved_or_replaced_is_named(train, folder, elbo, digits_folder):
     train(*OWN, "--steps", 2)
     (folder / "d.h5").rename(folder / "moved.h5")
-    assert "error: d.h5: no such dataset" in train("--steps", 3, code=1)
+    assert "error: d.h5: expected a dataset" in train("--steps", 3, code=1)
     train("moved.h5", "--steps", 3)
     assert "dataset moved.h5" in train("--steps", 4)
     (folder / "moved.h5").unlink()
@@ -247,13 +247,13 @@ def test_a_run_from_anothers_weights_goes_on_without_it_once_there_is_a_checkpoi
     assert weights_of(new) == whole and read_config(new).init == init
     assert "new: done, 6 steps" in train(*NEW)  # the same command again
     assert "--init: the run has weights of sha256" in train("-o", "new", "--init", "new", code=2)
-    for named, code, word in (("d.h5", 1, "dataset"), (".", 1, "not a run"), ("nothing", 1, "no such run")):
+    for named, code, word in (("d.h5", 1, "dataset"), (".", 1, "expected a run"), ("nothing", 1, "expected a run")):
         said = train("d.h5", "--init", named, "-o", "other", code=code)
         assert word in said and f"error: {named}" in said and not (folder / "other").exists()
     assert json.loads(elbo("info", "new", "--json", cwd=folder).stdout)["init"] == init.json()
     # Before the first checkpoint, the source is needed as it was.
     forget(new)
-    assert "src: no such run" in train("-o", "new", code=1)
+    assert "src: expected a run" in train("-o", "new", code=1)
     assert "new run from moved" in train("-o", "new", "--init", "moved")
     assert weights_of(new) == whole
     forget(new)

@@ -187,7 +187,7 @@ def test_a_preset_is_planned_without_a_dataset_for_all_processes_by_the_first(el
     [
         ("", 1, "0 datasets in the working directory"),
         ("--preset imagenet1024", 2, "imagenet1024"),
-        ("--preset digits gone.h5", 1, "gone.h5: no such dataset"),
+        ("--preset digits gone.h5", 1, "gone.h5: expected a dataset"),
         ("--preset digits --batch-size 4 --micro-batch 5", 2, "micro-batch is 5"),
         ("--preset latents256 --flip", 2, "--flip"),
         ("--preset digits --weighting uncertainty --schedule adaptive", 2, "schedule"),

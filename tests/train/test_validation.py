@@ -247,7 +247,7 @@ def test_latents_have_a_loss_and_no_bits(latents, preset):
     batches, space = Batches(data, resolved, CPU), data.latent_space
     x, rows = batches.at(0)[0], batches.indices(0)
     mean, std = torch.from_numpy(data.batch(rows)).float().chunk(2, 1)
-    shift, scale = (torch.tensor(each).view(1, -1, 1, 1).float() for each in (space.shift, space.scale))
+    shift, scale = (torch.tensor(each).view(1, -1, 1, 1).float() for each in (space.latent_shift, space.latent_scale))
     eta = (x / scale + shift - mean) / std
     assert abs(float(eta.mean())) < 0.1 and float(eta.std()) == pytest.approx(1, abs=0.1)
 

@@ -120,6 +120,6 @@ def npz_labels(archive: NpzFile, path: Path, count: int, name: str = "arr_1") ->
 def open_dataset(path: Path) -> Images:
     """Open a dataset of images or samples. Raises FormatError for latents."""
     data = Dataset(path)
-    files = data.contents()[1].get("files", [])
-    names = files if len(files) == len(data) else ()
+    files = data.contents().get("files")
+    names = files if isinstance(files, list) and len(files) == len(data) else ()
     return images_of_array(DatasetRows(data), data.labels.tolist(), data.class_names, names)

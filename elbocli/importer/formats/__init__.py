@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -328,11 +328,11 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
         model = Autoencoder(folder, torch.device("cpu"))
         if model.channels != channels:
             raise FormatError(f"{folder}: has {model.channels} channels, but {source.path} has {channels}; change --autoencoder")
-        return model.space(convention, model.factor * size, False).attributes()
+        return asdict(model.space(convention, model.factor * size, False))
     source.notes.append(
         f"latents taken as those of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"
     )
-    return space_of(convention, {"scaling_factor": SCALE}, channels, AUTOENCODER, UNKNOWN, FACTOR * size, False).attributes()
+    return asdict(space_of(convention, {"scaling_factor": SCALE}, channels, AUTOENCODER, UNKNOWN, FACTOR * size, 0))
 
 
 for module in iter_modules(__path__):

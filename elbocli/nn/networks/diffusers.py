@@ -109,13 +109,13 @@ class Autoencoder:
         if not self.config["in_channels"] == self.config["out_channels"] == 3:
             raise FormatError(f"{folder / CONFIG}: in_channels or out_channels is not 3; choose an RGB autoencoder")
 
-    def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
-        """Return this autoencoder's latent space; the parameters are fields of LatentSpace.
+    def space(self, convention: str, pixel_size: int, mirrored: int) -> LatentSpace:
+        """Return this autoencoder's latent space; the parameters are fields of LatentSpace, the first one latent_convention.
 
         Raises UsageError if the convention doesn't fit the autoencoder.
         """
         with reading(self.folder / CONFIG, kind=UsageError):
-            return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
+            return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, int(mirrored))
 
     def comfortable_batch(self, pixel_size: int) -> int:
         """Return a batch size for which the autoencoder needs little memory."""
@@ -128,7 +128,7 @@ class Autoencoder:
 
         Returns: mean and standard deviation of unscaled latents, [B, C, h, w] each.
         """
-        divisor, offset = INPUTS[space.input]
+        divisor, offset = INPUTS[space.latent_input]
         x = sent(torch.from_numpy(pixels), self.device).permute(0, 3, 1, 2).float().div_(divisor).add_(offset)
         posterior = self.model.encode(x.contiguous()).latent_dist
         return posterior.mean, posterior.std
@@ -138,7 +138,7 @@ class Autoencoder:
         """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: None for `space.rounding`."""
         shift, scale = affine(space, self.device)
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
-        return to_levels(x, rounding or space.rounding, INPUTS[space.input])
+        return to_levels(x, rounding or space.rounding, INPUTS[space.latent_input])
 
 
 def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
@@ -150,10 +150,10 @@ def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: 
     """
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)
-    return LatentSpace(convention, shift, scale, declared.traits.input, *facts)
+    return LatentSpace(convention, [*shift], [*scale], declared.traits.input, *facts)
 
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return a space's shift and scale as tensors, float32 [1, C, 1, 1] each."""
-    shift, scale = (sent(torch.tensor(values).view(1, -1, 1, 1), device) for values in (space.shift, space.scale))
+    shift, scale = (sent(torch.tensor(values).view(1, -1, 1, 1), device) for values in (space.latent_shift, space.latent_scale))
     return shift, scale

@@ -44,3 +44,12 @@ class Interrupted(ElboError):
 
 class PeerLost(ElboError):
     """Another process of a run under torchrun has ended unexpectedly."""
+
+
+class ReaderGone(ElboError):
+    """The program that reads elbo's output from a pipe has closed the pipe."""
+
+    exit_code = 141
+
+    def __init__(self) -> None:
+        super().__init__("the reader of the output has closed the pipe, so the command ends without writing the rest")

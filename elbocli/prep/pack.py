@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,7 +216,7 @@ def latent_encoder(folder: Path, settings: Settings) -> Encoder:
     layout = BlockLayout(LATENTS, (2 * autoencoder.channels, size // factor, size // factor))
     batch, copies = autoencoder.comfortable_batch(size), 2 if settings.mirror else 1
     attributes = {
-        **space.attributes(),
+        **asdict(space),
         "latent_precision": str(precision),
         "torch_version": version("torch"),
         "diffusers_version": version("diffusers"),

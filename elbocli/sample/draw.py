@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -189,7 +189,7 @@ def open_decoder(
     return Decoder(
         (size, size, 3),
         lambda x: torch.cat([model.decode(part, space, rounding) for part in x.split(batch)]),
-        {"rounding": (rounding or space.rounding).spec, **space.attributes()},
+        {"rounding": (rounding or space.rounding).spec, **asdict(space)},
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness import heard
-from msgspec.structs import replace
+from msgspec import structs
 from safetensors.torch import load_file
 
 from elbocli.ema.command import make_average
@@ -46,7 +46,7 @@ def test_a_dataset_is_found_as_typed_else_from_the_run_and_not_by_its_name_alone
     assert dataset_of(trained_on(home / DATA), RUN) == home / DATA
     Path("d.h5").write_text("another")
     assert dataset_of(trained_on("d.h5"), RUN) == DATA
-    assert dataset_of(replace(trained_on("../d.h5"), from_run=None), RUN) == Path("../d.h5")
+    assert dataset_of(structs.replace(trained_on("../d.h5"), from_run=None), RUN) == Path("../d.h5")
 
 
 @pytest.mark.parametrize("elsewhere", ["runs", "runs/a", "data", ".."])
@@ -149,6 +149,6 @@ def test_a_checkpoint_from_before_runs_had_identities_is_taken(mixed):
 @pytest.mark.parametrize(("own", "on_cuda"), [("bf16", "bf16"), ("tf32", "tf32"), ("auto", "fp32")])
 def test_precision_auto_is_the_runs_own_on_cuda_and_fp32_on_a_cpu(own, on_cuda, runs):
     run = open_run(runs / "mine", torch.device("cpu"))
-    run = dataclasses.replace(run, settings=replace(run.settings, precision=own))
+    run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, precision=own))
     found = [run.precision(asked, torch.device(device)).name for device in ("cuda", "cpu") for asked in ("auto", "fp16")]
     assert found == [on_cuda, "fp16", "fp32", "fp16"]

@@ -29,7 +29,6 @@ from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mi
 from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 from elbocli.files.grid import Group, lay_out, write_grid
-from elbocli.images.samples import read_samples
 from elbocli.nn.extractors import (
     DEFAULT,
     EXTRACTORS,
@@ -81,11 +80,11 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
         if extractor:
             log.info("extracting features with %s on %s, in %s precision", extractor.name, world.device, settings.precision)
         result = score(sides, settings, extractor, world, spatial)
+        if result and settings.neighbours:
+            write_sheet(settings.neighbours, sides)
     if result:
         for source in sides.samples:
             _save(source, settings)
-        if settings.neighbours:
-            write_sheet(settings.neighbours, sides)
         _warn(result, settings)
     return result
 
@@ -424,15 +423,9 @@ def write_sheet(out: Path, sides: Sides) -> None:
     columns = 1 + beside
     far, which = nearest(mine.features.values, theirs.features.values, beside, mine.features.device)
     rows = far[:, 0].argsort(stable=True)[:SAMPLES].tolist()
-    one, others = _picked(mine.name, rows), _picked(theirs.name, which[rows].flatten().tolist())
+    one, others = mine.reader.pick(rows), theirs.reader.pick(which[rows].flatten().tolist())
     images = np.concatenate([one[:, None], others.reshape(len(rows), beside, *one.shape[1:])], 1)
     starts = range(0, len(rows) * columns, columns)
     groups = [Group(f"{index}: {far[index, 0]:.3g}", range(start, start + columns)) for index, start in zip(rows, starts)]
     layout = structs.replace(lay_out(one.shape[1], one.shape[2], groups), columns=columns)
     write_grid(out, images.reshape(-1, *one.shape[1:]), layout)
-
-
-def _picked(path: str, indices: Sequence[int]) -> np.ndarray:
-    with read_samples(Path(path)) as reader:
-        found = {index: reader.at(index, 1)[0] for index in sorted(set(indices))}  # front to back
-    return np.stack([found[index] for index in indices])

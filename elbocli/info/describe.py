@@ -246,5 +246,4 @@ def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
             order += [images[at] for at in spread]
         layout = lay_out(reader.shape[1], reader.shape[2], groups, zoom)
         layout.check(path)
-        shown = {index: reader.at(index, 1) for index in sorted(order)}
-        return np.concatenate([shown[index] for index in order]), layout
+        return reader.pick(order), layout

@@ -226,7 +226,7 @@ def numbered(count, channels=1):
 
 
 def made(images, labels, names):
-    return strips(lambda index: images[index], by_class(len(images), labels, names, CLASSES))
+    return strips(images.__getitem__, by_class(len(images), labels, names, CLASSES))
 
 
 def pixels(row):
@@ -256,7 +256,7 @@ def test_a_preview_is_cut_up_as_it_was_put_together(tmp_path):
 @pytest.mark.parametrize(("side", "shown"), [(28, 84), (97, 96)])
 def test_small_pictures_are_enlarged_pixel_by_pixel_and_large_ones_made_smaller(side, shown):
     image = np.random.default_rng(0).integers(0, 256, (side, side, 1), np.uint8)
-    row = pixels(thumbnails_of("", [image, image]))
+    row = pixels(thumbnails_of("", np.stack([image, image])))
     assert row.shape == (shown, 2 * shown)
     if side <= shown:
         assert np.array_equal(row, np.kron(np.hstack([image[..., 0]] * 2), np.ones((shown // side,) * 2, np.uint8)))

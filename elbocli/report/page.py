@@ -75,8 +75,6 @@ def _svg(figure: Any, name: str) -> str:
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", text, count=1)
     for color, variable in INKS.items():
         text = text.replace(f": {color}", f": var({variable})")
     return Markup(re.sub(r' id="|href="#|url\(#', rf"\g<0>{name}-", text))

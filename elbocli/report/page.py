@@ -243,7 +243,8 @@ def _objective_panels(facts: RunFacts) -> dict[str, Any]:
         density = facts.schedule.density(at)
         lines = [Line(at, density.where(density > 0, torch.nan))]
         if course:
-            lines.append(Line(bin_middles(course.edges), LogHistory(course.edges, [1], [course.late(1.0)]).density[0]))
+            whole = LogHistory(course.edges, [1], [course.between(0, course.images[-1])])
+            lines.append(Line(bin_middles(course.edges), whole.density[0]))
         panels["schedule"] = draw_lines("density", lines, ["p(λ)", "drawn"])
     elif course:
         density = course.density

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from elbocli.core.estimate import NOTHING, StreamingFeatureMoments
 from elbocli.core.metrics import Features
 from elbocli.errors import DataError
+from elbocli.evaluate.result import Pairs
 from elbocli.files.features import (
     LARGEST_FEATURE,
     SUFFIX,
@@ -44,6 +45,7 @@ class FeatureSource:
     labels: class of each image, [n]; None: the file has no labels.
     streamed: whether the images are a stream, which only rank 0 reads, once and in order.
     features: set by `extract_features` on rank 0. extracted: whether `extract_features` has run.
+    mismatch: differences of samples from the reference. deviates: their deviations from the protocol.
     """
 
     name: str
@@ -56,6 +58,8 @@ class FeatureSource:
     streamed: bool = False
     features: Features | None = None
     extracted: bool = False
+    mismatch: Pairs = field(default_factory=dict)
+    deviates: Pairs = field(default_factory=dict)
 
     @property
     def width(self) -> int | None:
@@ -76,21 +80,24 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
         n, labels = len(saved.features), None if saved.labels is None else saved.labels.numpy()
         return FeatureSource(str(source), n, structs.replace(saved.about, n=n), saved=saved, labels=labels)
     streamed = not isinstance(source, Path) or source.is_fifo()
-    told: Any = None
+    opened: Any = None
     reader = None
     with world.together():
         if world.first or not streamed:
             reader = stack.enter_context(read_samples(source))
-            told = reader.name, reader.shape, reader.labels, reader.made.facts(), reader.preprocessing, reader.payload_sha256
-    name, (n, *size, channels), labels, made, how, payload = world.of_first(told)
-    side = size[0] if size[0] == size[1] else size
-    about = FeatureFacts(
-        n=n,
-        preprocessing={"image_size": side, "channels": channels, **how},
-        made=made or None,
-        payload_sha256=payload,
-    )
-    return FeatureSource(name, n, about, reader, labels=labels, streamed=streamed)
+            n, height, width, channels = reader.shape
+            about = FeatureFacts(
+                n=n,
+                preprocessing={
+                    "image_size": height if height == width else [height, width],
+                    "channels": channels,
+                    **reader.preprocessing,
+                },
+                made=reader.made.facts() or None,
+                payload_sha256=reader.payload_sha256,
+            )
+            opened = FeatureSource(reader.name, n, about, labels=reader.labels, streamed=streamed)
+    return replace(world.of_first(opened), reader=reader)
 
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:

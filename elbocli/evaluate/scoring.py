@@ -29,7 +29,6 @@ from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mi
 from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 from elbocli.files.grid import Group, lay_out, write_grid
-from elbocli.images.samples import read_samples
 from elbocli.nn.extractors import (
     DEFAULT,
     EXTRACTORS,
@@ -43,87 +42,98 @@ from elbocli.runtime.progress import log
 from elbocli.version import __version__
 
 
-class Sides(NamedTuple):
-    """Opened files of an evaluation. samples: one per set of samples. held_out: images not used in training."""
+class Task(NamedTuple):
+    """Opened files and settings of an evaluation.
 
+    samples: one per set of samples. held_out: images not used in training.
+    extractor: None if all files are saved features. spatial: names of the metrics that need spatial features.
+    """
+
+    settings: EvalSettings
+    world: World
     samples: list[FeatureSource]
     reference: FeatureSource | None
-    held_out: FeatureSource | None
+    held_out: FeatureSource | None = None
+    extractor: Extractor | None = None
+    spatial: Sequence[str] = ()
 
     @property
     def every(self) -> list[FeatureSource]:
         """All files, beginning with the samples."""
         return [side for side in (*self.samples, self.reference, self.held_out) if side]
 
+    @property
+    def compares_images(self) -> bool:
+        """Whether features of each reference image are needed."""
+        return bool(self.settings.needing(Need.REFERENCE_FEATURES) or self.settings.neighbours)
+
 
 def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE) -> EvalResult | None:
     """Score samples against a reference; return the result on rank 0, None on other ranks.
 
     sources: paths of sets of samples that differ in the seed; or one NPY stream.
-    ref: None if the metrics need no reference.
+    ref: None if the metrics need no reference. --save-stats and --save-features then remove metrics that need a reference.
     Raises UsageError, DataError and FormatError for files that are truncated, too small or don't fit each other.
     """
     deviations(settings)
-    spatial = settings.needing(Need.SPATIAL)  # asked before `check_sources` drops metrics: --save-stats saves spatial features
+    spatial = settings.needing(Need.SPATIAL)  # --save-stats saves spatial features also for the metrics that are removed here
+    if ref is None and (settings.save_stats or settings.save_features):
+        kept = {name: own for name, own in settings.metrics.items() if Need.REFERENCE not in METRICS[name].traits.needs}
+        settings = replace(settings, metrics=kept)
     with contextlib.ExitStack() as stack:
-        sides = Sides(
+        task = Task(
+            settings,
+            world,
             [open_source(source, stack, world) for source in sources],
             open_reference(ref, stack, world) if ref else None,
             open_source(settings.held_out, stack, world) if settings.held_out else None,
+            spatial=spatial,
         )
         classes = PROTOCOLS.get(settings.protocol, USUAL).classes
-        for source in sides.samples:
+        for source in task.samples:
             if classes and settings.classes and source.labels is None:
                 source.labels = choose_labels(settings.classes, source.n, classes, settings.seed)
-        settings = check_sources(settings, sides)
-        images = [side for side in sides.every if side.statistics is None or compares_images(settings)]
-        extractor = _extractor(settings, images, world)
-        if extractor:
-            log.info("extracting features with %s on %s, in %s precision", extractor.name, world.device, settings.precision)
-        result = score(sides, settings, extractor, world, spatial)
+        check_sources(task)
+        task = task._replace(extractor=_extractor(task))
+        if task.extractor:
+            log.info("extracting features with %s on %s, in %s precision", task.extractor.name, world.device, settings.precision)
+        result = score(task)
+        if result and settings.neighbours:
+            write_sheet(settings.neighbours, task)
     if result:
-        for source in sides.samples:
+        for source in task.samples:
             _save(source, settings)
-        if settings.neighbours:
-            write_sheet(settings.neighbours, sides)
         _warn(result, settings)
     return result
 
 
-def score(
-    sides: Sides, settings: EvalSettings, extractor: Extractor | None, world: World, spatial: Sequence[str]
-) -> EvalResult | None:
+def score(task: Task) -> EvalResult | None:
     """Score opened files; return the result on rank 0, None on other ranks.
 
-    extractor: None if all files are saved features. spatial: names of the metrics that need spatial features.
     Raises UsageError, DataError and FormatError like `run`.
     """
-    differ = check_extraction(sides, settings, extractor, spatial)
-    deviating = [deviations(settings, source, sides.reference) for source in sides.samples]
-    extract(sides.every, sides, settings, extractor, world, spatial)
-    if not world.first:  # other ranks don't wait for the scores, which may take an hour for many images
+    check_extraction(task)
+    for source in task.samples:
+        source.deviates = deviations(task.settings, source, task.reference)
+    extract(task)
+    if not task.world.first:  # other ranks don't wait for the scores, which may take an hour for many images
         return None
-    digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]
+    digests = [source.about.images_sha256 for source in task.samples if source.about.images_sha256]
     if len(set(digests)) < len(digests):
-        raise DataError(
-            f"two of {[source.name for source in sides.samples]} hold the same images; draw each with a --seed of its own"
-        )
-    return EvalResult(
-        [scored(source, sides, settings, any(differ), pairs, odd) for source, pairs, odd in zip(sides.samples, differ, deviating)]
-    )
+        names = [source.name for source in task.samples]
+        raise DataError(f"two of {names} hold the same images; draw each with a --seed of its own")
+    return EvalResult([scored(source, task) for source in task.samples])
 
 
-def compares_images(settings: EvalSettings) -> bool:
-    """Tell whether features of each reference image are needed."""
-    return bool(settings.needing(Need.REFERENCE_FEATURES) or settings.neighbours)
+def check_extraction(task: Task) -> None:
+    """Check that files fit the metrics and each other.
 
-
-def check_extraction(sides: Sides, settings: EvalSettings, extractor: Extractor | None, spatial: Sequence[str]) -> list[Pairs]:
-    """Check that files fit the metrics and each other; return differences from the reference, as `check_alike` does.
-
-    Sets the extractor in image files' `about`. spatial: as in `score`. Raises DataError, UsageError: files that don't fit.
+    Sets the extractor in `about` of files of images, and `mismatch` of samples.
+    Raises UsageError: if a metric isn't defined for the extractor.
+    Raises DataError: if sets of samples were made differently; without --allow-mismatch, also if --ref or --held-out was.
     """
-    for source in sides.every:
+    settings, extractor, first = task.settings, task.extractor, task.samples[0]
+    for source in task.every:
         if extractor and not source.saved and source.n and not source.about.extractor:
             source.about = structs.replace(
                 source.about,
@@ -132,84 +142,68 @@ def check_extraction(sides: Sides, settings: EvalSettings, extractor: Extractor 
                 feature_precision=extractor.precision,
             )
         held: Any = source.statistics or source.saved or extractor
-        if spatial and source is not sides.held_out and held.spatial is None:
+        if task.spatial and source is not task.held_out and held.spatial is None:
             raise UsageError(
-                f"{source.name}: no spatial features, which {spatial[0]} needs; score images with --extractor {DEFAULT}"
+                f"{source.name}: no spatial features, which {task.spatial[0]} needs; score images with --extractor {DEFAULT}"
             )
-    return check_alike(sides, settings)
+    for source in task.samples:
+        own = fingerprint(source.about)
+        for name, options in settings.metrics.items():
+            if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
+                raise UsageError(f"{source.name}: --metrics {name} needs other features; score images with --extractor {network}")
+        remedy = "score one set at a time, or sets made alike"
+        refuse({"n": source.n, **own}, {"n": first.n, **fingerprint(first.about)}, source.name, first.name, remedy)
+        for other in () if settings.allow_mismatch else task.every[len(task.samples) :]:
+            remedy = "such scores are not comparable; use images made alike, or 'elbo eval --allow-mismatch'"
+            refuse(fingerprint(other.about), own, other.name, source.name, remedy)
+        source.mismatch = mismatches(own, fingerprint(task.reference.about)) if task.reference else {}
 
 
-def extract(
-    sources: Sequence[FeatureSource],
-    sides: Sides,
-    settings: EvalSettings,
-    extractor: Extractor | None,
-    world: World,
-    spatial: Sequence[str],
-) -> None:
-    """Set `features` of each file in `sources`, on rank 0, to the features that the metrics need.
-
-    sources: some of the files in `sides`. Other parameters: as in `score`.
-    """
-    compares = compares_images(settings)
+def extract(task: Task) -> None:
+    """Set `features` of each file, on rank 0, to the features that the metrics need."""
+    settings = task.settings
     wanted = {
-        "values": settings.needing(Need.REFERENCE) or compares or settings.save_features,
+        "values": settings.needing(Need.REFERENCE) or task.compares_images or settings.save_features,
         "logits": settings.needing(Need.LOGITS) or settings.save_features,
-        "spatial_values": spatial,
+        "spatial_values": task.spatial,
     }
-    check = partial(check_features, sides=sides, settings=settings)
-    for source in sources:
+    check = partial(check_features, task=task)
+    for source in task.every:
         keep = {name for name, reason in wanted.items() if reason}
-        if source not in sides.samples:
-            keep = {"values"} if compares or source is sides.held_out else set()
-        extract_features(
-            source, extractor, settings.batch_size, world, keep, check, bool(spatial) and source is not sides.held_out
-        )
+        if source not in task.samples:
+            keep = {"values"} if task.compares_images or source is task.held_out else set()
+        spatial = bool(task.spatial) and source is not task.held_out
+        extract_features(source, task.extractor, settings.batch_size, task.world, keep, check, spatial)
 
 
-def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
+def _extractor(task: Task) -> Extractor | None:
+    settings = task.settings
+    sources = [side for side in task.every if side.statistics is None or task.compares_images]
     told = [each for each in sources if each.saved and each.about.extractor]
     name = settings.extractor or str(told[0].about.extractor if told else DEFAULT)
-    with world.together():
+    with task.world.together():
         if all(source.saved for source in sources):
             return None
         if not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
             raise UsageError(f"{told[0].name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
-        return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
+        return make_extractor(name, settings.extractor_weights, task.world.device, settings.precision)
 
 
-def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
-    """Check that the files suffice for the metrics, and return the settings.
+def check_sources(task: Task) -> None:
+    """Check that the files suffice for the metrics.
 
-    If --ref is missing, --save-stats and --save-features remove the metrics that need --ref from the settings.
     Raises UsageError: for metrics that lack an input. Raises DataError: for too few images.
     """
-    samples, reference, held_out = sides
-    if reference is None and (settings.save_stats or settings.save_features):
-        lacking = settings.needing(Need.REFERENCE)
-        kept = {name: options for name, options in settings.metrics.items() if name not in lacking}
-        settings = replace(settings, metrics=kept)
-    needs = (
-        (
-            Need.REFERENCE,
-            reference,
-            "--ref (a dataset, saved features or statistics); or save the samples' statistics with --save-stats FILE",
-        ),
-        (
-            Need.REFERENCE_FEATURES,
-            reference is None or reference.n,
-            "the reference's images, and --ref holds statistics only: name a dataset, or features saved by --save-features",
-        ),
-        (Need.HELD_OUT, held_out, "--held-out: images like those of --ref that the model was not trained on"),
-        (
-            Need.LABELS,
-            settings.classes or all(source.labels is not None for source in samples),
-            "labels: samples of several classes in .h5 or .npz, or --classes as given to 'elbo sample'",
-        ),
-    )
-    for need, there, remedy in needs:
+    settings, _, samples, reference, held_out, *_ = task
+    given = {
+        Need.REFERENCE: reference,
+        Need.REFERENCE_FEATURES: reference is None or reference.n,
+        Need.HELD_OUT: held_out,
+        Need.LABELS: settings.classes or all(source.labels is not None for source in samples),
+    }
+    for need, there in given.items():
         if not there and (needing := settings.needing(need)):
-            raise UsageError(f"{needing[0]} needs {remedy}")
+            raise UsageError(f"{needing[0]} needs {need.value}")
     for name, options in settings.metrics.items():
         for side, needed in zip((samples[0], reference, held_out), METRICS[name].traits.least(options)):
             if side and side.n < needed and (side.n or not side.statistics):
@@ -222,43 +216,21 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
         readers = [side and not side.streamed and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
             raise UsageError("--neighbours needs images of one size in SAMPLES and --ref; name files, not streams or features")
-    return settings
 
 
-def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
-    """Check that all files were made alike; return differences from the reference.
-
-    Returns: for each set of samples, property → [value, the reference's value].
-    Raises DataError: if sets of samples were made differently; without --allow-mismatch, also if --ref or --held-out was.
-    Raises UsageError: if a metric isn't defined for the extractor.
-    """
-    made, first = [fingerprint(source.about) for source in sides.samples], sides.samples[0]
-    for source, own in zip(sides.samples, made):
-        for name, options in settings.metrics.items():
-            if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
-                raise UsageError(f"{source.name}: --metrics {name} needs other features; score images with --extractor {network}")
-        remedy = "score one set at a time, or sets made alike"
-        refuse({"n": source.n, **own}, {"n": first.n, **made[0]}, source.name, first.name, remedy)
-        for other in () if settings.allow_mismatch else sides.every[len(made) :]:
-            remedy = "such scores are not comparable; use images made alike, or 'elbo eval --allow-mismatch'"
-            refuse(fingerprint(other.about), own, other.name, source.name, remedy)
-    theirs = fingerprint(sides.reference.about) if sides.reference else {}
-    return [mismatches(own, theirs) for own in made]
-
-
-def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides, settings: EvalSettings) -> None:
+def check_features(found: dict[str, Tensor], source: FeatureSource, task: Task) -> None:
     """Check the features of a file's first batch, and set missing labels.
 
     found: features of the batch, by name.
     Raises DataError or UsageError: for features or labels unfit for the metrics.
     """
-    width, logits = found["values"].shape[1], found.get("logits")
-    for other in sides.every:
+    settings, width, logits = task.settings, found["values"].shape[1], found.get("logits")
+    for other in task.every:
         if other.width not in (None, width):
             raise DataError(
                 f"{source.name}: has {width} features per image, but {other.name} has {other.width}; use features of one extractor"
             )
-    if source not in sides.samples:
+    if source not in task.samples:
         return
     if logits is None and (needing := settings.needing(Need.LOGITS)):
         raise UsageError(f"{source.name}: has no logits, which {needing[0]} needs; choose other --metrics")
@@ -266,7 +238,7 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
         return
     classes = logits.shape[1]
     if source.labels is None:
-        reader = sides.reference.reader if sides.reference else None
+        reader = task.reference.reader if task.reference else None
         names = list(reader.class_names) if reader else []
         source.labels = choose_labels(settings.classes, source.n, len(names) or classes, settings.seed, names)
     labels: Any = source.labels
@@ -330,29 +302,18 @@ def deviations(settings: EvalSettings, source: FeatureSource | None = None, refe
     return mismatches(mine, theirs)
 
 
-def scored(
-    source: FeatureSource,
-    sides: Sides,
-    settings: EvalSettings,
-    mismatched: bool,
-    mismatch: Pairs,
-    deviates: Pairs,
-) -> Scores:
-    """Compute all metrics of one set of samples.
-
-    mismatched: whether any set of samples and the reference were made differently.
-    mismatch: differences of these samples from the reference. deviates: deviations from the protocol.
-    Raises DataError when a metric can't be computed from these features.
-    """
-    features: Any = source.features
-    theirs = sides.reference.features if sides.reference else None
-    if theirs and sides.held_out:
-        theirs = replace(theirs, held_out=sides.held_out.features)
+def scored(source: FeatureSource, task: Task) -> Scores:
+    """Compute all metrics of one set of samples. Raises DataError when a metric can't be computed from these features."""
+    settings, features = task.settings, source.features
+    theirs = task.reference.features if task.reference else None
+    if theirs and task.held_out:
+        theirs = replace(theirs, held_out=task.held_out.features)
     values, draws = dict[str, Value](), settings.classes == "random"
     for name, own in settings.metrics.items():
         values |= METRICS[name].make(features, theirs, own)
         draws = draws or METRICS[name].traits.draws(own)
-    about, other, apart = (side.about if side else FeatureFacts() for side in (source, sides.reference, sides.held_out))
+    about, other, apart = (side.about if side else FeatureFacts() for side in (source, task.reference, task.held_out))
+    mismatched = any(each.mismatch for each in task.samples)
     network = str(about.extractor) if mismatched else naming_network(about)  # part of the names of scores
     counts = source.class_counts()
     facts = Facts(
@@ -375,13 +336,13 @@ def scored(
         elbo_version=__version__,
         torch_fidelity_version=version("torch-fidelity"),
         torch_version=str(torch.__version__),
-        ref=sides.reference.name if sides.reference else None,
+        ref=task.reference.name if task.reference else None,
         command=settings.command,
         seed=settings.seed if draws else None,
-        mismatch=mismatch or None,
+        mismatch=source.mismatch or None,
         protocol=settings.protocol or None,
-        deviates=deviates or None,
-        held_out=sides.held_out.name if sides.held_out else None,
+        deviates=source.deviates or None,
+        held_out=task.held_out.name if task.held_out else None,
         held_out_sha256=apart.images_sha256,
         n_held_out=apart.n,
     )
@@ -416,23 +377,17 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
 SAMPLES, BESIDE = 12, 5  # rows in the picture of --neighbours, and reference images in each row
 
 
-def write_sheet(out: Path, sides: Sides) -> None:
+def write_sheet(out: Path, task: Task) -> None:
     """Draw a row for each of the samples closest to the reference: the sample, then the nearest reference images."""
-    mine: Any = sides.samples[0]
-    theirs: Any = sides.reference
+    mine: Any = task.samples[0]
+    theirs: Any = task.reference
     beside = min(BESIDE, theirs.n)
     columns = 1 + beside
     far, which = nearest(mine.features.values, theirs.features.values, beside, mine.features.device)
     rows = far[:, 0].argsort(stable=True)[:SAMPLES].tolist()
-    one, others = _picked(mine.name, rows), _picked(theirs.name, which[rows].flatten().tolist())
+    one, others = mine.reader.pick(rows), theirs.reader.pick(which[rows].flatten().tolist())
     images = np.concatenate([one[:, None], others.reshape(len(rows), beside, *one.shape[1:])], 1)
     starts = range(0, len(rows) * columns, columns)
     groups = [Group(f"{index}: {far[index, 0]:.3g}", range(start, start + columns)) for index, start in zip(rows, starts)]
     layout = structs.replace(lay_out(one.shape[1], one.shape[2], groups), columns=columns)
     write_grid(out, images.reshape(-1, *one.shape[1:]), layout)
-
-
-def _picked(path: str, indices: Sequence[int]) -> np.ndarray:
-    with read_samples(Path(path)) as reader:
-        found = {index: reader.at(index, 1)[0] for index in sorted(set(indices))}  # front to back
-    return np.stack([found[index] for index in indices])

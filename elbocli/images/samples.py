@@ -83,6 +83,11 @@ class SampleReader:
         """
         return np.array(self.rows[start : start + count])
 
+    def pick(self, indices: Sequence[int]) -> np.ndarray:
+        """Return the images with these indices, uint8 [len(indices), H, W, C]; not for pipes. Raises DataError."""
+        images = {index: self.at(index, 1)[0] for index in sorted(set(indices))}  # reads the file from front to back
+        return np.stack([images[index] for index in indices])
+
     def batch(self, size: int) -> int:
         """Return a batch size: `size`, or less for large images."""
         return max(1, min(size, BATCH_BYTES // math.prod(self.shape[1:])))

@@ -232,4 +232,4 @@ def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
         groups = by_class(len(chosen), None if reader.labels is None else reader.labels[chosen], reader.class_names)
         layout = lay_out(reader.shape[1], reader.shape[2], groups, zoom)
         layout.check(path)
-        return np.concatenate([reader.at(index, 1) for index in chosen]), layout
+        return reader.pick(chosen), layout

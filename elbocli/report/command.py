@@ -68,7 +68,6 @@ def report(
     Several runs are compared: settings that differ, losses and errors in shared plots, and samples of each run. The JSON
     of several runs has 'runs', a list with the JSON of each run, and 'differences'.
     """
-    from elbocli.files.atomic import new_file
     from elbocli.report.gather import gather, report_of
 
     if samples and len(samples) != len(runs):
@@ -86,19 +85,13 @@ def report(
         (run,) = runs
         if click.get_current_context().get_parameter_source("out") is click.core.ParameterSource.DEFAULT:
             out = run / CARD
-        text = model_card(gather(run, data=False), run / "previews")
+        text = model_card(gather(run))
         if out == run / CARD:
             check_outputs([(out, ["a model card"])], [], Command.overwrite)
         return hand_out(text, out)
     gathered = [gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
-    if as_json:
-        print_json(report_of(gathered))
-        if out == STREAM:
-            return
+    if as_json and out == STREAM:
+        return print_json(report_of(gathered))
     from elbocli.report.page import render
 
-    page = render(*gathered).encode(errors="backslashreplace")  # UTF-8 in any locale, as the page says
-    if out == STREAM:
-        return click.echo(page, nl=False)
-    with new_file(out) as file:
-        file.write(page)
+    hand_out(render(*gathered), out, report_of(gathered) if as_json else None)

@@ -227,12 +227,11 @@ def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(report.json()), parse_constant=lambda _: None))
 
 
-def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = (), data: bool = True) -> RunFacts:
+def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
     """Read everything that a report on a run shows.
 
     samples: file of images to show by class; None: the last contact sheet of `elbo train`.
     results: more result files (JSON) of elbo, or tables of 'elbo bound --per-image'.
-    data: whether to read the run's dataset.
     Raises FormatError: `run` is not a run. Raises ElboError: unusable `samples` or `results`.
     """
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # "." is no name for a page
@@ -271,9 +270,9 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = (),
     excess_found = ask(_excess, optima[-1], course, held_out, effective, config) if optima else None
     previews = [row for index in chosen_times(len(sheets)) if (row := ask(read_preview, sheets[index]))]
     extremes = [read_extremes(path, dataset_of(config.data, run), None) for path in tables]
-    extremes += [pair for each in found if data and (pair := ask(_extremes, each, config, run))]
+    extremes += [pair for each in found if (pair := ask(_extremes, each, config, run))]
     checkpoint = next(filter(None, (ask(read_checkpoint, path, False) for path in reversed(checkpoints(run)))), None)
-    packed = None if imported or not data else ask(_packed, dataset_of(config.data, run), config)
+    packed = None if imported else ask(_packed, dataset_of(config.data, run), config)
     report = RunReport(
         run=name,
         status={} if status is None else {**status.facts(), "time": status.when},

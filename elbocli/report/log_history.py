@@ -114,9 +114,9 @@ class LogHistory:
         """Add up `sums` of intervals with start < images ≤ end, [3, bins]."""
         return torch.stack([sums for at, sums in zip(self.images, self.sums) if start < at <= end]).sum(0)
 
-    def late(self, share: float = LATE) -> Tensor:
-        """Add up `sums` over the last fraction `share` of the images, [3, bins]."""
-        return self.between(self.images[-1] * (1 - share), self.images[-1])
+    def late(self) -> Tensor:
+        """Add up `sums` over the last fraction LATE of the images, [3, bins]."""
+        return self.between(self.images[-1] * (1 - LATE), self.images[-1])
 
     def early(self) -> Tensor:
         """Add up `sums` over the first fraction EARLY of the images, at least one interval, [3, bins]."""

@@ -18,7 +18,6 @@ from elbocli.cli.figure import STYLE, level_ticks, line_style
 from elbocli.core.adaptive import ErrorMoments, bin_middles
 from elbocli.evaluate.result import fill_template
 from elbocli.evaluate.settings import PROTOCOLS
-from elbocli.files.losslog import EVAL
 from elbocli.report.gather import RunFacts, differences, figures
 from elbocli.report.log_history import LogHistory, curve, error_of, score_columns
 from elbocli.report.results import score_rows
@@ -76,8 +75,6 @@ def _svg(figure: Any, name: str) -> str:
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", text, count=1)
     for color, variable in INKS.items():
         text = text.replace(f": {color}", f": var({variable})")
     return Markup(re.sub(r' id="|href="#|url\(#', rf"\g<0>{name}-", text))
@@ -157,22 +154,8 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
     return Line(x, y, 2 * spread if len(spread) == len(y) else None) if values else None
 
 
-def score_panels(runs: Sequence[RunFacts], names: Sequence[str] = ()) -> dict[str, Any]:
-    """Draw each score of --eval-every; return plot name → (Axes, legend). names: legend entries, one per run."""
-    return {
-        f"score{place}": draw_lines(title, [curve_line(facts, name) for facts in runs], names, over_images)
-        for place, (name, title) in enumerate(_scores(runs).items())
-    }
-
-
-def score_drawings(runs: Sequence[RunFacts]) -> list[tuple[str, str, str]]:
-    """Return (name, title, caption) of each plot of `score_panels`."""
-    counts = sorted({round(n) for facts in runs for n in curve(facts.report.curves, f"{EVAL}samples")[1]})
-    caption = f"Of {' or '.join(map(str, counts))} samples drawn with the first average. With ± 2 standard errors where known."
-    return [(f"score{k}", f"Scores while training: {title}", caption) for k, title in enumerate(_scores(runs).values())]
-
-
-def _scores(runs: Sequence[RunFacts]) -> dict[str, str]:
+def scores(runs: Sequence[RunFacts]) -> dict[str, str]:
+    """Return the scores of --eval-every: column of metrics.jsonl → title."""
     return {name: title for facts in runs for name, title in score_columns(facts.report.curves).items()}
 
 
@@ -203,12 +186,14 @@ def pictures(*runs: RunFacts) -> dict[str, tuple[str, Any]]:
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, **OWN}):
-        panels = _panels_of_one(runs[0]) if len(runs) == 1 else _panels_of_several(runs)
+        names = [facts.report.run for facts in runs] if len(runs) > 1 else []
+        panels = _panels_of_several(runs, names) if names else _panels_of_one(runs[0])
+        for place, (name, title) in enumerate(scores(runs).items()):
+            panels[f"score{place}"] = draw_lines(title, [curve_line(facts, name) for facts in runs], names, over_images)
         return {name: (_svg(panel[0].figure, name), panel[1]) for name, panel in panels.items() if panel}
 
 
-def _panels_of_several(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    names = [facts.report.run for facts in runs]
+def _panels_of_several(runs: Sequence[RunFacts], names: Sequence[str]) -> dict[str, Any]:
     return {
         "weighting": draw_lines(WEIGHT, [weighting_line(facts) for facts in runs], names),
         **{
@@ -217,7 +202,6 @@ def _panels_of_several(runs: Sequence[RunFacts]) -> dict[str, Any]:
         },
         "profiles": draw_lines(ERROR, [profile_line(facts.course, LogHistory.late) for facts in runs], names),
         "held_out": draw_lines(ERROR, [profile_line(facts.held_out, LogHistory.last) for facts in runs], names),
-        **score_panels(runs, names),
     }
 
 
@@ -231,7 +215,6 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
             NATS, [curve_line(facts, name) for name in ("loss", "val_loss")], ["training", "validation"], over_images
         ),
         "bits": draw_lines(BITS, [None, None, None, curve_line(facts, "val_bpd")], over=over_images),
-        **score_panels([facts]),
     }
     if course:
         if course.error.nan_to_num(0).max() > 0:
@@ -260,7 +243,8 @@ def _objective_panels(facts: RunFacts) -> dict[str, Any]:
         density = facts.schedule.density(at)
         lines = [Line(at, density.where(density > 0, torch.nan))]
         if course:
-            lines.append(Line(bin_middles(course.edges), LogHistory(course.edges, [1], [course.late(1.0)]).density[0]))
+            whole = LogHistory(course.edges, [1], [course.between(0, course.images[-1])])
+            lines.append(Line(bin_middles(course.edges), whole.density[0]))
         panels["schedule"] = draw_lines("density", lines, ["p(λ)", "drawn"])
     elif course:
         density = course.density
@@ -276,7 +260,7 @@ def render(*runs: RunFacts) -> str:
         "runs": runs,
         "pictures": pictures(*runs),
         "swatch": swatch,
-        "score_drawings": score_drawings(runs),
+        "scores": scores(runs).values(),
         "differences": differences(runs),
         "figures": figures(runs),
         "protocols": PROTOCOLS,

@@ -36,8 +36,8 @@ class Thumbnails:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
-def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
-    """Make a row of pictures. images: uint8 [H, W, C], of one size."""
+def thumbnails_of(name: str, images: np.ndarray) -> Thumbnails:
+    """Make a row of pictures. images: uint8 [N, H, W, C]."""
     shown, buffer = [], io.BytesIO()
     for image in images:
         factor = whole_factor(max(image.shape[:2]))
@@ -64,7 +64,7 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
 def read_preview(path: Path) -> Thumbnails:
     """Return the first images of a contact sheet of `elbo train` as a row. Raises DataError."""
     name = path.stem.removeprefix("step-").lstrip("0") or "0"
-    return thumbnails_of(name, list(read_sheet(path)[0][:ROW]))
+    return thumbnails_of(name, read_sheet(path)[0][:ROW])
 
 
 def chosen_times(count: int) -> list[int]:
@@ -72,31 +72,30 @@ def chosen_times(count: int) -> list[int]:
     return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)}) if count else []
 
 
-def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
+def strips(pick: Callable[[Sequence[int]], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
     """Return a row of up to ROW pictures per class; for a single class, up to ROW rows.
 
-    images: function: index → image, [H, W, C]. groups: indices of images by class.
+    pick: function: indices → images, [N, H, W, C]. groups: indices of images by class.
     """
     if len(groups) == 1:
         found = groups[0].images[: ROW * ROW]
         rows = [("", found[start : start + ROW]) for start in range(0, len(found), ROW)]
     else:
         rows = [(group.name, group.images[:ROW]) for group in groups]
-    read = {index: images(index) for index in sorted(index for _, row in rows for index in row)}
-    return [thumbnails_of(name, [read[index] for index in row]) for name, row in rows]
+    return [thumbnails_of(name, pick(row)) for name, row in rows]
 
 
 def read_strips(path: Path) -> list[Thumbnails]:
     """Return a row of pictures per class of a contact sheet. Raises DataError."""
     images, groups = read_sheet(path)
-    return strips(lambda index: images[index], groups)
+    return strips(images.__getitem__, groups)
 
 
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
     """Return a row of pictures per class of a file of samples. names: class names. Raises FormatError and DataError."""
     with read_samples(path) as reader:
         groups = by_class(reader.shape[0], reader.labels, names, CLASSES)
-        return strips(lambda index: reader.at(index, 1)[0], groups)
+        return strips(reader.pick, groups)
 
 
 ROWS = 2  # of the likeliest images, and of the least likely
@@ -141,7 +140,7 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
 
     def rows(places: np.ndarray) -> list[Thumbnails]:
         return [
-            thumbnails_of(f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} nats", list(data.batch(index[part])))
+            thumbnails_of(f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} nats", data.batch(index[part]))
             for part in np.split(places, range(ROW, some, ROW))
         ]
 

@@ -16,7 +16,7 @@ from elbocli.core.sampling import Noise
 from elbocli.core.streams import choose_labels
 from elbocli.errors import UsageError
 from elbocli.evaluate.extract import FeatureSource, open_reference
-from elbocli.evaluate.scoring import Sides, check_extraction, check_features, check_sources, extract, score
+from elbocli.evaluate.scoring import Task, check_extraction, check_features, check_sources, extract, score
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import LATENTS, PREPROCESSING
 from elbocli.files.features import FeatureFacts
@@ -76,24 +76,24 @@ class Evaluation:
         self.how = replace(SAMPLING, n=settings.eval_samples or min(SAMPLING.n, len(data)))
         self.labels = choose_labels("balanced", self.how.n, state.resolved.network.num_classes, settings.seed)
         names = [word.strip() for word in settings.eval_metrics.split(",")]
-        self.settings = EvalSettings(asked(names, settings.seed), settings.seed, extractor)
-        self.spatial = self.settings.needing(Need.SPATIAL)
-        if lacking := self.settings.needing(Need.HELD_OUT):
+        asks = EvalSettings(asked(names, settings.seed), settings.seed, extractor)
+        if lacking := asks.needing(Need.HELD_OUT):
             raise UsageError(f"--eval-metrics: {lacking[0]} needs held-out images; run 'elbo eval --held-out' on samples instead")
         with world.together(), reading(f"--eval-extractor {extractor}", kind=UsageError):
-            self.extractor = make_extractor(extractor, weights, world.device)
+            made = make_extractor(extractor, weights, world.device)
         with ExitStack() as stack:
-            self.reference = open_reference(path, stack, world)
+            reference, spatial = open_reference(path, stack, world), asks.needing(Need.SPATIAL)
             black = torch.zeros(1, *output.shape, dtype=torch.uint8)
-            sides = Sides([self.source(black.expand(self.how.n, -1, -1, -1))], self.reference, None)
-            check_sources(self.settings, sides)
-            check_extraction(sides, self.settings, self.extractor, self.spatial)
+            drawn = self.source(black.expand(self.how.n, -1, -1, -1))
+            self.task = Task(asks, world, [drawn], reference, extractor=made, spatial=spatial)
+            check_sources(self.task)
+            check_extraction(self.task)
             with world.together(), torch.inference_mode():
-                features, logits = self.extractor(sent(black, world.device).permute(0, 3, 1, 2))
+                features, logits = made(sent(black, world.device).permute(0, 3, 1, 2))
                 found = {"values": features} if logits is None else {"values": features, "logits": logits}
-                check_features(found, sides.samples[0], sides, self.settings)
+                check_features(found, drawn, self.task)
             log.info("%s: extracting features, against which samples are scored", path)
-            extract([self.reference], sides, self.settings, self.extractor, world, self.spatial)
+            extract(self.task._replace(samples=[]))
 
     def source(self, images: Tensor) -> FeatureSource:
         """Return drawn images, uint8 [n, H, W, C], as a source of features."""
@@ -112,8 +112,7 @@ class Evaluation:
         begun = time.monotonic()
         images = draw_averaged(self.state, self.output, self.how, self.labels)
         with self.state.world.together():
-            sides = Sides([self.source(images)], self.reference, None)
-            result = score(sides, self.settings, self.extractor, self.state.world, self.spatial)
+            result = score(self.task._replace(samples=[self.source(images)]))
         if result is None:
             return {}
         scores = {

@@ -27,7 +27,7 @@ from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.checkpoint import RunData
-from elbocli.files.schedule_file import to_text
+from elbocli.files.schedule_file import resolve_weighting, to_text
 from elbocli.run.settings import Resolved
 from elbocli.runtime.progress import log, progress
 from elbocli.train.batches import Batches
@@ -101,8 +101,8 @@ class Gradients:
         settings = asked.trained.settings
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(asked.seed, "gradient").seed(0)
-        batch, precision = batch or settings.batch_size, asked.precision.name
-        self.settings = replace(settings, seed=seed, batch_size=batch, micro_batch=0, precision=precision, val_split=0)
+        changed: Any = {"batch_size": batch or settings.batch_size, "precision": asked.precision.name}
+        self.settings = replace(settings, seed=seed, micro_batch=0, val_split=0, **changed)
         trained = asked.trained
         objective = trained.weighting(), None, trained.prediction
         resolved = Resolved(self.settings, trained.network.config, RunData(), {}, *objective)
@@ -210,7 +210,9 @@ def main() -> None:
     try:
         settings: Any = {"seed": given.seed, "device": given.device, "weights": "model"}
         asked = open_measurement(given.run, given.data, **settings)
-        found, text = run(asked, asked.weightings(tuple(given.weighting)), specs, given.batches)
+        size = asked.trained.network.config.image_size
+        weightings = [resolve_weighting(spec, size=size) for spec in given.weighting] or [asked.trained.weighting()]
+        found, text = run(asked, weightings, specs, given.batches)
     except ElboError as error:
         parser.exit(error.exit_code, f"gradient_variance.py: error: {error}\n")
     print(json.dumps(found, indent=1))

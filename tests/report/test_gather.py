@@ -80,7 +80,7 @@ def test_logs_cut_anywhere_lose_one_line_at_most(path):
         course, whole = read_log_history(path, []), max(0, text[:cut].count(b"}\n") + text[:cut].endswith(b"}") - 1)
         assert (course is None) == (whole == 0)
         if course is not None:
-            torch.testing.assert_close(course.late(1.0), torch.stack(draws[:whole]).sum(0))
+            torch.testing.assert_close(sum(course.sums), torch.stack(draws[:whole]).sum(0))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_long_log_is_added_up_and_loses_nothing(count, path):
     draws = log(path, count)
     course = read_log_history(path, [])
     assert len(course.images) <= 2 * CELLS and course.images[-1] == 10 * count
-    torch.testing.assert_close(course.late(1.0), torch.stack(draws).sum(0))
+    torch.testing.assert_close(sum(course.sums), torch.stack(draws).sum(0))
     assert torch.equal(course.last(), draws[-1])
 
 
@@ -226,7 +226,7 @@ def numbered(count, channels=1):
 
 
 def made(images, labels, names):
-    return strips(lambda index: images[index], by_class(len(images), labels, names, CLASSES))
+    return strips(images.__getitem__, by_class(len(images), labels, names, CLASSES))
 
 
 def pixels(row):
@@ -256,7 +256,7 @@ def test_a_preview_is_cut_up_as_it_was_put_together(tmp_path):
 @pytest.mark.parametrize(("side", "shown"), [(28, 84), (97, 96)])
 def test_small_pictures_are_enlarged_pixel_by_pixel_and_large_ones_made_smaller(side, shown):
     image = np.random.default_rng(0).integers(0, 256, (side, side, 1), np.uint8)
-    row = pixels(thumbnails_of("", [image, image]))
+    row = pixels(thumbnails_of("", np.stack([image, image])))
     assert row.shape == (shown, 2 * shown)
     if side <= shown:
         assert np.array_equal(row, np.kron(np.hstack([image[..., 0]] * 2), np.ones((shown // side,) * 2, np.uint8)))

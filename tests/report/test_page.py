@@ -249,7 +249,7 @@ def test_a_result_is_shown_once_with_its_interval_and_the_images_that_it_is_of(c
 
 def card_of(run):
     """The metadata and the Markdown of the card that the command writes into a run."""
-    text = model_card(gather(run, data=False), run / "previews")
+    text = model_card(gather(run))
     _, block, body = text.split("---\n", 2)
     return parse_yaml(block, "card"), body
 

@@ -51,9 +51,12 @@ def check_alike(data: RunData, known: RunData, other: object, keys: Sequence[str
     keys: further fields that must be equal. Unknown values are not compared.
     """
     here, there = ({"latents": each.latents, **each.json()} for each in (data, known))
-    known_keys = [key for key in ("latents", *SPACE, *keys) if None not in (here.get(key), there.get(key))]
-    if wrong := [key for key in known_keys if here[key] != there[key]]:
-        raise UsageError(f"{data.path}: differs from the data of {other} in {', '.join(wrong)}; choose a dataset made alike")
+    for key in ("latents", *SPACE, *keys):
+        found, expected = here.get(key), there.get(key)
+        if None not in (found, expected) and found != expected:
+            raise UsageError(
+                f"{data.path}: {key} is {found!s:.60}, but for {other} it is {expected!s:.60}; choose a dataset made alike"
+            )
 
 
 def read_run_config(run: Path) -> RunConfig:

@@ -156,9 +156,9 @@ def test_latents_are_drawn_once_as_training_draws_them(latent_run, latents):
     ("run", "data", "word"),
     [
         ("trained", "latents", "latents"),
-        ("trained", "larger", "(16, 1, 3)"),
-        ("trained", "classes", "(8, 1, 11)"),
-        ("latent_run", "digits", "pixels"),
+        ("trained", "larger", "image_size is 16, "),
+        ("trained", "classes", "11 classes"),
+        ("latent_run", "digits", "latents is False"),
         ("latent_run", "space", "autoencoder_sha256"),
     ],
 )

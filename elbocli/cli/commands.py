@@ -117,12 +117,12 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
     """Click type of the path of an output file.
 
     kinds: existing files that the output may replace, such as "a dataset".
-    suffixes: allowed suffixes; () for any. stdout: whether - is allowed.
+    suffixes: allowed suffixes; () for any. stdout: whether - is allowed. streams: whether pipes and devices are allowed.
     """
 
-    def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False):
+    def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False, streams: bool = False):
         super().__init__(path_type=Path)
-        self.kinds, self.suffixes, self.stdout = kinds, suffixes, stdout
+        self.kinds, self.suffixes, self.stdout, self.streams = kinds, suffixes, stdout, streams
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(value)
@@ -226,16 +226,19 @@ class Command(click.Command):
             return super().invoke(ctx)
 
     def _check_outputs(self, params: Mapping[str, Any]) -> None:
-        kinds = {param.name: param.type.kinds for param in self.params if isinstance(param.type, Output)}
-        outputs = [(params[name], kinds[name]) for name in kinds if params[name] not in (None, STREAM)]
+        types = {param.name: param.type for param in self.params if isinstance(param.type, Output)}
+        outputs = [(params[name], type) for name, type in types.items() if params[name] not in (None, STREAM)]
         if outputs:
+            from elbocli.files.atomic import streams
             from elbocli.files.recognise import check_outputs
 
-            given = [value for name, value in params.items() if name not in kinds]
+            given = [value for name, value in params.items() if name not in types]
             words = [word for value in given for word in (value if isinstance(value, tuple) else [value])]
             # The value of an option such as --schedule may be an input file.
             inputs = [Path(word) for word in words if word and isinstance(word, str | Path) and Path(word).exists()]
-            check_outputs(outputs, inputs, Command.overwrite)
+            piped = [path for path, type in outputs if type.streams and path.suffix in ("", ".npy") and streams(path)]
+            files = [(path, type.kinds) for path, type in outputs if path not in piped]
+            check_outputs(files, inputs, Command.overwrite)
 
 
 def launched() -> int:

@@ -140,7 +140,7 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
     """Check that a command may write its output files.
 
     outputs: pairs (path, kinds of existing files that may be replaced).
-        FOLDER among the kinds: a path without a suffix is a folder of PNGs. PIPE: written to, not replaced.
+        FOLDER among the kinds: a path without a suffix is a folder of PNGs.
     inputs: files that the command reads.
     Raises UsageError for a path that may not be written, DataError if the path's folder is missing.
     """
@@ -156,8 +156,6 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
         elif not os.path.lexists(path):
             if not folder and not path.parent.is_dir() and path.parent not in inputs:
                 raise DataError(f"{path}: there is no folder {path.parent}; make it first")
-        elif PIPE in kinds and special(path):
-            pass
         elif path.resolve() in [source.resolve() for source in inputs]:
             wrong = "is read by this command; choose another name"
         elif not overwrite:

@@ -123,7 +123,7 @@ GROUPS = {
 @option(
     "-o",
     "--out",
-    type=Output("samples", "images", "a folder of PNGs", "a pipe or a device", stdout=True),
+    type=Output("samples", "images", "a folder of PNGs", stdout=True, streams=True),
     default="-",
     help="- (an NPY stream), .npy, .npz, .h5, .png (a sheet), or a folder name for PNGs.",
     more="A contact sheet has rows for each class, with its name, where there are at most 16 classes, or as many images of each.",

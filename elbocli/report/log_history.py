@@ -133,7 +133,7 @@ def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
     """
     history = LogHistory(torch.empty(0))
     try:
-        if path.exists() and path.stat().st_size:
+        if path.exists():
             with reading(path, kind=DataError), open_file(path) as file:
                 for entry in read_losslog(file, path):
                     if isinstance(entry, LossLogRow):

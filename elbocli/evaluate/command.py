@@ -163,8 +163,6 @@ def evaluate(
     source = click.core.ParameterSource
     decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
     given = {key: each for key, each in decided.items() if context.get_parameter_source(key) is not source.DEFAULT}
-    if "metrics" in given:
-        given["metrics"] = [word.strip() for word in given["metrics"].split(",")]
     chosen = settings_of(protocol or "", given, options["seed"])
     settings = EvalSettings(command=command_line(), **chosen, **options)
     for name, (metric, _) in OPTIONS.items():

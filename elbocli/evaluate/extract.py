@@ -44,7 +44,7 @@ class FeatureSource:
     reader, saved, statistics: None if not in the file.
     labels: class of each image, [n]; None: the file has no labels.
     streamed: whether the images are a stream, which only rank 0 reads, once and in order.
-    features: set by `extract_features` on rank 0. extracted: whether `extract_features` has run.
+    features: set by `extract_features`; on other ranks than 0, without features per image.
     mismatch: differences of samples from the reference. deviates: their deviations from the protocol.
     """
 
@@ -57,7 +57,6 @@ class FeatureSource:
     labels: np.ndarray | None = None
     streamed: bool = False
     features: Features | None = None
-    extracted: bool = False
     mismatch: Pairs = field(default_factory=dict)
     deviates: Pairs = field(default_factory=dict)
 
@@ -123,7 +122,7 @@ def extract_features(
     check: Callable[[dict[str, Tensor], FeatureSource], None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
-    """Extract features on all ranks, and set `source.features` on rank 0. A second call does nothing.
+    """Extract features on all ranks, and set `source.features`. A second call does nothing.
 
     extractor: None if the source has no images.
     batch: number of images at a time, on each rank.
@@ -133,9 +132,8 @@ def extract_features(
     Raises DataError: when features are not finite or too large.
     """
     statistics, saved = source.statistics, source.saved
-    if source.extracted:
+    if source.features:
         return
-    source.extracted = True
     if statistics and not keep:
         source.features = Features(statistics, spatial=statistics.spatial)
         source.about = structs.replace(source.about, images=None)
@@ -183,10 +181,8 @@ def extract_features(
     totals: dict[str, Any] = {name: sum(world.all(own.moments()), NOTHING) for name, own in sums.items()}
     if statistics:
         totals = {"values": statistics, "spatial_values": statistics.spatial}
-    if world.first:
-        source.features = Features(
-            totals["values"], labels=source.labels, spatial=totals.get("spatial_values"), device=world.device, **held
-        )
+    spatial_total = totals.get("spatial_values")
+    source.features = Features(totals["values"], labels=source.labels, spatial=spatial_total, device=world.device, **held)
 
 
 def _features_of(

@@ -25,7 +25,6 @@ SD = "_sd"  # suffix of the names of standard deviations over repeats
 Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]  # a number whose square is within float64 range
 ENOUGH = 10_000  # below this number of images, reports and warnings say that a score comes from few images
-KEYS = ("n_samples", "extractor")  # keys by which a file is recognised as a result of `elbo eval`
 ALIKE = (  # metadata that must be equal in comparable results, except keys that a result lacks
     "n_samples",
     "n_ref",

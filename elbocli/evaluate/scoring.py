@@ -160,7 +160,7 @@ def check_extraction(task: Task) -> None:
 
 
 def extract(task: Task) -> None:
-    """Set `features` of each file, on rank 0, to the features that the metrics need."""
+    """Set `features` of each file to the features that the metrics need."""
     settings = task.settings
     wanted = {
         "values": settings.needing(Need.REFERENCE) or task.compares_images or settings.save_features,
@@ -353,9 +353,8 @@ def _save(source: FeatureSource, settings: EvalSettings) -> None:
     features: Any = source.features
     about = source.about
     if settings.save_stats:
-        moments, spatial = features.moments, features.spatial
-        of_spatial = spatial and Statistics(spatial.mu, spatial.sigma)
-        write_statistics(settings.save_stats, Statistics(moments.mu, moments.sigma, about, of_spatial))
+        moments = features.moments
+        write_statistics(settings.save_stats, Statistics(moments.mu, moments.sigma, about, features.spatial))
     if settings.save_features:
         labels = None if features.labels is None else torch.as_tensor(features.labels).long()
         held = SavedFeatures(features.values, features.logits, labels, about, features.spatial_values)

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 from elbocli.bound.result import Bound, Classification, Likelihoods, Theorem
 from elbocli.core.metrics import Role
 from elbocli.errors import FormatError
-from elbocli.evaluate.result import ENOUGH, KEYS, EvalResult
+from elbocli.evaluate.result import ENOUGH, EvalResult
 from elbocli.files.losslog import Optimum
 from elbocli.files.reading import read_bytes
 from elbocli.files.records import parse_json
 
 KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [  # name on the report page, keys of every such result, class
-    ("scores", KEYS, EvalResult),
+    ("scores", ("n_samples", "extractor"), EvalResult),
     ("bound", ("bpd", "diffusion"), Bound),
     ("bound", ("nats_per_latent_dimension", "diffusion"), Bound),
     ("theorem", ("agree", "checks"), Theorem),

@@ -24,16 +24,11 @@ CLASSES = 16  # largest number of rows of previews (TIMES), and of rows of class
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A row of `count` pictures as one PNG image, titled `name`."""
+    """A row of `count` pictures, titled `name`. png: one PNG image, in base64."""
 
     name: str
-    png: bytes
+    png: str
     count: int
-
-    @property
-    def url(self) -> str:
-        """Data URL that contains the row of pictures as a PNG."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
 def thumbnails_of(name: str, images: np.ndarray) -> Thumbnails:
@@ -45,7 +40,7 @@ def thumbnails_of(name: str, images: np.ndarray) -> Thumbnails:
         picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
         shown.append(np.asarray(picture))
     Image.fromarray(np.concatenate(shown, 1)).save(buffer, "png", optimize=True)
-    return Thumbnails(name, buffer.getvalue(), len(images))
+    return Thumbnails(name, base64.b64encode(buffer.getvalue()).decode(), len(images))
 
 
 def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:

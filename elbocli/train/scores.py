@@ -75,8 +75,7 @@ class Evaluation:
             raise UsageError(f"--eval-every: {path} holds latents; name a dataset of images, or statistics, with --eval-ref")
         self.how = replace(SAMPLING, n=settings.eval_samples or min(SAMPLING.n, len(data)))
         self.labels = choose_labels("balanced", self.how.n, state.resolved.network.num_classes, settings.seed)
-        names = [word.strip() for word in settings.eval_metrics.split(",")]
-        asks = EvalSettings(asked(names, settings.seed), settings.seed, extractor)
+        asks = EvalSettings(asked(settings.eval_metrics, settings.seed), settings.seed, extractor)
         if lacking := asks.needing(Need.HELD_OUT):
             raise UsageError(f"--eval-metrics: {lacking[0]} needs held-out images; run 'elbo eval --held-out' on samples instead")
         with world.together(), reading(f"--eval-extractor {extractor}", kind=UsageError):

@@ -49,7 +49,7 @@ def structured(seed, n=150, m=130, width=8):
 def ask(name, own, other, **options):
     """The numbers of a metric for vectors, for Features, or for no reference."""
     own, other = (each if each is None or isinstance(each, Features) else features(each) for each in (own, other))
-    return METRICS[name].make(own, other, asked([name], **options)[name])
+    return METRICS[name].make(own, other, asked(name, **options)[name])
 
 
 @pytest.fixture(params=[16, 4096])
@@ -66,7 +66,7 @@ SMALL = {"splits": 3, "kid_subset_size": 40}
 
 def least(name, **options):
     """Images that it needs: of the samples, of the reference, held out."""
-    return (*METRICS[name].traits.least(asked([name], **options)[name]), 0)[:3]
+    return (*METRICS[name].traits.least(asked(name, **options)[name]), 0)[:3]
 
 
 def drawn(n, seed=0, width=6, shift=0.0):
@@ -139,7 +139,7 @@ def test_kid_is_torch_fidelitys():
     pair = drawn(300, 1, 12), drawn(250, 2, 12, 0.4)
     theirs = kid_features_to_metric(*(each.values for each in pair), kid_subset_size=100, verbose=False)
     assert ask("kid", *pair, kid_subset_size=100).items() >= theirs.items()
-    assert asked(["kid"])["kid"].kid_subset_size == 1000
+    assert asked("kid")["kid"].kid_subset_size == 1000
 
 
 def test_precision_and_recall_are_torch_fidelitys(rows):

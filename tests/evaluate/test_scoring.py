@@ -205,7 +205,7 @@ def test_too_few_images_are_refused_by_every_metric(images, tmp_path):
     many = save(tmp_path / "many.npy", images[:70])
     options = {"kid_subset_size": 50, "splits": 4}
     for name, metric in METRICS.items():
-        for side, needed in enumerate(metric.traits.least(asked([name], **options)[name])):
+        for side, needed in enumerate(metric.traits.least(asked(name, **options)[name])):
             if needed > 1:
                 few = save(tmp_path / f"{name}-{side}.npy", np.zeros((needed - 1, 8, 8, 1), np.uint8))
                 sets = [few if at == side else many for at in range(3)]

@@ -79,7 +79,7 @@ def test_scores(network, metrics, count, photos, inception_weights, tmp_path):
     np.save(tmp_path / "ours.npy", photos[:count])
     np.save(tmp_path / "theirs.npy", photos[:count, ::-1])
     weights = None if network == "elbo-tiny" else inception_weights
-    options = asked(metrics, splits=2, kid_subset_size=16)
+    options = asked(",".join(metrics), splits=2, kid_subset_size=16)
     settings = EvalSettings(options, extractor=network, extractor_weights=weights, batch_size=32, allow_mismatch=True)
     ref = tmp_path / "theirs.npy" if "fid" in metrics else None
 

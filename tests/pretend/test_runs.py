@@ -117,7 +117,7 @@ def test_fp32_latents_are_strict(autoencoder, photos):
 
 def test_features_are_strict(photos, tmp_path):
     np.save(tmp_path / "x.npy", photos[:2])
-    settings = EvalSettings(asked(("is",), splits=2), extractor="elbo-tiny")
+    settings = EvalSettings(asked("is", splits=2), extractor="elbo-tiny")
     world = World(device=torch.device("cuda"))
     assert rounded_by(lambda: scoring.run([tmp_path / "x.npy"], None, settings, world)) == []
 

@@ -1,5 +1,6 @@
 """Logs, results and pictures of a run are read whole, growing, cut anywhere or damaged, and the rest is named."""
 
+import base64
 import io
 import json
 import math
@@ -230,7 +231,7 @@ def made(images, labels, names):
 
 
 def pixels(row):
-    return np.asarray(Image.open(io.BytesIO(row.png)))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(row.png))))
 
 
 def greys(row):

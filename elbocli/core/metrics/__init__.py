@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
@@ -178,14 +178,15 @@ def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable
     return METRICS.declare(name, numbers=[part for number in numbers for part in number.whole()], **declared)
 
 
-def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
+def asked(names: str, seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
     """Return each metric's options and seed, by the metric's name.
 
+    names: such as `fid,is`.
     given: option → value instead of the default; options of other metrics are ignored. Raises UsageError: unknown metric.
     """
     found = {}
-    for name in names:
-        declared = METRICS.find(name)
+    for name in names.split(","):
+        declared = METRICS.find(name.strip())
         options = {own.name: given.get(own.name, own.default) for own in declared.traits.options}
         found[declared.name] = SimpleNamespace(seed=seed, **options)
     return found

@@ -438,8 +438,8 @@ class Resumable:
 
     def _resume(self, overwrite: bool) -> None:
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
-            there = Journal.of(read_json(self.journal), self.journal)
-            if there.source == self.state.source:
+            there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
+            if there.source == own:
                 sizes, digests = (there.bytes, 8 * there.rows), [*there.sha256, "", ""]
                 for column, size, digest in zip(self._columns, sizes, digests):
                     column.resume(size)
@@ -448,9 +448,12 @@ class Resumable:
                 self.state = there
                 return
             if not overwrite:
+                differing = "source or settings"
+                if isinstance(there.source, dict) and isinstance(own, dict):
+                    differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()}))
                 raise UsageError(
-                    f"{self.partial}: the unfinished file was begun with another source or other settings; to resume, repeat the "
-                    "command that made the file; or choose another name, or add --overwrite to start again"
+                    f"{self.partial}: the unfinished file was begun with other {differing}; to resume, repeat the command that "
+                    "made the file; or choose another name, or add --overwrite to start again"
                 )
         for column in self._columns:
             column.resume(0)

@@ -175,7 +175,7 @@ def test_a_failure_half_way_leaves_no_target_and_is_gone_on_with(tmp_path, rows,
 
 
 @FILES
-def test_an_unfinished_file_of_other_settings_is_refused(tmp_path, images, name):
+def test_an_unfinished_file_of_other_settings_is_refused_with_the_difference(tmp_path, images, name):
     def half(about, overwrite=False):
         rows = images(11)
         with open_samples(tmp_path / name, plan(rows, None, about), overwrite) as sink:
@@ -183,7 +183,7 @@ def test_an_unfinished_file_of_other_settings_is_refused(tmp_path, images, name)
             return sink.done
 
     assert half(ABOUT) == 4
-    with pytest.raises(UsageError, match="other settings"):
+    with pytest.raises(UsageError, match="seed, threshold;"):
         half({**ABOUT, "seed": 4, "threshold": 1.5})
     assert half({**ABOUT, "command": "elbo sample ../run"}, overwrite=True) == 8, "the same settings go on in any case"
     assert half({**ABOUT, "seed": 4}, overwrite=True) == 4

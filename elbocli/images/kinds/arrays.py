@@ -5,7 +5,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,9 +91,9 @@ def open_npz(path: Path) -> Images:
 @contextmanager
 def open_zip(path: Path) -> Iterator[NpzFile]:
     """Open an .npz. Raises FormatError."""
-    with reading(f"{path}: not an .npz archive"):
-        archive = NpzFile(open_file(path), own_fid=True)
-    with archive:
+    with ExitStack() as stack:
+        with reading(f"{path}: not an .npz archive"):
+            archive = NpzFile(stack.enter_context(open_file(path)))
         yield archive
 
 

@@ -252,7 +252,8 @@ def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> Non
     """
     if not inputs and isinstance(network, Network):
         inputs = tuple(each for each in network.config.example(2) if each is not None)
-    open_program(_write_program(network, inputs, path))
+    # Decompose, because a disabled autocast is not a tensor operation.
+    open_program(_write_program(network, inputs, path, decomposed=True))
 
 
 def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> None:
@@ -269,7 +270,7 @@ def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> No
     read_program(_write_program(network, (images,), path))
 
 
-def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | str) -> Path:
+def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | str, decomposed: bool = False) -> Path:
     path = Path(out)
     if path.suffix != ".pt2":
         raise UsageError(f"{path}: the file name must end in .pt2")
@@ -281,7 +282,8 @@ def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | s
     with reading(wrong, remedy, UsageError), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
         program = torch.export.export(network.eval(), several, dynamic_shapes=tuple({0: batch} for _ in several))
-        program = program.run_decompositions({})  # because a disabled autocast is not a tensor operation
+        if decomposed:
+            program = program.run_decompositions({})
     with new_file(path) as file:
         torch.export.save(program, file)
     return path

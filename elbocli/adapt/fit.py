@@ -37,7 +37,7 @@ PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independen
 
 
 @stored("result of elbo adapt --report (JSON)")
-class AdaptReport(Record, frozen=True):
+class AdaptReport(Record):
     """Report of `elbo adapt` on a fitted schedule.
 
     intervals: number of lines in the loss logs. batch: batch size of the predicted variances.

@@ -11,14 +11,14 @@ from typing import Any
 from elbocli.files.records import Record, Rest, stored
 
 
-class Answer(Record, frozen=True, kw_only=True):
+class Answer(Record, kw_only=True):
     """Base class of results of `elbo bound`."""
 
     n_images: int
     about: Rest = {}
 
 
-class Nats(Record, frozen=True, kw_only=True):
+class Nats(Record, kw_only=True):
     """Mean over images of one quantity, per image and per dimension.
 
     Suffix _se: standard error for the mean over the whole dataset.
@@ -44,7 +44,7 @@ class Nats(Record, frozen=True, kw_only=True):
 
 
 @stored("result of elbo bound (JSON)")
-class Bound(Nats, frozen=True, kw_only=True):
+class Bound(Nats, kw_only=True):
     """Variational bound on −log p of images or latents; may be negative for latents.
 
     Suffix _se_noise: standard error from the noise alone.
@@ -67,7 +67,7 @@ class Bound(Nats, frozen=True, kw_only=True):
         return f"Bound({self.nats:.6g} ± {self.nats_se:.2g} nats, n_images={self.n_images})"
 
 
-class Estimate(Nats, frozen=True, kw_only=True):
+class Estimate(Nats, kw_only=True):
     """One estimate of −log p, averaged over images.
 
     bounds: name of the quantity that the estimate bounds from above. Suffixes _se_noise, _se_population: as in `Bound`.
@@ -84,7 +84,7 @@ class Estimate(Nats, frozen=True, kw_only=True):
     solver_nats: float | None = None
 
 
-class Difference(Record, frozen=True):
+class Difference(Record):
     """Estimate `estimator` minus estimate `minus`.
 
     se: standard error from the noise. in_se: `nats` divided by the standard error from noise and ODE solver.
@@ -98,14 +98,14 @@ class Difference(Record, frozen=True):
 
 
 @stored("result of elbo bound --estimator (JSON)")
-class Likelihoods(Answer, frozen=True):
+class Likelihoods(Answer):
     estimates: list[Estimate]
     differences: list[Difference]
     draws_per_image: int
     schedule: str
 
 
-class Side(Record, frozen=True):
+class Side(Record):
     """One side of the equation in Kingma & Gao's theorem 1.
 
     se: standard error from the noise. relative_se: se / |nats|.
@@ -116,7 +116,7 @@ class Side(Record, frozen=True):
     relative_se: float
 
 
-class NoiseShares(Record, frozen=True):
+class NoiseShares(Record):
     """Histogram over logsnr of the measure −dw / max w of a weighting w.
 
     at_logsnr_max: mass at logsnr_max. logsnr: bin boundaries. mass: mass in each bin.
@@ -130,7 +130,7 @@ class NoiseShares(Record, frozen=True):
     negative: float | None = None
 
 
-class Check(Record, frozen=True):
+class Check(Record):
     """Both sides of Kingma & Gao's theorem 1 for one weighting. agree: whether the sides differ by at most 4 standard errors.
 
     left: weighted loss as in training. right: the same loss as an integral of bounds over noise levels.
@@ -151,7 +151,7 @@ class Check(Record, frozen=True):
 
 
 @stored("result of elbo bound --check (JSON)")
-class Theorem(Answer, frozen=True):
+class Theorem(Answer):
     """Check of Kingma & Gao's theorem 1. agree: whether all checks agree."""
 
     agree: bool
@@ -160,7 +160,7 @@ class Theorem(Answer, frozen=True):
 
 
 @stored("result of elbo bound --classify (JSON)")
-class Classification(Answer, frozen=True):
+class Classification(Answer):
     """Scores of a run as a classifier.
 
     p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise for all classes, all equally likely a priori.

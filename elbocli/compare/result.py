@@ -19,7 +19,7 @@ from elbocli.files.records import Record, Rest, stored
 ALIKE = "such scores are not comparable; score both files with the same settings"
 
 
-class Difference(Record, frozen=True, kw_only=True):
+class Difference(Record, kw_only=True):
     """Difference of a score between two files, other − first.
 
     se, interval: standard error and 95 % interval of the difference; None: unknown.
@@ -37,7 +37,7 @@ class Difference(Record, frozen=True, kw_only=True):
     how: str
 
 
-class Compared(Record, frozen=True, kw_only=True):
+class Compared(Record, kw_only=True):
     """Differences between a file's scores and the first file's."""
 
     file: str
@@ -45,7 +45,7 @@ class Compared(Record, frozen=True, kw_only=True):
 
 
 @stored("result of elbo compare (JSON)")
-class Comparison(Record, frozen=True, kw_only=True):
+class Comparison(Record, kw_only=True):
     """Result of `elbo compare`. alike: metadata that are equal in all files."""
 
     first: str

@@ -39,7 +39,7 @@ ALIKE = (  # metadata that must be equal in comparable results, except keys that
 )
 
 
-class Facts(Record, frozen=True, kw_only=True):
+class Facts(Record, kw_only=True):
     """Metadata on the scores of one set of samples; None: unknown.
 
     samples, ref, held_out: names of the sets of images, such as paths.
@@ -100,7 +100,7 @@ class Score:
 
 
 @stored("result of elbo eval (JSON)")
-class EvalResult(Record, frozen=True):
+class EvalResult(Record):
     """Result of one set of samples, or of several sets (repeats) that differ in the seed."""
 
     repeats: list[Scores]

@@ -26,7 +26,7 @@ from elbocli.sample.draw import GuidedRun
 from elbocli.version import __version__
 
 
-class GridErrors(Record, frozen=True):
+class GridErrors(Record):
     """Errors of a sampler's steps on one grid of noise levels.
 
     summed, largest: sum and maximum over the steps.
@@ -39,7 +39,7 @@ class GridErrors(Record, frozen=True):
 
 
 @stored("result of elbo grid --report (JSON)")
-class GridReport(Record, frozen=True):
+class GridReport(Record):
     """Result of `elbo grid`: noise levels for a sampler, and the errors of its steps.
 
     levels: noise levels λ, rising. errors: error of the step from each level, in `unit`; the last step goes to clean data.

@@ -41,7 +41,7 @@ CURVES = {
 }
 
 
-class Term(Record, frozen=True):
+class Term(Record):
     """Component of the objective. what: role, such as "weighting". name: SPEC. source: paper."""
 
     what: str
@@ -50,7 +50,7 @@ class Term(Record, frozen=True):
     source: str
 
 
-class ObjectiveReport(Record, frozen=True, kw_only=True):
+class ObjectiveReport(Record, kw_only=True):
     """The training objective, and a verdict on whether the objective is an ELBO.
 
     logsnr: range of λ. rising: intervals of λ where the weighting rises. auxiliary: SPECs of auxiliary losses.
@@ -67,7 +67,7 @@ class ObjectiveReport(Record, frozen=True, kw_only=True):
     terms: list[Term]
 
 
-class ErrorMap(Record, frozen=True):
+class ErrorMap(Record):
     """Errors in a loss log, by interval of training and bin of λ.
 
     images: number of images trained on by the end of each interval.
@@ -80,14 +80,14 @@ class ErrorMap(Record, frozen=True):
     density: list[Curve]
 
 
-class ShownSamples(Record, frozen=True):
+class ShownSamples(Record):
     """Samples on the page. file: file of samples, or contact sheet of `elbo train`. classes: titles of rows."""
 
     file: str
     classes: list[str]
 
 
-class CommandReport(Record, frozen=True):
+class CommandReport(Record):
     """A command line, and its purpose."""
 
     does: str
@@ -95,7 +95,7 @@ class CommandReport(Record, frozen=True):
 
 
 @stored("result of elbo report --json (JSON)")
-class RunReport(Record, frozen=True, kw_only=True):
+class RunReport(Record, kw_only=True):
     """Report on a run, for --json.
 
     status, settings, source, data, network, environment: keys as in the run's files. status: {} if unknown.
@@ -129,7 +129,7 @@ class RunReport(Record, frozen=True, kw_only=True):
 
 
 @stored("result of elbo report --json, of several runs (JSON)")
-class ComparisonReport(Record, frozen=True):
+class ComparisonReport(Record):
     """Reports on several runs. differences: setting → value in each run; None: no such setting."""
 
     runs: list[RunReport]

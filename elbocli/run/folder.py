@@ -91,7 +91,7 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
 
 
 @stored("status.json of a run")
-class RunStatus(Record, frozen=True):
+class RunStatus(Record):
     """Status of a run.
 
     state: running, done, stopped, interrupted, failed; or dead (only from `read_status`): the process is gone.

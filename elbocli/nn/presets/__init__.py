@@ -21,7 +21,7 @@ NAMES = tuple(
 Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 
 
-class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
+class MadeFor(Record, forbid_unknown_fields=True):
     """Dataset that a preset was made for. image_size: side of images or latents. classes: 1 for an unconditional network."""
 
     image_size: Least1
@@ -31,7 +31,7 @@ class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
     kind: Literal["latents"] | None = None
 
 
-class PresetAbout(Record, frozen=True):
+class PresetAbout(Record):
     """Conditions under which elbo chooses a preset automatically.
 
     pixels: smallest and largest side of images or latents.
@@ -46,7 +46,7 @@ class PresetAbout(Record, frozen=True):
 
 
 @stored("preset FILE.yaml")
-class Preset(Record, frozen=True, forbid_unknown_fields=True):
+class Preset(Record, forbid_unknown_fields=True):
     """Contents of a preset file.
 
     network: family and config of the network. train: name of a training setting → value.

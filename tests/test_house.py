@@ -42,7 +42,7 @@ DOORS = {
 }
 """Which module of another subcommand a subcommand's package may import, and why."""
 HEAVY = {"torch", "numpy", "scipy", "matplotlib", "h5py", "PIL", "yaml", "safetensors", "torch_fidelity", "jinja2"}
-SIZES = [("elbocli", 188_000, 26_400, 170), ("tests", 300_000, 30_650, 150)]
+SIZES = [("elbocli", 181_500, 25_700, 170), ("tests", 300_000, 30_650, 150)]
 """The most tokens, lines and files; docstrings and comments are no tokens. A change that needs more takes something away."""
 SPEAKING = {"cli", "main"}
 """Rooms that know click and may print, besides every command.py."""

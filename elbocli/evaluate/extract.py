@@ -84,19 +84,21 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
     with world.together():
         if world.first or not streamed:
             reader = stack.enter_context(read_samples(source))
-            n, height, width, channels = reader.shape
-            about = FeatureFacts(
-                n=n,
-                preprocessing={
-                    "image_size": height if height == width else [height, width],
-                    "channels": channels,
-                    **reader.preprocessing,
-                },
-                made=reader.made.facts() or None,
-                payload_sha256=reader.payload_sha256,
-            )
-            opened = FeatureSource(reader.name, n, about, labels=reader.labels, streamed=streamed)
+            opened = replace(source_of(reader), reader=None, streamed=streamed)
     return replace(world.of_first(opened), reader=reader)
+
+
+def source_of(reader: SampleReader) -> FeatureSource:
+    """Return images as a source of features."""
+    n, height, width, channels = reader.shape
+    size = {"image_size": height if height == width else [height, width], "channels": channels}
+    about = FeatureFacts(
+        n=n,
+        preprocessing={**size, **reader.preprocessing},
+        made=reader.made.facts() or None,
+        payload_sha256=reader.payload_sha256,
+    )
+    return FeatureSource(reader.name, n, about, reader, labels=reader.labels)
 
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:

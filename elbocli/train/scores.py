@@ -15,11 +15,10 @@ from elbocli.core.samplers import parse_sampler, time_grid
 from elbocli.core.sampling import Noise
 from elbocli.core.streams import choose_labels
 from elbocli.errors import UsageError
-from elbocli.evaluate.extract import FeatureSource, open_reference
+from elbocli.evaluate.extract import FeatureSource, open_reference, source_of
 from elbocli.evaluate.scoring import Task, check_extraction, check_features, check_sources, extract, score
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import LATENTS, PREPROCESSING
-from elbocli.files.features import FeatureFacts
 from elbocli.files.losslog import EVAL
 from elbocli.files.reading import reading
 from elbocli.files.sample_files import SamplesAbout
@@ -96,12 +95,9 @@ class Evaluation:
 
     def source(self, images: Tensor) -> FeatureSource:
         """Return drawn images, uint8 [n, H, W, C], as a source of features."""
-        data, (n, side, _, channels) = self.state.resolved.data, images.shape
-        name = f"--eval-samples {n}"
+        data, name = self.state.resolved.data, f"--eval-samples {len(images)}"
         crop = {key: value for key in PREPROCESSING if (value := getattr(data, key)) is not None}
-        about = FeatureFacts(n=n, preprocessing={"image_size": side, "channels": channels, **crop})
-        reader = SampleReader(name, images.numpy(), self.labels, SamplesAbout(), [], {})
-        return FeatureSource(name, n, about, reader, labels=self.labels)
+        return source_of(SampleReader(name, images.numpy(), self.labels, SamplesAbout(), [], crop))
 
     def values(self) -> dict[str, Any]:
         """Draw and score samples; return numbers for metrics.jsonl, or {} on ranks other than 0.

@@ -369,7 +369,7 @@ HEAD = """# Odd images and what elbo does with them
 Each row lists inputs with the same outcome; `tests/odd_inputs.py` creates and packs them. The last column is the error message,
 after the name of the file, or how the summary counts a packed image. With `--on-error skip`, elbo leaves out images that it
 refuses, lists them in `OUT.skipped.jsonl`, and packs the readable images of a damaged archive. Each archive also contains one
-or two good images, which count. [Security](security.md) says what a file from a stranger can do.
+or two good images, which count.
 
 | inputs | outcome | message |
 |---|---|---|

@@ -32,8 +32,9 @@ from elbocli.files.atomic import flush, writing
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
-from elbocli.files.reading import reading
+from elbocli.files.reading import read_text, reading
 from elbocli.files.recognise import check_outputs
+from elbocli.files.records import parse_json
 from elbocli.files.schedule_file import finite
 from elbocli.nn.networks.diffusers import affine
 from elbocli.run.open import check_alike
@@ -374,10 +375,10 @@ class Validation:
             payload_sha256=self.dataset.attributes.payload_sha256,
             held_out=len(self.rows),
         )
-        lines = log.read_text().splitlines() if log.exists() else []
-        headers = [json.loads(line) for line in [*lines, header] if line.startswith('{"format"')]
+        lines = read_text(log).splitlines() if log.exists() else []
+        headers = [parse_json(line, log) for line in [*lines, header] if line.startswith('{"format"')]
         for each in headers:
-            del each["dataset"]  # the dataset may have moved
+            each.pop("dataset", None)  # the dataset may have moved
         return "" if headers[-2:-1] == headers[-1:] else header
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
 from elbocli.core.prediction import Prediction
-from elbocli.errors import NonFiniteError, UsageError
+from elbocli.errors import FormatError, NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
@@ -232,6 +232,9 @@ def test_the_errors_are_a_loss_log_with_a_header_for_each_set_of_images(make, tm
     assert not other.header_for(path)
     path.write_text(path.read_text() + one.header_for(path) + losslog.line(30, 480, one.partial(nothing)[:, :-2]))
     assert other.header_for(path) and not one.header_for(path) and read_logs([path]).lines == 3
+    path.write_text('{"format"')
+    with pytest.raises(FormatError, match=r"validation\.jsonl"):
+        one.header_for(path)
 
 
 def test_latents_have_a_loss_and_no_bits(latents, preset):

@@ -377,7 +377,7 @@ class Objective:
             self.schedule = self.online.schedule(self.weighting, self.floor)
 
     def refit(self, sums: Tensor) -> None:
-        """Add errors to `online`, and fit anew. sums: count, sum and sum of squares of new errors, [3, bins]."""
+        """Add new errors to `online`, then call `follow`. sums: count, sum and sum of squares of the errors, [3, bins]."""
         if self.online is not None:
             self.online.update(sums)
         self.follow()

@@ -18,6 +18,6 @@ def progress(done: int, total: int | None, unit: str, **values: Any) -> None:
 
 
 def show_progress_with(show: Callable[..., None]) -> None:
-    """Pass every later report to `show(done, total, unit, values)`."""
+    """Let `progress` display its reports by calling `show(done, total, unit, values)`."""
     global _show
     _show = show

@@ -3,8 +3,6 @@ import what is heavy only when they run, and only the command line knows click a
 """
 
 import ast
-import io
-import tokenize
 from pathlib import Path
 
 import pytest
@@ -42,8 +40,6 @@ DOORS = {
 }
 """Which module of another subcommand a subcommand's package may import, and why."""
 HEAVY = {"torch", "numpy", "scipy", "matplotlib", "h5py", "PIL", "yaml", "safetensors", "torch_fidelity", "jinja2"}
-SIZES = [("elbocli", 181_500, 25_700, 170), ("tests", 300_000, 30_650, 150)]
-"""The most tokens, lines and files; docstrings and comments are no tokens. A change that needs more takes something away."""
 SPEAKING = {"cli", "main"}
 """Rooms that know click and may print, besides every command.py."""
 
@@ -143,29 +139,6 @@ def test_every_module_keeps_the_rules():
         long = ["a file is a chapter"] * (len(source.splitlines()) > 600)
         broken[name] = broken_rules(name, source) + undocumented(source) + long
     assert not {name: rules for name, rules in broken.items() if rules}
-
-
-def tokens_of(source: str) -> int:
-    """Count Python's tokens outside docstrings and comments: they don't depend on how lines are broken."""
-    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)]
-    docs = [text for text in texts if isinstance(text, ast.Constant) and isinstance(text.value, str)]
-    skipped = {line for text in docs for line in range(text.lineno, (text.end_lineno or 0) + 1)}
-    counted = {tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING}
-    count = depth = 0
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        kind = tokenize.tok_name[token.type]
-        depth += (kind == "FSTRING_START") - (kind == "FSTRING_END")  # one token, as before Python 3.12
-        whole = not depth and (token.type in counted or kind == "FSTRING_END")
-        count += whole and token.start[0] not in skipped
-    return count
-
-
-@pytest.mark.parametrize(("folder", "tokens", "lines", "files"), SIZES)
-def test_package_and_tests_keep_their_size(folder, tokens, lines, files):
-    sources = [path.read_text() for path in (ROOT / folder).rglob("*.py")]
-    assert sum(map(tokens_of, sources)) <= tokens
-    assert sum(source.count("\n") for source in sources) <= lines
-    assert len(sources) <= files
 
 
 def test_every_room_is_known_and_every_door_is_used():

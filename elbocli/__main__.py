@@ -19,6 +19,16 @@ def end(signum: int, frame: FrameType | None) -> None:
         os._exit(128 + signum)
 
 
+def fill_streams() -> None:
+    """Open the null device where stdin, stdout or stderr is closed; write messages there if stderr is closed."""
+    # Otherwise the next files that are opened get their numbers, and libraries write messages into them.
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    if sys.stderr is None:
+        sys.stderr = open(STDERR, "w", closefd=False)  # noqa: SIM115 (open until the process ends)
+
+
 def main() -> None:
     """Install signal handlers and run the command line."""
     if os.name != "posix":
@@ -26,10 +36,13 @@ def main() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, end)  # commands that save their work replace this handler
+    fill_streams()
     from elbocli.main import main as run
 
     run()
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the working directory, which `python -m` puts there: its files may have the names of modules
     main()

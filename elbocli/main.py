@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pkgutil import resolve_name
+from typing import Any
 
 import click
 
@@ -220,7 +221,7 @@ def run(args: list[str]) -> int:
         where, code, said = Command.path, getattr(error, "exit_code", 1), " ".join(str(error).split())[:200]
         no_memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(repr(error)) is not None
         if isinstance(error, OSError) and error.filename is None:  # Python flushes stdout again at exit, which would fail again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence(sys.stdout)
         match error:
             case click.ClickException():
                 context = getattr(error, "ctx", None)
@@ -245,10 +246,19 @@ def run(args: list[str]) -> int:
         return _fail(where, said, code, no_memory)
 
 
+def _silence(stream: Any) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def main() -> None:
     """Entry point of the console script."""
     if COMPLETE not in os.environ:
         share_cores()
         extend_segments()
         faulthandler.enable()  # prints a traceback on SIGBUS, which a memory-mapped file causes if it is truncated meanwhile
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    try:
+        sys.stderr.flush()
+    except OSError:  # Python flushes stderr again at exit, and would exit with 120
+        _silence(sys.stderr)
+    sys.exit(code)

@@ -87,7 +87,14 @@ SEED = value(int, ge=0, le=2**63 - 1)
 LEVEL = value(float, ge=-50, le=50)
 
 
-class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+class NameOrFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Click type of a name, or of the path of a file to read. known: the names, as far as the type knows them."""
+
+    name = "name"
+    known: Collection[str] = ()
+
+
+class Named(NameOrFile):
     """Click type of a SPEC, NAME:key=value,…, or of a path.
 
     table: registry of the names, as text "module.REGISTRY". others: further names.
@@ -99,7 +106,7 @@ class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         self.table, self.others = table, others
 
     @property
-    def known(self) -> list[str]:
+    def known(self) -> list[str]:  # type: ignore[override]
         return [*resolve_name(self.table), *self.others]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -219,26 +226,44 @@ class Command(click.Command):
         Command.path = ctx.command_path
         for name in ("overwrite", "quiet", "verbose"):
             setattr(Command, name, ctx.params.pop(name, False))
-        self._check_outputs(ctx.params)
+        outputs = self._checked_outputs(ctx.params)
         from elbocli.cli.progress_bar import shown_on_stderr
 
         with shown_on_stderr():
-            return super().invoke(ctx)
+            if not outputs:
+                return super().invoke(ctx)
+            from elbocli.files.atomic import named_together
 
-    def _check_outputs(self, params: Mapping[str, Any]) -> None:
+            with named_together(outputs, Command.overwrite):
+                return super().invoke(ctx)
+
+    def _checked_outputs(self, params: Mapping[str, Any]) -> list[Path]:
         types = {param.name: param.type for param in self.params if isinstance(param.type, Output)}
         outputs = [(params[name], type) for name, type in types.items() if params[name] not in (None, STREAM)]
-        if outputs:
-            from elbocli.files.atomic import streams
-            from elbocli.files.recognise import check_outputs
+        if not outputs:
+            return []
+        from elbocli.files.atomic import streams
+        from elbocli.files.recognise import check_outputs
 
-            given = [value for name, value in params.items() if name not in types]
-            words = [word for value in given for word in (value if isinstance(value, tuple) else [value])]
-            # The value of an option such as --schedule may be an input file.
-            inputs = [Path(word) for word in words if word and isinstance(word, str | Path) and Path(word).exists()]
-            piped = [path for path, type in outputs if type.streams and path.suffix in ("", ".npy") and streams(path)]
-            files = [(path, type.kinds) for path, type in outputs if path not in piped]
-            check_outputs(files, inputs, Command.overwrite)
+        piped = [path for path, type in outputs if type.streams and path.suffix in ("", ".npy") and streams(path)]
+        files = [(path, type.kinds) for path, type in outputs if path not in piped]
+        check_outputs(files, self._inputs(params), Command.overwrite)
+        return [path for path, _ in files]
+
+    def _inputs(self, params: Mapping[str, Any]) -> list[Path]:
+        # The files and folders that the command reads.
+        inputs = list[Path]()
+        for param in self.params:
+            kind, given = param.type, params.get(param.name or "")
+            paths = [
+                Path(word) for word in (given if isinstance(given, tuple) else [given]) if isinstance(word, str | Path) and word
+            ]
+            if isinstance(kind, click.Path) and not isinstance(kind, Output):
+                inputs += [path for path in paths if path.exists()]
+            elif isinstance(kind, NameOrFile):
+                with suppress(OSError):  # a long name can't be a file's
+                    inputs += [path for path in paths if path.is_file() and str(path).partition(":")[0] not in kind.known]
+        return inputs
 
 
 def launched() -> int:
@@ -323,6 +348,7 @@ overwrite_option = option("--overwrite", is_flag=True, help="Replace an existing
 
 weights_option = option(
     "--weights",
+    type=NameOrFile(),
     metavar="ema|model|NAME|FILE",
     default="ema",
     help="The run's first average (ema), its last weights (model), another average, or a file of 'elbo ema'.",
@@ -395,6 +421,7 @@ def guidance_options(function: Any) -> Any:
     """Add the options of guidance."""
     option(
         "--guide-weights",
+        type=NameOrFile(),
         metavar="ema|model|NAME|FILE",
         default="",
         help="The weights of --guide, as --weights names them; without --guide, those of RUN to guide away from.",

@@ -1,5 +1,6 @@
 """Figures over log-SNR λ, in one style. Equal input gives equal bytes."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import FACTORS
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files.atomic import new_file
+from elbocli.files.grid import matplotlib_data
 
 # Okabe & Ito's colours, with brown instead of yellow, which is too faint for a line. Each line also has its own dash
 # pattern, so that readers can identify it without colour.
@@ -41,6 +43,20 @@ ERROR = r"$\mathrm{E}\Vert\epsilon-\hat\epsilon\Vert^2/D$"
 LAMBDA = r"$\lambda = \log(\alpha^2/\sigma^2)$     noise  $\longleftarrow\ \longrightarrow$  data"
 
 
+def import_matplotlib() -> Any:
+    """Return the module matplotlib, with its default settings."""
+    # On import, matplotlib reads the file matplotlibrc of the working directory, which may be a stranger's. Matplotlib's own
+    # folder has the default settings under that name. O_PATH opens a directory that may not be listed.
+    before = os.open(".", os.O_PATH)
+    os.chdir(matplotlib_data())
+    try:
+        import matplotlib
+    finally:
+        os.fchdir(before)
+        os.close(before)
+    return matplotlib
+
+
 def brief(spec: str) -> str:
     """Leave out default parameters: `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
     for declared in (*WEIGHTINGS.values(), *SCHEDULES.values(), *FACTORS.values()):
@@ -61,8 +77,7 @@ def line_style(index: int, colors: Sequence[str] = COLORS) -> dict[str, Any]:
 
 def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dict[str, Any]]:
     """Return a figure of width × height inches, and its panels by name. layout: rows of panel names."""
-    import matplotlib
-
+    matplotlib = import_matplotlib()
     matplotlib.use("agg")
     matplotlib.rcParams.update(STYLE)
     from matplotlib import pyplot

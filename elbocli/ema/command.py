@@ -69,7 +69,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     from elbocli.core.training import Profile, gamma_of, parse_average, solve
     from elbocli.errors import DataError, FormatError, UsageError
     from elbocli.files.checkpoint import CONFIG, WEIGHTS, whole_snapshots
-    from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, read_about, write_tensors
+    from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, write_tensors
     from elbocli.run.open import read_run_config
     from elbocli.run.settings import run_settings
     from elbocli.runtime.progress import log, progress
@@ -123,7 +123,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         elbo_version=__version__,
         command=command,
     )
-    write_tensors(out, weights, AVERAGE, about)
+    digest = write_tensors(out, weights, AVERAGE, about)
     return {
         "average": str(out),
         **{key: getattr(about, key) for key in ("spec", "std", "step", "images", "run", "residual")},
@@ -131,5 +131,5 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         "first_snapshot": snapshots[0].step,
         "profiles": sorted({average.spec for _, _, average, _ in used}),
         "largest_coefficient": max(map(abs, coefficients.values())),
-        "sha256": read_about(out)[1],
+        "sha256": digest,
     }

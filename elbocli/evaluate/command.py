@@ -12,6 +12,7 @@ from elbocli.cli.commands import (
     SEED,
     STREAM,
     Command,
+    NameOrFile,
     Output,
     batch_option,
     command_line,
@@ -78,6 +79,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @metric_options
 @option(
     "--extractor",
+    type=NameOrFile(),
     metavar="NAME|FILE.pt2",
     help="A name from 'elbo weights list extractors', or a torch.export program.  [default: that of saved features, or "
     f"{DEFAULT}]",

@@ -1,18 +1,22 @@
 """Atomic writes: write under a temporary name, flush to disk, then rename.
 
+The output files of a command get their names together, when the command ends (`named_together`).
+
 `.NAME.PID.tmp`: file or folder being written, locked by the writing process.
 `.NAME.PID.trash`: folder being removed.
 `.NAME.PID.old`: folder being replaced; after a kill, `sweep` renames it to NAME unless NAME exists.
 """
 
+import errno
 import fcntl
+import glob
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +24,7 @@ from elbocli.errors import DataError
 
 ASIDE = re.compile(r"\.(.+)\.\d+\.(tmp|trash|old)", re.DOTALL)
 PIPE = "a pipe or a device"
+IN_THE_WAY = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)  # errors of a rename to a name that is taken
 
 
 def streams(path: Path) -> bool:
@@ -94,12 +99,36 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def replace(aside: Path, path: Path) -> None:
-    """Rename the temporary file or folder `aside` to `path`. Raises OSError; DataError for a pipe or a device."""
+def put_in_place(aside: Path, path: Path, overwrite: bool = True) -> None:
+    """Give the temporary file or folder `aside` the name `path`.
+
+    overwrite: replace an existing file; an existing folder must be empty. Without overwrite, a file keeps the name `aside`, too.
+    Raises OSError. Raises DataError for a pipe or a device, and if `path` is in the way.
+    """
     if special(path):
         raise DataError(f"{path}: could not write: the path is {PIPE}, and elbo replaces only files; choose another name")
-    os.replace(aside, path)
+    try:
+        if overwrite or aside.is_dir():
+            os.replace(aside, path)
+        else:
+            _link(aside, path)
+    except OSError as error:
+        if error.errno not in IN_THE_WAY or not os.path.lexists(path):
+            raise
+        raise DataError(f"{path}: appeared while this command ran; move it away, and run the same command again") from error
     flush(path.parent)
+
+
+def _link(aside: Path, path: Path) -> None:
+    # A hard link replaces nothing, unlike a rename.
+    try:
+        os.link(aside, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+        os.replace(aside, path)  # this file system has no hard links
 
 
 def remove_folder(path: Path) -> None:
@@ -111,26 +140,38 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(trash)
 
 
+def _ignore(inode: int) -> None:
+    pass
+
+
 @contextmanager
-def new_file(path: Path) -> Iterator[IO[Any]]:
-    """Open a file of bytes that replaces `path` if the block succeeds. Raises DataError."""
+def new_file(path: Path, overwrite: bool | None = None, before_naming: Callable[[int], None] = _ignore) -> Iterator[IO[Any]]:
+    """Open a file of bytes that gets the name `path` if the block succeeds.
+
+    overwrite: whether to replace an existing file. None: as `named_together` says for its files, which get their names at the end
+    of its block; otherwise True.
+    before_naming: function of the file's inode number, called when the file is complete.
+    Raises DataError.
+    """
     aside = _aside(path)
-    with writing(path):
+    with writing(path), ExitStack() as stack:
         sweep(path.parent, path.name)
-        try:
-            with open(aside, "wb") as file:
-                lock(file.fileno())
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        stack.callback(aside.unlink, missing_ok=True)
+        file = stack.enter_context(open(aside, "wb"))
+        lock(file.fileno())
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        if overwrite is None and path in _outputs:
+            _outputs[path] = stack.pop_all()
+        else:
+            before_naming(os.fstat(file.fileno()).st_ino)
+            put_in_place(aside, path, overwrite is not False)
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder that replaces `path` if the block succeeds. Raises DataError."""
+def new_folder(path: Path, overwrite: bool = True, before_naming: Callable[[int], None] = _ignore) -> Iterator[Path]:
+    """Make a folder that gets the name `path` if the block succeeds. Raises DataError. Arguments: as for `new_file`."""
     aside, old = _aside(path), _aside(path, "old")
     with writing(path):
         sweep(path.parent, path.name)
@@ -141,12 +182,53 @@ def new_folder(path: Path) -> Iterator[Path]:
                 yield aside
                 for written in (*aside.iterdir(), aside):
                     flush(written)
-                if path.is_dir():
+                before_naming(os.fstat(handle).st_ino)
+                if overwrite and path.is_dir():
                     path.rename(old)
-                replace(aside, path)
+                put_in_place(aside, path, overwrite)
                 shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+_outputs: dict[Path, ExitStack | None] = {}  # in the block of `named_together`: path → temporary file, locked
+
+
+@contextmanager
+def named_together(paths: Collection[Path], overwrite: bool) -> Iterator[None]:
+    """Give the files that `new_file` writes to `paths` their names when the block succeeds; if it fails, remove them.
+
+    overwrite: replace existing files. Raises DataError, without overwrite also if a file appeared at one of the paths meanwhile.
+    """
+    _outputs.update(dict.fromkeys(paths))
+    named: list[Path] = []
+    try:
+        yield
+        for path in [path for path, stack in _outputs.items() if stack]:
+            with writing(path):
+                put_in_place(_aside(path), path, overwrite)
+            named.append(path)
+    except BaseException:
+        for path in named if not overwrite else ():
+            path.unlink()
+        raise
+    finally:
+        for stack in filter(None, _outputs.values()):
+            stack.close()
+        _outputs.clear()
+
+
+def undo_unfinished(paths: Collection[Path]) -> None:
+    """Remove what a killed process left in `named_together`: temporary files, and named files unless all are named."""
+    for path in paths if not all(map(os.path.lexists, paths)) else ():
+        with suppress(OSError):
+            for aside in path.parent.glob(glob.escape(f".{path.name}.") + "*.tmp"):
+                with _opened(aside) as handle:
+                    lock(handle)
+                    if path.samefile(aside):
+                        path.unlink()
+    for path in paths:
+        sweep(path.parent, path.name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,10 +23,11 @@ from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
+from msgspec import structs
 from PIL import Image
 
-from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.atomic import locked, replace, write_all, write_json, writing
+from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.files.atomic import locked, put_in_place, write_all, write_json, writing
 from elbocli.files.checkpoint import RunData
 from elbocli.files.grid import picture
 from elbocli.files.latents import LatentSpace, read_space
@@ -359,6 +360,7 @@ class Journal(Record):
     source: digest or settings that identify the contents. rows, bytes: number and size of the rows on disk.
     done: number of items of the source that were read or skipped. notes: further state of the writer.
     sha256: digest of the rows; for encoded images, also digest of the offsets.
+    named: inode number of the finished file, written just before the file gets its name; 0: unfinished.
     """
 
     source: Identity
@@ -367,6 +369,20 @@ class Journal(Record):
     done: Count
     sha256: list[str] = []
     notes: dict[str, Any] = {}
+    named: Count = 0
+
+
+def journal_of(out: Path) -> Path:
+    """Return the path of the journal of the unfinished file `out`."""
+    return out.with_name(out.name + ".partial.json")
+
+
+def finished_by(journal: Path, out: Path) -> Journal | None:
+    """Return the journal of a process that was killed after it had named `out`; None if `out` is not such a file."""
+    with suppress(OSError, ElboError):
+        there = Journal.of(read_json(journal), journal)
+        return there if there.named == out.lstat().st_ino else None
+    return None
 
 
 class Column:
@@ -399,22 +415,29 @@ class Resumable:
 
     def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Identity):
         self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
-        self.partial, self.journal, self.ends = (
-            out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.runs")
-        )
-        self.state = Journal(source, 0, 0, 0)
+        self.partial, self.ends = (out.with_name(out.name + end) for end in (".partial", ".partial.runs"))
+        self.journal, self.state = journal_of(out), Journal(source, 0, 0, 0)
+        self.overwrite = self.complete = False
 
     @contextmanager
     def held(self, overwrite: bool = False, wait: float = 0) -> Iterator[Self]:
         """Lock the file during a `with` block, and resume an unfinished file of the same source.
 
+        `complete` is then True if a killed process had finished and named the file.
         overwrite: replace a finished file, and discard an unfinished file of another source.
         wait: seconds to wait for another process.
         Raises DataError if another process holds the file or the disk is full.
         Raises UsageError, without overwrite, for a finished file or another source.
         """
         room = self.offset + self.limit * (self.layout.claim or self.layout.row_bytes)
+        self.overwrite = overwrite
         with locked(self.partial, str(self.out), wait), ExitStack() as stack:
+            finished = finished_by(self.journal, self.out)
+            if finished and finished.source == self.state.source:
+                self.state, self.complete = finished, True
+                self.discard()
+                yield self
+                return
             if os.path.lexists(self.out) and not overwrite:  # another process may have written it meanwhile
                 if not self.journal.exists():
                     self.discard()
@@ -461,7 +484,7 @@ class Resumable:
         log.warning(f"{self.partial}: unfinished file is damaged or has other settings; writing all rows again")
 
     def discard(self) -> None:
-        for path in (self.journal, self.ends, self.partial):
+        for path in (self.partial, self.ends, self.journal):  # the journal last: it may say that the file is complete
             path.unlink(missing_ok=True)
 
     @property
@@ -484,8 +507,15 @@ class Resumable:
                 os.fdatasync(column.handle)
         size, digests = self._rows.size, [column.digest.hexdigest() for column in self._columns]
         count = size // self.layout.row_bytes if self.layout.row else self._columns[1].size // 8
-        self.state = Journal(self.state.source, count, size, done, digests, notes)
-        write_json(self.journal, self.state.json())
+        self._note(Journal(self.state.source, count, size, done, digests, notes))
+
+    def _note(self, state: Journal) -> None:
+        self.state = state
+        write_json(self.journal, state.json())
+
+    def note_naming(self, inode: int) -> None:
+        """Note in the journal that the finished file, of this inode number, is about to get its name."""
+        self._note(structs.replace(self.state, named=inode))
 
     def block(self) -> np.ndarray:
         os.ftruncate(self._rows.handle, self.offset + self._rows.size)  # free the unused disk space
@@ -495,9 +525,9 @@ class Resumable:
         """Write `head` before the rows, and give the file its final name."""
         write_all(self._rows.handle, head, 0)
         os.fsync(self._rows.handle)
-        for path in (self.journal, self.ends):
-            path.unlink(missing_ok=True)
-        replace(self.partial, self.out)
+        self.note_naming(os.fstat(self._rows.handle).st_ino)
+        put_in_place(self.partial, self.out, self.overwrite)
+        self.discard()
 
 
 class DatasetWriter(Resumable):
@@ -507,6 +537,8 @@ class DatasetWriter(Resumable):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
     def finish(self, members: Members, attributes: dict[str, Any]) -> None:
+        if self.complete:
+            return
         about = {
             **DatasetAttributes.head(),
             "digests": DIGESTS,

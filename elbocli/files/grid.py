@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -177,13 +178,18 @@ def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
     return drawn
 
 
+def matplotlib_data() -> Path:
+    """Return matplotlib's folder of fonts and default settings, without importing matplotlib."""
+    (package,) = find_spec("matplotlib").submodule_search_locations  # type: ignore[union-attr, misc]
+    return Path(package) / "mpl-data"
+
+
 @cache
 def _lettering(row: int) -> tuple[ImageFont.FreeTypeFont, int]:
     """Return font and margin of class names. row: height of an image row in pixels."""
-    import matplotlib  # its font, with Pillow's basic layout, gives the same pixels on every machine
-
+    # Matplotlib's font, with Pillow's basic layout, gives the same pixels on every machine.
     size = max(1, min(row, max(LETTER, row // 8)))
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    path = matplotlib_data() / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC), -(-size // 2)
 
 

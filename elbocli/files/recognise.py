@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
-from elbocli.files.atomic import PIPE, special
+from elbocli.files.atomic import PIPE, special, undo_unfinished
 from elbocli.files.reading import open_file
 
 PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPEG"
@@ -145,6 +145,8 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
     Raises UsageError for a path that may not be written, DataError if the path's folder is missing.
     """
     read, seen = [source.absolute() for source in inputs], set[Path]()
+    if not overwrite:
+        undo_unfinished([path for path, _ in outputs])
     for path, kinds in outputs:
         here, folder = path.absolute(), FOLDER in kinds and not path.suffix
         runs = [run for run in here.parents if run in read or (run / "config.yaml").exists()]
@@ -158,9 +160,9 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
                 raise DataError(f"{path}: there is no folder {path.parent}; make it first")
         elif path.resolve() in [source.resolve() for source in inputs]:
             wrong = "is read by this command; choose another name"
-        elif not overwrite:
+        elif not overwrite and not _finished_by_killed(path):
             wrong = f"already exists; choose another name{' or add --overwrite' if kinds else ''}"
-        elif (found := _written_kind(path)) not in ({FOLDER} if folder else {*kinds, EMPTY} - {FOLDER}) | {MISSING}:
+        elif overwrite and (found := _written_kind(path)) not in ({FOLDER} if folder else {*kinds, EMPTY} - {FOLDER}) | {MISSING}:
             wrong = f"is {found}, and --overwrite replaces only what this command writes; choose another name"
         if wrong:
             raise UsageError(f"{path}: {wrong}")
@@ -171,6 +173,13 @@ def png_names(count: int) -> list[str]:
     """Return the file names of `count` images in a folder of PNGs."""
     digits = len(str(max(count - 1, 999999)))
     return [f"{index:0{digits}d}.png" for index in range(count)]
+
+
+def _finished_by_killed(path: Path) -> bool:
+    # The same command then removes what the killed process left.
+    from elbocli.files.dataset import finished_by, journal_of
+
+    return finished_by(journal_of(path), path) is not None
 
 
 def _written_kind(path: Path) -> str:

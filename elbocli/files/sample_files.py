@@ -121,19 +121,23 @@ class FileSink:
         look: called after each PNG of a folder; may raise an error to stop.
         """
         file, header, out = self._file, self._header, self._file.out
+        naming: Any = {"overwrite": file.overwrite, "before_naming": file.note_naming}
         with writing(out):
-            if isinstance(file, DatasetWriter):
+            if file.complete:
+                pass
+            elif isinstance(file, DatasetWriter):
                 _finish_dataset(file, header)
             elif out.suffix == ".npy":
                 file.name(npy_header(header.shape))
             elif out.suffix == ".npz":
                 labels: Any = {} if header.labels is None else {"arr_1": header.labels.astype("<i8")}
-                with new_file(out) as archive:
+                with new_file(out, **naming) as archive:
                     np.savez(archive, arr_0=file.block(), **labels, about=np.array(header.about_json))
             elif out.suffix == ".png":
-                write_grid(out, file.block(), header.layout)
+                with new_file(out, **naming) as sheet:
+                    write_grid(sheet, file.block(), header.layout)
             else:
-                with new_folder(out) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
+                with new_folder(out, **naming) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
                     images, names = file.block(), png_names(self.done)
                     saved = pool.map(lambda image, name: picture(image).save(folder / name), images, names)
                     for done, _ in enumerate(saved, 1):
@@ -176,8 +180,8 @@ def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: boo
         yield StreamSink(target, header)
         return
     count, rows = header.shape[0], BlockLayout(IMAGES, header.shape[1:])
-    # Disk space for the final file, which is made of these rows, is allocated too.
-    twice = BlockLayout(IMAGES, rows.row, 2 * rows.row_bytes + FILE_BYTES)
+    # Disk space for the final file or the PNGs, which are made of these rows, is allocated too.
+    twice = BlockLayout(IMAGES, rows.row, 2 * rows.row_bytes + (0 if suffix else FILE_BYTES))
     file = Resumable(target, twice, 0, count, header.identity)
     if suffix == ".h5":
         file = DatasetWriter(target, rows, count, header.identity)

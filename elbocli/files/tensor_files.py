@@ -91,8 +91,8 @@ class AverageFacts(Record):
     more: Rest = {}
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Record) -> None:
-    """Write tensors to a safetensors file. Raises DataError.
+def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Record) -> str:
+    """Write tensors to a safetensors file; return the sha256 of their bytes, which the file has, too. Raises DataError.
 
     kind: name of the format. about: how the tensors were made.
     """
@@ -107,6 +107,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Reco
     with new_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(payload)
+    return meta[DIGEST]
 
 
 def read_about(path: Path) -> tuple[AverageFacts, str]:

@@ -63,7 +63,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
         }
     settings |= {key: spec for key, spec in specs.items() if key in settings}
     licence = declared.traits.licence
-    with new_folder(run) as aside:
+    with new_folder(run, overwrite=False) as aside:
         for name, file in imported.files.items():
             shutil.copyfile(file, aside / name)
         config = store.RunConfig(

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from elbocli.cli.commands import visible_lines
-from elbocli.cli.figure import STYLE, level_ticks, line_style
+from elbocli.cli.figure import STYLE, import_matplotlib, level_ticks, line_style
 from elbocli.core.adaptive import ErrorMoments, bin_middles
 from elbocli.evaluate.result import fill_template
 from elbocli.evaluate.settings import PROTOCOLS
@@ -183,9 +183,7 @@ def levels_of(facts: RunFacts) -> Tensor:
 
 def pictures(*runs: RunFacts) -> dict[str, tuple[str, Any]]:
     """Return the plots that have data: name in the templates → (SVG, legend)."""
-    import matplotlib
-
-    with matplotlib.rc_context({**STYLE, **OWN}):
+    with import_matplotlib().rc_context({**STYLE, **OWN}):
         names = [facts.report.run for facts in runs] if len(runs) > 1 else []
         panels = _panels_of_several(runs, names) if names else _panels_of_one(runs[0])
         for place, (name, title) in enumerate(scores(runs).items()):

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from harness import run_code
+from harness import run_code, spawn_elbo
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -231,3 +231,9 @@ def test_names_and_files_are_offered_without_heavy_imports():
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_script_is_for_that_shell(shell, elbo):
     assert f"_ELBO_COMPLETE={shell}_complete".encode() in elbo("completion", shell).stdout
+
+
+def test_modules_of_the_working_directory_are_not_run(tmp_path):
+    (tmp_path / "click.py").write_text("raise SystemExit(7)")
+    with spawn_elbo("--version", cwd=tmp_path) as process:
+        assert process.wait() == 0

@@ -152,6 +152,9 @@ def test_samples_go_through_a_pipe_and_a_producer_that_dies_is_noticed(elbo, dig
         ('info "$2" > /dev/full', 1),
         ('info "$2" <&-', 0),
         ('info "$2" >&-', 1),
+        ('info "$2" 2>&-', 0),
+        ('info "$2" >&- 2>&-', 1),
+        ('sample "$1" -n 4 --steps 1 2>/dev/full >/dev/null', 0),
     ],
 )
 @pytest.mark.long

@@ -1,10 +1,11 @@
 """Files and folders appear whole or not at all, whatever stops the writer: a kill, a fault, a full disk, a missing right."""
 
+import errno
 import json
 import os
 import resource
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,55 @@ def test_closed_streams_leave_the_file_to_its_writer(tmp_path):
     code = "import os, sys; os.closerange(0, 3); from pathlib import Path; from elbocli.files.atomic import write_text\n"
     done = run_code(code + "write_text(Path(sys.argv[1]), 'whole'); print('said'); os._exit(0)", tmp_path / "file")
     assert done.returncode in (0, 1) and tree(tmp_path) == {Path("file"): b"whole"}
+
+
+@pytest.fixture(params=["links", "no links"])
+def hard_links(request, monkeypatch):
+    """A file system with and without hard links."""
+
+    def refused(*paths):
+        raise PermissionError(errno.EPERM, "not supported")
+
+    if request.param == "no links":
+        monkeypatch.setattr(os, "link", refused)
+
+
+@pytest.mark.parametrize("new", [atomic.new_file, atomic.new_folder])
+def test_what_appeared_meanwhile_is_kept(new, hard_links, tmp_path):
+    with new(tmp_path / "made", overwrite=False):
+        pass
+    before = tree(tmp_path)
+    for kept in ("folder", "file"):
+        path = tmp_path / kept
+        with pytest.raises(DataError), new(path, overwrite=False):
+            path.mkdir() if kept == "folder" else path.write_text("kept")
+            (path if kept == "file" else path / "kept").write_text("kept")
+    assert tree(tmp_path) == {**before, Path("folder"): False, Path("folder/kept"): b"kept", Path("file"): b"kept"}
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_several_outputs_get_their_names_together_or_not_at_all(overwrite, hard_links, tmp_path):
+    paths = [tmp_path / name for name in "ab"]
+
+    def write():
+        before = tree(tmp_path)
+        for path in paths:
+            atomic.write_text(path, "new")
+        assert {name: content for name, content in tree(tmp_path).items() if name.suffix != ".tmp"} == before
+
+    with pytest.raises(ValueError), atomic.named_together(paths, overwrite):
+        write()
+        raise ValueError
+    assert tree(tmp_path) == {}
+    with nullcontext() if overwrite else pytest.raises(DataError), atomic.named_together(paths, overwrite):
+        write()
+        paths[1].write_text("kept")
+    assert tree(tmp_path) == ({Path("a"): b"new", Path("b"): b"new"} if overwrite else {Path("b"): b"kept"})
+    paths[1].unlink()
+    paths[0].unlink(missing_ok=True)
+    with atomic.named_together(paths, overwrite):
+        write()
+    assert tree(tmp_path) == {Path("a"): b"new", Path("b"): b"new"}
 
 
 @pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt, SystemExit])

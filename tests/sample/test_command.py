@@ -95,3 +95,13 @@ def test_a_line_that_makes_no_sense_is_refused(given, word, elbo, trained, tmp_p
     words = [trained if each == "RUN" else each for each in given]
     done = elbo("sample", trained, *words, "-o", tmp_path / "x.npy")
     assert done.returncode == 2 and word in done.stderr.decode() and not (tmp_path / "x.npy").exists()
+
+
+def test_only_options_that_take_files_are_tried_as_files(elbo, trained, tmp_path):
+    labels = ",".join(["1"] * 300)
+    for more in ((), ("--overwrite",)):
+        done = elbo(
+            "sample", trained, "-n", 300, "--steps", 1, "--classes", labels, "--weights=model", "-o", "model", *more, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "model").iterdir())) == 300

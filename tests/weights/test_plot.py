@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from harness import spawn_elbo
 
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
@@ -57,3 +58,13 @@ def test_odd_weightings_can_be_drawn_alone_and_out_of_sight(spec, tmp_path):
     plot_weights({w.spec: w}, [], -15, 15, tmp_path / "a.png")
     plot_weights({w.spec: w}, [], 20, 30, tmp_path / "b.png")
     assert len(text_plot({w.spec: w}, -15, 15, 60)) == 2
+
+
+@pytest.mark.parametrize("content", [b"text.usetex: True\nlines.linewidth: 9\n", bytes(range(256))])
+@pytest.mark.long
+def test_a_matplotlibrc_of_the_working_directory_is_not_read(content, tmp_path):
+    (tmp_path / "matplotlibrc").write_bytes(content)
+    plot_weights(by_spec(["sigmoid"]), [], -15, 15, tmp_path / "here.svg")
+    with spawn_elbo("weights", "plot", "sigmoid:bias=2", "-o", "there.svg", cwd=tmp_path) as process:
+        assert process.wait() == 0
+    assert (tmp_path / "here.svg").read_bytes() == (tmp_path / "there.svg").read_bytes()

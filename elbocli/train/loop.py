@@ -104,7 +104,7 @@ def run(
 
 
 def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hook: CheckpointHook, ending: Ending) -> None:
-    settings, world, last_saved = state.settings, state.world, state.steps_done or -1
+    settings, world, last_saved = state.settings, state.world, state.steps_done
     writing = Future[object]()
     writing.set_result(None)
     with ThreadPoolExecutor(1, "elbo-saver") as writer:
@@ -152,7 +152,8 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
             if reason:
                 save()
                 writing.result()
-                saved = f"saved step {step} of {settings.steps}; the same command goes on from there"
+                saved = f"saved step {step} of {settings.steps}" if step else "no step is done yet"
+                saved += "; the same command goes on from there"
                 if reason != TIME:
                     raise interrupted(reason, saved)
                 status.write("stopped", f"ended by its time limit; {saved}")

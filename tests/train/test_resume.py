@@ -108,7 +108,15 @@ def test_a_time_limit_saves_and_the_run_is_no_failure(elbo, digits, preset, tmp_
     done = elbo("train", digits, "-o", run, "--preset", preset, "--steps", 10**6, "--time-limit", ".1s")
     assert done.returncode == 0 and done.stdout.decode() == f"{run}\n", done.stderr
     status = status_of(run)
-    assert (status["state"], steps_of(run)) == ("stopped", [status["step"]]) and b"time limit" in done.stderr
+    assert status["state"] == "stopped" and b"time limit" in done.stderr
+    assert steps_of(run) == [status["step"]] * (status["step"] > 0)
+
+
+def test_a_run_that_ends_before_its_first_step_keeps_no_checkpoint(digits, preset, tmp_path):
+    job = {"size": 1, "data": digits, "options": {"preset": str(preset), "steps": 2, **SMALL}, "out": tmp_path / "run"}
+    assert in_processes({**job, "ends": ("SIGTERM", 0)})[0] == [[128 + signal.SIGTERM]]
+    assert steps_of(tmp_path / "run") == [] and status_of(tmp_path / "run")["step"] == 0
+    assert in_processes(job)[0] == [[0]] and steps_of(tmp_path / "run") == [1, 2]
 
 
 # --- terminals and launchers ---

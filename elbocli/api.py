@@ -105,7 +105,8 @@ class DiffusionLoss(Objective):
         - Output: ``LossTerms``, whose ``loss`` (in nats per dimension), ``eps_mse`` and ``logsnr`` have shape [B]
 
     Raises:
-        UsageError: for an invalid argument, or a range of λ that the schedule does not cover.
+        UsageError: for an invalid argument, a weighting that is negative or infinite in the range of λ, or a range that the
+            schedule does not cover.
         FormatError: for an unreadable file.
 
     Source: Kingma & Gao 2023, arXiv:2303.00848.
@@ -136,6 +137,11 @@ class DiffusionLoss(Objective):
         ranks: int = 1,
     ):
         weighting = resolve_weighting(weighting) if isinstance(weighting, str) else weighting
+        if not isinstance(weighting, Weighting):
+            raise UsageError(
+                f"weighting is a {type(weighting).__name__}, without a name for logs and checkpoints; declare a function with "
+                "@elbocli.plugin.weighting('NAME', monotone=False), and pass 'NAME'"
+            )
         check_floor(floor)
         if t_sampling not in T_SAMPLINGS:
             raise UsageError(f"t_sampling is {t_sampling!r}; it must be {' or '.join(T_SAMPLINGS)}")
@@ -144,6 +150,7 @@ class DiffusionLoss(Objective):
             schedule = "uniform"
         schedule = _on_range(schedule, logsnr_min, logsnr_max, None)
         self.logsnr_min, self.logsnr_max = schedule.logsnr_min, schedule.logsnr_max
+        weighting.check(self.logsnr_min, self.logsnr_max)
         edges = bin_edges(self.logsnr_min, self.logsnr_max)
         super().__init__(weighting, None if adapts else schedule, _predicted(prediction, None), edges, floor)
         self.t_sampling, self.rank, self.ranks, self.step, self.images = t_sampling, rank, ranks, 0, 0

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.samplers import SAMPLERS, Move, parse_sampler, time_grid, walk
+from elbocli.core.samplers import SAMPLERS, Move, check_sampler, parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 
@@ -122,6 +122,11 @@ def test_a_walk_asks_once_a_step_at_the_grids_levels_and_ends_with_the_denoiser(
     assert [logsnr for logsnr, _ in calls] == pytest.approx(levels, rel=1e-12)
     np.testing.assert_allclose(found, calls[-1][1], rtol=1e-14)
     assert torch.equal(start, before)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_passes_the_check_of_plug_ins(name):
+    check_sampler(SAMPLERS[name])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 64])

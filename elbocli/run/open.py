@@ -177,6 +177,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     with reading(f"{where}: its weights don't fit {run / CONFIG}", on=(RuntimeError,)):
         network = loaded(network, tensors)
     network = place(network, device).eval().requires_grad_(False)
+    network.train_settings = settings
     return TrainedRun(run, network, settings, config.data, config.files, checkpoint, about)
 
 

@@ -261,7 +261,7 @@ def parse_sampler(text: str) -> Sampler:
     return declared.bind(parse_spec(f"{name}:{words}")[1])
 
 
-def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
+def logsnr_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
     """Return the rising λ of a sampler's steps, [steps + 1]; the last is inf (clean data).
 
     spacing: one of SPACINGS; None: the default for the schedule.

@@ -45,7 +45,9 @@ def check_theorem(asked: Measurement, specs: Sequence[str] = ()) -> Theorem:
     for weighting, measure in zip(weightings, measures):
         weighting.check(low, high)
         if not measure.largest > 0:
-            raise UsageError(f"{weighting.spec}: w is 0 for logsnr {low:g} to {high:g}; change --logsnr-min or --logsnr-max")
+            raise UsageError(
+                f"{weighting.spec}: the largest w on logsnr {low:g} to {high:g} is 0; change --logsnr-min or --logsnr-max"
+            )
     # All weightings share the draws for the right side, at noise levels of the average density, so that no weighting lacks any.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
     share = torch.stack([-each.t(edges).diff() for each in schedules]).mean(0)

@@ -19,10 +19,10 @@ from elbocli.bound.result import Bound
 from elbocli.core.adaptive import BinSums, Objective, bin_edges, check_floor, refuse_adaptive
 from elbocli.core.loss import LossTerms, Network, denoising_losses
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import Sampler, parse_sampler, time_grid
+from elbocli.core.samplers import Sampler, logsnr_grid, parse_sampler
 from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance, Noise
 from elbocli.core.schedule import Schedule
-from elbocli.core.streams import T_SAMPLINGS, Stream, times
+from elbocli.core.streams import T_SAMPLINGS, Stream, choose_labels, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
@@ -105,7 +105,8 @@ class DiffusionLoss(Objective):
         - Output: ``LossTerms``, whose ``loss`` (in nats per dimension), ``eps_mse`` and ``logsnr`` have shape [B]
 
     Raises:
-        UsageError: for an invalid argument, or a range of λ that the schedule does not cover.
+        UsageError: for an invalid argument, a weighting that is negative or infinite in the range of λ, or a range that the
+            schedule does not cover.
         FormatError: for an unreadable file.
 
     Source: Kingma & Gao 2023, arXiv:2303.00848.
@@ -136,6 +137,11 @@ class DiffusionLoss(Objective):
         ranks: int = 1,
     ):
         weighting = resolve_weighting(weighting) if isinstance(weighting, str) else weighting
+        if not isinstance(weighting, Weighting):
+            raise UsageError(
+                f"weighting is a {type(weighting).__name__}, without a name for logs and checkpoints; declare a function with "
+                "@elbocli.plugin.weighting('NAME', monotone=False), and pass 'NAME'"
+            )
         check_floor(floor)
         if t_sampling not in T_SAMPLINGS:
             raise UsageError(f"t_sampling is {t_sampling!r}; it must be {' or '.join(T_SAMPLINGS)}")
@@ -144,6 +150,7 @@ class DiffusionLoss(Objective):
             schedule = "uniform"
         schedule = _on_range(schedule, logsnr_min, logsnr_max, None)
         self.logsnr_min, self.logsnr_max = schedule.logsnr_min, schedule.logsnr_max
+        weighting.check(self.logsnr_min, self.logsnr_max)
         edges = bin_edges(self.logsnr_min, self.logsnr_max)
         super().__init__(weighting, None if adapts else schedule, _predicted(prediction, None), edges, floor)
         self.t_sampling, self.rank, self.ranks, self.step, self.images = t_sampling, rank, ranks, 0, 0
@@ -240,25 +247,42 @@ class DiffusionLoss(Objective):
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
 
-def _on_range(schedule: Schedule | str, low: float | None, high: float | None, loss: Any, clip: bool = False) -> Schedule:
+def _on_range(schedule: Schedule | str, low: float | None, high: float | None, trained: Any, clip: bool = False) -> Schedule:
     """Return a schedule truncated to [low, high].
 
-    low, high: limits of λ. None: a Schedule object's own; if `schedule` is a SPEC, those of the DiffusionLoss `loss`, else ±15.
+    low, high: limits of λ. None: those of a Schedule object, within those of `trained`; for a SPEC those of `trained`, else ±15.
+    trained: DiffusionLoss or TrainSettings that a network was trained with; None: unknown.
     clip: if `schedule` is a SPEC that reaches only part of [low, high], use this part instead of raising UsageError.
     """
-    ends = loss if isinstance(schedule, str) else schedule
-    low = low if low is not None else ends.logsnr_min if ends else -15.0
-    high = high if high is not None else ends.logsnr_max if ends else 15.0
+    own = None if isinstance(schedule, str) else schedule
+    known = [each for each in (own, trained) if each is not None]
+    low = low if low is not None else max((each.logsnr_min for each in known), default=-15.0)
+    high = high if high is not None else min((each.logsnr_max for each in known), default=15.0)
     if isinstance(schedule, str):
         return resolve_schedule(schedule, low, high, clip=clip)
     return replace(schedule, logsnr_min=low, logsnr_max=high)
 
 
-def _predicted(prediction: Prediction | str | None, loss: DiffusionLoss | None) -> Prediction:
-    if prediction is None and loss is None:
+def _predicted(prediction: Prediction | str | None, trained: Any) -> Prediction:
+    """Return the prediction of a network. trained: as in `_on_range`. Raises UsageError if unknown or contradictory."""
+    if not isinstance(prediction, Prediction | str | None):
+        raise UsageError(f"prediction is a {type(prediction).__name__}; give a name, such as 'v', and images as pixels=")
+    if prediction is None and trained is None:
         raise UsageError("the network's prediction isn't given; pass prediction=, such as 'v', or the DiffusionLoss as loss=")
-    chosen = prediction or loss.prediction  # type: ignore[union-attr]
-    return Prediction(chosen) if isinstance(chosen, str) else chosen
+    chosen = Prediction(prediction) if isinstance(prediction, str) else prediction
+    known = None if trained is None else trained.prediction
+    known = Prediction(known) if isinstance(known, str) else known
+    if chosen and known and chosen.spec != known.spec:
+        raise UsageError(
+            f"prediction is {chosen.spec}, but the network was trained to predict {known.spec}; leave prediction out"
+        )
+    return chosen or known  # type: ignore[return-value]  # one of them is there
+
+
+def _trained(network: Network | TrainedRun, loss: DiffusionLoss | None) -> tuple[Network, Any]:
+    """Return the network, and the DiffusionLoss or TrainSettings that it was trained with; None: unknown."""
+    module = network.network if isinstance(network, TrainedRun) else network
+    return module, loss or getattr(module, "train_settings", None)
 
 
 def _labels(labels: Any, n: int) -> Tensor | None:
@@ -268,7 +292,7 @@ def _labels(labels: Any, n: int) -> Tensor | None:
 
 
 def draw(
-    network: Network,
+    network: Network | TrainedRun,
     prediction: Prediction | str | None = None,
     shape: Sequence[int] = (),
     n: int = 0,
@@ -291,17 +315,18 @@ def draw(
 ) -> Tensor:
     """Draw n examples from a trained network.
 
-    network: a callable `(z, logsnr, labels) → out`, in eval mode.
-    prediction: what the network outputs; default: that of `loss`.
-    shape: shape of one example, such as (channels, height, width).
+    network: a run, or a callable `(z, logsnr, labels) → out`, in eval mode.
+    prediction: what the network outputs; default: that of `loss`, else of the network's run.
+    shape: shape of one example, such as (channels, height, width); default: that of a run.
     loss: the DiffusionLoss that trained the network.
-    labels: [n], where −1 means "no class".
+    labels: [n], where −1 means "no class"; default: for a run, those of `elbo sample`.
     guidance_scale: scale of classifier-free guidance; 1 is none. Others need labels, and a network trained with "no class".
     sampler: a Sampler or its SPEC, `NAME:key=value,…`.
     steps: number of noise levels; default: the sampler's.
     schedule: a Schedule or its SPEC; default: the sampler's.
     spacing: SPEC of the spacing of the noise levels; default: the schedule's.
-    logsnr_min, logsnr_max: range of λ; default: of a Schedule object, else of `loss`, else −15 to 15.
+    logsnr_min, logsnr_max: range of λ; default: that of `loss`, else of the network's run, within that of a Schedule object; else
+        −15 to 15.
     start: `unit` starts from z = ε, `edm` from z = σε.
     threshold: `none`, `static` or `dynamic` clipping of the estimate x̂ of the data.
     seed: seed of the noise; the noise of example i depends only on the seed and i.
@@ -311,10 +336,18 @@ def draw(
     Returns [n, *shape], float32.
     Raises UsageError for an invalid argument, or an output of the wrong shape.
     """
-    chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, loss)
+    module, trained = _trained(network, loss)
+    if isinstance(network, TrainedRun):
+        *sides, channels = network.network.config.shape
+        shape = shape or (channels, *sides)
+        if labels is None:
+            labels = choose_labels(SampleSettings.classes, n, network.network.config.num_classes, seed)
+    if not shape or n < 1:
+        raise UsageError(f"shape is {tuple(shape)} and n is {n}; pass the shape of one example, and the number of examples")
+    chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, trained)
     steps = chosen.traits.steps if steps is None else steps
-    schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, loss, clip=True)
-    grid = time_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
+    schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, trained, clip=True)
+    grid = logsnr_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
     place, labels = choose_device(str(device)), _labels(labels, n)
     how = SampleSettings(sampler=chosen, start=STARTS.parse(start))
     if guidance_scale != 1 and labels is None:
@@ -325,13 +358,13 @@ def draw(
     for first in range(0, n, batch_size):
         indices = range(first, min(first + batch_size, n))
         mine = None if labels is None else sent(labels[first : first + batch_size], place)
-        denoiser = Denoiser(network, what, Guidance(guidance_scale), mine, threshold=THRESHOLDS.parse(threshold))
+        denoiser = Denoiser(module, what, Guidance(guidance_scale), mine, threshold=THRESHOLDS.parse(threshold))
         drawn.append(draw_batch(denoiser, indices, grid, how, source, arithmetic, lambda x: x))
     return torch.cat(drawn)
 
 
 def variational_bound(
-    network: Network,
+    network: Network | TrainedRun,
     prediction: Prediction | str | None = None,
     pixels: Any = (),
     labels: Any = None,
@@ -349,9 +382,11 @@ def variational_bound(
 ) -> Bound:
     """Return the variational bound on −log p of images under a network, with its terms and their standard errors.
 
-    prediction: what the network outputs; default: that of `loss`.
+    network: a run, or a callable `(z, logsnr, labels) → out`, in eval mode.
+    prediction: what the network outputs; default: that of `loss`, else of the network's run.
     loss: the DiffusionLoss that trained the network.
-    logsnr_min, logsnr_max: range of λ of training; default: of a Schedule object, else of `loss`, else −15 to 15.
+    logsnr_min, logsnr_max: range of λ of training; default: that of `loss`, else of the network's run, within that of a Schedule
+        object; else −15 to 15.
     pixels: [N, C, H, W] or [N, H, W, C], uint8, C = 1 or 3, N ≥ 2; the network sees pixels scaled to [−1, 1].
     labels: [N]; None for a network without classes.
     schedule: a Schedule or its SPEC that draws noise levels; affects only the standard errors.
@@ -362,9 +397,10 @@ def variational_bound(
     Raises UsageError for an invalid argument, NonFiniteError for outputs that are not finite.
     Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
-    what, schedule = _predicted(prediction, loss), _on_range(schedule, logsnr_min, logsnr_max, loss)
+    module, trained = _trained(network, loss)
+    what, schedule = _predicted(prediction, trained), _on_range(schedule, logsnr_min, logsnr_max, trained)
     low, high, arithmetic = schedule.logsnr_min, schedule.logsnr_max, Precision(precision, choose_device(str(device)))
-    measured = MeasuredNetwork(network, what, low, high, arithmetic, batch_size, draws, seed, population=population)
+    measured = MeasuredNetwork(module, what, low, high, arithmetic, batch_size, draws, seed, population=population)
     labels, size, images = _labels(labels, len(pixels)), max(1, batch_size // draws), []
     for first in range(0, len(pixels), size):
         rows = range(first, min(first + size, len(pixels)))

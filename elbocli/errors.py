@@ -24,6 +24,10 @@ class FormatError(ElboError):
     """A file has the wrong format, or is damaged."""
 
 
+class PluginError(UsageError):
+    """A function or class that a plug-in declares is faulty. The message names its file and line."""
+
+
 class DataError(ElboError):
     """Data are missing or unusable: an undecodable image, an empty folder, a truncated stream."""
 

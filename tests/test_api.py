@@ -90,6 +90,10 @@ REFUSED = {
     "noise that broadcasts": lambda: elbocli.DiffusionLoss()(same, X, eps=torch.zeros(1)),
     "unknown times": lambda: elbocli.DiffusionLoss(t_sampling="random"),
     "another loss's state": lambda: elbocli.DiffusionLoss("edm").load_state_dict(elbocli.DiffusionLoss().state_dict()),
+    "a function as a weighting": lambda: elbocli.DiffusionLoss(lambda logsnr: logsnr * 0 + 1),
+    "a weighting that overflows": lambda: elbocli.DiffusionLoss("p2:gamma=-30", logsnr_min=-40, logsnr_max=40),
+    "no shape": lambda: elbocli.draw(same, "v", n=2),
+    "images as the prediction": lambda: elbocli.variational_bound(same, PIXELS),
     "no prediction": lambda: elbocli.draw(same, shape=(1, 8, 8), n=2),
     "guidance without labels": lambda: elbocli.draw(same, "v", (1, 8, 8), 2, guidance_scale=2.0),
     "an odd number of draws": lambda: elbocli.variational_bound(same, "v", PIXELS, draws=3),
@@ -169,7 +173,8 @@ def test_what_it_draws_is_what_elbo_sample_draws(elbo, trained, tmp_path):
     run, labels = elbocli.open_run(trained, "cpu"), torch.arange(6)
     how = {"labels": labels, "steps": 4, "schedule": elbocli.schedule("cosine", -10, 10), "device": "cpu"}
     drawn = elbocli.draw(run.network, run.prediction, (1, 8, 8), 6, **how)
-    assert np.array_equal(to_levels(drawn).numpy(), np.load(tmp_path / "s.npy"))
+    by_run = elbocli.draw(run, n=6, steps=4, device="cpu")
+    assert np.array_equal(to_levels(drawn).numpy(), np.load(tmp_path / "s.npy")) and torch.equal(by_run, drawn)
     with pytest.raises(UsageError):
         elbocli.draw(run.network, "v", (1, 8, 8), 6, labels=labels[:2])
 
@@ -180,6 +185,30 @@ def test_the_bound_is_that_of_elbo_bound(elbo, trained, digits):
     how = {"logsnr_min": -10, "logsnr_max": 10, "draws": 2, "population": 300, "device": "cpu"}
     images = data.batch(range(300)), torch.from_numpy(data.labels)
     found = elbocli.variational_bound(run.network, run.prediction, *images, **how)
+    del how["logsnr_min"], how["logsnr_max"]
+    assert (
+        found
+        == elbocli.variational_bound(run, None, *images, **how)
+        == elbocli.variational_bound(run.network, None, *images, **how)
+    )
+    assert repr(found).startswith(f"Bound({found.bpd:.4g} ± {found.bpd_se:.2g} bits")
     for key in ("bpd", "bpd_se", "bpd_se_noise", "nats"):
         assert getattr(found, key) == pytest.approx(expected[key], rel=1e-5), key
     assert found.prior.nats == pytest.approx(expected["prior"]["nats"], rel=1e-9)
+
+
+def test_a_network_keeps_the_range_and_prediction_of_its_run(trained, digits):
+    run, pixels = elbocli.open_run(trained, "cpu"), elbocli.open_dataset(digits).batch(range(20))
+    few = {"pixels": pixels, "draws": 2, "device": "cpu"}
+    bound = elbocli.variational_bound(run.network, **few)
+    own = elbocli.schedule("uniform", -10, 10)
+    for network in (run, copy.deepcopy(run.network), pickle.loads(pickle.dumps(run.network))):
+        for schedule in ("uniform", own, elbocli.schedule("uniform")):
+            assert elbocli.variational_bound(network, **few, schedule=schedule) == bound
+    loss = elbocli.DiffusionLoss("elbo", logsnr_min=-12, logsnr_max=12)
+    wider = elbocli.variational_bound(run, **few, logsnr_min=-12, logsnr_max=12)
+    assert bound != wider == elbocli.variational_bound(run.network, **few, loss=loss)
+    narrow = elbocli.draw(run, n=2, steps=3, schedule=elbocli.schedule("cosine", -8, 8))
+    assert torch.equal(narrow, elbocli.draw(run, n=2, steps=3, logsnr_min=-8, logsnr_max=8))
+    with pytest.raises(UsageError, match="eps"):
+        elbocli.draw(run, "eps", n=2)

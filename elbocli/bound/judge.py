@@ -20,6 +20,7 @@ from elbocli.bound.result import Check, Classification, NoiseShares, Side, Theor
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
 from elbocli.core.estimate import PairedEstimate, PairedMoments, calibration_error, error_of_share, reliability, standard_error
+from elbocli.core.monotone import rising
 from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.streams import Stream
@@ -42,10 +43,10 @@ def check_theorem(asked: Measurement, specs: Sequence[str] = ()) -> Theorem:
     weightings = [resolve_weighting(spec, size=size) for spec in specs] or [asked.trained.weighting()]
     measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
-        if not 0 < measure.largest < math.inf:
+        weighting.check(low, high)
+        if not measure.largest > 0:
             raise UsageError(
-                f"{weighting.spec}: largest w on logsnr {low:g} to {high:g} is {measure.largest:g}, expected above 0 and finite; "
-                "change --logsnr-min or --logsnr-max"
+                f"{weighting.spec}: the largest w on logsnr {low:g} to {high:g} is 0; change --logsnr-min or --logsnr-max"
             )
     # All weightings share the draws for the right side, at noise levels of the average density, so that no weighting lacks any.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
@@ -68,11 +69,11 @@ def check_theorem(asked: Measurement, specs: Sequence[str] = ()) -> Theorem:
         apart = (left.nats - right.nats) / error if error > 0 else 0.0
         shares, point = measure.shares(cells)
         mass = point, cells.tolist(), shares.tolist()
-        rising = weighting.rising(low, high)
-        sides = (weighting.spec, not rising, left, right, apart, abs(apart) <= AGREE)
-        if rising:
+        rises = rising(weighting, low, high)  # the theorem is on the whole range, also where w is 0
+        sides = (weighting.spec, not rises, left, right, apart, abs(apart) <= AGREE)
+        if rises:
             signs = (float(part.sum()) / measure.largest for part in (measure.mass.clamp(min=0), measure.mass.clamp(max=0)))
-            checks.append(Check(*sides, [[*stretch] for stretch in rising], NoiseShares(*mass, *signs)))
+            checks.append(Check(*sides, [[*stretch] for stretch in rises], NoiseShares(*mass, *signs)))
             continue
         # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
         of = of / float(measure.values[0])

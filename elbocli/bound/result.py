@@ -64,7 +64,9 @@ class Bound(Nats, kw_only=True):
     about: Rest = {}
 
     def __repr__(self) -> str:
-        return f"Bound({self.nats:.6g} ± {self.nats_se:.2g} nats, n_images={self.n_images})"
+        value, error = self.per_dimension
+        per_image = f"{self.nats:.6g} ± {self.nats_se:.2g} nats"
+        return f"Bound({value:.4g} ± {error:.2g} {self.unit}, {per_image} per image, n_images={self.n_images})"
 
 
 class Estimate(Nats, kw_only=True):

@@ -45,16 +45,52 @@ def in_words(intervals: list[tuple[float, float]]) -> str:
     return ", ".join(shown) + more
 
 
+def _stretches(flags: Tensor) -> list[tuple[int, int]]:
+    # (first, last + 1) of each stretch of true flags.
+    import torch
+
+    flat = torch.zeros(1, dtype=torch.bool)
+    changes = flags.diff(prepend=flat, append=flat).nonzero()[:, 0].tolist()
+    return [*zip(changes[::2], changes[1::2], strict=True)]
+
+
+def holding(function: Function, test: Function, low: float, high: float) -> list[tuple[float, float]]:
+    """Return the intervals in [low, high] where test(function(λ)) is true."""
+    import torch
+
+    grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
+
+    def edge(inside: float, outside: float) -> float:
+        for _ in range(60):
+            middle = 0.5 * (inside + outside)
+            if test(function(float64([middle]))):
+                inside = middle
+            else:
+                outside = middle
+        return inside
+
+    at = [*grid.tolist(), high]
+    return [(edge(at[i], at[i - 1]) if i else low, edge(at[j - 1], at[j])) for i, j in _stretches(test(function(grid)))]
+
+
+def weighting_faults(function: Function, low: float, high: float) -> str:
+    """Say where in [low, high] a weighting is negative or not finite; '' if w is finite and 0 or more everywhere."""
+    kinds: dict[str, Function] = {
+        "negative": lambda w: (w < 0) & w.isfinite(),
+        "infinite or not a number": lambda w: ~w.isfinite(),
+    }
+    found = {kind: holding(function, test, low, high) for kind, test in kinds.items()}
+    return " and ".join(f"{kind} for logsnr {in_words(at)}" for kind, at in found.items() if at)
+
+
 def rising(function: Function, low: float, high: float) -> list[tuple[float, float]]:
     """Return the intervals in [low, high] where the function increases."""
     import torch
 
     grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
     value = function(grid)
-    up, flat = value.diff() > ROUNDING * value[1:].abs(), torch.zeros(1, dtype=torch.bool)
-    changes = up.diff(prepend=flat, append=flat).nonzero()[:, 0].tolist()  # start of a rise, its end, start of the next, …
     runs = []
-    for i, j in zip(changes[::2], changes[1::2], strict=True):
+    for i, j in _stretches(value.diff() > ROUNDING * value[1:].abs()):
         first, last = float(value[i]), float(value[j])
         if abs(last) > TINIEST and last - first > LEAST_RISE * abs(last):
             runs.append((_turn(function, grid, i, -1.0), _turn(function, grid, j, 1.0)))
@@ -99,7 +135,7 @@ class NonIncreasing:
     def __call__(self, logsnr: Tensor) -> Tensor:
         value = self.function(logsnr)
         for peak, height in self._peaks:
-            value = value.maximum((logsnr <= peak).to(value.dtype) * height)
+            value = value.clamp(min=height).where(logsnr <= peak, value)
         return value
 
     @cached_property

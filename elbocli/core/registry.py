@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from inspect import signature
+from inspect import getsourcefile, getsourcelines, signature
 from typing import Any, TypeVar
 
-from elbocli.errors import UsageError
+from elbocli.errors import PluginError, UsageError
 
 LARGEST = 1e15  # largest absolute value of a parameter
 LEARNED = "uncertainty"  # name of the weighting that training learns; not in the registry of weightings
@@ -46,6 +46,31 @@ class Declaration:
 
     def __call__(self, *args: Any) -> Any:
         return self.make(*args, **self.params)
+
+    @property
+    def of_plugin(self) -> bool:
+        """Whether code outside elbo declared the function or class."""
+        return not getattr(self.make, "__module__", "").startswith("elbocli.")
+
+    @property
+    def place(self) -> str:
+        """File and line of the function or class, for messages; the module's name if there is no file."""
+        with suppress(OSError, TypeError):
+            return f"{getsourcefile(self.make)}, line {getsourcelines(self.make)[1]}"
+        return str(getattr(self.make, "__module__", self.name))
+
+    def fault(self, text: str) -> PluginError:
+        """Return the error that says what is wrong with the function or class. text: what it does, and what to do."""
+        return PluginError(f"{self.place}: {self.name!r} {text}")
+
+    def expect_like(self, value: Any, logsnr: Any, call: str) -> Any:
+        """Return the result of a call for a tensor λ. Raises PluginError unless it is a float tensor of λ's shape."""
+        import torch
+
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == logsnr.shape:
+            return value
+        kind = f"{value.dtype} of shape {[*value.shape]}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise self.fault(f"returns {kind} from {call}; return a float tensor of the argument's shape, here {[*logsnr.shape]}")
 
     def bind(self, given: Mapping[str, str | float]) -> Declaration:
         """Return a copy with the given values of parameters.
@@ -113,6 +138,8 @@ def load_installed() -> None:
     for point in entry_points(group="elbo.plugins"):
         try:
             point.load()
+        except PluginError:
+            raise
         except Exception as error:
             raise UsageError(
                 f"importing the installed plug-in {point.value} failed; mend or uninstall it: {type(error).__name__}: {error}"
@@ -124,11 +151,23 @@ class Registry(dict[str, Declaration]):
 
     kind: noun for messages, such as `weighting`.
     traits: class (a NamedTuple) of every Declaration's `traits`; None: no such class.
+    check: function that raises an error if a Declaration's results are wrong; applied to Declarations of plug-ins.
     """
 
-    def __init__(self, kind: str, traits: Any = None):
+    def __init__(self, kind: str, traits: Any = None, check: Callable[[Declaration], None] | None = None):
         super().__init__()
-        self.kind, self.traits = kind, traits
+        self.kind, self.traits, self._check = kind, traits, check
+
+    def verify(self, declared: Declaration) -> None:
+        """Check what a plug-in declared, with its values of parameters. Raises PluginError."""
+        if self._check is None or not declared.of_plugin:
+            return
+        try:
+            self._check(declared)
+        except PluginError:
+            raise
+        except Exception as error:
+            raise declared.fault(f"fails: {type(error).__name__}: {error}; correct this {self.kind}") from error
 
     def declare(
         self,
@@ -153,17 +192,20 @@ class Registry(dict[str, Declaration]):
         known_as: aliases as `ALIAS`, or `ALIAS:key=value,…` for an alias that sets these parameters.
         parameters_known_as: other name in lower case → parameter.
         params: default values of further parameters, and values of fields of the registry's class `traits`.
-        Raises UsageError if the name is taken.
+        Raises UsageError if the name is taken or a field of `traits` is missing, PluginError for a faulty function of a plug-in.
         """
         aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}
         if self.traits:
-            traits = self.traits(**{key: params.pop(key) for key in self.traits._fields if key in params})
+            traits = {**self.traits._field_defaults, **{key: params.pop(key) for key in self.traits._fields if key in params}}
+            if missing := [key for key in self.traits._fields if key not in traits]:
+                raise UsageError(f"the {self.kind} {name!r} is declared without {missing[0]}=; add {missing[0]}=VALUE")
+            traits = self.traits(**traits)
         if name in self:
             raise UsageError(f"a {self.kind} named {name!r} exists already; choose another name")
 
         def enter(make: M) -> M:
             said = {key: each.default for key, each in signature(make).parameters.items() if type(each.default) is float}
-            self[name] = Declaration(
+            declared = Declaration(
                 name,
                 make,
                 formula,
@@ -175,6 +217,8 @@ class Registry(dict[str, Declaration]):
                 aka,
                 parameters_known_as or {},
             )
+            self.verify(declared)
+            self[name] = declared
             return make
 
         return enter

@@ -78,7 +78,16 @@ class SamplerTraits(NamedTuple):
     ancestral: bool = False
 
 
-SAMPLERS = Registry("sampler", SamplerTraits)
+def check_sampler(declared: Sampler) -> None:
+    """Raise PluginError unless a sampler makes two steps and returns a next z and an x̂ from each."""
+    import torch
+
+    z = torch.zeros(2, 1, 4, 4)
+    denoise = (lambda z, logsnr: (z / 2, z / 2)) if declared.traits.learned else (lambda z, logsnr: z / 2)
+    walk(declared, z, [-1.0, 1.0, math.inf], denoise, lambda: torch.zeros_like(z))
+
+
+SAMPLERS = Registry("sampler", SamplerTraits, check_sampler)
 sampler = SAMPLERS.declare
 
 
@@ -252,7 +261,7 @@ def parse_sampler(text: str) -> Sampler:
     return declared.bind(parse_spec(f"{name}:{words}")[1])
 
 
-def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
+def logsnr_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
     """Return the rising λ of a sampler's steps, [steps + 1]; the last is inf (clean data).
 
     spacing: one of SPACINGS; None: the default for the schedule.
@@ -278,10 +287,16 @@ def walk(
 
     z: noise [B, …], at λ = grid[0]. grid: rising λ; inf is clean data.
     every_step: whether to draw noise in every step, even in steps that add none, as EDM does.
+    Raises PluginError if the sampler returns something else than the next z and x̂.
     """
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):
         move = Move(now, then, before, len(grid) - 1)
         drawn = itertools.repeat(noise()).__next__ if every_step else noise
-        z, last = sampler(z, last, move, denoise, drawn)
+        made = sampler(z, last, move, denoise, drawn)
+        if not isinstance(made, tuple) or [getattr(part, "shape", None) for part in made] != [z.shape, z.shape]:
+            raise sampler.fault(
+                f"doesn't return a pair (next z, x_hat) of tensors of z's shape, {[*z.shape]}; return such a pair"
+            )
+        z, last = made
     return z

@@ -188,6 +188,7 @@ def parse_schedule(
         curve = declared()
     except (OverflowError, ZeroDivisionError):
         raise UsageError(f"{text!r}: the parameters lead to numbers outside float64 range; choose less extreme values") from None
+    SCHEDULES.verify(declared)
     return make_schedule(curve, declared.spec, low, high, shift=shift, clip=clip, declared=declared)
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from elbocli.core.prediction import LIMIT, logsnr_of
-from elbocli.core.registry import Registry
+from elbocli.core.registry import Declaration, Registry
 from elbocli.errors import UsageError
 
 MOST_TIMESTEPS = 100_000
@@ -163,7 +163,53 @@ class Moved:
         return self.curve.density(logsnr - self.by)
 
 
-SCHEDULES = Registry("schedule")
+CHECKED = 199  # number of λ at which a plug-in's schedule is checked, by times and by λ each
+AGREE = 0.01  # largest relative difference of the density from −dt/dλ
+INVERSE = 1e-4  # largest difference of t(λ(t)) from t, relative to the range of t
+WIDTHS = (1e-7, 1e-5, 1e-3)  # of finite differences: small for narrow densities, large for a t(λ) of few digits
+
+
+def check_schedule(declared: Declaration) -> None:
+    """Raise PluginError unless t(λ) is the inverse of a falling λ(t), and the density is −dt/dλ.
+
+    The density is compared with finite differences at CHECKED equally spaced t, and at CHECKED equally spaced λ within ±15.
+    """
+    import torch
+
+    curve, off_grid = declared(), 0.381966  # a fraction that puts no point on a kink at a round t or λ
+    low, high = getattr(curve, "support", (-LIMIT, LIMIT))
+    even = (torch.arange(CHECKED, dtype=torch.float64) + off_grid) / CHECKED
+    ends = torch.tensor([high, low], dtype=torch.float64)
+    first, last = declared.expect_like(curve.t(ends), ends, "t(logsnr)")
+    t = first + (last - first) * even
+    level = declared.expect_like(curve.logsnr(t), t, "logsnr(t)")
+    if not level.dtype == t.dtype == torch.float64:
+        raise declared.fault(f"computes logsnr(t) in {level.dtype} and t(logsnr) in {t.dtype}; compute both in float64")
+    if not (level.isfinite().all() and rises(-level)):
+        raise declared.fault("has a logsnr(t) that is not finite or doesn't fall with t; t = 0 is data and t = 1 noise")
+    low, high = max(low, -15.0), min(high, 15.0)
+    at = torch.cat([level, low + (high - low) * even])
+    density = declared.expect_like(curve.density(at), at, "density(logsnr)")
+    # One call for all λ: a t(λ) by bisection takes as long for one as for a thousand.
+    back, before, after = curve.t(torch.cat([level, *(at - width for width in WIDTHS), *(at + width for width in WIDTHS)])).split(
+        [CHECKED, len(WIDTHS) * len(at), len(WIDTHS) * len(at)]
+    )
+    apart = ((back - t) / (last - first)).abs().nan_to_num(math.inf)
+    i = int(apart.argmax())
+    if apart[i] > INVERSE:
+        raise declared.fault(f"has t(logsnr(t)) = {back[i]:.4g} at t = {t[i]:.4g}; make t(logsnr) the inverse of logsnr(t)")
+    slope = (before - after).view(len(WIDTHS), -1) / (2 * torch.tensor(WIDTHS, dtype=torch.float64)[:, None])
+    apart = (density - slope).abs() / (AGREE * density.maximum(slope) + 1e-6 * slope.max())
+    apart, width = apart.nan_to_num(math.inf).min(0)
+    i = int(apart.argmax())
+    if apart[i] > 1:
+        raise declared.fault(
+            f"has density({at[i]:.4g}) = {density[i]:.4g}, where -dt/dlogsnr is {slope[width[i], i]:.4g}; "
+            "correct density(logsnr) or t(logsnr)"
+        )
+
+
+SCHEDULES = Registry("schedule", check=check_schedule)
 schedule = SCHEDULES.declare
 """Decorator that declares a schedule: a function or class that turns floats, a SPEC's parameters, into a ScheduleCurve."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}  # parameter in EDM's code → parameter in elbo

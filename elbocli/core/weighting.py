@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope
+from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope, weighting_faults
 from elbocli.core.prediction import LIMIT, Prediction
 from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, plain
 from elbocli.core.schedule import Schedule, make_schedule, parse_schedule
@@ -228,9 +228,26 @@ class Weighting:
         """Return dw/dλ at each λ."""
         return slope(self, logsnr)
 
+    def within_support(self, low: float, high: float) -> tuple[float, float]:
+        """Return [low, high] without the λ outside `support`; low ≥ high if nothing is left."""
+        return max(low, self.support[0]), min(high, self.support[1])
+
     def rising(self, low: float, high: float) -> list[tuple[float, float]]:
-        """Return the intervals of λ in [low, high] on which w increases; [] for an ELBO."""
-        return rising(self, low, high)
+        """Return the intervals of λ in [low, high] and `support` on which w increases; [] for an ELBO if w ≥ 0."""
+        low, high = self.within_support(low, high)
+        return rising(self, low, high) if low < high else []
+
+    def faults(self, low: float, high: float) -> str:
+        """Say where in [low, high] w is negative or not finite, such as `negative for logsnr 0 to 15`; '' for a valid w."""
+        low, high = self.within_support(low, high)
+        return weighting_faults(self, low, high) if low < high and (self.schedule or not self.learned) else ""
+
+    def check(self, low: float, high: float) -> None:
+        """Raise UsageError unless w is finite and 0 or more on [low, high]."""
+        if faults := self.faults(low, high):
+            declared = self.curve if isinstance(self.curve, Declaration) and self.curve.of_plugin else None
+            place = f" ({declared.place})" if declared else ""
+            raise UsageError(f"{self.spec}{place}: w is {faults}; choose a weighting that is finite, and 0 or more")
 
     def rise(self, low: float, high: float) -> float:
         """Return the total increase of w on [low, high] divided by max w."""
@@ -248,6 +265,8 @@ class Weighting:
         if self.learned and not self.schedule:
             kind = f"is learned while training and {'never rises' if self.monotone else 'rises in general'}"
             return f"{kind}: {without}" if without else kind
+        if faults := self.faults(low, high):
+            return f"is {faults}: {without or 'its loss is not an ELBO'}"
         if intervals := self.rising(low, high):
             return f"rises for logsnr {in_words(intervals)}: {without or 'its loss is not an ELBO'}"
         return f"never rises for logsnr {low:.7g} to {high:.7g}: {without or 'its loss is the ELBO of noise-augmented data'}"

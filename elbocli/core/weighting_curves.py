@@ -3,8 +3,8 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from elbocli.core.monotone import NonIncreasing
-from elbocli.core.registry import Registry
+from elbocli.core.monotone import NonIncreasing, weighting_faults
+from elbocli.core.registry import Declaration, Registry
 from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
 
 
@@ -17,8 +17,21 @@ class WeightingTraits(NamedTuple):
     monotone: bool
 
 
+DECLARED_ON = (-15.0, 15.0)  # range of λ on which a plug-in's weighting is checked before the range of a run is known
+
+
+def check_weighting(declared: Declaration) -> None:
+    """Raise PluginError unless a weighting returns float tensors of λ's shape, finite and 0 or more on DECLARED_ON."""
+    import torch
+
+    at = torch.linspace(*DECLARED_ON, 3, dtype=torch.float64)
+    declared.expect_like(declared(at), at, "a call with logsnr")
+    if faults := weighting_faults(declared, *DECLARED_ON):
+        raise declared.fault(f"is {faults}; a weighting must be finite, and 0 or more")
+
+
 # The functions use only tensor methods and the standard library, so that listing the names does not import torch.
-WEIGHTINGS = Registry("weighting", WeightingTraits)
+WEIGHTINGS = Registry("weighting", WeightingTraits, check_weighting)
 """Functions λ → w(λ), float64, any shape."""
 weighting = WEIGHTINGS.declare
 PAPER = "arXiv:2303.00848"

@@ -10,7 +10,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from elbocli.errors import UsageError
+from elbocli.errors import ElboError, PluginError, UsageError
 from elbocli.files.checkpoint import PluginFile
 from elbocli.files.reading import file_sha256
 from elbocli.runtime.progress import log
@@ -66,9 +66,14 @@ def run_plugin(path: Path) -> None:
         sys.modules[spec.name] = module  # a dataclass looks its module up
         try:
             spec.loader.exec_module(module)
+        except PluginError:
+            raise
         except Exception as error:
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            raise UsageError(f"{path}: {type(error).__name__}: {error}; correct {at.filename}, line {at.lineno}") from error
+            frames = traceback.extract_tb(error.__traceback__)
+            # elbo's own frames, and those of a library, come after those of the plug-in and of files beside the plug-in
+            at = next((frame for frame in reversed(frames) if Path(frame.filename).parent == place.parent), frames[-1])
+            said = f"{error}" if isinstance(error, ElboError) else f"{type(error).__name__}: {error}"
+            raise UsageError(f"{path}: {said}; correct {at.filename}, line {at.lineno}") from error
     sys.modules[PREFIX + path.stem], _RUN[place] = module, plugin
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.local_error import FineSolution, ancestral_errors, equal_errors, measured_order
-from elbocli.core.samplers import Sampler, time_grid
+from elbocli.core.samplers import Sampler, logsnr_grid
 from elbocli.core.sampling import Guidance, purpose_of, schedule_of_levels
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream, choose_labels
@@ -125,7 +125,7 @@ def make_grid(
         return ErrorMoments.of_sums(losses.edges, losses.sums)
 
     def levels_of(schedule: Schedule) -> list[float]:
-        return time_grid(schedule, steps)[:-1]
+        return logsnr_grid(schedule, steps)[:-1]
 
     plain = {name: levels_of(parse_schedule(name, low, high, clip=True)) for name in ("cosine", "edm-sample")}
     if ancestral:

@@ -177,6 +177,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     with reading(f"{where}: its weights don't fit {run / CONFIG}", on=(RuntimeError,)):
         network = loaded(network, tensors)
     network = place(network, device).eval().requires_grad_(False)
+    network.train_settings = settings
     return TrainedRun(run, network, settings, config.data, config.files, checkpoint, about)
 
 
@@ -210,7 +211,8 @@ class EffectiveWeighting(NamedTuple):
     def json(self) -> dict[str, Any]:
         """Return the JSON form. rising: intervals of λ where w rises. rise: total rise / largest w."""
         rising, rise = self.weighting.rising(*self.ends), self.weighting.rise(*self.ends)
-        return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}
+        falls = not rising and not self.weighting.faults(*self.ends)
+        return {"step": self.step, "images": self.images, "monotone": falls, "rising": rising, "rise": rise}
 
 
 def means_run(text: str) -> bool:
@@ -232,7 +234,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     # A learned weighting is recomputed from the loss log, as training does after each log interval.
     weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings)
     low, high = settings.logsnr_min, settings.logsnr_max
-    ends = max(low, weighting.support[0]), min(high, weighting.support[1])
+    ends = weighting.within_support(low, high)
     if not weighting.learned:
         return [EffectiveWeighting(0, 0, weighting, ends, settings.auxiliary)]
     assert schedule is not None

@@ -194,6 +194,7 @@ def resolve(
     made_for = initial.network.config.image_size if initial and begun else data.image_size
     weighting = _weighting(values, data.image_size, full, made_for)
     schedule = _schedule(values, {"logsnr_min", "logsnr_max"}.isdisjoint(said), data.image_size)
+    weighting.check(values["logsnr_min"], values["logsnr_max"])
     if schedule is None:
         refuse_adaptive(weighting)
     conditional = values.pop("conditional", None)

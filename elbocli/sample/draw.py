@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elbocli.core.loss import Network
 from elbocli.core.registry import Declaration
-from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
+from elbocli.core.samplers import Sampler, logsnr_grid, parse_sampler, walk
 from elbocli.core.sampling import ELBO, NEAREST, UNIT, Guidance, Noise, purpose_of, to_levels, usual_spacing
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import choose_labels
@@ -320,7 +320,7 @@ class _Drawing:
         steps = settings.steps or sampler.traits.steps
         schedule = _choose_schedule(trained, settings, steps)
         spacing = settings.spacing or usual_spacing(schedule)
-        self.grid = grid = time_grid(schedule, steps, spacing)
+        self.grid = grid = logsnr_grid(schedule, steps, spacing)
         drawer.check(grid)
         graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
         compiled = settings.compile == "on"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.metrics import Need, Role, asked
-from elbocli.core.samplers import parse_sampler, time_grid
+from elbocli.core.samplers import logsnr_grid, parse_sampler
 from elbocli.core.sampling import Noise
 from elbocli.core.streams import choose_labels
 from elbocli.errors import UsageError
@@ -42,7 +42,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     Returns: uint8 [n, H, W, C] on the CPU.
     """
     network, settings, world = state.resolved.network, state.settings, state.world
-    grid = time_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
+    grid = logsnr_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
     source = Noise(settings.seed, network.shape, 0, state.device)
     # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
     # Size of the smallest micro-batch of any process, which fits into memory on all ranks: ranks of a sharded network must do

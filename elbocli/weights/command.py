@@ -137,9 +137,9 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, low: float, high: float, as_json: bool) -> None:
     """Say whether a weighting w never increases with logsnr, so that its loss is the ELBO of noise-augmented data.
 
-    The exit status is 0 if w never increases, else 1, and the output names the intervals on which w rises. With
-    --equals, the exit status is 0 if the two weightings are the same up to a constant. The range is limited to the
-    noise levels at which the weightings are not zero.
+    The exit status is 0 if w never increases, and is finite and 0 or more, else 1, and the output names the intervals
+    on which w rises, is negative or infinite. With --equals, the exit status is 0 if the two weightings are the same up
+    to a constant. The range is limited to the noise levels at which the weightings are not zero.
 
     SPEC may be the folder of a run. The run's own range then applies, and a learned weighting is checked at the start
     and end of training, and at up to ten steps between: the exit status is 0 if w increases at none of these steps, and
@@ -167,15 +167,16 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
         sentences = [f"{spec}: {settings.weighting} after step {w.step}: {w.verdict}" for w in effective]
     else:
         weighting, *others = given = [_weighting(text) for text in (spec, equals) if text is not None]
-        low, high = max(low, *(w.support[0] for w in given)), min(high, *(w.support[1] for w in given))
+        for each in given:
+            low, high = each.within_support(low, high)
         check_range(low, high)
-        rising = weighting.rising(low, high)
-        good = not rising
-        verdict = {"weighting": weighting.spec, "monotone": good, "rising": rising, "logsnr": [low, high]}
+        rising, faults = weighting.rising(low, high), weighting.faults(low, high)
+        good = not rising and not faults
+        verdict = {"weighting": weighting.spec, "monotone": good, "rising": rising, "faults": faults, "logsnr": [low, high]}
         sentences = [f"{weighting.spec}: {weighting.verdict(low, high)}"]
         for other in others:
             scale, off, at = likeness(weighting, other, low, high)
-            good, at = off <= tolerance, round(at, 6) + 0.0
+            good, at = off <= tolerance and not faults and not other.faults(low, high), round(at, 6) + 0.0
             verdict["equals"] = {"weighting": other.spec, "same": good, "scale": scale, "deviation": finite(off), "logsnr": at}
             end = f"the same up to a constant, {scale:.6g}; largest relative deviation {off:.3g}, at logsnr {at:g}"
             sentences.append(f"{weighting.spec} and {other.spec} are {'' if good else 'not '}{end}")

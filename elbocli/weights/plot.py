@@ -39,8 +39,7 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
         if line := next((line for line in lines if same(line.value, value / top)), None):
             line.label += f"\n= {lettered(brief(spec))}"
             continue
-        left, right = max(low, weighting.support[0]), min(high, weighting.support[1])
-        rises = left < right and bool(weighting.rising(left, right))
+        rises = bool(weighting.rising(low, high))
         slope = (-weighting.slope(at) / top).where(value > 0, torch.nan)
         lines.append(Line(lettered(brief(spec)), value / top, slope, rises))
     return lines

@@ -14,7 +14,7 @@ import torch
 from compare import Row, compare
 
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import parse_sampler, time_grid, walk
+from elbocli.core.samplers import logsnr_grid, parse_sampler, walk
 from elbocli.core.sampling import ELBO
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
@@ -62,7 +62,7 @@ def ours(spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Callable[[
     """A walk; its evaluations."""
     denoiser = Denoiser(network, PREDICTION)
     sampler = parse_sampler(spec)
-    grid = time_grid(parse_schedule(sampler.traits.grid, -12, 12, clip=True), steps)
+    grid = logsnr_grid(parse_schedule(sampler.traits.grid, -12, 12, clip=True), steps)
     walk(sampler, z, grid, denoiser, noise)
     return denoiser.evaluations
 

@@ -84,6 +84,69 @@ def test_a_plug_in_adds_a_command_and_its_claims_are_checked(do, tmp_path):
     assert b"rises" in do("weights", "check", "claimed", "--plugin", "claim.py", code=1)
 
 
+HEAD = "import math\nimport torch\nimport elbocli.plugin as elbo\n\n"
+CURVE = """class Curve:
+    def __init__(self, mean=0.0):
+        self.mean = mean
+    def logsnr(self, t):
+        return {sign} * (self.mean + 4 * (1 - 2 * t))
+    def t(self, logsnr):
+        return (1 - (logsnr - {mean}) / 4) / 2
+    def density(self, logsnr):
+        return {density}
+"""
+RIGHT = {"sign": 1, "mean": "self.mean", "density": "logsnr * 0 + 0.125"}
+WEIGHED = "@elbo.weighting('mine', monotone=True)\ndef mine(logsnr):\n    return "
+SAMPLED = "@elbo.sampler('mine', grid='cosine')\ndef mine(z, last, move, denoise, noise):\n    return "
+MISTAKES = {
+    "negative": WEIGHED + "-logsnr",
+    "not a number": WEIGHED + "logsnr.sqrt()",
+    "infinite": WEIGHED + "logsnr * 0 + math.inf",
+    "a float": WEIGHED + "1.0",
+    "flags": WEIGHED + "logsnr > 0",
+    "one number": WEIGHED + "logsnr.sum()",
+    "an error": WEIGHED + "logsnr.nothing",
+    "a library's error": WEIGHED + "torch.cat([logsnr, torch.zeros(1, 1)])",
+    "no monotone=": "@elbo.weighting('mine')\ndef mine(logsnr):\n    return logsnr * 0 + 1\n",
+    "no grid=": "@elbo.sampler('mine')\ndef mine(z, last, move, denoise, noise):\n    return z, z\n",
+    "one value": SAMPLED + "denoise(z, move.now)",
+    "a sampler's shape": SAMPLED + "z[:, 0], denoise(z, move.now)",
+    "three values": SAMPLED + "z, z, z",
+    "another density": "@elbo.schedule('mine')\n" + CURVE.format(**RIGHT | {"density": "torch.full_like(logsnr, 0.05)"}),
+    "a constant density": "@elbo.schedule('mine')\n" + CURVE.format(**RIGHT | {"density": "0.125"}),
+    "no inverse": "@elbo.schedule('mine')\n" + CURVE.format(**RIGHT | {"mean": 1.0, "density": "logsnr * 0 + 0.125"}),
+    "from noise to data": "@elbo.schedule('mine')\n" + CURVE.format(**RIGHT | {"sign": -1}),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_plug_in_is_named_by_its_own_file_and_line(mistake, do, tmp_path):
+    (tmp_path / "plug.py").write_text(HEAD + MISTAKES[mistake])
+    said = do("weights", "list", "--plugin", "plug.py", code=2).decode()
+    assert said.count("\n") == 1 and "plug.py, line 5" in said and "elbocli/" not in said
+    do("weights", "check", "mine", code=2)  # nothing was declared
+
+
+def test_parameters_given_later_are_checked_as_well(do, tmp_path):
+    """A density that forgets the parameter is right for the default alone."""
+    bump = CURVE.format(**RIGHT | {"mean": 0.0})
+    (tmp_path / "plug.py").write_text(
+        f"{HEAD}@elbo.schedule('mine')\n{bump}\n{WEIGHED.replace('logsnr)', 'logsnr, a=20.0)')}a - logsnr\n"
+    )
+    do("weights", "plot", "elbo", "--schedule", "mine", "--plugin", "plug.py")
+    assert b"plug.py, line 5" in do("weights", "plot", "elbo", "--schedule", "mine:mean=1", "--plugin", "plug.py", code=2)
+    do("weights", "check", "mine", "--plugin", "plug.py")
+    told = json.loads(do("weights", "check", "mine:a=5", "--json", "--plugin", "plug.py", code=1))
+    assert not told["monotone"] and told["rising"] == [] and "5 to 15" in told["faults"]
+
+
+def test_training_refuses_a_weighting_that_is_negative_within_its_range_alone(do, digits, preset, tmp_path):
+    (tmp_path / "plug.py").write_text(f"{HEAD}{WEIGHED.replace('logsnr)', 'logsnr, a=20.0)')}a - logsnr\n")
+    line = ("train", digits, "-o", "out", "--preset", preset, "--dry-run", "--plugin", "plug.py", "--weighting")
+    assert b"plug.py, line 5" in do(*line, "mine:a=9", code=2)
+    assert b"ELBO of" in do(*line, "mine:a=12")  # the preset's range ends at 10
+
+
 # Schedules
 
 

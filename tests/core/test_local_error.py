@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from elbocli.core.adaptive import ErrorMoments, bin_edges
 from elbocli.core.local_error import ALIKE, FineSolution, ancestral_errors, equal_errors, measured_order, rms
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.samplers import parse_sampler, time_grid
+from elbocli.core.samplers import logsnr_grid, parse_sampler
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import DataError, UsageError
 
@@ -42,7 +42,7 @@ def noise(n=64):
 
 
 def levels(name, steps):
-    return time_grid(parse_schedule(name, LOW, HIGH, clip=True), steps)[:-1]
+    return logsnr_grid(parse_schedule(name, LOW, HIGH, clip=True), steps)[:-1]
 
 
 def moments_of(error, bins=400):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.samplers import SAMPLERS, Move, parse_sampler, time_grid, walk
+from elbocli.core.samplers import SAMPLERS, Move, check_sampler, logsnr_grid, parse_sampler, walk
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 
@@ -69,10 +69,10 @@ def walked(mixture, spec, steps):
     sampler = parse_sampler(spec)
     schedule = parse_schedule(sampler.traits.grid, LOW, HIGH, clip=True)
     if spec in EQUATION:
-        return walk(sampler, quantiles(2000), time_grid(schedule, steps), mixture.denoise, no_noise)
+        return walk(sampler, quantiles(2000), logsnr_grid(schedule, steps), mixture.denoise, no_noise)
     sobol = torch.quasirandom.SobolEngine(steps + 1, scramble=True, seed=0)
     draws = iter(torch.special.ndtri(sobol.draw(2**16, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)).T.contiguous())
-    return walk(sampler, next(draws), time_grid(schedule, steps), wanted_by(sampler, mixture.denoise), lambda: next(draws))
+    return walk(sampler, next(draws), logsnr_grid(schedule, steps), wanted_by(sampler, mixture.denoise), lambda: next(draws))
 
 
 def test_every_sampler_is_here():
@@ -95,7 +95,7 @@ def test_moments_at_64_steps(mixture, spec):
 def test_a_walk_along_the_equation_converges_with_its_order(mixture, spec, order):
     z, schedule = quantiles(500), parse_schedule(parse_sampler(spec).traits.grid, LOW, HIGH, clip=True)
     truth, *ends = (
-        walk(parse_sampler(spec), z, time_grid(schedule, steps + 1), mixture.denoise, no_noise) for steps in (2048, 32, 64)
+        walk(parse_sampler(spec), z, logsnr_grid(schedule, steps + 1), mixture.denoise, no_noise) for steps in (2048, 32, 64)
     )
     errors = np.array([float((end - truth).square().mean().sqrt()) for end in ends])
     np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), order, atol=0.15)
@@ -110,7 +110,7 @@ def test_the_variance_of_walks_with_noise_converges_with_its_order(mixture, spec
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_walk_asks_once_a_step_at_the_grids_levels_and_ends_with_the_denoiser(name):
     """And heun a second time in each step but the last. The start is left as it was."""
-    sampler, grid, calls = parse_sampler(name), time_grid(parse_schedule("cosine", -15, 15), 6), []
+    sampler, grid, calls = parse_sampler(name), logsnr_grid(parse_schedule("cosine", -15, 15), 6), []
     start, before = quantiles(4), quantiles(4)
 
     def denoise(z, logsnr):
@@ -124,9 +124,14 @@ def test_a_walk_asks_once_a_step_at_the_grids_levels_and_ends_with_the_denoiser(
     assert torch.equal(start, before)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_passes_the_check_of_plug_ins(name):
+    check_sampler(SAMPLERS[name])
+
+
 @pytest.mark.parametrize("steps", [1, 2, 64])
 def test_the_grid_has_both_ends_and_then_clean_data(steps):
-    grid = time_grid(parse_schedule("cosine", -15, 15), steps)
+    grid = logsnr_grid(parse_schedule("cosine", -15, 15), steps)
     assert len(grid) == steps + 1 and grid == sorted(grid)
     assert (grid[0], grid[-1]) == (pytest.approx(-15), math.inf)
     assert grid[-2] == pytest.approx(15 if steps > 1 else -15)
@@ -134,7 +139,7 @@ def test_the_grid_has_both_ends_and_then_clean_data(steps):
 
 def test_heuns_correction_keeps_its_digits_over_the_widest_range():
     """Data of variance 1: x̂ = αz. The last steps are so wide that the correction is a difference of x̂ times e¹⁰ and more."""
-    grid, sampler = time_grid(parse_schedule("cosine", -20, 50), 64), parse_sampler("heun")
+    grid, sampler = logsnr_grid(parse_schedule("cosine", -20, 50), 64), parse_sampler("heun")
     single, double = (
         walk(sampler, quantiles(200).to(kind), grid, lambda z, logsnr: alpha_sigma(logsnr)[0] * z, no_noise)
         for kind in (torch.float32, torch.float64)

@@ -12,7 +12,7 @@ from identities import betas
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.prediction import Prediction, alpha_sigma
-from elbocli.core.samplers import parse_sampler, time_grid, walk
+from elbocli.core.samplers import logsnr_grid, parse_sampler, walk
 from elbocli.core.sampling import (
     NOISES,
     ROUNDINGS,
@@ -90,7 +90,7 @@ class Spaced:
 @pytest.mark.parametrize("name", LEVELS)
 def test_a_grid_has_adms_abar_at_every_step_and_ends_clean(name, words):
     steps, spacing = int(words.removeprefix("ddim")), SPACINGS["stride" if "ddim" in words else "timesteps"]
-    grid = time_grid(parse_schedule(LEVELS[name]), steps, spacing)
+    grid = logsnr_grid(parse_schedule(LEVELS[name]), steps, spacing)
     abar = Spaced(name, 1000, words).abar[::-1]
     assert len(grid) == steps + 1 and grid[-1] == math.inf
     np.testing.assert_allclose(grid[:-1], np.log(abar) - np.log1p(-abar), rtol=0, atol=1e-11)
@@ -100,7 +100,7 @@ def test_a_grid_has_adms_abar_at_every_step_and_ends_clean(name, words):
 def test_any_subset_is_adms(count, data):
     steps = data.draw(st.integers(2, count))
     schedule = parse_schedule(f"t-squaredcos:count={count}")
-    numbers = np.interp(time_grid(schedule, steps)[:-1], schedule.curve.level, np.arange(count)[::-1])  # type: ignore[attr-defined]
+    numbers = np.interp(logsnr_grid(schedule, steps)[:-1], schedule.curve.level, np.arange(count)[::-1])  # type: ignore[attr-defined]
     assert numbers[::-1].round(6).tolist() == subset(count, str(steps))
 
 
@@ -110,17 +110,17 @@ def test_declared_timesteps_are_walked_as_adm_does_and_others_evenly(tmp_path):
     same = resolve_schedule(str(config))
     names = [usual_spacing(each).name for each in (declared, parse_schedule("cosine"), same)]
     assert names == ["timesteps", "even", "even"]
-    assert time_grid(same, 250, SPACINGS["timesteps"]) == time_grid(declared, 250) != time_grid(same, 250)
+    assert logsnr_grid(same, 250, SPACINGS["timesteps"]) == logsnr_grid(declared, 250) != logsnr_grid(same, 250)
 
 
 def test_only_timesteps_within_the_range_are_visited_and_a_shift_moves_them():
-    whole = time_grid(parse_schedule("t-linear"), 1000)
+    whole = logsnr_grid(parse_schedule("t-linear"), 1000)
     cut = parse_schedule("t-linear", -5.0, 5.0)
     inside = [at for at in whole if -5 <= at <= 5]
-    assert time_grid(cut, len(inside))[:-1] == inside
-    moved = time_grid(parse_schedule("t-linear:shift=1"), 1000)
+    assert logsnr_grid(cut, len(inside))[:-1] == inside
+    moved = logsnr_grid(parse_schedule("t-linear:shift=1"), 1000)
     np.testing.assert_allclose(moved[:-1], np.array(whole[:-1]) + 1, rtol=1e-14)
-    assert time_grid(parse_schedule("t-linear"), 1) == [whole[0], math.inf]
+    assert logsnr_grid(parse_schedule("t-linear"), 1) == [whole[0], math.inf]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_only_timesteps_within_the_range_are_visited_and_a_shift_moves_them():
 )
 def test_timesteps_that_a_schedule_lacks_are_refused(schedule, steps, spacing, word):
     with pytest.raises(UsageError, match=word):
-        time_grid(parse_schedule(schedule), steps, SPACINGS[spacing])
+        logsnr_grid(parse_schedule(schedule), steps, SPACINGS[spacing])
 
 
 # Walks
@@ -152,7 +152,7 @@ def test_with_a_constant_variance_a_walk_is_adms(mixture, name, steps, variance)
 
     draw = draws()
     wanted = Spaced(name, 1000, str(steps)).walk(network, draw(), draw, variance)
-    draw, grid = draws(), time_grid(parse_schedule(LEVELS[name]), steps)
+    draw, grid = draws(), logsnr_grid(parse_schedule(LEVELS[name]), steps)
     found = walk(parse_sampler(f"ddpm:gamma={int(variance == 'large')}"), draw(), grid, mixture.denoise, draw)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
 
@@ -176,7 +176,7 @@ def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
     wanted = Spaced(name, 1000, str(steps)).walk(outputs, draw(), draw, "learned", clip == "static")
     sampler, draw = parse_sampler("ddpm-learned"), draws(0, size)
     denoiser = Denoiser(network, Prediction("eps"), threshold=THRESHOLDS.parse(clip))
-    grid = time_grid(parse_schedule(LEVELS[name]), steps)
+    grid = logsnr_grid(parse_schedule(LEVELS[name]), steps)
     found = walk(sampler, draw(), grid, denoiser.asked_by(sampler), draw)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
     assert denoiser.evaluations == steps
@@ -192,7 +192,7 @@ def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps, noi
         return mixture.denoise(y * alpha_sigma(logsnr)[0], logsnr)
 
     sampler, draw = parse_sampler(spec), draws()
-    grid = time_grid(parse_schedule("edm-sample"), steps)
+    grid = logsnr_grid(parse_schedule("edm-sample"), steps)
     wanted = identities.algorithm_2(d, draws(), steps, *sampler.params.values(), edm2=noise == "edm2")
     found = walk(sampler, draw() * STARTS["edm"](grid[0]), grid, mixture.denoise, draw, noise == "edm")
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11)
@@ -389,4 +389,4 @@ def test_levels_come_back_from_a_file_as_they_were(count, tmp_path):
     file = tmp_path / "grid.yaml"
     file.write_text(to_text(schedule_of_levels(levels), grid="solver"))
     schedule = resolve_schedule(str(file), -10.0, 10.0, clip=True)
-    assert time_grid(schedule, count) == pytest.approx([*levels, math.inf], rel=0, abs=1e-12)
+    assert logsnr_grid(schedule, count) == pytest.approx([*levels, math.inf], rel=0, abs=1e-12)

@@ -12,7 +12,7 @@ from scipy import optimize, special, stats
 from elbocli.core.monotone import rising, slope
 from elbocli.core.prediction import LIMIT
 from elbocli.core.schedule import LEVEL_CODES, Table, make_schedule, parse_level_code, parse_schedule
-from elbocli.core.schedule_curves import BETAS, SCHEDULES, FmOt, Moved, Steps, logsnr_of_betas
+from elbocli.core.schedule_curves import BETAS, SCHEDULES, FmOt, Moved, Steps, check_schedule, logsnr_of_betas
 from elbocli.errors import UsageError
 
 NAMES = sorted(name for name in SCHEDULES if not name.startswith("t-"))
@@ -133,6 +133,18 @@ def test_density_has_the_share_of_the_time_between_any_levels(schedule):
     share = torch.trapezoid(schedule.density(level).view(-1)[:-1].view(4, -1), level[:-1].view(4, -1))
     wanted = schedule.t(level[:-1].view(4, -1)[:, 0]) - schedule.t(level[:-1].view(4, -1)[:, -1])
     np.testing.assert_allclose(share, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@settings(max_examples=10)
+@given(data=st.data())
+def test_every_schedule_passes_the_check_of_plug_ins(name, data):
+    check_schedule(SCHEDULES[name].bind(data.draw(st.fixed_dictionaries(PARAMETERS.get(name, {})))))
+
+
+@pytest.mark.parametrize("spec", ["laplace:scale=.001", "edm:std=.001", "cauchy:scale=100", "edm:mean=-30", "t-linear:count=2"])
+def test_a_narrow_or_wide_schedule_passes_the_check_of_plug_ins(spec):
+    check_schedule(SCHEDULES.parse(spec))
 
 
 @given(any_schedule())

@@ -11,10 +11,11 @@ from scipy import optimize
 
 from elbocli.core import monotone
 from elbocli.core.monotone import SHOWN, in_words, likeness, rising, slope
+from elbocli.core.registry import Registry
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import Weighting, parse_weighting
-from elbocli.core.weighting_curves import WEIGHTINGS
+from elbocli.core.weighting_curves import WEIGHTINGS, check_weighting
 from elbocli.errors import UsageError
 
 GRID = np.linspace(-15, 15, 3001)
@@ -216,6 +217,42 @@ def test_a_weighting_held_constant_is_zero_nowhere_to_the_left():
 @pytest.mark.parametrize(("name", "rise"), [("iddpm", 0.9865), ("edm", 0.9784), ("sigmoid", 0)])
 def test_the_rise_is_the_mass_that_no_augmentation_has(name, rise):
     assert parse_weighting(name).rise(-10, 10) == pytest.approx(rise, abs=1e-4)
+
+
+def of_function(function, **modifiers):
+    registry = Registry("weighting")
+    registry.declare("mine")(function)
+    return Weighting(registry["mine"], **modifiers)
+
+
+def test_a_weighting_is_valid_where_it_is_finite_and_not_negative():
+    line = of_function(lambda logsnr: 5 - logsnr)
+    assert "5 to 15" in line.faults(-15, 15) and "ELBO of" not in line.verdict(-15, 15)
+    assert "9 to 15" in of_function(lambda logsnr: 5 - logsnr, shift=4.0).faults(-15, 15)
+    assert line.faults(-15, 5) == "" == of_function(lambda logsnr: 0 * logsnr).faults(-15, 15)
+    for w in (line, of_function(lambda logsnr: logsnr.sqrt()), of_function(lambda logsnr: (1e3 * logsnr).exp())):
+        with pytest.raises(UsageError):
+            w.check(-15, 15)
+        assert "ELBO of" not in w.verdict(-15, 15)
+
+
+@pytest.mark.parametrize("monotone", [False, True])
+def test_a_weighting_may_be_infinite_outside_the_range_of_a_run(monotone):
+    steep = of_function(lambda logsnr: (-20 * logsnr).exp(), monotone=monotone)
+    steep.check(-15, 15)
+    assert torch.equal(steep(LAMBDA), (-20 * LAMBDA).exp()) and "infinite" in steep.faults(-50, 15)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_weighting_passes_the_check_of_plug_ins(name):
+    check_weighting(WEIGHTINGS[name])
+    assert named(name).faults(-50, 50) == ""
+
+
+def test_where_a_schedule_ends_a_weighting_of_its_density_does_not_rise():
+    w = parse_weighting("eps-mse@edm-sample")
+    low, high = w.support
+    assert w.rising(-15, 15) == w.rising(low, high) == w.rising(20, 30) == [] and "never rises" in w.verdict(-15, 15)
 
 
 # Specs

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from environment import has
 from worker import Row, Session, Skipped
 
-from elbocli.core.samplers import parse_sampler, time_grid
+from elbocli.core.samplers import logsnr_grid, parse_sampler
 from elbocli.core.sampling import THRESHOLDS, Guidance, Noise, to_levels
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.training import PRECISIONS
@@ -107,7 +107,7 @@ def walking(run: GuidedRun, spec: str, precision: str, device: str) -> Callable[
     """A walk of four steps, from noise to pixels."""
     config, where = run.trained.network.config, choose_device(device)
     settings = SampleSettings(sampler=parse_sampler(spec))
-    grid, labels = time_grid(parse_schedule("cosine", -10, 10), 4), torch.arange(4, device=where) % config.num_classes
+    grid, labels = logsnr_grid(parse_schedule("cosine", -10, 10), 4), torch.arange(4, device=where) % config.num_classes
     how = Noise(0, config.shape, 0, where), Precision(precision, where), to_levels
     return lambda: draw_batch(run.denoiser(labels), range(4), grid, settings, *how)
 

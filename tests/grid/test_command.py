@@ -11,7 +11,7 @@ from unittest.mock import patch
 import h5py
 import pytest
 
-from elbocli.core.samplers import time_grid
+from elbocli.core.samplers import logsnr_grid
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.files.yaml_text import read_yaml
 from elbocli.grid import make
@@ -47,7 +47,7 @@ def works(elbo: Elbo, tmp_path: Path) -> Elbo:
 def test_sample_visits_the_levels_that_were_found(sampler, works, trained, tmp_path):
     told = json.loads(works("grid", trained, "--sampler", sampler, *FEW, "-o", "g.yaml", "--report").stdout)
     schedule = resolve_schedule(str(tmp_path / "g.yaml"), -10.0, 10.0, clip=True)
-    assert time_grid(schedule, 4)[:-1] == pytest.approx(told["levels"], abs=1e-12)
+    assert logsnr_grid(schedule, 4)[:-1] == pytest.approx(told["levels"], abs=1e-12)
     assert len(told["errors"]) == 4 and told["spread"] == pytest.approx(max(told["errors"]) / min(told["errors"]))
     assert told["images"] == (None if sampler == "ddpm" else 4)
     grids = told["grids"]

@@ -118,6 +118,7 @@ class Network(nn.Module):
 
     recompute = False
     recorded: list[Tensor] | None = None
+    train_settings: Any = None  # of the run that the network was opened from: its range of λ, its prediction
 
     def __init__(self, config: Any):
         super().__init__()

@@ -155,6 +155,8 @@ SWEEP = {"BIASES": "2", "SHIFTS": "0", "SCHEDULES": "cosine", "SEEDS": "0"}
 SWEEP |= {"STEPS": "4", "SAMPLES": "20", "WALK": "2", "IMAGES": "4"}
 """One setting of examples/sweep."""
 WRITERS = "-o|>|--save-\\w+|--card|--plot|--curve|--log|--per-image|--neighbours|--grid|prep \\S+|merge|import \\S+|write \\S+"
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+ROUNDING = re.compile(r"\S+e-1\d, at logsnr \S+")
 QUICK = ("docs/commands.md", "docs/prep.md", "elbo sample-0", "elbo adapt-0", "elbo info-0")
 
 
@@ -269,6 +271,20 @@ def test_commands_on_pages_and_in_examples_are_understood(name, world, tmp_path,
             command, words = command.get_command(click.Context(command), words[0]), words[1:]
         with contextlib.suppress(click.exceptions.Exit), declarations_kept():
             command.make_context(call.replace("\0", " "), words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if re.search(r"^\$ ", page.read_text(), re.M)], ids=lambda page: page.stem)
+def test_output_that_a_page_shows_is_what_the_command_prints(page, elbo, digits, preset, tmp_path):
+    """Sessions on a page; `…` replaces lines. Rounding errors depend on the machine, and all numbers of a run on the run."""
+    line = ("train", digits, "-o", "run", "--preset", preset, "--steps", 20, "--weighting", "uncertainty", "--schedule", "edm")
+    assert elbo(*line, cwd=tmp_path).returncode == 0
+    sessions = re.findall(r"^\$ elbo ([^|\n]*)\n((?:(?!\$ |```).*\n)*)", page.read_text(), re.M)
+    for line, shown in sessions:
+        result = elbo(*line.split(), cwd=tmp_path)
+        varying = NUMBER if "run" in line.split() else ROUNDING
+        shown, printed = (varying.sub("0", text).splitlines() for text in (shown, (result.stdout + result.stderr).decode()))
+        assert shown == printed or ("…" in shown and {*shown} - {"…"} <= {*printed}), line
+    assert sessions
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES])

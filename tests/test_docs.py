@@ -1,6 +1,7 @@
 """The documentation: generated pages are current, every link and file leads somewhere, every option exists, the site needs no network."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -100,6 +101,13 @@ def test_each_file_and_option_that_a_page_names_is_there(page):
             command = command.get_command(click.Context(command), word)
         options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
         assert option in {*options, "--help", "--version", "--plugin"}, (path, option)
+
+
+def test_guidance_in_examples_is_within_the_published_interval():
+    """Of EDM2-XXL: sigma from .19 to 1.61 (Kynkäänniemi et al. 2024)."""
+    text = "".join(path.read_text() for path in [*PAGES, ROOT / "elbocli/cli/examples.txt"] if path.name != "CHANGELOG.md")
+    intervals = {tuple(map(float, found)) for found in re.findall(r"--guidance-interval (\S+) ([\d.]+)", text)}
+    assert intervals == {tuple(round(-2 * math.log(sigma), 1) for sigma in (1.61, 0.19))}
 
 
 # The site

@@ -15,6 +15,7 @@ import click
 import pytest
 from calls import load
 
+from elbocli import plugin
 from elbocli.bound.command import bound
 from elbocli.files.recognise import MAKERS
 from elbocli.main import elbo
@@ -74,6 +75,20 @@ def test_a_table_has_a_row_for_every_command_and_page():
     linked = {link for row in rows for link in re.findall(r"\]\((\w[\w-]*\.md)", row)}
     assert named == set(elbo.list_commands(click.Context(elbo)))
     assert linked >= {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+def test_each_declaration_of_contributing_is_in_its_file_and_each_decorator_of_plug_ins_has_a_row():
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where additions go")[2].partition("\n## ")[0]
+    decorators = set()
+    for row in re.findall(r"^\| .* \| (.*) \| .*\|$", table, re.M)[1:]:
+        names = re.findall(r"`@?((?<=@)\w+|[A-Z]\w+)(?:\.\w+)?(?:\(.*?\))?`", row)
+        folders = [ROOT / "elbocli" / place for place in re.findall(r"`([\w/]+(?:/|\.py))`", row)]
+        text = "".join(
+            path.read_text() for place in folders for path in ([place] if place.suffix else place.glob("*.py")) if path.exists()
+        )
+        assert names and [name for name in names if not re.search(rf"\b{name}\b", text)] == [], row
+        decorators |= {*names}
+    assert decorators >= {name for name in plugin.__all__ if name.islower()} - {"block_of", "option"}
 
 
 def named_options(text):

@@ -273,7 +273,9 @@ def test_commands_on_pages_and_in_examples_are_understood(name, world, tmp_path,
             command.make_context(call.replace("\0", " "), words)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if re.search(r"^\$ ", page.read_text(), re.M)], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if re.search(r"^\$ ", page.read_text(), re.M)], ids=lambda page: page.stem
+)
 def test_output_that_a_page_shows_is_what_the_command_prints(page, elbo, digits, preset, tmp_path):
     """Sessions on a page; `…` replaces lines. Rounding errors depend on the machine, and all numbers of a run on the run."""
     line = ("train", digits, "-o", "run", "--preset", preset, "--steps", 20, "--weighting", "uncertainty", "--schedule", "edm")

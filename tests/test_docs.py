@@ -19,6 +19,7 @@ from elbocli import plugin
 from elbocli.bound.command import bound
 from elbocli.files.recognise import MAKERS
 from elbocli.main import elbo
+from elbocli.nn.presets import NAMES, load_preset
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -89,6 +90,13 @@ def test_each_declaration_of_contributing_is_in_its_file_and_each_decorator_of_p
         assert names and [name for name in names if not re.search(rf"\b{name}\b", text)] == [], row
         decorators |= {*names}
     assert decorators >= {name for name in plugin.__all__ if name.islower()} - {"block_of", "option"}
+
+
+def test_the_presets_said_to_use_muon_are_those_that_do():
+    sentence = re.search(r"The presets ([^.]*) use it", (ROOT / "docs/training.md").read_text())
+    assert sentence and {*re.findall(r"`(.*?)`", sentence[1])} == {
+        name for name in NAMES if load_preset(name).train.get("optimizer") == "muon"
+    }
 
 
 def named_options(text):

@@ -63,7 +63,11 @@ def test_pages_of_measurements_show_what_was_measured():
     assert changes in (ROOT / "docs/measurements.md").read_text()
     writer = load(ROOT / "examples/fashion/write_tutorial.py")
     figures = json.loads((ROOT / "docs/tutorial/figures.json").read_text())
-    assert writer.page(figures) == (ROOT / "docs/tutorial.md").read_text(), "see examples/fashion/write_tutorial.py"
+    page = (ROOT / "docs/tutorial.md").read_text()
+    assert writer.page(figures) == page, "see examples/fashion/write_tutorial.py"
+    assert {*re.findall(r"!\[.*?\]\((.*?)\)", page)} == {
+        f"tutorial/{name}" for name in ("first.png", "last.png", *writer.PICTURES)
+    }
 
 
 # Names on pages

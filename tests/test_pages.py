@@ -53,7 +53,7 @@ def train(network: nn.Module, path: str) -> float:
 
 
 @pytest.mark.parametrize(("epochs", "least", "most"), [(2, 6, 9), pytest.param(20, 5, 7, marks=pytest.mark.slow)])
-def test_the_page_on_python_runs_and_its_network_learns(epochs, least, most, run_page, tmp_path):
+def test_the_page_on_python_runs_and_its_network_learns(epochs, least, most, run_page, elbo, tmp_path):
     page = (ROOT / "docs/python.md").read_text()
     assert "range(20)" in page
     (tmp_path / "page.md").write_text(page.replace("range(20)", f"range({epochs})"))
@@ -62,6 +62,10 @@ def test_the_page_on_python_runs_and_its_network_learns(epochs, least, most, run
     bpd = float(said.split(" ± ")[0].split()[-1])
     assert least < bpd < most, "this network is at 6.3 bits after 20 epochs, and above 14 before the first"
     assert read_yaml(tmp_path / "schedule.yaml")["format"] == "elbo-schedule"
+    guided = elbo(
+        "sample", "dit", "--steps", 2, "--guidance-scale", 2, "--plugin", "dit/network.pt2", "-o", "x.npy", cwd=tmp_path
+    )
+    assert guided.returncode == 2, "the page's loop trains no row for 'no class'"
 
 
 def test_the_page_on_extending_runs_and_the_run_remembers_its_plugin(run_page, elbo, tmp_path):

@@ -4,6 +4,7 @@ import math
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -395,7 +396,7 @@ def test_an_update_of_muon_has_a_root_mean_square_of_a_fifth_of_the_rate(fresh):
     network = fresh().network
     for weight in network.parameters():
         weight.grad = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    optimizer = Muon(network, 0.01, weight_decay=0.0, fused=True)
+    optimizer: Any = Muon(network, 0.01, weight_decay=0.0, fused=True)
     optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
     before = [weight.clone() for weight in optimizer.matrices]
     optimizer.step()

@@ -1,6 +1,7 @@
 """The documentation: generated pages are current, every link and file leads somewhere, every option exists, the site needs no network."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -14,9 +15,11 @@ import click
 import pytest
 from calls import load
 
+from elbocli import plugin
 from elbocli.bound.command import bound
 from elbocli.files.recognise import MAKERS
 from elbocli.main import elbo
+from elbocli.nn.presets import NAMES, load_preset
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -60,7 +63,11 @@ def test_pages_of_measurements_show_what_was_measured():
     assert changes in (ROOT / "docs/measurements.md").read_text()
     writer = load(ROOT / "examples/fashion/write_tutorial.py")
     figures = json.loads((ROOT / "docs/tutorial/figures.json").read_text())
-    assert writer.page(figures) == (ROOT / "docs/tutorial.md").read_text(), "see examples/fashion/write_tutorial.py"
+    page = (ROOT / "docs/tutorial.md").read_text()
+    assert writer.page(figures) == page, "see examples/fashion/write_tutorial.py"
+    assert {*re.findall(r"!\[.*?\]\((.*?)\)", page)} == {
+        f"tutorial/{name}" for name in ("first.png", "last.png", *writer.PICTURES)
+    }
 
 
 # Names on pages
@@ -73,6 +80,27 @@ def test_a_table_has_a_row_for_every_command_and_page():
     linked = {link for row in rows for link in re.findall(r"\]\((\w[\w-]*\.md)", row)}
     assert named == set(elbo.list_commands(click.Context(elbo)))
     assert linked >= {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+def test_each_declaration_of_contributing_is_in_its_file_and_each_decorator_of_plug_ins_has_a_row():
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where additions go")[2].partition("\n## ")[0]
+    decorators = set()
+    for row in re.findall(r"^\| .* \| (.*) \| .*\|$", table, re.M)[1:]:
+        names = re.findall(r"`@?((?<=@)\w+|[A-Z]\w+)(?:\.\w+)?(?:\(.*?\))?`", row)
+        folders = [ROOT / "elbocli" / place for place in re.findall(r"`([\w/]+(?:/|\.py))`", row)]
+        text = "".join(
+            path.read_text() for place in folders for path in ([place] if place.suffix else place.glob("*.py")) if path.exists()
+        )
+        assert names and [name for name in names if not re.search(rf"\b{name}\b", text)] == [], row
+        decorators |= {*names}
+    assert decorators >= {name for name in plugin.__all__ if name.islower()} - {"block_of", "option"}
+
+
+def test_the_presets_said_to_use_muon_are_those_that_do():
+    sentence = re.search(r"The presets ([^.]*) use it", (ROOT / "docs/training.md").read_text())
+    assert sentence and {*re.findall(r"`(.*?)`", sentence[1])} == {
+        name for name in NAMES if load_preset(name).train.get("optimizer") == "muon"
+    }
 
 
 def named_options(text):
@@ -100,6 +128,13 @@ def test_each_file_and_option_that_a_page_names_is_there(page):
             command = command.get_command(click.Context(command), word)
         options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
         assert option in {*options, "--help", "--version", "--plugin"}, (path, option)
+
+
+def test_guidance_in_examples_is_within_the_published_interval():
+    """Of EDM2-XXL: sigma from .19 to 1.61 (Kynkäänniemi et al. 2024)."""
+    text = "".join(path.read_text() for path in [*PAGES, ROOT / "elbocli/cli/examples.txt"] if path.name != "CHANGELOG.md")
+    intervals = {tuple(map(float, found)) for found in re.findall(r"--guidance-interval (\S+) ([\d.]+)", text)}
+    assert intervals == {tuple(round(-2 * math.log(sigma), 1) for sigma in (1.61, 0.19))}
 
 
 # The site

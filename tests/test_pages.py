@@ -53,7 +53,7 @@ def train(network: nn.Module, path: str) -> float:
 
 
 @pytest.mark.parametrize(("epochs", "least", "most"), [(2, 6, 9), pytest.param(20, 5, 7, marks=pytest.mark.slow)])
-def test_the_page_on_python_runs_and_its_network_learns(epochs, least, most, run_page, tmp_path):
+def test_the_page_on_python_runs_and_its_network_learns(epochs, least, most, run_page, elbo, tmp_path):
     page = (ROOT / "docs/python.md").read_text()
     assert "range(20)" in page
     (tmp_path / "page.md").write_text(page.replace("range(20)", f"range({epochs})"))
@@ -62,6 +62,10 @@ def test_the_page_on_python_runs_and_its_network_learns(epochs, least, most, run
     bpd = float(said.split(" ± ")[0].split()[-1])
     assert least < bpd < most, "this network is at 6.3 bits after 20 epochs, and above 14 before the first"
     assert read_yaml(tmp_path / "schedule.yaml")["format"] == "elbo-schedule"
+    guided = elbo(
+        "sample", "dit", "--steps", 2, "--guidance-scale", 2, "--plugin", "dit/network.pt2", "-o", "x.npy", cwd=tmp_path
+    )
+    assert guided.returncode == 2, "the page's loop trains no row for 'no class'"
 
 
 def test_the_page_on_extending_runs_and_the_run_remembers_its_plugin(run_page, elbo, tmp_path):
@@ -155,6 +159,8 @@ SWEEP = {"BIASES": "2", "SHIFTS": "0", "SCHEDULES": "cosine", "SEEDS": "0"}
 SWEEP |= {"STEPS": "4", "SAMPLES": "20", "WALK": "2", "IMAGES": "4"}
 """One setting of examples/sweep."""
 WRITERS = "-o|>|--save-\\w+|--card|--plot|--curve|--log|--per-image|--neighbours|--grid|prep \\S+|merge|import \\S+|write \\S+"
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+ROUNDING = re.compile(r"\S+e-1\d, at logsnr \S+")
 QUICK = ("docs/commands.md", "docs/prep.md", "elbo sample-0", "elbo adapt-0", "elbo info-0")
 
 
@@ -269,6 +275,22 @@ def test_commands_on_pages_and_in_examples_are_understood(name, world, tmp_path,
             command, words = command.get_command(click.Context(command), words[0]), words[1:]
         with contextlib.suppress(click.exceptions.Exit), declarations_kept():
             command.make_context(call.replace("\0", " "), words)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if re.search(r"^\$ ", page.read_text(), re.M)], ids=lambda page: page.stem
+)
+def test_output_that_a_page_shows_is_what_the_command_prints(page, elbo, digits, preset, tmp_path):
+    """Sessions on a page; `…` replaces lines. Rounding errors depend on the machine, and all numbers of a run on the run."""
+    line = ("train", digits, "-o", "run", "--preset", preset, "--steps", 20, "--weighting", "uncertainty", "--schedule", "edm")
+    assert elbo(*line, cwd=tmp_path).returncode == 0
+    sessions = re.findall(r"^\$ elbo ([^|\n]*)\n((?:(?!\$ |```).*\n)*)", page.read_text(), re.M)
+    for line, shown in sessions:
+        result = elbo(*line.split(), cwd=tmp_path)
+        varying = NUMBER if "run" in line.split() else ROUNDING
+        shown, printed = (varying.sub("0", text).splitlines() for text in (shown, (result.stdout + result.stderr).decode()))
+        assert shown == printed or ("…" in shown and {*shown} - {"…"} <= {*printed}), line
+    assert sessions
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES])

@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 from elbocli.evaluate.result import code, fill_template, said
 from elbocli.report.gather import BITS, RunFacts
 from elbocli.report.results import score_rows
+from elbocli.version import __version__
 
 PREVIEW = re.compile(r"step-[0-9]+\.png")
 PLAIN = re.compile(r"[A-Za-z][\w.-]*")  # a name that YAML takes without quotes
@@ -20,6 +21,7 @@ def model_card(facts: RunFacts) -> str:
     preview = PurePath(run.samples.file).name
     values = {
         "facts": facts,
+        "version": __version__,
         "metrics": sorted(filter(PLAIN.fullmatch, metrics)),
         "family": family if PLAIN.fullmatch(family) else "",
         "name": PurePath(run.run).name,  # no path of the machine is published

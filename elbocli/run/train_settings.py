@@ -53,7 +53,7 @@ def about(default: Any, help: str, **said: Any) -> Any:
     ge, gt, le: bounds of the value. parse: module and name of a function that reads the value from text.
     names: module and name of a registry of allowed names. words: further allowed values.
     zero: word for 0, such as 'none'. flags: the option's name; "": no option.
-    metavar: placeholder of the value in the help. shown: default in the help; "": no default.
+    metavar: placeholder of the value in the help. shown: default in the help; "": no default, or the preset's.
     paced: whether the default shrinks with --steps when a run is shorter than its preset.
     free: whether a resumed run may change the setting. preset: whether presets may set it; default: as `stored`.
     stored: whether config.yaml has the setting; False: `resolve` merges the setting into another one.
@@ -94,7 +94,6 @@ class TrainSettings:
         "error at each noise level, which uncertainty:monotone keeps from rising.",
         names="elbocli.core.weighting_curves.WEIGHTINGS",
         words=(LEARNED,),
-        shown="sigmoid",
     )
     bias: Number | None = about(None, "Parameter bias of the weighting; 2 is :bias=2.", stored=False)
     shift: Number | Literal["auto"] | None = about(
@@ -226,8 +225,8 @@ class TrainSettings:
     snapshot_every: int = about(
         0,
         "Updates per snapshot for 'elbo ema'.",
-        more="Snapshots are of the power averages. Where --ema names none, those of std 0.05 and 0.1 are added. The default "
-        "is steps/20 if --ema names one, else none.",
+        more="Snapshots are of the power averages. Where --ema names none, those of std 0.05 and 0.1 are added. Without "
+        "this option or a preset's number, it is steps/20 if --ema names one, else none.",
         free=True,
         zero="none",
     )

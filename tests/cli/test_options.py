@@ -20,11 +20,13 @@ from elbocli.cli.figure import brief
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.samplers import SAMPLERS
 from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.training import FORMER
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 from elbocli.main import COMMANDS, SHELLS
 from elbocli.main import elbo as group
+from elbocli.nn.presets import NAMES, load_preset
 from elbocli.run import train_settings
 from elbocli.run.train_settings import SETTINGS, convert_settings, seconds
 from elbocli.train.command import train
@@ -147,6 +149,11 @@ import sys
 from elbocli.main import run
 sys.exit(run(["train", sys.argv[1], "--dry-run", "--weighting", "mine:lr=3", "--lr", "0.25"]))
 """
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_changes_no_default_that_help_shows(name):
+    assert [key for key in load_preset(name).train if SETTINGS[FORMER.get(key, key)].says("shown")] == []
 
 
 @pytest.mark.long

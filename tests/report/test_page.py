@@ -21,6 +21,7 @@ from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
 from elbocli.report.card import model_card
 from elbocli.report.gather import BITS, RunReport, differences, figures, gather, report_of, weighting_terms
 from elbocli.report.page import INKS, LINES, number, pictures, render, swatch
+from elbocli.version import __version__
 
 VALIDATION = {"val_loss": 0.5, "val_loss_se": 0.01, "val_bpd": 4.5, "val_bpd_se": 0.02}
 
@@ -270,10 +271,12 @@ def test_a_card_has_the_metadata_and_the_facts_of_the_run(runs):
         facts = [
             verdict,
             config["data"]["payload_sha256"],
+            f"elbo {__version__} or newer",
             *(f"`{key}`: {config['settings'][key]}\n" for key in ("batch_size", "lr")),
         ]
         assert all(fact in body for fact in facts) and ("not an ELBO" in body) == (run == other), body
         assert ("--classes 0" in body) == bool(classes) and "(previews/step-00000040.png)" in body
+        assert "\npip " not in body, "elbocli is on no package index"
     assert "**1.5** ± 0.25 (standard error), 95 % interval 1.01 to 1.99 (n = 60)" in card_of(alone)[1]
     assert "**1.5**, 95 % interval 1.402 to 1.598" in card_of(other)[1] and str(alone.parent) not in card_of(alone)[1]
 

@@ -4,6 +4,7 @@ import math
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
 from elbocli.train import loop
 from elbocli.train.batches import Batches, channels_first, count_parts, split
-from elbocli.train.muon import orthogonalised
+from elbocli.train.muon import Muon, orthogonalised
 from elbocli.train.state import Parallel, TrainState, micro_batch
 from elbocli.train.step import check, step_losses, update
 
@@ -388,6 +389,19 @@ def test_a_network_whose_backward_pass_does_not_compile_trains_uncompiled(compil
         update(state)
     assert sum("no such kernel" in line and "--no-compile" in line for line in lines) == 1
     assert all(torch.equal(value, states[1].live[name]) for name, value in states[0].live.items())
+
+
+def test_an_update_of_muon_has_a_root_mean_square_of_a_fifth_of_the_rate(fresh):
+    """As docs/training.md says: whatever the shape and the size of the gradient, once flattened."""
+    network = fresh().network
+    for weight in network.parameters():
+        weight.grad = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    optimizer: Any = Muon(network, 0.01, weight_decay=0.0, fused=True)
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
+    before = [weight.clone() for weight in optimizer.matrices]
+    optimizer.step()
+    moved = torch.stack([(weight - old).square().mean().sqrt() for weight, old in zip(optimizer.matrices, before, strict=True)])
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.2 * 0.01), rtol=0.25, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8)])

@@ -38,9 +38,9 @@ from elbocli.cli.commands import (
 @guidance_options
 @option(
     "--classes",
-    metavar="balanced|random|LIST",
+    metavar="data|balanced|random|LIST|FILE",
     default="balanced",
-    help="Class of trajectory i: i mod K, random, or a repeated list of numbers or names.",
+    help="Class of trajectory i, as in 'elbo sample'.",
 )
 @option("-n", "--images", type=value(int, ge=1, le=10_000), default=32, help="Trajectories to measure along.")
 @seed_option

@@ -79,9 +79,12 @@ GROUPS = {
 )
 @option(
     "--classes",
-    metavar="balanced|random|LIST",
-    default="balanced",
-    help="Class of image i: i mod K, random, or a repeated list of numbers or names (3,5,7).",
+    metavar="data|balanced|random|LIST|FILE",
+    help="Class of image i: random with the training data's frequencies (data), i mod K (balanced), random, or a repeated list of "
+    "numbers or names (3,5,7), or a file of them.  [default: data where classes are unequally frequent, else balanced]",
+    more="The default is data if a chi-square test finds that the frequencies of the training data's classes differ by more than "
+    "chance (p < 0.001). data draws each class independently, so that image i does not depend on -n. FILE is an array (.npy), or "
+    "text with a number or a name on each line.",
 )
 @weights_option
 @seed_option

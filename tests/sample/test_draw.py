@@ -22,7 +22,6 @@ from elbocli.core.adaptive import bin_edges
 from elbocli.core.samplers import SAMPLERS, time_grid
 from elbocli.core.sampling import Guidance
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
-from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, Interrupted, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import to_text
@@ -30,6 +29,7 @@ from elbocli.importer.formats import ImportOptions
 from elbocli.importer.make_run import import_run
 from elbocli.nn.networks.unet import UNet
 from elbocli.run import settings
+from elbocli.run.classes import choose_labels
 from elbocli.run.open import open_run
 from elbocli.sample import draw as sample
 from elbocli.sample.draw import SampleSettings

@@ -20,13 +20,13 @@ from PIL import Image
 
 from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, bin_middles
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.streams import choose_labels
 from elbocli.core.weighting import no_elbo
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
 from elbocli.files.schedule_file import read_table
+from elbocli.run.classes import choose_labels
 from elbocli.run.open import open_run, weighting_of_run
 from elbocli.run.settings import read_options, resolve
 from elbocli.sample.draw import open_decoder

@@ -295,7 +295,7 @@ def draw(
     prediction: what the network outputs; default: that of `loss`.
     shape: shape of one example, such as (channels, height, width).
     loss: the DiffusionLoss that trained the network.
-    labels: [n], where −1 means "no class".
+    labels: class of each example, [n], where −1 means "no class". For the data's class frequencies, pass labels of random examples.
     guidance_scale: scale of classifier-free guidance; 1 is none. Others need labels, and a network trained with "no class".
     sampler: a Sampler or its SPEC, `NAME:key=value,…`.
     steps: number of noise levels; default: the sampler's.

@@ -80,11 +80,11 @@ GROUPS = {
 @option(
     "--classes",
     metavar="data|balanced|random|LIST|FILE",
-    help="Class of image i: random with the training data's frequencies (data), i mod K (balanced), random, or a repeated list of "
-    "numbers or names (3,5,7), or a file of them.  [default: data where classes are unequally frequent, else balanced]",
-    more="The default is data if a chi-square test finds that the frequencies of the training data's classes differ by more than "
-    "chance (p < 0.001). data draws each class independently, so that image i does not depend on -n. FILE is an array (.npy), or "
-    "text with a number or a name on each line.",
+    help="Class of image i: as frequent as in the training data (data), i mod K (balanced), random, or numbers or names, repeated "
+    "(3,5,7, or FILE).  [default: data if unbalanced, else balanced]",
+    more="The training data are unbalanced if a chi-square test finds that their class frequencies differ by more than chance (p < "
+    "0.001). data draws each class independently, so that image i does not depend on -n. FILE is an array (.npy), or text with a "
+    "number or a name on each line.",
 )
 @weights_option
 @seed_option

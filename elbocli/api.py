@@ -22,12 +22,13 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.samplers import Sampler, logsnr_grid, parse_sampler
 from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance, Noise
 from elbocli.core.schedule import Schedule
-from elbocli.core.streams import T_SAMPLINGS, Stream, choose_labels, times
+from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
+from elbocli.run.classes import BALANCED, DATA, choose_labels, use_frequencies
 from elbocli.run.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.sample.draw import SampleSettings, draw_batch
@@ -319,7 +320,8 @@ def draw(
     prediction: what the network outputs; default: that of `loss`, else of the network's run.
     shape: shape of one example, such as (channels, height, width); default: that of a run.
     loss: the DiffusionLoss that trained the network.
-    labels: [n], where −1 means "no class"; default: for a run, those of `elbo sample`.
+    labels: class of each example, [n], where −1 means "no class"; default: for a run, those of `elbo sample`.
+        For the data's class frequencies, pass labels of random examples.
     guidance_scale: scale of classifier-free guidance; 1 is none. Others need labels, and a network trained with "no class".
     sampler: a Sampler or its SPEC, `NAME:key=value,…`.
     steps: number of noise levels; default: the sampler's.
@@ -341,7 +343,9 @@ def draw(
         *sides, channels = network.network.config.shape
         shape = shape or (channels, *sides)
         if labels is None:
-            labels = choose_labels(SampleSettings.classes, n, network.network.config.num_classes, seed)
+            counts = network.class_counts()
+            uneven = use_frequencies(counts, network.path, "examples have classes with these frequencies")
+            labels = choose_labels(DATA if uneven else BALANCED, n, network.network.config.num_classes, seed, counts=counts)
     if not shape or n < 1:
         raise UsageError(f"shape is {tuple(shape)} and n is {n}; pass the shape of one example, and the number of examples")
     chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, trained)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Pat
     path = tmp_path_factory.mktemp("packed") / "digits.h5"
     result = run_elbo("prep", digits_folder, path, "--size", 8, "--channels", 1)
     assert result.returncode == 0, result.stderr
+    return path
+
+
+@pytest.fixture(scope="session")
+def skewed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """The 300 digits with other labels: 123 images of class 0, and 6 of class 9."""
+    path = Path(shutil.copy(digits, tmp_path_factory.mktemp("packed") / "skewed.h5"))
+    with h5py.File(path, "r+") as file:
+        file["labels"][:] = np.repeat(np.arange(10), [123, 45, 33, 27, 21, 18, 12, 9, 6, 6])
     return path
 
 

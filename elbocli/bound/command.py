@@ -29,7 +29,7 @@ from elbocli.cli.commands import (
 
 IMAGES = 1000
 GROUPS = {
-    "Questions": ("estimator", "check", "classify", "optimum", "weighting", "schedule"),
+    "Questions": ("estimator", "check", "classify", "prior", "optimum", "weighting", "schedule"),
     "Precision of the answer": ("images", "draws", "target_se", "seed", "logsnr_min", "logsnr_max"),
     "Outputs": ("per_image", "curve", "plot", "log", "overwrite"),
     "Weights": ("weights",),
@@ -51,6 +51,13 @@ GROUPS = {
 )
 @option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
 @option("--classify", is_flag=True, help="Measure the run as a classifier: accuracy, log loss and calibration of p(c|x).")
+@option(
+    "--prior",
+    type=click.Choice(["data", "uniform"]),
+    help="p(c) of --classify: the class frequencies of the training data, or equal ones.  [default: data where they are unequal]",
+    more="The default is data if a chi-square test finds that the frequencies of the training data's classes differ by more than "
+    "chance (p < 0.001). Choose uniform for images whose classes are equally frequent.",
+)
 @option(
     "-n",
     "--images",
@@ -113,6 +120,7 @@ def bound(
     log: Path | None,
     check: bool,
     classify: bool,
+    prior: str | None,
     **how: Any,
 ) -> None:
     """Measure the variational bound, in bits per dimension.
@@ -126,7 +134,7 @@ def bound(
     the two are equal. The exit status is then 0 if they agree within 4 standard errors, else 1.
 
     --estimator names other estimates of -log p; the object then has 'estimates' and their 'differences', with standard
-    errors. --classify measures how well the run classifies images by p(c|x) ~ exp(-bound).
+    errors. --classify measures how well the run classifies images by p(c|x) ~ p(c) exp(-bound).
     """
     from elbocli.bound import estimate, judge
     from elbocli.bound.measure import open_measurement
@@ -144,6 +152,7 @@ def bound(
         (check, "--check", ("classify", "schedule", "per_image", "estimator", "target_se", *drawn)),
         (classify, "--classify", ("weighting", "estimator", "target_se", *drawn)),
         (not check, "the bound, only with --check", ("weighting",)),
+        (not classify, "the bound, only with --classify", ("prior",)),
         (not alone, f"--estimator {names[-1]}", ("target_se",)),
         (target_se, "--target-se", ("per_image",)),
         (names == ["ode"], "--estimator ode alone", drawn),
@@ -160,7 +169,7 @@ def bound(
     if check:
         result = judge.check_theorem(asked, weighting)
     elif classify:
-        result, table = judge.classify(asked, schedule)
+        result, table = judge.classify(asked, schedule, prior or "")
     elif alone and not per_image:
         found = estimate.measure_bound(asked, schedule, target_se)
         result = found.bound

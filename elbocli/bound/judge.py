@@ -1,7 +1,7 @@
 """Checks of a run: theorem 1 of Kingma & Gao 2023, classification, and excess over the least possible errors.
 
 Theorem 1: weighted loss = −∫ L(λ) dw(λ) + w(λmax) L(λmax) − w(λmin) L(λmin); L(λ) = prior term + ½ ∫ ‖ε−ε̂‖² dλ up to λ.
-Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ exp(−loss given c), with the same noise for all classes.
+Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ p(c) exp(−loss given c), with the same noise for all classes.
 """
 
 import math
@@ -27,6 +27,7 @@ from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.losslog import Columns, read_optimum
 from elbocli.files.schedule_file import resolve_weighting
+from elbocli.run.classes import DATA, UNKNOWN, use_frequencies
 from elbocli.runtime.progress import progress
 from elbocli.train.batches import training_rows
 
@@ -119,12 +120,15 @@ def class_scores(
 
 
 def judge_scores(
-    halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule
+    halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule, prior: np.ndarray | None = None
 ) -> tuple[Classification, Columns]:
     """Compute a classifier's accuracy and calibration, and a table with a row per image.
 
     halves, labels, rows: results of `class_scores`. draws, schedule: noise levels per image, and their schedule; only recorded.
+    prior: p(c), [classes]; None: all classes are equally likely.
     """
+    if prior is not None:
+        halves = halves - torch.from_numpy(prior).log()
     found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
     guess, confidence = found.argmax(1), found.max(1)
     right, of_label = guess == labels, found[np.arange(len(found)), labels]
@@ -154,20 +158,28 @@ def judge_scores(
         n_images=len(found),
         draws_per_image=draws,
         schedule=schedule.base,
+        prior=None if prior is None else prior.tolist(),
     )
     return result, {name: of[order] for name, of in numbers.items()}
 
 
-def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
+def classify(asked: Measurement, schedule: str = "", prior: str = "") -> tuple[Classification, Columns]:
     """Classify the images of `asked` with its run; also return a table with a row per image. Raises ElboError.
 
     schedule: SPEC to draw noise levels from; '': a schedule fitted to the run's loss log.
+    prior: `data`, the class frequencies of the training data; `uniform`; or '': `data` if the frequencies differ by more than
+    chance, else `uniform`.
     """
-    classes = asked.trained.network.config.num_classes
+    classes, counts = asked.trained.network.config.num_classes, asked.trained.class_counts()
     if classes < 2:
         raise UsageError(f"{asked.trained.path}: was trained without classes, which --classify needs; name a run with classes")
+    if prior == DATA and counts is None:
+        raise UsageError(f"--prior data: {asked.trained.path}: {UNKNOWN}; put the dataset back, or give --prior uniform")
+    if not prior and use_frequencies(counts, asked.trained.path, "the prior p(c) has these frequencies (--prior data)"):
+        prior = DATA
+    frequencies = counts / counts.sum() if prior == DATA and counts is not None else None
     chosen = asked.schedule(schedule)
-    return judge_scores(*class_scores(asked, asked, classes, chosen), asked.draws, chosen)
+    return judge_scores(*class_scores(asked, asked, classes, chosen), asked.draws, chosen, frequencies)
 
 
 # Errors above the least possible errors. A network that copies its training images has larger errors on new images.

@@ -165,11 +165,12 @@ class Theorem(Answer):
 class Classification(Answer):
     """Scores of a run as a classifier.
 
-    p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise for all classes, all equally likely a priori.
+    p(c|x) ∝ p(c) exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise for all classes.
     accuracy_low, accuracy_high: 95 % interval. log_loss: mean of −log p(label|x), in nats. ece: expected calibration error.
     undecided: fraction of images whose likeliest class differs between the two halves of the noise draws.
     reliability: for each bin of confidence, the number of images, mean confidence, and accuracy.
     class_accuracy: accuracy by class number, without empty classes.
+    prior: p(c), by class number; None: all classes are equally likely.
     """
 
     accuracy: float
@@ -184,3 +185,4 @@ class Classification(Answer):
     classes: int
     draws_per_image: int
     schedule: str
+    prior: list[float] | None = None

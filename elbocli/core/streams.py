@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elbocli.core.registry import nearest
-from elbocli.errors import UsageError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -90,32 +87,16 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
     return torch.from_numpy((offset + np.arange(count) / count) % 1.0)
 
 
-def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequence[str] = ()) -> np.ndarray | None:
-    """Return the class of each of n images; None if there are no classes.
-
-    classes: `balanced` (i mod num_classes), `random`, or comma-separated numbers or names, repeated to length n.
-    Raises UsageError for an unknown class, or a word that matches two classes.
-    """
-    if num_classes < 1:
-        if classes not in ("balanced", "random"):
-            raise UsageError(f"--classes {classes}: the run is unconditional; leave --classes out")
-        return None
-    if classes == "balanced":
-        return np.arange(n) % num_classes
-    if classes == "random":
-        return random_classes(n, num_classes, seed)
-    numbers, known = list[int](), names or [f"0 to {num_classes - 1}"]
-    for word in map(str.strip, classes.split(",")):
-        number = (word.lstrip("0") or "0") if word.isdecimal() else ""
-        found = [k for k in range(num_classes) if word in names[k : k + 1] or str(k) == number]
-        if len(found) != 1:
-            hint = " or ".join(f"write 0{k}" for k in found) or nearest(word, known)
-            raise UsageError(f"--classes: {word!r} matches {len(found)} of {num_classes} classes; {hint}")
-        numbers += found
-    return np.resize(numbers, n)
-
-
 def random_classes(n: int, num_classes: int, seed: int) -> np.ndarray:
     """Return random classes of n images; class i depends only on (seed, i)."""
     stream = Stream(seed, "sample-class")
     return np.array([stream.at(i).integers(num_classes) for i in range(n)])
+
+
+def random_classes_of(counts: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Return random classes of n images, each the class of a random training image; class i depends only on (seed, i).
+
+    counts: number of training images of each class, integers [K].
+    """
+    stream, ends = Stream(seed, "sample-class"), np.cumsum(counts)
+    return np.searchsorted(ends, [stream.at(i).integers(ends[-1]) for i in range(n)], side="right")

@@ -119,7 +119,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--classes",
     default="",
-    metavar="balanced|random|LIST",
+    metavar="balanced|random|LIST|FILE",
     help="Classes that a stream was drawn with, for accuracy; as in 'elbo sample'.",
     more="They may be names if --ref is a dataset that has them.",
 )

@@ -67,9 +67,13 @@ class FeatureSource:
             return len(self.statistics.mu)
         return None if self.saved is None else self.saved.features.shape[1]
 
-    def class_counts(self) -> list[int]:
-        """Return the number of images of each non-empty class; [] without labels."""
-        return [] if self.labels is None else np.unique(self.labels, return_counts=True)[1].tolist()
+    def class_counts(self, named: bool = False) -> dict[Any, int]:
+        """Return the number of images of each non-empty class; {} without labels. named: by the class's name, else number."""
+        if self.labels is None:
+            return {}
+        labels, counts = np.unique(self.labels, return_counts=True)
+        names = self.reader.class_names if named and self.reader else ()
+        return {names[label] if names else label: count for label, count in zip(labels.tolist(), counts.tolist(), strict=True)}
 
 
 def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:

@@ -13,9 +13,9 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
+from elbocli.core.estimate import p_of_equal_shares
 from elbocli.core.metrics import METRICS, Need, Value, asked
 from elbocli.core.neighbours import nearest
-from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import (
     FeatureSource,
@@ -37,6 +37,7 @@ from elbocli.nn.extractors import (
     Extractor,
     make_extractor,
 )
+from elbocli.run.classes import CHANCE, DATA, choose_labels
 from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import log
 from elbocli.version import __version__
@@ -76,6 +77,10 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
     Raises UsageError, DataError and FormatError for files that are truncated, too small or don't fit each other.
     """
     deviations(settings)
+    if settings.classes == DATA:
+        raise UsageError(
+            "--classes data: a stream doesn't say these classes; draw the samples into .h5 or .npz, which keep labels"
+        )
     spatial = settings.needing(Need.SPATIAL)  # --save-stats saves spatial features also for the metrics that are removed here
     if ref is None and (settings.save_stats or settings.save_features):
         kept = {name: own for name, own in settings.metrics.items() if Need.REFERENCE not in METRICS[name].traits.needs}
@@ -104,6 +109,7 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
         for source in task.samples:
             _save(source, settings)
         _warn(result, settings)
+        _warn_of_classes(task)
     return result
 
 
@@ -287,7 +293,7 @@ def deviations(settings: EvalSettings, source: FeatureSource | None = None, refe
             theirs["extractor_weights"] = PUBLISHED_INCEPTION
         if protocol.classes:
             each = "{}, each with {} to {} samples"
-            counts = source.class_counts()
+            counts = [*source.class_counts().values()]
             mine["classes"] = each.format(len(counts), min(counts), max(counts)) if counts else unknown
             theirs["classes"] = each.format(protocol.classes, protocol.per_class, protocol.per_class)
         if protocol.ref_images and reference:
@@ -315,7 +321,7 @@ def scored(source: FeatureSource, task: Task) -> Scores:
     about, other, apart = (side.about if side else FeatureFacts() for side in (source, task.reference, task.held_out))
     mismatched = any(each.mismatch for each in task.samples)
     network = str(about.extractor) if mismatched else naming_network(about)  # part of the names of scores
-    counts = source.class_counts()
+    counts = [*source.class_counts().values()]
     facts = Facts(
         n_samples=about.n,
         n_ref=other.n,
@@ -371,6 +377,38 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))
         log.warning("sets of samples differ in more than the seed: %s; so the standard deviation is not over seeds alone", told)
+
+
+def _warn_of_classes(task: Task) -> None:
+    reference = task.reference
+    if reference is None or not task.settings.needing(Need.REFERENCE) or PROTOCOLS.get(task.settings.protocol, USUAL).classes:
+        return
+    for source in task.samples:
+        p = p_of_same_classes(source, reference)
+        if p is not None and p < CHANCE:
+            drawn = (source.about.made or {}).get("classes") == DATA
+            log.warning(
+                f"{source.name}: its classes differ in frequency from those of {reference.name} by more than chance (chi-square "
+                f"test, p = {p:.1g}), which changes the scores; "
+                + (
+                    "choose a --ref with the classes of the run's training data"
+                    if drawn
+                    else "draw samples by 'elbo sample … --classes data'"
+                )
+            )
+
+
+def p_of_same_classes(samples: FeatureSource, reference: FeatureSource) -> float | None:
+    """Return the p-value of a test that samples and reference have equal proportions of classes.
+
+    Returns None if one of them has no labels, or they have classes of different names.
+    """
+    names = [set(side.reader.class_names) if side.reader else set() for side in (samples, reference)]
+    first, second = samples.class_counts(all(names)), reference.class_counts(all(names))
+    if not first or not second or (all(names) and not (names[0] <= names[1] or names[0] >= names[1])):
+        return None
+    classes = sorted({*first, *second})
+    return p_of_equal_shares(*(np.array([counts.get(each, 0) for each in classes]) for counts in (first, second)))
 
 
 SAMPLES, BESIDE = 12, 5  # rows in the picture of --neighbours, and reference images in each row

@@ -16,7 +16,7 @@ class EvalSettings:
     metrics: options of each metric, by the metric's name.
     extractor: name, or file of a program; '': the extractor of saved features, or Inception for images.
     extractor_weights: None: the published weights.
-    classes: classes of a stream of samples: 'balanced', 'random', or a list; '': not given.
+    classes: classes of a stream of samples: 'balanced', 'random', a list, or a file of labels; '': not given.
     held_out: file of images that are similar to the reference's, but not in the model's training set.
     neighbours: file for a picture of samples beside the closest reference images.
     protocol: name in PROTOCOLS; '': no protocol. command: elbo's command line, for the result.

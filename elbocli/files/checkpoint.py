@@ -41,6 +41,7 @@ class RunData(Record):
     """Description of a run's dataset.
 
     path: dataset file, as typed by the user. from_run: path relative to the run's folder.
+    class_counts: number of images of each class; None: unknown, as in runs of earlier versions.
     payload_sha256: digest of the images. filter: resampling filter. more: further attributes; for latents, the latent space.
     """
 
@@ -52,6 +53,7 @@ class RunData(Record):
     num_classes: Count | None = None
     payload_sha256: str | None = None
     class_names: list[str] | None = None
+    class_counts: list[Count] | None = None
     crop: str | None = None
     filter: str | None = None
     more: Rest = {}

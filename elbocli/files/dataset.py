@@ -44,6 +44,7 @@ BLOCKS = {
     LATENTS: "float16 (N, 2C, H, W) with N > 0",
 }
 PREPROCESSING = ("crop", "filter")  # attributes that record how images were made, beside `image_size`
+MOST_CLASSES = 10**6  # images of more classes are not counted by class
 SCAN_BYTES = 16 << 20  # read at a time, where the whole block is read
 Members = dict[str, np.ndarray | list[str]]  # what a dataset holds beside its block: name → array or list of text
 
@@ -278,7 +279,9 @@ class Dataset:
 
     def identity(self) -> RunData:
         """Return the description of the dataset for config.yaml."""
-        space, about = self.latent_space, self.attributes
+        space, about, counts = self.latent_space, self.attributes, None
+        if self.num_classes <= MOST_CLASSES:
+            counts = np.bincount(self.labels, minlength=self.num_classes).tolist()
         return RunData(
             path=str(self.path),
             count=len(self),
@@ -287,6 +290,7 @@ class Dataset:
             num_classes=self.num_classes,
             payload_sha256=about.payload_sha256,
             class_names=self.class_names,
+            class_counts=counts,
             crop=about.crop,
             filter=about.filter,
             more={} if space is None else asdict(space),

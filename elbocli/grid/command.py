@@ -9,6 +9,7 @@ from elbocli.cli.commands import (
     PATH,
     Command,
     Named,
+    NameOrFile,
     batch_option,
     common,
     device_options,
@@ -38,9 +39,10 @@ from elbocli.cli.commands import (
 @guidance_options
 @option(
     "--classes",
-    metavar="balanced|random|LIST",
+    type=NameOrFile(),
+    metavar="data|balanced|random|LIST|FILE",
     default="balanced",
-    help="Class of trajectory i: i mod K, random, or a repeated list of numbers or names.",
+    help="Class of trajectory i, as in 'elbo sample'.",
 )
 @option("-n", "--images", type=value(int, ge=1, le=10_000), default=32, help="Trajectories to measure along.")
 @seed_option

@@ -13,12 +13,13 @@ from elbocli.core.local_error import FineSolution, ancestral_errors, equal_error
 from elbocli.core.samplers import Sampler, logsnr_grid
 from elbocli.core.sampling import Guidance, purpose_of, schedule_of_levels
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.streams import Stream, choose_labels
+from elbocli.core.streams import Stream
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import ElboError
 from elbocli.files.losslog import read_logs
 from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import to_text
+from elbocli.run.classes import choose_labels
 from elbocli.run.open import open_run
 from elbocli.runtime.device import choose_device, sent
 from elbocli.runtime.progress import log
@@ -111,7 +112,8 @@ def make_grid(
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, run.precision(precision, place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])
-    chosen = choose_labels(classes, images, run.network.config.num_classes, seed, run.data.class_names or ())
+    names, counts = run.data.class_names or (), run.class_counts()
+    chosen = choose_labels(classes, images, run.network.config.num_classes, seed, names, counts)
     labels = None if chosen is None else sent(torch.from_numpy(chosen).long(), place)
     parts = [None] * -(-images // batch_size) if labels is None else labels.split(batch_size)
     denoisers = [drawer.denoiser(some) for some in parts]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +17,10 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.training import AUTO, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, InitFacts, RunConfig, RunData
-from elbocli.files.dataset import PREPROCESSING, find_dataset
+from elbocli.files.dataset import PREPROCESSING, Dataset, find_dataset
 from elbocli.files.losslog import LossLogRow, entries
 from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, reading
@@ -27,6 +28,7 @@ from elbocli.files.schedule_file import resolve_weighting
 from elbocli.files.tensor_files import check_average, load, read_about
 from elbocli.nn.networks import Network, NetworkConfig, build_empty, config_of, loaded, place, section_of
 from elbocli.nn.weights import transfer
+from elbocli.run.classes import counts_for
 from elbocli.run.settings import Known, run_settings, schedule_of
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
 from elbocli.runtime.device import Precision
@@ -122,6 +124,20 @@ class TrainedRun:
         if not weighting.learned:
             return weighting
         return learned_weighting(weighting, self.schedule(), self.prediction, self._online())
+
+    def class_counts(self) -> np.ndarray | None:
+        """Return the number of training images of each of the network's classes, int64 [K]; None: no classes, or unknown.
+
+        Runs of earlier versions don't record these numbers; they are then read from the dataset, if it is there.
+        Raises FormatError for unusable numbers in config.yaml.
+        """
+        classes, counts = self.network.config.num_classes, self.data.class_counts
+        if classes and counts is None and self.data.payload_sha256:
+            with suppress(ElboError):
+                dataset = Dataset(dataset_of(self.data, self.path), latents=True)
+                if dataset.attributes.payload_sha256 == self.data.payload_sha256:
+                    counts = dataset.identity().class_counts
+        return counts_for(classes, counts, self.path / CONFIG)
 
     def _online(self) -> AdaptiveSchedule:
         online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from elbocli.run.open import Initial
 
 # Keys of config.yaml's section `data` that may change or be missing when a run resumes; digests identify the dataset.
-PLACES = ("path", "from_run", "autoencoder", *PREPROCESSING)
+PLACES = ("path", "from_run", "autoencoder", "class_counts", *PREPROCESSING)
 STORED = ("power:std=0.05", "power:std=0.1")  # averages for snapshots when --ema names no power average; EDM2, arXiv:2312.02696
 SNAPSHOTS = 20  # snapshots in a whole run without --snapshot-every
 NETWORK = "network."  # prefix of the network's keys among options, as in network.channels

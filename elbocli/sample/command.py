@@ -12,6 +12,7 @@ from elbocli.cli.commands import (
     STREAM,
     Command,
     Named,
+    NameOrFile,
     Output,
     batch_option,
     command_line,
@@ -79,9 +80,13 @@ GROUPS = {
 )
 @option(
     "--classes",
-    metavar="balanced|random|LIST",
-    default="balanced",
-    help="Class of image i: i mod K, random, or a repeated list of numbers or names (3,5,7).",
+    type=NameOrFile(),
+    metavar="data|balanced|random|LIST|FILE",
+    help="Class of image i: as frequent as in the training data (data), i mod K (balanced), random, or numbers or names, repeated "
+    "(3,5,7, or FILE).  [default: data if unbalanced, else balanced]",
+    more="The training data are unbalanced if a chi-square test finds that their class frequencies differ by more than chance (p < "
+    "0.001). data draws each class independently, so that image i does not depend on -n. FILE is an array (.npy), or text with a "
+    "number or a name on each line.",
 )
 @weights_option
 @seed_option

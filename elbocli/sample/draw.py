@@ -20,7 +20,6 @@ from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, logsnr_grid, parse_sampler, walk
 from elbocli.core.sampling import ELBO, NEAREST, UNIT, Guidance, Noise, purpose_of, to_levels, usual_spacing
 from elbocli.core.schedule import Schedule
-from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, read_space
@@ -29,6 +28,7 @@ from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import NO_THRESHOLD, Denoiser
 from elbocli.nn.networks import NetworkConfig
 from elbocli.nn.networks.diffusers import Autoencoder
+from elbocli.run.classes import BALANCED, DATA, RANDOM, choose_labels, use_frequencies
 from elbocli.run.open import SPACE, TrainedRun, dataset_of, open_run
 from elbocli.runtime.background import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device, sent
@@ -199,6 +199,8 @@ class SampleSettings:
 
     steps: number of noise levels; 0: the sampler's default. noise: random numbers, elbo's, EDM's or EDM2's.
     schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
+    classes: as in `choose_labels`; '': `data` if the training data's classes differ in frequency by more than chance, else
+    `balanced`.
     guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
     guide_weights: weights of the guide; '' with a `guide`: 'ema'; '' without: the run with `weights`, given no class.
     spacing: choice of levels from the schedule; None: the schedule's default. start: standard deviation of the first noise.
@@ -216,7 +218,7 @@ class SampleSettings:
     guide: Path | None = None
     guide_weights: str = ""
     threshold: Declaration = NO_THRESHOLD
-    classes: str = "balanced"
+    classes: str = ""
     weights: str = "ema"
     seed: int = 0
     noise: Declaration = ELBO
@@ -329,10 +331,14 @@ class _Drawing:
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, config.shape, config.num_classes, device)
+        classes, counts = settings.classes, trained.class_counts()
+        if not classes:
+            uneven = use_frequencies(counts, trained.path, "samples have classes with these frequencies (--classes data)")
+            classes = DATA if uneven else BALANCED
         labels = (
             self.noise.classes(n)
-            if settings.classes == "random" and config.num_classes
-            else choose_labels(settings.classes, n, config.num_classes, settings.seed, names)
+            if classes == RANDOM and config.num_classes
+            else choose_labels(classes, n, config.num_classes, settings.seed, names, counts)
         )
         self.output = open_decoder(trained.data, config, device, settings.autoencoder, trained.path, settings.rounding)
         self.batch = min(settings.batch_size, -(-n // world.size))
@@ -349,7 +355,7 @@ class _Drawing:
             "logsnr_max": grid[-2],
             "grid_sha256": hashlib.sha256(repr(grid).encode()).hexdigest(),
             **drawer.about(),
-            "classes": settings.classes,
+            "classes": classes,
             "seed": settings.seed,
             "noise": settings.noise.name,
             **self.noise.about,
@@ -358,6 +364,8 @@ class _Drawing:
             "elbo_version": __version__,
             "command": settings.command,
         }
+        if labels is not None and classes not in (BALANCED, RANDOM):  # a file of labels, or the dataset, may change
+            about["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
         shape = (n, *self.output.shape)
         self.header = SamplesHeader(shape, labels, self.noise.seeds(n), names, about, settings.zoom)
         self.done = 0

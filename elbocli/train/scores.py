@@ -13,7 +13,6 @@ from torch import Tensor
 from elbocli.core.metrics import Need, Role, asked
 from elbocli.core.samplers import logsnr_grid, parse_sampler
 from elbocli.core.sampling import Noise
-from elbocli.core.streams import choose_labels
 from elbocli.errors import UsageError
 from elbocli.evaluate.extract import FeatureSource, open_reference, source_of
 from elbocli.evaluate.scoring import Task, check_extraction, check_features, check_sources, extract, score
@@ -26,6 +25,7 @@ from elbocli.files.schedule_file import finite, resolve_schedule
 from elbocli.images.samples import SampleReader
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.extractors import make_extractor
+from elbocli.run.classes import BALANCED, DATA, choose_labels, counts_for, use_frequencies
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import log
 from elbocli.sample.draw import Decoder, SampleSettings, draw_batch
@@ -73,7 +73,11 @@ class Evaluation:
         if not settings.eval_ref and data.kind == LATENTS:
             raise UsageError(f"--eval-every: {path} holds latents; name a dataset of images, or statistics, with --eval-ref")
         self.how = replace(SAMPLING, n=settings.eval_samples or min(SAMPLING.n, len(data)))
-        self.labels = choose_labels("balanced", self.how.n, state.resolved.network.num_classes, settings.seed)
+        number = state.resolved.network.num_classes
+        counts = counts_for(number, state.resolved.data.class_counts, data.path)
+        uneven = use_frequencies(counts, data.path, "samples for scores have classes with these frequencies")
+        classes = DATA if uneven else BALANCED
+        self.labels = choose_labels(classes, self.how.n, number, settings.seed, counts=counts)
         asks = EvalSettings(asked(settings.eval_metrics, settings.seed), settings.seed, extractor)
         if lacking := asks.needing(Need.HELD_OUT):
             raise UsageError(f"--eval-metrics: {lacking[0]} needs held-out images; run 'elbo eval --held-out' on samples instead")

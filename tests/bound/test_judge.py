@@ -1,6 +1,7 @@
 """The paper's theorem on a user's network, and a denoiser as a classifier: Bayes' posterior where the denoisers are exact."""
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from identities import ByClass, Mixture
+from msgspec import structs
 
 from elbocli.bound import estimate, judge, measure
 from elbocli.bound.judge import class_scores, judge_scores
@@ -107,6 +109,33 @@ def test_it_is_bayes_posterior_for_exact_denoisers():
     assert sum(row["count"] for row in found.reliability) == 120 and 0 <= found.undecided < 0.5
     assert np.mean([found.class_accuracy[label] for label in "01"]) == pytest.approx(found.accuracy)
     assert Classification.of(json.loads(json.dumps(found.json()))) == found
+
+
+def test_a_prior_is_bayes_too():
+    """Odds are multiplied by the prior's; a class that the training data lack is never the guess."""
+    scores, _ = scored(16)
+    for prior in (np.array([0.9, 0.1]), np.array([1.0, 0.0])):
+        found, table = judge_scores(*scores, 16, COSINE, prior)
+        weights = prior * (-scores[0].mean(1)).softmax(1).numpy()
+        expected = weights / weights.sum(1, keepdims=True)
+        assert table["probability"] == pytest.approx(expected[np.arange(120), scores[1]])
+        assert found.prior == prior.tolist() and math.isfinite(found.log_loss)
+    assert found.class_accuracy == {"0": 1.0, "1": 0.0} and found.undecided == 0
+    plain, uniform = (judge_scores(*scores, 16, COSINE, prior)[0] for prior in (None, np.array([0.5, 0.5])))
+    assert plain.log_loss == pytest.approx(uniform.log_loss)
+
+
+def test_the_prior_is_the_class_frequencies_of_unbalanced_training_data(trained, monkeypatch):
+    asked = open_measurement(trained, None, images=4, draws=2)
+    assert judge.classify(asked)[0].prior is None  # the digits are balanced
+    counts = [91, *[1] * 9]
+    skewed = replace(asked.trained, data=structs.replace(asked.trained.data, class_counts=counts))
+    for prior, wanted in (("", counts), ("data", counts), ("uniform", None)):
+        found = judge.classify(replace(asked, trained=skewed), prior=prior)[0].prior
+        assert found == (wanted and pytest.approx(np.array(wanted) / 100))
+    unknown = replace(asked.trained, data=structs.replace(asked.trained.data, class_counts=None, payload_sha256=None))
+    with pytest.raises(UsageError):
+        judge.classify(replace(asked, trained=unknown), prior="data")
 
 
 def test_shared_noise_is_why_it_works():

@@ -18,6 +18,8 @@ from elbocli.core.estimate import (
     calibration_error,
     error_of_share,
     image_errors,
+    p_of_equal_shares,
+    p_of_uniform,
     reliability,
 )
 
@@ -181,3 +183,26 @@ def test_a_calibrated_classifier_has_no_error_and_an_overconfident_one_its_exces
     table = reliability(np.array([0.05, 1.0, 0.999]), np.array([False, True, True]))
     found = [(row["low"], row["high"], row["count"], row["accuracy"]) for row in table]
     assert found == [(0, 0.1, 1, 0), (0.9, 1, 2, 1)]
+
+
+# Tests of class frequencies
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "shares"), [(40, 40, np.ones(10)), (800, 5000, np.ones(10)), (64, 50_000, 1 / np.arange(1, 1001))]
+)
+def test_samples_of_equal_frequencies_differ_by_chance_alone(n, m, shares):
+    """Among p-values of 500 pairs, a tenth are below .1, also where most classes have less than one image."""
+    draw, shares = np.random.default_rng(0), shares / shares.sum()
+    values = np.array([p_of_equal_shares(draw.multinomial(n, shares), draw.multinomial(m, shares)) for _ in range(500)])
+    assert stats.binomtest(int((values < 0.1).sum()), 500, 0.1).pvalue > 1e-3 and (values < 1e-3).sum() <= 4
+
+
+def test_p_values_of_frequencies_are_those_of_their_formulas():
+    counts = np.array([30, 14, 16])
+    assert p_of_uniform(counts) == pytest.approx(stats.chi2.sf(sum((counts - 20) ** 2 / 20), 2))
+    other = np.array([20, 21, 19])
+    expected = (counts + other) / 2
+    assert p_of_equal_shares(counts, other) == pytest.approx(stats.chi2.sf(2 * sum((counts - expected) ** 2 / expected), 2))
+    assert p_of_equal_shares(np.full(1000, 2), 5000 // np.arange(1, 1001)) < 1e-9  # rare classes are pooled, not left out
+    assert p_of_uniform(counts[:1]) == p_of_equal_shares(counts[:1], other[:1]) == 1

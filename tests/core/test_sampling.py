@@ -26,11 +26,12 @@ from elbocli.core.sampling import (
     usual_spacing,
 )
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.streams import Stream, choose_labels
+from elbocli.core.streams import Stream
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule, to_text
 from elbocli.nn.denoiser import Denoiser
+from elbocli.run.classes import choose_labels
 
 LEVELS = {"linear": "t-linear", "cosine": "t-squaredcos"}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from calls import SPATIAL, TINY, result, save, score
+from harness import heard
 from msgspec import structs
 from PIL import Image
 from scipy.linalg import sqrtm
@@ -286,6 +287,24 @@ def test_accuracy_counts_the_labels_that_a_stream_was_drawn_with(images, digits,
     expected = score(save(tmp_path / "a.npz", images[:40], np.resize([2, 0, 7], 40)), digits, ("accuracy", "fid"))
     assert found["accuracy"] == expected["accuracy"] > 0
     assert (found["classes"], found["most_of_a_class"]) == (3, 14) == (expected["classes"], expected["most_of_a_class"])
+
+
+def test_other_class_frequencies_than_the_references_are_a_warning(images, skewed, tmp_path):
+    labels = Dataset(skewed).labels
+    alike, balanced = (save(tmp_path / f"{k}.npz", images, rows) for k, rows in enumerate((labels, np.arange(300) % 10)))
+
+    def warned(samples, metrics, ref=skewed, **options):
+        with heard() as lines:
+            score(samples, ref, metrics, **options)
+        return [line for line in lines if "--classes data" in line]
+
+    assert warned(balanced, ("fid",)) and not warned(alike, ("fid",)) and not warned(balanced, ("is",))
+    draw, even = np.random.default_rng(0), save(tmp_path / "even.npz", images, np.arange(300) % 10)
+    for _ in range(20):
+        fair = save(tmp_path / "fair.npz", images[:100], draw.integers(0, 10, 100))
+        assert not warned(fair, ("fid",), even)
+    with pytest.raises(UsageError):
+        score(save(tmp_path / "a.npy", images), skewed, ("fid", "accuracy"), classes="data")
 
 
 def test_classes_of_a_stream_are_those_of_the_reference_by_name_and_number(images, pack, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -16,20 +18,21 @@ from calls import typed
 from harness import heard
 from peers import dit
 from PIL import Image
+from scipy.stats import binomtest
 from torch._dynamo.utils import counters
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.samplers import SAMPLERS, logsnr_grid
 from elbocli.core.sampling import Guidance
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
-from elbocli.core.streams import choose_labels
-from elbocli.errors import DataError, Interrupted, UsageError
+from elbocli.errors import DataError, FormatError, Interrupted, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import to_text
 from elbocli.importer.formats import ImportOptions
 from elbocli.importer.make_run import import_run
 from elbocli.nn.networks.unet import UNet
 from elbocli.run import settings
+from elbocli.run.classes import choose_labels
 from elbocli.run.open import open_run
 from elbocli.sample import draw as sample
 from elbocli.sample.draw import SampleSettings
@@ -125,6 +128,58 @@ def test_classes_are_balanced_random_or_listed_and_no_word_means_two():
             chosen(words, 5, 3, names)
         hinted = {chosen(part.split()[0], 1, 3, names)[0] for part in str(error.value).split("write ")[1:]}
         assert hinted == {k for k in range(3) if words in (*names[k : k + 1], str(k))}
+
+
+def test_classes_by_frequency_are_drawn_image_by_image():
+    counts = np.array([410, 0, 90])
+    many = choose_labels("data", 5000, 3, 7, counts=counts)
+    assert np.array_equal(many[:10], choose_labels("data", 10, 3, 7, counts=counts))
+    assert binomtest(int((many == 2).sum()), 5000, 0.18).pvalue > 1e-3 and not (many == 1).any()
+    assert not np.array_equal(many, choose_labels("data", 5000, 3, 8, counts=counts))
+
+
+def test_a_file_of_labels_is_a_list_however_long(tmp_path):
+    names, listed = ["ant", "bee", "7"], [1, 1, 0] * 100
+    (tmp_path / "a.txt").write_text("\n".join(map(str, listed)))
+    (tmp_path / "named.txt").write_text("bee\nbee\n\nant\n")
+    np.save(tmp_path / "a.npy", listed)
+    for words in (",".join(map(str, listed)), *(str(tmp_path / name) for name in ("a.txt", "a.npy", "named.txt"))):
+        assert choose_labels(words, 1000, 3, 0, names).tolist() == np.resize(listed, 1000).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", b"1\n\n3"), ("a.txt", b""), ("a.txt", b"\xff\0"), ("a.npy", b"1"), *((x, x) for x in ("3", "-1", "half", "none"))],
+)
+def test_an_unusable_file_of_labels_is_named(name, content, tmp_path):
+    arrays = {"3": [3], "-1": [1, -1], "half": [0.5], "none": np.zeros(0, int)}
+    path = tmp_path / (f"{name}.npy" if content in arrays else name)
+    np.save(path, arrays[content]) if content in arrays else path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"^{path}: [^\n]*$"):
+        choose_labels(str(path), 5, 3, 0)
+
+
+def test_classes_of_unbalanced_data_are_drawn_with_their_frequencies(make, skewed, drawn, tmp_path):
+    """By default, by a run of an earlier version too, while its dataset is there."""
+    data = Path(shutil.copy(skewed, tmp_path / "skewed.h5"))
+    run, counts = make(data=data), np.bincount(Dataset(data).labels)
+    config = (run / "config.yaml").read_text()
+    with heard() as lines:
+        images, about = drawn(run, n=40)
+    assert about["classes"] == "data" and any("--classes data" in line and "6 to 123" in line for line in lines)
+    labels = choose_labels("data", 40, 10, 0, counts=counts)
+    assert Dataset(tmp_path / "drawn.h5").labels.tolist() == labels.tolist()
+    few, _ = drawn(run, n=7, batch_size=3)
+    assert np.abs(few - images[:7]).max() <= 1
+    (run / "config.yaml").write_text(re.sub(r"  class_counts:\n(  - \d+\n)+", "", config))
+    assert np.array_equal(drawn(run, n=40)[0], images)
+    data.unlink()
+    assert drawn(run)[1]["classes"] == "balanced"
+    with pytest.raises(UsageError):
+        drawn(run, classes="data")
+    (run / "config.yaml").write_text(config.replace("- 123\n", f"- {10**15}\n"))
+    with pytest.raises(FormatError):
+        drawn(run)
 
 
 def test_every_format_holds_the_same_images(trained, tmp_path):

@@ -20,13 +20,13 @@ from PIL import Image
 
 from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, bin_middles
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.streams import choose_labels
 from elbocli.core.weighting import no_elbo
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
 from elbocli.files.schedule_file import read_table
+from elbocli.run.classes import choose_labels
 from elbocli.run.open import open_run, weighting_of_run
 from elbocli.run.settings import read_options, resolve
 from elbocli.sample.draw import open_decoder
@@ -105,9 +105,11 @@ def test_the_first_preview_comes_early_once_and_changes_no_weight(train, tmp_pat
 # --- --eval-every ---
 
 
-def test_scores_while_training_are_those_of_sample_and_eval_and_change_no_weight(train, digits, elbo, tmp_path):
-    options = {"steps": 8, "log_every": 4, "eval_samples": 60, "eval_metrics": "prc,fid"}
-    train("plain", steps=8, log_every=4)
+@pytest.mark.parametrize("data", ["digits", "skewed"])
+def test_scores_while_training_are_those_of_sample_and_eval_and_change_no_weight(data, train, elbo, tmp_path, request):
+    digits = request.getfixturevalue(data)
+    options = {"data": digits, "steps": 8, "log_every": 4, "eval_samples": 60, "eval_metrics": "prc,fid"}
+    train("plain", data=digits, steps=8, log_every=4)
     train("scored", eval_every=3, **options)
     assert weights_of(tmp_path / "plain") == weights_of(tmp_path / "scored")
     rows = [row for row in lines_of(tmp_path / "scored" / "metrics.jsonl") if "eval_samples" in row]

@@ -1,0 +1,120 @@
+"""Choose the classes of images to draw: the words and files of `--classes`, and the class frequencies of the training data."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from elbocli.core.estimate import p_of_uniform
+from elbocli.core.registry import nearest
+from elbocli.core.streams import random_classes, random_classes_of
+from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.files.reading import open_file, reading
+from elbocli.images.labels import lines_of
+from elbocli.images.registry import check_labels
+from elbocli.runtime.progress import log
+
+DATA, BALANCED, RANDOM = "data", "balanced", "random"
+UNKNOWN = "the run doesn't record the class frequencies of its training data, and the dataset isn't there"
+MOST_IMAGES = 10**15
+CHANCE = 1e-3  # below this p-value, class frequencies differ by more than chance
+
+
+def counts_for(num_classes: int, counts: list[int] | None, where: object) -> np.ndarray | None:
+    """Return the number of training images of each of a network's classes, int64 [num_classes]; None: no classes, or unknown.
+
+    counts: `class_counts` of the run's dataset, which may have fewer classes than the network. where: file, for messages.
+    Raises FormatError for unusable counts.
+    """
+    if not num_classes or counts is None:
+        return None
+    if len(counts) > num_classes or not 0 < sum(counts) <= MOST_IMAGES:
+        found = f"class_counts are {len(counts)} numbers with the sum {sum(counts)}"
+        raise FormatError(
+            f"{where}: {found}, expected at most {num_classes}, and a sum from 1 to {MOST_IMAGES}; delete this entry"
+        )
+    return np.array(counts + [0] * (num_classes - len(counts)))
+
+
+def use_frequencies(counts: np.ndarray | None, where: object, effect: str) -> bool:
+    """Return whether class frequencies differ from equal ones by more than chance, and log them with their effect.
+
+    counts: number of training images of each class, [K]; None: unknown.
+    where: the run or dataset. effect: clause for the message.
+    """
+    if counts is None or p_of_uniform(counts) >= CHANCE:
+        return False
+    log.info(f"{where}: the {len(counts)} classes of the training data have {counts.min()} to {counts.max()} images; {effect}")
+    return True
+
+
+def choose_labels(
+    classes: str, n: int, num_classes: int, seed: int, names: Sequence[str] = (), counts: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Return the class of each of n images; None if there are no classes.
+
+    classes: `balanced` (i mod num_classes); `random`; `data` (random, by the frequencies of the training data); comma-separated
+    numbers or names, or a file of them (`.npy`, or text with one a line), repeated to length n.
+    names: of the classes. counts: number of training images of each class, [num_classes]; None: unknown.
+    Label i depends on n in no case: `data` draws each class independently, and fixes no number of images of a class.
+    Raises UsageError for an unknown class, a word that matches two classes, or `data` without counts.
+    Raises DataError for a file that is unreadable or empty, or names an unknown class.
+    """
+    if num_classes < 1:
+        if classes not in (BALANCED, RANDOM):
+            raise UsageError(f"--classes {classes:.60}: the run is unconditional; leave --classes out")
+        return None
+    if classes == BALANCED:
+        return np.arange(n) % num_classes
+    if classes == RANDOM:
+        return random_classes(n, num_classes, seed)
+    if classes == DATA:
+        if counts is None:
+            raise UsageError(f"--classes data: {UNKNOWN}; put the dataset back, or give --classes balanced")
+        return random_classes_of(counts, n, seed)
+    by_name: dict[str, set[int]] = defaultdict(set)
+    for number, name in enumerate(names[:num_classes]):
+        by_name[name].add(number)
+    by_number = {str(number): {number} for number in range(num_classes)}
+
+    def find(word: str | int) -> set[int]:
+        if isinstance(word, int):
+            return {word}.intersection(range(num_classes))
+        digits = (word.lstrip("0") or "0") if word.isdecimal() else ""
+        return by_name.get(word, set()) | by_number.get(digits, set())
+
+    words: Sequence[str | int] = [word.strip() for word in classes.split(",")]
+    where: str = "--classes"
+    kind: type[ElboError] = UsageError
+    if _is_file(classes) and not find(classes):
+        words, where, kind = _read_labels(Path(classes)), classes, DataError
+    numbers = list[int]()
+    for word in words:
+        found = sorted(find(word))
+        if len(found) != 1:
+            hint = " or ".join(f"write 0{number}" for number in found)
+            hint = hint or nearest(str(word), names or [f"0 to {num_classes - 1}"])
+            file = " and is no file" if words == [classes] else ""
+            raise kind(f"{where}: {word!r:.60} matches {len(found)} of {num_classes} classes{file}; {hint}")
+        numbers += found
+    return np.resize(numbers, n)
+
+
+def _is_file(text: str) -> bool:
+    with suppress(OSError):  # a long list is no possible file name
+        return Path(text).is_file()
+    return False
+
+
+def _read_labels(path: Path) -> Sequence[str | int]:
+    if path.suffix != ".npy":
+        return [line.strip() for line in lines_of(path)]
+    with reading(f"{path}: not usable as labels", kind=DataError), open_file(path) as file:
+        labels = np.load(file, allow_pickle=False)
+        if not labels.size:
+            raise DataError("is empty; store one class number for each image")
+        return check_labels(labels, labels.size).tolist()

@@ -152,6 +152,7 @@ class Moved:
 
     def __init__(self, curve, by):
         self.curve, self.by = curve, by
+        self.on_path = getattr(curve, "on_path", False)
 
     def logsnr(self, t):
         return self.curve.logsnr(t) + self.by
@@ -176,6 +177,7 @@ class ScheduleCurve(Protocol):
     Tensors: float64; the output has the input's shape.
     logsnr: λ(t). t: t(λ), also outside [0, 1]. density: p(λ) = −dt/dλ.
     support: (lowest λ, highest λ), an attribute of curves that cover only some λ.
+    on_path: True, an attribute of curves by which the flow path (1−τ)x + τε draws its time τ.
     """
 
     def logsnr(self, t): ...
@@ -253,7 +255,6 @@ def normal_density(logsnr, mean, std):
     known_as=[
         "lognormal",
         "log-normal",
-        "logit-normal:mean=0,std=1",
         "edm2-img64:mean=-0.8,std=1.6",
         "edm2-img512:mean=-0.4,std=1",
     ],
@@ -353,6 +354,8 @@ class EdmSample:
     known_as=["rf", "rectified-flow", "flow-matching"],
 )
 class FmOt:
+    on_path = True
+
     def logsnr(self, t):
         return 2 * ((1 - t) / t).log()
 
@@ -371,6 +374,8 @@ class FmOt:
     parameters_known_as={"s": "scale", "mode_scale": "scale"},
 )
 class Mode:
+    on_path = True
+
     def __init__(self, scale=1.29):
         self.scale, self.path = scale, FmOt()
 
@@ -391,6 +396,20 @@ class Mode:
 
 
 @schedule(
+    "logit-normal",
+    formula="-2 mean - 2 std Phi^-1(t), of 2 log((1-u)/u) with logit u ~ N(mean, std^2)",
+    source="Esser et al. 2024 (SD3): optimal-transport path, logit-normal times",
+    positive=["std"],
+    parameters_known_as=NORMAL_WORDS,
+)
+class LogitNormal(Edm):
+    on_path = True
+
+    def __init__(self, mean=0.0, std=1.0):
+        super().__init__(mean, std)
+
+
+@schedule(
     "plateau-logit-normal",
     formula="2 log((1-u)/u), u logit-normal(mean, std) up to its mode, then uniform with the density of the mode",
     source="FLUX.2; Self-Flow, appendix A.2: optimal-transport path",
@@ -400,6 +419,8 @@ class Mode:
     parameters_known_as=NORMAL_WORDS,
 )
 class Plateau:
+    on_path = True
+
     # u: time of the path z = (1 − u) x + u ε. t: distribution function of u. The mode is unique, because std² ≤ 2.
     def __init__(self, mean=0.0, std=1.0):
         self.path, self.whole = FmOt(), Edm(mean, std)

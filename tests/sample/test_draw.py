@@ -195,6 +195,17 @@ def test_a_preset_brings_its_steps_grid_and_parameters(trained, drawn, monkeypat
     assert (about["logsnr_min"], about["logsnr_max"]) == pytest.approx((-2 * np.log(80), 10))
 
 
+def test_heun_says_in_which_space_it_stepped(trained, drawn, tmp_path):
+    flow = tmp_path / "scheduler_config.json"
+    flow.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
+    images = {}
+    for schedule, space in {"fm-ot": "path", str(flow): "path", "edm-sample": "edm", "run": "edm"}.items():
+        images[schedule], about = drawn(trained, sampler="heun", schedule=schedule)
+        assert about["sampler"].endswith(f",space={space}")
+    path, edm = (drawn(trained, sampler=f"heun:space={space}", schedule="fm-ot")[0] for space in ("path", "edm"))
+    assert np.array_equal(images["fm-ot"], path) and not np.array_equal(path, edm)
+
+
 def test_timesteps_are_walked_as_adm_does_unless_asked_otherwise(trained, drawn):
     about = drawn(trained, schedule="t-linear")[1]
     levels = parse_schedule("t-linear").curve.level  # type: ignore[attr-defined]  # the run was trained on -10 to 10

@@ -40,7 +40,7 @@ class Declaration:
     within: Mapping[str, tuple[float, float]]
     choices: Mapping[str, tuple[str, ...]]
     traits: Any
-    known_as: Mapping[str, Mapping[str, float]]
+    known_as: Mapping[str, Mapping[str, str]]
     parameters_known_as: Mapping[str, str]
 
     def __repr__(self) -> str:
@@ -164,7 +164,7 @@ class Registry(dict[str, Declaration]):
         params: default values of further parameters, and values of fields of the registry's class `traits`.
         Raises UsageError if the name is taken.
         """
-        aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}
+        aka = {alike(other): sets for other, sets in map(parse_spec, known_as)}
         if self.traits:
             traits = self.traits(**{key: params.pop(key) for key in self.traits._fields if key in params})
         if name in self:

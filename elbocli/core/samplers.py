@@ -198,7 +198,7 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
     formula="Heun in y = z/alpha, or in y = z/(alpha + sigma) with space=path; with churn",
     source="Karras et al. 2022, algorithm 2; Ma et al. 2024 (SiT) for path",
     grid="edm-sample",
-    known_as=["edm"],
+    known_as=["edm:space=edm"],
     presets={
         "edm-imagenet64": SamplerPreset(
             "edm-sample:rho=7,sigma_min=0.002,sigma_max=80",

@@ -397,7 +397,7 @@ class Mode:
 
 @schedule(
     "logit-normal",
-    formula="-2 mean - 2 std Phi^-1(t), of 2 log((1-u)/u) with logit u ~ N(mean, std^2)",
+    formula="2 log((1-u)/u), logit u ~ N(mean, std^2)",
     source="Esser et al. 2024 (SD3): optimal-transport path, logit-normal times",
     positive=["std"],
     parameters_known_as=NORMAL_WORDS,

@@ -19,7 +19,7 @@ from elbocli.bound.result import Bound
 from elbocli.core.adaptive import BinSums, Objective, bin_edges, check_floor, refuse_adaptive
 from elbocli.core.loss import LossTerms, Network, denoising_losses
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import Sampler, logsnr_grid, parse_sampler
+from elbocli.core.samplers import Sampler, choose_space, logsnr_grid, parse_sampler
 from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance, Noise
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
@@ -353,7 +353,7 @@ def draw(
     schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, trained, clip=True)
     grid = logsnr_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
     place, labels = choose_device(str(device)), _labels(labels, n)
-    how = SampleSettings(sampler=chosen, start=STARTS.parse(start))
+    how = SampleSettings(sampler=choose_space(chosen, what, schedule), start=STARTS.parse(start))
     if guidance_scale != 1 and labels is None:
         raise UsageError(
             f"guidance_scale {guidance_scale:g} needs labels of shape [{n}]; pass labels=, or leave guidance_scale at 1"

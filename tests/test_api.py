@@ -167,11 +167,14 @@ def test_a_loss_log_is_read_as_one_of_training(tmp_path):
     assert torch.equal(found.sums, total) and (found.images, found.lines) == (24, 3) and total[0].sum() == 24
 
 
-def test_what_it_draws_is_what_elbo_sample_draws(elbo, trained, tmp_path):
-    result = elbo("sample", trained, "-n", 6, "--steps", 4, "--sampler", "ddpm", "-o", tmp_path / "s.npy")
+@pytest.mark.parametrize(("sampler", "schedule"), [("ddpm", "cosine"), ("heun", "fm-ot")])
+def test_what_it_draws_is_what_elbo_sample_draws(sampler, schedule, elbo, trained, tmp_path):
+    words = ("--steps", 4, "--sampler", sampler, "--schedule", schedule)
+    result = elbo("sample", trained, "-n", 6, *words, "-o", tmp_path / "s.npy")
     assert result.returncode == 0, result.stderr
     run, labels = elbocli.open_run(trained, "cpu"), torch.arange(6)
-    how = {"labels": labels, "steps": 4, "schedule": elbocli.schedule("cosine", -10, 10), "device": "cpu"}
+    on = elbocli.schedule(schedule, -10, 10)
+    how = {"labels": labels, "steps": 4, "sampler": sampler, "schedule": on, "device": "cpu"}
     drawn = elbocli.draw(run.network, run.prediction, (1, 8, 8), 6, **how)
     by_run = elbocli.draw(run, n=6, steps=4, device="cpu")
     assert np.array_equal(to_levels(drawn).numpy(), np.load(tmp_path / "s.npy")) and torch.equal(by_run, drawn)

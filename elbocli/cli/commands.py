@@ -476,7 +476,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        value = [f"{key}={each:g}" for key, each in value.items()]
+        value = [f"{key}={each if isinstance(each, str) else f'{each:g}'}" for key, each in value.items()]
     if isinstance(value, list):
         value = ", ".join(value)
     return visible(f"{value:,}" if isinstance(value, int) else value or "-")

@@ -52,7 +52,15 @@ def resolution_shift(image_size: int) -> float:
     return 2.0 * math.log(64.0 / image_size)
 
 
-PREDICTIONS = Registry("prediction")  # functions (α, σ) → (a, b, c_in): target = a·x + b·ε, network's input = c_in·z
+class PredictionTraits(NamedTuple):
+    """Properties of a prediction. path: whether the network's input is (1−τ)x + τε."""
+
+    path: bool = False
+
+
+PREDICTIONS = Registry(
+    "prediction", PredictionTraits
+)  # functions (α, σ) → (a, b, c_in): target = a·x + b·ε, network's input = c_in·z
 
 
 @PREDICTIONS.declare("eps", formula="eps", source="Ho et al. 2020", known_as=["epsilon", "noise", "eps-prediction", "pred-noise"])
@@ -64,6 +72,7 @@ def eps(alpha, sigma):
     "eps-path",
     formula="eps, of a network that sees (1-t) x + t eps",
     source="Li & He 2025 (JiT), table 2: eps whose input is not scaled to constant variance",
+    path=True,
 )
 def eps_path(alpha, sigma):
     return alpha * 0, alpha * 0 + 1, 1 / (alpha + sigma)
@@ -83,6 +92,7 @@ def x(alpha, sigma):
     "x-path",
     formula="x, of a network that sees (1-t) x + t eps",
     source="Li & He 2025 (JiT), arXiv:2511.13720: x whose input is not scaled to constant variance",
+    path=True,
 )
 def x_path(alpha, sigma):
     return alpha * 0 + 1, alpha * 0, 1 / (alpha + sigma)
@@ -107,6 +117,7 @@ def u(alpha, sigma):
     "u-path",
     formula="eps - x, of a network that sees (1-t) x + t eps",
     source="Lipman et al. 2022; Ma et al. 2024 (SiT): u whose input is not scaled to constant variance",
+    path=True,
 )
 def u_path(alpha, sigma):
     return alpha * 0 - 1, alpha * 0 + 1, 1 / (alpha + sigma)
@@ -153,6 +164,11 @@ class Prediction:
 
     def __repr__(self) -> str:
         return f"Prediction({self.spec!r})"
+
+    @property
+    def path(self) -> bool:
+        """Whether the network's input is (1−τ)x + τε."""
+        return bool(self.declared.traits.path)
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
         """Return the coefficients at each λ. logsnr: any shape, float64."""

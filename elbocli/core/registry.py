@@ -25,6 +25,7 @@ class Declaration:
     params: parameter → value.
     positive: parameters that must be above 0.
     within: parameter → (least, greatest) value.
+    choices: parameter → words, of parameters that aren't numbers.
     traits: other properties, such as `monotone` of a weighting; None for none.
     known_as: other name → values of the parameters that the name sets.
     parameters_known_as: other name of a parameter → parameter.
@@ -34,11 +35,12 @@ class Declaration:
     make: Callable[..., Any]
     formula: str
     source: str
-    params: dict[str, float]
+    params: dict[str, Any]
     positive: frozenset[str]
     within: Mapping[str, tuple[float, float]]
+    choices: Mapping[str, tuple[str, ...]]
     traits: Any
-    known_as: Mapping[str, Mapping[str, float]]
+    known_as: Mapping[str, Mapping[str, str]]
     parameters_known_as: Mapping[str, str]
 
     def __repr__(self) -> str:
@@ -78,11 +80,16 @@ class Declaration:
         given: parameter → value or text; the key "" is allowed if there is only one parameter.
         Raises UsageError for an unknown parameter or an invalid value.
         """
-        values: dict[str, float] = {}
+        values: dict[str, Any] = {}
         for word, text in given.items():
             key = self._parameter(word)
             if key in values:
                 raise UsageError(f"{self.name}: {key} is given twice; give it once")
+            if key in self.choices:
+                values[key] = alike(str(text))
+                if values[key] not in self.choices[key]:
+                    raise UsageError(f"{self.name}: {key} is {text!r}; it must be {' or '.join(self.choices[key])}")
+                continue
             value = values[key] = number(text, key)
             low, high = self.within.get(key, (-math.inf, math.inf))
             not_positive = key in self.positive and value <= 0
@@ -106,9 +113,9 @@ class Declaration:
         return f"{self.name}:{words}" if words else self.name
 
 
-def plain(value: float) -> str:
-    """Return the shortest text that parses to the same float."""
-    return repr(value).removesuffix(".0")
+def plain(value: float | str) -> str:
+    """Return the shortest text that parses to the same float; a word stays as it is."""
+    return value if isinstance(value, str) else repr(value).removesuffix(".0")
 
 
 def alike(name: str) -> str:
@@ -177,6 +184,7 @@ class Registry(dict[str, Declaration]):
         source: str = "",
         positive: Iterable[str] = (),
         within: Mapping[str, tuple[float, float]] | None = None,
+        choices: Mapping[str, tuple[str, ...]] | None = None,
         traits: Any = None,
         known_as: Iterable[str] = (),
         parameters_known_as: Mapping[str, str] | None = None,
@@ -184,17 +192,18 @@ class Registry(dict[str, Declaration]):
     ) -> Callable[[M], M]:
         """Return a decorator that registers a function or class under `name`.
 
-        Arguments of the function with a float default become parameters.
+        Arguments of the function with a float default, and those in `choices`, become parameters.
         formula, source: text for docs and help.
         positive: parameters that must be above 0.
         within: parameter → (least, greatest) value.
+        choices: parameter → words, of parameters that aren't numbers.
         traits: `traits` of the Declaration, in a registry whose own `traits` is None.
         known_as: aliases as `ALIAS`, or `ALIAS:key=value,…` for an alias that sets these parameters.
         parameters_known_as: other name in lower case → parameter.
         params: default values of further parameters, and values of fields of the registry's class `traits`.
         Raises UsageError if the name is taken or a field of `traits` is missing, PluginError for a faulty function of a plug-in.
         """
-        aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}
+        aka = {alike(other): sets for other, sets in map(parse_spec, known_as)}
         if self.traits:
             traits = {**self.traits._field_defaults, **{key: params.pop(key) for key in self.traits._fields if key in params}}
             if missing := [key for key in self.traits._fields if key not in traits]:
@@ -204,7 +213,8 @@ class Registry(dict[str, Declaration]):
             raise UsageError(f"a {self.kind} named {name!r} exists already; choose another name")
 
         def enter(make: M) -> M:
-            said = {key: each.default for key, each in signature(make).parameters.items() if type(each.default) is float}
+            arguments = signature(make).parameters.items()
+            said = {key: each.default for key, each in arguments if type(each.default) is float or key in (choices or {})}
             declared = Declaration(
                 name,
                 make,
@@ -213,6 +223,7 @@ class Registry(dict[str, Declaration]):
                 {**said, **params},
                 frozenset(positive),
                 within or {},
+                choices or {},
                 traits,
                 aka,
                 parameters_known_as or {},

@@ -21,6 +21,7 @@ from elbocli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from elbocli.core.prediction import Prediction
     from elbocli.core.schedule import Schedule
 
 
@@ -61,7 +62,7 @@ class SamplerPreset(NamedTuple):
 
     grid: str
     steps: int = STEPS
-    params: Mapping[str, float] = {}
+    params: Mapping[str, float | str] = {}
     source: str = ""
 
 
@@ -203,45 +204,50 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
 
 @sampler(
     "heun",
-    formula="Heun in y = z/alpha, with churn",
-    source="Karras et al. 2022, algorithm 2",
+    formula="Heun in y = z/alpha, or in y = z/(alpha + sigma) with space=path; with churn",
+    source="Karras et al. 2022, algorithm 2; Ma et al. 2024 (SiT) for path",
     grid="edm-sample",
-    known_as=["edm"],
+    known_as=["edm:space=edm"],
     presets={
         "edm-imagenet64": SamplerPreset(
             "edm-sample:rho=7,sigma_min=0.002,sigma_max=80",
             256,
-            {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003},
+            {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003, "space": "edm"},
             "Karras et al. 2022, table 5",
         )
     },
     within=dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise"), (0, math.inf)),
+    choices={"space": ("auto", "edm", "path")},
 )
-def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0):
+def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0, space="auto"):
     """Make a second-order step of Heun's method, after adding noise if s_churn > 0.
 
     s_churn: total relative growth of σ_edm by added noise; each step adds s_churn/steps, or √2 − 1 if that is smaller.
     s_min, s_max: noise is added only if s_min ≤ σ_edm ≤ s_max.
     s_noise: factor on the added noise's standard deviation.
+    space: variable of the equation: `edm` is z/α, `path` is (1−τ)x + τε; `auto` is the choice of `choose_space`, else `edm`.
     """
     now, then, _, steps = move
+    z = z.double() if space == "path" else z  # (x̂₁ − x̂₂)/τ' keeps the digits of the network's output as τ' → 0
     sigma, sigma_then = math.exp(-now / 2), math.exp(-then / 2)
     growth = min(s_churn / steps, math.sqrt(2) - 1) if s_min <= sigma <= s_max else 0.0
     if growth > 0:
         noisier = sigma * (1 + growth)
         alpha_from = alpha_sigma(now)[0]
         now = -2 * math.log(noisier)
-        scale = alpha_sigma(now)[0]
-        z = (z * (scale / alpha_from)).add_(noise(), alpha=scale * s_noise * math.sqrt(noisier**2 - sigma**2))
+        alpha = alpha_sigma(now)[0]
+        z = (z * (alpha / alpha_from)).add_(noise(), alpha=alpha * s_noise * math.sqrt(noisier**2 - sigma**2))
         sigma = noisier
-    alpha, alpha_then = alpha_sigma(now)[0], alpha_sigma(then)[0]
+    # Both spaces have dy/dτ = (y − x̂)/τ, with y = z/(α + σ) and τ = σ/(α + σ) on the path, and y = z/α and τ = σ/α for EDM.
+    stretch, stretch_then = (1 + sigma, 1 + sigma_then) if space == "path" else (1.0, 1.0)
+    scale, scale_then = alpha_sigma(now)[0] * stretch, alpha_sigma(then)[0] * stretch_then
     x_hat = denoise(z, now)
-    ratio = sigma_then / sigma
-    euler = (z * (alpha_then / alpha * ratio)).add_(x_hat, alpha=alpha_then * (1 - ratio))
+    ratio = (sigma_then / stretch_then) / (sigma / stretch)
+    euler = (z * (scale_then / scale * ratio)).add_(x_hat, alpha=scale_then * (1 - ratio))
     if sigma_then == 0:
         return euler, x_hat
-    # With d = (y − x̂)/σ_edm and y = z/α, the correction is (σ' − σ)(d₂ − d₁)/2, where d₂ − d₁ = (x̂₁ − x̂₂)/σ'.
-    correction = 0.5 * alpha_then * (1 / ratio - 1)
+    # With d = (y − x̂)/τ, the correction is (τ' − τ)(d₂ − d₁)/2, where d₂ − d₁ = (x̂₁ − x̂₂)/τ'.
+    correction = 0.5 * scale_then * (1 / ratio - 1)
     # Subtract first: for large steps the correction factor is large, and float32 would lose the difference to cancellation.
     return euler.add_(denoise(euler, then) - x_hat, alpha=correction), x_hat
 
@@ -259,6 +265,18 @@ def parse_sampler(text: str) -> Sampler:
         words = rest
         declared = replace(declared.bind(preset.params), traits=traits._replace(grid=preset.grid, steps=preset.steps))
     return declared.bind(parse_spec(f"{name}:{words}")[1])
+
+
+def choose_space(sampler: Sampler, prediction: Prediction, schedule: Schedule | None = None) -> Sampler:
+    """Return a sampler with `space=auto` replaced by `path` or `edm`.
+
+    `path`: the network takes (1−τ)x + τε, or the schedule of the noise levels draws τ.
+    prediction: of the network. schedule: of the noise levels; None: levels without a named schedule.
+    """
+    if sampler.params.get("space") != "auto":
+        return sampler
+    path = prediction.path or (schedule is not None and schedule.path)
+    return sampler.bind({"space": "path" if path else "edm"})
 
 
 def logsnr_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:

@@ -32,6 +32,13 @@ def even(schedule, steps):
     return schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
 
 
+@spacing("trailing", formula="logsnr(t) at t = 1, (T-1)/T, ... 1/T", source="Li & He 2025 (JiT)", known_as=["jit"])
+def trailing(schedule, steps):
+    import torch
+
+    return schedule.logsnr(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]).tolist()
+
+
 @spacing(
     "timesteps",
     formula="timesteps i (T-1)/(steps-1) of T, rounded, the first and the last included",

@@ -98,6 +98,11 @@ class Schedule:
         return f"{self.name}{',' if ':' in self.name else ':'}shift={plain(self.shift)}"
 
     @property
+    def path(self) -> bool:
+        """Whether the schedule draws the time of a flow path, as its curve says."""
+        return getattr(self.curve, "on_path", False)
+
+    @property
     def support(self) -> tuple[float, float]:
         """Range of λ that the shifted curve covers before truncation."""
         return _support(self.curve, self.shift)

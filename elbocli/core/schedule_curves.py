@@ -152,6 +152,7 @@ class Moved:
 
     def __init__(self, curve, by):
         self.curve, self.by = curve, by
+        self.on_path = getattr(curve, "on_path", False)
 
     def logsnr(self, t):
         return self.curve.logsnr(t) + self.by
@@ -222,6 +223,7 @@ class ScheduleCurve(Protocol):
     Tensors: float64; the output has the input's shape.
     logsnr: λ(t). t: t(λ), also outside [0, 1]. density: p(λ) = −dt/dλ.
     support: (lowest λ, highest λ), an attribute of curves that cover only some λ.
+    on_path: True, an attribute of curves by which the flow path (1−τ)x + τε draws its time τ.
     """
 
     def logsnr(self, t): ...
@@ -299,7 +301,6 @@ def normal_density(logsnr, mean, std):
     known_as=[
         "lognormal",
         "log-normal",
-        "logit-normal:mean=0,std=1",
         "edm2-img64:mean=-0.8,std=1.6",
         "edm2-img512:mean=-0.4,std=1",
     ],
@@ -399,6 +400,8 @@ class EdmSample:
     known_as=["rf", "rectified-flow", "flow-matching"],
 )
 class FmOt:
+    on_path = True
+
     def logsnr(self, t):
         return 2 * ((1 - t) / t).log()
 
@@ -417,6 +420,8 @@ class FmOt:
     parameters_known_as={"s": "scale", "mode_scale": "scale"},
 )
 class Mode:
+    on_path = True
+
     def __init__(self, scale=1.29):
         self.scale, self.path = scale, FmOt()
 
@@ -437,6 +442,20 @@ class Mode:
 
 
 @schedule(
+    "logit-normal",
+    formula="2 log((1-u)/u), logit u ~ N(mean, std^2)",
+    source="Esser et al. 2024 (SD3): optimal-transport path, logit-normal times",
+    positive=["std"],
+    parameters_known_as=NORMAL_WORDS,
+)
+class LogitNormal(Edm):
+    on_path = True
+
+    def __init__(self, mean=0.0, std=1.0):
+        super().__init__(mean, std)
+
+
+@schedule(
     "plateau-logit-normal",
     formula="2 log((1-u)/u), u logit-normal(mean, std) up to its mode, then uniform with the density of the mode",
     source="FLUX.2; Self-Flow, appendix A.2: optimal-transport path",
@@ -446,6 +465,8 @@ class Mode:
     parameters_known_as=NORMAL_WORDS,
 )
 class Plateau:
+    on_path = True
+
     # u: time of the path z = (1 − u) x + u ε. t: distribution function of u. The mode is unique, because std² ≤ 2.
     def __init__(self, mean=0.0, std=1.0):
         self.path, self.whole = FmOt(), Edm(mean, std)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.local_error import FineSolution, ancestral_errors, equal_errors, measured_order
-from elbocli.core.samplers import Sampler, logsnr_grid
+from elbocli.core.samplers import Sampler, choose_space, logsnr_grid
 from elbocli.core.sampling import Guidance, purpose_of, schedule_of_levels
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
@@ -105,6 +105,7 @@ def make_grid(
     steps, ancestral = steps or sampler.traits.steps, sampler.traits.ancestral
     place, worse = choose_device(device), None
     run = open_run(path, place, weights)
+    sampler = choose_space(sampler, run.prediction)
     if guide or guide_weights:
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
     if ancestral and guidance.scale != 1:

@@ -21,7 +21,7 @@ NO_THRESHOLD = THRESHOLDS["none"]
 class Denoiser:
     """A network as a denoiser, with guidance and clipping of x̂.
 
-    network: outputs the prediction, or the prediction and a learned variance in twice the channels.
+    network: takes float32; outputs the prediction, or the prediction and a learned variance in twice the channels.
     labels: classes [B]; None: no classes. threshold: method that clips x̂, from THRESHOLDS.
     guide: denoiser for the weak output of guidance; None: the same network, given no class.
     calls: number of calls of `network`, without calls of the guide.
@@ -68,7 +68,7 @@ class Denoiser:
         self.calls += 1
         c_in, from_z, from_out = self.prediction.scalars(logsnr)
         level = torch.full((len(z),), logsnr, device=z.device, dtype=torch.float32)
-        out = check_output(self.network(z if c_in == 1 else z * c_in, level, self.labels), z, variance=True)
+        out = check_output(self.network((z if c_in == 1 else z * c_in).float(), level, self.labels), z, variance=True)
         out, v = out.to(z.dtype).tensor_split([z.shape[1]], 1)
         x_hat = (z * from_z).add_(out, alpha=from_out)
         if self.guide is not None and self.guidance.active(logsnr):

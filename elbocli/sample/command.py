@@ -58,9 +58,10 @@ GROUPS = {
 @option(
     "--spacing",
     type=Named("elbocli.core.sampling.SPACINGS"),
-    help="Levels of the schedule to visit: even, a subset of timesteps (timesteps), or every k-th timestep (stride).  "
+    help="Levels of the schedule to visit: even, trailing, a subset of timesteps (timesteps), or every k-th timestep (stride).  "
     "[default: even; timesteps for t-linear and similar]",
-    more="timesteps is ADM's and DiT's '250', with the first and the last timestep; stride is ADM's 'ddim25'. Without "
+    more="even includes both ends of the range; trailing is JiT's, from which the last step of 1/T ends at clean data. "
+    "timesteps is ADM's and DiT's '250', with the first and the last timestep; stride is ADM's 'ddim25'. Without "
     "this option, a diffusers scheduler_config.json is visited at evenly spaced timesteps.",
 )
 @option(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elbocli.core.loss import Network
 from elbocli.core.registry import Declaration
-from elbocli.core.samplers import Sampler, logsnr_grid, parse_sampler, walk
+from elbocli.core.samplers import Sampler, choose_space, logsnr_grid, parse_sampler, walk
 from elbocli.core.sampling import ELBO, NEAREST, UNIT, Guidance, Noise, purpose_of, to_levels, usual_spacing
 from elbocli.core.schedule import Schedule
 from elbocli.errors import DataError, FormatError, UsageError
@@ -265,7 +265,7 @@ def draw_batch(
     with precision.applied():
         with precision.autocast():
             first = noise() * settings.start(grid[0])
-            x = walk(settings.sampler, first, grid, watched, noise, source.every_step)
+            x = walk(settings.sampler, first, grid, watched, noise, source.every_step).float()
         return pixels(x)
 
 
@@ -299,28 +299,31 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
         return trained or open_run(path, world.device, weights)
 
 
-def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
+def _choose_schedule(trained: TrainedRun, settings: SampleSettings) -> Schedule:
     spec = settings.schedule or settings.sampler.traits.grid
     if spec == "run":
         return trained.schedule()
-    schedule = resolve_schedule(
-        spec, trained.settings.logsnr_min, trained.settings.logsnr_max, clip=True, size=trained.network.config.image_size
-    )
-    meant, found = made_for(schedule), purpose_of(settings.sampler, steps, settings.guidance.scale)
-    if meant not in (None, found):
+    low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
+    return resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
+
+
+def _check_purpose(schedule: Schedule, found: str) -> None:
+    if (meant := made_for(schedule)) not in (None, found):
         log.warning(f"{schedule.file}: is made for {meant}, not for {found}; make a new file with 'elbo grid'")
-    return schedule
 
 
 class _Drawing:
     """Drawing of images in rounds: every rank draws a batch, and rank 0 writes."""
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
-        trained, device, sampler, n = drawer.trained, world.device, settings.sampler, settings.n
-        self.settings, self.world, self.ending, config = settings, world, ending, trained.network.config
+        trained, device, n = drawer.trained, world.device, settings.n
+        config = trained.network.config
         self.precision = trained.precision(settings.precision, device)
+        schedule = _choose_schedule(trained, settings)
+        sampler = choose_space(settings.sampler, trained.prediction, schedule)
         steps = settings.steps or sampler.traits.steps
-        schedule = _choose_schedule(trained, settings, steps)
+        _check_purpose(schedule, purpose_of(sampler, steps, settings.guidance.scale))
+        self.settings, self.world, self.ending = replace(settings, sampler=sampler), world, ending
         spacing = settings.spacing or usual_spacing(schedule)
         self.grid = grid = logsnr_grid(schedule, steps, spacing)
         drawer.check(grid)

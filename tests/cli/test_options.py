@@ -7,6 +7,7 @@ import re
 import sys
 from importlib import metadata
 from pathlib import Path
+from pkgutil import resolve_name
 
 import click
 import pytest
@@ -125,6 +126,14 @@ def test_every_command_has_help_for_itself_and_each_option():
             if isinstance(option, click.Option):
                 assert option.help or hasattr(option.type, "choices") or "logsnr" in option.opts[0], (path, option.name)
     assert set(REGISTRIES) <= set(re.findall(r"\w+", weights.commands["list"].help))
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_each_kind_of_name_is_listed_with_its_parameters(kind, elbo):
+    listed = elbo("weights", "list", kind).stdout.decode()
+    for declared in resolve_name(REGISTRIES[kind]).values():
+        row = next(line for line in listed.splitlines() if line.startswith(f"{declared.name} "))
+        assert all(f"{key}=" in row for key in declared.params)
 
 
 def test_each_help_fits_two_screens_and_the_options_of_training_are_its_settings():

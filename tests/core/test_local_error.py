@@ -22,7 +22,7 @@ LOW, HIGH = -10.0, 10.0
 SPREAD = 0.3
 
 
-ORDERS = {"ddim": 1, "heun": 2, "dpmpp-2m": 2}
+ORDERS = {"ddim": 1, "heun": 2, "heun:space=path": 2, "dpmpp-2m": 2}
 
 
 def normal(z, logsnr):

@@ -172,7 +172,11 @@ def test_another_name_is_written_down_as_the_own_name(registry, declared):
         (parse_weighting, "schedule:edm2-img512", "schedule:edm:mean=-0.4,std=1"),
         (parse_weighting, "schedule:vp", "schedule:linear-beta:beta_min=0.1,beta_max=20"),
         (parse_weighting, "schedule:karras", "schedule:edm-sample:rho=7,sigma_min=0.002,sigma_max=80"),
-        *((parse_sampler, "euler", "ddim"), (parse_sampler, "Euler_a", "ddpm:gamma=0")),
+        *(
+            (parse_sampler, "euler", "ddim"),
+            (parse_sampler, "Euler_a", "ddpm:gamma=0"),
+            (parse_sampler, "edm:s_churn=3", "heun:s_churn=3,s_min=0,s_max=100000,s_noise=1,space=edm"),
+        ),
         *((parse_sampler, "dpm++_2m_sde:0.5", "dpmpp-2m-sde:eta=0.5"), (parse_average, "power:0.1", "power:std=0.1")),
         (Prediction, "epsilon", "eps"),
     ],

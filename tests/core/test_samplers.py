@@ -12,10 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.prediction import alpha_sigma
-from elbocli.core.samplers import SAMPLERS, Move, check_sampler, logsnr_grid, parse_sampler, walk
+from elbocli.core.prediction import Prediction, alpha_sigma
+from elbocli.core.samplers import SAMPLERS, Move, check_sampler, choose_space, logsnr_grid, parse_sampler, walk
+from elbocli.core.sampling import SPACINGS
 from elbocli.core.schedule import parse_schedule
+from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import UsageError
+from elbocli.nn.denoiser import Denoiser
 
 MEAN, VAR = 0.23, 0.8806
 
@@ -23,8 +26,12 @@ MEAN, VAR = 0.23, 0.8806
 LOW, HIGH = -15, 15
 
 
-EQUATION = {"ddim": 1, "heun": 2, "dpmpp-2m": 2}
+EQUATION = {"ddim": 1, "heun": 2, "heun:space=path": 2, "dpmpp-2m": 2}
 """Order of the error of each walk itself, to the same walk in many steps."""
+
+
+GRIDS = {"heun:space=path": "fm-ot"}
+"""Grid of a walk, where it isn't the sampler's usual one."""
 
 
 NOISE = {"ddpm": 1, "ddpm:gamma=0": 1, "ddpm-learned": 1, "dpmpp-2m-sde": 2, "heun:s_churn=10": 2}
@@ -34,6 +41,7 @@ NOISE = {"ddpm": 1, "ddpm:gamma=0": 1, "ddpm-learned": 1, "dpmpp-2m-sde": 2, "he
 TOLERANCE = {
     "ddim": (0.003, 0.03),
     "heun": (0.003, 0.005),
+    "heun:space=path": (0.003, 0.005),
     "dpmpp-2m": (0.003, 0.005),
     "ddpm": (0.007, 0.04),
     "ddpm-learned": (0.007, 0.04),
@@ -67,7 +75,7 @@ def wanted_by(sampler, denoise):
 def walked(mixture, spec, steps):
     """Data at the end of 2^16 walks with noise, or of 2000 without, on the sampler's usual grid."""
     sampler = parse_sampler(spec)
-    schedule = parse_schedule(sampler.traits.grid, LOW, HIGH, clip=True)
+    schedule = parse_schedule(GRIDS.get(spec, sampler.traits.grid), LOW, HIGH, clip=True)
     if spec in EQUATION:
         return walk(sampler, quantiles(2000), logsnr_grid(schedule, steps), mixture.denoise, no_noise)
     sobol = torch.quasirandom.SobolEngine(steps + 1, scramble=True, seed=0)
@@ -93,7 +101,8 @@ def test_moments_at_64_steps(mixture, spec):
 
 @pytest.mark.parametrize(("spec", "order"), EQUATION.items())
 def test_a_walk_along_the_equation_converges_with_its_order(mixture, spec, order):
-    z, schedule = quantiles(500), parse_schedule(parse_sampler(spec).traits.grid, LOW, HIGH, clip=True)
+    grid = GRIDS.get(spec, parse_sampler(spec).traits.grid)
+    z, schedule = quantiles(500), parse_schedule(grid, LOW, HIGH, clip=True)
     truth, *ends = (
         walk(parse_sampler(spec), z, logsnr_grid(schedule, steps + 1), mixture.denoise, no_noise) for steps in (2048, 32, 64)
     )
@@ -147,11 +156,121 @@ def test_heuns_correction_keeps_its_digits_over_the_widest_range():
     assert float((single - double).abs().max()) < 0.01
 
 
+# Flow paths: x_τ = (1 − τ)x + τε, and z = (α + σ) x_τ
+
+PLACES = 0.6 * torch.randn(5, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.2
+
+
+def velocity(x, tau):
+    """A velocity u(x_τ, τ) that is no data's own, so that it bends everywhere."""
+    return (1.3 * x.roll(1, -1) + 2 * tau).sin() + 0.4 * x - 0.7 * tau
+
+
+def on_path(z, logsnr):
+    """The same velocity as a denoiser."""
+    alpha, sigma = alpha_sigma(logsnr)
+    tau = sigma / (alpha + sigma)
+    return z / (alpha + sigma) - tau * velocity(z / (alpha + sigma), tau)
+
+
+def levels_of(times):
+    """λ of falling τ, then clean data: 1 and 0 are 2e-9 away."""
+    return [2 * math.log((1 - tau) / tau) if 0 < tau < 1 else 40.0 * (1 - 2 * tau) for tau in times] + [math.inf]
+
+
+def sit(x, steps):
+    """SiT's ODE sampler: torchdiffeq's heun2 on a fixed grid, from τ = 1 to 0; its second evaluation is at the step's end."""
+    times = [1 - i / steps for i in range(steps)] + [0.0]
+    for now, then in pairwise(times):
+        k1 = velocity(x, now)
+        k2 = velocity(x + (then - now) * k1, then)
+        x = x + (then - now) * (0.5 * k1 + 0.5 * k2)
+    return x, levels_of(times)
+
+
+def jit(x, steps):
+    """JiT's: t = 1 − τ is 1 at data; the last step is Euler's."""
+    times = np.linspace(0, 1, steps + 1).tolist()
+    for now, then in pairwise(times[:-1]):
+        v = -velocity(x, 1 - now)
+        x = x + (then - now) * 0.5 * (v - velocity(x + (then - now) * v, 1 - then))
+    return x - (times[-1] - times[-2]) * velocity(x, 1 - times[-2]), levels_of([1 - t for t in times[:-1]])
+
+
+def by_diffusers(name, shift):
+    def integrated(x, steps):
+        import diffusers  # slow
+
+        scheduler = getattr(diffusers, name)(shift=shift)
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            x = scheduler.step(velocity(x, float(t) / 1000), t, x).prev_sample.double()
+        return x, levels_of(sorted(set(scheduler.sigmas.tolist()) - {0.0}, reverse=True))
+
+    return integrated
+
+
+@pytest.mark.parametrize("steps", [2, 10, 50])
+@pytest.mark.parametrize(
+    ("spec", "integrated"),
+    [
+        ("heun:space=path", sit),
+        ("heun:space=path", jit),
+        ("heun:space=path", by_diffusers("FlowMatchHeunDiscreteScheduler", 1.0)),
+        ("heun:space=path", by_diffusers("FlowMatchHeunDiscreteScheduler", 3.0)),
+        ("ddim", by_diffusers("FlowMatchEulerDiscreteScheduler", 3.0)),  # Euler's step is the same in both spaces
+    ],
+    ids=["sit", "jit", "diffusers", "diffusers, shifted", "diffusers, Euler"],
+)
+def test_a_walk_on_a_flow_path_is_its_authors(spec, integrated, steps):
+    wanted, levels = integrated(PLACES, steps)
+    found = walk(parse_sampler(spec), PLACES * sum(alpha_sigma(levels[0])), levels, on_path, no_noise)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    if spec != "ddim":
+        assert float((walk(parse_sampler("heun:space=edm"), PLACES, levels, on_path, no_noise) - wanted).abs().max()) > 0.01
+
+
+def test_jits_times_are_the_trailing_ones():
+    levels = logsnr_grid(parse_schedule("fm-ot", -40, 40), 50, SPACINGS.find("jit"))
+    np.testing.assert_allclose(levels[1:], jit(PLACES, 50)[1][1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [15, 30, 50])
+def test_on_a_path_a_networks_digits_are_kept_up_to_clean_data(limit):
+    """The network computes in float32. Without care, its rounding would count 1/τ' times in the last correction."""
+    grid = logsnr_grid(parse_schedule("fm-ot", -limit, limit), 10)
+    single = Denoiser(lambda x, lam, _: velocity(x, (-lam[:, None] / 2).sigmoid()), Prediction("u-path"))
+    x = walk(parse_sampler("heun:space=path"), PLACES.float(), grid, single, no_noise)
+    np.testing.assert_allclose(x, walk(parse_sampler("heun:space=path"), PLACES, grid, on_path, no_noise), rtol=0, atol=1e-5)
+
+
+ON_PATH = {"fm-ot", "logit-normal", "mode", "plateau-logit-normal"}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_space_is_path_where_the_schedule_or_the_networks_input_is_the_paths(name):
+    schedule = parse_schedule(f"{name}:shift=-1")
+    for prediction, path in (("v", name in ON_PATH), ("u", name in ON_PATH), ("x-path", True)):
+        space = "path" if path else "edm"
+        assert choose_space(parse_sampler("heun:s_churn=3"), Prediction(prediction), schedule).params["space"] == space
+        for chosen in ("heun:space=edm", "heun:space=path", "heun:edm-imagenet64", "ddim"):
+            assert choose_space(parse_sampler(chosen), Prediction(prediction), schedule) == parse_sampler(chosen)
+
+
 # Single steps
 
 LEVELS, UP = st.floats(-12, 12), st.floats(0.01, 4)
 Z, X, LAST, XI = torch.tensor([[0.4, -1.3], [0.7, 0.2], [0.9, 0.1], [-0.6, 1.1]], dtype=torch.float64)
-FAITHFUL = ["ddim", "heun", "dpmpp-2m", "ddpm:gamma=0", "dpmpp-2m-sde", "dpmpp-2m-sde:eta=0.1", "dpmpp-2m-sde:eta=3"]
+FAITHFUL = [
+    "ddim",
+    "heun",
+    "heun:space=path",
+    "dpmpp-2m",
+    "ddpm:gamma=0",
+    "dpmpp-2m-sde",
+    "dpmpp-2m-sde:eta=0.1",
+    "dpmpp-2m-sde:eta=3",
+]
 
 
 def step(spec, last, move, z=Z, x=X, xi=XI):
@@ -218,11 +337,11 @@ def test_every_step_gives_back_its_x_hat_and_leaves_the_last_one_alone(name):
 def test_edms_preset_is_that_of_imagenet_64_and_what_is_said_besides_counts_more():
     sampler = parse_sampler("heun:edm-imagenet64")
     assert parse_sampler("ddpm").spec == "ddpm:gamma=0.2"
-    assert sampler.params == {"s_churn": 40, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
+    assert sampler.params == {"s_churn": 40, "s_min": 0.05, "s_max": 50, "s_noise": 1.003, "space": "edm"}
     assert (sampler.traits.steps, parse_sampler("heun").traits.steps) == (256, 128)
     assert sampler.traits.grid == "edm-sample:rho=7,sigma_min=0.002,sigma_max=80"
     sampler = parse_sampler("heun:edm-imagenet64,s-churn=20")
-    assert sampler.params == {"s_churn": 20, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
+    assert sampler.params == {"s_churn": 20, "s_min": 0.05, "s_max": 50, "s_noise": 1.003, "space": "edm"}
     assert parse_sampler(sampler.spec).params == sampler.params
 
 
@@ -233,6 +352,7 @@ def test_edms_preset_is_that_of_imagenet_64_and_what_is_said_besides_counts_more
         "ddim:gamma=.5",
         "ddpm:gamma=1.5",
         "heun:s_noise=-1",
+        "heun:space=vp",
         "dpmpp-2m-sde:eta=0",
         "heun:edm-imagenet",
         "ddim:edm-imagenet64",

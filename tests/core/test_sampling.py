@@ -179,7 +179,7 @@ def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
     denoiser = Denoiser(network, Prediction("eps"), threshold=THRESHOLDS.parse(clip))
     grid = logsnr_grid(parse_schedule(LEVELS[name]), steps)
     found = walk(sampler, draw(), grid, denoiser.asked_by(sampler), draw)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
     assert denoiser.evaluations == steps
     with pytest.raises(UsageError, match="not 6;"):
         Denoiser(lambda z, *_: z, Prediction("eps")).with_variance(torch.zeros(1, 3, 2, 2), 0.0)
@@ -194,7 +194,7 @@ def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps, noi
 
     sampler, draw = parse_sampler(spec), draws()
     grid = logsnr_grid(parse_schedule("edm-sample"), steps)
-    wanted = identities.algorithm_2(d, draws(), steps, *sampler.params.values(), edm2=noise == "edm2")
+    wanted = identities.algorithm_2(d, draws(), steps, *[*sampler.params.values()][:4], edm2=noise == "edm2")
     found = walk(sampler, draw() * STARTS["edm"](grid[0]), grid, mixture.denoise, draw, noise == "edm")
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11)
     assert STARTS["unit"](grid[0]) == 1

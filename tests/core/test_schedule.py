@@ -28,6 +28,7 @@ PARAMETERS = {
     "laplace": {"mean": st.floats(-2, 2), "scale": st.floats(1, 3)},
     "cauchy": {"mean": st.floats(-2, 2), "scale": st.floats(0.5, 3)},
     "mode": {"scale": st.floats(-0.9, 1.7)},
+    "logit-normal": {"mean": st.floats(-2, 2), "std": st.floats(0.5, 2)},
     "plateau-logit-normal": {"mean": st.floats(-2, 2), "std": st.floats(0.5, 1.4)},
     "edm-sample": {"rho": st.floats(1, 12), "sigma_min": st.floats(1e-3, 2e-3), "sigma_max": st.floats(80, 200)},
     "linear-beta": {"beta_min": st.floats(0, 1), "beta_max": st.floats(2, 40)},
@@ -83,6 +84,7 @@ LEVEL = {  # λ(t) before truncation, with the authors' defaults
     "interpolated": interpolated_level,
     "cauchy": lambda t, mean=0, scale=1: -stats.cauchy.ppf(t, -mean, scale),
     "mode": lambda t, scale=1.29: flow(1 - (1 - t) - scale * (np.cos(np.pi / 2 * (1 - t)) ** 2 - 1 + (1 - t))),
+    "logit-normal": lambda t, mean=0, std=1: flow(special.expit(mean + std * special.ndtri(t))),
     "plateau-logit-normal": plateau_level,
     "uniform": lambda t: -t,
 }

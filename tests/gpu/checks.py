@@ -71,7 +71,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "U-ViT, latents": ("latents", {"preset": "digits-uvit"}, {}),
 }
 """Dataset, settings and changes of the network, by what the large presets are made of."""
-SAMPLERS = ("ddpm", "ddim", "heun:s_churn=40", "dpmpp-2m", "dpmpp-2m-sde")
+SAMPLERS = ("ddpm", "ddim", "heun:s_churn=40", "heun:space=path", "dpmpp-2m", "dpmpp-2m-sde")
 WARM, STEPS = 2, 2
 
 

@@ -43,7 +43,7 @@ def works(elbo: Elbo, tmp_path: Path) -> Elbo:
     return run
 
 
-@pytest.mark.parametrize("sampler", ["heun", "ddpm", "dpmpp-2m"])
+@pytest.mark.parametrize("sampler", ["heun", "heun:space=path", "ddpm", "dpmpp-2m"])
 def test_sample_visits_the_levels_that_were_found(sampler, works, trained, tmp_path):
     told = json.loads(works("grid", trained, "--sampler", sampler, *FEW, "-o", "g.yaml", "--report").stdout)
     schedule = resolve_schedule(str(tmp_path / "g.yaml"), -10.0, 10.0, clip=True)
@@ -59,7 +59,8 @@ def test_sample_visits_the_levels_that_were_found(sampler, works, trained, tmp_p
         drawn = json.loads(file.attrs["samples"])
     assert (drawn["logsnr_min"], drawn["logsnr_max"]) == pytest.approx((told["logsnr_min"], told["logsnr_max"]))
     said = read_yaml(tmp_path / "g.yaml")
-    assert said["grid"] == "solver" and said["made_for"].startswith(sampler)
+    assert said["grid"] == "solver" and said["made_for"].startswith(sampler.partition(":")[0])
+    assert (drawn["sampler"], f"{drawn['sampler']}, 4 steps") == (told["sampler"], said["made_for"])
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ from msgspec import structs
 from peers import adm_unet, dit
 from torch import Tensor
 
+from elbocli.core.samplers import choose_space, parse_sampler
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.yaml_text import read_yaml
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, parse_attention
@@ -241,7 +242,9 @@ def test_the_run_knows_what_they_were_trained_with(saved):
     data = read_yaml(trained.path / "config.yaml")["data"]
     assert data["latent_scale"] == [0.18215] * 4 and (data["pixel_size"], data["image_size"]) == (64, 8)
     import_run(path, path.parent / "sit", ImportOptions(), "sit")
-    known = open_run(path.parent / "sit", CPU).settings
+    trained = open_run(path.parent / "sit", CPU)
+    known = trained.settings
+    assert choose_space(parse_sampler("heun"), trained.prediction).params["space"] == "path"
     assert (known.prediction, known.weighting, known.schedule) == ("u-path", "fm-ot", "fm-ot")
 
 

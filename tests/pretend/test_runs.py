@@ -141,7 +141,7 @@ ONCE = ("place", "CudaGraphs._capture")
 """What is done once, not in every batch."""
 SAMPLER_OPTIONS: dict[str, dict[str, Any]] = {
     "ddim": {"guidance": Guidance(2.0)},
-    "heun": {"sampler": "heun:s_churn=10", "threshold": "static"},
+    "heun": {"sampler": "heun:s_churn=10,space=path", "threshold": "static"},
     "dpmpp-2m": {"threshold": "dynamic", "guidance": Guidance(3.0, -2.0, 4.0)},
     "dpmpp-2m-sde": {"guide": True, "guidance": Guidance(1.5)},
 }

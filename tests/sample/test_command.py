@@ -26,7 +26,8 @@ def by_edm(run: Path, later: torch.dtype, *churn: float) -> tuple[np.ndarray, li
     """Images [N,H,W,C] and labels by EDM's sampler for λ from −10 to 10. later: dtype of noise after the start."""
     trained, random = open_run(run, torch.device("cpu")), identities.Stacked(SEEDS)
     first, labels = [random.normal((1, 8, 8)).double()], random.label(10)
-    denoiser = Denoiser(trained.network.double(), trained.prediction, labels=labels)
+    network = trained.network.double()
+    denoiser = Denoiser(lambda z, *rest: network(z.double(), *rest), trained.prediction, labels=labels)
 
     def draw() -> torch.Tensor:
         return first.pop() if first else random.normal((1, 8, 8), later)
@@ -74,7 +75,7 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(elbo, 
     with h5py.File(tmp_path / "x.h5") as file:
         about = json.loads(str(file.attrs["samples"]))
     assert about["guidance"] == 2 and not {"guidance_low", "guidance_high", "guidance_channels"} & set(about)
-    assert b"heun:s_churn=3,s_min=0.05,s_max=50,s_noise=1.003, 4 steps" in done.stderr
+    assert b"heun:s_churn=3,s_min=0.05,s_max=50,s_noise=1.003,space=edm, 4 steps" in done.stderr
     assert b"14 network evaluations each" in done.stderr
 
 

@@ -243,11 +243,22 @@ def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch
 def test_a_preset_brings_its_steps_grid_and_parameters(trained, drawn, monkeypatch):
     monkeypatch.setattr(UNet, "forward", lambda self, z, *rest: z)  # 511 times
     about = drawn(trained, n=1, sampler="heun:edm-imagenet64", steps=0)[1]
-    assert about["sampler"] == "heun:s_churn=40,s_min=0.05,s_max=50,s_noise=1.003"
+    assert about["sampler"] == "heun:s_churn=40,s_min=0.05,s_max=50,s_noise=1.003,space=edm"
     assert (about["steps"], about["nfe"]) == (256, 511)
     assert about["schedule"] == "edm-sample:rho=7,sigma_min=0.002,sigma_max=80"
     # As the run was trained: σ = 0.002 would be 12.4.
     assert (about["logsnr_min"], about["logsnr_max"]) == pytest.approx((-2 * np.log(80), 10))
+
+
+def test_heun_says_in_which_space_it_stepped(trained, drawn, tmp_path):
+    flow = tmp_path / "scheduler_config.json"
+    flow.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
+    images = {}
+    for schedule, space in {"fm-ot": "path", str(flow): "path", "edm-sample": "edm", "run": "edm"}.items():
+        images[schedule], about = drawn(trained, sampler="heun", schedule=schedule)
+        assert about["sampler"].endswith(f",space={space}")
+    path, edm = (drawn(trained, sampler=f"heun:space={space}", schedule="fm-ot")[0] for space in ("path", "edm"))
+    assert np.array_equal(images["fm-ot"], path) and not np.array_equal(path, edm)
 
 
 def test_timesteps_are_walked_as_adm_does_unless_asked_otherwise(trained, drawn):

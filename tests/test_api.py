@@ -176,7 +176,7 @@ def test_what_it_draws_is_what_elbo_sample_draws(sampler, schedule, elbo, traine
     on = elbocli.schedule(schedule, -10, 10)
     how = {"labels": labels, "steps": 4, "sampler": sampler, "schedule": on, "device": "cpu"}
     drawn = elbocli.draw(run.network, run.prediction, (1, 8, 8), 6, **how)
-    by_run = elbocli.draw(run, n=6, steps=4, device="cpu")
+    by_run = elbocli.draw(run, n=6, **{key: how[key] for key in how if key != "labels"})
     assert np.array_equal(to_levels(drawn).numpy(), np.load(tmp_path / "s.npy")) and torch.equal(by_run, drawn)
     with pytest.raises(UsageError):
         elbocli.draw(run.network, "v", (1, 8, 8), 6, labels=labels[:2])

@@ -97,6 +97,7 @@ class RunStatus(Record):
     state: running, done, stopped, interrupted, failed; or dead (only from `read_status`): the process is gone.
     step, steps: updates done, and in the whole run. images: number of images trained on.
     saved: step of the newest checkpoint; None: no checkpoint.
+    images_per_s: speed in the last log interval, as in metrics.jsonl; None: no interval yet.
     message: why the run ended before its last step, or ''. time: seconds since 1970.
     """
 
@@ -107,6 +108,7 @@ class RunStatus(Record):
     time: Annotated[float, Meta(ge=0, le=253402300799)]
     message: str = ""
     saved: Count | None = None
+    images_per_s: Annotated[float, Meta(ge=0)] | None = None
 
     @property
     def when(self) -> str:
@@ -133,7 +135,7 @@ def read_status(run: Path) -> RunStatus:
 class Status:
     """Writer of a run's status.json. Write errors are ignored.
 
-    step, images, saved, state: as in RunStatus; the initial values come from status.json. writes: False on ranks other than 0.
+    step, images, saved, images_per_s, state: as in RunStatus; the initial values come from status.json. writes: False on ranks other than 0.
     """
 
     def __init__(self, run: Path, steps: int, writes: bool = True):
@@ -142,6 +144,7 @@ class Status:
         with suppress(FormatError):
             now = read_status(run)
         self.state, self.step, self.steps, self.images, self.saved = now.state, now.step, steps, now.images, now.saved
+        self.images_per_s = now.images_per_s
 
     def reached(self, step: int, images: int) -> None:
         """Set `step` and `images`; write status.json at most every EVERY_S seconds."""
@@ -152,7 +155,8 @@ class Status:
 
     def write(self, state: str, message: str = "") -> None:
         """Write status.json with the given state. Thread-safe."""
-        now = RunStatus(state, self.step, self.steps, self.images, round(time.time(), 3), message, self.saved)
+        reached = self.step, self.steps, self.images, round(time.time(), 3)
+        now = RunStatus(state, *reached, message, self.saved, self.images_per_s)
         with self._lock, suppress(DataError):  # the checkpoint writer reports write errors
             if self.writes:
                 write_json(self.run / STATUS, now.json())

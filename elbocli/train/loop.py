@@ -166,6 +166,7 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
                 averages = {each.name: state.copies(state.ema[each.name]) for each in state.ema.averages if each.stored}
                 start(partial(store.save, out, step, averages, None, {"images": state.images}, store.SnapshotMeta))
             values = recorder.after(bool(preview))
+            status.images_per_s = values.get("images_per_s", status.images_per_s)
             if store.due(step, settings.save_every, settings.keep_every) or last:
                 save()
             status.reached(step, state.images)

@@ -240,7 +240,7 @@ def run(args: list[str]) -> int:
             case KeyboardInterrupt() | click.Abort():
                 said, code = "interrupted", SIGNALLED + signal.SIGINT
             case _ if no_memory:
-                said = f"out of memory ({said}); {LESS}"
+                said = f"out of memory{said and f' ({said})'}; {LESS}"
             case _:
                 raise
         return _fail(where, said, code, no_memory)

@@ -49,13 +49,18 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
 
     if len(files) < 2:
         raise click.UsageError("name at least two files, FIRST and OTHER")
+    if runs := [path for path in files if path.is_dir()]:
+        raise click.UsageError(
+            f"{runs[0]} is a folder, not a result of 'elbo eval'; to compare runs, use 'elbo report RUN OTHER…'"
+        )
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
         raise click.UsageError("pass either only features (.safetensors), with --ref, or only results (JSON), without --ref")
     if ref:
         others, alike = compare_features(files, ref)
     else:
         contents = [stdin_or_fail("results").read() if path == STREAM else read_bytes(path) for path in files]
-        results = [(str(path), result_of(content, str(path))) for path, content in zip(files, contents)]
+        said = ["standard input" if path == STREAM else str(path) for path in files]
+        results = [(str(path), result_of(content, name)) for path, name, content in zip(files, said, contents)]
         others, alike = compare_results(results)
     if table:
         heads = [*map(str.upper, Difference.__struct_fields__), "OF"]

@@ -179,7 +179,7 @@ class ErrorMoments:
 
     @cached_property
     def smoothed(self) -> ErrorMoments:
-        """Copy smoothed over λ, positive in every bin. Raises DataError if no bin is `seen`."""
+        """Copy smoothed over λ, positive in every bin. Raises DataError if no bin is `seen`, or the equations can't be solved."""
         if not self.seen.any():
             raise DataError("no noise-level bin of the loss log has two losses yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)
@@ -188,8 +188,14 @@ class ErrorMoments:
         # The relative variance is smoothed first, because the precision of the means depends on it.
         # A variance has relative variance (2 + excess kurtosis)/n; the excess of a gamma variable is 6 × its relative variance.
         typical = (beyond * spread).sum() / beyond.sum()
-        spread = smooth(self.middle, spread, beyond / (2 + 6 * typical))
-        mean = smooth(self.middle, self.mean, self.count / spread)
+        try:
+            spread = smooth(self.middle, spread, beyond / (2 + 6 * typical))
+            mean = smooth(self.middle, self.mean, self.count / spread)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise DataError(
+                "the errors can't be smoothed over logsnr: bins are too narrow, or sums of squares don't fit the sums; "
+                "use wider bins, or another log"
+            ) from error
         return ErrorMoments(self.edges, self.count, mean, mean.square() * (1 + spread))
 
     def filled(self) -> ErrorMoments:

@@ -149,7 +149,8 @@ class Dataset:
             # Chunks, which other programs may write, can't be mapped into memory.
             rows = block[()] if offset is None else np.memmap(self.path, block.dtype, "r", offset, block.shape)
             self.block: np.ndarray = np.asarray(rows)
-            self.class_names: list[str] = _plain(self._member(file, "class_names")[()]) if "class_names" in file else []
+            names = self._member(file, "class_names")[()] if "class_names" in file else []
+            self.class_names: list[str] = self._text("class_names", names)
             classes = len(self.class_names) or self.attributes.num_classes or 0
             labels, limit = np.asarray(self._member(file, "labels")[()]), classes or np.iinfo(np.int64).max
             whole = labels.shape == (len(self),) and labels.dtype.kind in "iu"
@@ -166,6 +167,12 @@ class Dataset:
         if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
             raise FormatError(f"{self.path}: array {name!r} is missing or a link; pack the images again")
         return member
+
+    def _text(self, name: str, member: Any) -> list[str]:
+        words = _plain(member)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise FormatError(f"{self.path}: array {name!r} is not a list of text; pack the images again")
+        return words
 
     def _shape(self, block: h5py.Dataset) -> tuple[int, int, int, int]:
         about, ends = self.attributes, self._ends
@@ -271,7 +278,9 @@ class Dataset:
         """Return everything except the block. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
-            return {name: _plain(each) if each.dtype.kind == "O" else np.asarray(each) for name, each in members.items()}
+            return {
+                name: self._text(name, each) if each.dtype.kind == "O" else np.asarray(each) for name, each in members.items()
+            }
 
     def contents_digest(self) -> str:
         """Return the sha256 of everything except the block. Raises FormatError."""
@@ -344,11 +353,21 @@ def contents_digest(attributes: dict[str, Any], members: Members) -> str:
 
 
 def _plain(value: Any) -> Any:
+    # HDF5 has values that JSON lacks, such as NaN, complex numbers and references; these become text.
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
-    if isinstance(value, list):
-        return [*map(_plain, value)]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    match value:
+        case list() | tuple():
+            return [*map(_plain, value)]
+        case bytes():
+            return value.decode("utf-8", "replace")
+        case h5py.Empty():
+            return None
+        case float() if not math.isfinite(value):
+            return str(value)
+        case str() | int() | float() | None:
+            return value
+    return str(value)
 
 
 LIBVER = ("earliest", "v108")

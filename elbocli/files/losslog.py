@@ -6,6 +6,7 @@ Errors: ‖ε−ε̂‖²/D, summed in each bin of λ. Suffix _se: standard erro
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -17,13 +18,14 @@ from torch import Tensor
 
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import write_text, writing
 from elbocli.files.reading import read_text, reading, whole_lines
 from elbocli.files.recognise import expect
 from elbocli.files.records import Count, Positive, Record, Rest, parse_json, read_json, stored
 
 MOST_BINS = 2000  # fitting builds matrices of bins × bins
 LARGEST = 1e100  # largest accepted sum of errors, so that intervals can be added without overflow
+LEAST = 1e-100  # least accepted sum of errors above 0, so that means don't underflow
 Bins = Meta(min_length=1, max_length=MOST_BINS)
 Edges = Annotated[list[Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]], Meta(min_length=2, max_length=MOST_BINS + 1)]
 Counts = Annotated[list[Count], Bins]
@@ -36,6 +38,7 @@ def check_edges(edges: list[float]) -> None:
         raise ValueError("edges don't increase from bin to bin; correct 'edges'")
 
 
+HELD_OUT = "held_out"  # key of validation.jsonl's header: number of validation images
 EVAL = "eval_"  # prefix of scores of --eval-every in metrics.jsonl
 
 
@@ -84,6 +87,10 @@ class LossLogRow(Record):
     sumsq: Sums
     weight: Sums | None = None
 
+    def __post_init__(self) -> None:
+        if any(0 < total < LEAST for total in self.sum):
+            raise ValueError(f"sum has a number between 0 and {LEAST:g}; delete the line")
+
     @property
     def sums(self) -> Tensor:
         """Count, sum and sum of squares of the errors, float64 [3, bins]."""
@@ -114,21 +121,29 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
 
 
 def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and rows of a loss log. name: file name for messages. Raises FormatError."""
-    bins = 0
+    """Yield the headers and rows of a loss log. name: file name for messages.
+
+    Raises FormatError: a line is damaged, or steps don't increase below a header.
+    """
+    bins, step = 0, -1
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
         content = parse_json(text, where)
         if "format" in content:
-            first = LossLogHeader.of(content, where)
-            bins = len(first.edges) - 1
-            yield first
+            header = LossLogHeader.of(content, where)
+            bins, step = len(header.edges) - 1, -1
+            yield header
             continue
         if not bins:
             break
         row = LossLogRow.of(content, where)
         if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
             raise FormatError(f"{where}: count, sum or sumsq lacks a number for each of {bins} bins; delete the line")
+        if row.step <= step:
+            raise FormatError(
+                f"{where}: step {row.step} follows step {step}, as if two trainings wrote the log; keep one of them"
+            )
+        step = row.step
         yield row
     if not bins:
         raise FormatError(f"{name}: lacks the header of a loss log; name a loss log, such as losslog.jsonl of a run")
@@ -154,65 +169,99 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     """Add up loss logs.
 
     sources: run folders, files or streams. since: a step; only later intervals are added.
-    Raises FormatError: a log is damaged, or logs have different bins. UsageError: no sources.
+    Raises FormatError, DataError: as `entries`. UsageError: no sources, or a log is named twice.
     """
     total: LossLog | None = None
-    for source in sources:
-        for entry in entries(source):
-            if isinstance(entry, LossLogHeader):
-                edges = torch.tensor(entry.edges, dtype=torch.float64)
-                total = total or LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
-                if entry.edges != total.header.edges:
-                    raise FormatError(
-                        f"{source}: its bins of logsnr differ from the first log's bins; fit a schedule to each log alone"
-                    )
-            elif total and entry.step > since:
-                total.sums += entry.sums
-                total.images = max(total.images, entry.images)
-                total.lines += 1
-                total.batch = max(1, entry.images // max(1, entry.step))
+    for entry in entries(*sources):
+        if isinstance(entry, LossLogHeader):
+            edges = torch.tensor(entry.edges, dtype=torch.float64)
+            total = total or LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
+        elif total and entry.step > since:
+            total.sums += entry.sums
+            total.images = max(total.images, entry.images)
+            total.lines += 1
+            total.batch = max(1, entry.images // max(1, entry.step))
     if total is None:
         raise UsageError("no loss log is given; name a run, a loss log, or - for standard input")
     return total
 
 
-def entries(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and rows of a loss log: a run folder, a file or a stream. Raises FormatError, DataError."""
+def entries(*sources: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
+    """Yield the headers and rows of loss logs: run folders, files or streams.
+
+    Raises FormatError: a log is damaged, or headers don't fit together. DataError: a log can't be read.
+    Raises UsageError: a log is named twice.
+    """
+    first: LossLogHeader | None = None
+    paths = set[Path]()
+    for source in sources:
+        with _opened(source) as (file, name):
+            if isinstance(name, Path):
+                if name.resolve() in paths:
+                    raise UsageError(f"{name}: named twice; name each loss log once")
+                paths.add(name.resolve())
+            for entry in read_losslog(file, name):
+                if isinstance(entry, LossLogHeader):
+                    first = first or entry
+                    if entry.edges != first.edges:
+                        raise FormatError(f"{name}: a header has other bins of logsnr than the first; use each log alone")
+                    if (HELD_OUT in entry.about) != (HELD_OUT in first.about):
+                        raise FormatError(f"{name}: validation errors can't be added to training errors; use each log alone")
+                yield entry
+
+
+@contextmanager
+def _opened(source: Path | IO[bytes]) -> Iterator[tuple[IO[bytes], Path | str]]:
     if not isinstance(source, Path):
-        yield from read_losslog(source, "standard input")
+        yield source, "standard input"
         return
     path = source / "losslog.jsonl" if source.is_dir() else source
     expect(path, "a loss log")
     with reading(path, kind=DataError), open(path, "rb") as file:
-        yield from read_losslog(file, path)
+        yield file, path
 
 
 class LossLogWriter:
     """Writer of a loss log, which `elbo adapt` can fit a schedule to.
 
-    path: a new file, or an existing log with the same bins to append to.
+    path: a new file, or a log with the same bins to append to.
     edges: limits of the λ bins, increasing, [bins + 1].
     dimensions: number of values per example, such as C·H·W of an image.
+    step: `loss.step` of the DiffusionLoss. Later intervals are removed from an existing log, so that a loop which resumes from a
+        checkpoint, or begins again, writes each step once. None: all intervals stay.
     specs: weighting, schedule and prediction to store, such as schedule="edm:mean=-0.4".
-    Raises DataError if the file can't be written.
+    Raises FormatError if the file is not a loss log with the same bins. Raises DataError if it can't be written.
     """
 
-    def __init__(self, path: Path | str, edges: Tensor, *, dimensions: int, **specs: str):
-        self.path = Path(path)
-        if not self.path.exists():
-            self._append(header(edges, dimensions=dimensions, **specs))
+    def __init__(self, path: Path | str, edges: Tensor, *, dimensions: int, step: int | None = None, **specs: str):
+        self.path, self._last, lines = Path(path), -1, [header(edges, dimensions=dimensions, **specs)]
+        new = not self.path.exists()
+        for number, entry in enumerate([] if new else entries(self.path)):
+            if isinstance(entry, LossLogHeader):
+                if entry.edges != edges.tolist():
+                    raise FormatError(f"{path}: has other bins of logsnr than this loss; give a new file")
+                lines += [text_line(entry)] if number else []
+            elif step is None or entry.step <= step:
+                lines.append(text_line(entry))
+                self._last = entry.step
+        if new or step is not None:
+            write_text(self.path, "".join(lines))
 
     def write(self, step: int, images: int, sums: Tensor) -> None:
-        """Append an interval. Raises DataError if the file can't be written.
+        """Append an interval.
 
         step, images: optimizer updates done and images seen so far.
         sums: [3, bins], count, sum and sum of squares of the errors since the last interval.
+        Raises UsageError if the log already goes up to `step`. Raises DataError if the file can't be written.
         """
-        self._append(line(step, images, sums))
-
-    def _append(self, text: str) -> None:
+        if step <= self._last:
+            raise UsageError(
+                f"{self.path}: already goes up to step {self._last}, so step {step} can't follow; "
+                "give LossLogWriter step=loss.step, which removes later steps, or another file"
+            )
         with writing(self.path), open(self.path, "ab") as file:
-            file.write(text.encode())
+            file.write(line(step, images, sums).encode())
+        self._last = step
 
 
 CLOSE = 1e-9  # tolerance when ranges of λ are compared, as a fraction of the narrowest bin

@@ -13,10 +13,15 @@ from typing import IO, Any
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.version import __version__
 
+WORDLESS = {
+    EOFError: "file ends too early",
+    MemoryError: "not enough memory",
+}  # messages of errors that Python raises without one
+
 
 def one_line(error: Exception) -> str:
-    """Return an error's message in one line, cut after 160 characters; for an empty message, the error's type."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    """Return an error's message in one line, cut after 160 characters; for an empty message, a description of the error's type."""
+    return " ".join(str(error).split())[:160] or WORDLESS.get(type(error), type(error).__name__)
 
 
 @contextlib.contextmanager

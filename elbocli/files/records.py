@@ -122,9 +122,9 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def parse_json(text: bytes | str, where: object) -> dict[str, Any]:
-    """Parse a JSON object. where: the file, for messages. Raises FormatError."""
-    with reading(f"{where}: not usable JSON"):
+def parse_json(text: bytes | str, where: object, then: str = "") -> dict[str, Any]:
+    """Parse a JSON object. where: the file, for messages. then: end of the message. Raises FormatError."""
+    with reading(f"{where}: not usable JSON", then):
         return msgspec.json.decode(text, type=dict[str, Any])
 
 

@@ -59,7 +59,7 @@ class SamplesHeader:
 
     @property
     def about_json(self) -> str:
-        return json.dumps(SamplesAbout.of(self.about, "about").json())
+        return json.dumps(SamplesAbout.of(self.about, "about").json(), allow_nan=False)
 
     @property
     def layout(self) -> Layout:

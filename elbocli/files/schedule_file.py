@@ -116,7 +116,10 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
         else:
             scale = config.beta_start, config.beta_end, config.num_train_timesteps
             if None in scale:
-                raise ValueError("beta_start, beta_end or num_train_timesteps is missing; add all three, or trained_betas")
+                raise FormatError(
+                    f"{path}: {config.class_name or 'the scheduler'} lacks beta_start, beta_end or num_train_timesteps, so its "
+                    "noise levels are unknown; name a schedule, or import with --prediction and --levels"
+                )
             betas = BETAS.find(str(config.beta_schedule)).make(*scale)
         zero = config.rescale_betas_zero_snr is True
         return prediction, Steps(logsnr_of_betas(betas, snr_scale=config.snr_shift_scale, zero_terminal=zero))

@@ -1,7 +1,6 @@
 """Read samples: an NPY stream, .npy, .npz, .h5, or a folder of images."""
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from elbocli.files.atomic import PIPE
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
+from elbocli.files.records import parse_json
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.decode import DecodeOptions, decode, is_picture
 from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_labels, npz_rows, open_zip
@@ -98,8 +98,8 @@ def about_samples(text: object, where: object) -> SamplesAbout:
 
     where: file, for messages. Raises FormatError.
     """
-    with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
-        return SamplesAbout.of(json.loads("{}" if text is None else str(text)), where)
+    then = "; draw these samples again, or merge their parts again"
+    return SamplesAbout.of(parse_json("{}" if text is None else str(text), f"{where}: facts about the samples", then), where)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import ENCODED, PREPROCESSING, Dataset, DatasetWriter, Members
 from elbocli.files.reading import add_digests, reading
+from elbocli.files.records import parse_json
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.samples import about_samples
 from elbocli.runtime.background import catching_signals, interrupted
@@ -127,7 +128,7 @@ def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
         if "changed" in said[0]:
             changed = Counter[str]()
             for other in said:
-                changed.update(json.loads(other.get("changed", "{}")))
+                changed.update(parse_json(other.get("changed", "{}"), "changed"))
             joined["changed"] = json.dumps(changed, sort_keys=True)
         if all("source_sha256" in other for other in said):
             joined["source_sha256"] = add_digests(other["source_sha256"] for other in said)

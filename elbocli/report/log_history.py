@@ -140,5 +140,5 @@ def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
                 else:
                     history.edges = torch.tensor(entry.edges, dtype=torch.float64)
     except FormatError as error:
-        missing.append(f"{path}: shown only up to a damaged line ({error})")
+        missing.append(f"{path}: shown only up to a line that can't be used ({error})")
     return history if history.images else None

@@ -13,7 +13,7 @@ from elbocli.core.adaptive import ErrorMoments, bin_edges, floored, loss_varianc
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.core.training import OF_ERRORS
 from elbocli.core.weighting import parse_weighting
-from elbocli.errors import UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files import losslog
 from elbocli.files.schedule_file import resolve_schedule
 
@@ -61,6 +61,17 @@ def test_any_weighting_can_be_fitted_from_one_log():
     fitted = {spec: fit(log_text(), weighting=spec) for spec in ("elbo", "edm:monotone", "schedule:cosine")}
     assert all(each.report.weighting.partition(":")[0] == spec.partition(":")[0] for spec, each in fitted.items())
     assert len({float(each.schedule.logsnr(middle)) for each in fitted.values()}) == 3
+
+
+def test_a_log_that_no_smooth_curve_fits_is_refused():
+    edges = torch.arange(101, dtype=torch.float64) * 1e-12
+    head, row = log_text().splitlines(keepends=True)
+    for log in (
+        losslog.header(edges, weighting="elbo", schedule="cosine") + row,
+        head + losslog.line(1, 900, torch.tensor([[9.0], [1e-50], [1.0]], dtype=torch.float64).expand(3, 100)),
+    ):
+        with pytest.raises(DataError):
+            fit(log)
 
 
 def test_bins_merge_into_a_divisor_of_them():

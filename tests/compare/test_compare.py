@@ -183,6 +183,7 @@ def test_the_command_prints_json_or_a_table(elbo, folder):
         ("a.json b.safetensors", 2, "--ref"),
         ("a.json nowhere.json", 1, "nowhere.json: "),
         ("a.json d.json", 1, "d.json: not a result"),
+        (". .", 2, "elbo report"),
     ],
 )
 def test_mistakes_are_told(line, code, word, elbo, folder):

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import re
 import time
@@ -204,6 +205,30 @@ def test_a_file_that_is_no_whole_dataset_is_refused_by_name(kind, tmp_path):
         with pytest.raises(FormatError, match=r"data\.h5: "):
             Dataset(path, latents=True)
             pytest.fail(f"{name} {value}")
+
+
+ODD = [math.nan, -math.inf, 1 + 2j, np.array([1j]), np.longdouble(1.5), h5py.Empty("f"), h5py.Reference(), h5py.RegionReference()]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
+def test_an_attribute_that_json_lacks_is_described(value, tmp_path, elbo):
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["odd"] = value
+    result = elbo("info", path, "--json")
+    assert result.returncode == 0 and "odd" in json.loads(result.stdout)
+    assert elbo("info", path).returncode == 0
+
+
+@pytest.mark.parametrize("names", [np.arange(3), np.array([b"ant", b"bee", b"cat"]).reshape(1, 3), "ant"], ids=str)
+def test_class_names_that_are_not_a_list_of_text_are_refused(names, tmp_path, elbo):
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        del file["class_names"]
+        file["class_names"] = names
+    for line in (("prep", path, tmp_path / "b.h5"), ("info", path)):
+        result = elbo(*line)
+        assert result.returncode == 1 and b"class_names" in result.stderr and b"Traceback" not in result.stderr
 
 
 def test_latents_are_no_pixels_and_oblong_images_no_squares(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.reading import add_digests
+from elbocli.files.reading import add_digests, reading
 from elbocli.files.recognise import FOLDER, check_outputs
 from elbocli.files.records import parse_json
 from elbocli.files.yaml_text import parse_yaml, yaml_text
@@ -56,6 +56,13 @@ def test_digests_add_up_in_any_order_and_grouping():
     digests = [hashlib.sha256(bytes([k])).hexdigest() for k in range(9)]
     assert add_digests([add_digests(digests[5:]), *digests[:5]]) == add_digests(digests)
     assert add_digests([]) == "0" * 64 and add_digests(["f" * 64, "0" * 63 + "1"]) == "0" * 64
+
+
+@pytest.mark.parametrize("error", [EOFError, MemoryError])
+def test_an_error_without_words_is_told_in_words(error):
+    with pytest.raises(FormatError) as told, reading("the file"):
+        raise error
+    assert error.__name__ not in str(told.value) and len(str(told.value)) > len("the file: ")
 
 
 # Nothing in a file is run

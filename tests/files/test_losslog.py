@@ -78,6 +78,8 @@ BAD_ROWS = """
 {"count": [1], "sum": [1], "sumsq": [1]}
 {"sum": [1.0, 2.0, 3.0, NaN]}
 {"sum": [-1, 1, 1, 1]}
+{"sum": [5e-324, 1, 1, 1]}
+{"step": 9}
 {"sumsq": null}
 """
 BAD_LINES = ["{", "", "[1]", "7", "\xff", *(json.dumps({**ROW, **change}) for change in table(BAD_ROWS))]
@@ -115,6 +117,50 @@ def test_logs_without_a_header_or_of_other_bins_or_of_too_many_are_refused():
     with pytest.raises(FormatError):
         lines([], bin_edges(-5, 7, losslog.MOST_BINS + 1))
     assert read(lines([], bin_edges(-5, 7, losslog.MOST_BINS))).sums.shape == (3, losslog.MOST_BINS)
+
+
+def test_only_logs_of_the_same_bins_and_of_other_steps_are_added_up(tmp_path):
+    log, held_out, other = (tmp_path / f"{name}.jsonl" for name in ("log", "held_out", "other"))
+    log.write_text("".join(lines([1, 2])))
+    held_out.write_text(losslog.header(EDGES, held_out=9) + lines([3])[1])
+    other.write_text("".join([*lines([1]), *lines([2], bin_edges(-5, 8, 4))]))
+    for sources, error in (([log, log], UsageError), ([log, held_out], FormatError), ([other], FormatError)):
+        with pytest.raises(error, match=f"^{sources[-1]}: "):
+            losslog.read_logs(sources)
+    assert losslog.read_logs([held_out]).lines == 1
+    with pytest.raises(FormatError, match="standard input: "):
+        read(lines([1]), lines([1], bin_edges(-5, 8, 4)))
+
+
+# A log that a program of the user writes
+
+
+def written(path, steps, edges=EDGES, **how):
+    """Write an interval at each step, and return the steps in the log."""
+    log = losslog.LossLogWriter(path, edges, dimensions=192, **how)
+    for step in steps:
+        log.write(step, 64 * step, sums(step))
+    return [entry.step for entry in losslog.entries(path) if isinstance(entry, losslog.LossLogRow)]
+
+
+@pytest.mark.parametrize("done", [0, 20, 25, 60])
+def test_a_loop_that_resumes_or_begins_again_writes_the_log_of_an_undisturbed_one(done, tmp_path):
+    steps = [10, 20, 30, 40]
+    assert written(tmp_path / "whole", steps) == steps
+    written(tmp_path / "log", steps)
+    assert written(tmp_path / "log", [step for step in steps if step > done], step=done) == steps
+    assert (tmp_path / "log").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_log_without_the_step_to_resume_at_is_continued_and_never_goes_back(tmp_path):
+    written(tmp_path / "log", [10, 20])
+    assert written(tmp_path / "log", [30]) == [10, 20, 30]
+    with pytest.raises(UsageError):
+        written(tmp_path / "log", [30])
+    for how in ({}, {"step": 0}):
+        with pytest.raises(FormatError):
+            written(tmp_path / "log", [40], bin_edges(-5, 8, 4), **how)
+    assert written(tmp_path / "log", []) == [10, 20, 30]
 
 
 # The least error

@@ -285,7 +285,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path, images, bomb, npy, hostile):
     assert not bomb.went_off
 
 
-@pytest.mark.parametrize("about", [np.array("{"), np.array("[1]"), np.arange(3)])
+@pytest.mark.parametrize("about", [np.array("{"), np.array("[1]"), np.arange(3), np.array('{"made": Infinity}')])
 def test_an_npz_whose_about_is_nonsense_is_refused(tmp_path, rows, about):
     np.savez(tmp_path / "x.npz", arr_0=rows, about=about)
     with pytest.raises(FormatError, match="about"):

@@ -130,7 +130,7 @@ def without_unet(tensors: Tensors, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("format", "write", "averaged", "noted"),
     [
-        ("edm", training_state, False, "net"),
+        ("edm", training_state, False, ""),
         ("edm", torch_file, False, "EDMPrecond"),
         ("edm", lambda tensors, path: torch_file(tensors, path, "module.model."), False, "EDMPrecond"),
         ("edm", sorted_safetensors, False, "EDMPrecond"),

@@ -17,6 +17,7 @@ from elbocli.nn.networks.transformers import (
     DiT,
     DiTBlock,
     DiTConfig,
+    JiTBlock,
     TransformerBlock,
     UViT,
     UViTConfig,
@@ -160,3 +161,19 @@ def test_rotary_products_depend_on_the_distance_alone_and_tokens_before_are_not_
     products = (q[2:] @ k[2:].T).view(4, 4, 4, 4)  # row and column of q, row and column of k
     torch.testing.assert_close(products[:3, :3, :3, :3], products[1:, 1:, 1:, 1:], atol=1e-4, rtol=0)
     assert float((products[0, 0] - products[0, 0].T).abs().max()) > 0.1  # rows and columns are told apart
+
+
+def test_a_jit_block_drops_the_projection_of_attention_and_the_input_of_swiglus_last_layer():
+    """As JiT's own block with the same random numbers: LTH14/JiT, model_jit.py, `Attention.proj_drop` and `SwiGLUFFN.ffn_dropout`."""
+    block = awake(JiTBlock(24, 2, dropout=0.5)).train()
+    torch.manual_seed(2)
+    x, code, angle = torch.randn(3, 9, 24).double(), torch.randn(3, 24).double(), rotary_angles(3, 12, 0, torch.device("cpu"))
+    torch.manual_seed(3)
+    found = block(x, code, angle)
+    torch.manual_seed(3)
+    shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(code)[:, None].chunk(6, -1)
+    q, k, v = block.qkv(block.norm1(x) * (1 + scale1) + shift1).unflatten(2, (3, 2, 12)).permute(2, 0, 3, 1, 4)
+    h = F.scaled_dot_product_attention(rotated(block.norm_q(q), angle), rotated(block.norm_k(k), angle), v)
+    x = x + gate1 * F.dropout(block.mix(h.transpose(1, 2).flatten(2)), 0.5)
+    gate, value = block.widen(block.norm2(x) * (1 + scale2) + shift2).chunk(2, -1)
+    torch.testing.assert_close(found, x + gate2 * block.narrow(F.dropout(F.silu(gate) * value, 0.5)))

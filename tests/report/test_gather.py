@@ -124,6 +124,17 @@ def test_densities_integrate_to_one_and_errors_are_carried_on():
     torch.testing.assert_close(course.error, expected, equal_nan=True)
 
 
+def test_a_log_with_another_runs_log_behind_it_is_shown_up_to_there_and_named(path):
+    for edges in (bin_edges(-6, 5, 3), bin_edges(-5, 5, 2), EDGES):
+        draws = log(path, 2)
+        more = [losslog.line(9 + i, 90 + i if edges is not EDGES else 5, torch.ones(3, len(edges) - 1)) for i in range(2)]
+        path.write_text(path.read_text() + losslog.header(edges) + "".join(more))
+        said = []
+        history = read_log_history(path, said)
+        assert torch.equal(history.edges, EDGES) and torch.equal(torch.stack(history.sums), torch.stack(draws))
+        assert len(said) == 1 and str(path) in said[0]
+
+
 def test_a_damaged_log_is_shown_up_to_there_and_named(path):
     log(path, 3)
     header, *lines = path.read_text().splitlines()

@@ -27,6 +27,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
 from elbocli.files.schedule_file import read_table
 from elbocli.run.classes import choose_labels
+from elbocli.run.folder import read_status
 from elbocli.run.open import open_run, weighting_of_run
 from elbocli.run.settings import read_options, resolve
 from elbocli.sample.draw import open_decoder
@@ -140,6 +141,11 @@ def test_seconds_of_evaluations_are_logged_apart_from_the_speed(train, tmp_path,
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["eval_s"] for row in lines if "eval_s" in row] == [1000.0, 1000.0]
     assert all(row["images_per_s"] > 1e6 for row in lines if "images_per_s" in row)
+
+
+def test_the_status_has_the_speed_of_the_last_line_of_the_metrics(trained):
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert read_status(trained).images_per_s == rows[-1]["images_per_s"] > 0
 
 
 def test_what_can_not_be_scored_is_refused_before_the_first_step(digits, preset, tmp_path):

@@ -196,7 +196,7 @@ def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
     choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
     if len(choices) != 1:
         raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; replace --weights {wanted} by one of these keys")
-    if wanted == "ema" and [*held] != averages:
+    if wanted == "ema" and len(held) > 1:
         source.notes.append(f"{source.path}: takes the weights {choices[0]}; to choose, give --weights one of {', '.join(held)}")
     return choices[0]
 

@@ -223,7 +223,7 @@ class JiTBlock(nn.Module):
         h = attend(h, self.heads, lambda q, k: (rotated(self.norm_q(q), angle), rotated(self.norm_k(k), angle)))
         x = x + gate1 * self.dropout(self.mix(h))
         gate, value = self.widen(torch.addcmul(shift2, self.norm2(x), scale2 + 1)).chunk(2, 2)
-        return x + gate2 * self.dropout(self.narrow(self.dropout(F.silu(gate) * value)))
+        return x + gate2 * self.narrow(self.dropout(F.silu(gate) * value))
 
 
 @network("jit", config=JiTConfig, source="Li & He 2025")

@@ -27,6 +27,7 @@ from elbocli.core.sampling import Guidance
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.errors import DataError, FormatError, Interrupted, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.sample_files import SamplesHeader, open_samples
 from elbocli.files.schedule_file import to_text
 from elbocli.importer.formats import ImportOptions
 from elbocli.importer.make_run import import_run
@@ -196,6 +197,14 @@ def test_every_format_holds_the_same_images(trained, tmp_path):
     assert len(Dataset(tmp_path / "a.h5")) == 12
     files = sorted((tmp_path / "folder").iterdir())
     assert np.array_equal(np.stack([np.asarray(Image.open(path)) for path in files]), expected[..., 0])
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.h5", "a.png"])
+def test_a_file_reserves_no_more_than_twice_its_images(name, tmp_path):
+    shape = (4000, 8, 8, 1)
+    with open_samples(tmp_path / name, SamplesHeader(shape, None, np.arange(4000), [], {})):
+        reserved = (tmp_path / f"{name}.partial").stat().st_size
+    assert 4000 * 64 <= reserved <= 2 * 4000 * 64 + 4096
 
 
 def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(trained, tmp_path, elbo, monkeypatch):

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -405,11 +405,14 @@ class Resumable:
         self.state = Journal(source, 0, 0, 0)
 
     @contextmanager
-    def held(self, overwrite: bool = False, wait: float = 0) -> Iterator[Self]:
+    def held(
+        self, overwrite: bool = False, wait: float = 0, unchanged: Callable[[Journal], bool] = lambda journal: True
+    ) -> Iterator[Self]:
         """Lock the file during a `with` block, and resume an unfinished file of the same source.
 
         overwrite: replace a finished file, and discard an unfinished file of another source.
         wait: seconds to wait for another process.
+        unchanged: function of the journal that tells whether the items done so far are still those of the source.
         Raises DataError if another process holds the file or the disk is full.
         Raises UsageError, without overwrite, for a finished file or another source.
         """
@@ -426,7 +429,7 @@ class Resumable:
                 for column in self._columns:
                     stack.callback(os.close, column.handle)
                 if self.journal.exists():
-                    self._resume(overwrite)
+                    self._resume(overwrite, unchanged)
             try:
                 with writing(self.out, f"claim {room} bytes"):
                     os.posix_fallocate(self._rows.handle, 0, room)
@@ -436,10 +439,10 @@ class Resumable:
                     self.discard()  # no rows are lost, and other settings can be tried at once
                 raise
 
-    def _resume(self, overwrite: bool) -> None:
+    def _resume(self, overwrite: bool, unchanged: Callable[[Journal], bool]) -> None:
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
             there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
-            if there.source == own:
+            if there.source == own and unchanged(there):
                 sizes, digests = (there.bytes, 8 * there.rows), [*there.sha256, "", ""]
                 for column, size, digest in zip(self._columns, sizes, digests):
                     column.resume(size)
@@ -450,7 +453,7 @@ class Resumable:
             if not overwrite:
                 differing = "source or settings"
                 if isinstance(there.source, dict) and isinstance(own, dict):
-                    differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()}))
+                    differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()})) or "images"
                 raise UsageError(
                     f"{self.partial}: the unfinished file was begun with other {differing}; to resume, repeat the command that "
                     "made the file; or choose another name, or add --overwrite to start again"

@@ -80,8 +80,11 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
         return list(parts)
     shards = {part.attributes.shard: part for part in parts}
     expected = [f"{index + 1}/{len(parts)}" for index in range(len(parts))]
-    if len(preps) > 1 or set(shards) != set(expected):
-        raise DataError(f"the files are shards {', '.join(map(str, shards))}; name all shards of one 'elbo prep', each once")
+    names = ", ".join(str(part.path) for part in parts)
+    if len(preps) > 1:
+        raise DataError(f"{names}: are not shards of the same images and settings; name all shards of one 'elbo prep'")
+    if set(shards) != set(expected):
+        raise DataError(f"{names}: are shards {', '.join(map(str, shards))}; name all shards of one 'elbo prep', each once")
     return [shards[name] for name in expected]
 
 

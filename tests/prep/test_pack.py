@@ -93,6 +93,40 @@ def test_skipped_files_are_not_kept_by_a_prep_that_stops(tmp_path, monkeypatch):
         pack(tmp_path / "bad", tmp_path / "b.h5", on_error="skip")
 
 
+@pytest.mark.parametrize("form", ["png", "bmp", "npy"])
+def test_a_killed_prep_goes_on_from_a_moved_source_but_never_from_another(form, tmp_path, monkeypatch):
+    """Another version has equal names; as BMP or NPY, equal sizes too."""
+    monkeypatch.setattr(prep, "SAFE_EVERY_S", 0.0)
+    draw, sources = np.random.default_rng(0), [tmp_path / name / ("in.npy" if form == "npy" else "in") for name in "ab"]
+    for source in sources:
+        source.parent.mkdir()
+        pixels = draw.integers(0, 256, (30, 8, 8, 3), np.uint8)
+        if form == "npy":
+            np.save(source, pixels)
+            continue
+        source.mkdir()
+        for index, image in enumerate(pixels):
+            Image.fromarray(image).save(source / f"{index}.{form}")
+    out, moved = tmp_path / "out.h5", tmp_path / "moved"
+    with pytest.raises(Stopped):
+        pack(sources[0], out, at=stop_after(9))
+    with pytest.raises(UsageError, match="begun with other images"):
+        pack(sources[1], out)
+    with pytest.raises(UsageError, match="begun with other crop"):
+        pack(sources[0], out, crop="edm")
+    moved.mkdir()
+    moved = sources[0].rename(moved / sources[0].name)
+    assert any("going on after" in line for line in pack(moved, out))
+    assert out.read_bytes() == (packed(moved, tmp_path / "whole.h5") and tmp_path / "whole.h5").read_bytes()
+    shards = {
+        (name, k): packed(source, tmp_path / f"{name}{k}.h5", shard=(k, 2))
+        for name, source in (("a", moved), ("b", sources[1]))
+        for k in (1, 2)
+    }
+    shard_of = {key: data.attributes.shard_of for key, data in shards.items()}
+    assert shard_of["a", 1] == shard_of["a", 2] != shard_of["b", 1] == shard_of["b", 2]
+
+
 @pytest.mark.parametrize("seed", [None, 3])
 def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(seed, tmp_path, monkeypatch, images):
     """The border between the arrays lies within a block."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -33,7 +33,7 @@ from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.records import Count, Record, Rest, read_json, stored
-from elbocli.runtime.progress import log
+from elbocli.runtime.progress import log, progress
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
 # name of a block → its type and shape
@@ -43,6 +43,7 @@ BLOCKS = {
     LATENTS: "float16 (N, 2C, H, W) with N > 0",
 }
 PREPROCESSING = ("crop", "filter")  # attributes that record how images were made, beside `image_size`
+PAYLOAD, CONTENTS = "payload_sha256", "contents_sha256"  # attributes: digest of the block, and of everything else
 SCAN_BYTES = 16 << 20  # read at a time, where the whole block is read
 Members = dict[str, np.ndarray | list[str]]  # what a dataset holds beside its block: name → array or list of text
 
@@ -275,6 +276,38 @@ class Dataset:
         """Return the sha256 of everything except the block. Raises FormatError."""
         return contents_digest(self._about, self.contents())
 
+    def payload_digest(self) -> str:
+        """Return the sha256 of the block, which is read as a whole."""
+        digest, done = hashlib.sha256(), 0
+        for rows in self.pieces():
+            digest.update(b"".join(rows))
+            done += len(rows)
+            progress(done, len(self), "img")
+        return digest.hexdigest()
+
+    @cached_property
+    def payload_sha256(self) -> str:
+        """SHA-256 of the block: the attribute, or computed for a file without digests, as other programs write them."""
+        return self.attributes.payload_sha256 or self.payload_digest()
+
+    def check(self, name: str, digest: str) -> bool:
+        """Compare a digest with the recorded one; return whether one is recorded. Raises DataError.
+
+        name: payload_sha256 or contents_sha256.
+        """
+        written = getattr(self.attributes, name)
+        if written is None and name not in (self.attributes.digests or ""):
+            return False
+        if written != digest:
+            part = "images" if name == PAYLOAD else "labels, names or attributes"
+            raise DataError(f"{self.path}: damaged: its {part} differ from their digest; pack the images again")
+        return True
+
+    def verify(self) -> dict[str, bool]:
+        """Read the whole dataset and compare its digests; return whether each is recorded. Raises DataError."""
+        computed = {CONTENTS: self.contents_digest(), PAYLOAD: self.payload_digest()}
+        return {name: self.check(name, digest) for name, digest in computed.items()}
+
     def identity(self) -> RunData:
         """Return the description of the dataset for config.yaml."""
         space, about = self.latent_space, self.attributes
@@ -284,7 +317,8 @@ class Dataset:
             image_size=self.image_size,
             channels=self.channels,
             num_classes=self.num_classes,
-            payload_sha256=about.payload_sha256,
+            payload_sha256=self.payload_sha256,
+            labels_sha256=hashlib.sha256(self.labels.astype("<i8").tobytes()).hexdigest(),
             class_names=self.class_names,
             crop=about.crop,
             filter=about.filter,
@@ -347,7 +381,7 @@ def _plain(value: Any) -> Any:
 
 
 LIBVER = ("earliest", "v108")
-DIGESTS = "payload_sha256 contents_sha256"  # value of attribute `digests`, so that a missing digest is noticed
+DIGESTS = f"{PAYLOAD} {CONTENTS}"  # value of attribute `digests`, so that a missing digest is noticed
 Identity = str | dict[str, Any]  # of an unfinished file: a digest, or settings by name
 Rows = Sequence[bytes] | Sequence[np.ndarray] | np.ndarray
 

@@ -117,13 +117,13 @@ def read_about(path: Path) -> tuple[AverageFacts, str]:
     return AverageFacts.of(parse_json(meta.get("about", ""), what), what), meta.get(DIGEST, "")
 
 
-def check_average(path: Path) -> None:
-    """Raise FormatError if averaged weights don't match the digest in their file."""
+def check_tensors(path: Path) -> None:
+    """Raise FormatError if the tensors that `write_tensors` wrote don't match the digest in their file."""
     with reading(path), open_file(path) as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != read_about(path)[1]:
-        raise FormatError(f"{path}: damaged: tensors don't match the digest in the file; make the file again with 'elbo ema'")
+    if digest != TensorFile(path).metadata.get(DIGEST):
+        raise FormatError(f"{path}: damaged: its tensors don't match the digest in the file; make the file again")
 
 
 def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:

@@ -9,7 +9,6 @@ def frames(path):
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -70,7 +69,7 @@ def size_of(ref: ImageRef) -> int:
     match ref:
         case Span(path, _, size):
             with suppress(OSError):
-                return os.stat(path).st_size if size < 0 else size
+                return Path(path).stat().st_size if size < 0 else size
         case ZipEntry(_, info):
             return info.file_size
         case ArrayRow(array, _):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.dataset import ENCODED, PREPROCESSING, Dataset, DatasetWriter, Members
+from elbocli.files.dataset import CONTENTS, ENCODED, PAYLOAD, PREPROCESSING, Dataset, DatasetWriter, Members
 from elbocli.files.reading import add_digests, reading
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.samples import about_samples
@@ -57,8 +57,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
                 if signals.received:
                     safe = f"{index} of {len(parts)} datasets are safe in {writer.partial.name}"
                     raise interrupted(signals.received, f"{safe}; the same command goes on from there")
-            if part.attributes.payload_sha256 not in (None, digest.hexdigest()):
-                raise DataError(f"{part.path}: damaged: its images differ from their digest; pack it again")
+            part.check(PAYLOAD, digest.hexdigest())
             # A part counts as copied only after all of its rows were checked.
             writer.append([], done, {"parts": index + 1})
         writer.finish(_join_contents(contents), attributes)
@@ -68,8 +67,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
 def open_part(path: Path) -> Dataset:
     """Open a dataset to merge. Raises DataError for damaged labels, names or attributes."""
     data = Dataset(path, latents=True)
-    if data.attributes.contents_sha256 not in (None, data.contents_digest()):
-        raise DataError(f"{path}: damaged: its labels, names or attributes differ from their digest; pack it again")
+    data.check(CONTENTS, data.contents_digest())
     return data
 
 

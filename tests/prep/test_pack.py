@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from calls import Stopped, open_source, pack, packed, stop_after
@@ -140,6 +141,19 @@ def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(seed, tmp_p
         made.append(identity(data))
     assert made[0] == made[1] and len(data) == 100
     assert seed or np.array_equal(data.batch(np.arange(100)), np.concatenate([rows, rows[::-1]]))
+
+
+def test_a_dataset_that_differs_from_its_digests_is_no_source(tmp_path):
+    folders = [folder_of(tmp_path / "in" / name, [(8, 8)] * 3) for name in "ab"]
+    packed(folders[0].parent, tmp_path / "whole.h5")
+    for name in ("images", "labels"):
+        damaged = tmp_path / f"{name}.h5"
+        shutil.copy(tmp_path / "whole.h5", damaged)
+        with h5py.File(damaged, "r+") as file:
+            file[name][(0,) * file[name].ndim] ^= 1
+        with pytest.raises(DataError, match=rf"{name}\.h5: damaged"):
+            pack(damaged, tmp_path / "out.h5")
+    assert len(packed(tmp_path / "whole.h5", tmp_path / "out.h5")) == 6
 
 
 # Layouts

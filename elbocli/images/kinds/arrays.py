@@ -118,8 +118,9 @@ def npz_labels(archive: NpzFile, path: Path, count: int, name: str = "arr_1") ->
 
 @source("dataset", magic=b"\x89HDF\r\n\x1a\n")
 def open_dataset(path: Path) -> Images:
-    """Open a dataset of images or samples. Raises FormatError for latents."""
+    """Open a dataset of images or samples. Raises FormatError for latents, DataError if it differs from its digests."""
     data = Dataset(path)
+    data.verify()
     files = data.contents().get("files")
     names = files if isinstance(files, list) and len(files) == len(data) else ()
     return images_of_array(DatasetRows(data), data.labels.tolist(), data.class_names, names)

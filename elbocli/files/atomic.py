@@ -150,9 +150,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically. Raises DataError."""
+    """Write a UTF-8 text file atomically; surrogates, of paths that are not UTF-8, are escaped. Raises DataError."""
     with new_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -32,7 +32,7 @@ from elbocli.files.grid import picture
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.files.records import Count, Record, Rest, read_json, stored
+from elbocli.files.records import Count, Record, Rest, escaped, read_json, stored
 from elbocli.runtime.progress import log, progress
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
@@ -551,7 +551,8 @@ class DatasetWriter(Resumable):
             "payload_sha256": self.state.sha256[0],
             **attributes,
         }
-        stored = {key: value for key, value in sorted(about.items()) if value is not None}
+        stored = {key: escaped(value) for key, value in sorted(about.items()) if value is not None}
+        members = {name: escaped(value) for name, value in members.items()}
         with writing(self.out):
             if not self.layout.row:
                 members = {**members, "offsets": np.append(0, np.fromfile(self.ends, "<i8", self.rows)).astype(np.int64)}

@@ -29,7 +29,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
 
     command: command line, stored in `out`.
     Raises UsageError: `out` exists without `overwrite`, or a dataset is named twice. FormatError: a file is not a dataset.
-    Raises DataError: unlike or damaged datasets, a missing shard, or a full disk.
+    Raises DataError: unlike, equal or damaged datasets, a missing shard, or a full disk.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError(f"a dataset is named twice in {', '.join(map(str, paths))}; name each PART once")
@@ -37,6 +37,10 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
     contents = [part.contents() for part in parts]
     drawn = [about_samples(part.attributes.samples, part.path).facts() for part in parts]
     _check_alike(parts, contents, drawn)
+    same = {part.payload_sha256: part.path for part in parts}
+    for part in parts:
+        if same[part.payload_sha256] != part.path and part.attributes.shard is None:
+            raise DataError(f"{part.path}: holds the same images as {same[part.payload_sha256]}; name only one of them")
     total, layout = sum(map(len, parts)), parts[0].layout
     attributes = {**_join_attributes(parts), "command": command}
     if any(drawn):

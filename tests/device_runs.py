@@ -16,7 +16,8 @@ from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
 from elbocli.core.samplers import parse_sampler
 from elbocli.files import checkpoint as store
-from elbocli.files.dataset import LATENTS, Dataset
+from elbocli.files.dataset import Dataset
+from elbocli.files.resumable import LATENTS
 from elbocli.nn.auxiliary import Auxiliary
 from elbocli.nn.networks import NetworkConfig, build, place
 from elbocli.run.settings import Resolved, resolve

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.files.dataset import IMAGES, LATENTS, BlockLayout, Dataset, DatasetWriter
+from elbocli.files.dataset import Dataset, DatasetWriter
 from elbocli.files.latents import LatentSpace
+from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout
 
 GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)
 """The ten digits on 5 rows of 3 pixels, a bit each, from the upper left."""

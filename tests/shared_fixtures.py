@@ -23,7 +23,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, load_sample_image
 
-from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter
+from elbocli.files.dataset import DatasetWriter
+from elbocli.files.resumable import IMAGES, BlockLayout
 from elbocli.files.yaml_text import read_yaml
 
 PLUGIN = """

@@ -198,7 +198,7 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
             f"{optimum}: its least possible errors are not for the training images of {run}; use 'elbo optimum --like {run}'"
         )
     least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
-    dataset = asked.dataset if asked.dataset.attributes.payload_sha256 == known else open_data(trained, None)
+    dataset = asked.dataset if asked.dataset.payload_sha256 == known else open_data(trained, None)
     rows, index = training_rows(trained.settings, dataset), 1 if trained.settings.val_split else 0
     own = rows[Stream(asked.seed, "bound-images").permutation(index, len(rows))[: asked.images]]
     return replace(asked, dataset=dataset, rows=own, population=len(dataset), total=len(own))

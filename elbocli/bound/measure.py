@@ -252,7 +252,7 @@ class Measurement(MeasuredNetwork):
             "checkpoint": self.trained.checkpoint.path.name,
             **self.trained.about,
             "dataset": str(self.dataset.path),
-            "payload_sha256": self.dataset.attributes.payload_sha256,
+            "payload_sha256": self.dataset.payload_sha256,
             "n_dataset": len(self.dataset),
             "conditional": self.conditional,
             "dimensions": self.dimensions,
@@ -328,7 +328,7 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
     dataset.check_square()
     check_alike(dataset.identity(), known, trained.path, ["image_size", "channels"])
-    if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
+    if data is None and dataset.identity().differs(known):
         raise DataError(f"{dataset.path}: has changed since the run was trained on it; restore it, or add a dataset: RUN DATA.h5")
     if dataset.num_classes > config.num_classes > 0:
         raise UsageError(

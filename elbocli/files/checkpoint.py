@@ -34,6 +34,7 @@ FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
 NAME = re.compile(r"step-\d+")
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
+DATA_DIGESTS = ("payload_sha256", "labels_sha256")  # fields of RunData; None: not recorded
 Section = dict[str, Any]  # section of config.yaml: name → unchecked value
 
 
@@ -42,7 +43,8 @@ class RunData(Record):
 
     path: dataset file, as typed by the user. from_run: path relative to the run's folder.
     class_counts: number of images of each class; None: unknown, as in runs of earlier versions.
-    payload_sha256: digest of the images. filter: resampling filter. more: further attributes; for latents, the latent space.
+    payload_sha256: digest of the images. labels_sha256: digest of the labels, int64; None in runs of earlier versions.
+    filter: resampling filter. more: further attributes; for latents, the latent space.
     """
 
     path: str | None = None
@@ -52,6 +54,7 @@ class RunData(Record):
     channels: Side | None = None
     num_classes: Count | None = None
     payload_sha256: str | None = None
+    labels_sha256: str | None = None
     class_names: list[str] | None = None
     class_counts: list[Count] | None = None
     crop: str | None = None
@@ -61,6 +64,11 @@ class RunData(Record):
     @property
     def latents(self) -> bool:
         return "latent_convention" in self.more
+
+    def differs(self, other: RunData) -> bool:
+        """Tell whether two datasets hold other images or labels; unknown digests are not compared."""
+        pairs = [(getattr(self, key), getattr(other, key)) for key in DATA_DIGESTS]
+        return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
 
 class SourceFacts(Record):

@@ -15,28 +15,27 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
-from functools import cache
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-from msgspec import structs
 from PIL import Image
 
-from elbocli.errors import DataError, ElboError, FormatError, UsageError
-from elbocli.files.atomic import locked, put_in_place, write_all, write_json, writing
+from elbocli.errors import DataError, FormatError
+from elbocli.files.atomic import write_all, writing
 from elbocli.files.checkpoint import RunData
 from elbocli.files.grid import picture
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.files.records import Count, Record, Rest, read_json, stored
-from elbocli.runtime.progress import log
+from elbocli.files.records import Count, Record, Rest, escaped, stored
+from elbocli.files.resumable import ENCODED, IMAGES, LATENTS, BlockLayout, Identity, Resumable
+from elbocli.runtime.progress import progress
 
-IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
 # name of a block → its type and shape
 BLOCKS = {
     IMAGES: "uint8 (N, H, W, 1 or 3) with N > 0",
@@ -45,6 +44,7 @@ BLOCKS = {
 }
 PREPROCESSING = ("crop", "filter")  # attributes that record how images were made, beside `image_size`
 MOST_CLASSES = 10**6  # images of more classes are not counted by class
+PAYLOAD, CONTENTS = "payload_sha256", "contents_sha256"  # attributes: digest of the block, and of everything else
 SCAN_BYTES = 16 << 20  # read at a time, where the whole block is read
 Members = dict[str, np.ndarray | list[str]]  # what a dataset holds beside its block: name → array or list of text
 
@@ -82,28 +82,6 @@ class DatasetAttributes(Record, kw_only=True):
     pillow_version: str | None = None
     command: str | None = None
     more: Rest = {}
-
-
-@dataclass(frozen=True)
-class BlockLayout:
-    """Layout of a dataset's block.
-
-    name: one of BLOCKS. row: shape of a row; () for encoded images.
-    claim: bytes of disk to allocate per row; 0 means the size of a row.
-    """
-
-    name: str
-    row: tuple[int, ...]
-    claim: int = 0
-
-    @property
-    def dtype(self) -> str:
-        return "<f2" if self.name == LATENTS else "|u1"
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row; 1 for encoded images."""
-        return math.prod(self.row) * np.dtype(self.dtype).itemsize
 
 
 class Encoding(NamedTuple):
@@ -286,6 +264,38 @@ class Dataset:
         """Return the sha256 of everything except the block. Raises FormatError."""
         return contents_digest(self._about, self.contents())
 
+    def payload_digest(self) -> str:
+        """Return the sha256 of the block, which is read as a whole."""
+        digest, done = hashlib.sha256(), 0
+        for rows in self.pieces():
+            digest.update(b"".join(rows))
+            done += len(rows)
+            progress(done, len(self), "img")
+        return digest.hexdigest()
+
+    @cached_property
+    def payload_sha256(self) -> str:
+        """SHA-256 of the block: the attribute, or computed for a file without digests, as other programs write them."""
+        return self.attributes.payload_sha256 or self.payload_digest()
+
+    def check(self, name: str, digest: str) -> bool:
+        """Compare a digest with the recorded one; return whether one is recorded. Raises DataError.
+
+        name: payload_sha256 or contents_sha256.
+        """
+        written = getattr(self.attributes, name)
+        if written is None and name not in (self.attributes.digests or ""):
+            return False
+        if written != digest:
+            part = "images" if name == PAYLOAD else "labels, names or attributes"
+            raise DataError(f"{self.path}: damaged: its {part} differ from their digest; pack the images again")
+        return True
+
+    def verify(self) -> dict[str, bool]:
+        """Read the whole dataset and compare its digests; return whether each is recorded. Raises DataError."""
+        computed = {CONTENTS: self.contents_digest(), PAYLOAD: self.payload_digest()}
+        return {name: self.check(name, digest) for name, digest in computed.items()}
+
     def identity(self) -> RunData:
         """Return the description of the dataset for config.yaml."""
         space, about, counts = self.latent_space, self.attributes, None
@@ -297,7 +307,8 @@ class Dataset:
             image_size=self.image_size,
             channels=self.channels,
             num_classes=self.num_classes,
-            payload_sha256=about.payload_sha256,
+            payload_sha256=self.payload_sha256,
+            labels_sha256=hashlib.sha256(self.labels.astype("<i8").tobytes()).hexdigest(),
             class_names=self.class_names,
             class_counts=counts,
             crop=about.crop,
@@ -371,186 +382,7 @@ def _plain(value: Any) -> Any:
 
 
 LIBVER = ("earliest", "v108")
-DIGESTS = "payload_sha256 contents_sha256"  # value of attribute `digests`, so that a missing digest is noticed
-Identity = str | dict[str, Any]  # of an unfinished file: a digest, or settings by name
-Rows = Sequence[bytes] | Sequence[np.ndarray] | np.ndarray
-
-
-@stored("OUT.partial.json: journal of a file in the making")
-class Journal(Record):
-    """Progress of an unfinished file.
-
-    source: digest or settings that identify the contents. rows, bytes: number and size of the rows on disk.
-    done: number of items of the source that were read or skipped. notes: further state of the writer.
-    sha256: digest of the rows; for encoded images, also digest of the offsets.
-    named: inode number of the finished file, written just before the file gets its name; 0: unfinished.
-    """
-
-    source: Identity
-    rows: Count
-    bytes: Count
-    done: Count
-    sha256: list[str] = []
-    notes: dict[str, Any] = {}
-    named: Count = 0
-
-
-def journal_of(out: Path) -> Path:
-    """Return the path of the journal of the unfinished file `out`."""
-    return out.with_name(out.name + ".partial.json")
-
-
-def finished_by(journal: Path, out: Path) -> Journal | None:
-    """Return the journal of a process that was killed after it had named `out`; None if `out` is not such a file."""
-    with suppress(OSError, ElboError):
-        there = Journal.of(read_json(journal), journal)
-        return there if there.named == out.lstat().st_ino else None
-    return None
-
-
-class Column:
-    """File to append bytes to, with the sha256 of the appended bytes."""
-
-    def __init__(self, path: Path, offset: int = 0):
-        self.path, self.offset, self.size, self.digest = path, offset, 0, hashlib.sha256()
-        self.handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-
-    def resume(self, size: int) -> None:
-        written: Any = np.memmap(self.path, np.uint8, "r", self.offset, (size,)) if size else b""
-        self.size, self.digest = size, hashlib.sha256(written)
-
-    def append(self, data: bytes) -> None:
-        write_all(self.handle, data, self.offset + self.size)
-        self.size += len(data)
-        self.digest.update(data)
-
-
-class Resumable:
-    """Unfinished file of rows, which a later process can resume.
-
-    Append rows only in a `with file.held()` block.
-    out: path of the finished file. offset: bytes before the rows. limit: largest number of rows.
-    source: digest or settings that identify the contents; a file is resumed only with the same source.
-    """
-
-    # OUT.partial is locked and allocated in full before the first row, so that a full disk fails at once. Rows have their final
-    # offset. The journal has the number of rows that are safely on disk, and their digest, which resuming compares.
-
-    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Identity):
-        self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
-        self.partial, self.ends = (out.with_name(out.name + end) for end in (".partial", ".partial.runs"))
-        self.journal, self.state = journal_of(out), Journal(source, 0, 0, 0)
-        self.overwrite = self.complete = False
-
-    @contextmanager
-    def held(self, overwrite: bool = False, wait: float = 0) -> Iterator[Self]:
-        """Lock the file during a `with` block, and resume an unfinished file of the same source.
-
-        `complete` is then True if a killed process had finished and named the file.
-        overwrite: replace a finished file, and discard an unfinished file of another source.
-        wait: seconds to wait for another process.
-        Raises DataError if another process holds the file or the disk is full.
-        Raises UsageError, without overwrite, for a finished file or another source.
-        """
-        room = self.offset + self.limit * (self.layout.claim or self.layout.row_bytes)
-        self.overwrite = overwrite
-        with locked(self.partial, str(self.out), wait), ExitStack() as stack:
-            finished = finished_by(self.journal, self.out)
-            if finished and finished.source == self.state.source:
-                self.state, self.complete = finished, True
-                self.discard()
-                yield self
-                return
-            if os.path.lexists(self.out) and not overwrite:  # another process may have written it meanwhile
-                if not self.journal.exists():
-                    self.discard()
-                raise UsageError(f"{self.out}: already exists; choose another name or add --overwrite")
-            with writing(self.out):
-                self._rows = Column(self.partial, self.offset)
-                # Encoded images differ in length, so the end of each row is stored too.
-                self._columns = [self._rows] if self.layout.row else [self._rows, Column(self.ends)]
-                for column in self._columns:
-                    stack.callback(os.close, column.handle)
-                if self.journal.exists():
-                    self._resume(overwrite)
-            try:
-                with writing(self.out, f"claim {room} bytes"):
-                    os.posix_fallocate(self._rows.handle, 0, room)
-                yield self
-            except DataError:
-                if not self.rows:
-                    self.discard()  # no rows are lost, and other settings can be tried at once
-                raise
-
-    def _resume(self, overwrite: bool) -> None:
-        with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
-            there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
-            if there.source == own:
-                sizes, digests = (there.bytes, 8 * there.rows), [*there.sha256, "", ""]
-                for column, size, digest in zip(self._columns, sizes, digests):
-                    column.resume(size)
-                    if column.digest.hexdigest() != digest:
-                        raise ValueError("the rows on disk differ from the journal's digest")
-                self.state = there
-                return
-            if not overwrite:
-                differing = "source or settings"
-                if isinstance(there.source, dict) and isinstance(own, dict):
-                    differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()}))
-                raise UsageError(
-                    f"{self.partial}: the unfinished file was begun with other {differing}; to resume, repeat the command that "
-                    "made the file; or choose another name, or add --overwrite to start again"
-                )
-        for column in self._columns:
-            column.resume(0)
-        self.journal.unlink()
-        log.warning(f"{self.partial}: unfinished file is damaged or has other settings; writing all rows again")
-
-    def discard(self) -> None:
-        for path in (self.partial, self.ends, self.journal):  # the journal last: it may say that the file is complete
-            path.unlink(missing_ok=True)
-
-    @property
-    def rows(self) -> int:
-        return self.state.rows
-
-    def write(self, rows: Rows) -> None:
-        """Append arrays of rows, or encoded images, without flushing."""
-        parts = list(map(bytes, rows))
-        with writing(self.out):
-            for ends in self._columns[1:]:
-                ends.append((self._rows.size + np.cumsum([len(part) for part in parts], dtype="<i8")).tobytes())
-            self._rows.append(b"".join(parts))
-
-    def append(self, rows: Rows, done: int, notes: dict[str, Any]) -> None:
-        """Append rows and flush. done: number of items of the source read so far. notes: further state of the writer."""
-        self.write(rows)
-        with writing(self.out):
-            for column in self._columns:
-                os.fdatasync(column.handle)
-        size, digests = self._rows.size, [column.digest.hexdigest() for column in self._columns]
-        count = size // self.layout.row_bytes if self.layout.row else self._columns[1].size // 8
-        self._note(Journal(self.state.source, count, size, done, digests, notes))
-
-    def _note(self, state: Journal) -> None:
-        self.state = state
-        write_json(self.journal, state.json())
-
-    def note_naming(self, inode: int) -> None:
-        """Note in the journal that the finished file, of this inode number, is about to get its name."""
-        self._note(structs.replace(self.state, named=inode))
-
-    def block(self) -> np.ndarray:
-        os.ftruncate(self._rows.handle, self.offset + self._rows.size)  # free the unused disk space
-        return np.memmap(self.partial, self.layout.dtype, "r", self.offset, (self.rows, *self.layout.row))
-
-    def name(self, head: bytes = b"") -> None:
-        """Write `head` before the rows, and give the file its final name."""
-        write_all(self._rows.handle, head, 0)
-        os.fsync(self._rows.handle)
-        self.note_naming(os.fstat(self._rows.handle).st_ino)
-        put_in_place(self.partial, self.out, self.overwrite)
-        self.discard()
+DIGESTS = f"{PAYLOAD} {CONTENTS}"  # value of attribute `digests`, so that a missing digest is noticed
 
 
 class DatasetWriter(Resumable):
@@ -569,7 +401,8 @@ class DatasetWriter(Resumable):
             "payload_sha256": self.state.sha256[0],
             **attributes,
         }
-        stored = {key: value for key, value in sorted(about.items()) if value is not None}
+        stored = {key: escaped(value) for key, value in sorted(about.items()) if value is not None}
+        members = {name: escaped(value) for name, value in members.items()}
         with writing(self.out):
             if not self.layout.row:
                 members = {**members, "offsets": np.append(0, np.fromfile(self.ends, "<i8", self.rows)).astype(np.int64)}

@@ -91,6 +91,7 @@ def read_features(path: Path) -> SavedFeatures:
     with reading(f"{path}: not usable as features"):
         file = tensor_files.TensorFile(path)
         check_format(path, file.metadata, FORMAT, then="; make it with 'elbo eval --save-features'")
+        tensor_files.check_tensors(path)
         about = FeatureFacts.of(parse_json(file.metadata["about"], path), f"{path}: about")
         tensors = {name: file.read(name) for name in TENSORS if name in file.layout}
         n = len(tensors["features"])

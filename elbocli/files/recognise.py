@@ -177,7 +177,7 @@ def png_names(count: int) -> list[str]:
 
 def _finished_by_killed(path: Path) -> bool:
     # The same command then removes what the killed process left.
-    from elbocli.files.dataset import finished_by, journal_of
+    from elbocli.files.resumable import finished_by, journal_of
 
     return finished_by(journal_of(path), path) is not None
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import new_file, new_folder, writing
-from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter, Resumable
+from elbocli.files.dataset import DatasetWriter
 from elbocli.files.grid import Layout, lay_out, picture, rows_of_classes, write_grid
 from elbocli.files.recognise import png_names
 from elbocli.files.records import Record, Rest, stored
+from elbocli.files.resumable import IMAGES, BlockLayout, Resumable
 from elbocli.runtime.progress import progress
 from elbocli.version import __version__
 

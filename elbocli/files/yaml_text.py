@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from elbocli.files.reading import read_text, reading
+from elbocli.files.records import escaped, restored
 
 FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)")
 INT = re.compile(r"[-+]?[0-9]+")
@@ -33,6 +34,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Outside double quotes, PyYAML writes these line breaks unescaped, and YAML reads them as spaces.
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 for _class in (_Loader, _Dumper):
     for _tag, _form in (("tag:yaml.org,2002:float", FLOAT), ("tag:yaml.org,2002:int", INT)):
@@ -42,7 +50,7 @@ for _class in (_Loader, _Dumper):
 def parse_yaml(text: str, name: object) -> dict[str, Any]:
     """Parse a mapping from YAML. name: the file, for messages. Raises FormatError."""
     with reading(f"{name}: not usable YAML"):
-        value = yaml.load(text, Loader=_Loader)
+        value = restored(yaml.load(text, Loader=_Loader))
         if not isinstance(value, dict):
             raise ValueError("expected lines of the form 'key: value'")
         return value
@@ -55,4 +63,4 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def yaml_text(value: dict[str, Any]) -> str:
     """Return a mapping as YAML, with keys in their given order."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(escaped(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

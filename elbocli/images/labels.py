@@ -18,6 +18,7 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.reading import check_file, open_file, read_bytes, reading
+from elbocli.images.decode import is_picture
 from elbocli.images.registry import Entries, ImageRef, Word, check_labels
 from elbocli.runtime.progress import log
 
@@ -49,7 +50,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     Returns: class of each image (None: missing or ambiguous), and whether the file is a bare list.
     Names in a table: paths, file names, or file names without suffix.
     Numbers in a bare list: class numbers of ILSVRC's meta.mat if that file is in the same folder.
-    Raises DataError: when the list's length is not the number of images, or no image gets a class.
+    Raises DataError: when the list's length is not the number of images, a name fits several images, or no image gets a class.
     """
     if path.suffix == ".npy":
         with reading(f"{path}: not usable as labels", kind=DataError), open_file(path) as file:
@@ -72,16 +73,22 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
         with reading(f"{path}: not usable as CSV", kind=DataError):
             rows = list(csv.reader(lines))
     table: dict[str, Word | None] = {}
+    paths = set(names)
+    fits: dict[str, str] = {}  # a name without its folder, or without its suffix too → the image that has it
     for row in rows:
         if len(row) >= 2:
             key, boxes = row[0].strip().removeprefix("./"), BOXES.match(row[1])
             word = _word(boxes[1] if boxes else row[1])
+            # A path in the file may begin above or below SRC. But an image's whole path names no other image by its last part.
             for known in {key, Path(key).name}:
-                table[known] = word if table.get(known, word) == word else None
+                meant = None if key in paths and known != key else word
+                table[known] = meant if table.get(known, meant) == meant else None
     words: list[Word | None] = []
     for name in names:
-        found = (table.get(key) for key in (name, Path(name).name, Path(name).stem))
-        words.append(next((word for word in found if word is not None), None))
+        match = next((key for key in (name, Path(name).name, Path(name).stem) if table.get(key) is not None), name)
+        if match != name and is_picture(name) and fits.setdefault(match, name) != name:
+            raise DataError(f"{path}: {match} fits {fits[match]} and {name}; list images by their paths")
+        words.append(table.get(match))
     if all(word is None for word in words):
         raise DataError(
             f"{path}: none of the {len(names)} images (the first is {names[0]}) has exactly one class in the file; expected "

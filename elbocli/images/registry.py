@@ -8,8 +8,10 @@ def frames(path):
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -60,6 +62,19 @@ class ZipEntry(NamedTuple):
     def read(self, most: int = -1) -> bytes:
         with reading("does not unpack", kind=DataError), self.archive.open(self.info) as member:
             return member.read(most)
+
+
+def size_of(ref: ImageRef) -> int:
+    """Return an image's size in bytes without reading the image; −1: unknown."""
+    match ref:
+        case Span(path, _, size):
+            with suppress(OSError):
+                return Path(path).stat().st_size if size < 0 else size
+        case ZipEntry(_, info):
+            return info.file_size
+        case ArrayRow(array, _):
+            return math.prod(array.shape[1:])
+    return -1
 
 
 class DatasetRows:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,9 @@ OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
 # Word in a file name for training images (group 1), test images (group 2) or validation images (group 3).
 SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])")
 
+# The same in names of class folders, such as test_set and train2017.
+FOLDER_SPLIT = re.compile(r"(?<![a-z])(?:(train|training)|(test|testing)|(val|valid|validation|dev))(?![a-z])")
+
 
 def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False) -> Images:
     """List the images of folders, archives and files, with class numbers as labels.
@@ -35,6 +39,8 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
             parts.append(list_source(root, len(roots) > 1, skip, ours))
     if len(parts) == 1 and parts[0].numbered and labels is classes is None:
         return parts[0]
+    if labels is classes is None:
+        _refuse_splits(roots, parts)
     known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
     whole, bare = Images([], [], [], known, parts[0].prefix if len(parts) == 1 else ""), False
     for part in parts:
@@ -66,6 +72,31 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
     if dropped:
         log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
     return whole.take(kept)
+
+
+def _refuse_splits(roots: Sequence[Path], parts: Sequence[Images]) -> None:
+    """Raise DataError if class folders are training and test images, which would be packed together.
+
+    These are names that differ only in the word for the split, such as train and test, or train2017 and val2017. Without a word
+    for training images, they are splits only if all classes are: val and test may be classes among others.
+    """
+    folders = {name: (root, part) for root, part in zip(roots, parts) if not part.numbered for name in part.class_names}
+    groups: dict[str, dict[int | None, str]] = {}  # the rest of the name → kind of split → name
+    for name in folders:
+        if match := FOLDER_SPLIT.search(name.lower()):
+            groups.setdefault(name.lower().replace(match[0], "", 1), {})[match.lastindex] = name
+    for splits in groups.values():
+        if len(splits) > 1 and (1 in splits or len(splits) == len(folders)):
+            names = [splits[kind] for kind in sorted(splits, key=str)]
+            root, part = folders[names[0]]
+            unpack, path = "", str(root)
+            if len(part.class_names) > 1:
+                unpack, path = ("", part.prefix) if root.is_dir() else ("unpack the archive, and ", "FOLDER/")
+                path += f"{names[0]}.tar" if Path(f"{path}{names[0]}.tar").exists() else names[0]
+            raise DataError(
+                f"{root}: {' and '.join(names)} are splits of a data set, not classes; {unpack}pack each split alone: "
+                f"'elbo prep {shlex.quote(path)} OUT.h5'; if these are classes, name them by --classes FILE"
+            )
 
 
 def _words_of(images: Images) -> list[Word | None]:

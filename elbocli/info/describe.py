@@ -1,6 +1,5 @@
 """Describe and verify elbo's files, and choose images for a contact sheet."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,31 +172,17 @@ def verify(path: Path) -> Facts:
     """
     facts, kind = describe(path), recognise(path)
     if kind == "a dataset":
-        return facts | _verify_dataset(path)
-    if kind == "an average of weights":
-        from elbocli.files.tensor_files import check_average
+        recorded = Dataset(path, latents=True).verify()
+        return facts | {
+            "verified": [name for name in recorded if recorded[name]],
+            "unverified": [name for name in recorded if not recorded[name]],
+        }
+    if kind in ("an average of weights", "features"):
+        from elbocli.files.tensor_files import check_tensors
 
-        check_average(path)
+        check_tensors(path)
         return facts | {"verified": ["payload_sha256"]}
     return facts | {"verified": [f"sha256 of {_verify_folder(path)} files"] if path.is_dir() else []}
-
-
-def _verify_dataset(path: Path) -> Facts:
-    data, digest, done = Dataset(path, latents=True), hashlib.sha256(), 0
-    for rows in data.pieces():
-        digest.update(b"".join(rows))
-        done += len(rows)
-        progress(done, len(data), "img")
-    verified, unverified = [], []
-    for name, found in ("contents_sha256", data.contents_digest()), ("payload_sha256", digest.hexdigest()):
-        written = getattr(data.attributes, name)
-        if written == found:
-            verified.append(name)
-        elif written is None and name not in (data.attributes.digests or ""):
-            unverified.append(name)
-        else:
-            raise DataError(f"{path}: damaged: the content doesn't match the digest {name}; pack the images again")
-    return {"verified": verified, "unverified": unverified}
 
 
 def _verify_folder(path: Path) -> int:

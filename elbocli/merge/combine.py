@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.dataset import ENCODED, PREPROCESSING, Dataset, DatasetWriter, Members
+from elbocli.files.dataset import CONTENTS, PAYLOAD, PREPROCESSING, Dataset, DatasetWriter, Members
 from elbocli.files.reading import add_digests, reading
 from elbocli.files.records import parse_json
+from elbocli.files.resumable import ENCODED
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.samples import about_samples
 from elbocli.runtime.background import catching_signals, interrupted
@@ -30,7 +31,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
 
     command: command line, stored in `out`.
     Raises UsageError: `out` exists without `overwrite`, or a dataset is named twice. FormatError: a file is not a dataset.
-    Raises DataError: unlike or damaged datasets, a missing shard, or a full disk.
+    Raises DataError: unlike, equal or damaged datasets, a missing shard, or a full disk.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError(f"a dataset is named twice in {', '.join(map(str, paths))}; name each PART once")
@@ -38,6 +39,10 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
     contents = [part.contents() for part in parts]
     drawn = [about_samples(part.attributes.samples, part.path).facts() for part in parts]
     _check_alike(parts, contents, drawn)
+    same = {part.payload_sha256: part.path for part in parts}
+    for part in parts:
+        if same[part.payload_sha256] != part.path and part.attributes.shard is None:
+            raise DataError(f"{part.path}: holds the same images as {same[part.payload_sha256]}; name only one of them")
     total, layout = sum(map(len, parts)), parts[0].layout
     attributes = {**_join_attributes(parts), "command": command}
     if any(drawn):
@@ -58,8 +63,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
                 if signals.received:
                     safe = f"{index} of {len(parts)} datasets are safe in {writer.partial.name}"
                     raise interrupted(signals.received, f"{safe}; the same command goes on from there")
-            if part.attributes.payload_sha256 not in (None, digest.hexdigest()):
-                raise DataError(f"{part.path}: damaged: its images differ from their digest; pack it again")
+            part.check(PAYLOAD, digest.hexdigest())
             # A part counts as copied only after all of its rows were checked.
             writer.append([], done, {"parts": index + 1})
         writer.finish(_join_contents(contents), attributes)
@@ -69,8 +73,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
 def open_part(path: Path) -> Dataset:
     """Open a dataset to merge. Raises DataError for damaged labels, names or attributes."""
     data = Dataset(path, latents=True)
-    if data.attributes.contents_sha256 not in (None, data.contents_digest()):
-        raise DataError(f"{path}: damaged: its labels, names or attributes differ from their digest; pack it again")
+    data.check(CONTENTS, data.contents_digest())
     return data
 
 
@@ -81,8 +84,11 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
         return list(parts)
     shards = {part.attributes.shard: part for part in parts}
     expected = [f"{index + 1}/{len(parts)}" for index in range(len(parts))]
-    if len(preps) > 1 or set(shards) != set(expected):
-        raise DataError(f"the files are shards {', '.join(map(str, shards))}; name all shards of one 'elbo prep', each once")
+    names = ", ".join(str(part.path) for part in parts)
+    if len(preps) > 1:
+        raise DataError(f"{names}: are not shards of the same images and settings; name all shards of one 'elbo prep'")
+    if set(shards) != set(expected):
+        raise DataError(f"{names}: are shards {', '.join(map(str, shards))}; name all shards of one 'elbo prep', each once")
     return [shards[name] for name in expected]
 
 

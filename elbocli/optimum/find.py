@@ -173,7 +173,7 @@ def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, 
         without_class=curve(units[0]) if told else None,
         sample=check,
         dataset=str(data.path),
-        payload_sha256=data.attributes.payload_sha256,
+        payload_sha256=data.payload_sha256,
         n_dataset=len(data),
         seed=search.seed,
         elbo_version=__version__,
@@ -195,8 +195,8 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
     if data is None:
         raise UsageError("no dataset given; name DATA.h5, or add --like RUN of a run that has a dataset")
     dataset = Dataset(data)
-    if known.payload_sha256 not in (None, dataset.attributes.payload_sha256):
-        raise DataError(f"{data}: holds other images than {like} was trained on; name the dataset of {like}")
+    if dataset.identity().differs(known):
+        raise DataError(f"{data}: holds other images or labels than {like} was trained on; name the dataset of {like}")
     of_run = {key: getattr(usual, key) for key in ("logsnr_min", "logsnr_max", "flip", "label_dropout")}
     chosen = {**of_run, "conditional": classes, **{key: value for key, value in options.items() if value is not None}}
     return Search(dataset, training_rows(usual, dataset), device=choose_device(device), **chosen)

@@ -20,11 +20,12 @@ from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import write_text
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, RAW, BlockLayout, DatasetWriter, Members, encode
+from elbocli.files.dataset import ENCODINGS, RAW, DatasetWriter, Members, encode
 from elbocli.files.reading import add_digests, reading
+from elbocli.files.resumable import ENCODED, IMAGES, LATENTS, BlockLayout, Journal
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
-from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape
+from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape, size_of
 from elbocli.images.sources import choose, open_source
 from elbocli.runtime.background import Ahead, Signals, catching_signals, interrupted
 from elbocli.runtime.progress import log, progress
@@ -32,6 +33,7 @@ from elbocli.version import __version__
 
 USUAL_SIZE = 64  # default size in pixels; smaller images of one size keep their size
 LOOKED_AT = 1000  # most image files whose size and channels are read to choose the defaults
+COMPARED = 1000  # most images whose contents are read to tell whether a source has changed
 AT_ONCE, AHEAD = 1 << 16, 8  # pixels × channels in a task of a thread, and tasks computed ahead per thread
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
@@ -90,12 +92,15 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     source = choose(every, shard=settings.shard, group=encoder.batch)
     classes, shape = source.class_names, f"{settings.size} x {settings.size} pixels, {settings.channels} channels"
     log.info(f"{sources[0]}: {len(source)} images, {len(classes)} classes -> {shape}")
-    shard_of = _fingerprint(every, settings, encoder)
-    fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
-    with (
-        catching_signals() as signals,
-        DatasetWriter(out, encoder.layout, len(source) * encoder.copies, fingerprint).held(settings.overwrite) as writer,
-    ):
+    identity = _identity(every, settings, encoder)
+    shard_of = settings.shard and hashlib.sha256(json.dumps([identity, _images_digest(every, len(every))]).encode()).hexdigest()
+    identity["shard"] = str(settings.shard)
+
+    def unchanged(journal: Journal) -> bool:
+        return journal.notes.get("images") == _images_digest(source, journal.done)
+
+    unfinished = DatasetWriter(out, encoder.layout, len(source) * encoder.copies, identity)
+    with catching_signals() as signals, unfinished.held(settings.overwrite, unchanged=unchanged) as writer:
         _fill(writer, source, settings, encoder, signals)
         notes = writer.state.notes
         if writer.rows == 0:
@@ -123,7 +128,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
             "skipped": len(notes["skipped"]),
             "changed": json.dumps(notes["changed"], sort_keys=True),
             "shard": settings.shard and "{}/{}".format(*settings.shard),
-            "shard_of": settings.shard and shard_of,
+            "shard_of": shard_of,
             **encoder.attributes,
             "command": settings.command,
         }
@@ -238,15 +243,46 @@ def latent_encoder(folder: Path, settings: Settings) -> Encoder:
     return Encoder(layout, batch, copies, attributes, fingerprint, rows)
 
 
-def _fingerprint(source: Images, settings: Settings, encoder: Encoder) -> str:
-    # Of everything that the result depends on, except file contents.
-    about = {**settings.about(), "pillow": PIL.__version__}
-    if encoder.fingerprint:
-        about["encoder"] = encoder.fingerprint
-    digest = hashlib.sha256(json.dumps([about, source.class_names], sort_keys=True).encode())
+def _identity(source: Images, settings: Settings, encoder: Encoder) -> dict[str, str]:
+    # Everything that the result depends on, except the contents of images, by name for messages.
+    files, classes = hashlib.sha256(), hashlib.sha256(json.dumps(source.class_names).encode())
     for file, label in zip(source.files, source.labels):
-        digest.update(os.fsencode(file) + b"\0%d\n" % label)
-    return digest.hexdigest()
+        files.update(os.fsencode(file) + b"\n")
+        classes.update(b"%d\n" % label)
+    about = {**settings.about(), "pillow_version": PIL.__version__, **encoder.fingerprint}
+    return {**{key: str(value) for key, value in about.items()}, "files": files.hexdigest(), "classes": classes.hexdigest()}
+
+
+# A file name doesn't tell which image it names: another version of a data set has equal names, and a moved data set has other
+# paths. So the images themselves are compared: the size of each, and the contents of up to COMPARED images, spread over
+# the source. To compare the contents of all images would take as long as packing where reading is slow.
+
+
+def _images_digest(source: Images, count: int) -> str:
+    """Return the digest of the first `count` images of a source."""
+    digests = (
+        _image_digest(source, index, _read(source.refs[index])[0] if _compared(source, index) else "") for index in range(count)
+    )
+    return add_digests(digests)
+
+
+def _compared(source: Images, index: int) -> bool:
+    return index % -(-len(source) // COMPARED) == 0
+
+
+def _image_digest(source: Images, index: int, content: str) -> str:
+    # content: digest of the image's bytes; used only where `_compared`.
+    said = f"{index} {size_of(source.refs[index])} {content if _compared(source, index) else ''}"
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _read(ref: ImageRef) -> tuple[str, bytes | np.ndarray | ElboError]:
+    # Returns the digest of an image's bytes, and the bytes or pixels; ("", the error) for an unreadable image.
+    try:
+        content = ref.read()
+    except ElboError as error:
+        return "", error
+    return hashlib.sha256(content if isinstance(content, bytes) else content.data).hexdigest(), content
 
 
 # Writing of rows
@@ -268,7 +304,7 @@ class Packed(NamedTuple):
 def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Encoder, signals: Signals) -> None:
     # The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to the sum of the whole dataset. Rows are
     # flushed only between batches of the encoder, so that batches, and thus the stored values, are the same after a kill.
-    notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
+    notes = writer.state.notes or {"images": add_digests([]), "source_sha256": add_digests([]), "skipped": {}, "changed": {}}
     total, done = len(source), writer.state.done
     rows: list[Any] = []
     batch: list[np.ndarray] = []
@@ -288,6 +324,7 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
             raise DataError(f"{source.prefix}{source.files[int(index)]}: {trouble}; {remedy}")
         named = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
         notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(named).hexdigest()])
+        notes["images"] = add_digests([notes["images"], _image_digest(source, done, packed.digest)])
         if packed.change:
             notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
         done, held = done + 1, held + memoryview(packed.row).nbytes
@@ -318,10 +355,10 @@ def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator
 
 
 def _pack(ref: ImageRef, settings: Settings) -> Packed:
-    digest = ""
+    digest, content = _read(ref)
     try:
-        content = ref.read()
-        digest = hashlib.sha256(content if isinstance(content, bytes) else content.data).hexdigest()
+        if isinstance(content, ElboError):
+            raise content
         pixels, change = square(content, settings)
     except ElboError as error:
         return Packed(digest, trouble=str(error))

@@ -385,10 +385,10 @@ def _environment(
 
 
 def _packed(data: Path, config: RunConfig) -> str | None:
-    attributes = Dataset(data, latents=True).attributes
-    if attributes.payload_sha256 != config.data.payload_sha256:
+    dataset = Dataset(data, latents=True)
+    if dataset.identity().differs(config.data):
         raise DataError(f"{data}: has changed since the training, so its pack command is unknown; restore the dataset")
-    return attributes.command
+    return dataset.attributes.command
 
 
 def _commands(

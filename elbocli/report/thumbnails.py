@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from elbocli.errors import DataError
-from elbocli.files.dataset import LATENTS, Dataset
+from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, layout_of, whole_factor
 from elbocli.files.grid import picture as picture_of
 from elbocli.files.losslog import NATS, read_table
 from elbocli.files.reading import reading
+from elbocli.files.resumable import LATENTS
 from elbocli.images.samples import read_samples
 
 ROW = 8  # pictures in a row
@@ -128,7 +129,7 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
         raise DataError(f"{path}: holds {by!r} of {data.kind}; a page shows only nats of pixels; leave this file out")
     with reading(path, kind=DataError):
         same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
-    if not same or digest not in (None, data.attributes.payload_sha256):
+    if not same or digest not in (None, data.payload_sha256):
         raise DataError(f"{data.path}: holds other images than {path}; run 'elbo bound --per-image' again")
     order = np.argsort(values, kind="stable")
     some = min(ROWS * ROW, len(order) // 2) or 1

@@ -25,7 +25,7 @@ from elbocli.files.losslog import LossLogRow, entries
 from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_weighting
-from elbocli.files.tensor_files import check_average, load, read_about
+from elbocli.files.tensor_files import check_tensors, load, read_about
 from elbocli.nn.networks import Network, NetworkConfig, build_empty, config_of, loaded, place, section_of
 from elbocli.nn.weights import transfer
 from elbocli.run.classes import counts_for
@@ -206,7 +206,7 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
     if made.run_id not in (None, config.run_id):
         raise DataError(f"{file}: is an average of another run, {made.run}; name an average of {checkpoint.path.parent.parent}")
     seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
-    check_average(file)
+    check_tensors(file)
     return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
 
 

@@ -19,7 +19,7 @@ from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.training import AUTO, LR_DECAYS, PRECISIONS, canonical, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
-from elbocli.files.checkpoint import CONFIG, InitFacts, RunConfig, RunData
+from elbocli.files.checkpoint import CONFIG, DATA_DIGESTS, InitFacts, RunConfig, RunData
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
@@ -302,7 +302,8 @@ def _features(values: dict[str, Any], asked: dict[str, Any]) -> str:
 
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
     """Return a line per setting that differs, but must not change on resuming."""
-    had, asked = _fixed(had_run), _fixed(asked_for)
+    unknown = {key: None for key in DATA_DIGESTS if getattr(had_run.data, key) is None}
+    had, asked = _fixed(had_run), _fixed(structs.replace(asked_for, data=structs.replace(asked_for.data, **unknown)))
     changed = sorted(key for key in had | asked if had.get(key) != asked.get(key))
     return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in changed]
 

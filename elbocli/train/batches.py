@@ -11,8 +11,9 @@ from torch import Tensor
 
 from elbocli.core.streams import Stream, times
 from elbocli.errors import DataError, UsageError
-from elbocli.files.dataset import ENCODED, Dataset
+from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features
+from elbocli.files.resumable import ENCODED
 from elbocli.nn.networks.diffusers import affine
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import TrainSettings

@@ -273,8 +273,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
 
 
 def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
-    digest = held.attributes.payload_sha256
-    if digest is not None and digest == trained.attributes.payload_sha256:
+    if held.payload_sha256 == trained.payload_sha256:
         raise UsageError(f"--val {held.path}: holds the training images; name another dataset, or use --val-split N")
 
     names = ["class_names"] if conditional and held.class_names and trained.class_names else []

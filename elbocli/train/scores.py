@@ -17,9 +17,10 @@ from elbocli.errors import UsageError
 from elbocli.evaluate.extract import FeatureSource, open_reference, source_of
 from elbocli.evaluate.scoring import Task, check_extraction, check_features, check_sources, extract, score
 from elbocli.evaluate.settings import EvalSettings
-from elbocli.files.dataset import LATENTS, PREPROCESSING
+from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.losslog import EVAL
 from elbocli.files.reading import reading
+from elbocli.files.resumable import LATENTS
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.files.schedule_file import finite, resolve_schedule
 from elbocli.images.samples import SampleReader

@@ -18,7 +18,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from elbocli.core.streams import Stream
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, Dataset, DatasetWriter, encode
+from elbocli.files.dataset import ENCODINGS, RAW, Dataset, DatasetWriter, encode
+from elbocli.files.resumable import ENCODED, IMAGES, BlockLayout
 from elbocli.run.settings import resolve
 from elbocli.train.batches import Batches, normalised
 

@@ -15,7 +15,8 @@ from harness import run_code
 
 from elbocli.errors import DataError
 from elbocli.files import atomic, checkpoint
-from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter
+from elbocli.files.dataset import DatasetWriter
+from elbocli.files.resumable import IMAGES, BlockLayout
 from elbocli.files.tensor_files import AVERAGE, AverageFacts, write_tensors
 
 NOBODY = 65534

@@ -15,9 +15,10 @@ import pytest
 from made_data import rows_sha256
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, BlockLayout, Dataset, DatasetWriter, encode
+from elbocli.files.dataset import ENCODINGS, Dataset, DatasetWriter, encode
 from elbocli.files.dataset import find_dataset as find
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace, read_space
+from elbocli.files.resumable import ENCODED, IMAGES, LATENTS, BlockLayout
 from elbocli.images.samples import read_samples
 from elbocli.info.describe import verify
 from elbocli.merge.combine import open_part
@@ -430,7 +431,8 @@ def test_an_unfinished_file_survives_a_full_disk_and_its_writer_closes_all(small
 EVERY_KILL = """
 import random
 import numpy as np
-from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter
+from elbocli.files.dataset import DatasetWriter
+from elbocli.files.resumable import IMAGES, BlockLayout
 
 folder, stride, N = Path(sys.argv[1]), int(sys.argv[2]), 700
 bad = set(random.Random(1).sample(range(N), 9))

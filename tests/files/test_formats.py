@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.reading import add_digests, reading
 from elbocli.files.recognise import FOLDER, check_outputs
-from elbocli.files.records import parse_json
+from elbocli.files.records import escaped, parse_json, restored
 from elbocli.files.yaml_text import parse_yaml, yaml_text
 
 # Records
@@ -38,6 +39,16 @@ def test_a_record_is_read_back_from_json_and_yaml_and_a_mutated_one_read_or_refu
         each.record.of(mutated(rng, content_of(rng, each)), "the file")
     except (DataError, FormatError) as error:
         assert str(error).startswith("the file")
+
+
+@given(st.lists(st.text()), st.text(), st.binary(min_size=1))
+def test_any_text_and_any_path_reads_back_from_yaml_and_json(texts, key, path):
+    """Also line breaks of Unicode, and bytes that are not UTF-8, which files hold as private-use characters."""
+    content = {"texts": [*texts, "a\x85b", "\u2028"], "key " + key: os.fsdecode(path)}
+    text = yaml_text(content)
+    assert parse_yaml(text.encode().decode(), "it") == content
+    escapes = json.dumps(escaped(content))
+    assert restored(parse_json(escapes, "it")) == content
 
 
 @FORMATS

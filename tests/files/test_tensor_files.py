@@ -28,7 +28,7 @@ from elbocli.files.features import (
     write_statistics,
 )
 from elbocli.files.pickles import Foreign, class_name, module_tensors, read_torch_file
-from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, check_average, load, read_about, write_tensors
+from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, check_tensors, load, read_about, write_tensors
 
 # Safetensors, and averages of weights
 
@@ -61,12 +61,12 @@ def test_an_average_is_read_by_safetensors_and_by_elbo_and_tells_its_origin(tmp_
         assert same({key: found[key] for key in TENSORS}, TENSORS) and len(found) == len(TENSORS)
     assert TensorFile(path).layout["none"] == ("F32", (0, 3))
     assert read_about(path)[0] == AverageFacts.of(ABOUT)
-    check_average(path)
+    check_tensors(path)
     content = path.read_bytes()
     for place in range(8 + int.from_bytes(content[:8], "little"), len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
         with pytest.raises(FormatError, match=r"a\.safetensors: damaged"):
-            check_average(path)
+            check_tensors(path)
 
 
 def test_tensors_are_read_also_when_the_file_is_gone_and_stay_when_it_is_cut(tmp_path):

@@ -54,6 +54,16 @@ def test_every_form_says_the_same(listed, text, expected, bare):
     assert read_labels_file(listed(text), NAMES) == (expected, bare)
 
 
+def test_a_line_that_fits_several_images_is_refused_and_a_path_fits_only_its_own(tmp_path):
+    names, labels = ["a/1.png", "b/1.png", "b/2.png"], tmp_path / "labels"
+    for line in ("1.png x", "1 x", "else/1.png x"):
+        labels.write_text(f"{line}\n2.png y\n")
+        with pytest.raises(DataError, match=r"a/1\.png and b/1\.png"):
+            read_labels_file(labels, names)
+    labels.write_text("a/1.png x\n2.png y\n")
+    assert read_labels_file(labels, names) == (["x", None, "y"], False)
+
+
 def test_an_array_has_a_number_for_each_image(tmp_path):
     np.save(tmp_path / "labels.npy", [3, 1, 2])
     assert read_labels_file(tmp_path / "labels.npy", NAMES) == ([3, 1, 2], False)

@@ -230,6 +230,15 @@ def test_other_suffixes_and_scales_are_refused(tmp_path, rows, name, scale, word
 # Reading with suspicion
 
 
+def test_images_behind_the_array_are_not_left_out_in_silence(rows, npy, tmp_path):
+    (tmp_path / "two.npy").write_bytes(2 * npy(rows))
+    for source in (io.BytesIO(2 * npy(rows)), tmp_path / "two.npy"):
+        with pytest.raises(ElboError, match="more bytes"), read_samples(source) as reader:
+            reader.at(0, len(rows))
+    with pytest.raises(ElboError, match="more bytes"):
+        open_source([tmp_path / "two.npy"])
+
+
 def test_a_stream_cut_short_says_how_many_came(rows, npy):
     for kept in (0, 1, 4, 10):
         with pytest.raises(DataError, match=f"after {kept} of 11"):

@@ -133,7 +133,41 @@ def test_a_folder_that_holds_one_folder_is_that_folder(tmp_path):
     assert (source.class_names, source.files) == (["n01", "n02"], ["n01/1.png", "n02/2.png"])
     assert source.prefix + source.files[0] == f"{tmp_path}/imagenet/train/n01/1.png"
     (tmp_path / "imagenet/val").mkdir()
-    assert open_source(tmp_path / "imagenet").class_names == ["train", "val"]
+    with pytest.raises(DataError, match="train and val"):
+        open_source(tmp_path / "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        ("train test", True),
+        ("TRAIN Valid extra", True),
+        ("training_set test_set", True),
+        ("train2017 val2017", True),
+        ("dev test", True),
+        ("train bus test-drive", False),
+        ("bullet_train crash_test", False),
+        ("ant bee test", False),
+        ("ant dev test", False),
+        ("val valid", False),
+        ("trainer tester", False),
+    ],
+)
+def test_splits_are_refused_as_classes_also_in_archives_unless_a_file_names_them(names, split, tmp_path):
+    folders = names.split()
+    root = touch(tmp_path / "in" / "top", *(f"{name}/{k}.png" for name in folders for k in "ab")).parent
+    (tmp_path / "classes").write_text("\n".join(folders))
+    (tmp_path / "labels").write_text("".join(f"{name}/{k}.png {name}\n" for name in folders for k in "ab"))
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        tar.add(root, ".")
+    for sources in (root, tmp_path / "in.tar", [root / "top" / name for name in folders]):
+        if split:
+            with pytest.raises(DataError, match=r"(?i)'elbo prep \S*(train|test)\S* OUT\.h5'"):
+                open_source(sources)
+        else:
+            assert open_source(sources).class_names == sorted(folders)
+        assert open_source(sources, classes=tmp_path / "classes").class_names == folders
+    assert open_source(root, labels=tmp_path / "labels").class_names == sorted(folders)
 
 
 def test_one_class_with_folders_inside_is_one_class(tmp_path):

@@ -119,6 +119,18 @@ def test_each_file_of_a_run_and_of_a_checkpoint_is_verified(elbo, trained, tmp_p
         assert result.returncode == 1 and f"{name}: damaged".encode() in result.stderr and result.stdout == b""
 
 
+def test_a_flipped_bit_in_saved_features_is_found_by_every_reader(features, digits, tmp_path, elbo):
+    assert verify(features)["verified"] == ["payload_sha256"]
+    damaged = tmp_path / "damaged.safetensors"
+    content = bytearray(features.read_bytes())
+    content[-4001] ^= 1
+    damaged.write_bytes(content)
+    score = ("eval", damaged, "--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid")
+    for line in (("info", damaged), ("info", damaged, "--verify"), score):
+        result = elbo(*line)
+        assert (result.returncode, result.stdout) == (1, b"") and b"damaged" in result.stderr
+
+
 def test_features_and_samples_are_read_whole(elbo, tmp_path):
     write_features(tmp_path / "f.safetensors", SavedFeatures(torch.ones(5, 3), about=FeatureFacts(n=5)))
     np.save(tmp_path / "s.npy", np.zeros((100, 8, 8, 3), np.uint8))

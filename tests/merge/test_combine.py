@@ -15,8 +15,9 @@ from harness import heard
 from PIL import Image
 
 from elbocli.errors import DataError, ElboError
-from elbocli.files.dataset import ENCODED, IMAGES, BlockLayout, Dataset, DatasetWriter, encode
+from elbocli.files.dataset import Dataset, DatasetWriter, encode
 from elbocli.files.reading import add_digests
+from elbocli.files.resumable import ENCODED, IMAGES, BlockLayout
 from elbocli.merge.combine import merge_datasets
 
 COUNT, NAMES = 23, ["ant", "bee", "cat"]
@@ -99,6 +100,7 @@ def samples_of(path: Path, start: int = 0, stop: int = COUNT, **about: Any) -> P
         (lambda at: [*shards(at), at / "." / "part1.h5"], "twice"),
         (lambda at: [write(at / "b.h5", shard="1/4", shard_of="cd" * 32), *shards(at)[1:]], "of one 'elbo prep'"),
         (lambda at: [*shards(at), write(at / "b.h5")], "of one 'elbo prep'"),
+        (lambda at: [write(at / "a.h5"), shutil.copy(at / "a.h5", at / "b.h5")], "same images"),
         (lambda at: [write(at / "a.h5"), write(at / "b.h5", "png")], r"b\.h5: kind"),
         (lambda at: [write(at / "a.h5"), write(at / "b.h5", crop="none")], r"b\.h5: crop"),
         (lambda at: [write(at / "a.h5"), write(at / "b.h5", background="white")], r"b\.h5: background"),

@@ -35,7 +35,7 @@ class Images:
     def __init__(self, levels: np.ndarray, labels: np.ndarray | None = None):
         self.levels, self.shape = levels, levels.shape
         self.labels = np.zeros(len(levels), np.int64) if labels is None else labels
-        self.attributes = DatasetAttributes()
+        self.attributes, self.payload_sha256 = DatasetAttributes(), ""
         self.largest = 0
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from calls import Stopped, open_source, pack, packed, stop_after
@@ -93,6 +94,40 @@ def test_skipped_files_are_not_kept_by_a_prep_that_stops(tmp_path, monkeypatch):
         pack(tmp_path / "bad", tmp_path / "b.h5", on_error="skip")
 
 
+@pytest.mark.parametrize("form", ["png", "bmp", "npy"])
+def test_a_killed_prep_goes_on_from_a_moved_source_but_never_from_another(form, tmp_path, monkeypatch):
+    """Another version has equal names; as BMP or NPY, equal sizes too."""
+    monkeypatch.setattr(prep, "SAFE_EVERY_S", 0.0)
+    draw, sources = np.random.default_rng(0), [tmp_path / name / ("in.npy" if form == "npy" else "in") for name in "ab"]
+    for source in sources:
+        source.parent.mkdir()
+        pixels = draw.integers(0, 256, (30, 8, 8, 3), np.uint8)
+        if form == "npy":
+            np.save(source, pixels)
+            continue
+        source.mkdir()
+        for index, image in enumerate(pixels):
+            Image.fromarray(image).save(source / f"{index}.{form}")
+    out, moved = tmp_path / "out.h5", tmp_path / "moved"
+    with pytest.raises(Stopped):
+        pack(sources[0], out, at=stop_after(9))
+    with pytest.raises(UsageError, match="begun with other images"):
+        pack(sources[1], out)
+    with pytest.raises(UsageError, match="begun with other crop"):
+        pack(sources[0], out, crop="edm")
+    moved.mkdir()
+    moved = sources[0].rename(moved / sources[0].name)
+    assert any("going on after" in line for line in pack(moved, out))
+    assert out.read_bytes() == (packed(moved, tmp_path / "whole.h5") and tmp_path / "whole.h5").read_bytes()
+    shards = {
+        (name, k): packed(source, tmp_path / f"{name}{k}.h5", shard=(k, 2))
+        for name, source in (("a", moved), ("b", sources[1]))
+        for k in (1, 2)
+    }
+    shard_of = {key: data.attributes.shard_of for key, data in shards.items()}
+    assert shard_of["a", 1] == shard_of["a", 2] != shard_of["b", 1] == shard_of["b", 2]
+
+
 @pytest.mark.parametrize("seed", [None, 3])
 def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(seed, tmp_path, monkeypatch, images):
     """The border between the arrays lies within a block."""
@@ -106,6 +141,19 @@ def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(seed, tmp_p
         made.append(identity(data))
     assert made[0] == made[1] and len(data) == 100
     assert seed or np.array_equal(data.batch(np.arange(100)), np.concatenate([rows, rows[::-1]]))
+
+
+def test_a_dataset_that_differs_from_its_digests_is_no_source(tmp_path):
+    folders = [folder_of(tmp_path / "in" / name, [(8, 8)] * 3) for name in "ab"]
+    packed(folders[0].parent, tmp_path / "whole.h5")
+    for name in ("images", "labels"):
+        damaged = tmp_path / f"{name}.h5"
+        shutil.copy(tmp_path / "whole.h5", damaged)
+        with h5py.File(damaged, "r+") as file:
+            file[name][(0,) * file[name].ndim] ^= 1
+        with pytest.raises(DataError, match=rf"{name}\.h5: damaged"):
+            pack(damaged, tmp_path / "out.h5")
+    assert len(packed(tmp_path / "whole.h5", tmp_path / "out.h5")) == 6
 
 
 # Layouts

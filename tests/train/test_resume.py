@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from group import in_processes, lines_of, poisoned, train_here, weights_of
@@ -272,6 +274,27 @@ def test_where_no_checkpoint_is_whole_nothing_is_trained_over_them(trained, elbo
     done = elbo("train", "-o", run)
     assert done.returncode == 1 and b"every checkpoint is damaged" in done.stderr
     assert steps_of(run) == steps_of(trained)
+
+
+def test_a_run_goes_on_only_with_its_images_and_labels_also_where_the_dataset_has_no_digests(elbo, digits, preset, tmp_path):
+    """A run of an earlier version, whose config.yaml lacks the labels' digest, goes on."""
+
+    def dataset(name, seed, shift):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["images"] = np.random.default_rng(seed).integers(0, 256, (40, 8, 8, 1), np.uint8)
+            file["labels"] = (np.arange(40) + shift) % 2
+            file.attrs.update({"format": "elbo-dataset", "version": 1})
+        return tmp_path / name
+
+    def train(data, steps):
+        return elbo("train", data, "-o", tmp_path / "run", "--preset", preset, "--steps", steps).returncode
+
+    first, images, labels = dataset("a.h5", 0, 0), dataset("b.h5", 1, 0), dataset("c.h5", 0, 1)
+    assert [train(first, 4), train(images, 6), train(labels, 6), train(first, 6)] == [0, 2, 2, 0]
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if "labels_sha256" not in line))
+    assert [elbo("bound", tmp_path / "run", "-n", 8).returncode, train(first, 8)] == [0, 0]
+    assert train(labels, 10) == 2, "the digest is recorded now"
 
 
 def test_a_start_that_fails_before_its_first_step_keeps_the_step_that_is_safe(digits, preset, tmp_path, monkeypatch):

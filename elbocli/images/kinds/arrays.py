@@ -19,6 +19,7 @@ from elbocli.images.registry import DatasetRows, Images, check_labels, images_of
 
 # Names of the arrays (images, labels) in an .npz: NumPy's default names, and names in published data sets.
 PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
+MORE = "more bytes follow the array's last image; write all images into one array, or name each array alone"
 LOCAL_HEADER = struct.Struct("<26xHH")
 
 
@@ -45,7 +46,10 @@ class StreamRows:
         self.next = 0
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read rows; in a pipe, `rows` must start where the previous call stopped. Raises DataError if the stream ends early."""
+        """Read rows; in a pipe, `rows` must start where the previous call stopped.
+
+        Raises DataError if the stream ends early, or goes on after the last row.
+        """
         row, count = math.prod(self.shape[1:]), rows.stop - rows.start
         with reading(self.name, kind=DataError):
             if rows.start != self.next:
@@ -55,6 +59,8 @@ class StreamRows:
             came = rows.start + len(content) // row
             raise DataError(f"{self.name}: truncated after {came} of {self.shape[0]} images; write the images again")
         self.next = rows.stop
+        if rows.stop == self.shape[0] and self.file.read(1):
+            raise DataError(f"{self.name}: {MORE}")
         return np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:])
 
 
@@ -68,6 +74,8 @@ def npy_rows(path: Path) -> np.ndarray:
     """Map a .npy file of images into memory. Raises FormatError."""
     with reading(path), open_file(path) as file:
         shape = read_header(file, str(path))
+        if path.stat().st_size > file.tell() + math.prod(shape):
+            raise FormatError(MORE)
         return np.memmap(path, np.uint8, "r", file.tell(), shape)
 
 
@@ -118,8 +126,9 @@ def npz_labels(archive: NpzFile, path: Path, count: int, name: str = "arr_1") ->
 
 @source("dataset", magic=b"\x89HDF\r\n\x1a\n")
 def open_dataset(path: Path) -> Images:
-    """Open a dataset of images or samples. Raises FormatError for latents."""
+    """Open a dataset of images or samples. Raises FormatError for latents, DataError if it differs from its digests."""
     data = Dataset(path)
+    data.verify()
     files = data.contents().get("files")
     names = files if isinstance(files, list) and len(files) == len(data) else ()
     return images_of_array(DatasetRows(data), data.labels.tolist(), data.class_names, names)

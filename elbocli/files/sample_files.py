@@ -182,7 +182,7 @@ def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: boo
         return
     count, rows = header.shape[0], BlockLayout(IMAGES, header.shape[1:])
     # Disk space for the final file or the PNGs, which are made of these rows, is allocated too.
-    twice = BlockLayout(IMAGES, rows.row, 2 * rows.row_bytes + (0 if suffix else FILE_BYTES))
+    twice = BlockLayout(IMAGES, rows.row, 2 * rows.row_bytes + (-(-FILE_BYTES // count) if suffix else FILE_BYTES))
     file = Resumable(target, twice, 0, count, header.identity)
     if suffix == ".h5":
         file = DatasetWriter(target, rows, count, header.identity)

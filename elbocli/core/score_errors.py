@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROWS = 4096  # images at a time
 PAIRS = 16384  # pairs of images of which E b² is the mean
-FEWEST = 20  # a share of fewer images, or of all but fewer, has no standard error
+FEWEST = 20  # a score that fewer images decide has no standard error
 SPLITS, CANDIDATES = 30, 16  # of recall: random halves; neighbours of a sample, of which a half has the nearest few
 COMMON = 30  # samples around an image of the reference, of which some are in any half
 

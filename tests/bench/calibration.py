@@ -1,12 +1,13 @@
 """Compare the standard errors and intervals of `elbo eval` with the spread of scores over many sets of samples.
 
-    python tests/bench/calibration.py --sets 150 -o out.json
+    python tests/bench/calibration.py --sets 200 -o out.json
 
 Each world has a fixed reference, and draws independent sets of samples: `equal` draws samples like the reference's, normal;
 `apart` moves, scales and mixes them; `clusters` has five clusters of unlike size with Student's t of 10 degrees of freedom. Logits
 are linear in the features, and labels are drawn by them. Each row has a score's mean and standard deviation over sets, the mean
-standard error divided by that deviation, and the share of 95 % intervals that contain the mean; those of FID-infinity should
-contain the distance of the samples' distribution. A score without standard error has its interval's width instead.
+standard error divided by that deviation, with the ratio's own standard error, and the share of 95 % intervals that contain the
+mean; those of FID-infinity should contain the distance of the samples' distribution. Of a score with an interval only, half its
+width divided by 1.96 stands for the standard error.
 """
 
 import argparse
@@ -18,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from elbocli.core.estimate import NORMAL_95, FeatureMoments, StreamingFeatureMoments, frechet_distance
+from elbocli.core.estimate import NORMAL_95, FeatureMoments, StreamingFeatureMoments, frechet_distance, standard_error
 from elbocli.core.metrics import METRICS, Features, Role, asked
 
 CLASSES, CLUSTERS = 10, 5
-LINE = "{:<9} {:>5} {:>5}  {:<42} {:>10} {:>10} {:>6} {:>6}"
-HEADS = ("world", "width", "n", "score", "mean", "deviation", "ratio", "inside")
+LINE = "{:<9} {:>5} {:>5}  {:<42} {:>5} {:>10} {:>10} {:>6} {:>6} {:>6}"
+HEADS = ("world", "width", "n", "score", "sets", "mean", "deviation", "ratio", "±", "inside")
 
 
 class World:
@@ -72,15 +73,20 @@ WORLDS = ("equal", "apart", "clusters")
 
 
 class Row(NamedTuple):
-    """Figures of a score over sets of n samples. ratio: mean standard error / deviation. inside: share of intervals that hold."""
+    """Figures of a score over sets of n samples.
+
+    ratio: mean standard error / deviation. ratio_se: its standard error. inside: share of intervals that contain what they should.
+    """
 
     world: str
     width: int
     n: int
     score: str
+    sets: int
     mean: float
     deviation: float
     ratio: float
+    ratio_se: float
     inside: float
 
 
@@ -113,7 +119,11 @@ def rows(world: World, n: int, sets: int, names: str, n_ref: int, draws: int, **
             if ends is None:
                 ends = np.stack([column - NORMAL_95 * errors, column + NORMAL_95 * errors], 1)
             inside = float(((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])).mean())
-            yield Row(world.name, world.width, n, number.key, column.mean(), deviation, errors.mean() / deviation, inside)
+            ratio = errors.mean() / deviation
+            # a set's effect on the ratio: by its standard error, and by its square in the deviation
+            effects = errors / deviation - ratio * np.square((column - column.mean()) / deviation) / 2
+            figures = len(of), column.mean(), deviation, ratio, standard_error(effects), inside
+            yield Row(world.name, world.width, n, number.key, *figures)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -122,24 +132,24 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=WORLDS)
     parser.add_argument("--widths", nargs="+", type=int, default=[16, 64])
     parser.add_argument("--n", nargs="+", type=int, default=[500, 2000])
-    parser.add_argument("--sets", type=int, default=150)
+    parser.add_argument("--sets", type=int, default=200)
     parser.add_argument("--n-ref", type=int, default=2000)
     parser.add_argument("--draws", type=int, default=2_000_000, help="samples that stand for the distribution")
     parser.add_argument("--kid-subset-size", type=int, default=100)
     parser.add_argument("-o", "--output", type=Path)
-    asked = parser.parse_args(words)
+    given = parser.parse_args(words)
     print(LINE.format(*HEADS))
     table = []
-    for n in asked.n:
-        for width in asked.widths:
-            for name in asked.worlds:
-                options = {"kid_subset_size": asked.kid_subset_size}
-                for row in rows(World(name, width), n, asked.sets, asked.metrics, asked.n_ref, asked.draws, **options):
+    for n in given.n:
+        for width in given.widths:
+            for name in given.worlds:
+                options = {"kid_subset_size": given.kid_subset_size}
+                for row in rows(World(name, width), n, given.sets, given.metrics, given.n_ref, given.draws, **options):
                     table.append(row._asdict())
                     shown = [f"{each:.4g}" if isinstance(each, float) else each for each in row]
                     print(LINE.format(*shown), flush=True)
-    if asked.output:
-        asked.output.write_text(json.dumps(table, indent=1) + "\n")
+    if given.output:
+        given.output.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

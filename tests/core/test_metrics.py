@@ -172,9 +172,9 @@ SPREAD = {"kid_subset_size": 60, "splits": 5}
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_standard_errors_are_the_spread_over_sets_of_samples(shift):
     """Also for samples like the reference, where a jackknife counts half of the variance twice."""
-    reference, found = drawn(600, 999, 8), dict[str, list]()
-    for seed in range(100):
-        samples = drawn(300, seed, 8, shift)
+    reference, found = drawn(1000, 999, 8), dict[str, list]()
+    for seed in range(80):
+        samples = drawn(200, seed, 8, shift)
         samples = replace(samples, logits=2 * samples.logits)
         for name in ("cmmd", "density-coverage", "is", "kid", "prc"):
             for key, value in ask(name, samples, reference, **SPREAD).items():
@@ -182,7 +182,7 @@ def test_standard_errors_are_the_spread_over_sets_of_samples(shift):
     for number in (number for name in METRICS for number in METRICS[name].traits.numbers):
         if number.role is Role.ERROR and number.key in found:
             ratio = np.mean(found[number.key]) / np.std(found[number.of], ddof=1)
-            assert 0.8 < ratio < 1.25, (number.key, ratio)
+            assert 0.75 < ratio < 1.25, (number.key, ratio)
 
 
 def test_shares_of_the_reference_that_few_images_decide_have_no_standard_error():

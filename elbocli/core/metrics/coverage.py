@@ -114,7 +114,7 @@ def density_coverage(samples, reference, options):
 
     from elbocli.core.estimate import standard_error
     from elbocli.core.neighbours import within
-    from elbocli.core.score_errors import coverage_error
+    from elbocli.core.score_errors import FEWEST, coverage_error
     from elbocli.core.streams import Stream
 
     own, theirs, k = samples.values, reference.values, options.coverage_neighbours
@@ -126,7 +126,7 @@ def density_coverage(samples, reference, options):
         balls += mine[reached].bincount(minlength=len(own))
         held += images[reached].bincount(minlength=len(theirs))
         contents.index_add_(0, images[reached], names[mine[reached]])
-    error = standard_error(balls.numpy() / k) if len(own) > 1 else None
+    error = standard_error(balls.numpy() / k) if int((balls > 0).sum()) >= FEWEST else None
     return {
         "density": int(balls.sum()) / (k * len(own)),
         "density_se": error,

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.core.estimate import Estimate, FeatureMoments, frechet_distance, influence, standard_error
+from elbocli.core.estimate import Estimate, FeatureMoments, frechet_distance
 from elbocli.core.metrics import Role
 from elbocli.core.metrics.distances import FID
+from elbocli.core.score_errors import frechet_influence
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import fingerprint, naming_network, open_reference
 from elbocli.evaluate.result import EvalResult, numbers, refuse, shared
@@ -128,16 +129,16 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
             raise DataError(f"{path}: {sizes}; both files need the same extractor, and at least 2 images")
         own, moments = {"n_samples": n, **fingerprint(saved.about)}, FeatureMoments.of(values)
         refuse(own, fingerprint(reference.about), path, ref, ALIKE)
-        distance, moved = frechet_distance(moments, points), influence(values, moments, points)
+        distance, moved = frechet_distance(moments, points), frechet_influence(values, moments, points)
         if first is None:
             first = own, saved, seed, distance, moved
             continue
         facts, before, its_seed, its_distance, its_moved = first
         refuse(own, facts, path, paths[0], ALIKE)
-        change, how = _with_error(distance, moved).minus(_with_error(its_distance, its_moved)), "unpaired"
+        change, how = Estimate(distance, moved.se).minus(Estimate(its_distance, its_moved.se)), "unpaired"
         if seed is not None and seed == its_seed and np.array_equal(before.labels, saved.labels):
             # image k has the same noise in both files
-            change, how = _with_error(distance - its_distance, moved - its_moved), "paired by image"
+            change, how = Estimate(distance - its_distance, (moved - its_moved).se), "paired by image"
         score = difference_of(numbers()[FID].name(naming_network(before.about)), its_distance, distance, change, how)
         compared.append(Compared(file=str(path), scores=[score]))
     about = first[1].about
@@ -150,8 +151,3 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         "extractor_sha256": about.weights_sha256,
         "feature_precision": about.feature_precision,
     }
-
-
-def _with_error(value: float, influences: np.ndarray) -> Estimate:
-    """Return `value` with its standard error by the infinitesimal jackknife. influences: of each image on `value`, [N]."""
-    return Estimate(value, standard_error(influences))

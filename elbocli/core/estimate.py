@@ -323,30 +323,6 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
 
 
 PARTS = 10  # equal subsets of the samples in `extrapolate`; even, so that they also form two halves
-ROWS = 4096
-
-
-def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
-    """Return the derivative of the Fréchet distance by each image's weight, centred, [N].
-
-    The standard error of the values' mean is that of the distance. The reference counts as exact; bias is not included.
-
-    features: independent, [N, D]. own: mean and covariance of the features.
-    Source: infinitesimal jackknife, Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
-    """
-    # With c = x − μ and the optimal map T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, the derivative is
-    # 2 c·(μ − μᵣ) + cᵀ(1 − T)c. T is not formed: cᵀTc is Σₖ yₖ²/√mₖ over the eigenvectors and eigenvalues m of AᵀΣA, with
-    # A = root(Σᵣ), on the range of Σ.
-    factor = root(reference.sigma)
-    values, vectors = np.linalg.eigh(factor.T @ own.sigma @ factor)
-    whole = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0)
-    across = factor @ (vectors[:, whole] * values[whole] ** -0.25)
-    toward = 2 * (own.mu - reference.mu)
-    found = np.empty(len(features))
-    for start in range(0, len(features), ROWS):
-        c = features[start : start + ROWS] - own.mu
-        found[start : start + ROWS] = c @ toward + np.square(c).sum(1) - np.square(c @ across).sum(1)
-    return found - found.mean()
 
 
 def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:

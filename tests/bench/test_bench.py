@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
+from elbocli.core.metrics import METRICS, Role
+
 BENCH = Path(__file__).parent
 
 
@@ -92,3 +94,18 @@ def test_both_sides_are_trained_and_scored_by_elbos_commands_once(equal_time, di
     assert capsys.readouterr().out == said and f"{result['distance_ratio']['ratio']:.3f}" in said
     with pytest.raises(SystemExit, match="other settings"):
         equal_time.main([*words, "--decay", "cosine"])
+
+
+# Calibration
+
+
+def test_every_score_with_an_error_is_calibrated(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCH))
+    sizes = "--worlds equal --widths 8 --n 100 --sets 12 --n-ref 400 --draws 5000 --kid-subset-size 20"
+    import_module("calibration").main([*sizes.split(), "-o", str(tmp_path / "out.json")])
+    table = json.loads((tmp_path / "out.json").read_text())
+    scores = [row["score"] for row in table]
+    declared = {number.of for each in METRICS.values() for number in each.traits.numbers if number.role is Role.ERROR}
+    assert declared <= {*scores} and len({*scores}) == len(scores) == len(capsys.readouterr().out.splitlines()) - 1
+    for row in table:
+        assert 0 < row["ratio_se"] < row["ratio"] and 0 <= row["inside"] <= 1 and 0.3 < row["ratio"] < 3

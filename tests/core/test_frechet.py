@@ -6,7 +6,8 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.estimate import PARTS, FeatureMoments, extrapolate, frechet_distance, influence, standard_error
+from elbocli.core.estimate import PARTS, FeatureMoments, extrapolate, frechet_distance
+from elbocli.core.score_errors import frechet_influence, some_pairs
 
 
 def drawn(n, width, seed=0, decay=0.5):
@@ -81,37 +82,47 @@ class World:
         return frechet_distance(FeatureMoments.of(features), self.reference)
 
     def error(self, features):
-        return standard_error(influence(features, FeatureMoments.of(features), self.reference))
+        return frechet_influence(features, FeatureMoments.of(features), self.reference).se
 
 
-def weighted(features, weights, reference):
-    """The distance when images count with these weights; the covariance over n."""
-    weights = weights / weights.sum()
-    mu = weights @ features
-    centred = features - mu
-    return frechet_distance(FeatureMoments(2, mu, (centred * weights[:, None]).T @ centred), reference)
+def test_the_influence_is_the_change_by_an_image_that_is_left_out():
+    """To second order: the distance without one image, by its definition."""
+    world, n = World(6), 400
+    features = world.draw(n)
+    found = frechet_influence(features, FeatureMoments.of(features), world.reference).first
+    changes = [world.plain(features) - world.plain(np.delete(features, index, 0)) for index in range(n)]
+    wanted = (n - 1) * (np.array(changes) - np.mean(changes))
+    assert np.abs(found - wanted).max() < 0.01 * np.std(wanted)
 
 
-@pytest.mark.parametrize("n", [60, 8], ids=["more images than features", "fewer"])
-def test_the_influence_is_the_derivative_by_an_images_weight(n):
-    world = World(12)
+def test_the_second_influence_is_the_mixed_derivative_by_two_images_weights():
+    world, n, step = World(6), 60, 1e-3
     features = world.draw(n)
     own = FeatureMoments.of(features)
-    found = influence(features, FeatureMoments(n, own.mu, own.scatter * (n - 1) / n), world.reference)
-    step = 1e-5
-    for index in (0, 3, n - 1):
-        more, less = np.ones(n), np.ones(n)
-        more[index] += step
-        less[index] -= step
-        slope = weighted(features, more, world.reference) - weighted(features, less, world.reference)
-        assert found[index] == pytest.approx(n * slope / (2 * step), rel=1e-4, abs=1e-6)
+    own = FeatureMoments(n, own.mu, own.scatter * (n - 1) / n)
+    found = frechet_influence(features, own, world.reference).second
+
+    def at(one, other, *steps):
+        weights = np.ones(n) / n * (1 - sum(steps))
+        weights[one] += steps[0]
+        weights[other] += steps[1]
+        mu = weights @ features
+        centred = features - mu
+        return frechet_distance(FeatureMoments(2, mu, (centred * weights[:, None]).T @ centred), world.reference)
+
+    for place, (one, other) in enumerate(list(zip(*some_pairs(n)))[:5]):
+        more = at(one, other, step, step) + at(one, other, -step, -step)
+        assert found[place] == pytest.approx(
+            (more - at(one, other, step, -step) - at(one, other, -step, step)) / (2 * step) ** 2, rel=1e-3
+        )
 
 
-@pytest.mark.parametrize("skewed", [False, True])
-def test_the_standard_error_is_that_of_new_draws(skewed):
-    world = World(8, skewed=skewed)
-    fresh = [world.plain(world.draw(4000)) for _ in range(200)]
-    errors = [world.error(world.draw(4000)) for _ in range(30)]
+@pytest.mark.parametrize(("n", "apart", "skewed"), [(600, 0, False), (600, 0.3, False), (4000, 0.3, True)])
+def test_the_standard_error_is_that_of_new_draws(n, apart, skewed):
+    """Also without a distance, where the first derivative vanishes and the second tells the error."""
+    world = World(8, skewed=skewed, apart=apart)
+    fresh = [world.plain(world.draw(n)) for _ in range(300)]
+    errors = [world.error(world.draw(n)) for _ in range(30)]
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(fresh), rel=0.2)
 
 
@@ -125,7 +136,7 @@ def test_intervals_hold_the_true_distance(width, n, decay, apart, skewed):
         features = world.draw(n)
         error = world.error(features)
         value, curvature = extrapolate(world.parts(features), world.reference)
-        half = 1.96 * error + curvature
+        half = np.hypot(1.96 * error, curvature)
         held += abs(world.distance - value) <= half
         wider.append(half / (1.96 * error))
     assert held >= 90
@@ -148,7 +159,7 @@ def test_a_reference_of_equal_images_has_an_error_too():
     """Its covariance is zero: the distance is ‖μ − μᵣ‖² + tr Σ, whose error needs no map."""
     features = np.random.default_rng(5).normal(size=(400, 6))
     flat = FeatureMoments(30, np.full(6, 0.5), np.zeros((6, 6)))
-    error = standard_error(influence(features, FeatureMoments.of(features), flat))
+    error = frechet_influence(features, FeatureMoments.of(features), flat).se
     c = features - features.mean(0)
     wanted = 2 * c @ (features.mean(0) - 0.5) + (c**2).sum(1)
     assert error == pytest.approx(wanted.std() / 20, rel=0.02)

@@ -38,7 +38,11 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     "prc",
     formula="precision and recall: images within reach of the other side's neighbours",
     source="Kynkäänniemi et al. 2019",
-    numbers=[Number("precision"), Number("recall"), Number("f_score", title="F-score of precision and recall")],
+    numbers=[
+        Number("precision", parts=["se", "interval"]),
+        Number("recall", parts=["se"]),
+        Number("f_score", title="F-score of precision and recall", parts=["se"]),
+    ],
     needs=BOTH,
     least=lambda options: (PRC_NEIGHBOURS + 1,) * 2,
     options=[
@@ -53,7 +57,7 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     few="precision and recall depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def precision_recall(samples, reference, options):
-    """Return precision, recall and F-score.
+    """Return precision, recall and F-score with standard errors, and precision's 95 % interval.
 
     radius of an image: distance to the k-th nearest other image of the same set; k = PRC_NEIGHBOURS.
     precision: fraction of samples within the radius of a reference image.
@@ -61,7 +65,9 @@ def precision_recall(samples, reference, options):
     """
     import torch
 
+    from elbocli.core.estimate import error_of_share
     from elbocli.core.neighbours import within
+    from elbocli.core.score_errors import recall_errors
 
     own, theirs, protocol = samples.values, reference.values, PRC_PROTOCOLS[options.prc_protocol]
     most, k = protocol.most or len(theirs), PRC_NEIGHBOURS
@@ -69,26 +75,36 @@ def precision_recall(samples, reference, options):
         theirs = theirs[[each * len(theirs) // most for each in range(most)]]
         reference = replace(reference, values=theirs)
     reach, their_reach = samples.radii(k), reference.radii(k)
-    reached, theirs_reached = (torch.zeros(len(side), dtype=torch.bool) for side in (own, theirs))
+    reached, reaching = torch.zeros(len(own), dtype=torch.bool), torch.zeros(len(theirs), dtype=torch.int64)
     for mine, others, apart in within(own, theirs, their_reach, reach, samples.device):
         reached[mine[apart <= their_reach[others]]] = True
-        theirs_reached[others[apart <= reach[mine]]] = True
-    precision, recall = (float(side.double().mean()) for side in (reached, theirs_reached))
-    return {"precision": precision, "recall": recall, "f_score": 2 * precision * recall / max(1e-5, precision + recall)}
+        reaching += others[apart <= reach[mine]].bincount(minlength=len(theirs))
+    precision, recall = (float(side.double().mean()) for side in (reached, reaching > 0))
+    error, interval = error_of_share(int(reached.sum()), len(own))
+    recall_error, score_error = recall_errors(own, theirs, k, reached, reaching, samples.device)
+    return {
+        "precision": precision,
+        "precision_se": error,
+        "precision_interval": interval,
+        "recall": recall,
+        "recall_se": recall_error,
+        "f_score": 2 * precision * recall / max(1e-5, precision + recall),
+        "f_score_se": score_error,
+    }
 
 
 @metric(
     "density-coverage",
     formula="images of the reference within whose reach a sample lies, and share of them that reach one",
     source="Naeem et al. 2020",
-    numbers=[Number("density"), Number("coverage")],
+    numbers=[Number("density", parts=["se"]), Number("coverage", parts=["se"])],
     needs=BOTH,
     least=lambda options: (1, options.coverage_neighbours + 1),
     options=[Option("coverage_neighbours", 5, "Neighbours for density and coverage.", most=1000)],
     few="density and coverage depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def density_coverage(samples, reference, options):
-    """Return density and coverage.
+    """Return density and coverage, with standard errors.
 
     ball of a reference image: all points nearer than its k-th neighbour in the reference; k = coverage_neighbours.
     density: mean number of balls that a sample lies in, divided by k.
@@ -96,16 +112,27 @@ def density_coverage(samples, reference, options):
     """
     import torch
 
+    from elbocli.core.estimate import standard_error
     from elbocli.core.neighbours import within
+    from elbocli.core.score_errors import FEWEST, coverage_error
+    from elbocli.core.streams import Stream
 
     own, theirs, k = samples.values, reference.values, options.coverage_neighbours
-    reach, inside = reference.radii(k), 0
-    reaches = torch.zeros(len(theirs), dtype=torch.bool)
-    for _, images, apart in within(own, theirs, reach, device=samples.device):
+    reach, balls = reference.radii(k), torch.zeros(len(own), dtype=torch.int64)
+    names = torch.from_numpy(Stream(0, "coverage").at(0).integers(1 << 62, size=len(own)))
+    held, contents = torch.zeros(2, len(theirs), dtype=torch.int64)
+    for mine, images, apart in within(own, theirs, reach, device=samples.device):
         reached = apart < reach[images]
-        inside += int(reached.sum())
-        reaches[images[reached]] = True
-    return {"density": inside / (k * len(own)), "coverage": float(reaches.double().mean())}
+        balls += mine[reached].bincount(minlength=len(own))
+        held += images[reached].bincount(minlength=len(theirs))
+        contents.index_add_(0, images[reached], names[mine[reached]])
+    error = standard_error(balls.numpy() / k) if int((balls > 0).sum()) >= FEWEST else None
+    return {
+        "density": int(balls.sum()) / (k * len(own)),
+        "density_se": error,
+        "coverage": float((held > 0).double().mean()),
+        "coverage_se": coverage_error(held.numpy(), contents.numpy(), len(own)),
+    }
 
 
 PERCENT = "authenticity_percent"

@@ -23,18 +23,21 @@ FID = "frechet_inception_distance"
     few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
 )
 def fid(samples, reference, options):
-    from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance, influence, standard_error
+    import numpy as np
+
+    from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance
+    from elbocli.core.score_errors import frechet_influence
     from elbocli.core.streams import Stream
 
     values, theirs = samples.values.numpy(), reference.moments
     n, width = values.shape
-    error = standard_error(influence(values, samples.moments, theirs))
+    error = frechet_influence(values, samples.moments, theirs).se
     found: dict[str, Value] = {FID: frechet_distance(samples.moments, theirs), f"{FID}_se": error}
     if options.fid_infinity:
         order = Stream(options.seed, "fid-infinity").permutation(0, n)
         parts = [FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)]
         beyond, curvature = extrapolate(parts, theirs)
-        half = NORMAL_95 * error + curvature
+        half = float(np.hypot(NORMAL_95 * error, curvature))
         found[f"{FID}_infinity"] = beyond
         found[f"{FID}_infinity_interval"] = [beyond - half, beyond + half] if n >= 2 * width else None
     return found
@@ -53,10 +56,11 @@ SFID = "spatial_frechet_inception_distance"
     few="sFID is biased upwards, so compare it at the same n only",
 )
 def sfid(samples, reference, options):
-    from elbocli.core.estimate import frechet_distance, influence, standard_error
+    from elbocli.core.estimate import frechet_distance
+    from elbocli.core.score_errors import frechet_influence
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
-    return {SFID: frechet_distance(own, theirs), f"{SFID}_se": standard_error(influence(values.numpy(), own, theirs))}
+    return {SFID: frechet_distance(own, theirs), f"{SFID}_se": frechet_influence(values.numpy(), own, theirs).se}
 
 
 KID = "kernel_inception_distance"
@@ -84,14 +88,16 @@ SUBSETS = 100
 def kid(samples, reference, options):
     from torch_fidelity.metric_kid import kid_features_to_metric
 
-    size = options.kid_subset_size
-    pair, n = (samples.values, reference.values), min(len(samples.values), len(reference.values))
-    found = dict(kid_features_to_metric(*pair, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False))
-    # Overlap reduces the spread over subsets of m of n images to √(1 − m/n) of that of independent subsets; the error of all
-    # n images is √(m/n) of the latter, plus that of SUBSETS subsets. The spread includes the choice of reference images, so
-    # the error is too large if samples resemble the reference.
-    error = found[f"{KID}_std"] * (size / (n - size) + 1 / SUBSETS) ** 0.5 if n > size else None
-    return {**found, f"{KID}_se": error}
+    from elbocli.core.score_errors import kernel_influence
+
+    own, theirs, size = samples.values, reference.values, options.kid_subset_size
+    found = dict(kid_features_to_metric(own, theirs, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False))
+    effects, across = kernel_influence(own, theirs, lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3, samples.device)
+    # Two subsets share images, so their covariance is the variance for all n images. Each subset also has a part of its own: the
+    # variance for `size` images, with the choice of its reference images.
+    alone = effects.variance(size) + 4 * across * (1 / size - 1 / len(theirs)) / size
+    variance = effects.variance(len(own)) * (1 - 1 / SUBSETS) + alone / SUBSETS
+    return {**found, f"{KID}_se": variance**0.5}
 
 
 WIDTH = 10.0  # σ of CMMD's Gaussian kernel exp(−|x−y|²/2σ²)
@@ -102,13 +108,16 @@ SCALE = 1000.0
     "cmmd",
     formula="1000 MMD² of the features scaled to length 1, Gaussian kernel of width 10; published for CLIP's",
     source="Jayasumana et al. 2024",
-    numbers=[Number("gaussian_mmd", "cmmd", title="MMD² × 1000 of features of length 1", title_elsewhere="CMMD")],
+    numbers=[Number("gaussian_mmd", "cmmd", title="MMD² × 1000 of features of length 1", title_elsewhere="CMMD", parts=["se"])],
     needs=BOTH,
     least=lambda options: (1, 1),
     few="CMMD, as it was published, is biased upwards, so compare it at the same n only",
 )
 def cmmd(samples, reference, options):
+    from torch.nn.functional import normalize
+
     from elbocli.core.neighbours import squares
+    from elbocli.core.score_errors import kernel_influence
 
     first, second = samples.values, reference.values
 
@@ -120,11 +129,14 @@ def cmmd(samples, reference, options):
         return found
 
     among = sum(total(each, each) / len(each) ** 2 for each in (first, second))
-    return {"gaussian_mmd": SCALE * (among - 2 * total(first, second) / (len(first) * len(second)))}
+    distance, error = among - 2 * total(first, second) / (len(first) * len(second)), None
+    if len(first) > 1:
+        kernel = lambda x, y: ((normalize(x) @ normalize(y).T - 1) / WIDTH**2).exp()  # noqa: E731
+        error = SCALE * kernel_influence(first, second, kernel, samples.device)[0].variance(len(first)) ** 0.5
+    return {"gaussian_mmd": SCALE * distance, "gaussian_mmd_se": error}
 
 
 IS = "inception_score"
-ROWS = 4096
 ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidelity does, as ADM does
 
 
@@ -149,18 +161,21 @@ ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidel
     few="the Inception score is biased downwards, so compare it at the same n only",
 )
 def inception_score(samples, reference, options):
-    import torch
+    import numpy as np
     from torch_fidelity.metric_isc import isc_features_to_metric
+
+    from elbocli.core.score_errors import inception_influence
+    from elbocli.core.streams import Stream
 
     logits, n = samples.logits, len(samples.logits)
     found = dict(isc_features_to_metric(logits, options.splits, shuffle=options.is_order == "shuffled"))
-    parts = [part.double().log_softmax(1) for part in logits.split(ROWS)]
-    marginal = torch.stack([part.exp().sum(0) for part in parts]).sum(0) / n
-    # Error of the score's logarithm by the infinitesimal jackknife: an image's influence on the mean of KL(p‖mean p) is the
-    # image's KL, as its effect through mean p cancels.
-    apart = torch.cat([(part.exp() * (part - marginal.log())).nan_to_num(0).sum(1) for part in parts])
-    error = float(apart.std(correction=1)) / n**0.5 if n > 1 else 0.0
-    return {**found, f"{IS}_se": found[f"{IS}_mean"] * error}
+    order = Stream(0, IS).permutation(0, n) if options.is_order == "shuffled" else np.arange(n)
+    # The score is a mean over independent splits, and exp KL of a split changes by exp KL times the change of KL.
+    error = None
+    if n >= 2 * options.splits:
+        parts = [inception_influence(logits[part]).se for part in np.array_split(order, options.splits)]
+        error = found[f"{IS}_mean"] * float(np.linalg.norm(parts)) / options.splits
+    return {**found, f"{IS}_se": error}
 
 
 @metric(

@@ -1,0 +1,202 @@
+"""Standard errors of scores over sets of n independent images. The reference counts as exact.
+
+A score of n independent images x is, to second order, its limit plus Σ a(x)/n + Σ b(x, x′)/2n², where a is the derivative by the
+weight of an image, and b by the weights of two. The images' effects, as the jackknife finds them, have the variance
+var a + E b²/n, but n times the score's variance is var a + E b²/2n. For samples like the reference, b has the larger share.
+Source: Hoeffding 1948; Efron & Stein 1981, The jackknife estimate of variance. Shares of the reference are no such scores, as
+they depend on the samples near an image of the reference; they have estimates of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from elbocli.core.estimate import Gaussian, root
+from elbocli.core.streams import Stream
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+ROWS = 4096  # images at a time
+PAIRS = 16384  # pairs of images of which E b² is the mean
+FEWEST = 20  # a score that fewer images decide has no standard error
+SPLITS, CANDIDATES = 30, 16  # of recall: random halves; neighbours of a sample, of which a half has the nearest few
+COMMON = 30  # samples around an image of the reference, of which some are in any half
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Effects of independent images on a score.
+
+    first: n times the change of the score by each of its n images, [N]. second: the derivative b for pairs of images.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+
+    def variance(self, n: int) -> float:
+        """Return the variance of the score of n images."""
+        pairs = float(np.mean(np.square(self.second)))
+        return max(float(np.var(self.first, ddof=1)) - pairs / len(self.first), 0.0) / n + pairs / (2 * n**2)
+
+    @property
+    def se(self) -> float:
+        """Standard error of the score of these images."""
+        return math.sqrt(self.variance(len(self.first)))
+
+    def __sub__(self, other: Influence) -> Influence:
+        """Return the effects on the difference of two scores, whose images k belong together."""
+        return Influence(self.first - other.first, self.second - other.second)
+
+
+def some_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices of PAIRS random pairs of two different images of n, [PAIRS] each; equal n give equal pairs."""
+    random = Stream(0, "pairs").at(0)
+    first = random.integers(n, size=PAIRS)
+    return first, (first + random.integers(1, n, size=PAIRS)) % n
+
+
+def frechet_influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> Influence:
+    """Return the effects of images on the Fréchet distance.
+
+    features: [N, D], N ≥ 2. own: mean and covariance of the features.
+    """
+    # With c = x − μ and the optimal map T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, a is 2 c·(μ − μᵣ) + cᵀ(1 − T)c.
+    # T is not formed: with the eigenvectors and eigenvalues m of AᵀΣA, A = root(Σᵣ), on the range of Σ, and the coordinates
+    # y = m^−¼ vectorsᵀ Aᵀ c, cᵀTc is |y|². The derivative of −T by Σ, by the divided differences of m^−½ (Daleckii & Krein
+    # 1965), is Σₖₗ yₖyₗ y′ₖy′ₗ/(√mₖ + √mₗ), less the terms that centre it.
+    factor = root(reference.sigma)
+    values, vectors = np.linalg.eigh(factor.T @ own.sigma @ factor)
+    whole = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0)
+    roots = np.sqrt(values[whole])
+    across, toward = factor @ (vectors[:, whole] / np.sqrt(roots)), 2 * (own.mu - reference.mu)
+    shares = 1 / (roots[:, None] + roots)
+
+    def both(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        product = one * other
+        lengths = np.square(one).sum(1) + np.square(other).sum(1)
+        return 2 * product.sum(1) + ((product @ shares) * product).sum(1) + (roots.sum() - lengths) / 2
+
+    n = len(features)
+    first, second = np.empty(n), np.empty(PAIRS)
+    for start in range(0, n, ROWS):
+        c = features[start : start + ROWS] - own.mu
+        y = c @ across
+        # A deletion changes the score by a/n − b(x, x)/2n².
+        first[start : start + ROWS] = c @ toward + np.square(c).sum(1) - np.square(y).sum(1) - both(y, y) / (2 * n)
+    for start in range(0, PAIRS, ROWS):
+        one, other = ((features[some[start : start + ROWS]] - own.mu) @ across for some in some_pairs(n))
+        second[start : start + ROWS] = both(one, other)
+    return Influence(first - first.mean(), second)
+
+
+def kernel_influence(
+    samples: Tensor, reference: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], device: torch.device | str = "cpu"
+) -> tuple[Influence, float]:
+    """Return the effects of images on the squared kernel distance (MMD²), and the kernel's variance between the two sides.
+
+    samples: [N, D], N ≥ 2; of more than ROWS, ROWS evenly spaced ones are used. reference: [M, D].
+    kernel: function of float64 vectors [n, D], [m, D] → [n, m].
+    Returns: also the mean square of k(x, r), for samples x and references r, less its means over x and over r.
+    """
+    import torch
+
+    some = samples[torch.linspace(0, len(samples) - 1, min(ROWS, len(samples))).long()].to(device).double()
+    n, m = len(some), len(reference)
+    among = kernel(some, some).fill_diagonal_(0)
+    mean = among.sum(1) / (n - 1)
+    among -= mean + mean[:, None] - mean.mean()
+    off = ~torch.eye(n, dtype=torch.bool, device=among.device)
+    toward, columns, squares = torch.zeros_like(mean), [], 0.0
+    for part in reference.split(ROWS):
+        block = kernel(some, part.to(device).double())
+        toward += block.sum(1) / m
+        columns.append(block.mean(0))
+        squares += float(block.square().sum()) / (n * m)
+    centre = float(toward.mean())
+    across = squares - float(toward.square().mean()) - float(torch.cat(columns).square().mean()) + centre**2
+    first, second = 2 * (mean - toward), 2 * among[off]
+    return Influence((first - first.mean()).cpu().numpy(), second.cpu().numpy()), max(across, 0.0)
+
+
+def inception_influence(logits: Tensor) -> Influence:
+    """Return the effects of images on the logarithm of the Inception score. logits: [N, K], N ≥ 2."""
+    import torch
+
+    n = len(logits)
+    logs = logits.double().log_softmax(1)
+    p = logs.exp()
+    mean = p.mean(0)
+    # The mean KL(p‖mean p) has a = KL, as its effect through mean p cancels, and b(x, x′) = 1 − Σ p p′/mean p.
+    scaled = (p / mean.sqrt()).nan_to_num(0)
+    first = (p * (logs - mean.log())).nan_to_num(0).sum(1) - (1 - scaled.square().sum(1)) / (2 * n)
+    one, other = (scaled[torch.from_numpy(some)] for some in some_pairs(n))
+    return Influence((first - first.mean()).numpy(), (1 - (one * other).sum(1)).numpy())
+
+
+def coverage_error(counts: np.ndarray, contents: np.ndarray, n: int) -> float | None:
+    """Return the standard error of the share of balls that contain one of n samples; None: too few balls decide.
+
+    counts: samples in each ball, [M]. contents: for each ball a number, equal for balls that contain the same samples, [M].
+    """
+    empty = int((counts == 0).sum())
+    # With Poisson counts, P(both empty) − P(one empty) P(other empty), summed over pairs of balls, is the expectation of a sum
+    # over pairs that contain the same c samples, of 1, −1, 1, … for c = 1, 2, 3, …. The weights P(Bin(3, ½) ≥ c) smooth it, as
+    # in Efron & Thisted 1976, Estimating the number of unseen species. A fixed n takes away the first term.
+    variance = -(float((counts == 1).sum()) ** 2) / n
+    for count, weight in ((1, 7 / 8), (2, -1 / 2), (3, 1 / 8)):
+        variance += weight * float(np.square(np.unique(contents[counts == count], return_counts=True)[1]).sum())
+    return math.sqrt(variance) / len(counts) if min(empty, len(counts) - empty) >= FEWEST and variance > 0 else None
+
+
+def recall_errors(
+    samples: Tensor, reference: Tensor, k: int, precise: Tensor, reaching: Tensor, device: torch.device | str = "cpu"
+) -> tuple[float | None, float | None]:
+    """Return the standard errors of recall and of the F-score; None: too few images decide.
+
+    samples: [N, D]. reference: [M, D]. k: neighbour that gives a sample's radius.
+    precise: whether a sample counts for precision, bool [N]. reaching: samples within whose radius a reference image is, [M].
+    """
+    import torch
+
+    from elbocli.core.neighbours import nearest, within
+
+    n, m, missed = len(samples), len(reference), int((reaching == 0).sum())
+    if min(missed, m - missed) < FEWEST or n < 2 * CANDIDATES:
+        return None, None
+    apart, which = nearest(samples, samples, CANDIDATES, device, others=True)
+    rare = reaching < COMMON
+    pairs = []
+    for mine, others, far in within(samples, reference[rare], torch.zeros(int(rare.sum())), apart[:, -1], device):
+        near = far <= apart[mine, -1]
+        pairs.append((mine[near], others[near], far[near]))
+    mine, others, far = (torch.cat(part) for part in zip(*pairs))
+
+    def of_half(half: Tensor) -> tuple[float, Tensor]:
+        inside = half[which].cumsum(1) >= k
+        place = torch.where(inside.any(1), inside.int().argmax(1), CANDIDATES - 1)
+        reached = torch.zeros(int(rare.sum()), dtype=torch.bool)
+        reached[others[half[mine] & (far <= apart.gather(1, place[:, None])[mine, 0])]] = True
+        return float(precise[half].double().mean()), reached
+
+    changes, alone = [], []
+    for split in range(SPLITS):
+        half = torch.zeros(n, dtype=torch.bool)
+        half[torch.from_numpy(Stream(0, "recall").permutation(split, n)[: n // 2])] = True
+        (one, reached), (other, others_reached) = of_half(half), of_half(~half)
+        changes.append((one - other, float(reached.sum() - others_reached.sum()) / m))
+        alone.append(float((reached ^ others_reached).sum()) / (2 * m**2))
+    # Halves are independent. From n/2 to n, the covariance of two images of the reference halves, because the radii shrink, but the
+    # variance of each, their share `alone`, stays.
+    precision, recall = float(precise.double().mean()), 1 - missed / m
+    found = []
+    for slopes in ((0.0, 1.0), (2 * recall**2 / (precision + recall) ** 2, 2 * precision**2 / (precision + recall) ** 2)):
+        halves = float(np.mean(np.square(np.array(changes) @ slopes))) / 2
+        found.append(math.sqrt((halves + slopes[1] ** 2 * float(np.mean(alone))) / 2))
+    return found[0], found[1]

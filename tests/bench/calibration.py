@@ -1,0 +1,156 @@
+"""Compare the standard errors and intervals of `elbo eval` with the spread of scores over many sets of samples.
+
+    python tests/bench/calibration.py --sets 200 -o out.json
+
+Each world has a fixed reference, and draws independent sets of samples: `equal` draws samples like the reference's, normal;
+`apart` moves, scales and mixes them; `clusters` has five clusters of unlike size with Student's t of 10 degrees of freedom. Logits
+are linear in the features, and labels are drawn by them. Each row has a score's mean and standard deviation over sets, the mean
+standard error divided by that deviation, with the ratio's own standard error, and the share of 95 % intervals that contain the
+mean; those of FID-infinity should contain the distance of the samples' distribution. Of a score with an interval only, half its
+width divided by 1.96 stands for the standard error.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from elbocli.core.estimate import NORMAL_95, FeatureMoments, StreamingFeatureMoments, frechet_distance, standard_error
+from elbocli.core.metrics import METRICS, Features, Role, asked
+
+CLASSES, CLUSTERS = 10, 5
+LINE = "{:<9} {:>5} {:>5}  {:<42} {:>5} {:>10} {:>10} {:>6} {:>6} {:>6}"
+HEADS = ("world", "width", "n", "score", "sets", "mean", "deviation", "ratio", "±", "inside")
+
+
+class World:
+    """Two distributions of features, of samples and of the reference."""
+
+    def __init__(self, name: str, width: int):
+        self.name, self.width = name, width
+        random = np.random.default_rng(width)
+        self.mix = 1.3 * (np.eye(width) + 0.3 * random.standard_normal((width, width)) / width**0.5)
+        self.scales = np.arange(1, width + 1) ** -0.5
+        self.centres = 2 * random.standard_normal((CLUSTERS, width)) * self.scales
+        self.to_logits = 3 * random.standard_normal((width, CLASSES)) / width**0.5
+
+    def draw(self, n: int, random: np.random.Generator, samples: bool) -> np.ndarray:
+        """Return n features, [n, width], of samples or of reference images."""
+        if self.name == "clusters":
+            which = random.choice(CLUSTERS, n, p=np.arange(1, CLUSTERS + 1) / 15)
+            noise = random.standard_t(10, (n, self.width)) * self.scales
+            return (self.centres[which] + noise) * (1.05 if samples else 1)
+        z = random.standard_normal((n, self.width))
+        return z @ self.mix + 0.3 if samples and self.name == "apart" else z
+
+    def features(self, n: int, random: np.random.Generator, samples: bool) -> Features:
+        """Return features with logits, labels, and other features as spatial ones."""
+        values, spatial = (self.draw(n, random, samples).astype(np.float32) for _ in range(2))
+        logits = values @ self.to_logits
+        labels = (logits + random.gumbel(size=logits.shape)).argmax(1)
+        return Features(
+            FeatureMoments.of(values),
+            torch.from_numpy(values),
+            torch.from_numpy(logits),
+            labels,
+            FeatureMoments.of(spatial),
+            torch.from_numpy(spatial),
+        )
+
+    def distance(self, reference: Features, random: np.random.Generator, draws: int) -> float:
+        """Return the Fréchet distance of the samples' distribution from the reference. draws: samples that stand for it."""
+        sums = StreamingFeatureMoments()
+        for _ in range(draws // sums.ROWS + 1):
+            sums.add(self.draw(sums.ROWS, random, True))
+        return frechet_distance(sums.moments(), reference.moments)
+
+
+WORLDS = ("equal", "apart", "clusters")
+
+
+class Row(NamedTuple):
+    """Figures of a score over sets of n samples.
+
+    ratio: mean standard error / deviation. ratio_se: its standard error. inside: share of intervals that contain what they should.
+    """
+
+    world: str
+    width: int
+    n: int
+    score: str
+    sets: int
+    mean: float
+    deviation: float
+    ratio: float
+    ratio_se: float
+    inside: float
+
+
+def rows(world: World, n: int, sets: int, names: str, n_ref: int, draws: int, **options: Any) -> Iterator[Row]:
+    """Score `sets` sets of n samples, and yield a row for each score with a standard error or interval."""
+    random = np.random.default_rng(7)
+    reference = world.features(n_ref, random, False)
+    reference.held_out = world.features(n_ref, random, False)
+    chosen = asked(names, fid_infinity=True, **options)
+    found = []
+    for _ in range(sets):
+        samples, values = world.features(n, random, True), dict[str, Any]()
+        for name, own in chosen.items():
+            values |= METRICS[name].make(samples, reference, own)
+        found.append(values)
+    limit = world.distance(reference, random, draws)
+    numbers = [number for name in chosen for number in METRICS[name].traits.numbers]
+    for number in numbers:
+        parts = {part.role: part.key for part in numbers if part.of == number.key}
+        if parts.keys() & {Role.ERROR, Role.INTERVAL}:
+            of = [one for one in found if all(one[part] is not None for part in parts.values())]
+            if len(of) < 2:
+                continue
+            column = np.array([one[number.key] for one in of])
+            wanted, deviation = (limit if number.role is Role.LIMIT else column.mean()), column.std(ddof=1)
+            ends = np.array([one[parts[Role.INTERVAL]] for one in of]) if Role.INTERVAL in parts else None
+            errors = np.array([one[parts[Role.ERROR]] for one in of]) if Role.ERROR in parts else None
+            if errors is None:
+                errors = (ends[:, 1] - ends[:, 0]) / (2 * NORMAL_95)
+            if ends is None:
+                ends = np.stack([column - NORMAL_95 * errors, column + NORMAL_95 * errors], 1)
+            inside = float(((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])).mean())
+            ratio = errors.mean() / deviation
+            # a set's effect on the ratio: by its standard error, and by its square in the deviation
+            effects = errors / deviation - ratio * np.square((column - column.mean()) / deviation) / 2
+            figures = len(of), column.mean(), deviation, ratio, standard_error(effects), inside
+            yield Row(world.name, world.width, n, number.key, *figures)
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--metrics", default=",".join(METRICS))
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=WORLDS)
+    parser.add_argument("--widths", nargs="+", type=int, default=[16, 64])
+    parser.add_argument("--n", nargs="+", type=int, default=[500, 2000])
+    parser.add_argument("--sets", type=int, default=200)
+    parser.add_argument("--n-ref", type=int, default=2000)
+    parser.add_argument("--draws", type=int, default=2_000_000, help="samples that stand for the distribution")
+    parser.add_argument("--kid-subset-size", type=int, default=100)
+    parser.add_argument("-o", "--output", type=Path)
+    given = parser.parse_args(words)
+    print(LINE.format(*HEADS))
+    table = []
+    for n in given.n:
+        for width in given.widths:
+            for name in given.worlds:
+                options = {"kid_subset_size": given.kid_subset_size}
+                for row in rows(World(name, width), n, given.sets, given.metrics, given.n_ref, given.draws, **options):
+                    table.append(row._asdict())
+                    shown = [f"{each:.4g}" if isinstance(each, float) else each for each in row]
+                    print(LINE.format(*shown), flush=True)
+    if given.output:
+        given.output.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

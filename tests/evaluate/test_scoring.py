@@ -255,16 +255,18 @@ def test_features_that_are_not_finite_name_the_image(images, digits, tmp_path, m
 
 def test_memory_does_not_grow_with_the_stream():
     class Zeros(io.RawIOBase):
-        """An endless stream of images after a header."""
+        """A stream of black images after a header."""
 
         def __init__(self, count):
-            self.header = io.BytesIO(npy_header((count, 64, 64, 3)))
+            self.header, self.left = io.BytesIO(npy_header((count, 64, 64, 3))), count * 64 * 64 * 3
 
         def read(self, size=-1):
-            return self.header.read(size) or bytes(size)
+            return self.header.read(size) or bytes(self.readinto(bytearray(size)))
 
         def readinto(self, buffer):
-            return len(buffer)
+            count = min(self.left, len(buffer))
+            self.left -= count
+            return count
 
     def peak(count):
         tracemalloc.start()

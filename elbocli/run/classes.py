@@ -60,7 +60,7 @@ def choose_labels(
     classes: `balanced` (i mod num_classes); `random`; `data` (random, by the frequencies of the training data); comma-separated
     numbers or names, or a file of them (`.npy`, or text with one a line), repeated to length n.
     names: of the classes. counts: number of training images of each class, [num_classes]; None: unknown.
-    Label i depends on n in no case: `data` draws each class independently, and fixes no number of images of a class.
+    Label i never depends on n: `data` draws the class of each image independently of the others.
     Raises UsageError for an unknown class, a word that matches two classes, or `data` without counts.
     Raises DataError for a file that is unreadable or empty, or names an unknown class.
     """

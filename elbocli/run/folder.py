@@ -135,7 +135,8 @@ def read_status(run: Path) -> RunStatus:
 class Status:
     """Writer of a run's status.json. Write errors are ignored.
 
-    step, images, saved, images_per_s, state: as in RunStatus; the initial values come from status.json. writes: False on ranks other than 0.
+    step, images, saved, images_per_s, state: as in RunStatus; the initial values come from status.json.
+    writes: False on ranks other than 0.
     """
 
     def __init__(self, run: Path, steps: int, writes: bool = True):

@@ -25,7 +25,6 @@ from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
-from elbocli.nn.auxiliary import needs_features
 from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, declaration_of, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
@@ -199,12 +198,8 @@ def resolve(
         refuse_adaptive(weighting)
     conditional = values.pop("conditional", None)
     values |= {"weighting": weighting.spec, "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, **_averages(values)}
-    values["features"] = _features(values, asked)
     settings = TrainSettings(**values)
     files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting.schedule) if each and each.file}
-    if settings.features:
-        with reading(settings.features):
-            files[settings.features] = file_sha256(Path(settings.features))
 
     # The network's config: from the run of --init, from config.yaml, or from the preset.
     init, where = known.config.init if known else None, f"preset {name}"
@@ -286,18 +281,6 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
     if every is None:
         every = -(-values["steps"] // SNAPSHOTS) if stored else 0
     return {"ema": specs, "snapshot_every": every}
-
-
-def _features(values: dict[str, Any], asked: dict[str, Any]) -> str:
-    needing, features = needs_features(values["auxiliary"]), values["features"]
-    if needing and not features:
-        raise UsageError(
-            f"--auxiliary {needing[0]}: needs features of all training images; make them by 'elbo eval DATA.h5 --save-features "
-            "FILE.safetensors', and add --features FILE.safetensors"
-        )
-    if asked.get("features") and not needing:
-        raise UsageError(f"--features {features}: no auxiliary loss uses features; add --auxiliary repa, or leave --features out")
-    return features if needing else ""
 
 
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:

@@ -25,7 +25,7 @@ from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
-from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, declaration_of, section_of
+from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
@@ -213,8 +213,6 @@ def resolve(
         conditional = section.get("num_classes", several) and (several or not fresh)
     classes = (data.num_classes or 0) if conditional else 0
     network = _network({**section, **overrides}, where, data, classes)
-    if not network.trainable:
-        raise UsageError(f"{where}: network family {declaration_of(network).name!r} can't be trained; choose another --preset")
     if fresh:
         init = fresh.facts(settings, network, data)
     elif initial and init:

@@ -16,8 +16,7 @@ from elbocli.core.weighting import Weighting as Weighting
 from elbocli.errors import ElboError as ElboError
 from elbocli.files.dataset import Dataset as Dataset
 from elbocli.files.losslog import LossLogWriter as LossLogWriter
-from elbocli.nn.networks.own_network import export_extractor as export_extractor
-from elbocli.nn.networks.own_network import export_network as export_network
+from elbocli.nn.extractors import export_extractor as export_extractor
 from elbocli.run.open import TrainedRun as TrainedRun
 from elbocli.train.batches import normalised as normalised
 

@@ -15,14 +15,13 @@ from elbocli.core.samplers import Move, SamplerPreset, sampler
 from elbocli.core.schedule_curves import schedule
 from elbocli.core.weighting_curves import weighting
 from elbocli.images.registry import ArrayRow, Span, source
-from elbocli.nn.auxiliary import AuxiliaryBatch, AuxiliarySetup, auxiliary, block_of
+from elbocli.nn.auxiliary import AuxiliaryBatch, auxiliary, block_of
 from elbocli.nn.extractors import Extractor, extractor
 from elbocli.nn.networks import Network, NetworkConfig, network
 
 __all__ = [
     "ArrayRow",
     "AuxiliaryBatch",
-    "AuxiliarySetup",
     "Extractor",
     "Move",
     "Need",

@@ -24,7 +24,7 @@ LONG = (
     "bench/test_bench.py",
     "cli/test_interruption.py",
     "importer/test_own_network.py",
-    "nn/test_own_network.py",
+    "nn/test_export.py",
 )
 """Files of tests that are all marked long."""
 LONGEST = ("test_pipeline.py", "train/test_resume.py", "test_pages.py", "train/test_group.py")

@@ -21,6 +21,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import made_loss  # noqa: F401 - declared in the processes, too
 import torch
 import torch._dynamo  # before processes fork: FSDP imports it, which takes long
 from harness import heard, heed_signals

@@ -72,12 +72,10 @@ def declarations_kept() -> Iterator[None]:
     before = [dict(table) for table in tables]
     state = {name: getattr(Command, name) for name in ("path", "overwrite", "quiet", "verbose", "silent")}
     lists: list[list[Any]] = [sys.path, KINDS]
-    trusted, listed = set(plugins._TRUSTED), [list(each) for each in lists]
+    listed = [list(each) for each in lists]
     try:
         yield
     finally:
-        plugins._TRUSTED.clear()
-        plugins._TRUSTED.update(trusted)
         for names, kept in zip(lists, listed, strict=True):
             names[:] = kept
         for table, entries in zip(tables, before, strict=True):

@@ -81,15 +81,6 @@ def skewed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def features(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    """Features of the 300 digits."""
-    path = tmp_path_factory.mktemp("features") / "features.safetensors"
-    result = run_elbo("eval", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--save-features", path)
-    assert result.returncode == 0, result.stderr
-    return path
-
-
-@pytest.fixture(scope="session")
 def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network so small that a step takes milliseconds."""
     path = tmp_path_factory.mktemp("preset") / "test.yaml"

@@ -1,8 +1,8 @@
 """A wheel of this tree, a fresh environment that it is installed in, and pages of the docs whose code runs there.
 
 Dependencies come from the running environment. `python wheel_fixtures.py PAGE.md` runs the code blocks of a page in order: blocks
-of python share their names; one whose first line is `# NAME.py` is written to that file, and so are the blocks of python after
-it; a block of yaml is written to the file that its first line names; lines of sh that are a command of elbo's alone run in this
+of python share their names; one whose first line is `# NAME.py` is written to that file, and so are those after it if it is the
+first of the page; a block of yaml is written to the file that its first line names; lines of sh that are a command of elbo's alone run in this
 process, others by a shell. Other blocks are only shown.
 """
 
@@ -103,16 +103,17 @@ def run_line(line):
 def run_blocks(page):
     """Run the code blocks of a page in the folder of this process."""
     names = {"__name__": "__main__"}
-    file = None
+    sys.path.append(".")
     blocks = BLOCK.findall(page.read_text())
+    first = NAMED.match(next(code for language, code in blocks if language == "python"))
     for language, code in blocks:  # a file is whole before anything uses it
         if language in ("python", "yaml") and (named := NAMED.match(code)):
             Path(named[1]).write_text(code)
-            file = Path(named[1]) if language == "python" else file
-        elif language == "python" and file is not None:
+        elif language == "python" and first:
+            file = Path(first[1])
             file.write_text(file.read_text() + "\n\n" + code)
     for language, code in blocks:
-        if language == "python" and file is None:
+        if language == "python" and not first and not NAMED.match(code):
             exec(compile(code, f"{page.name}: {code.splitlines()[0]}", "exec"), names)
         elif language == "sh":
             for line in code.replace("\\\n", " ").splitlines():

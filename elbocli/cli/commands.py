@@ -338,7 +338,7 @@ plugin_option = option(
     envvar="ELBO_PLUGIN",
     callback=_run_plugins,
     metavar="FILE.py",
-    help="Run this plug-in or .pt2 program; may be repeated.",
+    help="Run this plug-in; may be repeated.",
     more="A plug-in may declare weightings, schedules, samplers, networks, metrics, extractors, image sources and commands.",
 )
 

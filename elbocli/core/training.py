@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 AUTO: Final = "auto"
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-# Former name of a training setting in config.yaml, presets and --config → its present name.
+# Former name of a training setting in config.yaml, presets and --config → its present name; "": it is gone, and empty in most runs.
 FORMER = {
     "batch": "batch_size",
     "clip": "grad_clip",
+    "features": "",
     "keep": "keep_last",
     "milestone_every": "keep_every",
     "warmup": "warmup_steps",

@@ -96,12 +96,7 @@ def source_of(reader: SampleReader) -> FeatureSource:
     """Return images as a source of features."""
     n, height, width, channels = reader.shape
     size = {"image_size": height if height == width else [height, width], "channels": channels}
-    about = FeatureFacts(
-        n=n,
-        preprocessing={**size, **reader.preprocessing},
-        made=reader.made.facts() or None,
-        payload_sha256=reader.payload_sha256,
-    )
+    about = FeatureFacts(n=n, preprocessing={**size, **reader.preprocessing}, made=reader.made.facts() or None)
     return FeatureSource(reader.name, n, about, reader, labels=reader.labels)
 
 

@@ -35,7 +35,7 @@ class FeatureFacts(Record, kw_only=True):
 
     n: number of images used. preprocessing: how images were prepared. made: how samples were drawn.
     extractor: name. weights_sha256: digest of the extractor's weights. feature_precision: of the extractor's forward pass.
-    images_sha256: digest of the images. payload_sha256: digest of the images' dataset. sha256: digest of a statistics file.
+    images_sha256: digest of the images. sha256: digest of a statistics file.
     images: number of images in a file that holds images and statistics. more: further keys.
     """
 
@@ -46,7 +46,6 @@ class FeatureFacts(Record, kw_only=True):
     weights_sha256: str | None = None
     feature_precision: str | None = None
     images_sha256: str | None = None
-    payload_sha256: str | None = None
     sha256: str | None = None
     images: Count | None = None
     more: Rest = {}

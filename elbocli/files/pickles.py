@@ -106,7 +106,10 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     """Read a file in torch's zip archive. name: path in the archive, without the first folder."""
-    return next(archive.read(full) for full in archive.namelist() if full.partition("/")[2] == name)
+    for full in archive.namelist():
+        if full.partition("/")[2] == name:
+            return archive.read(full)
+    raise ValueError(f"an archive without {name}; save a state dict by torch.save")
 
 
 def read_torch_file(path: Path) -> Any:

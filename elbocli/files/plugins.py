@@ -1,4 +1,4 @@
-"""Plug-ins: Python files that declare networks, weightings and more, and programs of torch.export (.pt2).
+"""Plug-ins: Python files that declare networks, weightings and more.
 
 elbo runs a plug-in file only if the user names the file on the command line or in the environment.
 """
@@ -16,7 +16,6 @@ from elbocli.files.reading import file_sha256
 from elbocli.runtime.progress import log
 
 PREFIX = "elbo_plugin_"
-_TRUSTED: set[str] = set()  # sha256 of the .pt2 programs that the user has named
 _RUN: dict[Path, PluginFile] = {}  # plug-ins run so far, by path
 
 
@@ -27,32 +26,16 @@ def defined(file: str, name: str) -> Any:
     return found if module and getattr(found, "__module__", "") == module.__name__ else None
 
 
-def trust(path: Path) -> None:
-    """Allow elbo to load a .pt2 program, and copies of that program in runs."""
-    _TRUSTED.add(file_sha256(path))
-
-
-def check_trusted(digest: str, path: Path) -> None:
-    """Raise UsageError unless `trust` allowed this .pt2 program. digest: SHA-256."""
-    if digest not in _TRUSTED:
-        raise UsageError(
-            f"{path}: is a program that can run any code; if you trust its author, add --plugin {path}, or in Python plugins=[…]"
-        )
-
-
 def run_plugin(path: Path) -> None:
-    """Run a plug-in (.py), unless already run or imported. For a program (.pt2), only allow elbo to load the program.
+    """Run a plug-in (.py), unless already run or imported.
 
     Raises UsageError if the file is missing or fails.
     """
     place = path.resolve()
     if place in _RUN:
         return
-    if path.suffix not in (".py", ".pt2") or not path.is_file():
-        raise UsageError(f"{path}: is missing, or ends in neither .py nor .pt2; name an existing plug-in")
-    if path.suffix == ".pt2":
-        trust(path)
-        return
+    if path.suffix != ".py" or not path.is_file():
+        raise UsageError(f"{path}: is missing, or doesn't end in .py; name an existing plug-in")
     plugin = PluginFile(path.name, file_sha256(path))
     if str(place.parent) not in sys.path:
         sys.path.append(str(place.parent))  # so that the file can import others of its folder

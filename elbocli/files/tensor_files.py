@@ -135,25 +135,19 @@ def check_tensors(path: Path) -> None:
         raise FormatError(f"{path}: damaged: its tensors don't match the digest in the file; make the file again")
 
 
-def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
-    """Load a program of torch.export, which may run code.
+def read_program(path: Path) -> torch.export.ExportedProgram:
+    """Load a feature extractor, a program of torch.export, which may run code.
 
-    export: code to suggest in messages; "": code that exports a feature extractor.
     Raises FormatError: not a program, or a program for a fixed batch size.
     """
-    export = export or f"elbocli.export_extractor(network, images, {str(path)!r})"
+    export = f"elbocli.export_extractor(network, images, {str(path)!r})"
     wrong = f"{path}: torch {torch.__version__} can't load it as a program of torch.export (.pt2)"
     with reading(wrong, f"; export it with this torch, by {export}"), open_file(path) as file, quiet():
         program = torch.export.load(file)
     # torch.export makes a program for batches of one size unless told otherwise.
-    shape = next((value.shape for value in user_inputs(program)), None)
+    names = program.graph_signature.user_inputs
+    inputs = (node.meta.get("val") for node in program.graph.nodes if node.name in names)
+    shape = next((value.shape for value in inputs if isinstance(value, Tensor)), None)
     if shape and isinstance(shape[0], int):
         raise FormatError(f"{path}: takes only batches of {shape[0]} images; export the program for any batch size, by {export}")
     return program
-
-
-def user_inputs(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
-    """Return a program's inputs as fake tensors."""
-    names = program.graph_signature.user_inputs
-    values = (node.meta.get("val") for node in program.graph.nodes if node.name in names)
-    return [value for value in values if isinstance(value, torch.Tensor)]

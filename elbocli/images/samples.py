@@ -59,7 +59,6 @@ class SampleReader:
     made: how the images were drawn.
     class_names: empty unless the images are a dataset of several classes.
     preprocessing: crop and filter of the original images.
-    payload_sha256: digest of the dataset; None for other files.
     """
 
     name: str
@@ -68,7 +67,6 @@ class SampleReader:
     made: SamplesAbout
     class_names: Sequence[str]
     preprocessing: dict[str, Any]
-    payload_sha256: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,8 +133,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         else:
             raise FormatError(instead(source, "images"))
         about = made.more | about
-        kept = {key: about[key] for key in PREPROCESSING if key in about}
-        yield SampleReader(name, rows, labels, made, names, kept, about.get("payload_sha256"))
+        yield SampleReader(name, rows, labels, made, names, {key: about[key] for key in PREPROCESSING if key in about})
 
 
 def refuse_terminal(stream: IO[Any]) -> None:

@@ -81,9 +81,9 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
     """Make RUN of another program's checkpoint.
 
     'elbo import list' says which formats are known and what is known of the published weights; docs/models.md has the
-    commands that should reproduce their published numbers. elbo runs no code of SOURCE, unless SOURCE is a program
-    (.pt2). Options give what SOURCE lacks. RUN can be sampled, measured, scored and reported; 'elbo train --init RUN'
-    trains its weights further, in a new run.
+    commands that should reproduce their published numbers. elbo runs no code of SOURCE. Options give what SOURCE
+    lacks. RUN can be sampled, measured, scored and reported; 'elbo train --init RUN' trains its weights further, in a new
+    run.
     """
     from elbocli.importer.formats import FORMATS, ImportOptions
     from elbocli.importer.make_run import import_run

@@ -1,7 +1,6 @@
 """Make a run from another program's checkpoint, as step 0 of the run."""
 
 import hashlib
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,15 +63,13 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
     settings |= {key: spec for key, spec in specs.items() if key in settings}
     licence = declared.traits.licence
     with new_folder(run, overwrite=False) as aside:
-        for name, file in imported.files.items():
-            shutil.copyfile(file, aside / name)
         config = store.RunConfig(
             run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
             elbo_version=__version__,
             commands=[command],
             source=store.SourceFacts(declared.name, path.name, source.sha256, licence, source.notes),
             settings=settings,
-            network=section_of(call_once(network.beside(aside), imported.weights, path)),
+            network=section_of(call_once(network, imported.weights, path)),
             data=store.RunData(
                 image_size=network.image_size,
                 channels=network.image_channels,

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import FormatError
 from elbocli.files.checkpoint import RunConfig, checkpoints, latest, read_checkpoint, read_config, snapshots
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
 from elbocli.files.grid import MOST_CLASSES, Layout, by_class, lay_out
-from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.schedule_file import read_table
 from elbocli.files.yaml_text import read_yaml
@@ -189,12 +188,7 @@ def _verify_folder(path: Path) -> int:
     """Verify a run, a checkpoint or a snapshot of averaged weights; return the number of files. Raises DataError, FormatError."""
     files, folders = 0, [path]
     if recognise(path) == "a run":
-        network, folders = read_config(path).network, [*checkpoints(path), *snapshots(path)]
-        if {"file", "sha256"} <= network.keys():  # a program of torch.export, beside config.yaml
-            file, files = path / Path(str(network["file"])).name, 1
-            with reading(file, kind=DataError):
-                if file_sha256(file) != network["sha256"]:
-                    raise DataError("has changed since it was imported; restore the file, or import it again")
+        folders = [*checkpoints(path), *snapshots(path)]
     for done, folder in enumerate(folders, 1):
         files += len(read_checkpoint(folder).meta.files)
         progress(done, len(folders), "folder")

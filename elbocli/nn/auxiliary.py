@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from elbocli.core.registry import Registry
 from elbocli.core.streams import Stream
@@ -24,12 +23,6 @@ TRIED = 2  # images of the trial at the start
 T = TypeVar("T")
 
 
-class AuxiliaryTraits(NamedTuple):
-    """Properties of an auxiliary loss. features: whether the loss needs features of the images."""
-
-    features: bool = False
-
-
 class AuxiliaryBatch(NamedTuple):
     """Inputs and output of the network for a micro-batch of n images, on the device.
 
@@ -37,7 +30,6 @@ class AuxiliaryBatch(NamedTuple):
     labels: class of each image, [n], −1 for "no class"; None for an unconditional network.
     logsnr: λ of each image, [n].
     out: output of the network, [n, C, H, W].
-    features: features of the images (`--features`), float32 [n, D]; None without a file of features.
     """
 
     x: Tensor
@@ -45,21 +37,9 @@ class AuxiliaryBatch(NamedTuple):
     labels: Tensor | None
     logsnr: Tensor
     out: Tensor
-    features: Tensor | None
 
 
-class AuxiliarySetup(NamedTuple):
-    """Sizes that a loss with weights of its own needs.
-
-    shapes: shape of each block's output without the batch: (channels, height, width), or (tokens, channels).
-    features: number of features per image; 0 without features.
-    """
-
-    shapes: list[tuple[int, ...]]
-    features: int
-
-
-AUXILIARIES = Registry("auxiliary loss", AuxiliaryTraits)
+AUXILIARIES = Registry("auxiliary loss")
 
 
 def auxiliary(
@@ -68,10 +48,11 @@ def auxiliary(
     """Return a decorator that declares an auxiliary loss with a parameter `weight`.
 
     The decorator takes a function (hidden, batch, **parameters) → loss of each image, [n].
-    A loss with weights of its own is a Module class: __init__(AuxiliarySetup, **parameters), forward(hidden, batch) → [n].
+    A loss with weights of its own is a Module class: __init__(shapes, **parameters), forward(hidden, batch) → [n].
+    shapes: shape of each block's output without the batch: (channels, height, width), or (tokens, channels).
     hidden: output of each of the network's `units`, in order. batch: AuxiliaryBatch.
     weight: default factor of the loss. positive: names of further parameters that must be above 0.
-    how: `features=True` if the loss needs features; arguments of Registry.declare.
+    how: arguments of Registry.declare.
     Raises UsageError: the name is taken.
     """
     return AUXILIARIES.declare(name, formula=formula, source=source, positive=["weight", *positive], weight=weight, **how)
@@ -102,32 +83,6 @@ def dispersive(hidden: list[Tensor], batch: AuxiliaryBatch, temperature: float =
     return loss.expand(len(h))
 
 
-@auxiliary(
-    "repa",
-    formula="1 - cos(mean over tokens of MLP(h), features)",
-    source="Yu et al. 2024, arXiv:2410.06940, here with one feature vector per image",
-    features=True,
-    within={"width": (0, 1e6)},
-    weight=0.5,
-)
-class Repa(nn.Module):
-    """Cosine loss between a block's output, after an MLP, and image features. width: channels of the MLP; 0: as in the block."""
-
-    def __init__(self, setup: AuxiliarySetup, width: float = 0.0, block: float = 0.0):
-        super().__init__()
-        self.block, shape = block, block_of(setup.shapes, block)
-        channels = shape[0] if len(shape) == 3 else shape[-1]
-        inside = int(width) or channels
-        layers = nn.Linear(channels, inside), nn.SiLU(), nn.Linear(inside, inside), nn.SiLU(), nn.Linear(inside, setup.features)
-        self.project = nn.Sequential(*layers)
-
-    def forward(self, hidden: list[Tensor], batch: AuxiliaryBatch) -> Tensor:
-        assert batch.features is not None  # the loss is declared with features=True
-        h = block_of(hidden, self.block).float()
-        tokens = h.flatten(2).transpose(1, 2) if h.dim() == 4 else h
-        return 1 - F.cosine_similarity(self.project(tokens).mean(1), batch.features, dim=1)
-
-
 def canonical(value: Any) -> tuple[str, ...]:
     """Return SPECs with all parameters, also defaults. Raises UsageError.
 
@@ -144,21 +99,16 @@ def canonical(value: Any) -> tuple[str, ...]:
     return tuple(specs)
 
 
-def needs_features(specs: Iterable[str]) -> list[str]:
-    """Return those SPECs that need features of the images."""
-    return [spec for spec in specs if AUXILIARIES.parse(spec).traits.features]
-
-
 class Auxiliary:
     """Auxiliary losses of a training run.
 
-    specs: SPECs of the losses. network: before sharding. seed: for initial parameters. features: number of features per image.
+    specs: SPECs of the losses. network: before sharding. seed: for initial parameters.
     Attributes: `heads`, losses with parameters to train; `keys`, names of losses in metrics.jsonl; `weights`, factors of losses.
     Raises UsageError: the network has no blocks, or a loss doesn't suit the network.
     """
 
-    def __init__(self, specs: Sequence[str], network: Network, seed: int, features: int = 0):
-        self.network, self.features, self.heads = network, features, nn.ModuleList()
+    def __init__(self, specs: Sequence[str], network: Network, seed: int):
+        self.network, self.heads = network, nn.ModuleList()
         declared = [AUXILIARIES.parse(spec) for spec in specs]
         names = [each.name for each in declared]
         self.keys = [PREFIX + name + (f"_{n}" if (n := names[: k + 1].count(name)) > 1 else "") for k, name in enumerate(names)]
@@ -167,15 +117,15 @@ class Auxiliary:
         if not specs:
             return
         torch.manual_seed(Stream(seed, "auxiliary").seed(0))
-        setup = AuxiliarySetup(self._shapes(), features)
+        shapes = self._shapes()
         z, logsnr, labels = network.config.example(TRIED)
-        zeros = [torch.zeros(()).expand(TRIED, *shape) for shape in setup.shapes]
-        batch = AuxiliaryBatch(z, z, labels, logsnr, z, torch.zeros(TRIED, features) if features else None)
+        zeros = [torch.zeros(()).expand(TRIED, *shape) for shape in shapes]
+        batch = AuxiliaryBatch(z, z, labels, logsnr, z)
         remedy = "; an auxiliary loss must return a tensor [n], the loss of each image"
         for each in declared:
             params = {key: value for key, value in each.params.items() if key != "weight"}
             with reading(f"--auxiliary {each.spec}", remedy, UsageError), torch.no_grad():
-                self._losses.append(each.make(setup, **params) if isinstance(each.make, type) else partial(each.make, **params))
+                self._losses.append(each.make(shapes, **params) if isinstance(each.make, type) else partial(each.make, **params))
                 shape = self._losses[-1](zeros, batch).shape
                 if shape != (TRIED,):
                     raise ValueError(f"returned a tensor {list(shape)} for {TRIED} images")

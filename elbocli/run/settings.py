@@ -25,8 +25,7 @@ from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
-from elbocli.nn.auxiliary import needs_features
-from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, declaration_of, section_of
+from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
@@ -199,12 +198,8 @@ def resolve(
         refuse_adaptive(weighting)
     conditional = values.pop("conditional", None)
     values |= {"weighting": weighting.spec, "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, **_averages(values)}
-    values["features"] = _features(values, asked)
     settings = TrainSettings(**values)
     files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting.schedule) if each and each.file}
-    if settings.features:
-        with reading(settings.features):
-            files[settings.features] = file_sha256(Path(settings.features))
 
     # The network's config: from the run of --init, from config.yaml, or from the preset.
     init, where = known.config.init if known else None, f"preset {name}"
@@ -218,8 +213,6 @@ def resolve(
         conditional = section.get("num_classes", several) and (several or not fresh)
     classes = (data.num_classes or 0) if conditional else 0
     network = _network({**section, **overrides}, where, data, classes)
-    if not network.trainable:
-        raise UsageError(f"{where}: network family {declaration_of(network).name!r} can't be trained; choose another --preset")
     if fresh:
         init = fresh.facts(settings, network, data)
     elif initial and init:
@@ -286,18 +279,6 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
     if every is None:
         every = -(-values["steps"] // SNAPSHOTS) if stored else 0
     return {"ema": specs, "snapshot_every": every}
-
-
-def _features(values: dict[str, Any], asked: dict[str, Any]) -> str:
-    needing, features = needs_features(values["auxiliary"]), values["features"]
-    if needing and not features:
-        raise UsageError(
-            f"--auxiliary {needing[0]}: needs features of all training images; make them by 'elbo eval DATA.h5 --save-features "
-            "FILE.safetensors', and add --features FILE.safetensors"
-        )
-    if asked.get("features") and not needing:
-        raise UsageError(f"--features {features}: no auxiliary loss uses features; add --auxiliary repa, or leave --features out")
-    return features if needing else ""
 
 
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:

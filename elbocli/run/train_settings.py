@@ -115,12 +115,6 @@ class TrainSettings:
         metavar="SPEC",
         parse="elbocli.nn.auxiliary.canonical",
     )
-    features: str = about(
-        "",
-        "Features of DATA.h5's images, for repa.",
-        more="They are made by 'elbo eval DATA.h5 --save-features FILE'.",
-        metavar="FILE",
-    )
     logsnr_min: float = about(-15.0, "Noisiest level.", ge=-50, le=50)
     logsnr_max: float = about(15.0, "Cleanest level.", ge=-50, le=50)
 
@@ -339,9 +333,11 @@ def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTING
     """Convert settings to their types. Raises UsageError for a name outside `known`, or a bad value."""
     found = {}
     for name, value in values.items():
-        name = FORMER.get(name, name)
+        former, name = name, FORMER.get(name, name)
+        if not name and not value:
+            continue
         if name not in known:
-            raise UsageError(f"unknown setting {name!r}; {nearest(name, known)}")
+            raise UsageError(f"unknown setting {former!r}; {nearest(former, known)}")
         setting = SETTINGS[name]
         parse = setting.says("parse", None)
         try:

@@ -3,16 +3,14 @@
 import math
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from elbocli.core.streams import Stream, times
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.features import read_features
 from elbocli.files.resumable import ENCODED
 from elbocli.nn.networks.diffusers import affine
 from elbocli.run.settings import Resolved
@@ -46,25 +44,6 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
 def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray:
     """Return the dataset rows that a run trains on, int64. Raises UsageError for a bad --val-split."""
     return split_rows(settings, dataset)[0] if settings.val_split else np.arange(len(dataset))
-
-
-def training_features(settings: TrainSettings, dataset: Dataset) -> Tensor | None:
-    """Return the features of all images, float32 [N, D]; None without a file of features.
-
-    Raises FormatError: for an unusable file.
-    Raises DataError: for features of other images.
-    """
-    if not settings.features:
-        return None
-    saved = read_features(Path(settings.features))
-    about, digest = saved.about, dataset.attributes.payload_sha256
-    if len(saved.features) != len(dataset) or digest is None or about.payload_sha256 != digest:
-        of = f"payload_sha256 {about.payload_sha256[:12]}" if about.payload_sha256 else "no payload_sha256"
-        raise DataError(
-            f"{settings.features}: holds {len(saved.features)} features with {of}, but {dataset.path} has {len(dataset)} images "
-            f"with payload_sha256 {str(digest)[:12]}; make the features by 'elbo eval {dataset.path} --save-features FILE'"
-        )
-    return saved.features
 
 
 def count_parts(batch: int, processes: int, most: int) -> int:
@@ -137,7 +116,6 @@ class Batches:
     """Images, labels, times and noise of any training step.
 
     parts: ranges of this process's micro-batches in the batch; None: one micro-batch.
-    features: features of all images of the dataset, float32 [N, D], or None.
     masks: stream that seeds the dropout masks.
     """
 
@@ -147,10 +125,9 @@ class Batches:
         resolved: Resolved,
         device: torch.device,
         parts: list[range] | None = None,
-        features: Tensor | None = None,
     ):
         settings = self.settings = resolved.settings
-        self.dataset, self.features, self.batch, self.device = dataset, features, settings.batch_size, device
+        self.dataset, self.batch, self.device = dataset, settings.batch_size, device
         self.conditional, self.dropout = resolved.network.num_classes > 0, resolved.network.dropout > 0
         self._order, self._flips, self._drops, self._noise, self._eta, self._t, self.masks = (
             Stream(settings.seed, name) for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
@@ -205,11 +182,3 @@ class Batches:
         stored, eta, eps, labels = self._fetch(step * len(self.parts) + which)
         x, eps = network_input(stored, eta, self._scaling, self.device), sent(eps, self.device).permute(0, 3, 1, 2)
         return x, eps, None if labels is None else sent(labels, self.device)
-
-    def features_at(self, step: int, which: int) -> Tensor | None:
-        """Return the features of a micro-batch, float32 [n, D] on the device, or None."""
-        if self.features is None:
-            return None
-        part = self.parts[which]
-        rows = torch.from_numpy(self.indices(step)[part.start : part.stop])
-        return sent(self.features[rows], self.device)

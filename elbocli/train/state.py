@@ -26,7 +26,7 @@ from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_device, name_of
 from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to_stderr, to_local
 from elbocli.runtime.progress import log
-from elbocli.train.batches import Batches, split, training_features
+from elbocli.train.batches import Batches, split
 from elbocli.train.muon import Muon
 from elbocli.train.plan import device_memory
 
@@ -88,12 +88,11 @@ class Parallel:
         """Run forward and backward on zeros, and keep the gradients. images: number. last: as in `accumulating`."""
         with self.world.device:
             x, logsnr, labels = self.network.config.example(images)
-            features = torch.zeros(images, self.auxiliary.features)
         x = x.contiguous(memory_format=torch.channels_last)
         with self.accumulating(last):
             with self.precision.autocast(), self.auxiliary.recording() as hidden:
                 out: Tensor = self.forward(x, logsnr, labels)
-            others = self.auxiliary.losses(hidden, AuxiliaryBatch(x, x, labels, logsnr, out, features))
+            others = self.auxiliary.losses(hidden, AuxiliaryBatch(x, x, labels, logsnr, out))
             (out.float().square().mean() + self.auxiliary.total(others)).backward()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
@@ -175,9 +174,7 @@ class TrainState(Objective):
         network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
         sharded = settings.parallel == "fsdp" and world.size > 1
-        features = training_features(settings, dataset)
-        width = 0 if features is None else features.shape[1]
-        self.auxiliary = Auxiliary(settings.auxiliary, network, settings.seed, width)
+        self.auxiliary = Auxiliary(settings.auxiliary, network, settings.seed)
         self.spread = Parallel(network, world, settings.precision, sharded, self.auxiliary)
         values = settings.lr, (0.9, settings.beta2), settings.adam_eps, settings.weight_decay
         self.optimizer: torch.optim.AdamW = (
@@ -202,7 +199,7 @@ class TrainState(Objective):
             else:
                 most = planned_micro_batch(resolved, world, most) if sharded else micro_batch(self.spread, most)
             self.fits["micro_batch"] = most
-        self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch_size, most), features)
+        self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch_size, most))
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
             self._compile()
         if world.size > 2 and not sharded:

@@ -49,7 +49,7 @@ def step_losses(
             return denoising_losses(network, *given)[:3]
         with auxiliary.recording() as hidden:
             terms = denoising_losses(network, *given)
-    batch = AuxiliaryBatch(x, eps, labels, terms.logsnr, terms.out, batches.features_at(step, part))
+    batch = AuxiliaryBatch(x, eps, labels, terms.logsnr, terms.out)
     return *terms[:3], *auxiliary.losses(hidden, batch)
 
 

@@ -1,27 +1,28 @@
-"""Networks of one's own: a class in a plug-in (examples/networks), and a program of torch.export, through all commands."""
+"""Networks of one's own: a class in a plug-in (examples/networks), through all commands."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from calls import trains, works
-from harness import BIN, declarations_kept, run_elbo
+from harness import BIN, declarations_kept
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import elbocli
-from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.files.plugins import run_plugin
+from elbocli.nn.networks import build
+from elbocli.nn.networks.own_network import ModuleConfig
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "networks"
@@ -63,6 +64,10 @@ class Flat(torch.nn.Module):
         self.layer = torch.nn.Linear(64, 3)
     def forward(self, z, level, labels):
         return self.layer(z.flatten(1))
+
+class Labels(torch.nn.Module):
+    def forward(self, z, level, labels):
+        return 0 * z + labels[:, None, None, None]
 
 class Wants(torch.nn.Module):
     def __init__(self, width):
@@ -152,6 +157,14 @@ def test_a_declared_network_is_imported_as_itself(elbo, folder):
     assert result.returncode == 0, result.stderr
 
 
+def test_no_class_is_the_label_that_was_named(folder):
+    with declarations_kept():
+        run_plugin(folder / "mine.py")
+        network = build(ModuleConfig(8, 1, 4, name="mine.py:Labels", null_class=(4,)))
+    for labels, wanted in ((torch.tensor([2, -1]), [2, 4]), (None, [4, 4])):
+        assert network(torch.zeros(2, 1, 8, 8), torch.zeros(2), labels)[:, 0, 0, 0].tolist() == wanted
+
+
 @pytest.mark.parametrize(
     ("network", "said", "code", "word"),
     [
@@ -185,114 +198,8 @@ def test_the_demo_runs(tmp_path):
     assert result.returncode == 0 and b"bits per dimension: trained" in result.stdout, result.stderr
 
 
-# Programs
-
-LEVELS = (*RANGE, "--levels", "logsnr")
-TRUST = ("--plugin", "run/network.pt2")
-
-
-@pytest.fixture(scope="module")
-def native(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a small network of elbo's own."""
-    folder = tmp_path_factory.mktemp("native")
-    network = "{family: dit, width: 16, depth: 1, heads: 2, patch: 4}"
-    (folder / "p.yaml").write_text(f"network: {network}\ntrain: {{lr: 0.1, warmup_steps: 0, ema: 0.5, steps: 8}}\n")
-    words = ("--preset", folder / "p.yaml", *RANGE, "--label-dropout", 0.2, "--batch-size", 16, "--preview-every", 0)
-    assert run_elbo("train", digits, "-o", folder / "run", *words).returncode == 0
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def program(native: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its network as a program."""
-    path = tmp_path_factory.mktemp("program") / "net.pt2"
-    elbocli.export_network(elbocli.open_run(native, "cpu").network, path)
-    return path
-
-
-class Steps(nn.Module):
-    """Takes whole timesteps, any size, and gives variances too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.tied = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)
-        self.tied.weight = self.layer.weight
-
-    def forward(self, z: Tensor, step: Tensor) -> Tensor:
-        return self.layer(z) + self.tied(z) * step[:, None, None, None] / 1000
-
-
-@pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, auto = tmp_path_factory.mktemp("program") / "steps.pt2", torch.export.Dim.AUTO
-    inputs = torch.zeros(2, 1, 8, 8), torch.zeros(2).long()
-    moving = ({0: auto, 2: auto, 3: auto}, {0: auto})
-    torch.export.save(torch.export.export(Steps(), inputs, dynamic_shapes=moving), path)
-    return path
-
-
-def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(elbo, program, native, digits, tmp_path):
-    result = elbo("import", program, "first", *LEVELS, *CLASSES, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (0, b"first\n"), result.stderr
-    shutil.move(tmp_path / "first", tmp_path / "run")
-    refused = elbo("sample", "run", "-n", 1, "--steps", 1, "-o", "s.npz", cwd=tmp_path)
-    assert refused.returncode in (1, 2) and b"--plugin run/network.pt2" in refused.stderr, refused.stderr
-    measure = (digits, "-n", 8, "--draws", 4, "--schedule", "uniform", *TRUST)
-    bounds = [json.loads(elbo("bound", run, *measure, cwd=tmp_path).stdout)["bpd"] for run in ("run", native)]
-    assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
-    draw = ("-n", 4, "--steps", 3, "--guidance-scale", 2, "--seed", 3, "-o")
-    for run, name in (("run", "ours.npy"), (native, "theirs.npy")):
-        assert elbo("sample", run, *draw, name, *TRUST, cwd=tmp_path).returncode == 0
-    drawn, wanted = (np.load(tmp_path / name).astype(int) for name in ("ours.npy", "theirs.npy"))
-    assert np.abs(drawn - wanted).max() <= 1
-
-
-def test_whole_timesteps_any_size_and_variances(elbo, steps, tmp_path):
-    said = ("--prediction", "eps", "--levels", "t:linear", "--size", 8)
-    result = elbo("import", steps, "run", *said, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    with declarations_kept():
-        run_plugin(tmp_path / "run" / "network.pt2")
-        run = elbocli.open_run(tmp_path / "run", "cpu")
-    assert SCHEDULES["t-linear"]().support == (run.settings.logsnr_min, run.settings.logsnr_max)
-    assert run.network.config.variance and run.settings.label_dropout == 0
-    assert elbo("sample", "run", "-n", 2, "--steps", 2, "-o", "s.npz", *TRUST, cwd=tmp_path).returncode == 0
-    held = load_file(tmp_path / "run/checkpoints/step-00000000/model.safetensors")
-    assert torch.equal(held["program.layer.weight"], held["program.tied.weight"])
-
-
-@pytest.mark.parametrize(
-    ("name", "said", "code", "word"),
-    [
-        ("net", (*RANGE, *CLASSES), 2, "--levels"),
-        ("net", (*LEVELS, "--classes", 0), 2, "--null-class"),
-        ("net", (*LEVELS, *CLASSES, "--size", 9), 1, "fails"),
-        ("steps", LEVELS, 2, "--size"),
-        ("steps", (*LEVELS, "--size", 8, "--classes", 3), 1, "no classes"),
-        ("hello", LEVELS, 1, "hello.pt2"),
-        ("empty", LEVELS, 1, "empty.pt2"),
-    ],
-)
-def test_a_program_that_does_not_fit_is_named(name, said, code, word, elbo, program, steps, tmp_path):
-    (tmp_path / "hello.pt2").write_bytes(b"hello")
-    (tmp_path / "empty.pt2").write_bytes(b"PK\x05\x06" + bytes(18))
-    path = {"net": program, "steps": steps}.get(name, tmp_path / f"{name}.pt2")
-    result = elbo("import", path, "run", *said, cwd=tmp_path)
-    assert result.returncode == code and word in result.stderr.decode() and b"Traceback" not in result.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_program_is_neither_guided_without_its_null_class_nor_trained_nor_changed(elbo, program, steps, digits, tmp_path):
-    assert elbo("import", program, "run", *LEVELS, "--classes", 10, cwd=tmp_path).returncode == 0
-    (tmp_path / "p.yaml").write_text("network: {family: program, file: network.pt2, sha256: abc}\ntrain: {steps: 3}\n")
-    for words, word in (
-        (("sample", "run", "--guidance-scale", 2, "-o", "s.npz", *TRUST), b"--label-dropout"),
-        (("train", digits, "-o", "new", "--preset", "p.yaml"), b"trained"),
-        (("train", digits, "-o", "new", "--init", "run", *TRUST), b"trained"),
-    ):
-        result = elbo(*words, cwd=tmp_path)
-        assert result.returncode == 2 and word in result.stderr, result.stderr
-    shutil.copy(steps, tmp_path / "run" / "network.pt2")
-    for line in ("sample run -o s.npz", "info run --verify"):
-        result = elbo(*line.split(), cwd=tmp_path)
-        assert result.returncode == 1 and b"has changed" in result.stderr, result.stderr
+def test_a_program_is_no_checkpoint(elbo, tmp_path):
+    with zipfile.ZipFile(tmp_path / "net.pt2", "w") as archive:
+        archive.writestr("net/models/model.json", "{}")
+    result = elbo("import", "net.pt2", "run", *SAID, cwd=tmp_path)
+    assert result.returncode == 1 and b"net.pt2: not usable as a checkpoint: an archive without data.pkl" in result.stderr

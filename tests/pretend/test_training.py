@@ -63,12 +63,11 @@ def test_every_network_in_every_precision(network, precision, digits, tmp_path):
     "options",
     [
         *({"micro_batch": 3}, {"activation_checkpointing": True}, {"t_sampling": "independent", "label_dropout": 0.0}),
-        {"micro_batch": 0, "auxiliary": ["dispersive", "repa"]},
+        {"micro_batch": 0, "auxiliary": ["dispersive", "brightness"]},
     ],
     ids=str,
 )
-def test_ways_to_do_a_step(options, digits, features, tmp_path):
-    options |= {"features": str(features)} if "auxiliary" in options else {}
+def test_ways_to_do_a_step(options, digits, tmp_path):
     cpu, cuda, _ = both(digits, tmp_path, **options)
     alike(cuda, cpu, 1e-6)
 

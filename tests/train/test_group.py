@@ -49,7 +49,7 @@ def column(file, key):
 
 
 NODES = (4, "hsdp")
-AUXILIARY = {"auxiliary": ["dispersive:block=2", "repa:width=6"], "optimizer": "muon", "batch_size": 16, "micro_batch": 8}
+AUXILIARY = {"auxiliary": ["dispersive:block=2", "brightness"], "optimizer": "muon", "batch_size": 16, "micro_batch": 8}
 LONGER = [pytest.param("unet", {}, (*FEW[1:], NODES), marks=pytest.mark.long)]
 LONGER += [
     pytest.param("edm2", {}, ALL, marks=pytest.mark.slow),
@@ -58,7 +58,7 @@ LONGER += [
 
 
 @pytest.mark.parametrize(("family", "more", "ways"), [("unet", {}, FEW[:1]), ("unet", AUXILIARY, FEW), *LONGER])
-def test_losses_do_not_depend_on_processes_or_how_they_share(family, more, ways, digits, features, tmp_path):
+def test_losses_do_not_depend_on_processes_or_how_they_share(family, more, ways, digits, tmp_path):
     """With a batch that neither two parts nor four processes divide evenly. hsdp: two nodes of two processes.
 
     Auxiliary losses of pairs of images need equal micro-batches: one process then has two.
@@ -67,7 +67,6 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, more, ways,
     preset.write_text(f"network: {{{PRESETS[family]}, dropout: 0.0}}{TRAIN}")
     options = {"preset": str(preset), "val_split": 20, "val_every": 2, "eval_every": 4, "eval_samples": 41, **more}
     added = [f"auxiliary_{spec.partition(':')[0]}" for spec in more.get("auxiliary", ())]
-    options |= {"features": str(features)} if added else {}
     jobs = [
         {"size": size, "data": digits, "out": tmp_path / f"{size}-{way}", "node": 2 if way == "hsdp" else 0}
         | {

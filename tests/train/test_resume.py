@@ -56,7 +56,7 @@ EVERYTHING |= {"grad_clip": 0.5, "val_split": 20, "val_every": 5, "snapshot_ever
 EVERYTHING |= {"eval_every": 5, "eval_samples": 10, "eval_metrics": "fid,prc"}
 LEARNED = {"weighting": "uncertainty", "schedule": "edm2-img512", "precision": "fp16", "micro_batch": 6}
 SHARDED = {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 5, "eval_every": 5, "eval_samples": 10}
-AUXILIARY = {"auxiliary": ["dispersive:block=2", "repa"], "optimizer": "muon", "network.dropout": 0.0}
+AUXILIARY = {"auxiliary": ["dispersive:block=2", "brightness"], "optimizer": "muon", "network.dropout": 0.0}
 SIGNALS = [("SIGKILL", 3), ("SIGINT", 5), ("SIGTERM", 6), ("SIGHUP", 7), ("SIGKILL", 8), ("SIGUSR1", 10)]
 KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
 
@@ -73,12 +73,9 @@ KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
         pytest.param(2, KILLS[1:], SHARDED, id="fsdp", marks=pytest.mark.long),
     ],
 )
-def test_ended_at_any_step_by_any_signal_and_begun_again_a_run_is_the_same_bits(
-    size, ends, options, digits, preset, features, tmp_path
-):
+def test_ended_at_any_step_by_any_signal_and_begun_again_a_run_is_the_same_bits(size, ends, options, digits, preset, tmp_path):
     """The last process gets the signal, at a step between log lines or where a checkpoint is written."""
     plan = {"preset": preset, "steps": 12, "save_every": 4, "log_every": 3, "keep_last": 1, **SMALL, **options}
-    plan |= {"features": str(features)} if "auxiliary" in options else {}
     job = {"size": size, "data": digits, "options": {**plan, "preset": str(preset)}, "out": tmp_path / "pieces"}
     pieces = [{**job, "ends": end} for end in ends]
     codes, said = in_processes({**job, "out": tmp_path / "whole"}, *pieces, job)

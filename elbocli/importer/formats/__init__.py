@@ -32,6 +32,7 @@ from elbocli.nn.networks.unet import HEAD_WIDTH, heads_of
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes by DistributedDataParallel and torch.compile
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")  # keys of the last weights; averages: "ema" in key
 NAMED = ("weights", "prefix", "rename")  # ImportOptions that `state_dict` uses
+OWN = "import it as a class of yours, by --network FILE.py:CLASS"  # remedy for networks that elbo lacks
 TABLES = read_yaml(Path(__file__).with_name("formats.yaml"))
 # Of published latent networks: autoencoder, downsampling factor, and scale of latents (sd-vae-ft-ema has the same).
 AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
@@ -81,12 +82,12 @@ class Source:
 
     @cached_property
     def tree(self) -> Any:
-        """Content of a file; None for a folder or .pt2 program. Raises FormatError.
+        """Content of a file; None for a folder. Raises FormatError.
 
         Types: dict, list, numbers, text, Tensor, and Foreign for any other pickled object.
         Of several averages in a training state of EDM2, only the first is kept, under the key "ema".
         """
-        if self.path.is_dir() or self.path.suffix == ".pt2":
+        if self.path.is_dir():
             return None
         tree = read_torch_file(self.path)
         averages = contents(contents(tree).get("ema"))
@@ -111,7 +112,7 @@ class Imported(NamedTuple):
 
     weights: name in elbo's network → tensor. averaged: whether the weights are an average.
     settings: field of TrainSettings → value, for fields that follow from the checkpoint.
-    data: further keys for the section `data` of config.yaml. files: name in the run's folder → file to copy.
+    data: further keys for the section `data` of config.yaml.
     """
 
     network: NetworkConfig
@@ -119,7 +120,6 @@ class Imported(NamedTuple):
     settings: dict[str, Any]
     averaged: bool
     data: dict[str, Any] = {}
-    files: dict[str, Path] = {}
 
 
 class FormatTraits(NamedTuple):
@@ -255,14 +255,12 @@ def fitted(
         with suppress(RuntimeError, IndexError):  # a tensor of another shape is refused below
             value = turned(name, value)
         if value.shape != empty.shape:
-            raise FormatError(f"{where}: {theirs!r} has shape {list(shape)}, not {list(empty.shape)}; export the network as .pt2")
+            raise FormatError(f"{where}: {theirs!r} has shape {list(shape)}, not {list(empty.shape)}; {OWN}")
         weights[name] = value.to(empty.dtype)
         unused.pop(theirs, None)
     for name in unused:
         if not re.fullmatch(without, name):
-            raise FormatError(
-                f"{where}: has {name!r}, which elbo's network lacks; export the network as a .pt2 program, and import the program"
-            )
+            raise FormatError(f"{where}: has {name!r}, which elbo's network lacks; {OWN}")
     return weights
 
 

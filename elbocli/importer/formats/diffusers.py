@@ -15,7 +15,7 @@ from elbocli.files.reading import reading
 from elbocli.files.records import Count, convert, read_json
 from elbocli.files.schedule_file import Positive, read_config
 from elbocli.importer import formats
-from elbocli.importer.formats import TABLES, Imported, ImportOptions, Source, source_format
+from elbocli.importer.formats import OWN, TABLES, Imported, ImportOptions, Source, source_format
 from elbocli.nn.networks.diffusers import CONFIG, UNET, WEIGHTS, DiffusersUNetConfig
 
 SCHEDULER = "scheduler_config.json"
@@ -51,8 +51,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     found = read_json(where)
     if (found.get("_class_name"), found.get("class_embed_type")) != (UNET, None):
         raise FormatError(
-            f"{where}: is a {found.get('_class_name')}; only a {UNET} without class_embed_type can be imported; export the "
-            "network with elbocli.export_network, and import the exported program"
+            f"{where}: is a {found.get('_class_name')}; only a {UNET} without class_embed_type can be imported; {OWN}"
         )
     settings, code = _scheduled(source, options)
     numbers = (("in_channels", 3), ("out_channels", 3), ("num_class_embeds", 0))
@@ -116,7 +115,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         if edm.prediction_type != "epsilon":
             raise FormatError(
                 f"{file}: prediction_type is {edm.prediction_type}, of a network that outputs -F; only epsilon, which is F of EDM's "
-                "preconditioning, can be imported; export the negated network with elbocli.export_network"
+                f"preconditioning, can be imported; negate it: {OWN}"
             )
         low, high = logsnr_of(edm.sigma_max), logsnr_of(edm.sigma_min)
         return {"prediction": f"edm:sigma_data={edm.sigma_data}", "logsnr_min": low, "logsnr_max": high}, EDM_CODE

@@ -181,3 +181,37 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
         made = EXTRACTORS.find(name)(weights)
     made.module.to(device)
     return made._replace(precision=precision)
+
+
+def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> None:
+    """Export an extractor to FILE.pt2 for batches of any size, and check that elbo can read it. An existing file is replaced.
+
+    network: uint8 [B, C, H, W] → features [B, D], or (features, logits [B, K]); it is set to eval mode.
+    images: example images, uint8 [N, C, H, W]. Scale (below): your module that converts uint8 to float.
+    Raises UsageError if torch can't export the network, DataError if writing fails.
+
+        images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        network = nn.Sequential(Scale(), nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        elbocli.export_extractor(network, images, "FILE.pt2")
+    """
+    import warnings
+
+    import torch
+
+    from elbocli.files.atomic import new_file
+    from elbocli.files.tensor_files import read_program
+
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise UsageError(f"{path}: the file name must end in .pt2")
+    # Two examples: torch would treat a batch of 1 as constant, and more would make the file larger, since they are saved.
+    several = (torch.cat([images[:1], images[-1:]]),)
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    wrong = f"{path}: torch.export can't make a program of this network for batches of any size"
+    remedy = "; in its forward, read sizes from the input's shape, and don't branch on values of tensors"
+    with reading(wrong, remedy, UsageError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
+        program = torch.export.export(network.eval(), several, dynamic_shapes=({0: batch},))
+    with new_file(path) as file:
+        torch.export.save(program, file)
+    read_program(path)

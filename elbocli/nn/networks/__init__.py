@@ -12,7 +12,6 @@ Floating-point buffers in the state dict are averaged like weights.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any, Self, TypeVar
 
@@ -46,7 +45,6 @@ class NetworkConfig:
     image_size: side of an image in pixels, or of a latent.
     num_classes: number of classes; 0 is unconditional.
     dropout: fraction of values set to zero in training; a network may ignore the field.
-    trainable: whether runs can train the network.
     quiet_classes: whether a zero row in the class embedding means "no class".
     code (in some subclasses): function of λ that tells the network the noise level, such as `sigma`.
     Raises UsageError: when fields contradict each other.
@@ -54,7 +52,6 @@ class NetworkConfig:
     Subclasses may add fields of type int, float, str, bool, or tuples of these types.
     """
 
-    trainable = True
     quiet_classes = True
 
     image_size: Size
@@ -103,10 +100,6 @@ class NetworkConfig:
         z = torch.zeros(count, self.image_channels, self.image_size, self.image_size)
         labels = torch.zeros(count, dtype=torch.long) if self.num_classes else None
         return z, torch.zeros(count), labels
-
-    def beside(self, folder: Path) -> Self:
-        """Return a config that looks for its files, if any, in `folder`."""
-        return self
 
 
 class Network(nn.Module):
@@ -205,7 +198,7 @@ def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
 def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     """Return the config in a file's section `network`.
 
-    where: source of the section, for messages; for a file, the file's Path.
+    where: source of the section, for messages.
     Raises FormatError: for unknown or missing keys, and for values of another type.
     Raises UsageError: for values that contradict each other.
     """
@@ -219,13 +212,12 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
         made: NetworkConfig = msgspec.convert(values, config)
     except msgspec.ValidationError as error:
         raise FormatError(f"{where}: network {family}: {one_line(error)}") from error
-    return made.beside(where.parent) if isinstance(where, Path) else made
+    return made
 
 
 def _stored(config: type[NetworkConfig]) -> list[str]:
-    """Return the names of the fields that files store."""
-    ordered = sorted(fields(config), key=lambda each: bool(each.kw_only))
-    return [each.name for each in ordered if each.metadata.get("stored", True)]
+    """Return the names of the fields, as files have them."""
+    return [each.name for each in sorted(fields(config), key=lambda each: bool(each.kw_only))]
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Step(NamedTuple):
     flops: as forward_flops, with the backward pass.
     kept: bytes per image, in float32, of the tensors that autograd saves and of the largest gradient.
     checkpointed: as kept, with activation checkpointing.
+    largest: elements per image of the largest tensor that autograd saves.
     """
 
     weights: int
@@ -41,6 +42,7 @@ class Step(NamedTuple):
     flops: int
     kept: int
     checkpointed: int
+    largest: int
 
 
 @cache
@@ -88,6 +90,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
         counter.get_total_flops() // BATCH,
         sum(growing) + gradient,
         sum(entering) + again + gradient,
+        gradient // FLOAT,
     )
 
 

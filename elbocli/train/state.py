@@ -28,12 +28,15 @@ from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches, split, training_features
 from elbocli.train.muon import Muon
-from elbocli.train.plan import device_memory
+from elbocli.train.plan import device_memory, measure_step
 
 SMALL = 100_000_000  # parameters, roughly, below which kernel launches limit a step on a large GPU
 RECOMPILATIONS = 1024  # limit for the same code: units of other sizes, micro-batches, validation and previews
 SPARE = 0.08  # memory to leave free, as a fraction of the memory of a test pass, because allocators leave gaps
 PLANNED = 0.6  # largest estimate for a sharded network, as a fraction of device memory; estimates are off by up to 25 %
+# Largest number of elements of a tensor. For larger tensors, cuDNN has computed addresses outside their memory; after such an
+# error, a process can't use its device again.
+MOST_ELEMENTS = 2**31 - 1
 
 
 class Parallel:
@@ -145,8 +148,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
-    """Return a micro-batch size for a sharded network, estimated to fit on every rank. images: as in `micro_batch`."""
-    # Not by passes as in `micro_batch`: when one rank runs out of memory, the other ranks would block.
+    """Return a micro-batch size that is estimated to fit on every rank. images: largest size, halved until the estimate fits."""
     room = PLANNED * min(world.all(card_bytes(str(world.device)) or 0))
     while images > 1 and sum(device_memory(resolved, world.size, images, cuda=True).values()) > room:
         images = math.ceil(images / 2)
@@ -200,7 +202,10 @@ class TrainState(Objective):
             if saved is not None and saved.meta.micro_batch and saved.meta.micro_batch_for == card:
                 most = saved.meta.micro_batch
             else:
-                most = planned_micro_batch(resolved, world, most) if sharded else micro_batch(self.spread, most)
+                most = min(most, max(1, MOST_ELEMENTS // measure_step(resolved.network, cuda=True).largest))
+                planned = planned_micro_batch(resolved, world, most)
+                # A sharded network is not searched: when one rank runs out of memory, the other ranks would block.
+                most = planned if sharded else micro_batch(self.spread, min(most, 2 * planned))
             self.fits["micro_batch"] = most
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch_size, most), features)
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):

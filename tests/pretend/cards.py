@@ -6,6 +6,7 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,7 @@ def stand_ins(cards: tuple[Card, ...], waits: Records) -> dict[str, Any]:
         "current_device": lambda: shim().current_card(),
         "set_device": lambda device: shim().make_current(chosen(device).device.index),
         "get_device_name": lambda device=None: f"pretend card {chosen(device).device.index}",
+        "get_device_properties": lambda device=None: SimpleNamespace(total_memory=chosen(device).memory),
         "get_device_capability": lambda device=None: (9, 0),
         "Stream": Stream,
         "Event": Event,

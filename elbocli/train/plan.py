@@ -78,7 +78,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
             unit.register_forward_pre_hook(enter)
         z, logsnr, labels = config.example(BATCH)
         with saved_tensors_hooks(keep, lambda tensor: tensor), FusedAttention():
-            out = network(z.contiguous(memory_format=torch.channels_last), logsnr, labels)
+            out = network(z, logsnr, labels)
         forward = counter.get_total_flops()
         out.square().mean().backward()
     growing = [storage.nbytes() // BATCH for storage in kept.values() if storage.nbytes() % BATCH == 0]

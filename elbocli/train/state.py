@@ -92,7 +92,6 @@ class Parallel:
         with self.world.device:
             x, logsnr, labels = self.network.config.example(images)
             features = torch.zeros(images, self.auxiliary.features)
-        x = x.contiguous(memory_format=torch.channels_last)
         with self.accumulating(last):
             with self.precision.autocast(), self.auxiliary.recording() as hidden:
                 out: Tensor = self.forward(x, logsnr, labels)
@@ -228,6 +227,7 @@ class TrainState(Objective):
 
     def _compile(self) -> None:
         trouble = ""
+        log.info("compiling the network; --no-compile skips this")
         try:
             self.spread.compile(len(self.batches.parts))
             self.spread.try_pass(len(self.batches.parts[0]))
@@ -238,6 +238,11 @@ class TrainState(Objective):
             for module in self.network.modules():
                 module._compiled_call_impl = None
             log.warning("torch.compile failed, so training is slower: %s; --no-compile skips compilation", trouble)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the network, or a part of it, is compiled."""
+        return any(module._compiled_call_impl is not None for module in self.network.modules())
 
     @property
     def images(self) -> int:

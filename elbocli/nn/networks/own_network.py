@@ -251,7 +251,7 @@ def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> Non
         elbocli.export_network(elbocli.open_run("run", "cpu").network, "FILE.pt2")
     """
     if not inputs and isinstance(network, Network):
-        inputs = tuple(each for each in network.config.example(2) if each is not None)
+        inputs = tuple(each.contiguous() for each in network.config.example(2) if each is not None)
     # Decompose, because a disabled autocast is not a tensor operation.
     open_program(_write_program(network, inputs, path, decomposed=True))
 

@@ -338,7 +338,8 @@ class Validation:
             if self.conditional:
                 labels = sent(torch.from_numpy(self.dataset.labels[rows]), self.device).repeat_interleave(DRAWS)
             draws = (rows[:, None] * DRAWS + np.arange(DRAWS)).ravel().tolist()
-            eps = sent(noise.normal(draws, (*x.shape[2:], x.shape[1])), self.device).permute(0, 3, 1, 2)
+            eps = noise.normal(draws, (*x.shape[2:], x.shape[1]), pin=self.device.type == "cuda")
+            eps = sent(eps, self.device).permute(0, 3, 1, 2)
             with Precision(settings.precision, self.device).autocast():
                 level = self.schedule.logsnr(self._t[some]).flatten()
                 losses.append(torch.stack(denoising_losses(network, x, eps, labels, level, *how)[:2]))

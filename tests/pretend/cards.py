@@ -31,6 +31,12 @@ def pin(value: Tensor) -> Tensor:
     return whole.as_strided(value.size(), stride).copy_(value)
 
 
+def empty(*size: Any, make: Callable[..., Tensor] = torch.empty, pin_memory: bool = False, **options: Any) -> Tensor:
+    """torch.empty; threads besides the main one would ask CUDA for pinned memory."""
+    made = make(*size, **options)
+    return pin(made) if pin_memory else made
+
+
 def is_pinned(value: Tensor) -> bool:
     """Tell whether a device could fetch it by itself."""
     return value.device.type == "cpu" and value.untyped_storage().data_ptr() in _pinned

@@ -130,7 +130,9 @@ def test_the_search_begins_at_twice_the_plan_and_keeps_tensors_below_the_limit(d
     assert measure_step(resolved.network, cuda=True).largest >= first and resolved.settings.batch_size * first > 3e9
 
     tried, real = [], Parallel.try_pass
-    monkeypatch.setattr(Parallel, "try_pass", lambda spread, images, last=False: (tried.append(images), real(spread, images, last)))
+    monkeypatch.setattr(
+        Parallel, "try_pass", lambda spread, images, last=False: (tried.append(images), real(spread, images, last))
+    )
     for most, planned, wanted in ((10**9, 2, 4), (10**9, 8, 8), (3, 8, 3)):
         tried.clear()
         monkeypatch.setattr("elbocli.train.state.MOST_ELEMENTS", most)

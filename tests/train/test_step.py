@@ -361,7 +361,9 @@ def test_units_are_all_compiled_however_many_kinds_there_are(compiler):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_run_compiles_its_network_once_for_training_and_once_for_validation(whole, compiler, digits, preset, tmp_path, monkeypatch):
+def test_a_run_compiles_its_network_once_for_training_and_once_for_validation(
+    whole, compiler, digits, preset, tmp_path, monkeypatch
+):
     """Of grey images, whose only channel may have any stride; a small network on CUDA is compiled as a whole."""
     if whole:
         monkeypatch.setattr(Parallel, "compile", lambda spread, parts: spread.network.compile(dynamic=False))

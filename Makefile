@@ -144,7 +144,7 @@ BUDGET = 540
 ONLY =
 FILES =
 RUN_GPU = if [ -e $(VENV)/.ready ]; then python=$(BIN)/python; \
-	elif $(PYTHON) -c 'import torch, h5py, click, yaml, tqdm, safetensors, jinja2, PIL, matplotlib' 2>/dev/null; then python=$(PYTHON); \
+	elif $(PYTHON) tests/gpu/requirements.py; then python=$(PYTHON); \
 	else make $(VENV)/.ready && python=$(BIN)/python; fi && $$python tests/gpu/run.py
 gpu:
 	@$(RUN_GPU) --device $(DEVICE) --out $(OUT) --budget $(BUDGET) $(ONLY)

@@ -244,8 +244,8 @@ class Noise:
         """Return a function () → noise of N images, float32 [N, H, W, C]: first start noise, then one step's noise per call."""
         from elbocli.core.streams import Stream
 
-        calls = count(1)
-        return lambda: Stream(self.seed, f"sample-{next(calls)}").normal(indices, self.shape)
+        calls, pin = count(1), self.device.type == "cuda"
+        return lambda: Stream(self.seed, f"sample-{next(calls)}").normal(indices, self.shape, pin)
 
 
 @NOISES.declare(

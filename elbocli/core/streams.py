@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-TWO_THREADS = 1 << 20  # least number of normal numbers that two threads draw sooner than one; NumPy lets other threads run
+MOST_THREADS = 8
+PER_THREAD = 1 << 17  # least number of normal numbers of each thread; NumPy draws a row without Python's lock
+
+
+def count_threads() -> int:
+    """Return the number of threads that draw noise in this process: its share of the cores that it may use, at most 8."""
+    return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class Stream:
@@ -35,18 +43,22 @@ class Stream:
         self._bits.state = self._state
         return self._generator
 
-    def normal(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Return standard normal numbers, [len(indices), *shape], float32. Row k depends only on indices[k]."""
-        from torch import from_numpy
+    def normal(self, indices: Sequence[int], shape: Sequence[int], pin: bool = False) -> Tensor:
+        """Return standard normal numbers, [len(indices), *shape], float32. Row k depends only on indices[k].
 
-        out = np.empty((len(indices), *shape), np.float32)
-        half = len(out) // 2 if out.size >= TWO_THREADS else 0
-        with ThreadPoolExecutor(1) as helper:
-            done = helper.submit(Stream(*self._of)._fill, out[:half], indices[:half]) if half else None
-            self._fill(out[half:], indices[half:])
-            if done:
+        pin: whether to draw them into pinned host memory.
+        """
+        import torch
+
+        out = torch.empty((len(indices), *shape), dtype=torch.float32, pin_memory=pin)
+        rows, threads = out.numpy(), max(1, min(count_threads(), len(indices), out.numel() // PER_THREAD))
+        (first, *others) = pairwise(len(rows) * k // threads for k in range(threads + 1))
+        with ThreadPoolExecutor(MOST_THREADS) as helpers:
+            filling = [helpers.submit(Stream(*self._of)._fill, rows[a:b], indices[a:b]) for a, b in others]
+            self._fill(rows[slice(*first)], indices[slice(*first)])
+            for done in filling:
                 done.result()
-        return from_numpy(out)
+        return out
 
     def _fill(self, out: np.ndarray, indices: Sequence[int]) -> None:
         for row, index in zip(out, indices, strict=True):

@@ -162,11 +162,11 @@ class Batches:
         if self.settings.flip and self._scaling is None:
             turned = self._flips.uniform(step, self.batch)[part] < 0.5
             stored[turned] = stored[turned, :, ::-1]
-        shape = stored.shape[1:]
+        shape, pin = stored.shape[1:], self.device.type == "cuda"
         if self._scaling is not None:
             means = (shape[0] // 2, *shape[1:])
-            eta, shape = pinned(self._eta.normal(places, means), self.device), (*means[1:], means[0])
-        eps = pinned(self._noise.normal(places, shape), self.device)
+            eta, shape = self._eta.normal(places, means, pin), (*means[1:], means[0])
+        eps = self._noise.normal(places, shape, pin)
         if self.conditional:
             kept = self._drops.uniform(step, self.batch)[part] >= self.settings.label_dropout
             labels = pinned(torch.from_numpy(np.where(kept, self.dataset.labels[rows], -1)), self.device)

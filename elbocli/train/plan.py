@@ -33,6 +33,7 @@ class Step(NamedTuple):
     flops: as forward_flops, with the backward pass.
     kept: bytes per image, in float32, of the tensors that autograd saves and of the largest gradient.
     checkpointed: as kept, with activation checkpointing.
+    largest: elements per image of the largest tensor that autograd saves.
     """
 
     weights: int
@@ -41,6 +42,7 @@ class Step(NamedTuple):
     flops: int
     kept: int
     checkpointed: int
+    largest: int
 
 
 @cache
@@ -76,7 +78,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
             unit.register_forward_pre_hook(enter)
         z, logsnr, labels = config.example(BATCH)
         with saved_tensors_hooks(keep, lambda tensor: tensor), FusedAttention():
-            out = network(z.contiguous(memory_format=torch.channels_last), logsnr, labels)
+            out = network(z, logsnr, labels)
         forward = counter.get_total_flops()
         out.square().mean().backward()
     growing = [storage.nbytes() // BATCH for storage in kept.values() if storage.nbytes() % BATCH == 0]
@@ -88,6 +90,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
         counter.get_total_flops() // BATCH,
         sum(growing) + gradient,
         sum(entering) + again + gradient,
+        gradient // FLOAT,
     )
 
 

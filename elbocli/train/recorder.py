@@ -107,6 +107,7 @@ class Recorder:
             with reading("--eval-every: samples can't be scored", kind=UsageError):
                 output = self.decoder or open_decoder(state.resolved.data, network, state.device)
                 self.evaluation = Evaluation(state, output, *extractor)
+        self.validated = False
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
         self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)
         self._since, self._clock = state.steps_done, 0.0
@@ -165,6 +166,9 @@ class Recorder:
     def _validate(self, validation: Validation) -> dict[str, Any]:
         state, world = self.state, self.world
         validation.weighting = state.weighting  # a learned weighting has changed meanwhile
+        if state.compiled and not self.validated:
+            log.info("compiling the network for validation")
+        self.validated = True
         with self._apart(), state.averaged():
             sums = world.added(validation.partial(state.spread.forward, world.rank, world.size))
         values = validation.finish(sums)
@@ -333,7 +337,8 @@ class Validation:
             if self.conditional:
                 labels = sent(torch.from_numpy(self.dataset.labels[rows]), self.device).repeat_interleave(DRAWS)
             draws = (rows[:, None] * DRAWS + np.arange(DRAWS)).ravel().tolist()
-            eps = sent(noise.normal(draws, (*x.shape[2:], x.shape[1])), self.device).permute(0, 3, 1, 2)
+            eps = noise.normal(draws, (*x.shape[2:], x.shape[1]), pin=self.device.type == "cuda")
+            eps = sent(eps, self.device).permute(0, 3, 1, 2)
             with Precision(settings.precision, self.device).autocast():
                 level = self.schedule.logsnr(self._t[some]).flatten()
                 losses.append(torch.stack(denoising_losses(network, x, eps, labels, level, *how)[:2]))

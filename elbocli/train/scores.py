@@ -45,12 +45,13 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     network, settings, world = state.resolved.network, state.settings, state.world
     grid = logsnr_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
     source = Noise(settings.seed, network.shape, 0, state.device)
-    # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
+    # Uncompiled: compiling for this batch size would take longer than all previews of most runs.
+    # cuDNN chooses its algorithms for each batch size, so the last batch is padded; the padding is cut off below.
     # Size of the smallest micro-batch of any process, which fits into memory on all ranks: ranks of a sharded network must do
     # equally many forward passes.
     share, most = -(-how.n // world.size), settings.batch_size // world.size // len(state.batches.parts)
     at_once, images = -(-share // count_parts(share, 1, most)), list[Tensor]()
-    with state.averaged():
+    with state.averaged(), torch.compiler.set_stance("force_eager"):
         for start in range(world.rank * share, (world.rank + 1) * share, at_once):
             places, part = range(start, start + at_once), None
             if labels is not None:

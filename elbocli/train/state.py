@@ -28,12 +28,15 @@ from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches, split
 from elbocli.train.muon import Muon
-from elbocli.train.plan import device_memory
+from elbocli.train.plan import device_memory, measure_step
 
 SMALL = 100_000_000  # parameters, roughly, below which kernel launches limit a step on a large GPU
 RECOMPILATIONS = 1024  # limit for the same code: units of other sizes, micro-batches, validation and previews
 SPARE = 0.08  # memory to leave free, as a fraction of the memory of a test pass, because allocators leave gaps
 PLANNED = 0.6  # largest estimate for a sharded network, as a fraction of device memory; estimates are off by up to 25 %
+# Largest number of elements of a tensor. For larger tensors, cuDNN has computed addresses outside their memory; after such an
+# error, a process can't use its device again.
+MOST_ELEMENTS = 2**31 - 1
 
 
 class Parallel:
@@ -88,7 +91,6 @@ class Parallel:
         """Run forward and backward on zeros, and keep the gradients. images: number. last: as in `accumulating`."""
         with self.world.device:
             x, logsnr, labels = self.network.config.example(images)
-        x = x.contiguous(memory_format=torch.channels_last)
         with self.accumulating(last):
             with self.precision.autocast(), self.auxiliary.recording() as hidden:
                 out: Tensor = self.forward(x, logsnr, labels)
@@ -144,8 +146,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
-    """Return a micro-batch size for a sharded network, estimated to fit on every rank. images: as in `micro_batch`."""
-    # Not by passes as in `micro_batch`: when one rank runs out of memory, the other ranks would block.
+    """Return a micro-batch size that is estimated to fit on every rank. images: largest size, halved until the estimate fits."""
     room = PLANNED * min(world.all(card_bytes(str(world.device)) or 0))
     while images > 1 and sum(device_memory(resolved, world.size, images, cuda=True).values()) > room:
         images = math.ceil(images / 2)
@@ -197,7 +198,10 @@ class TrainState(Objective):
             if saved is not None and saved.meta.micro_batch and saved.meta.micro_batch_for == card:
                 most = saved.meta.micro_batch
             else:
-                most = planned_micro_batch(resolved, world, most) if sharded else micro_batch(self.spread, most)
+                most = min(most, max(1, MOST_ELEMENTS // measure_step(resolved.network, cuda=True).largest))
+                planned = planned_micro_batch(resolved, world, most)
+                # A sharded network is not searched: when one rank runs out of memory, the other ranks would block.
+                most = planned if sharded else micro_batch(self.spread, min(most, 2 * planned))
             self.fits["micro_batch"] = most
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch_size, most))
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
@@ -220,6 +224,7 @@ class TrainState(Objective):
 
     def _compile(self) -> None:
         trouble = ""
+        log.info("compiling the network; --no-compile skips this")
         try:
             self.spread.compile(len(self.batches.parts))
             self.spread.try_pass(len(self.batches.parts[0]))
@@ -230,6 +235,11 @@ class TrainState(Objective):
             for module in self.network.modules():
                 module._compiled_call_impl = None
             log.warning("torch.compile failed, so training is slower: %s; --no-compile skips compilation", trouble)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the network, or a part of it, is compiled."""
+        return any(module._compiled_call_impl is not None for module in self.network.modules())
 
     @property
     def images(self) -> int:

@@ -16,11 +16,18 @@ SEEDS = st.integers(0, 2**31)
 INDICES = st.integers(0, 2**62)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_two_threads_draw_the_numbers_of_one(count, monkeypatch):
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 40])
+def test_any_number_of_threads_draws_the_numbers_of_one(count, monkeypatch):
     wanted = Stream(3, "noise").normal(range(count), (4, 2))
-    monkeypatch.setattr(streams, "TWO_THREADS", 1)
-    assert torch.equal(Stream(3, "noise").normal(range(count), (4, 2)), wanted)
+    monkeypatch.setattr(streams, "PER_THREAD", 1)
+    drawing, fill = set(), Stream._fill
+    monkeypatch.setattr(Stream, "_fill", lambda self, *rows: (drawing.add(self), fill(self, *rows)))
+    for cores, processes, threads in ((1, 1, 1), (2, 1, 2), (7, 2, 3), (64, 4, 8), (64, 16, 4), (1, 2, 1)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: range(cores))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        drawing.clear()
+        assert torch.equal(Stream(3, "noise").normal(range(count), (4, 2)), wanted)
+        assert len(drawing) == max(1, min(threads, count))
 
 
 @given(SEEDS, st.lists(INDICES, min_size=1, max_size=6), st.randoms())

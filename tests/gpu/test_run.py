@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -178,6 +179,27 @@ def test_make_passes_its_variables_on():
     line = ["make", "-n", "gpu", "OUT=card.json", "BUDGET=600", "ONLY=imagenet64 sampling"]
     said = subprocess.run(line, cwd=GPU.parents[1], capture_output=True, text=True, check=True, env={**os.environ, "OUT": "/out"})
     assert "tests/gpu/run.py --device cuda --out card.json --budget 600 imagenet64 sampling" in said.stdout
+
+
+@pytest.mark.parametrize("lacking", ["", "msgspec", "torch", "Python"])
+def test_make_takes_a_python_that_has_all_requirements_and_otherwise_makes_its_own(lacking, tmp_path):
+    """The Python of a card's machine; `make` stands for what installs."""
+    root = GPU.parents[1]
+    for name in ("Makefile", "setup.cfg", "tests/gpu/requirements.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, tmp_path / name)
+    (tmp_path / "tests/gpu/run.py").write_text("print('measured')")
+    change = {"": ("", ""), "Python": (">=3.11", ">=3.99"), "torch": ("torch >= 2.8\n", "torch >= 99\n")}
+    setup = (root / "setup.cfg").read_text().replace(*change.get(lacking, (f"{lacking} >=", f"no-{lacking} >=")))
+    (tmp_path / "setup.cfg").write_text(setup)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/make").write_text("#!/bin/sh\necho installs\nexit 1\n")
+    (tmp_path / "bin/make").chmod(0o755)
+    make, path = shutil.which("make"), f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    line = [str(make), "gpu", f"PYTHON={sys.executable}"]
+    done = subprocess.run(line, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[:1] == ["installs" if lacking else "measured"]
+    assert lacking in done.stderr and (done.returncode == 0) == (not lacking)
 
 
 def test_a_card_is_described(monkeypatch, tmp_path):

@@ -65,6 +65,7 @@ def pretending() -> Iterator[Pretence]:
             stack.enter_context(patch.object(torch.cuda, name, value))
         for name, value in methods().items():
             stack.enter_context(patch.object(torch.Tensor, name, value))
+        stack.enter_context(patch("torch.empty", cards.empty))
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
         shim().stand_in(True)
         stack.callback(shim().stand_in, False)

@@ -6,6 +6,7 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,12 @@ def pin(value: Tensor) -> Tensor:
     whole = torch.from_numpy(array).view(value.dtype)[: value.numel()]
     stride = torch.empty_like(value, device="meta").stride()
     return whole.as_strided(value.size(), stride).copy_(value)
+
+
+def empty(*size: Any, make: Callable[..., Tensor] = torch.empty, pin_memory: bool = False, **options: Any) -> Tensor:
+    """torch.empty; threads besides the main one would ask CUDA for pinned memory."""
+    made = make(*size, **options)
+    return pin(made) if pin_memory else made
 
 
 def is_pinned(value: Tensor) -> bool:
@@ -136,6 +143,7 @@ def stand_ins(cards: tuple[Card, ...], waits: Records) -> dict[str, Any]:
         "current_device": lambda: shim().current_card(),
         "set_device": lambda device: shim().make_current(chosen(device).device.index),
         "get_device_name": lambda device=None: f"pretend card {chosen(device).device.index}",
+        "get_device_properties": lambda device=None: SimpleNamespace(total_memory=chosen(device).memory),
         "get_device_capability": lambda device=None: (9, 0),
         "Stream": Stream,
         "Event": Event,

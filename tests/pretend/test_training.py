@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ from PIL import Image
 
 from elbocli.errors import NonFiniteError
 from elbocli.files.checkpoint import latest
+from elbocli.run.settings import preset_data, resolve
 from elbocli.train.batches import Batches
+from elbocli.train.plan import measure_step
+from elbocli.train.state import Parallel
 from pretend import Pretence, plain_attention, pretending
 from pretend.runs import NETWORKS, measured_by, train, weights_of
 
@@ -116,6 +120,26 @@ def test_the_micro_batch_is_looked_for_once_on_each_card(digits, tmp_path, monke
             saved = latest(tmp_path / "r")
             assert saved is not None and saved.meta.micro_batch == 3
     assert looked == [8, 8]
+
+
+def test_the_search_begins_at_twice_the_plan_and_keeps_tensors_below_the_limit(digits, tmp_path, monkeypatch):
+    """imagenet64's batch of 4096 images in one pass would have a tensor of 3.2e9 elements."""
+    resolved = resolve({"preset": "imagenet64", "device": "cpu"}, preset_data("imagenet64"))
+    first = resolved.network.channels * resolved.network.image_size**2
+    assert measure_step(resolved.network, cuda=True).largest >= first and resolved.settings.batch_size * first > 3e9
+
+    tried, real = [], Parallel.try_pass
+    monkeypatch.setattr(
+        Parallel, "try_pass", lambda spread, images, last=False: (tried.append(images), real(spread, images, last))
+    )
+    for most, planned, wanted in ((10**9, 2, 4), (10**9, 8, 8), (3, 8, 3)):
+        tried.clear()
+        monkeypatch.setattr("elbocli.train.state.MOST_ELEMENTS", most)
+        monkeypatch.setattr("elbocli.train.state.measure_step", lambda config, cuda: SimpleNamespace(largest=1))
+        monkeypatch.setattr("elbocli.train.state.planned_micro_batch", lambda resolved, world, images, n=planned: min(images, n))
+        with pretending():
+            train(digits, tmp_path / f"{most} {planned}", device="cuda", micro_batch=0, steps=1)
+        assert tried[0] == max(tried) == wanted
 
 
 def test_a_step_that_is_not_finite_ends_the_run_without_waiting(digits, tmp_path, monkeypatch):

@@ -27,9 +27,10 @@ from elbocli.nn.networks import build
 from elbocli.nn.networks.transformers import UViTConfig
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
-from elbocli.train import loop
+from elbocli.train import loop, recorder
 from elbocli.train.batches import Batches, channels_first, count_parts, split
 from elbocli.train.muon import Muon, orthogonalised
+from elbocli.train.scores import Evaluation
 from elbocli.train.state import Parallel, TrainState, micro_batch
 from elbocli.train.step import check, step_losses, update
 
@@ -346,6 +347,37 @@ def test_units_are_all_compiled_however_many_kinds_there_are(compiler):
     for unit in units:
         unit(torch.zeros(2))
     assert counters["frames"]["ok"] == 12
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_run_compiles_its_network_once_for_training_and_once_for_validation(
+    whole, compiler, digits, preset, tmp_path, monkeypatch
+):
+    """Of grey images, whose only channel may have any stride; a small network on CUDA is compiled as a whole."""
+    if whole:
+        monkeypatch.setattr(Parallel, "compile", lambda spread, parts: spread.network.compile(dynamic=False))
+    compiler("eager")
+    data, graphs = Dataset(digits), []
+
+    def count(owner, name):
+        real = getattr(owner, name)
+
+        def call(*words, **options):
+            before = counters["stats"]["unique_graphs"]
+            found = real(*words, **options)
+            graphs.append((name, counters["stats"]["unique_graphs"] - before))
+            return found
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((TrainState, "_compile"), (loop, "update"), (recorder, "preview"), (recorder.Validation, "partial")):
+        count(owner, name)
+    count(Evaluation, "values")
+    options = {"preset": str(preset), "compile": True, "steps": 2, "val_split": 20, "val_every": 1, "preview_every": 1}
+    loop.run(data, tmp_path / "run", resolve({**options, "eval_every": 1, "eval_samples": 5}, data))
+    assert {name for name, _ in graphs} == {"_compile", "update", "preview", "partial", "values"}
+    (first, units), (_, validation) = (each for each in graphs if each[1])
+    assert first == "_compile" and units == validation and (units == 1) == whole
 
 
 def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_graphs(monkeypatch):

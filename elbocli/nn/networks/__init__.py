@@ -96,8 +96,8 @@ class NetworkConfig:
         return out[..., : self.image_size, : self.image_size].clone(memory_format=torch.channels_last)
 
     def example(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return zeros as inputs for `count` images: z, logsnr, labels (None without classes)."""
-        z = torch.zeros(count, self.image_channels, self.image_size, self.image_size)
+        """Return zeros as inputs for `count` images, laid out as in training: z, logsnr, labels (None without classes)."""
+        z = torch.zeros(count, *self.shape).permute(0, 3, 1, 2)
         labels = torch.zeros(count, dtype=torch.long) if self.num_classes else None
         return z, torch.zeros(count), labels
 

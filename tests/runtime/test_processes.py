@@ -99,6 +99,7 @@ def test_each_process_takes_its_own_device(name, visible, index, monkeypatch):
 )
 def test_a_process_that_can_not_join_says_why(said, code, words, monkeypatch, elbo, digits, tmp_path):
     """On any rank, because rank 0 may wait."""
+
     def refused(**how):
         raise RuntimeError(said)
 

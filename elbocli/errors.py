@@ -50,6 +50,10 @@ class PeerLost(ElboError):
     """Another process of a run under torchrun has ended unexpectedly."""
 
 
+class NotJoined(PeerLost):
+    """This process of a run under torchrun could not connect to another one. Rank 0 may still wait, so any rank prints this error."""
+
+
 class ReaderGone(ElboError):
     """The program that reads elbo's output from a pipe has closed the pipe."""
 

@@ -23,7 +23,7 @@ from elbocli.cli.commands import (
     tell,
     visible_lines,
 )
-from elbocli.errors import OUT_OF_MEMORY, DataError, ElboError
+from elbocli.errors import OUT_OF_MEMORY, DataError, ElboError, NotJoined
 from elbocli.version import __version__
 
 # Heading of the help → command → first sentence of the command's help.
@@ -243,7 +243,7 @@ def run(args: list[str]) -> int:
                 said = f"out of memory{said and f' ({said})'}; {LESS}"
             case _:
                 raise
-        return _fail(where, said, code, no_memory)
+        return _fail(where, said, code, alone=no_memory or isinstance(error, NotJoined))
 
 
 def _silence(stream: Any) -> None:

@@ -1,6 +1,8 @@
 """Files for the tests: digits packed by elbo itself, a small trained run, odd arrays, and payloads that tell if they ran."""
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import os
@@ -23,6 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, load_sample_image
 
+from elbocli.files import atomic
 from elbocli.files.dataset import DatasetWriter
 from elbocli.files.resumable import IMAGES, BlockLayout
 from elbocli.files.yaml_text import read_yaml
@@ -327,3 +330,28 @@ def foreign(trained, tmp_path_factory):
     (folder / "mine.py").write_text(PLUGIN.format(network=read_yaml(trained / "config.yaml")["network"]))
     torch.save(load_file(next(trained.glob("checkpoints/*40/ema-*.safetensors"))), folder / "w.pt")
     return {"plugin": folder / "mine.py", "weights": folder / "w.pt"}
+
+
+@pytest.fixture
+def nfs_locks(monkeypatch):
+    """Locks as NFSv4 gives them: exclusive ones need a descriptor opened for writing, shared ones a descriptor opened for reading."""
+    whole = fcntl.flock
+
+    def flock(handle, operation):
+        mode = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode == (os.O_RDONLY if operation & fcntl.LOCK_EX else os.O_WRONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        whole(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.fixture(params=[errno.ENOSYS, errno.EOPNOTSUPP])
+def no_locks(request, monkeypatch):
+    """A file system without locks, such as Lustre without the option `flock`."""
+
+    def flock(handle, operation):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    atomic._warn_of_no_locks.cache_clear()

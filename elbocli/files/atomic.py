@@ -14,13 +14,16 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from elbocli.errors import DataError
+from elbocli.runtime.progress import log
 
 ASIDE = re.compile(r"\.(.+)\.\d+\.(tmp|trash|old)", re.DOTALL)
 PIPE = "a pipe or a device"
@@ -37,9 +40,29 @@ def special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def lock(handle: int) -> None:
-    """Lock a file descriptor until it is closed. Raises BlockingIOError if another process holds the lock."""
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def lock(handle: int, shared: bool = False) -> bool:
+    """Lock a file descriptor until it is closed; return False where the file system has no locks.
+
+    shared: let other processes have shared locks too. NFSv4 gives shared locks only to descriptors opened for reading, and
+    exclusive locks only to those opened for writing.
+    Raises BlockingIOError if another process holds the lock.
+    """
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        # A folder is never open for writing. Linux locks folders on this machine alone, also on NFS.
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+            if not shared:
+                _warn_of_no_locks()
+        elif error.errno != errno.EBADF or not stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise
+        return False
+    return True
+
+
+@cache
+def _warn_of_no_locks() -> None:
+    log.warning("this file system has no file locks; let no two commands write to the same file or run at once")
 
 
 def flush(path: Path) -> None:
@@ -80,8 +103,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
         for path in folder.glob(".*"):
             found = ASIDE.fullmatch(path.name)
             if found and name in (None, found[1]):
-                with suppress(OSError), _opened(path) as handle:
-                    lock(handle)
+                with suppress(OSError), _locked(path):
                     if found[2] == "old" and not (folder / found[1]).exists():
                         path.rename(folder / found[1])
                     elif path.is_dir():
@@ -91,12 +113,19 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+def _opened(path: Path, mode: int = os.O_RDONLY) -> Iterator[int]:
+    handle = os.open(path, mode | os.O_NOFOLLOW)
     try:
         yield handle
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    with _opened(path, os.O_RDONLY if path.is_dir() else os.O_RDWR) as handle:
+        lock(handle)
+        yield handle
 
 
 def put_in_place(aside: Path, path: Path, overwrite: bool = True) -> None:
@@ -177,8 +206,7 @@ def new_folder(path: Path, overwrite: bool = True, before_naming: Callable[[int]
         sweep(path.parent, path.name)
         try:
             aside.mkdir()
-            with _opened(aside) as handle:
-                lock(handle)
+            with _locked(aside) as handle:
                 yield aside
                 for written in (*aside.iterdir(), aside):
                     flush(written)
@@ -223,8 +251,7 @@ def undo_unfinished(paths: Collection[Path]) -> None:
     for path in paths if not all(map(os.path.lexists, paths)) else ():
         with suppress(OSError):
             for aside in path.parent.glob(glob.escape(f".{path.name}.") + "*.tmp"):
-                with _opened(aside) as handle:
-                    lock(handle)
+                with _locked(aside):
                     if path.samefile(aside):
                         path.unlink()
     for path in paths:

@@ -123,7 +123,8 @@ def read_status(run: Path) -> RunStatus:
     if found.state == RUNNING:
         try:
             with open(run / LOCK, "rb") as file:
-                lock(file.fileno())
+                if not lock(file.fileno(), shared=True):
+                    return found  # nobody can tell
         except BlockingIOError:
             return found
         except FileNotFoundError:

@@ -14,13 +14,21 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from elbocli.errors import ElboError, PeerLost, ReaderGone, UsageError
+from elbocli.errors import ElboError, NotJoined, PeerLost, ReaderGone, UsageError
 from elbocli.runtime.device import choose_device, meant_by
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # timeout of collective operations; ranks wait while rank 0 reads and checks a checkpoint
 VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun, besides WORLD_SIZE
 JOIN = timedelta(minutes=10)  # timeout for the start of all processes; imports over a network file system are slow
+LOST = (
+    "another process of this run has ended or can't be reached; see that process's message for the reason; "
+    "the same command resumes from the last checkpoint"
+)
+JOINING = (
+    "could not connect to another process; see other processes' messages for the reason; "
+    "if a host's name has a loopback address, set GLOO_SOCKET_IFNAME to the interface between the nodes"
+)
 ENDING_S = 60.0  # seconds after which a failed process is killed; other processes wait for the end of the failed process
 _kept: list[Any] = []  # freeing a process group waits for its thread, which may wait for Python's lock for ever (torch 2.13)
 
@@ -90,9 +98,12 @@ ALONE = World()
 
 
 def shard_size(size: int) -> int:
-    """Return how many of `size` processes share a copy of the weights under FSDP."""
+    """Return how many of `size` processes share a copy of the weights under FSDP.
+
+    These are the processes of a node, or all processes if nodes have one process each or differ in number.
+    """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    return size if size % local else local
+    return size if local == 1 or size % local else local
 
 
 def to_local(tensor: Any) -> Tensor:
@@ -117,8 +128,8 @@ def joined(device: str) -> Iterator[World]:
     """Join torchrun's process group during the block; yield a World.
 
     device: auto, cpu, cuda, …; under torchrun, cuda is the GPU of the local rank.
-    Raises UsageError: an environment variable is missing, or `device` has an index under torchrun.
-    Raises PeerLost: another process has ended.
+    Raises UsageError: an environment variable is missing, `device` has an index under torchrun, or processes share a GPU.
+    Raises NotJoined: the processes can't connect. Raises PeerLost: another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -130,19 +141,16 @@ def joined(device: str) -> Iterator[World]:
     if meant.startswith("cuda:"):
         raise UsageError(f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out")
     cuda, rank = meant == "cuda", int(os.environ["RANK"])
-    chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else meant)
-    with telling_lost(), stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections
+    # With `srun --gpus-per-task=1` each process sees one GPU alone, as cuda:0.
+    chosen = choose_device(f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}" if cuda else meant)
+    with telling_lost(NotJoined, JOINING), stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections
         store, *_ = next(rendezvous("env://", timeout=JOIN))
         # torchrun keeps its store over restarts, with the keys of earlier processes.
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
-        dist.init_process_group(
-            backend="cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=store,
-            rank=rank,
-            world_size=size,
-            timeout=PATIENCE,
-            device_id=chosen if cuda else None,
-        )
+        # Without device_id, because a group bound to a device makes the subgroups of a mesh by split_group, which needs NCCL
+        # for the CPU, too (torch 2.8 and 2.9).
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend=backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     _kept.append(dist.group.WORLD)
     try:
         with telling_lost():
@@ -167,14 +175,13 @@ def stdout_to_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def telling_lost() -> Iterator[None]:
-    """Turn torch.distributed's errors about a lost process into PeerLost."""
+def telling_lost(kind: type[PeerLost] = PeerLost, reason: str = LOST) -> Iterator[None]:
+    """Turn torch.distributed's errors about a lost process into `kind`. reason: for the message, with the remedy."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        raise PeerLost(
-            "another process of this run has ended or can't be reached; see that process's message for the reason; "
-            f"the same command resumes from the last checkpoint ({' '.join(str(error).split())[:80]})"
-        ) from error
+        if "Duplicate GPU" in str(error):  # NCCL's words
+            raise UsageError("several processes use one GPU; start as many processes as there are GPUs") from error
+        raise kind(f"{reason} ({' '.join(str(error).split())[:80]})") from error

@@ -129,12 +129,13 @@ class Batches:
         settings = self.settings = resolved.settings
         self.dataset, self.batch, self.device = dataset, settings.batch_size, device
         self.conditional, self.dropout = resolved.network.num_classes > 0, resolved.network.dropout > 0
-        self._order, self._flips, self._drops, self._noise, self._eta, self._t, self.masks = (
-            Stream(settings.seed, name) for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
+        self._flips, self._drops, self._noise, self._eta, self._t, self.masks = (
+            Stream(settings.seed, name) for name in ("flip", "label-dropout", "noise", "posterior", "t", "dropout")
         )
         self._rows, space = training_rows(settings, dataset), dataset.latent_space
         self._scaling = None if space is None else affine(space, device)
-        self._shuffled = lru_cache(2)(lambda epoch: self._order.permutation(epoch, len(self._rows)))
+        # Each call has a stream of its own, because the thread that reads ahead and the main thread ask for different epochs.
+        self._shuffled = lru_cache(2)(lambda epoch: Stream(settings.seed, "order").permutation(epoch, len(self._rows)))
         self.parts = parts or [range(self.batch)]
         ahead = dataset.kind == ENCODED or device.type != "cpu"
         self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if ahead else self._fetched

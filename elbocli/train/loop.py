@@ -33,8 +33,9 @@ from elbocli.train.step import check, update
 GLANCE_S = 0.5  # seconds to wait for a run's lock, which other commands may hold for a moment
 GRACE_S, LOOK_S = 5.0, 0.1  # for a command of --on-checkpoint: seconds from SIGTERM to SIGKILL, and between checks for its end
 STDERR = 2
-LAUNCHER = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "WORLD_SIZE", "TORCHELASTIC_")
-# Prefixes of torchrun's environment variables, with which a command of --on-checkpoint would wait for other ranks.
+LAUNCHER = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+# Prefixes of torchrun's environment variables, with which a command of --on-checkpoint would wait for other ranks. srun's
+# variables stay; WORLD_SIZE=1 says that the command is a single process all the same.
 
 
 def run(
@@ -210,6 +211,7 @@ class CheckpointHook:
             self.begun = self.newest
             environment = {
                 **{key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)},
+                "WORLD_SIZE": "1",
                 "ELBO_CHECKPOINT": str(self.begun.absolute()),
                 "ELBO_RUN": str(self.run.absolute()),
                 "ELBO_STEP": str(store.step_of(self.begun)),

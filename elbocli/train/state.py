@@ -91,15 +91,16 @@ class Parallel:
         """Run forward and backward on zeros, and keep the gradients. images: number. last: as in `accumulating`."""
         with self.world.device:
             x, logsnr, labels = self.network.config.example(images)
-        with self.accumulating(last):
+        with self.accumulating(last or self.sharded):  # FSDP would add sums that are not yet exchanged to those of the next pass
             with self.precision.autocast(), self.auxiliary.recording() as hidden:
                 out: Tensor = self.forward(x, logsnr, labels)
             others = self.auxiliary.losses(hidden, AuxiliaryBatch(x, x, labels, logsnr, out))
             (out.float().square().mean() + self.auxiliary.total(others)).backward()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context for forward and backward; DDP averages gradients over processes only if `last`."""
-        # FSDP reduces gradients in every micro-batch, to keep only shards.
+        """Return a context for forward and backward; gradients are summed over the copies of the weights only if `last`."""
+        if self.sharded:  # within a copy, FSDP sums gradients in every micro-batch, to keep only shards
+            self.network.set_requires_all_reduce(last)  # type: ignore[operator]
         replicas = isinstance(self.forward, DistributedDataParallel)
         return self.forward.no_sync() if replicas and not last else nullcontext()  # type: ignore[operator]
 
@@ -120,6 +121,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
     world.added(torch.zeros(1, device=world.device))  # NCCL allocates its buffers with the first exchange
     while True:
         beside, lacking = list[Tensor](), False
+        torch.cuda.reset_peak_memory_stats(world.device)  # forget the attempt that failed
         try:
             for weight in weights:  # room for the optimizer's moments, which the first update allocates
                 beside += torch.empty_like(weight), torch.empty_like(weight)

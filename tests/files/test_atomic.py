@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness import run_code
+from harness import heard, run_code
 
 from elbocli.errors import DataError
 from elbocli.files import atomic, checkpoint
@@ -284,6 +284,28 @@ def test_a_lock_admits_one_holder_until_its_end_or_its_kill(tmp_path, python):
             atomic.locked(tmp_path / "lock", "run", wait=0.2),
         ):
             pytest.fail("two holders")
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_all_is_written_and_one_warning_is_given(tmp_path):
+    with heard() as lines:
+        for write in WRITERS:
+            (folder := tmp_path / write.__name__).mkdir()
+            write(folder)
+            assert any(folder.iterdir())
+    assert len(lines) == 1
+
+
+@pytest.mark.usefixtures("nfs_locks")
+def test_on_nfs_leftovers_are_removed_unless_they_are_being_written(tmp_path):
+    (tmp_path / ".file.7.tmp").touch()
+    (tmp_path / ".folder.7.tmp").mkdir()
+    with atomic.new_file(tmp_path / "file") as file, atomic.locked(tmp_path / "lock", "run"):
+        atomic.sweep(tmp_path)
+        file.write(b"whole")
+        with pytest.raises(DataError), atomic.locked(tmp_path / "lock", "run"):
+            pytest.fail("two holders")
+    assert sorted(os.listdir(tmp_path)) == ["file", "lock"] and (tmp_path / "file").read_bytes() == b"whole"
 
 
 def test_text_and_json_read_back_and_no_number_is_left_out(tmp_path):

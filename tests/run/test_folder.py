@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from elbocli.errors import UsageError
+from elbocli.files.atomic import locked
 from elbocli.files.dataset import Dataset
 from elbocli.run import folder as module
 from elbocli.run.folder import Status, claim, read_status
@@ -145,6 +146,29 @@ def test_a_run_that_says_it_is_running_while_its_lock_is_free_is_dead_for_info_a
     assert b">dead<" in elbo("report", copy).stdout
     Status(copy, 10).write("done")
     assert read_status(copy).state == "done"
+
+
+@pytest.mark.usefixtures("nfs_locks")
+def test_a_killed_run_goes_on_and_a_live_one_is_seen_on_nfs(elbo, short):
+    run, line = short
+    left = [run / "checkpoints" / ".step-00000002.7.tmp", run / ".status.json.7.tmp"]
+    left[0].mkdir()
+    left[1].touch()
+    Status(run, 2).write("running")
+    with locked(run / ".lock", "run"):
+        assert read_status(run).state == "running"
+    assert read_status(run).state == "dead"
+    assert elbo(*line, "--steps", 3).returncode == 0 and status_of(run)["state"] == "done"
+    assert not any(path.exists() for path in left)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_file_system_without_locks_is_a_warning(elbo, short):
+    run, line = short
+    result = elbo(*line, "--steps", 3)
+    assert result.returncode == 0 and result.stderr.count(b"locks") <= 1
+    Status(run, 3).write("running")
+    assert read_status(run).state == "running"
 
 
 def test_the_step_is_written_every_few_seconds(held, monkeypatch):

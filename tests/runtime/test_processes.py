@@ -1,6 +1,7 @@
 """Processes of torchrun find each other, threads work ahead, and signals are noted: each reason to end is known."""
 
 import os
+import re
 import signal
 import time
 
@@ -73,17 +74,39 @@ def launched(monkeypatch):
 
 @pytest.mark.usefixtures("launched")
 @pytest.mark.parametrize("name", ["auto", "cuda"])
-def test_each_process_takes_its_own_device_and_is_connected_by_it(name, monkeypatch):
+@pytest.mark.parametrize(("visible", "index"), [(4, 2), (1, 0)])
+def test_each_process_takes_its_own_device(name, visible, index, monkeypatch):
+    """With `srun --gpus-per-task=1`, one device is visible. A group that is bound to a device can't make a mesh in torch 2.8 and 2.9."""
     given = {}
     monkeypatch.setattr(processes, "choose_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(processes, "rendezvous", lambda *place, **how: iter([(HashStore(), 6, 8)]))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda **how: given.update(how))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    own = torch.device("cuda", 2)
     with joined(name) as world:
-        assert world == World(6, 8, own)
-    wanted = {"backend": "cpu:gloo,cuda:nccl", "device_id": own, "timeout": PATIENCE, "rank": 6, "world_size": 8}
-    assert {key: given[key] for key in wanted} == wanted
+        assert world == World(6, 8, torch.device("cuda", index))
+    assert given.pop("store")
+    assert given == {"backend": "cpu:gloo,cuda:nccl", "timeout": PATIENCE, "rank": 6, "world_size": 8}
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize(
+    ("said", "code", "words"),
+    [
+        ("[third_party/gloo/transport/tcp/pair.cc] Connection refused, remote=[127.0.1.1]", 1, b"rank 6: .*GLOO_SOCKET_IFNAME"),
+        ("gloo, NCCL: Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000", 2, b""),
+    ],
+)
+def test_a_process_that_can_not_join_says_why(said, code, words, monkeypatch, elbo, digits, tmp_path):
+    """On any rank, because rank 0 may wait."""
+
+    def refused(**how):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(processes, "rendezvous", lambda *place, **how: iter([(HashStore(), 6, 8)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", refused)
+    done = elbo("train", digits, "-o", tmp_path / "run", "--device", "cpu", env=dict(os.environ))
+    assert done.returncode == code and re.search(words, done.stderr)
 
 
 @pytest.mark.usefixtures("launched")
@@ -179,7 +202,7 @@ def test_the_clock_a_signal_and_a_launcher_that_is_gone_are_reasons(monkeypatch)
     assert limited.reason() == signal.SIGTERM
 
 
-@pytest.mark.parametrize(("local", "size", "shards"), [("4", 8, 4), ("8", 8, 8), ("3", 8, 8), (None, 2, 2)])
+@pytest.mark.parametrize(("local", "size", "shards"), [("4", 8, 4), ("8", 8, 8), ("3", 8, 8), (None, 2, 2), ("1", 2, 2)])
 def test_the_processes_of_a_node_share_one_copy_of_the_weights(local, size, shards, monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if local:

@@ -19,7 +19,7 @@ from elbocli.run.settings import resolve
 from elbocli.runtime import processes
 from elbocli.runtime.processes import to_local
 from elbocli.train.state import TrainState, micro_batch
-from elbocli.train.step import step_losses
+from elbocli.train.step import step_losses, update
 
 SMALL = {"network.levels": [1], "network.attention": [], "network.dropout": 0.0}
 ALONE = (1, "ddp")
@@ -73,7 +73,7 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, more, ways,
             "options": {
                 **options,
                 "parallel": way.replace("hs", "fs"),
-                "micro_batch": more.get("micro_batch", 3 if size == 2 else 0),
+                "micro_batch": more.get("micro_batch", {"hsdp": 2}.get(way, 3 if size == 2 else 0)),
             }
         }
         for size, way in (ALONE, *ways)
@@ -98,6 +98,28 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, more, ways,
             torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
         assert (run / "previews" / "step-00000004.png").exists()
     assert column(alone / "losslog.jsonl", "count").sum() == 4 * more.get("batch_size", 14)
+
+
+def exchanges(world, data, preset, node, shards):
+    """Count the sums of gradients over the copies of the weights in an update, for one micro-batch and for four."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(node)
+    dataset, counts = Dataset(Path(data)), []
+    for images in (4, 1):
+        options = {"preset": preset, "parallel": "fsdp", "batch_size": 4 * world.size, "micro_batch": images, **SMALL}
+        state = TrainState(resolve(options, dataset), dataset, world)
+        assert state.spread.shards == shards
+        some = next(weight for weight in state.network.parameters() if len(weight) % shards == 0)
+        assert to_local(some).numel() == some.numel() // shards
+        with patch("torch.distributed.all_reduce", wraps=torch.distributed.all_reduce) as exchanged:
+            update(state)
+        counts.append(sum("group" in call.kwargs for call in exchanged.mock_calls))
+        assert len(state.batches.parts) == 4 // images
+    assert counts[0] == counts[1] and (counts[0] > 0) == (shards < world.size)
+
+
+def test_nodes_of_one_process_share_the_weights_and_others_exchange_gradients_once_an_update(digits, preset):
+    job = {"work": f"{__file__}:exchanges", "data": digits, "preset": preset}
+    succeeded({**job, "size": 2, "node": 1, "shards": 2}, {**job, "size": 4, "node": 2, "shards": 2})
 
 
 @pytest.mark.long
@@ -252,7 +274,7 @@ def searched(world, data, preset, cases):
         memory = Pretended(int(unit), int(most), where == "backward")
         resolved = resolve({"preset": preset, "batch_size": 2 * SHARE, **SMALL}, dataset)
         state, clean = (TrainState(resolved, dataset, world) for _ in range(2))
-        with memory.watch():
+        with memory.watch(), patch("torch.cuda.reset_peak_memory_stats"):
             assert micro_batch(state.spread, SHARE) == (4 if any(":5" in each for each in case) else SHARE), case
         for step in range(2):
             assert all(map(torch.equal, gradients(state, step), gradients(clean, step))), case

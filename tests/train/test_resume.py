@@ -23,6 +23,7 @@ from group import in_processes, lines_of, poisoned, train_here, weights_of
 from harness import ELBO, environment, heard, heed_signals
 from safetensors.torch import load_file
 
+from elbocli.cli.commands import launched
 from elbocli.errors import DataError, NonFiniteError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import checkpoints
@@ -358,17 +359,19 @@ def saved(folder, step):
     return folder / "run" / "checkpoints" / f"step-{step:08d}"
 
 
-TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_NAME", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_NAME", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
 def test_the_command_knows_its_checkpoint_writes_to_stderr_and_is_no_worker_of_torchrun(hook, tmp_path, capfd, monkeypatch):
-    for name in (*TORCHRUN, "CUDA_VISIBLE_DEVICES"):
+    for name in (*TORCHRUN, "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "2")
     one = hook('echo "$ELBO_STEP $ELBO_RUN"; echo "$ELBO_CHECKPOINT"; cat; env > env', 1200)
     until(lambda: not one.poll())
     assert capfd.readouterr() == ("", f"1200 {tmp_path}/run\n{saved(tmp_path, 1200)}\n")
     there = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
     assert not {*TORCHRUN} & {*there} and there["CUDA_VISIBLE_DEVICES"] == "2"
+    monkeypatch.setattr(os, "environ", there)
+    assert launched() == 1  # elbo in the command is a single process under torchrun and srun
 
 
 def test_one_command_runs_at_a_time_and_the_newest_checkpoint_is_next(hook, tmp_path):

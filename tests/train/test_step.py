@@ -2,8 +2,10 @@
 
 import math
 from functools import partial
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from elbocli.core.loss import denoising_losses
+from elbocli.core.streams import Stream
 from elbocli.core.training import LR_DECAYS, learning_rate
 from elbocli.errors import DataError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
@@ -31,7 +34,7 @@ from elbocli.train import loop, recorder
 from elbocli.train.batches import Batches, channels_first, count_parts, split
 from elbocli.train.muon import Muon, orthogonalised
 from elbocli.train.scores import Evaluation
-from elbocli.train.state import Parallel, TrainState, micro_batch
+from elbocli.train.state import SPARE, Parallel, TrainState, micro_batch
 from elbocli.train.step import check, step_losses, update
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -286,24 +289,53 @@ def test_a_batch_is_shared_in_as_few_parts_as_can_be_or_in_parts_of_one_size(bat
     assert max(sizes) <= most and max(sizes) - min(sizes) <= (0 if even else 1)
 
 
+def test_threads_that_ask_for_different_epochs_at_once_get_their_own_orders(fresh, monkeypatch):
+    """The thread that reads ahead asks while another one has begun to draw an order."""
+    batches, wanted = fresh().batches, fresh().batches
+    count, at, orders = len(batches._rows) // batches.batch + 1, Stream.at, []
+
+    def interrupted(stream, index):
+        generator = at(stream, index)
+        if index == 0:
+            other = Thread(target=lambda: orders.append(batches.indices(3 * count)))
+            other.start()
+            other.join()
+        return generator
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stream, "at", interrupted)
+        orders.append(batches.indices(0))
+    assert all(map(np.array_equal, orders, (wanted.indices(3 * count), wanted.indices(0))))
+
+
 def searched(state, most, error):
-    """Search where passes of more than `most` images raise an error; what is found, and what was tried."""
-    tried = []
+    """Search where passes of more than `most` images raise an error; what is found, what was tried, and sizes of the spare.
+
+    A pass of n images takes 100 n bytes.
+    """
+    tried, taken, empty = [], [], torch.empty
 
     def enter(_, inputs):
         tried.append(len(inputs[0]))
+        taken.append(100 * len(inputs[0]))
         if len(inputs[0]) > most:
             raise error
 
     state.network.register_forward_pre_hook(enter)
-    return micro_batch(state.spread, 50), tried
+    with (
+        patch("torch.cuda.reset_peak_memory_stats", lambda _: taken.clear()),
+        patch("torch.cuda.max_memory_allocated", lambda _: max(taken)),
+        patch("torch.empty", side_effect=empty) as made,
+    ):
+        found = micro_batch(state.spread, 50)
+    return found, tried, [call.args[0] for call in made.mock_calls if call.kwargs.get("dtype") == torch.uint8]
 
 
 def test_batches_are_halved_until_one_fits_twice_and_nothing_is_left(fresh):
     errors = [RuntimeError("FIND was unable to find an engine"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
     for error in (torch.OutOfMemoryError("x"), *errors):
         state = fresh(auxiliary=["dispersive"])
-        assert searched(state, 12, error) == (7, [50, 25, 13, 7, 7])
+        assert searched(state, 12, error) == (7, [50, 25, 13, 7, 7], [int(SPARE * 700)])
         assert all(weight.grad is None for weight in state.network.parameters())
 
 

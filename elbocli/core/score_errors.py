@@ -156,22 +156,28 @@ def coverage_error(counts: np.ndarray, contents: np.ndarray, n: int) -> float | 
 
 
 def recall_errors(
-    samples: Tensor, reference: Tensor, k: int, precise: Tensor, reaching: Tensor, device: torch.device | str = "cpu"
+    samples: Tensor,
+    reference: Tensor,
+    k: int,
+    closest: tuple[Tensor, Tensor],
+    precise: Tensor,
+    reaching: Tensor,
+    device: torch.device | str = "cpu",
 ) -> tuple[float | None, float | None]:
     """Return the standard errors of recall and of the F-score; None: too few images decide.
 
     samples: [N, D]. reference: [M, D]. k: neighbour that gives a sample's radius.
+    closest: distances and indices of each sample's nearest other samples, [N, CANDIDATES] each.
     precise: whether a sample counts for precision, bool [N]. reaching: samples within whose radius a reference image is, [M].
     """
     import torch
 
-    from elbocli.core.neighbours import nearest, within
+    from elbocli.core.neighbours import within
 
     n, m, missed = len(samples), len(reference), int((reaching == 0).sum())
     if min(missed, m - missed) < FEWEST or n < 2 * CANDIDATES:
         return None, None
-    apart, which = nearest(samples, samples, CANDIDATES, device, others=True)
-    rare = reaching < COMMON
+    (apart, which), rare = closest, reaching < COMMON
     pairs = []
     for mine, others, far in within(samples, reference[rare], torch.zeros(int(rare.sum())), apart[:, -1], device):
         near = far <= apart[mine, -1]

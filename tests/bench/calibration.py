@@ -2,12 +2,12 @@
 
     python tests/bench/calibration.py --sets 200 -o out.json
 
-Each world has a fixed reference, and draws independent sets of samples: `equal` draws samples like the reference's, normal;
-`apart` moves, scales and mixes them; `clusters` has five clusters of unlike size with Student's t of 10 degrees of freedom. Logits
-are linear in the features, and labels are drawn by them. Each row has a score's mean and standard deviation over sets, the mean
-standard error divided by that deviation, with the ratio's own standard error, and the share of 95 % intervals that contain the
-mean; those of FID-infinity should contain the distance of the samples' distribution. Of a score with an interval only, half its
-width divided by 1.96 stands for the standard error.
+Each world draws independent sets of samples, in equal numbers for each of a few fixed references: `equal` draws samples like the
+references', normal; `apart` moves, scales and mixes them; `clusters` has five clusters of unlike size with Student's t of 10 degrees
+of freedom. Logits are linear in the features, and labels are drawn by them. Each row has a score's mean over sets, its standard
+deviation for a fixed reference, the mean standard error divided by that deviation, with the ratio's own standard error, and the
+share of 95 % intervals that contain the mean for that reference; those of FID-infinity should contain the distance of the samples'
+distribution. Of a score with an interval only, half its width divided by 1.96 stands for the standard error.
 """
 
 import argparse
@@ -61,12 +61,12 @@ class World:
             torch.from_numpy(spatial),
         )
 
-    def distance(self, reference: Features, random: np.random.Generator, draws: int) -> float:
-        """Return the Fréchet distance of the samples' distribution from the reference. draws: samples that stand for it."""
+    def moments(self, random: np.random.Generator, draws: int) -> FeatureMoments:
+        """Return the moments of the samples' distribution. draws: samples that stand for it."""
         sums = StreamingFeatureMoments()
         for _ in range(draws // sums.ROWS + 1):
             sums.add(self.draw(sums.ROWS, random, True))
-        return frechet_distance(sums.moments(), reference.moments)
+        return sums.moments()
 
 
 WORLDS = ("equal", "apart", "clusters")
@@ -90,40 +90,47 @@ class Row(NamedTuple):
     inside: float
 
 
-def rows(world: World, n: int, sets: int, names: str, n_ref: int, draws: int, **options: Any) -> Iterator[Row]:
-    """Score `sets` sets of n samples, and yield a row for each score with a standard error or interval."""
-    random = np.random.default_rng(7)
-    reference = world.features(n_ref, random, False)
-    reference.held_out = world.features(n_ref, random, False)
+def rows(world: World, n: int, sets: int, references: int, names: str, n_ref: int, draws: int, **options: Any) -> Iterator[Row]:
+    """Score sets of n samples, and yield a row for each score with a standard error or interval.
+
+    sets: number for all references. A score that most sets have without standard error has no row.
+    """
     chosen = asked(names, fid_infinity=True, **options)
-    found = []
-    for _ in range(sets):
-        samples, values = world.features(n, random, True), dict[str, Any]()
-        for name, own in chosen.items():
-            values |= METRICS[name].make(samples, reference, own)
-        found.append(values)
-    limit = world.distance(reference, random, draws)
+    truth, scored = world.moments(np.random.default_rng(0), draws), []
+    for seed in range(1, references + 1):
+        random = np.random.default_rng(seed)
+        reference = world.features(n_ref, random, False)
+        reference.held_out = world.features(n_ref, random, False)
+        scored.append((frechet_distance(truth, reference.moments), list[dict[str, Any]]()))
+        for _ in range(sets // references):
+            samples, values = world.features(n, random, True), dict[str, Any]()
+            for name, own in chosen.items():
+                values |= METRICS[name].make(samples, reference, own)
+            scored[-1][1].append(values)
     numbers = [number for name in chosen for number in METRICS[name].traits.numbers]
     for number in numbers:
         parts = {part.role: part.key for part in numbers if part.of == number.key}
-        if parts.keys() & {Role.ERROR, Role.INTERVAL}:
+        if not parts.keys() & {Role.ERROR, Role.INTERVAL}:
+            continue
+        figures = []  # of each set: score, its mean for this reference, what its interval should contain, standard error, limits
+        for limit, found in scored:
             of = [one for one in found if all(one[part] is not None for part in parts.values())]
-            if len(of) < 2:
-                continue
-            column = np.array([one[number.key] for one in of])
-            wanted, deviation = (limit if number.role is Role.LIMIT else column.mean()), column.std(ddof=1)
-            ends = np.array([one[parts[Role.INTERVAL]] for one in of]) if Role.INTERVAL in parts else None
-            errors = np.array([one[parts[Role.ERROR]] for one in of]) if Role.ERROR in parts else None
-            if errors is None:
-                errors = (ends[:, 1] - ends[:, 0]) / (2 * NORMAL_95)
-            if ends is None:
-                ends = np.stack([column - NORMAL_95 * errors, column + NORMAL_95 * errors], 1)
-            inside = float(((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])).mean())
-            ratio = errors.mean() / deviation
-            # a set's effect on the ratio: by its standard error, and by its square in the deviation
-            effects = errors / deviation - ratio * np.square((column - column.mean()) / deviation) / 2
-            figures = len(of), column.mean(), deviation, ratio, standard_error(effects), inside
-            yield Row(world.name, world.width, n, number.key, *figures)
+            mean = float(np.mean([one[number.key] for one in of])) if of else 0.0
+            for one in of if 2 * len(of) > len(found) else ():
+                value, error, ends = one[number.key], one.get(parts.get(Role.ERROR)), one.get(parts.get(Role.INTERVAL))
+                error = (ends[1] - ends[0]) / (2 * NORMAL_95) if error is None else error
+                ends = ends or [value - NORMAL_95 * error, value + NORMAL_95 * error]
+                figures.append((value, mean, limit if number.role is Role.LIMIT else mean, error, *ends))
+        if not figures:
+            continue
+        value, mean, wanted, error, low, high = np.array(figures).T
+        squares = np.square(value - mean)
+        deviation = np.sqrt(squares.sum() / (len(figures) - references))
+        ratio = error.mean() / deviation
+        # a set's effect on the ratio: by its standard error, and by its square in the deviation
+        ratio_se = standard_error(error / deviation - ratio * squares / deviation**2 / 2)
+        inside = float(((low <= wanted) & (wanted <= high)).mean())
+        yield Row(world.name, world.width, n, number.key, len(value), value.mean(), deviation, ratio, ratio_se, inside)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -133,8 +140,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--widths", nargs="+", type=int, default=[16, 64])
     parser.add_argument("--n", nargs="+", type=int, default=[500, 2000])
     parser.add_argument("--sets", type=int, default=200)
+    parser.add_argument("--references", type=int, default=4)
     parser.add_argument("--n-ref", type=int, default=2000)
-    parser.add_argument("--draws", type=int, default=2_000_000, help="samples that stand for the distribution")
+    parser.add_argument("--draws", type=int, default=1_000_000, help="samples that stand for the distribution")
     parser.add_argument("--kid-subset-size", type=int, default=100)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args(words)
@@ -144,7 +152,8 @@ def main(words: list[str] | None = None) -> None:
         for width in given.widths:
             for name in given.worlds:
                 options = {"kid_subset_size": given.kid_subset_size}
-                for row in rows(World(name, width), n, given.sets, given.metrics, given.n_ref, given.draws, **options):
+                sizes = given.sets, given.references, given.metrics, given.n_ref, given.draws
+                for row in rows(World(name, width), n, *sizes, **options):
                     table.append(row._asdict())
                     shown = [f"{each:.4g}" if isinstance(each, float) else each for each in row]
                     print(LINE.format(*shown), flush=True)

@@ -66,22 +66,23 @@ def precision_recall(samples, reference, options):
     import torch
 
     from elbocli.core.estimate import error_of_share
-    from elbocli.core.neighbours import within
-    from elbocli.core.score_errors import recall_errors
+    from elbocli.core.neighbours import nearest, within
+    from elbocli.core.score_errors import CANDIDATES, recall_errors
 
     own, theirs, protocol = samples.values, reference.values, PRC_PROTOCOLS[options.prc_protocol]
     most, k = protocol.most or len(theirs), PRC_NEIGHBOURS
     if len(theirs) > most:
         theirs = theirs[[each * len(theirs) // most for each in range(most)]]
         reference = replace(reference, values=theirs)
-    reach, their_reach = samples.radii(k), reference.radii(k)
+    closest = nearest(own, own, min(CANDIDATES, len(own) - 1), samples.device, others=True)
+    reach, their_reach = closest[0][:, k - 1], reference.radii(k)
     reached, reaching = torch.zeros(len(own), dtype=torch.bool), torch.zeros(len(theirs), dtype=torch.int64)
     for mine, others, apart in within(own, theirs, their_reach, reach, samples.device):
         reached[mine[apart <= their_reach[others]]] = True
         reaching += others[apart <= reach[mine]].bincount(minlength=len(theirs))
     precision, recall = (float(side.double().mean()) for side in (reached, reaching > 0))
     error, interval = error_of_share(int(reached.sum()), len(own))
-    recall_error, score_error = recall_errors(own, theirs, k, reached, reaching, samples.device)
+    recall_error, score_error = recall_errors(own, theirs, k, closest, reached, reaching, samples.device)
     return {
         "precision": precision,
         "precision_se": error,

@@ -129,12 +129,12 @@ def cmmd(samples, reference, options):
         return found
 
     among = sum(total(each, each) / len(each) ** 2 for each in (first, second))
+
+    def kernel(x, y):
+        return ((normalize(x) @ normalize(y).T - 1) / WIDTH**2).exp()
+
     distance, error = among - 2 * total(first, second) / (len(first) * len(second)), None
     if len(first) > 1:
-
-        def kernel(x, y):
-            return ((normalize(x) @ normalize(y).T - 1) / WIDTH**2).exp()
-
         error = SCALE * kernel_influence(first, second, kernel, samples.device)[0].variance(len(first)) ** 0.5
     return {"gaussian_mmd": SCALE * distance, "gaussian_mmd_se": error}
 

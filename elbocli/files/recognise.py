@@ -55,7 +55,6 @@ KINDS = [
     Kind("a table", "*", rb"\Aindex\t|\Alogsnr_low\t"),
     Kind("a model card", "*", rb"\A---\nlibrary_name: elbo\n"),
     Kind("a score card", "*", rb"\A# Score card"),
-    Kind("a preset", "*", rb"\A# A preset"),
     Kind("numbers by step", "*", rb'\A{"step"'),
     Kind("an average of weights", "*", b"elbo-ema"),
     Kind("features", "*", b"elbo-features"),

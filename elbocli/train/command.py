@@ -85,7 +85,7 @@ GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
     multiple=True,
     metavar="KEY=VALUE",
     help="Set network.KEY or training.KEY; may be repeated.",
-    more="KEY is any key of a preset's section network or train, as 'elbo presets write' shows them: network.channels=32, "
+    more="KEY is any key of a preset's section network or train; docs/presets.md lists those of the network: network.channels=32, "
     "network.dropout=.1, training.beta2=.99. VALUE is YAML.",
 )
 @setting_options

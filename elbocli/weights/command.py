@@ -1,7 +1,6 @@
 """Command line of `elbo weights`: the commands list, show, check and plot."""
 
 import json
-import shutil
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -204,35 +203,28 @@ def _weighting(text: str) -> Any:
     help="Also its density: NAME:key=value,… or a FILE; may be repeated.",
 )
 @_range_options
-@option("-o", "--out", type=FIGURE, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")
+@option("-o", "--out", type=FIGURE, required=True, help="A picture: .svg, .png or .pdf.")
 @overwrite_option
 @plugin_option
 @common
-def plot(specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path | None) -> None:
+def plot(specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path) -> None:
     """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities.
 
-    Without a SPEC, all named weightings are drawn; with -o and without --schedule, also all named schedules. Weightings
+    Without a SPEC, all named weightings are drawn; without --schedule, also all named schedules. Weightings
     that are the same up to a constant share a line. If w never rises, p_w divided by the largest w is a distribution,
     with a point mass at the largest logsnr.
     """
     from elbocli.core.schedule import check_range
     from elbocli.core.schedule_curves import SCHEDULES
-    from elbocli.core.weighting import ScheduleDensity, Weighting
     from elbocli.core.weighting_curves import WEIGHTINGS
     from elbocli.files.schedule_file import resolve_schedule
-    from elbocli.weights.plot import plot_weights, text_plot
+    from elbocli.weights.plot import plot_weights
 
     check_range(low, high)
-    if not specs and out is not None:
+    if not specs:
         schedules = schedules or tuple(SCHEDULES)
     weightings = {}
     for text in specs or WEIGHTINGS:
         weighting = _weighting(text)
         weightings[weighting.spec + (f"@{Path(text)}" if weighting.learned else "")] = weighting
-    densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
-    if out is not None:
-        plot_weights(weightings, densities, low, high, out)
-        return
-    weightings |= {(drawn := Weighting(ScheduleDensity(schedule))).spec: drawn for schedule in densities}
-    for line in text_plot(weightings, low, high, shutil.get_terminal_size((100, 24)).columns):
-        click.echo(line)
+    plot_weights(weightings, [resolve_schedule(spec, low, high, clip=True) for spec in schedules], low, high, out)

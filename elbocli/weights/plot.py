@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.cli.commands import visible
 from elbocli.cli.figure import POINTS, add_legend, brief, draw_densities, finish, lettered, line_style, new_figure, same
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 
 MANY = 6  # largest number of weightings in a single column. More weightings get two columns: monotone, and not monotone.
 STEEP = 20.0  # ratio max w / w(0) above which the vertical axis is logarithmic
-BLOCKS = " ▁▂▃▄▅▆▇█"
 SHARE = 0.01  # smallest point mass of p_w that the legend mentions
 
 
@@ -100,18 +98,3 @@ def _cap(axis: Any) -> None:
     # so that a spike doesn't flatten the other lines
     if peaks := [peak for line in axis.lines if (peak := np.nan_to_num(line.get_ydata()).max()) > 0]:
         axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))
-
-
-def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int) -> list[str]:
-    """Draw each weighting over λ from `low` to `high` as a row of block characters, then an axis. columns: width of a row."""
-    names = [visible(brief(spec)) for spec in weightings]
-    margin = max(map(len, names))
-    wide = max(20, columns - margin - 2)
-    at = torch.linspace(low, high, wide, dtype=torch.float64)
-    rows = []
-    for name, weighting in zip(names, weightings.values()):
-        value = weighting(at)
-        heights = (value / value.max() * len(BLOCKS)).long().clamp(max=len(BLOCKS) - 1)
-        rows.append(f"{name:>{margin}}  " + "".join(BLOCKS[height] for height in heights.tolist()))
-    left, right = f"{low:g}", f"{high:g}"
-    return [*rows, " " * (margin + 2) + left + "logsnr".center(wide - len(left) - len(right)) + right]

@@ -128,11 +128,11 @@ LINES = [
     ("eval {data} --ref evil.npz --extractor elbo-tiny", 1, "evil.npz"),
     ("eval images.npz --ref {data} --extractor elbo-tiny", 1, "uint8"),
     ("presets show cifr", 2, "cifar"),
-    ("presets write cifr a.yaml", 2, "cifar"),
-    ("presets write digits a.txt", 2, ".yaml"),
-    ("presets write digits text.h5", 2, ".yaml"),
-    ("presets write digits stranger.yaml", 2, "--overwrite"),
-    ("presets write digits knots.yaml --overwrite", 2, "a schedule"),
+    ("grid {run} -o a.txt", 2, ".yaml"),
+    ("grid {run} -o text.h5", 2, ".yaml"),
+    ("grid {run} -o stranger.yaml", 2, "--overwrite"),
+    ("grid {run} -o stranger.yaml --overwrite", 2, "replaces only"),
+    ("weights plot sigmoid", 2, "--out"),
 ]
 OUTPUTS = [
     "adapt {run} -o out.yaml",

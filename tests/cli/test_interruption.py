@@ -44,7 +44,6 @@ COMMANDS = {
     "grid": "grid {run} -n 2 --steps 3 -o x.yaml",
     "info": "info {data} --grid x.png",
     "optimum": "optimum {data} -n 4 -o x.json --plot x.svg",
-    "presets": "presets write digits x.yaml",
     "report": "report {run} -o x.html",
     "weights plot": "weights plot sigmoid -o x.pdf",
     "import": "import {weights} x --plugin {plugin}",

@@ -141,7 +141,6 @@ bound run -n 4 --curve new.tsv --per-image new.tsv
 eval data.h5 --ref data.h5 --extractor elbo-tiny --save-stats mine.npz
 eval data.h5 --ref data.h5 --extractor elbo-tiny --card mine.md
 weights plot -o mine.svg
-presets write digits mine.yaml
 prep data.h5 data.h5
 prep photos run/../data.h5/../data.h5 data.h5
 merge data.h5 data.h5
@@ -159,7 +158,6 @@ bound run -n 4 --log out4.jsonl --curve out4.tsv --plot out4.svg
 bound run -n 4 --per-image out5.tsv
 eval data.h5 --ref data.h5 --extractor elbo-tiny --metrics fid --save-stats out6.npz --save-features out6.safetensors --card out6.md
 optimum data.h5 -n 4 -o out7.json
-presets write digits out8.yaml
 prep photos out9.h5 --size 8
 merge out10.h5 data.h5
 """

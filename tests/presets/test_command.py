@@ -1,18 +1,17 @@
-"""`elbo presets` lists what there is, shows a file as it is, and writes one to edit that means the same."""
+"""`elbo presets` lists what there is, and shows a file as it is."""
 
 import json
 import re
-from itertools import pairwise
-
-import pytest
+from dataclasses import fields
+from pathlib import Path
 
 from elbocli.files.dataset import Dataset
 from elbocli.files.yaml_text import parse_yaml
+from elbocli.nn.networks import NETWORKS
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
-from elbocli.presets.command import editable
-from elbocli.run.settings import preset_data, resolve
+from elbocli.run.settings import resolve
 
-KEY = re.compile(r"^  #(?=\w+: )", re.M)
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_list_says_of_each_what_its_file_says(elbo):
@@ -36,33 +35,8 @@ def test_one_is_shown_as_its_file_has_it(elbo, tmp_path):
     assert b"channels: 8" in elbo("presets", "show", "mine.yaml", cwd=tmp_path).stdout
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_one_written_to_edit_means_the_same_also_with_every_key_that_it_shows(name, tmp_path):
-    """Keys that the preset leaves out are shown with what they are when left out."""
-    path, preset = tmp_path / "mine.yaml", load_preset(name)
-    wanted = resolve({"preset": name, "device": "cpu"}, preset_data(name)).config()
-    text = editable(name, preset)
-    assert max(map(len, text.splitlines())) < 130
-    hidden = [line for line in text.splitlines() if line.startswith("  #kind:")]
-    for content in (text, KEY.sub("  ", text.replace("\n".join(hidden), ""))):
-        path.write_text(content)
-        read = load_preset(str(path))
-        assert (read.data, read.about.gpu) == (preset.data, preset.about.gpu)
-        found = resolve({"preset": str(path), "device": "cpu"}, preset_data(name)).config()
-        found.settings["preset"] = name
-        assert found == wanted
-
-
-def test_every_key_that_is_shown_is_explained():
-    lines = editable("small32-uvit", load_preset("small32-uvit")).splitlines()
-    for before, line in pairwise(lines):
-        if re.match(r"  #?\w+: ", line):
-            assert re.match(r"  # \S", before), line
-
-
-def test_a_file_is_written_and_trains_as_its_preset(elbo, digits, tmp_path):
-    assert elbo("presets", "write", "digits", "mine.yaml", cwd=tmp_path).returncode == 0
-    assert elbo("presets", "write", "digits", cwd=tmp_path).stdout == (tmp_path / "mine.yaml").read_bytes()
+def test_a_preset_that_is_shown_into_a_file_trains_as_itself(elbo, digits, tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(elbo("presets", "show", "digits").stdout)
     plans = [
         parse_yaml(elbo("train", digits, "--dry-run", "--preset", each, cwd=tmp_path).stdout.decode(), each)
         for each in ("digits", "mine.yaml")
@@ -73,3 +47,15 @@ def test_a_file_is_written_and_trains_as_its_preset(elbo, digits, tmp_path):
 
 def test_a_dataset_takes_the_preset_that_is_listed_for_it(digits):
     assert resolve({"device": "cpu"}, Dataset(digits)).settings.preset == "digits"
+
+
+def test_every_key_of_a_network_is_on_the_page():
+    table = (ROOT / "docs/presets.md").read_text().partition("## Keys of the network")[2].partition("\n## ")[0]
+    for family in ("unet", "edm2", "uvit", "dit", "jit"):
+        rows = [
+            cells[2]
+            for line in table.splitlines()
+            if (cells := line.split("|"))[1:] and {f"`{family}`", "all"} & set(cells[1].replace(",", "").split())
+        ]
+        known = {each.name for each in fields(NETWORKS[family].traits)} - {"image_size", "image_channels", "num_classes"}
+        assert known <= set(re.findall(r"`(\w+)`", " ".join(rows))), family

@@ -33,11 +33,6 @@ Module = TypeVar("Module", bound=nn.Module)
 Depth = Annotated[int, Meta(ge=1, le=1000)]
 
 
-def explained(help: str, **how: Any) -> Any:
-    """Return a config's dataclass field with a help text. how: arguments of dataclasses.field."""
-    return field(metadata={"help": help}, **how)
-
-
 @dataclass(frozen=True)
 class NetworkConfig:
     """Base of all network configs.
@@ -57,9 +52,7 @@ class NetworkConfig:
     image_size: Size
     image_channels: Size
     num_classes: Count
-    dropout: Annotated[float, Meta(ge=0, lt=1)] = explained(
-        "Fraction of values set to zero in training.", default=0.0, kw_only=True
-    )
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         code = getattr(self, "code", None)

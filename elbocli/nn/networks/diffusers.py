@@ -19,7 +19,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import file_sha256, quiet, reading
 from elbocli.files.records import parse_json, read_json
-from elbocli.nn.networks import Network, NetworkConfig, explained, network
+from elbocli.nn.networks import Network, NetworkConfig, network
 from elbocli.nn.networks.unet import ClassTable, named_labels
 from elbocli.runtime.device import sent
 
@@ -32,10 +32,10 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # file n
 class DiffusersUNetConfig(NetworkConfig):
     """Config of a UNet2DModel."""
 
-    model: str = explained(f"JSON of the settings of diffusers' {UNET}, without size, channels and classes.")
-    code: str = explained("Level code: the number that tells the network its noise level.", default="t-linear")
-    null_class: bool = explained("Whether 'no class' has a learned embedding, the last; False: zeros.", default=False)
-    variance: bool = explained("Whether the output has C further channels, for a learned variance.", default=False)
+    model: str  # JSON of the settings of diffusers' UNet2DModel, without size, channels and classes
+    code: str = "t-linear"  # level code: the number that tells the network its noise level
+    null_class: bool = False  # whether 'no class' has a learned embedding, the last; False: zeros
+    variance: bool = False  # whether the output has C further channels, for a learned variance
 
 
 @network("diffusers-unet", config=DiffusersUNetConfig, source="diffusers: UNet2DModel")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.nn.networks import explained, network
+from elbocli.nn.networks import network
 from elbocli.nn.networks.unet import (
     AttendedConfig,
     LevelsNetwork,
@@ -36,9 +36,7 @@ class EDM2Config(AttendedConfig):
 
     quiet_classes = False
 
-    code: str = explained(
-        "Level code: the number that tells the network its noise level, ln(sigma)/4.", default="logsnr:factor=-0.125"
-    )
+    code: str = "logsnr:factor=-0.125"  # level code: the number that tells the network its noise level, ln(sigma)/4
 
 
 def unit(x: Tensor, *dims: int) -> Tensor:

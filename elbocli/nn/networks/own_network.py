@@ -15,7 +15,7 @@ from elbocli.errors import UsageError
 from elbocli.files.plugins import defined
 from elbocli.files.reading import reading
 from elbocli.files.yaml_text import parse_yaml
-from elbocli.nn.networks import Network, NetworkConfig, explained, network
+from elbocli.nn.networks import Network, NetworkConfig, network
 from elbocli.nn.networks.unet import named_labels
 
 SIZES = ("image_size", "image_channels", "num_classes")  # passed to constructors that have arguments of these names
@@ -31,13 +31,12 @@ def read_arguments(text: str) -> dict[str, Any]:
 class ModuleConfig(NetworkConfig):
     """Config of a network class from a plug-in."""
 
-    code: str = explained("Level code: the number that tells the network its noise level.", default="logsnr")
-    null_class: Annotated[tuple[int, ...], Meta(max_length=1)] = explained(
-        "Label that means 'no class' to the network; empty if there is none.", default=()
-    )
-    variance: bool = explained("Whether the output has C further channels, for a learned variance.", default=False)
-    name: str = explained("FILE.py:CLASS, a torch.nn.Module in a plug-in.")
-    arguments: str = explained("KEY=VALUE,… for the constructor of the class.", default="")
+    code: str = "logsnr"  # level code: the number that tells the network its noise level
+    # label that means 'no class' to the network; empty if there is none
+    null_class: Annotated[tuple[int, ...], Meta(max_length=1)] = ()
+    variance: bool = False  # whether the output has C further channels, for a learned variance
+    name: str  # FILE.py:CLASS, a torch.nn.Module in a plug-in
+    arguments: str = ""  # KEY=VALUE,… for the constructor of the class
 
     def for_classes(self, num_classes: int) -> Self:
         """Return the config for another number of classes.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.files.records import Count
-from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, explained, network
+from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, network
 from elbocli.nn.networks.unet import (
     Block,
     Conditioning,
@@ -43,13 +43,13 @@ ROTARY = 10_000.0  # ratio of the highest to the lowest frequency of rotary posi
 class DiTConfig(NetworkConfig):
     """Config of a DiT."""
 
-    width: Width = explained("Channels of the transformer, a multiple of 4 and of the number of heads.")
-    depth: Depth = explained("Number of transformer blocks.")
-    heads: Size = explained("Number of attention heads.")
-    patch: Size = explained("Side of a patch in pixels; each patch is one token.")
-    code: str = explained("Level code: the number that tells the network its noise level.", default="logsnr:factor=25")
-    null_class: bool = explained("Whether 'no class' has a learned embedding, and not zero.", default=True)
-    variance: bool = explained("Whether the output has C further channels, for a learned variance.", default=False)
+    width: Width  # channels of the transformer, a multiple of 4 and of the number of heads
+    depth: Depth  # number of transformer blocks
+    heads: Size  # number of attention heads
+    patch: Size  # side of a patch in pixels; each patch is one token
+    code: str = "logsnr:factor=25"  # level code: the number that tells the network its noise level
+    null_class: bool = True  # whether 'no class' has a learned embedding, and not zero
+    variance: bool = False  # whether the output has C further channels, for a learned variance
 
     @property
     def side(self) -> int:
@@ -168,10 +168,10 @@ class DiT(Network):
 class JiTConfig(DiTConfig):
     """Config of a JiT. Raises UsageError: 4 × heads doesn't divide the width, or class_start ≥ depth."""
 
-    code: str = explained("Level code: the number that tells the network its noise level.", default="flow-reversed")
-    bottleneck: Size = explained("Channels between the pixels of a patch and the transformer's width.", default=128)
-    class_tokens: Count = explained("Tokens that repeat the class embedding, for networks with classes.", default=32)
-    class_start: Count = explained("Number of blocks before the class tokens join.", default=4)
+    code: str = "flow-reversed"  # level code: the number that tells the network its noise level
+    bottleneck: Size = 128  # channels between the pixels of a patch and the transformer's width
+    class_tokens: Count = 32  # tokens that repeat the class embedding, for networks with classes
+    class_start: Count = 4  # number of blocks before the class tokens join
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -270,12 +270,11 @@ PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}  # name → number of wavelet le
 class UViTConfig(LevelsConfig):
     """Config of a U-ViT. `dropout` acts in the transformer only."""
 
-    depth: Depth = explained("Number of blocks of the transformer, which is the last level.")
-    heads: Size = explained("Number of attention heads.")
-    embedding: Size = explained("Width of the embedding of noise level and class.")
-    patching: Literal["none", "dwt-1", "dwt-2"] = explained(
-        "dwt-1 or dwt-2: the network works on 1 or 2 levels of wavelet bands, not on pixels (none).", default="none"
-    )
+    depth: Depth  # number of blocks of the transformer, which is the last level
+    heads: Size  # number of attention heads
+    embedding: Size  # width of the embedding of noise level and class
+    # dwt-1 or dwt-2: the network works on 1 or 2 levels of wavelet bands, not on pixels (none)
+    patching: Literal["none", "dwt-1", "dwt-2"] = "none"
 
     @property
     def width(self) -> int:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
 from elbocli.files.records import Count
-from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, explained, network
+from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, network
 
 Width = Annotated[int, Meta(ge=4, le=2**20, multiple_of=4)]
 
@@ -142,11 +142,10 @@ def zeroed(module: nn.Module) -> nn.Module:
 class LevelsConfig(NetworkConfig):
     """Config of a U-Net. Raises UsageError if the levels are too many for the image, or the width of a level isn't whole."""
 
-    channels: Width = explained("Base width in channels, a multiple of 4.")
-    levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(
-        "Width of each level as a multiple of channels; each level has half the image size of the level before."
-    )
-    blocks: Depth = explained("Residual blocks in each level.")
+    channels: Width  # base width in channels, a multiple of 4
+    # width of each level as a multiple of channels; each level has half the image size of the level before
+    levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)]
+    blocks: Depth  # residual blocks in each level
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,7 +179,7 @@ class LevelsConfig(NetworkConfig):
 class AttendedConfig(LevelsConfig):
     """Config of a U-Net with self-attention."""
 
-    attention: tuple[int, ...] = explained("Image sizes in pixels at which the blocks have self-attention.")
+    attention: tuple[int, ...]  # image sizes in pixels at which the blocks have self-attention
 
     def for_size(self, image_size: int) -> Self:
         new = replace(self, image_size=image_size)
@@ -439,23 +438,17 @@ class Block(nn.Module):
 class UNetConfig(AttendedConfig):
     """Config of the ADM U-Net."""
 
-    middle_attention: bool = explained("Whether the first middle block has self-attention, too.", default=True)
-    heads: Count = explained("Heads of every attention layer; 0: as many as head_width gives.", default=0)
-    head_width: Size = explained(
-        "Least channels of a head, rounded up to a divisor of a level's channels; narrower levels: one head.", default=HEAD_WIDTH
-    )
-    groups: Count = explained("Groups of every group norm; 0: up to 32 groups of at least 4 channels.", default=0)
-    norm_eps: Annotated[float, Meta(gt=0, lt=1)] = explained("Number that norms add to the variance.", default=EPS)
-    embedding: Count = explained("Width of the embedding of noise level and class; 0: 4 times channels.", default=0)
-    code: str = explained(
-        "Level code: the number that tells the network its noise level, through cosines and sines. logsnr:factor=0.5 is "
-        "-ln sigma; t:linear is a timestep of 1000.",
-        default=CODE,
-    )
-    variance: bool = explained(
-        "Whether the network also outputs a learned variance, in twice the channels; only imported weights have one.",
-        default=False,
-    )
+    middle_attention: bool = True  # whether the first middle block has self-attention, too
+    heads: Count = 0  # heads of every attention layer; 0: as many as head_width gives
+    # least channels of a head, rounded up to a divisor of a level's channels; narrower levels: one head
+    head_width: Size = HEAD_WIDTH
+    groups: Count = 0  # groups of every group norm; 0: up to 32 groups of at least 4 channels
+    norm_eps: Annotated[float, Meta(gt=0, lt=1)] = EPS  # number that norms add to the variance
+    embedding: Count = 0  # width of the embedding of noise level and class; 0: 4 times channels
+    # level code: the number that tells the network its noise level, through cosines and sines. logsnr:factor=0.5 is -ln sigma; t:linear is a timestep of 1000
+    code: str = CODE
+    # whether the network also outputs a learned variance, in twice the channels; only imported weights have one
+    variance: bool = False
 
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")

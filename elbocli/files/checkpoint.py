@@ -175,7 +175,7 @@ class CheckpointMeta(Record, kw_only=True):
     """Content of the meta.json of a checkpoint or snapshot.
 
     world_size: number of ranks. parallel: ddp or fsdp.
-    micro_batch: largest micro-batch that fits; None: not searched. micro_batch_for: GPU and settings of the search.
+    micro_batch: size that the search found; None: not searched. micro_batch_for: GPU and settings of the search.
     log_bytes: file name of a log → size in bytes at this step; None for a snapshot.
     files: name of another file in the folder → size and digest. more: other keys.
     """

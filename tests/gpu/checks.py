@@ -140,8 +140,11 @@ def host_waits(session: Session) -> Iterator[Row]:
         yield watched("U-Net, bf16, compiled, training_step", device, step, 2 * WARM, STEPS)
 
 
-LOSSES, PIXELS, BITS = 1e-3, 0.5, 1e-4
-"""Largest differences: of losses, relative; of pixels, mean levels; of bits per dimension, relative."""
+LOSSES, MUON, PIXELS, BITS = 1e-3, 1e-2, 0.5, 1e-4
+"""Largest differences: of losses, relative, by AdamW and by Muon; of pixels, mean levels; of bits per dimension, relative.
+
+Muon orthogonalises in bf16 on CUDA alone, which changed 20 losses of the preset digits by 1.3e-3 to 3e-3 with three seeds.
+"""
 BRIEF: dict[str, Any] = {"log_every": 10, "preview_every": 0, "warmup_steps": 5}
 
 
@@ -151,11 +154,12 @@ def agreement(session: Session) -> Iterator[Row]:
     noise = made_data.packed(session.folder, 32, 3, count=64)
     steps = 3 if session.small else 20
     cases = (("digits", digits, 32), ("digits-uvit", digits, 32), ("small32-uvit", noise, 8))
-    for preset, data, batch in cases[:2] if session.small else cases:
-        options = {**BRIEF, "preset": preset, "batch_size": batch, "precision": "fp32"}
+    losses = [(*case, "adamw", LOSSES) for case in (cases[:2] if session.small else cases)]
+    for preset, data, batch, optimizer, limit in [*losses, (*cases[0], "muon", MUON)]:
+        options = {**BRIEF, "preset": preset, "batch_size": batch, "precision": "fp32", "optimizer": optimizer}
         cpu, device = (np.array(on.losses(data, where, steps, **options)) for where in ("cpu", session.device))
         apart = float(np.abs(device / cpu - 1).max())
-        yield Row(f"{preset}: {steps} losses, largest difference", apart, "relative", ok=apart < LOSSES)
+        yield Row(f"{preset}, {optimizer}: {steps} losses, largest difference", apart, "relative", ok=apart < limit)
     for preset, data, batch in cases[:1] if session.small else (cases[0], cases[2]):
         run = session.folder / f"agree-{preset}"
         on.trained(data, run, "cpu", preset=preset, batch_size=batch, steps=2 * steps, precision="fp32", **BRIEF)

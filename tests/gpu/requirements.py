@@ -1,11 +1,11 @@
 """Exit 1 if this Python lacks what setup.cfg requires, and print what is missing. Runs on any Python 3."""
 
 import configparser
-import os
 import re
 import sys
+from pathlib import Path
 
-SETUP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "setup.cfg")
+SETUP = Path(__file__).resolve().parents[2] / "setup.cfg"
 
 
 def numbers(version):
@@ -16,7 +16,7 @@ def numbers(version):
 def missing():
     """Return the requirements that this Python doesn't meet, as in setup.cfg."""
     options = configparser.ConfigParser()
-    options.read(SETUP)
+    options.read(str(SETUP))
     python = options["options"]["python_requires"]
     if list(sys.version_info[:2]) < numbers(python.strip(">=")):
         return ["Python " + python]
@@ -35,4 +35,4 @@ def missing():
 
 if __name__ == "__main__":
     if missing():
-        sys.exit("%s lacks %s" % (sys.executable, ", ".join(missing())))
+        sys.exit(sys.executable + " lacks " + ", ".join(missing()))

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-DONE, FAILED, LATE, SKIPPED = "done", "failed", "timed out", "skipped"
+DONE, FAILED, LATE, CUT, SKIPPED = "done", "failed", "timed out", "cut", "skipped"
 COMPILING_S = 90.0
 """Seconds that compiling a network is expected to take."""
 
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass
 class StepResult:
-    """A step's rows and how it ended. status: one of DONE, FAILED, LATE, SKIPPED. message: why it is not DONE."""
+    """A step's rows and how it ended. status: one of DONE, FAILED, LATE, CUT, SKIPPED. message: why it is not DONE."""
 
     name: str
     status: str = SKIPPED

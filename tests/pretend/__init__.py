@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._device import _device_constructors
 
 from pretend import cards, graphs
 from pretend.cards import Card
@@ -65,6 +66,7 @@ def pretending() -> Iterator[Pretence]:
             stack.enter_context(patch.object(torch.cuda, name, value))
         for name, value in methods().items():
             stack.enter_context(patch.object(torch.Tensor, name, value))
+        _device_constructors()  # `with torch.device(…)` looks for torch.empty once: the real one
         stack.enter_context(patch("torch.empty", cards.empty))
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
         shim().stand_in(True)

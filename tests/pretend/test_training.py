@@ -125,7 +125,8 @@ def test_the_micro_batch_is_looked_for_once_on_each_card(digits, tmp_path, monke
 def test_the_search_begins_at_twice_the_plan_and_keeps_tensors_below_the_limit(digits, tmp_path, monkeypatch):
     """imagenet64's batch of 4096 images in one pass would have a tensor of 3.2e9 elements."""
     resolved = resolve({"preset": "imagenet64", "device": "cpu"}, preset_data("imagenet64"))
-    first = resolved.network.channels * resolved.network.image_size**2
+    network: Any = resolved.network
+    first = network.channels * network.image_size**2
     assert measure_step(resolved.network, cuda=True).largest >= first and resolved.settings.batch_size * first > 3e9
 
     tried, real = [], Parallel.try_pass

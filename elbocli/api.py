@@ -28,7 +28,7 @@ from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
-from elbocli.run.classes import BALANCED, DATA, choose_labels, use_frequencies
+from elbocli.run.classes import choose_labels, usual_classes
 from elbocli.run.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.sample.draw import SampleSettings, draw_batch
@@ -344,8 +344,8 @@ def draw(
         shape = shape or (channels, *sides)
         if labels is None:
             counts = network.class_counts()
-            uneven = use_frequencies(counts, network.path, "examples have classes with these frequencies")
-            labels = choose_labels(DATA if uneven else BALANCED, n, network.network.config.num_classes, seed, counts=counts)
+            classes = usual_classes(counts, network.path, "examples have classes with these frequencies")
+            labels = choose_labels(classes, n, network.network.config.num_classes, seed, counts=counts)
     if not shape or n < 1:
         raise UsageError(f"shape is {tuple(shape)} and n is {n}; pass the shape of one example, and the number of examples")
     chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, trained)

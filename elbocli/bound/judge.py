@@ -27,7 +27,7 @@ from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.losslog import Columns, read_optimum
 from elbocli.files.schedule_file import resolve_weighting
-from elbocli.run.classes import DATA, UNKNOWN, use_frequencies
+from elbocli.run.classes import DATA, UNKNOWN, usual_classes
 from elbocli.runtime.progress import progress
 from elbocli.train.batches import training_rows
 
@@ -175,8 +175,7 @@ def classify(asked: Measurement, schedule: str = "", prior: str = "") -> tuple[C
         raise UsageError(f"{asked.trained.path}: was trained without classes, which --classify needs; name a run with classes")
     if prior == DATA and counts is None:
         raise UsageError(f"--prior data: {asked.trained.path}: {UNKNOWN}; put the dataset back, or give --prior uniform")
-    if not prior and use_frequencies(counts, asked.trained.path, "the prior p(c) has these frequencies (--prior data)"):
-        prior = DATA
+    prior = prior or usual_classes(counts, asked.trained.path, "the prior p(c) has these frequencies (--prior data)")
     frequencies = counts / counts.sum() if prior == DATA and counts is not None else None
     chosen = asked.schedule(schedule)
     return judge_scores(*class_scores(asked, asked, classes, chosen), asked.draws, chosen, frequencies)

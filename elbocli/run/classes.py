@@ -40,16 +40,16 @@ def counts_for(num_classes: int, counts: list[int] | None, where: object) -> np.
     return np.array(counts + [0] * (num_classes - len(counts)))
 
 
-def use_frequencies(counts: np.ndarray | None, where: object, effect: str) -> bool:
-    """Return whether class frequencies differ from equal ones by more than chance, and log them with their effect.
+def usual_classes(counts: np.ndarray | None, where: object, effect: str) -> str:
+    """Return DATA if class frequencies differ from equal ones by more than chance, and log them; else BALANCED.
 
     counts: number of training images of each class, [K]; None: unknown.
     where: the run or dataset. effect: clause for the message.
     """
     if counts is None or p_of_uniform(counts) >= CHANCE:
-        return False
+        return BALANCED
     log.info(f"{where}: the {len(counts)} classes of the training data have {counts.min()} to {counts.max()} images; {effect}")
-    return True
+    return DATA
 
 
 def choose_labels(

@@ -28,7 +28,7 @@ from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import NO_THRESHOLD, Denoiser
 from elbocli.nn.networks import NetworkConfig
 from elbocli.nn.networks.diffusers import Autoencoder
-from elbocli.run.classes import BALANCED, DATA, RANDOM, choose_labels, use_frequencies
+from elbocli.run.classes import BALANCED, RANDOM, choose_labels, usual_classes
 from elbocli.run.open import SPACE, TrainedRun, dataset_of, open_run
 from elbocli.runtime.background import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device, sent
@@ -334,10 +334,8 @@ class _Drawing:
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, config.shape, config.num_classes, device)
-        classes, counts = settings.classes, trained.class_counts()
-        if not classes:
-            uneven = use_frequencies(counts, trained.path, "samples have classes with these frequencies (--classes data)")
-            classes = DATA if uneven else BALANCED
+        counts, effect = trained.class_counts(), "samples have classes with these frequencies (--classes data)"
+        classes = settings.classes or usual_classes(counts, trained.path, effect)
         labels = (
             self.noise.classes(n)
             if classes == RANDOM and config.num_classes

@@ -26,7 +26,7 @@ from elbocli.files.schedule_file import finite, resolve_schedule
 from elbocli.images.samples import SampleReader
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.extractors import make_extractor
-from elbocli.run.classes import BALANCED, DATA, choose_labels, counts_for, use_frequencies
+from elbocli.run.classes import choose_labels, counts_for, usual_classes
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import log
 from elbocli.sample.draw import Decoder, SampleSettings, draw_batch
@@ -77,8 +77,7 @@ class Evaluation:
         self.how = replace(SAMPLING, n=settings.eval_samples or min(SAMPLING.n, len(data)))
         number = state.resolved.network.num_classes
         counts = counts_for(number, state.resolved.data.class_counts, data.path)
-        uneven = use_frequencies(counts, data.path, "samples for scores have classes with these frequencies")
-        classes = DATA if uneven else BALANCED
+        classes = usual_classes(counts, data.path, "samples for scores have classes with these frequencies")
         self.labels = choose_labels(classes, self.how.n, number, settings.seed, counts=counts)
         asks = EvalSettings(asked(settings.eval_metrics, settings.seed), settings.seed, extractor)
         if lacking := asks.needing(Need.HELD_OUT):

@@ -128,8 +128,6 @@ LINES = [
     ("eval {data} --ref evil.npz --extractor elbo-tiny", 1, "evil.npz"),
     ("eval images.npz --ref {data} --extractor elbo-tiny", 1, "uint8"),
     ("presets show cifr", 2, "cifar"),
-    ("grid {run} -o a.txt", 2, ".yaml"),
-    ("grid {run} -o text.h5", 2, ".yaml"),
     ("grid {run} -o stranger.yaml", 2, "--overwrite"),
     ("grid {run} -o stranger.yaml --overwrite", 2, "replaces only"),
     ("weights plot sigmoid", 2, "--out"),

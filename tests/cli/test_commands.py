@@ -133,8 +133,10 @@ def test_parameters_given_later_are_checked_as_well(do, tmp_path):
     (tmp_path / "plug.py").write_text(
         f"{HEAD}@elbo.schedule('mine')\n{bump}\n{WEIGHED.replace('logsnr)', 'logsnr, a=20.0)')}a - logsnr\n"
     )
-    do("weights", "plot", "elbo", "--schedule", "mine", "--plugin", "plug.py")
-    assert b"plug.py, line 5" in do("weights", "plot", "elbo", "--schedule", "mine:mean=1", "--plugin", "plug.py", code=2)
+    do("weights", "plot", "elbo", "--schedule", "mine", "--plugin", "plug.py", "-o", "a.svg")
+    assert b"plug.py, line 5" in do(
+        "weights", "plot", "elbo", "--schedule", "mine:mean=1", "--plugin", "plug.py", "-o", "b.svg", code=2
+    )
     do("weights", "check", "mine", "--plugin", "plug.py")
     told = json.loads(do("weights", "check", "mine:a=5", "--json", "--plugin", "plug.py", code=1))
     assert not told["monotone"] and told["rising"] == [] and "5 to 15" in told["faults"]

@@ -228,7 +228,6 @@ def nasty(elbo, trained, tmp_path_factory):
         ("info", NASTY),
         ("info", f"{NASTY}.h5"),
         ("weights", "check", f"eps-mse@{NASTY}.json"),
-        ("weights", "plot", f"eps-mse@{NASTY}.json"),
         ("weights", "show", f"eps-mse@{NASTY}.json", "--points", 3),
         ("weights", "list", "--plugin", "own.py"),
         ("info", "-v", f"{NASTY}.none"),

@@ -230,7 +230,7 @@ LINES = [line for block in re.findall(r"^```\n(.*?)^```$", PAGE, re.M | re.S) fo
 def test_each_format_is_in_the_list_in_a_row_of_the_page_and_tested(elbo):
     rows = re.findall(r"^\| `([\w-]+)` \| .* \| .* \| .* \|$", PAGE, re.M)
     listed = elbo("import", "list").stdout.decode()
-    assert len(rows) == len(set(rows)) and set(rows) == set(FORMATS) == {*SMALL, "diffusers", "program", "module"}
+    assert len(rows) == len(set(rows)) and set(rows) == set(FORMATS) == {*SMALL, "diffusers", "module"}
     assert all(f"{name}\n    {FORMATS[name].traits.about}\n    Licence: " in listed for name in rows)
 
 

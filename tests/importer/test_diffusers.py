@@ -192,7 +192,7 @@ def test_options_say_what_no_scheduler_does(elbo, flat, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said", "code", "word"),
     [
-        (lambda f: changed(f / "config.json", _class_name="UNet2DConditionModel"), (), 1, "program"),
+        (lambda f: changed(f / "config.json", _class_name="UNet2DConditionModel"), (), 1, "--network"),
         (lambda f: (f / "config.json").write_text("{"), (), 1, "JSON"),
         (lambda f: changed(f / "config.json", act_fn="__import__('os')"), (), 1, "diffusers can't make"),
         (lambda f: changed(f / "config.json", sample_size=[8, 4]), (), 1, "sample_size"),

@@ -329,7 +329,8 @@ def test_weights_adapt_report_and_bound_take_the_weighting_of_a_run(learned, tra
     rows = np.array([row.split("\t") for row in shown.decode().splitlines()[1:]], float)
     np.testing.assert_array_equal(rows[:, 1], weighting_of_run(learned)[1][-1].weighting(torch.from_numpy(rows[:, 0])))
     said(elbo, "weights", "show", "uncertainty", code=2)
-    assert b"uncertainty@" in said(elbo, "weights", "plot", learned, "edm")
+    said(elbo, "weights", "plot", learned, "edm", "-o", out := tmp_path / "weights.svg")
+    assert "uncertainty@" in out.read_text()
     # EDM2's theorem: the schedule that is adapted to what was learned is the run's own.
     for run, own, more in ((learned, "edm2-img512", ()), (trained, "cosine", ("--weighting", "uncertainty"))):
         said(elbo, "adapt", run, *more, "--floor", 1e-6, "-o", out := tmp_path / f"{own}.yaml")

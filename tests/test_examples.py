@@ -78,6 +78,7 @@ def understood(words):
 @pytest.mark.parametrize("name", DEVICES)
 def test_dry_mode_plans_for_as_many_devices_and_leaves_nothing(name, start, elbo, tmp_path):
     """This process runs the command that the script starts."""
+    fake_torchrun(tmp_path, "", "--max-restarts")
     fake(tmp_path, "elbo", 'echo "$TORCHELASTIC_RUN_ID $WORLD_SIZE"; printf "%s\\n" "$@"')
     group, *words = start(name, "--steps", "77", DRY="1", PRESET="digits").stdout.splitlines()
     result = elbo(*words, cwd=tmp_path, env=dict(zip(("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), group.split())))
@@ -87,19 +88,42 @@ def test_dry_mode_plans_for_as_many_devices_and_leaves_nothing(name, start, elbo
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
+def fake_torchrun(folder, script, *options):
+    """A torchrun whose help names these options; without them, its help is that of the torchrun of this torch."""
+    shown = f"echo '{' '.join(options)}'" if options else f"exec '{sys.executable}' -m torch.distributed.run --help"
+    fake(folder, "torchrun", f'if [ "$1" = --help ]; then {shown}; exit; fi; {script}')
+
+
+LAUNCHES = 'for word in {} "$@"; do printf "%s\\n" "$word"; done > launched'
+
+
+@pytest.mark.parametrize("name", ["eight-gpus.sh", "slurm-two-nodes.sbatch"])
+@pytest.mark.parametrize("options", [["--max-restarts"], ["--signals-to-handle"], ["--signals-to-handle", "--shutdown-timeout"]])
+def test_an_older_torchrun_gets_no_option_that_it_lacks(name, options, start, tmp_path):
+    """It has --signals-to-handle since torch 2.10, and --shutdown-timeout since 2.12."""
+    fake_torchrun(tmp_path, LAUNCHES.format("torchrun"), *options)
+    fake(tmp_path, "srun", LAUNCHES.format("srun"))
+    fake(tmp_path, "elbo", "true")
+    assert start(name).returncode == 0
+    newer = {"--signals-to-handle", "--shutdown-timeout"}
+    assert newer & {*(tmp_path / "launched").read_text().split()} == newer & {*options}
+
+
 @pytest.mark.parametrize("name", ["eight-gpus.sh", "slurm-two-nodes.sbatch"])
 def test_what_is_printed_is_launched_and_torchrun_and_elbo_understand_it(name, start, tmp_path):
-    for program in ("torchrun", "srun"):
-        fake(tmp_path, program, f'for word in {program} "$@"; do printf "%s\\n" "$word"; done > launched')
+    fake_torchrun(tmp_path, LAUNCHES.format("torchrun"))
+    fake(tmp_path, "srun", LAUNCHES.format("srun"))
     fake(tmp_path, "scontrol", "echo node7; echo node8")
     fake(tmp_path, "elbo", "true")
-    slurm = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2"} if "slurm" in name else {}
+    slurm = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "12"}
+    slurm = slurm if "slurm" in name else {}
     printed = shlex.split(start(name, "--lr", "3e-4", DRY="1", **slurm).stderr)
     assert start(name, "--lr", "3e-4", **slurm).returncode == 0
     launched = (tmp_path / "launched").read_text().splitlines()
     assert launched == printed
     arguments = get_args_parser().parse_args(launched[launched.index("torchrun") + 1 :])
-    assert arguments.no_python and "SIGUSR1" in arguments.signals_to_handle
+    assert arguments.no_python and "SIGUSR1" in getattr(arguments, "signals_to_handle", "SIGUSR1")
+    assert ("--cpus-per-task=12" in launched[: launched.index("torchrun")]) == bool(slurm)
     nodes = int(arguments.nnodes.partition(":")[0])
     assert int(arguments.nproc_per_node) * nodes == DEVICES[name]
     if slurm:
@@ -141,7 +165,7 @@ def status(state, message):
 )
 def test_a_job_queues_itself_again_only_when_something_is_left_to_do(does, requeued, code, start, tmp_path):
     fake(tmp_path, "srun", does)
-    fake(tmp_path, "torchrun", does)
+    fake_torchrun(tmp_path, does, "--max-restarts")
     fake(tmp_path, "scontrol", '[ "$1" = requeue ] && echo "$2" > requeued; echo node7; echo node8')
     earlier = tmp_path / "runs/r/status.json"  # of the job before
     earlier.parent.mkdir(parents=True)

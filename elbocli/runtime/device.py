@@ -2,10 +2,13 @@
 
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +19,57 @@ from elbocli.runtime.progress import log
 
 # Name of a precision → dtype of the network's activations.
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CARD, DRIVER = Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version")  # files of NVIDIA's driver
 WARM_UPS = 2  # calls before a CUDA graph is captured: the first calls choose algorithms and allocate memory
 
 
 def meant_by(name: str) -> str:
-    """Replace `auto` by $ELBO_DEVICE, else by cuda if available, else by cpu."""
+    """Replace `auto` by $ELBO_DEVICE, else by cuda if available, else by cpu.
+
+    Raises UsageError for `auto` if the machine has an NVIDIA card that this process may use, but CUDA does not start.
+    """
     asked = os.environ.get("ELBO_DEVICE") or "auto" if name == "auto" else name
-    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    if CARD.exists():
+        if torch.version.cuda is None:
+            _warn_of_cpu_build()
+        elif trouble := _cuda_trouble():
+            raise UsageError(
+                f"{CARD}: this machine has an NVIDIA card, but CUDA does not start: {trouble}; torch {torch.__version__} is built "
+                f"for CUDA {torch.version.cuda}, the driver is {_driver_version()}; update the driver, install a torch for an "
+                "older CUDA, or choose --device cpu"
+            )
+    return "cpu"
+
+
+def _cuda_trouble() -> str:
+    """Return why CUDA does not start; '' if it starts, or if no card is visible to this process."""
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        # Without a card by choice: CUDA_VISIBLE_DEVICES is empty, or a Slurm job on a GPU node asked for no GPU.
+        return "" if "No CUDA GPUs are available" in said else said.partition(". ")[0]
+    return ""
+
+
+def _driver_version() -> str:
+    with suppress(OSError):
+        if version := re.search(r"\b\d+(\.\d+)+", DRIVER.read_text()):
+            return version[0]
+    return "unknown"
+
+
+@cache
+def _warn_of_cpu_build() -> None:
+    log.warning(
+        "this machine has an NVIDIA card, but torch %s is a build without CUDA, so elbo uses the CPU; install a torch with "
+        "CUDA, or set ELBO_DEVICE=cpu if the CPU is meant",
+        torch.__version__,
+    )
 
 
 def choose_device(name: str) -> torch.device:

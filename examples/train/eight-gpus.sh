@@ -17,11 +17,18 @@ GPUS=${GPUS:-8}
 
 options=(--preset "$PRESET" --parallel fsdp --precision bf16 --compile
     --time-limit "${TIME_LIMIT:-0}" --val-split 10000 --keep-every 50000 "$@")
-# If a worker dies, torchrun restarts all workers, up to three times. SIGUSR1 to torchrun reaches the workers too, and they
-# have ten minutes to save a checkpoint.
-launch=(torchrun --standalone --nproc-per-node "$GPUS" --max-restarts 3
-    --signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" --shutdown-timeout 600 --no-python)
-command=("${launch[@]}" elbo train "$DATA" -o "$RUN" "${options[@]}")
+# If a worker ends with an error, torchrun restarts all workers, up to RESTARTS times. RESTARTS=0 suits a first try: torchrun
+# also repeats starts that fail each time, such as those that run out of memory.
+launch=(torchrun --standalone --nproc-per-node "$GPUS" --max-restarts "${RESTARTS:-3}")
+# SIGUSR1 to torchrun reaches the workers too (torch 2.10), and they have ten minutes to save a checkpoint (torch 2.12).
+help=$(torchrun --help || true)
+if [[ $help == *--signals-to-handle* ]]; then
+    launch+=(--signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+fi
+if [[ $help == *--shutdown-timeout* ]]; then
+    launch+=(--shutdown-timeout 600)
+fi
+command=("${launch[@]}" --no-python elbo train "$DATA" -o "$RUN" "${options[@]}")
 
 if [[ -n ${DRY:-} ]]; then
     echo "${command[@]@Q}" >&2

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from elbocli.errors import UsageError
+from elbocli.runtime import device
 from elbocli.runtime.device import (
     PRECISIONS,
     WARM_UPS,
@@ -137,6 +138,42 @@ def test_auto_is_the_variables_device_else_cuda_where_there_is_one(cards, monkey
     monkeypatch.delenv("ELBO_DEVICE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert meant_by("auto") == "cpu"
+
+
+OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver"
+
+
+@pytest.mark.parametrize(
+    ("built_for", "trouble", "node", "refused", "warnings"),
+    [
+        ("12.8", OLD, True, True, 0),
+        ("12.8", "Found no NVIDIA driver on your system.", True, True, 0),
+        ("12.8", "No CUDA GPUs are available", True, False, 0),  # hidden by CUDA_VISIBLE_DEVICES or by Slurm
+        ("12.8", OLD, False, False, 0),
+        (None, "", True, False, 1),
+        (None, "", False, False, 0),
+    ],
+)
+def test_auto_is_no_cpu_by_accident(built_for, trouble, node, refused, warnings, cards, monkeypatch, tmp_path):
+    """The device node and the driver are files of this test."""
+
+    def start():
+        raise RuntimeError(trouble)
+
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.82.01  Wed Oct 27 21:21:55 UTC 2021\n")
+    if node:
+        (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(device, "CARD", tmp_path / "nvidia0")
+    monkeypatch.setattr(device, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", start)
+    device._warn_of_cpu_build.cache_clear()
+    with heard() as lines, pytest.raises(UsageError) if refused else nullcontext() as error:
+        assert [choose_device("auto"), choose_device("auto")] == [CPU, CPU]
+    if refused:
+        assert all(version in str(error.value) for version in ("12.8", "470.82.01"))
+    assert len(lines) == warnings and choose_device("cpu") == CPU
 
 
 def test_dropout_is_seeded_on_its_own_card(cards):

@@ -2,7 +2,7 @@
 
     python tests/bench/calibration.py --sets 200 -o out.json
 
-Each world draws independent sets of samples, in equal numbers for each of a few fixed references: `equal` draws samples like the
+Each world draws independent sets of samples, in equal numbers for each of --references: `equal` draws samples like the
 references', normal; `apart` moves, scales and mixes them; `clusters` has five clusters of unlike size with Student's t of 10 degrees
 of freedom. Logits are linear in the features, and labels are drawn by them. Each row has a score's mean over sets, its standard
 deviation for a fixed reference, the mean standard error divided by that deviation, with the ratio's own standard error, and the
@@ -140,7 +140,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--widths", nargs="+", type=int, default=[16, 64])
     parser.add_argument("--n", nargs="+", type=int, default=[500, 2000])
     parser.add_argument("--sets", type=int, default=200)
-    parser.add_argument("--references", type=int, default=4)
+    parser.add_argument("--references", type=int, default=20)
     parser.add_argument("--n-ref", type=int, default=2000)
     parser.add_argument("--draws", type=int, default=1_000_000, help="samples that stand for the distribution")
     parser.add_argument("--kid-subset-size", type=int, default=100)

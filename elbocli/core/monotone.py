@@ -75,11 +75,14 @@ def holding(function: Function, test: Function, low: float, high: float) -> list
 
 def weighting_faults(function: Function, low: float, high: float) -> str:
     """Say where in [low, high] a weighting is negative or not finite; '' if w is finite and 0 or more everywhere."""
+    import torch
+
     kinds: dict[str, Function] = {
         "negative": lambda w: (w < 0) & w.isfinite(),
         "infinite or not a number": lambda w: ~w.isfinite(),
     }
-    found = {kind: holding(function, test, low, high) for kind, test in kinds.items()}
+    with torch.device("cpu"):  # also inside `torch.device("meta")`, where tensors have no values
+        found = {kind: holding(function, test, low, high) for kind, test in kinds.items()}
     return " and ".join(f"{kind} for logsnr {in_words(at)}" for kind, at in found.items() if at)
 
 

@@ -92,7 +92,6 @@ class Record(msgspec.Struct, frozen=True):
         Raises FormatError: when a key is missing or wrong, or the file has another format.
         Raises DataError: when a later version of elbo wrote the file.
         """
-        content = restored(content)
         cls.check_head(content, where)
         if isinstance(content, Mapping):
             content = {key: value for key, value in content.items() if key not in ("format", "version")}
@@ -150,7 +149,7 @@ def _translated(value: Any, table: Mapping[int, int]) -> Any:
 def parse_json(text: bytes | str, where: object, then: str = "") -> dict[str, Any]:
     """Parse a JSON object. where: the file, for messages. then: end of the message. Raises FormatError."""
     with reading(f"{where}: not usable JSON", then):
-        return msgspec.json.decode(text, type=dict[str, Any])
+        return dict(restored(msgspec.json.decode(text, type=dict[str, Any])))
 
 
 def read_json(path: Path) -> dict[str, Any]:

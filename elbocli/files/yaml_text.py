@@ -29,6 +29,13 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
             found[key] = self.construct_object(value_node, deep=True)
         return found
 
+    def construct_str(self, node: yaml.ScalarNode) -> str:
+        return str(restored(self.construct_scalar(node)))
+
+
+# Each scalar is restored, not the parsed value: a few aliases can make it exponentially large.
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_str)
+
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
@@ -50,7 +57,7 @@ for _class in (_Loader, _Dumper):
 def parse_yaml(text: str, name: object) -> dict[str, Any]:
     """Parse a mapping from YAML. name: the file, for messages. Raises FormatError."""
     with reading(f"{name}: not usable YAML"):
-        value = restored(yaml.load(text, Loader=_Loader))
+        value = yaml.load(text, Loader=_Loader)
         if not isinstance(value, dict):
             raise ValueError("expected lines of the form 'key: value'")
         return value

@@ -119,7 +119,10 @@ def test_each_file_of_a_run_and_of_a_checkpoint_is_verified(elbo, trained, tmp_p
         assert result.returncode == 1 and f"{name}: damaged".encode() in result.stderr and result.stdout == b""
 
 
-def test_a_flipped_bit_in_saved_features_is_found_by_every_reader(features, digits, tmp_path, elbo):
+def test_a_flipped_bit_in_saved_features_is_found_by_every_reader(digits, tmp_path, elbo):
+    features = tmp_path / "features.safetensors"
+    saved = elbo("eval", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--save-features", features)
+    assert saved.returncode == 0, saved.stderr
     assert verify(features)["verified"] == ["payload_sha256"]
     damaged = tmp_path / "damaged.safetensors"
     content = bytearray(features.read_bytes())

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 import elbocli.plugin as elbo
 
 
-@elbo.auxiliary("brightness", formula="(W mean h + b - mean x)^2", source="docs/extending.md")
+@elbo.auxiliary("test-brightness", formula="(W mean h + b - mean x)^2", source="docs/extending.md")
 class Brightness(nn.Module):
     def __init__(self, shapes: list[tuple[int, ...]], block: float = 0.0) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elbocli.core.metrics import METRICS, Need, asked
-from elbocli.nn.extractors import DEFAULT, STRICT
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, STRICT
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,9 @@ def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any
     given: option → the user's value, instead of the protocol's: `metrics`, `extractor`, and options of metrics.
     """
     protocol = PROTOCOLS.get(name, USUAL)
-    return {
-        "protocol": name,
-        "metrics": asked(given.get("metrics", protocol.metrics), seed, **{**protocol.options, **given}),
-        "extractor": given.get("extractor", protocol.extractor),
-    }
+    extractor, metrics = given.get("extractor", protocol.extractor), protocol.metrics
+    named = EXTRACTORS.named(extractor or DEFAULT)
+    if protocol is USUAL and not (named and named.name == DEFAULT):
+        metrics = "fid"  # other networks have no logits, or random ones, or classes of their own
+    chosen = asked(given.get("metrics", metrics), seed, **{**protocol.options, **given})
+    return {"protocol": name, "metrics": chosen, "extractor": extractor}

@@ -55,6 +55,21 @@ def test_all_that_a_protocol_names_is_declared_and_documented(name):
     assert f"{protocol.n:,}" in row or f"{protocol.per_class} of each of" in row
 
 
+@pytest.mark.parametrize(
+    ("given", "metrics"),
+    [
+        ({}, "fid,is"),
+        ({"extractor": "Inception"}, "fid,is"),
+        ({"extractor": "elbo-tiny"}, "fid"),
+        ({"extractor": "dinov2-vitl14"}, "fid"),
+        ({"extractor": "mine.pt2"}, "fid"),
+        ({"extractor": "elbo-tiny", "metrics": "is"}, "is"),
+    ],
+)
+def test_the_inception_score_of_other_networks_is_computed_on_request_only(given, metrics):
+    assert list(settings("", **given).metrics) == metrics.split(",")
+
+
 def test_adm_and_rae_set_what_adms_program_does():
     for name in ("adm", RAE):
         found = settings(name)

@@ -234,7 +234,7 @@ def test_make_takes_a_python_that_has_all_requirements_and_otherwise_makes_its_o
     (tmp_path / "bin/make").write_text("#!/bin/sh\necho installs\nexit 1\n")
     (tmp_path / "bin/make").chmod(0o755)
     make, path = shutil.which("make"), f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    line = [str(make), "gpu", f"PYTHON={sys.executable}"]
+    line = [str(make), "--no-print-directory", "gpu", f"PYTHON={sys.executable}"]
     done = subprocess.run(line, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[:1] == ["installs" if lacking else "measured"]
     assert lacking in done.stderr and (done.returncode == 0) == (not lacking)

@@ -67,7 +67,7 @@ def test_every_network_in_every_precision(network, precision, digits, tmp_path):
     "options",
     [
         *({"micro_batch": 3}, {"activation_checkpointing": True}, {"t_sampling": "independent", "label_dropout": 0.0}),
-        {"micro_batch": 0, "auxiliary": ["dispersive", "brightness"]},
+        {"micro_batch": 0, "auxiliary": ["dispersive", "test-brightness"]},
     ],
     ids=str,
 )

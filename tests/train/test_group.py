@@ -49,7 +49,7 @@ def column(file, key):
 
 
 NODES = (4, "hsdp")
-AUXILIARY = {"auxiliary": ["dispersive:block=2", "brightness"], "optimizer": "muon", "batch_size": 16, "micro_batch": 8}
+AUXILIARY = {"auxiliary": ["dispersive:block=2", "test-brightness"], "optimizer": "muon", "batch_size": 16, "micro_batch": 8}
 LONGER = [pytest.param("unet", {}, (*FEW[1:], NODES), marks=pytest.mark.long)]
 LONGER += [
     pytest.param("edm2", {}, ALL, marks=pytest.mark.slow),

@@ -57,7 +57,7 @@ EVERYTHING |= {"grad_clip": 0.5, "val_split": 20, "val_every": 5, "snapshot_ever
 EVERYTHING |= {"eval_every": 5, "eval_samples": 10, "eval_metrics": "fid,prc"}
 LEARNED = {"weighting": "uncertainty", "schedule": "edm2-img512", "precision": "fp16", "micro_batch": 6}
 SHARDED = {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 5, "eval_every": 5, "eval_samples": 10}
-AUXILIARY = {"auxiliary": ["dispersive:block=2", "brightness"], "optimizer": "muon", "network.dropout": 0.0}
+AUXILIARY = {"auxiliary": ["dispersive:block=2", "test-brightness"], "optimizer": "muon", "network.dropout": 0.0}
 SIGNALS = [("SIGKILL", 3), ("SIGINT", 5), ("SIGTERM", 6), ("SIGHUP", 7), ("SIGKILL", 8), ("SIGUSR1", 10)]
 KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
 

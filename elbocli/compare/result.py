@@ -129,7 +129,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
             raise DataError(f"{path}: {sizes}; both files need the same extractor, and at least 2 images")
         own, moments = {"n_samples": n, **fingerprint(saved.about)}, FeatureMoments.of(values)
         refuse(own, fingerprint(reference.about), path, ref, ALIKE)
-        distance, moved = frechet_distance(moments, points), frechet_influence(values, moments, points)
+        distance, moved = frechet_distance(moments, points), frechet_influence(values, moments, points, saved.labels)
         if first is None:
             first = own, saved, seed, distance, moved
             continue

@@ -21,7 +21,7 @@ from hypothesis import settings
 
 LONG = (
     "test_pages.py",
-    "bench/test_bench.py",
+    "tools/test_bench.py",
     "cli/test_interruption.py",
     "importer/test_own_network.py",
     "nn/test_export.py",

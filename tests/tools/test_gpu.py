@@ -19,7 +19,8 @@ import torch
 from elbocli.core.adaptive import bin_edges
 from elbocli.train.state import Parallel, TrainState
 
-GPU = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+GPU = ROOT / "tools/gpu"
 ABSENT = ["scipy", "torch_fidelity", "diffusers", "tensorboard", "sklearn", "skimage", "hypothesis", "pytest"]
 FAKE = """
 import os, time
@@ -167,12 +168,12 @@ def test_a_step_that_the_budget_cuts_is_no_failure(budget, status, code, started
 @pytest.mark.parametrize("runner", ["script", "kernel"])
 def test_the_notebook_runs_and_writes_an_issue(runner, tmp_path, monkeypatch):
     """Within a clone, on the CPU; as a script where there is no Jupyter."""
-    notebook = GPU.parents[1] / "examples/gpu.ipynb"
+    notebook = ROOT / "examples/gpu.ipynb"
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     root, run = tmp_path / "clone", tmp_path / "clone/runs"
-    for name in ("Makefile", "setup.cfg", "tests", "elbocli"):
+    for name in ("Makefile", "setup.cfg", "tools", "elbocli"):
         root.mkdir(exist_ok=True)
-        (root / name).symlink_to(GPU.parents[1] / name)
+        (root / name).symlink_to(ROOT / name)
     run.mkdir()
     monkeypatch.setenv("DEVICE", "cpu")
     monkeypatch.setenv("ONLY", "environment fsdp")
@@ -215,20 +216,19 @@ def test_reports_of_a_card_are_one_column(run):
 
 def test_make_passes_its_variables_on():
     line = ["make", "-n", "gpu", "OUT=card.json", "BUDGET=600", "ONLY=imagenet64 sampling"]
-    said = subprocess.run(line, cwd=GPU.parents[1], capture_output=True, text=True, check=True, env={**os.environ, "OUT": "/out"})
-    assert "tests/gpu/run.py --device cuda --out card.json --budget 600 imagenet64 sampling" in said.stdout
+    said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ, "OUT": "/out"})
+    assert "tools/gpu/run.py --device cuda --out card.json --budget 600 imagenet64 sampling" in said.stdout
 
 
 @pytest.mark.parametrize("lacking", ["", "msgspec", "torch", "Python"])
 def test_make_takes_a_python_that_has_all_requirements_and_otherwise_makes_its_own(lacking, tmp_path):
     """The Python of a card's machine; `make` stands for what installs."""
-    root = GPU.parents[1]
-    for name in ("Makefile", "setup.cfg", "tests/gpu/requirements.py"):
+    for name in ("Makefile", "setup.cfg", "tools/gpu/requirements.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / name, tmp_path / name)
-    (tmp_path / "tests/gpu/run.py").write_text("print('measured')")
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "tools/gpu/run.py").write_text("print('measured')")
     change = {"": ("", ""), "Python": (">=3.11", ">=3.99"), "torch": ("torch >= 2.8\n", "torch >= 99\n")}
-    setup = (root / "setup.cfg").read_text().replace(*change.get(lacking, (f"{lacking} >=", f"no-{lacking} >=")))
+    setup = (ROOT / "setup.cfg").read_text().replace(*change.get(lacking, (f"{lacking} >=", f"no-{lacking} >=")))
     (tmp_path / "setup.cfg").write_text(setup)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/make").write_text("#!/bin/sh\necho installs\nexit 1\n")

@@ -15,7 +15,7 @@ from scipy.stats import ttest_1samp
 
 from elbocli.core.metrics import METRICS, Role
 
-BENCH = Path(__file__).parent
+BENCH = Path(__file__).parents[2] / "tools/bench"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BENCH.glob("bench_*.py")))

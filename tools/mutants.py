@@ -115,7 +115,7 @@ def main() -> None:
         "places", nargs="*", type=Path, default=[Path("elbocli")], metavar="PATH", help="modules, or folders of them"
     )
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     roots = [ROOT / place for place in options.places]
     modules = sorted({path for root in roots for path in ([root] if root.suffix else root.rglob("*.py"))})
     chosen = random.Random(options.seed).sample([mutant for path in modules for mutant in mutants_of(path)], options.count)

@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-
 from pretend import Pretence, plain_attention, pretending
 
-TESTS = Path(__file__).parents[1]
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     """module(name): one of those of `make gpu`."""
-    for folder in (TESTS, TESTS / "bench", TESTS / "gpu"):
+    for folder in (TOOLS / "bench", TOOLS / "gpu"):
         monkeypatch.syspath_prepend(str(folder))
     with torch.compiler.set_stance("force_eager"):  # the compiler knows no pretence
         yield import_module

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from group import poisoned
+from network_runs import NETWORKS, measured_by, train, weights_of
 from PIL import Image
+from pretend import Pretence, plain_attention, pretending
 
 from elbocli.errors import NonFiniteError
 from elbocli.files.checkpoint import latest
@@ -16,8 +18,6 @@ from elbocli.run.settings import preset_data, resolve
 from elbocli.train.batches import Batches
 from elbocli.train.plan import measure_step
 from elbocli.train.state import Parallel
-from pretend import Pretence, plain_attention, pretending
-from pretend.runs import NETWORKS, measured_by, train, weights_of
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_previews")]
 

@@ -45,7 +45,7 @@ def test_seeding_one_card_leaves_the_other_alone():
 
 
 def test_a_card_that_is_not_there_is_refused():
-    with pretending(), pytest.raises(UsageError, match=r"'cuda:2' can't be used here"):
+    with pretending(), pytest.raises(UsageError):
         choose_device("cuda:2")
 
 

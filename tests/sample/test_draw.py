@@ -17,7 +17,6 @@ import torch
 from calls import typed
 from harness import heard
 from peers import dit
-from PIL import Image
 from scipy.stats import binomtest
 from torch._dynamo.utils import counters
 
@@ -181,22 +180,6 @@ def test_classes_of_unbalanced_data_are_drawn_with_their_frequencies(make, skewe
     (run / "config.yaml").write_text(config.replace("- 123\n", f"- {10**15}\n"))
     with pytest.raises(FormatError):
         drawn(run)
-
-
-def test_every_format_holds_the_same_images(trained, tmp_path):
-    for name in ("a.npy", "a.npz", "a.h5", "folder"):
-        sample.draw_samples(trained, tmp_path / name, typed(n=12, steps=6, sampler="ddim"))
-    expected = np.load(tmp_path / "a.npy")
-    with np.load(tmp_path / "a.npz") as archive:
-        assert np.array_equal(archive["arr_0"], expected)
-        assert archive["arr_1"].tolist() == [*range(10), 0, 1]
-    with h5py.File(tmp_path / "a.h5") as file:
-        assert np.array_equal(file["images"][()], expected)
-        assert file["labels"][()].tolist() == [*range(10), 0, 1]
-        assert file["seeds"][()].tolist() == list(range(12))
-    assert len(Dataset(tmp_path / "a.h5")) == 12
-    files = sorted((tmp_path / "folder").iterdir())
-    assert np.array_equal(np.stack([np.asarray(Image.open(path)) for path in files]), expected[..., 0])
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.h5", "a.png"])

@@ -144,7 +144,7 @@ def test_a_step_that_the_budget_cuts_is_no_failure(budget, status, code, started
     assert (found, report["steps"][0]["status"]) == (code, status)
 
 
-@pytest.mark.parametrize("runner", ["script", "kernel"])
+@pytest.mark.parametrize("runner", [pytest.param("script", marks=pytest.mark.slow), "kernel"])
 def test_the_notebook_runs_and_writes_an_issue(runner, tmp_path, monkeypatch):
     """Within a clone, on the CPU; as a script where there is no Jupyter."""
     notebook = ROOT / "examples/gpu.ipynb"

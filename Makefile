@@ -19,7 +19,7 @@ help:
 	@echo "make recipes     set up, then train, score and time the preset digits for the table in docs/presets.md"
 	@echo "make site        the documentation as a site, in site/: open site/index.html, it needs no network"
 	@echo "make test        set up, then the tests of five minutes, with the whole pipeline on real images"
-	@echo "make check       lint, types and all tests but the slow ones: what CI runs"
+	@echo "make check       lint, types and all tests but the slow ones: what CI runs; prints sizes at its end"
 	@echo "make check-slow  the slow tests, then these three:"
 	@echo "make oldest      tests with the oldest Python and packages that setup.cfg allows; PYTHON_OLDEST names that Python"
 	@echo "make middle      the same tests with a torch between them"
@@ -64,6 +64,7 @@ test: $(VENV)/.ready
 # Types take a minute and a half on one core, which the tests leave free now and then.
 check: $(VENV)/.ready
 	$(MAKE) --jobs --output-sync=line lint types all-but-slow
+	@$(BIN)/python tools/size.py
 
 all-but-slow: $(VENV)/.ready
 	$(PYTEST)
@@ -74,12 +75,12 @@ check-slow: $(VENV)/.ready
 	$(MAKE) middle
 	$(MAKE) newest
 
-# Each in an environment of its own, by the same tests. tests/bounds.py knows what is oldest and newest.
-PYTHON_OLDEST ?= $(shell $(PYTHON) tests/bounds.py --oldest)
-PYTHON_NEWEST ?= $(shell $(PYTHON) tests/bounds.py --newest)
-.venv-oldest/.ready: setup.cfg pyproject.toml tests/bounds.py
+# Each in an environment of its own, by the same tests. tools/bounds.py knows what is oldest and newest.
+PYTHON_OLDEST ?= $(shell $(PYTHON) tools/bounds.py --oldest)
+PYTHON_NEWEST ?= $(shell $(PYTHON) tools/bounds.py --newest)
+.venv-oldest/.ready: setup.cfg pyproject.toml tools/bounds.py
 	$(PYTHON_OLDEST) -m venv --clear .venv-oldest
-	$(PYTHON_OLDEST) tests/bounds.py > .venv-oldest/constraints.txt
+	$(PYTHON_OLDEST) tools/bounds.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[test]'
 	@touch $@
@@ -99,7 +100,7 @@ MIDDLE := torch==2.10.*
 	@touch $@
 
 oldest middle newest: %: .venv-%/.ready
-	.venv-$@/bin/python tests/bounds.py --installed
+	.venv-$@/bin/python tools/bounds.py --installed
 	$(PYTEST:$(BIN)%=.venv-$@/bin%) $(VERSIONS)
 
 lint: $(VENV)/.ready
@@ -118,11 +119,11 @@ man: $(VENV)/.ready
 	$(BIN)/python man/build.py
 
 docs: $(VENV)/.ready
-	$(BIN)/python tests/odd_inputs.py > docs/odd-images.md.new
+	$(BIN)/python tools/odd_inputs.py > docs/odd-images.md.new
 	mv docs/odd-images.md.new docs/odd-images.md
-	$(BIN)/python tests/presets/page.py docs/presets.md > docs/presets.md.new
+	$(BIN)/python tools/fill_page.py docs/presets.md > docs/presets.md.new
 	mv docs/presets.md.new docs/presets.md
-	$(BIN)/python tests/formats.py docs/datasets.md > docs/datasets.md.new
+	$(BIN)/python tools/formats.py docs/datasets.md > docs/datasets.md.new
 	mv docs/datasets.md.new docs/datasets.md
 	sed '/^## Measured/q' docs/experiments.md > docs/experiments.md.new
 	printf '\n### Digits\n\n' >> docs/experiments.md.new
@@ -134,7 +135,7 @@ docs: $(VENV)/.ready
 	mv docs/experiments.md.new docs/experiments.md
 
 bench: $(VENV)/.ready
-	$(BIN)/python tests/bench/run.py
+	$(BIN)/python tools/bench/run.py
 
 # A machine with a card often has a torch of its own, and no network to install another from. Variables of these names that the
 # environment has mean something else: `make gpu OUT=card.json BUDGET=600 ONLY="imagenet64 sampling"` sets them.
@@ -144,8 +145,8 @@ BUDGET = 540
 ONLY =
 FILES =
 RUN_GPU = if [ -e $(VENV)/.ready ]; then python=$(BIN)/python; \
-	elif $(PYTHON) tests/gpu/requirements.py; then python=$(PYTHON); \
-	else make $(VENV)/.ready && python=$(BIN)/python; fi && $$python tests/gpu/run.py
+	elif $(PYTHON) tools/gpu/requirements.py; then python=$(PYTHON); \
+	else make $(VENV)/.ready && python=$(BIN)/python; fi && $$python tools/gpu/run.py
 gpu:
 	@$(RUN_GPU) --device $(DEVICE) --out $(OUT) --budget $(BUDGET) $(ONLY)
 
@@ -154,7 +155,7 @@ gpu-report:
 
 dist: $(VENV)/.ready
 	rm -rf dist
-	$(BIN)/python tests/release.py dist dist
+	$(BIN)/python tools/release.py dist dist
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-middle .venv-newest build dist demo demo-fashion recipes site *.egg-info

@@ -21,7 +21,7 @@ from hypothesis import settings
 
 LONG = (
     "test_pages.py",
-    "bench/test_bench.py",
+    "tools/test_bench.py",
     "cli/test_interruption.py",
     "importer/test_own_network.py",
     "nn/test_export.py",
@@ -51,8 +51,9 @@ def elbo() -> Callable[..., Result]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest files first, so that no core waits for one of them at the end."""
+    long = {TESTS / name for name in LONG}
     for item in items:
-        if str(item.path.relative_to(TESTS)) in LONG:
+        if item.path in long:
             item.add_marker("long")
     longest = [TESTS / name for name in LONGEST]
     items.sort(key=lambda item: longest.index(item.path) if item.path in longest else len(longest))

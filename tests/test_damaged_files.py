@@ -92,7 +92,7 @@ READERS = {
 ONLY_PICKLES = {
     "labels.npy": ["prep images x.h5 -q --labels {0}"],
     "weights.pth": ["eval good.npy --ref data.h5 -q --extractor-weights {0}"],
-    "program.pt2": ["import {0} new"],
+    "program.pt2": ["import {0} new", "eval good.npy --ref data.h5 -q --extractor {0}"],
     "reference.pkl": [f"eval samples.npz --ref {{0}} {SCORES}", "info {0}", "prep {0} x.h5 -q"],
     "vae/diffusion_pytorch_model.bin": ["prep images x.h5 -q --latents vae"],
 }

@@ -23,7 +23,7 @@ from elbocli.nn.presets import NAMES, load_preset
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-NAMED_FILE = re.compile(r"(?<![\w/])(?:elbocli|examples|man|tests)/[\w/-]+\.(?:md|py|sh|yaml|toml|txt)(?!\w)")
+NAMED_FILE = re.compile(r"(?<![\w/])(?:elbocli|examples|man|tests|tools)/[\w/-]+\.(?:md|py|sh|yaml|toml|txt)(?!\w)")
 LOADED = {("link", "href"), ("source", "srcset"), *((tag, "src") for tag in ("script", "img", "iframe", "video"))}
 CSS = re.compile(r"(?:url\(|@import)\s*[\"']?([^\"')\s;]+)")
 
@@ -47,7 +47,7 @@ def test_man_pages_are_what_the_commands_say():
 @pytest.mark.long
 def test_the_page_on_presets_is_what_the_command_says():
     page = ROOT / "docs/presets.md"
-    assert page.read_text() == run(ROOT / "tests/presets/page.py", page).stdout, "make docs writes it anew"
+    assert page.read_text() == run(ROOT / "tools/fill_page.py", page).stdout, "make docs writes it anew"
 
 
 def test_pages_of_measurements_show_what_was_measured():

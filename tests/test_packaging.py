@@ -79,7 +79,7 @@ def test_installed_in_a_fresh_environment_it_runs_and_man_finds_its_pages(instal
 
 def printed(*words):
     """Lines of the script, as make reads them."""
-    line = [sys.executable, ROOT / "tests/bounds.py", *words]
+    line = [sys.executable, ROOT / "tools/bounds.py", *words]
     return subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
 
 

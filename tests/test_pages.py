@@ -191,7 +191,7 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
         (folder / name).mkdir(parents=True)
     links = {"first.h5": digits} | dict.fromkeys(("digits", "imagenet", "photos"), digits_folder)
     links |= dict.fromkeys(("vae", "sd-vae-ft-mse", "sd-vae-ft-ema"), autoencoder)
-    for name, target in (links | {name: ROOT / name for name in ("examples", "tests")}).items():
+    for name, target in (links | {name: ROOT / name for name in ("examples", "tests", "tools")}).items():
         (folder / name).symlink_to(target)
     (folder / "preset.yaml").write_text(preset.read_text().replace("ema: 0.9,", "ema: [0.9, 'power:std=.1'],"))
     (folder / "settings.yaml").write_text("batch_size: 8\npreview_every: 0\n")

@@ -12,16 +12,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-import venv
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from harness import run_elbo
-from release import make_wheel
+from release import install, make_wheel
 
 ROOT = Path(__file__).parent.parent
-PIP = [sys.executable, "-m", "pip"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 NAMED = re.compile(r"# (\S+\.(?:py|yaml))\n")
 ALONE = re.compile(r"elbo ([^|&;<>#$]+?)(?: > (\S+))?")
@@ -32,11 +30,6 @@ class Installed:
     """A fresh environment with elbo in it."""
 
     folder: Path
-
-    @property
-    def python(self):
-        """Its interpreter."""
-        return self.folder / "bin" / "python"
 
     @property
     def environment(self):
@@ -50,20 +43,6 @@ class Installed:
         return subprocess.run([*map(str, line)], cwd=cwd, env=self.environment, capture_output=True, text=True, check=False)
 
 
-def install(wheel, folder):
-    """The wheel with its bytecode, in a new environment there."""
-    import click
-
-    venv.create(folder, with_pip=False)
-    python = str(folder / "bin" / "python")
-    line = [*PIP, "--python", python, "install", "--quiet", "--compile", "--no-deps", "--no-index", str(wheel)]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    subprocess.run(line, check=True, capture_output=True, timeout=120, env=environment)
-    site = next((folder / "lib").glob("python*/site-packages"))
-    (site / "dependencies.pth").write_text(str(Path(click.__file__).parent.parent) + "\n")
-    return Installed(folder)
-
-
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     """Build a wheel of this tree."""
@@ -73,7 +52,9 @@ def wheel(tmp_path_factory):
 @pytest.fixture(scope="session")
 def installed(wheel, tmp_path_factory):
     """The wheel, installed."""
-    return install(wheel, tmp_path_factory.mktemp("installed") / "env")
+    folder = tmp_path_factory.mktemp("installed") / "env"
+    install(wheel, folder)
+    return Installed(folder)
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,7 @@ class Encoding(NamedTuple):
 
 
 RAW = "raw"
-# Measured on photographs (tests/bench/bench_read.py): PNG's higher levels and WebP's higher methods cost several
+# Measured on photographs (tools/bench/bench_read.py): PNG's higher levels and WebP's higher methods cost several
 # times as much to write and save under a tenth.
 ENCODINGS = {
     "png": Encoding(0.7, {"compress_level": 1}),

@@ -5,7 +5,7 @@
     apt-get install budgie-backgrounds lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 mate-backgrounds
     python make_dataset.py photographs FOLDER    # colour, 64 pixels, no classes: crops of 47 photographs
 
-Then, for both networks of tests/bench/equal_time.py:
+Then, for both networks of tools/bench/equal_time.py:
 
     elbo prep FOLDER/train train.h5 --size 24 --channels 1
     elbo prep FOLDER/test test.h5 --size 24 --channels 1

@@ -11,7 +11,6 @@ import pytest
 from harness import run_code
 from PIL import Image
 
-from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files.yaml_text import parse_yaml
 
 DDPM = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -174,12 +173,6 @@ def test_adapt_reports_instead_of_the_schedule_or_beside_it(do, trained, tmp_pat
 
 
 # Weightings
-
-
-@pytest.mark.parametrize("name", sorted(WEIGHTINGS))
-def test_weights_check_tells_by_its_exit_code(name, do):
-    monotone = WEIGHTINGS[name].traits.monotone
-    assert json.loads(do("weights", "check", name, "--json", code=1 - monotone))["monotone"] is monotone
 
 
 @pytest.mark.parametrize(

@@ -2,136 +2,104 @@
 
 import json
 import os
-import pickle
 import re
 import shlex
 import shutil
 import stat
-import zipfile
 
 import h5py
-import numpy as np
 import pytest
-import torch
 from harness import run_code
 
 from elbocli.files.recognise import recognise
 from elbocli.files.sample_files import npy_header
 from elbocli.files.yaml_text import read_yaml, yaml_text
 
-TRAIN = [
-    ("--lr nan", 2, "float > 0"),
-    ("--lr inf", 2, "float <="),
-    ("--lr -1", 2, "float > 0"),
-    ("--lr x", 2, "expected float"),
-    ("--steps 0", 2, "int >= 1"),
-    ("--steps 9999999999999", 2, "int <="),
-    ("--snapshot-every -1", 2, "int >= 0"),
-    ("--ema 1.5", 2, "1.5"),
-    ("--ema nan", 2, "number"),
-    ("--ema powr:std=.1", 2, "power"),
-    ("--ema power:std=.3", 2, "std is 0.3"),
-    ("--ema halflife:images=0", 2, "above 0"),
-    ("--ema halflife:ramp=-1", 2, "ramp"),
-    ("--ema 0.9 --ema decay:beta=.9", 2, "twice"),
-    ("--weighting sigmoidal", 2, "sigmoid"),
-    ("--weighting sigmoid:bias=nan", 2, "number"),
-    ("--weighting sigmoid:bias", 2, "number"),
-    ("--weighting sigmoid:slope=2", 2, "slope"),
-    ("--weighting edm:std=-1", 2, "above 0"),
-    ("--weighting edm --bias 2", 2, "'bias'"),
-    ("--schedule cosin", 2, "cosine"),
-    ("--schedule nowhere.yaml", 1, "nowhere.yaml"),
-    ("--prediction w", 2, "'w'"),
-    ("--logsnr-min 5 --logsnr-max -5", 2, "5 to -5"),
-    ("--logsnr-min -1e5", 2, ">= -50"),
-    ("--preset huge", 2, "imagenet64"),
-    ("--preset latents256", 2, "pixels"),
-    ("--preset stranger.yaml", 1, "'on_checkpoint'"),
-    ("--precision fp8", 2, "'fp8'"),
-    ("--time-limit 90", 2, "duration"),
-    ("--set lr=1", 2, "training.KEY"),
-    ("--set training.beta2=1", 2, "beta2"),
-    ("--device tpu9", 2, "'tpu9'"),
-    ("--bogus", 2, "No such option"),
-]
-CONFIGS = [
-    ("learning_rate: 1e-3", 2, "lr"),
-    ("lr: 1e-3\nlr: 1e-4", 1, "twice"),
-    ("beta2: 2", 2, "beta2"),
-    ("lr: nan", 2, "float > 0"),
-    ("lr: true", 2, "expected float"),
-    ("lr: [1, 2]", 2, "[1, 2]"),
-    ("seed: 1.5", 2, "expected int"),
-    ("steps: '9999999999999999'", 2, "expected int <= 1000000000000"),
-    ("flip: 3", 2, "expected bool"),
-    ("weighting: 3", 2, "expected str"),
-    ("schedule: no", 2, "expected str"),
-    ("format: elbo-run\nversion: 1\nsettings: [1]", 1, "c.yaml"),
-    ("ema: []", 2, "averages"),
-    ("ema: {power: .1}", 2, "averages"),
-    ("ema: [0.9, [1]]", 2, "averages"),
-    ("- lr", 1, "'key: value'"),
-    ("lr: {", 1, "YAML"),
-    ("on_checkpoint: touch hacked", 2, "'on_checkpoint'"),
-    ("out: elsewhere", 2, "'out'"),
-    ("lr: !!python/object/apply:os.system ['touch hacked']", 1, "YAML"),
-]
-LINES = [
-    ("", 2, "Training:"),
-    ("-v", 2, "elbo COMMAND -v"),
-    ("-v train x.h5", 2, "elbo COMMAND -v"),
-    ("completion csh", 2, "'csh'"),
-    ("train", 1, "0 datasets"),
-    ("train empty.h5", 1, "empty.h5"),
-    ("train text.h5", 1, "text.h5"),
-    ("train cut.h5", 1, "cut.h5"),
-    ("train other.h5", 1, "other.h5"),
-    ("train link.h5", 1, "link.h5"),
-    ("train folder.h5", 1, "folder.h5"),
-    ("train none.h5", 1, "expected a dataset, found no file or folder; 'elbo prep"),
-    ("info link.h5", 1, "link.h5"),
-    ("info text.h5", 1, "none of elbo's"),
-    ("info .", 1, "knows"),
-    ("info images.npz", 1, "uint8"),
-    ("sample . -o x.npy", 1, "expected a run, found a folder that is none of elbo's; 'elbo train"),
-    ("sample empty.h5 -o x.npy", 1, "expected a run, found an empty file"),
-    ("sample {data} -o x.npy", 1, "expected a run, found a dataset; 'elbo train DATA.h5"),
-    ("sample {run} --guidance-scale 2 --guide {data}", 1, "expected a run, found a dataset"),
-    ("ema {vae} --std .1 -o x.safetensors", 1, "expected a run, found an autoencoder of diffusers"),
-    ("report {images}", 1, "expected a run, found images in class folders"),
-    ("train {run}", 1, "expected a dataset, found a run"),
-    ("train {data} --schedule {run}", 1, "expected a schedule, found a run"),
-    ("eval {run} --ref {data}", 1, "expected images, found a run"),
-    ("info {vae}", 1, "an autoencoder of diffusers"),
-    ("sample {run} -n 2 -o x.npy --schedule knots.yaml", 1, "knots"),
-    ("adapt .", 1, "loss log"),
-    ("adapt . --report", 1, "loss log"),
-    ("adapt {run} --report --criterion none", 2, "criterion"),
-    ("adapt {run} --weighting edm --bias 2", 2, "'bias'"),
-    ("adapt {run} --shift auto", 2, "--shift"),
-    ("adapt {run} -o text.h5", 2, "--overwrite"),
-    ("prep folder.h5 x.h5", 1, "folder.h5"),
-    ("prep none x.h5", 1, "none"),
-    ("prep {images} x.h5 --latents {vae} --store png", 2, "--store"),
-    ("prep {images} x.h5 --latents {vae} --channels 1", 2, "--channels"),
-    ("prep {images} x.h5 --latents {vae} --size 15", 2, "multiple"),
-    ("prep {images} x.h5 --mirror", 2, "--flip"),
-    ("weights check scheduler.json --logsnr-min 12", 2, "range"),
-    ("weights check v-mse@none.json", 1, "none.json"),
-    ("weights check v-mse:nope@cosine", 2, "'nope'"),
-    ("weights plot sigmoid -o c.jpg", 2, ".svg"),
-    ("eval none.npy --ref {data}", 1, "none.npy"),
-    ("eval {data} --ref {data} --extractor-weights evil.pth", 1, "more than tensors"),
-    ("eval {data} --ref {data} --extractor-weights evil.pkl", 1, "more than tensors"),
-    ("eval {data} --ref {data} --extractor evil.pt2", 1, "evil.pt2"),
-    ("eval {data} --ref evil.npz --extractor elbo-tiny", 1, "evil.npz"),
-    ("eval images.npz --ref {data} --extractor elbo-tiny", 1, "uint8"),
-    ("presets show cifr", 2, "cifar"),
-    ("grid {run} -o stranger.yaml", 2, "--overwrite"),
-    ("grid {run} -o stranger.yaml --overwrite", 2, "replaces only"),
-    ("weights plot sigmoid", 2, "--out"),
-]
+TRAIN = """
+float > 0 | --lr nan
+float <= | --lr inf
+expected float | --lr x
+int >= 1 | --steps 0
+1.5 | --ema 1.5
+twice | --ema 0.9 --ema decay:beta=.9
+sigmoid | --weighting sigmoidal
+'bias' | --weighting edm --bias 2
+cosine | --schedule cosin
+'w' | --prediction w
+5 to -5 | --logsnr-min 5 --logsnr-max -5
+>= -50 | --logsnr-min -1e5
+imagenet64 | --preset huge
+pixels | --preset latents256
+'fp8' | --precision fp8
+duration | --time-limit 90
+training.KEY | --set lr=1
+beta2 | --set training.beta2=1
+'tpu9' | --device tpu9
+No such option | --bogus
+"""
+"""Word of the message, and options that end with exit code 2."""
+CONFIGS = r"""
+2 | lr | learning_rate: 1e-3
+1 | twice | lr: 1e-3\nlr: 1e-4
+2 | float > 0 | lr: nan
+2 | expected float | lr: true
+2 | [1, 2] | lr: [1, 2]
+2 | expected int | seed: 1.5
+2 | expected int <= 1000000000000 | steps: '9999999999999999'
+2 | expected bool | flip: 3
+2 | expected str | schedule: no
+1 | c.yaml | format: elbo-run\nversion: 1\nsettings: [1]
+2 | averages | ema: {power: .1}
+1 | 'key: value' | - lr
+1 | YAML | lr: {
+2 | 'on_checkpoint' | on_checkpoint: touch hacked
+2 | 'out' | out: elsewhere
+1 | YAML | lr: !!python/object/apply:os.system ['touch hacked']
+"""
+LINES = """
+2 | Training: |
+2 | elbo COMMAND -v | -v
+2 | elbo COMMAND -v | -v train x.h5
+2 | 'csh' | completion csh
+1 | 0 datasets | train
+1 | link.h5 | train link.h5
+1 | expected a dataset, found no file or folder; 'elbo prep | train none.h5
+1 | nowhere.yaml | train {data} --schedule nowhere.yaml
+1 | 'on_checkpoint' | train {data} --preset stranger.yaml
+1 | none of elbo's | info text.h5
+1 | knows | info .
+1 | expected a run, found a folder that is none of elbo's; 'elbo train | sample . -o x.npy
+1 | expected a run, found an empty file | sample empty.h5 -o x.npy
+1 | expected a run, found a dataset; 'elbo train DATA.h5 | sample {data} -o x.npy
+1 | expected a run, found a dataset | sample {run} --guidance-scale 2 --guide {data}
+1 | expected a run, found an autoencoder of diffusers | ema {vae} --std .1 -o x.safetensors
+1 | expected a run, found images in class folders | report {images}
+1 | expected a dataset, found a run | train {run}
+1 | expected a schedule, found a run | train {data} --schedule {run}
+1 | expected images, found a run | eval {run} --ref {data}
+1 | an autoencoder of diffusers | info {vae}
+1 | knots | sample {run} -n 2 -o x.npy --schedule knots.yaml
+1 | loss log | adapt .
+1 | loss log | adapt . --report
+2 | criterion | adapt {run} --report --criterion none
+2 | 'bias' | adapt {run} --weighting edm --bias 2
+2 | --shift | adapt {run} --shift auto
+2 | --overwrite | adapt {run} -o text.h5
+1 | folder.h5 | prep folder.h5 x.h5
+2 | --store | prep {images} x.h5 --latents {vae} --store png
+2 | --channels | prep {images} x.h5 --latents {vae} --channels 1
+2 | multiple | prep {images} x.h5 --latents {vae} --size 15
+2 | --flip | prep {images} x.h5 --mirror
+2 | range | weights check scheduler.json --logsnr-min 12
+1 | none.json | weights check v-mse@none.json
+2 | 'nope' | weights check v-mse:nope@cosine
+2 | .svg | weights plot sigmoid -o c.jpg
+1 | none.npy | eval none.npy --ref {data}
+2 | cifar | presets show cifr
+2 | replaces only | grid {run} -o stranger.yaml --overwrite
+2 | --out | weights plot sigmoid
+"""
+"""Exit code, word of the message, and command line."""
 OUTPUTS = [
     "adapt {run} -o out.yaml",
     "bound {run} -n 8 --plot out.svg",
@@ -145,17 +113,15 @@ OUTPUTS = [
 ]
 
 
-class Evil:
-    """Runs a command when it is unpickled."""
-
-    def __reduce__(self):
-        return os.system, ("touch hacked",)
+def rows(table):
+    """The cells of each line."""
+    return [[cell.strip().replace("\\n", "\n") for cell in line.split("|")] for line in table.strip().splitlines()]
 
 
 def check(result, code, word):
     """The exit code; a word on stderr; no traceback; nothing on stdout."""
     stderr = result.stderr.decode()
-    assert (result.returncode, result.stdout) == (code, b""), stderr
+    assert (result.returncode, result.stdout) == (int(code), b""), stderr
     assert word in stderr and "Traceback" not in stderr, stderr
     assert "error: " in stderr or "Usage:" in stderr
 
@@ -171,9 +137,7 @@ def odd(digits, preset, trained, elbo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd")
     (folder / "empty.h5").touch()
     (folder / "text.h5").write_text("hello")
-    (folder / "cut.h5").write_bytes(digits.read_bytes()[:9000])
     (folder / "folder.h5").mkdir()
-    h5py.File(folder / "other.h5", "w").close()
     with h5py.File(shutil.copy(digits, folder / "link.h5"), "r+") as file:
         del file["images"]
         file["images"] = h5py.ExternalLink("/etc/passwd", "images")
@@ -182,12 +146,6 @@ def odd(digits, preset, trained, elbo, tmp_path_factory):
     (folder / "knots.yaml").write_bytes(elbo("adapt", trained).stdout.replace(b"t: 0.0,", b"t: 0.5,"))
     beta = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
     (folder / "scheduler.json").write_text(json.dumps({"num_train_timesteps": 1000, **beta}))
-    torch.save({"weights": Evil()}, folder / "evil.pth")
-    (folder / "evil.pkl").write_bytes(pickle.dumps(Evil()))
-    np.savez(folder / "evil.npz", mu=np.array([Evil()], dtype=object), sigma=np.eye(1))
-    np.savez(folder / "images.npz", arr_0=np.array([Evil()], dtype=object))
-    with zipfile.ZipFile(folder / "evil.pt2", "w") as archive:
-        archive.writestr("x/data/constants/opaque_obj_0", pickle.dumps(Evil()))
     return folder
 
 
@@ -198,24 +156,24 @@ def refuse(line, code, word, elbo, folder, **places):
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize(("options", "code", "word"), TRAIN)
-def test_options_of_training(options, code, word, elbo, odd, digits):
-    refuse(f"train {{data}} {options}", code, word, elbo, odd, data=digits)
+@pytest.mark.parametrize(("word", "options"), rows(TRAIN))
+def test_options_of_training(word, options, elbo, odd, digits):
+    refuse(f"train {{data}} {options}", 2, word, elbo, odd, data=digits)
 
 
-@pytest.mark.parametrize(("content", "code", "word"), CONFIGS)
-def test_config_files(content, code, word, elbo, digits, tmp_path):
+@pytest.mark.parametrize(("code", "word", "content"), rows(CONFIGS))
+def test_config_files(code, word, content, elbo, digits, tmp_path):
     (tmp_path / "c.yaml").write_text(f"{content}\n")
     refuse("train {data} --config c.yaml", code, word, elbo, tmp_path, data=digits)
 
 
-@pytest.mark.parametrize(("line", "code", "word"), LINES)
-def test_lines(line, code, word, elbo, odd, digits, digits_folder, trained, autoencoder):
+@pytest.mark.parametrize(("code", "word", "line"), rows(LINES))
+def test_lines(code, word, line, elbo, odd, digits, digits_folder, trained, autoencoder):
     folder = odd / "folder.h5" if line == "train" else odd
     refuse(line, code, word, elbo, folder, data=digits, images=digits_folder, run=trained, vae=autoencoder)
 
 
-@pytest.mark.parametrize(("stdin", "word"), [(b"hello", "NPY"), (npy_header((3, 8, 8, 1)) + bytes(100), "at least")])
+@pytest.mark.parametrize(("stdin", "word"), [(b"hello", "NPY"), (npy_header((3, 8, 8, 1)) + bytes(100), "truncated")])
 def test_standard_input(stdin, word, elbo, digits):
     check(elbo("eval", "--ref", digits, "--extractor", "elbo-tiny", stdin=stdin), 1, word)
 

@@ -10,6 +10,7 @@ from scipy import optimize, special
 from elbocli.core.monotone import likeness
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.weighting import FACTORS, is_foreign_loss, parse_weighting
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
 LAMBDA = torch.linspace(-15, 15, 601, dtype=torch.float64)
@@ -164,6 +165,8 @@ def test_every_objective_is_the_weighted_loss_of_its_weighting(target, schedule,
 def test_every_declared_target_and_factor_is_tried():
     assert set(ERROR) == set(PREDICTIONS)
     assert {name.partition(":")[0] for name in FACTOR} - {"", "sigmoid"} == set(FACTORS)
+    named = {line.split()[0].partition(":")[0] for line in NAMED.strip().splitlines()}
+    assert set(WEIGHTINGS) == named | {"elbo", "soft-min-snr", "edm-monotonic", "sigmoid"}, "the others are in test_weighting.py"
 
 
 # The same objective, written otherwise
@@ -186,24 +189,32 @@ def test_one_objective_in_two_words(one, other, schedule):
     np.testing.assert_allclose(first, second, rtol=1e-12)
 
 
-NAMED = {
-    "iddpm": "eps-mse@cosine",
-    "v-cosine": "v-mse@cosine",
-    "x-cosine": "x-mse@cosine",
-    "snr-trunc": "x-mse:truncated-snr@cosine",
-    "fm-ot": "u-mse@fm-ot",
-    "indi": "x-mse@fm-ot",
-    "p2": "eps-mse:p2@cosine",
-    "min-snr": "v-mse:min-snr@cosine",
-    "ddpm": "eps-mse@linear-beta",
-    "edm": "edm-mse@edm",
-    "sd3": "u-mse@edm:mean=0,std=1",
-}
+NAMED = """
+iddpm                              0.3183098861837907 eps-mse@cosine
+v-cosine                           0.6366197723675814 v-mse@cosine
+x-cosine                           0.3183098861837907 x-mse@cosine
+snr-trunc                          0.3183098861837907 x-mse:truncated-snr@cosine
+fm-ot                              1                  u-mse@fm-ot
+indi                               0.25               x-mse@fm-ot
+p2                                 0.3183098861837907 eps-mse:p2@cosine
+p2:gamma=0.5                       0.3183098861837907 eps-mse:p2:gamma=0.5@cosine
+min-snr                            0.3183098861837907 v-mse:min-snr@cosine
+min-snr:gamma=2                    0.3183098861837907 v-mse:min-snr:gamma=2@cosine
+ddpm                               2                  eps-mse@linear-beta
+ddpm:beta_min=0.3,beta_max=12      2                  eps-mse@linear-beta:beta_min=0.3,beta_max=12
+edm                                8                  edm-mse@edm
+edm:mean=-0.4,std=1,sigma_data=2   0.5                edm-mse:sigma_data=2@edm:mean=-0.4,std=1
+sd3                                2                  u-mse@edm:mean=0,std=1
+sd3:m=0.3,s=1.2                    2                  u-mse@edm:mean=0.3,std=1.2
+"""
+"""Name, objective, and the constant between them, such as 1/π from the density of the cosine schedule."""
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_a_named_weighting_is_its_objective_up_to_a_constant(name):
-    assert likeness(parse_weighting(NAMED[name]), parse_weighting(name), -15, 15).deviation < 1e-12
+@pytest.mark.parametrize("line", NAMED.strip().splitlines())
+def test_a_named_weighting_is_its_objective_up_to_a_known_constant(line):
+    name, scale, objective = line.split()
+    found = likeness(parse_weighting(objective), parse_weighting(name), -15, 15)
+    assert found.deviation < 1e-12 and found.scale == pytest.approx(float(scale), rel=1e-12)
 
 
 # Modifiers

@@ -127,18 +127,6 @@ def test_no_two_numbers_or_options_have_one_name():
     assert len(options) == len(set(options))
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["fid", "is", "kid", "prc"])
-def test_with_one_image_less_there_is_nothing_to_be_had(name):
-    """So that what is refused had to be."""
-    own, other, _ = least(name, **SMALL)
-    try:
-        found = ask(name, drawn(own - 1), drawn(max(other - 1, 2), 1), **SMALL)
-    except Exception:
-        return  # as the library does it
-    assert not np.isfinite([value for value in found.values() if isinstance(value, float)]).all()
-
-
 def test_a_metric_of_somebody_else_is_one_declaration():
     """With an option of its own and a number that goes by the network."""
     try:

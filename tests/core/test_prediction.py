@@ -25,18 +25,6 @@ DATA = st.floats(0.1, 2)
 ROWS = 8
 
 
-FACTOR = {  # target error² = ‖ε−ε̂‖² × factor
-    "eps": lambda lam: 1,
-    "eps-path": lambda lam: 1,
-    "x": lambda lam: math.exp(-lam),
-    "x-path": lambda lam: math.exp(-lam),
-    "v": lambda lam: 1 + math.exp(-lam),
-    "u": lambda lam: (1 + math.exp(-lam / 2)) ** 2,
-    "u-path": lambda lam: (1 + math.exp(-lam / 2)) ** 2,
-    "edm": lambda lam, sigma_data=0.5: (math.exp(-lam) + sigma_data**2) / sigma_data**2,
-}
-
-
 def at(value):
     return torch.tensor([value], dtype=torch.float64)
 
@@ -80,13 +68,6 @@ def test_the_target_gives_the_data_back(case):
     prediction, lam, x, eps, z = case
     scale = 1 + math.exp(max(0.0, -float(lam[0])) / 2)  # x from ε divides by α
     np.testing.assert_allclose(x_hat(prediction, target(prediction, x, eps, lam), z, lam), x, atol=1e-13 * scale)
-
-
-@given(cases())
-def test_error_factors_hold_at_every_level(case):
-    prediction, lam, *_ = case
-    factor = FACTOR[prediction.declared.name](float(lam[0]), **prediction.declared.params)
-    np.testing.assert_allclose(prediction.coefficients(lam).eps_factor * factor, 1, rtol=1e-12)
 
 
 PATHS = ("u-path", "x-path", "eps-path")

@@ -219,13 +219,6 @@ def test_guidance_is_dits_and_the_variance_is_the_one_with_the_class():
     np.testing.assert_allclose(guided(z, at), x_hat, rtol=1e-14)
 
 
-@given(st.floats(0, 20))
-def test_guidance_goes_from_unconditional_through_conditional_by_scale(scale):
-    conditional, unconditional = draws(0, (2, 4, 1, 2, 2))()
-    wanted = unconditional + scale * (conditional - unconditional)
-    np.testing.assert_allclose(Guidance(scale).combine(conditional, unconditional), wanted, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize(("logsnr", "active"), [(-3.1, False), (-3, True), (0, True), (4, True), (4.1, False)])
 def test_guidance_acts_on_its_interval_ends_included_and_never_at_scale_one(logsnr, active):
     assert Guidance(2.0, -3.0, 4.0).active(logsnr) is Guidance(0.0, -3.0, 4.0).active(logsnr) is active

@@ -291,16 +291,6 @@ def by_hand(name, start, end, count):
     }[name]
 
 
-def levels_by_hand(beta, zero_terminal=False):
-    """λ_i = log ᾱ_i/(1 − ᾱ_i) from running products, and their rescaling to no signal at the end."""
-    abar = np.cumprod(1 - np.asarray(beta))
-    if zero_terminal:
-        root = np.sqrt(abar)
-        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    with np.errstate(divide="ignore"):
-        return np.log(abar) - np.log(1 - abar)
-
-
 ENDS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "sigmoid": (1e-4, 0.02), "squaredcos_cap_v2": (0, 0)}
 
 
@@ -314,15 +304,6 @@ def test_betas_are_their_formula(name, count):
     np.testing.assert_allclose(BETAS[name].make(*ENDS[name], count), by_hand(name, *ENDS[name], count), rtol=1e-9)
 
 
-@pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize("name", ENDS)
-def test_levels_are_the_running_products(name, zero):
-    wanted = levels_by_hand(by_hand(name, *ENDS[name], COUNT), zero)
-    found = steps(name, zero_terminal=zero).numpy()
-    assert np.isneginf(found[-1]) == zero
-    np.testing.assert_allclose(found[: COUNT - zero], wanted[: COUNT - zero], rtol=0, atol=1e-9)
-
-
 def test_an_snr_scale_is_a_shift():
     np.testing.assert_allclose(steps(snr_scale=3.0), steps() - math.log(3), atol=1e-12)
 
@@ -331,18 +312,6 @@ def test_tiny_betas_keep_their_digits():
     beta = torch.full((10,), 1e-18, dtype=torch.float64)
     wanted = -np.log(1e-18 * np.arange(1, 11))
     np.testing.assert_allclose(logsnr_of_betas(beta), wanted, rtol=1e-14)
-
-
-@pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize("name", ENDS)
-def test_between_two_timesteps_lies_their_share_of_the_density(name, zero, panels):
-    level = steps(name, zero_terminal=zero)[: COUNT - zero]
-    curve = Steps(steps(name, zero_terminal=zero))
-    edges = level.flip(0).numpy()
-    at, width = panels(edges, 3)  # exact for the parabola of each cell
-    share = (curve.density(torch.from_numpy(at)).numpy() * width).reshape(len(edges) - 1, 3).sum(1)
-    np.testing.assert_allclose(share, 1 / COUNT, rtol=1e-8)
-    np.testing.assert_allclose(curve.t(level), (np.arange(len(level)) + 0.5) / COUNT, atol=1e-14)
 
 
 @st.composite

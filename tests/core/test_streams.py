@@ -100,9 +100,3 @@ def test_normals_are_standard_normal_and_independent_of_their_neighbours():
 def test_streams_of_another_seed_purpose_or_index_differ():
     keys = [(seed, purpose, index) for seed in (0, 1, 11) for purpose in ("1:a", ":a") for index in (0, 1)]
     assert len({Stream(seed, purpose).seed(index) for seed, purpose, index in keys}) == len(keys)
-
-
-def test_neighbouring_indices_never_share_numbers():
-    long = Stream(0, "noise").at(5).integers(1 << 63, size=20000)
-    other = Stream(0, "noise").at(6).integers(1 << 63, size=20000)
-    assert not set(long.tolist()) & set(other.tolist())

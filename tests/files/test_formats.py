@@ -60,7 +60,7 @@ def test_a_later_version_is_not_taken_for_damage(each):
 
 def test_the_page_lists_all_formats():
     page = PACKAGE.parent / "docs" / "datasets.md"
-    assert renewed(page.read_text("utf-8")) == page.read_text("utf-8"), "python tests/formats.py docs/datasets.md"
+    assert renewed(page.read_text("utf-8")) == page.read_text("utf-8"), "python tools/formats.py docs/datasets.md"
 
 
 def test_digests_add_up_in_any_order_and_grouping():

@@ -2,13 +2,10 @@
 
 import json
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
-import click
 import pytest
 import torch
 from calls import works
@@ -17,9 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from elbocli.files.yaml_text import read_yaml
 from elbocli.importer.formats import FORMATS
-from elbocli.main import elbo as elbo_command
 
-Elbo = Callable[..., CompletedProcess[bytes]]
 Weights = dict[str, torch.Tensor]
 FIRST = "checkpoints/step-00000000"
 
@@ -224,7 +219,6 @@ def test_a_small_one_is_sampled_bounded_and_trained_further(name, elbo, digits, 
 # docs/models.md
 
 PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
-LINES = [line for block in re.findall(r"^```\n(.*?)^```$", PAGE, re.M | re.S) for line in block.splitlines()]
 
 
 def test_each_format_is_in_the_list_in_a_row_of_the_page_and_tested(elbo):
@@ -232,11 +226,3 @@ def test_each_format_is_in_the_list_in_a_row_of_the_page_and_tested(elbo):
     listed = elbo("import", "list").stdout.decode()
     assert len(rows) == len(set(rows)) and set(rows) == set(FORMATS) == {*SMALL, "diffusers", "module"}
     assert all(f"{name}\n    {FORMATS[name].traits.about}\n    Licence: " in listed for name in rows)
-
-
-@pytest.mark.parametrize("line", LINES[1:])
-def test_a_command_line_of_the_page_is_one_that_elbo_takes(line):
-    program, name, *words = shlex.split(line)
-    command = elbo_command.get_command(click.Context(elbo_command), name)
-    assert program == "elbo" and command is not None
-    command.make_context(name, words)

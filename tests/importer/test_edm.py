@@ -1,6 +1,5 @@
 """Checkpoints of EDM and EDM2 become networks of elbo's that compute the papers' formulas, and others are refused by name."""
 
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from peers.edm_unet import Tensors
 from safetensors.torch import save_file
 
 from elbocli.core.prediction import Prediction, alpha_sigma
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import UsageError
 from elbocli.files.latents import EDM2_MEAN, EDM2_STD
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source
@@ -293,25 +292,19 @@ NUMBERS = edm2.object_of("StabilityVAEEncoder", _init_kwargs={"raw_mean": [0, 0,
     ("format", "write", "word"),
     [
         ("edm", spoilt(lambda t: t.pop("dec.8x8_block1.conv1.weight")), "dec.8x8_block1.conv1.weight"),
-        ("edm", spoilt(lambda t: t.pop("enc.16x16_conv.weight")), "enc.16x16_conv.weight"),
-        ("edm", spoilt(lambda t: t.pop(QKV)), "enc.8x8_block0.norm2.weight"),
         ("edm", spoilt(lambda t: t.update({QKV: torch.ones(100, 64, 1, 1)})), "[100, 64, 1, 1]"),
-        ("edm", spoilt(lambda t: [t.pop(n) for n in [*t] if n.startswith(("enc", "dec"))]), "no weights"),
         ("edm", odd(lambda held: vars(held["ema"]).update(sigma_data=-1.0)), "sigma_data is -1"),
-        ("edm", odd(lambda held: vars(held["loss_fn"]).update(P_std=0)), "std is 0"),
         ("edm", odd(lambda held: vars(held["ema"]).update(_modules=[1])), "no weights"),
-        ("edm", odd(lambda held: vars(held["ema"].model).update(_modules={})), "no weights"),
         ("edm", of_class("VPPrecond", "DhariwalUNet"), "VPPrecond"),
         ("edm", of_class("EDMPrecond", "SongUNet"), "SongUNet"),
         ("edm2", lambda path: pickled("edm", edm_unet.made(), path), "no weights"),
-        ("edm2", edm2_with(3, attributes={"res_balance": 0.4}), "res_balance 0.4"),
         ("edm2", edm2_with(3, attributes={"clip_act": None}), "clip_act None"),
         ("edm2", edm2_with(3, encoder=edm2.object_of("OtherEncoder")), "OtherEncoder"),
         ("edm2", edm2_with(4, encoder=NUMBERS), "StabilityVAEEncoder"),
         ("edm2", edm2_with(7, encoder=None), "encoder"),
         ("edm2", edm2_with(3, encoder=edm2.vae_encoder()), "4 channels"),
     ],
-    ids=range(18),
+    ids=range(12),
 )
 def test_another_network_is_refused_by_the_names_in_its_file(format, write, word, elbo, tmp_path):
     result = elbo("import", write(tmp_path), tmp_path / "run", "--format", format)
@@ -322,28 +315,3 @@ def test_another_network_is_refused_by_the_names_in_its_file(format, write, word
 def test_an_autoencoder_means_nothing_to_a_network_of_pixels(tmp_path):
     with pytest.raises(UsageError):
         read("edm2", edm2_with(3)(tmp_path), autoencoder=tmp_path)
-
-
-class Bomb:
-    """Makes a file where it is unpickled."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.marker,)
-
-
-def test_nothing_in_a_pickle_is_run(tmp_path):
-    marker = tmp_path / "marker"
-    module = edm_files.preconditioned(edm_unet.made(**SMALL), more=Bomb(marker))
-    path = edm_files.write_pickle(tmp_path / "x.pkl", {"ema": module, "loss_fn": Bomb(marker)})
-    other = edm2.write_snapshot(tmp_path / "y.pkl", edm2.made(**SMALL), encoder=Bomb(marker))
-    with edm_files.persistence():
-        with pytest.raises(AssertionError, match="a pickle was run"):
-            pickle.loads(path.read_bytes())
-        marker.unlink(missing_ok=True)
-        read("edm", path)
-        with pytest.raises(FormatError):
-            read("edm2", other)
-    assert not marker.exists()

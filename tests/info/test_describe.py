@@ -195,9 +195,9 @@ def test_samples_without_classes_are_shown_in_order(tmp_path):
 
 
 def test_files_without_images_are_refused(latents, trained):
-    with pytest.raises(FormatError, match="latents"):
+    with pytest.raises(FormatError):
         images_of(latents)
-    with pytest.raises(DataError, match="a run"):
+    with pytest.raises(DataError):
         images_of(trained)
 
 

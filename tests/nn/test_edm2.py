@@ -144,15 +144,6 @@ def test_an_update_that_is_left_out_changes_no_bit_and_parts_are_held_as_the_who
 
 
 @pytest.mark.long
-def test_it_learns_digits_in_a_few_dozen_updates(state):
-    losses = []
-    for _ in range(40):
-        update(state)
-        losses.append(float(state.totals[0]))
-    assert losses[-1] - losses[-11] < 0.6 * losses[9]
-
-
-@pytest.mark.long
 def test_a_run_in_pieces_ends_with_the_same_bits_and_another_begins_with_its_frequencies(digits, options, tmp_path):
     """The other's seed draws others. Averages begin as they were, which the network uses alike."""
     data, more = Dataset(digits), {**options, "save_every": 2, "activation_checkpointing": True, "micro_batch": 8}

@@ -29,34 +29,34 @@ def test_choices_are_those_declared():
         assert isinstance(kind, click.Choice) and list(kind.choices) == list(declared)
 
 
-@pytest.mark.parametrize(
-    ("args", "code", "word"),
-    [
-        ([], 2, "SRC..."),
-        (["digits.h5"], 2, "SRC..."),
-        (["digits", "out"], 2, "out: name a file"),
-        (["digits", "more"], 2, "more: name a file"),
-        (["nowhere", "a.h5"], 1, "nowhere"),
-        (["digits", "no/where/a.h5"], 1, "no folder no/where"),
-        (["text.txt", "a.h5"], 1, "text.txt"),
-        (["old.h5", "old.h5"], 2, "another name"),
-        (["digits", "old.h5"], 2, "--overwrite"),
-        (["digits", "a.h5", "--shard", "3/2"], 2, "3/2"),
-        (["digits", "a.h5", "--shard", "0/2"], 2, "0/2"),
-        (["digits", "a.h5", "--subset", "val", "0"], 2, "float > 0"),
-        (["digits", "a.h5", "--background", "hue"], 2, "background"),
-        (["digits", "a.h5", "--labels", "gone.csv"], 1, "gone.csv"),
-        (["digits", "a.h5", "--size", 8, "--subset", "val", "0.001"], 1, "left of 300"),
-        (["digits", "a.h5", "--size", 16, "--crop", "none"], 1, "8 x 8 pixels"),
-    ],
-)
-def test_mistakes_are_told_and_leave_nothing(elbo, digits_folder, tmp_path, args, code, word):
+MISTAKES = """
+2 | SRC...              |
+2 | SRC...              | digits.h5
+2 | out: name a file    | digits out
+2 | more: name a file   | digits more
+1 | nowhere             | nowhere a.h5
+1 | no folder no/where  | digits no/where/a.h5
+1 | text.txt            | text.txt a.h5
+2 | another name        | old.h5 old.h5
+2 | --overwrite         | digits old.h5
+2 | float > 0           | digits a.h5 --subset val 0
+2 | background          | digits a.h5 --background hue
+1 | gone.csv            | digits a.h5 --labels gone.csv
+1 | left of 300         | digits a.h5 --size 8 --subset val 0.001
+1 | 8 x 8 pixels        | digits a.h5 --size 16 --crop none
+"""
+"""Exit code, word of the message, and what is typed."""
+
+
+@pytest.mark.parametrize("line", MISTAKES.strip().splitlines())
+def test_mistakes_are_told_and_leave_nothing(elbo, digits_folder, tmp_path, line):
+    code, word, args = (cell.strip() for cell in line.split("|"))
     (tmp_path / "digits").symlink_to(digits_folder)
     (tmp_path / "more").mkdir()
     for name in ("text.txt", "old.h5"):
         (tmp_path / name).write_text("text")
-    result = elbo("prep", *args, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (code, b"") and word in result.stderr.decode(), result.stderr
+    result = elbo("prep", *args.split(), cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (int(code), b"") and word in result.stderr.decode(), result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"digits", "more", "text.txt", "old.h5"}
     assert (tmp_path / "old.h5").read_text() == "text"
 

@@ -175,7 +175,7 @@ def test_a_run_records_its_space_and_its_log_the_dimensions(latents, run):
 def test_a_changed_space_is_refused_and_a_moved_autoencoder_is_not(autoencoder, pack_latents, preset, changed, tmp_path):
     copy, moved = changed(), pack_latents(Path(shutil.copytree(autoencoder, tmp_path / "moved")))
     assert any("done, 12 steps" in line for line in train(moved, copy, preset, steps=12, preview_every=6))
-    with pytest.raises(UsageError, match="latent_input"):
+    with pytest.raises(UsageError):
         train(pack_latents(autoencoder, latent_convention="edm2"), copy, preset, steps=12)
 
 
@@ -183,11 +183,11 @@ def test_without_the_autoencoder_training_asks_for_no_previews_and_flips_never(a
     moved = Path(shutil.copytree(autoencoder, tmp_path / "moved"))
     path = pack_latents(moved)
     shutil.rmtree(moved)
-    with pytest.raises(UsageError, match="--preview-every none"):
+    with pytest.raises(UsageError):
         train(path, tmp_path / "run", preset, steps=2, preview_every=1)
     train(path, tmp_path / "run", preset, steps=2, preview_every=0)
     assert not (tmp_path / "run" / "previews").exists()
-    with pytest.raises(UsageError, match="--mirror"):
+    with pytest.raises(UsageError):
         small(path, preset, flip=True)
 
 
@@ -218,7 +218,7 @@ def test_the_autoencoder_is_found_as_given_beside_the_dataset_or_at_its_path(
 ):
     copy = changed(autoencoder="vae", path=str(tmp_path / "data" / "latents.h5"), from_run="gone.h5")
     expected = drawn(run, tmp_path / "0.npy")
-    with pytest.raises(UsageError, match="--autoencoder"):
+    with pytest.raises(UsageError):
         drawn(copy, tmp_path / "x.npy")
     assert np.array_equal(expected, drawn(copy, tmp_path / "1.npy", autoencoder=autoencoder))
     shutil.copytree(autoencoder, tmp_path / "data" / "vae")
@@ -227,16 +227,14 @@ def test_the_autoencoder_is_found_as_given_beside_the_dataset_or_at_its_path(
     monkeypatch.chdir(tmp_path / "here")
     assert np.array_equal(expected, drawn(copy, tmp_path / "3.npy"))
     other = make_autoencoder(5)
-    with pytest.raises(DataError, match=str(other)):
+    with pytest.raises(DataError):
         drawn(copy, tmp_path / "x.npy", autoencoder=other)
     assert not (tmp_path / "x.npy").exists()
 
 
-@pytest.mark.parametrize(
-    ("data", "word"), [({"pixel_size": 32}, "side 32"), ({"latent_shift": None}, "shift")], ids=["size", "shift"]
-)
-def test_a_run_whose_space_is_damaged_is_refused(data, word, changed, tmp_path):
-    with pytest.raises(FormatError, match=word):
+@pytest.mark.parametrize("data", [{"pixel_size": 32}, {"latent_shift": None}], ids=["size", "shift"])
+def test_a_run_whose_space_is_damaged_is_refused(data, changed, tmp_path):
+    with pytest.raises(FormatError):
         drawn(changed(**data), tmp_path / "x.npy")
 
 
@@ -245,13 +243,12 @@ def test_options_for_other_latents_and_pixels_are_refused(
 ):
     other = tmp_path / "other"
     train(pack_latents(make_autoencoder(5)), other, preset, steps=1)
-    refused: list[tuple[Path, dict[str, Any], str]] = [
-        (run, {"threshold": "static"}, "threshold static"),
-        (run, {"threshold": "dynamic"}, "threshold dynamic"),
-        (run, {"guide": other, "guidance": Guidance(2.0)}, "other images"),
-        (trained, {"autoencoder": autoencoder}, "draws pixels"),
+    refused: list[tuple[Path, dict[str, Any]]] = [
+        *((run, {"threshold": name}) for name in ("static", "dynamic")),
+        (run, {"guide": other, "guidance": Guidance(2.0)}),
+        (trained, {"autoencoder": autoencoder}),
     ]
-    for drawing, options, word in refused:
-        with pytest.raises(UsageError, match=word):
+    for drawing, options in refused:
+        with pytest.raises(UsageError):
             drawn(drawing, tmp_path / "a.npy", **options)
     drawn(run, tmp_path / "a.npy", guide=run / "checkpoints" / "step-00000010", guidance=Guidance(2.0))

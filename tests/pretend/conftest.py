@@ -1,4 +1,4 @@
-"""Tests of the pretend device, and of elbo on it, are skipped where there can be none."""
+"""Tests of elbo on the pretend device are skipped where there can be none."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,9 +6,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from pretend import lacking
 
 from elbocli.train import recorder
-from pretend import lacking
 
 HERE = Path(__file__).parent
 

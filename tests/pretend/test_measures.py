@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from network_runs import NETWORKS, train
+from pretend import Pretence, plain_attention, pretending
 
 from elbocli import api
 from elbocli.bound import estimate, judge
@@ -18,8 +20,6 @@ from elbocli.evaluate.settings import EvalSettings
 from elbocli.nn.networks import build, config_of
 from elbocli.runtime.device import sent
 from elbocli.runtime.processes import World
-from pretend import Pretence, plain_attention, pretending
-from pretend.runs import NETWORKS, train
 
 IMAGES, DRAWS, BATCH = 6, 4, 8
 TIMES = IMAGES * DRAWS // BATCH

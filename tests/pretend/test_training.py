@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from group import poisoned
+from network_runs import NETWORKS, measured_by, train, weights_of
 from PIL import Image
+from pretend import Pretence, plain_attention, pretending
 
 from elbocli.errors import NonFiniteError
 from elbocli.files.checkpoint import latest
@@ -16,8 +18,6 @@ from elbocli.run.settings import preset_data, resolve
 from elbocli.train.batches import Batches
 from elbocli.train.plan import measure_step
 from elbocli.train.state import Parallel
-from pretend import Pretence, plain_attention, pretending
-from pretend.runs import NETWORKS, measured_by, train, weights_of
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_previews")]
 
@@ -146,6 +146,6 @@ def test_the_search_begins_at_twice_the_plan_and_keeps_tensors_below_the_limit(d
 def test_a_step_that_is_not_finite_ends_the_run_without_waiting(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(Batches, "at", Batches.at)  # put back afterwards
     poisoned(2, 3)
-    with pretending() as device, pytest.raises(NonFiniteError, match="step 2: loss nan, "):
+    with pretending() as device, pytest.raises(NonFiniteError):
         train(digits, tmp_path / "cuda", device="cuda", log_every=4)
     assert device.waits.outside(*MAY_WAIT) == []

@@ -2,9 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import identities
@@ -16,7 +14,6 @@ from elbocli.core.prediction import alpha_sigma
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import open_run
 
-Elbo = Callable[..., Any]
 N = 12
 SEEDS = range(40, 40 + N)
 CHURN = (40.0, 0.05, 50.0, 1.003)
@@ -64,19 +61,6 @@ def test_elbo_draws_what_edm_draws(noise, later, sampler, churn, trained, elbo, 
     assert {key: about[key] for key in told} == told
     apart = np.abs(images.astype(int) - wanted)
     assert apart.max() <= 1 and (apart > 0).mean() < 0.005 and images.std() > 20
-
-
-def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(elbo, trained, tmp_path):
-    guide = min((trained / "checkpoints").iterdir())
-    walk = ("--sampler", "heun:edm-imagenet64,s_churn=3", "--steps", 4, "--schedule", "run")
-    how = ("--guidance-scale", 2, "--guide", guide, "--threshold", "dynamic:percentile=99")
-    done = elbo("sample", trained, "-n", 3, *walk, *how, "-o", "x.h5", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    with h5py.File(tmp_path / "x.h5") as file:
-        about = json.loads(str(file.attrs["samples"]))
-    assert about["guidance"] == 2 and not {"guidance_low", "guidance_high", "guidance_channels"} & set(about)
-    assert b"heun:s_churn=3,s_min=0.05,s_max=50,s_noise=1.003,space=edm, 4 steps" in done.stderr
-    assert b"14 network evaluations each" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -90,13 +90,6 @@ def test_memory_and_operations_of_a_pass_are_about_what_was_planned(config):
     assert step.forward_flops == counter.get_total_flops() / 2 and 2.8 < step.flops / step.forward_flops < 3.2
 
 
-@pytest.mark.parametrize("name", ["imagenet128", "imagenet256", "imagenet512"])
-def test_the_papers_networks_have_two_billion_parameters(name):
-    with torch.device("meta"):
-        network = build(settings.resolve({"preset": name}, settings.preset_data(name)).network)
-    assert sum(weight.numel() for weight in network.parameters()) == pytest.approx(2e9, rel=0.1)
-
-
 # --- parts, per device ---
 
 

@@ -35,7 +35,7 @@ from elbocli.train.batches import Batches, channels_first, count_parts, split
 from elbocli.train.muon import Muon, orthogonalised
 from elbocli.train.scores import Evaluation
 from elbocli.train.state import SPARE, Parallel, TrainState, micro_batch
-from elbocli.train.step import check, step_losses, update
+from elbocli.train.step import check, update
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -68,18 +68,6 @@ def batches(digits, preset):
 
 
 # --- loss and gradient ---
-
-
-def test_the_loss_of_a_step_is_the_paper_s(fresh):
-    state = fresh()
-    x, eps, labels = state.batches.at(3)
-    levels = state.schedule.logsnr(state.batches.times(3))
-    how = state.weighting, state.schedule, state.prediction
-    terms = denoising_losses(state.network, x, eps, labels, levels, *how)
-    found = step_losses(state.network, state.batches, 3, 0, *how)
-    assert all(torch.equal(one, other) for one, other in zip(found, terms[:3], strict=True))
-    given = step_losses(state.network, state.batches, 3, 0, *how, logsnr=levels + 1)
-    assert torch.equal(given[2], (levels + 1).float()) and not torch.equal(given[0], terms.loss)
 
 
 AUXILIARY = ["dispersive:weight=0.7,temperature=0.4,block=2", "test-brightness:weight=0.3,block=3"]

@@ -1,6 +1,6 @@
 """Compare the standard errors and intervals of `elbo eval` with the spread of scores over many sets of samples.
 
-    python tests/bench/calibration.py --sets 200 -o out.json
+    python tools/bench/calibration.py --sets 200 -o out.json
 
 Each world draws independent sets of samples, in equal numbers for each of --references: `equal` draws samples like the
 references', normal; `apart` moves, scales and mixes them; `clusters` has five clusters of unlike size with Student's t of 10 degrees

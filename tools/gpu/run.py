@@ -1,4 +1,4 @@
-"""Everything worth knowing of elbo on one card, in at most nine minutes: `make gpu`, or `python tests/gpu/run.py`.
+"""Everything worth knowing of elbo on one card, in at most nine minutes: `make gpu`, or `python tools/gpu/run.py`.
 
 Steps run in the order of their value. Results are saved as they come, as JSON; a table is printed at the end. `--device cpu` runs all of it small, to see that it
 runs. It needs a checkout, and of packages what elbo trains with; what else is absent is skipped by name.
@@ -18,9 +18,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
-ROOT = TESTS.parent
-sys.path[:0] = [str(ROOT), str(TESTS), str(TESTS / "bench")]
+TOOLS = Path(__file__).resolve().parents[1]
+ROOT = TOOLS.parent
+sys.path[:0] = [str(ROOT), str(TOOLS), str(TOOLS / "bench")]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 from worker import CUT, FAILED, LATE, SKIPPED, Report, Session, Step, StepResult, Worker, page_table  # noqa: E402

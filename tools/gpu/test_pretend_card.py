@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from pretend import Pretence, lacking, plain_attention, pretending
 
-from pretend import Pretence, plain_attention, pretending
-
-TESTS = Path(__file__).parents[1]
+TOOLS = Path(__file__).parents[1]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(lacking()), reason=lacking())]
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     """module(name): one of those of `make gpu`."""
-    for folder in (TESTS, TESTS / "bench", TESTS / "gpu"):
+    for folder in (TOOLS / "bench", TOOLS / "gpu"):
         monkeypatch.syspath_prepend(str(folder))
     with torch.compiler.set_stance("force_eager"):  # the compiler knows no pretence
         yield import_module
@@ -32,7 +32,6 @@ def session(module: Callable[[str], ModuleType], tmp_path: Path) -> Any:
     return module("worker").Session("cuda", True, math.inf, tmp_path)
 
 
-@pytest.mark.slow
 def test_no_step_waits(module, session, monkeypatch):
     checks, device_runs = module("checks"), module("device_runs")
     families = ("U-Net", "U-ViT, two wavelet levels")
@@ -56,7 +55,6 @@ def test_no_step_waits(module, session, monkeypatch):
     assert {"U-Net, bf16, training_step", "U-Net, fp32, heun:s_churn=40", f"{families[1]}, bf16, ddpm"} <= rows.keys()
 
 
-@pytest.mark.slow
 def test_rates_and_memory_are_taken(module, session):
     speed = module("speed")
     with pretending():
@@ -65,7 +63,6 @@ def test_rates_and_memory_are_taken(module, session):
             assert found.ok and found.value > 0 and memory.unit == "GB", found
 
 
-@pytest.mark.slow
 def test_losses_images_and_bits_are_compared(module, session, monkeypatch):
     """As many losses as on a card: Muon's error grows from step to step."""
     device_runs = module("device_runs")

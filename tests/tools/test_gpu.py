@@ -1,25 +1,22 @@
 """`make gpu`, small and on the CPU, so that it works on the day a card is there; and what it does with steps that go wrong."""
 
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from elbocli.core.adaptive import bin_edges
-from elbocli.train.state import Parallel, TrainState
-
-GPU = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+GPU = ROOT / "tools/gpu"
 ABSENT = ["scipy", "torch_fidelity", "diffusers", "tensorboard", "sklearn", "skimage", "hypothesis", "pytest"]
 FAKE = """
 import os, time
@@ -138,23 +135,6 @@ def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started, tmp_pa
         assert child.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_step_begins_while_half_its_time_is_left(run):
-    plain, compiled = run.Step("plain", "", 10), run.Step("compiled", "", 10, compiles=True)
-    assert [plain.limit(left) for left in (540, 20, 5, 4)] == [50, 20, 5, 0]
-    assert [compiled.limit(left) for left in (540, 100, 50, 49)] == [230, 100, 50, 0]
-
-
-def test_speed_comes_first_and_all_checks_of_correctness_end_within_the_budget(run):
-    """However long kernels take to compile."""
-    names = [step.name for step in run.STEPS]
-    assert len(set(names)) == len(names)
-    assert names[:3] == ["environment", "imagenet64: bf16 compiled", "sampling: auto, graphs"]
-    checks = {"agreement: CPU and device", "cuda-tests", "out-of-memory", "fsdp", "host-waits"}
-    for times in run.simulated(run.STEPS, 540).split("compiling takes ")[1:]:
-        late = times.partition("not within 540 s: ")[2].strip().split(", ")
-        assert not checks & {*late} and "imagenet64: tf32 compiled" in late
-
-
 @pytest.mark.parametrize(("budget", "status", "code"), [(3.0, "cut", 0), (600.0, "timed out", 1)])
 def test_a_step_that_the_budget_cuts_is_no_failure(budget, status, code, started, tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
@@ -164,15 +144,15 @@ def test_a_step_that_the_budget_cuts_is_no_failure(budget, status, code, started
     assert (found, report["steps"][0]["status"]) == (code, status)
 
 
-@pytest.mark.parametrize("runner", ["script", "kernel"])
+@pytest.mark.parametrize("runner", [pytest.param("script", marks=pytest.mark.slow), "kernel"])
 def test_the_notebook_runs_and_writes_an_issue(runner, tmp_path, monkeypatch):
     """Within a clone, on the CPU; as a script where there is no Jupyter."""
-    notebook = GPU.parents[1] / "examples/gpu.ipynb"
+    notebook = ROOT / "examples/gpu.ipynb"
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     root, run = tmp_path / "clone", tmp_path / "clone/runs"
-    for name in ("Makefile", "setup.cfg", "tests", "elbocli"):
+    for name in ("Makefile", "setup.cfg", "tools", "elbocli"):
         root.mkdir(exist_ok=True)
-        (root / name).symlink_to(GPU.parents[1] / name)
+        (root / name).symlink_to(ROOT / name)
     run.mkdir()
     monkeypatch.setenv("DEVICE", "cpu")
     monkeypatch.setenv("ONLY", "environment fsdp")
@@ -190,45 +170,21 @@ def test_the_notebook_runs_and_writes_an_issue(runner, tmp_path, monkeypatch):
     assert json.loads((run / "gpu.json").read_text())["device"] == "cpu"
 
 
-def test_reports_of_a_card_are_one_column(run):
-
-    def report(card: str, **steps: tuple[str, list[Any]]) -> dict[str, Any]:
-        found = {"environment": ("done", [("card", card, "")]), **steps}
-        made = {name: [dict(zip(("name", "value", "unit"), row)) for row in rows] for name, (_, rows) in found.items()}
-        return {"small": False, "steps": [{"name": name, "status": found[name][0], "rows": made[name]} for name in found]}
-
-    speed, memory = ("speed", 512.3, "images/s"), ("memory", 40.0, "GB")
-    first, later = (
-        report("H100", a=("done", [speed, memory]), b=("skipped", [])),
-        report("H100", a=("skipped", []), b=("failed", [speed])),
-    )
-    reports = [first, later, report("L4")]
-    assert run.page_table(reports).splitlines() == [
-        "| step | H100 | L4 |",
-        "| --- | --- | --- |",
-        "| a | 512.3 images/s, 40 GB |  |",
-        "| b | 512.3 images/s, failed |  |",
-    ]
-    empty = run.filled(run.PAGE.read_text(), run.page_table([]))
-    assert "\n\nNo card has run elbo yet.\n\n" in empty and run.filled(run.filled(empty, "| a |"), run.page_table([])) == empty
-
-
 def test_make_passes_its_variables_on():
     line = ["make", "-n", "gpu", "OUT=card.json", "BUDGET=600", "ONLY=imagenet64 sampling"]
-    said = subprocess.run(line, cwd=GPU.parents[1], capture_output=True, text=True, check=True, env={**os.environ, "OUT": "/out"})
-    assert "tests/gpu/run.py --device cuda --out card.json --budget 600 imagenet64 sampling" in said.stdout
+    said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ, "OUT": "/out"})
+    assert "tools/gpu/run.py --device cuda --out card.json --budget 600 imagenet64 sampling" in said.stdout
 
 
 @pytest.mark.parametrize("lacking", ["", "msgspec", "torch", "Python"])
 def test_make_takes_a_python_that_has_all_requirements_and_otherwise_makes_its_own(lacking, tmp_path):
     """The Python of a card's machine; `make` stands for what installs."""
-    root = GPU.parents[1]
-    for name in ("Makefile", "setup.cfg", "tests/gpu/requirements.py"):
+    for name in ("Makefile", "setup.cfg", "tools/gpu/requirements.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / name, tmp_path / name)
-    (tmp_path / "tests/gpu/run.py").write_text("print('measured')")
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "tools/gpu/run.py").write_text("print('measured')")
     change = {"": ("", ""), "Python": (">=3.11", ">=3.99"), "torch": ("torch >= 2.8\n", "torch >= 99\n")}
-    setup = (root / "setup.cfg").read_text().replace(*change.get(lacking, (f"{lacking} >=", f"no-{lacking} >=")))
+    setup = (ROOT / "setup.cfg").read_text().replace(*change.get(lacking, (f"{lacking} >=", f"no-{lacking} >=")))
     (tmp_path / "setup.cfg").write_text(setup)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/make").write_text("#!/bin/sh\necho installs\nexit 1\n")
@@ -238,71 +194,3 @@ def test_make_takes_a_python_that_has_all_requirements_and_otherwise_makes_its_o
     done = subprocess.run(line, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[:1] == ["installs" if lacking else "measured"]
     assert lacking in done.stderr and (done.returncode == 0) == (not lacking)
-
-
-def test_a_card_is_described(monkeypatch, tmp_path):
-    for folder in (GPU, tmp_path):
-        monkeypatch.syspath_prepend(str(folder))
-    environment = import_module("environment")
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '580.1, 1980 MHz, 1980 MHz, 2619 MHz, 2619 MHz, 700.00 W, 81559 MiB'\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132, total_memory=85 * 10**9)
-    told = {"get_device_properties": properties, "get_device_name": "H100", "is_bf16_supported": True}
-    told |= {"device_count": 1, "get_device_capability": (9, 0)}
-    for name, value in told.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    session = environment.Session("cuda", False, 0.0, tmp_path)
-    with pytest.raises(RuntimeError, match="no CUDA device"):
-        list(environment.rows(session))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = {row.name: row.value for row in environment.rows(session)}
-    assert (found["card"], found["compute capability"], found["memory"], found["bf16"]) == ("H100", "9.0", 85.0, "yes")
-    assert (found["driver version"], found["clocks sm"], found["memory total"]) == ("580.1", "1980 MHz", "81559 MiB")
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
-    assert {row.name: row.value for row in environment.rows(session)}["driver version"] == "not told by nvidia-smi"
-
-
-def test_a_wait_is_told_with_its_place(monkeypatch, tmp_path):
-    for folder in (GPU, GPU.parent):
-        monkeypatch.syspath_prepend(str(folder))
-    checks = import_module("checks")
-    calls: list[str] = []
-
-    @contextmanager
-    def no_waits(device: str) -> Iterator[None]:
-        calls.append("from here on")
-        yield
-
-    monkeypatch.setattr(checks.on, "no_waits", no_waits)
-    assert checks.watched("fine", "cuda", lambda: calls.append("work"), 2, 1).text == "no wait"
-    assert calls == ["work", "work", "from here on", "work"]
-    row = checks.watched("waits", "cuda", lambda: bin_edges(0, 1, -2), 0, 1)
-    assert not row.ok and row.note.startswith("core/adaptive.py:"), "torch's RuntimeError for a negative count"
-
-
-def test_a_way_without_memory_or_compiler_is_measured_nevertheless(monkeypatch, tmp_path):
-    for folder in (GPU.parent / "bench", GPU.parent, GPU):
-        monkeypatch.syspath_prepend(str(folder))
-    speed = import_module("speed")
-    tried: list[int] = []
-    real = speed.step_of
-
-    def step_of(state: TrainState) -> Callable[[], None]:
-        tried.append(len(state.batches.parts[0]))
-        if tried[-1] > 2:
-            raise torch.OutOfMemoryError
-        return real(state)
-
-    def no_compiler(spread: Parallel, parts: int) -> None:
-        raise RuntimeError("no Triton")
-
-    monkeypatch.setattr(speed, "step_of", step_of)
-    monkeypatch.setattr(Parallel, "compile", no_compiler)
-    session = speed.Session("cpu", True, math.inf, tmp_path)
-    eager, compiled = (next(speed.training(session, "cifar", way)) for way in ("fp32", "fp32 compiled"))
-    assert tried == [8, 4, 2] * 2
-    assert eager.ok and eager.value > 0 and eager.note.startswith("2 images at a time")
-    assert not compiled.ok and compiled.value > 0 and "no Triton" in compiled.note
-    with pytest.raises(RuntimeError, match="no Triton"):
-        speed.gradients(session, speed.Way.named("bf16 compiled"))

@@ -1,6 +1,6 @@
 """elbo's own formats: objects made of their records, mutated objects, and the table of docs/datasets.md.
 
-`python tests/formats.py docs/datasets.md` prints that page with a new table.
+`python tools/formats.py docs/datasets.md` prints that page with a new table.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from msgspec.structs import fields
 from elbocli.files.records import FORMATS, Record, Rest, StoredFormat
 
 PACKAGE = Path(__file__).resolve().parent.parent / "elbocli"
-BEGIN, END = "<!-- tests/formats.py -->", "<!-- end -->"
+BEGIN, END = "<!-- tools/formats.py -->", "<!-- end -->"
 WORDS = ("", "a", "sigmoid:bias=2", "0", "λ", "x" * 30, "1e5", "null")
 NUMBERS = (0, 1, -1, 7, 0.5, -2.25, 1e-30, 10**6)
 WRONG = (None, True, "text", 3, 0.5, [], {}, [[1]], -1, 10**30, 2**63, 1e308, float("nan"), "x" * 1000)

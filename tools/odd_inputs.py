@@ -1,11 +1,12 @@
 """Odd and hostile inputs, each declared once: how it is made, and what comes of it.
 
-`python tests/odd_inputs.py` packs each and prints the table of docs/odd-images.md; tests/prep/test_odd_inputs.py
+`python tools/odd_inputs.py` packs each and prints the table of docs/odd-images.md; tests/prep/test_odd_inputs.py
 checks each against what is declared here.
 """
 
 import contextlib
 import io
+import logging
 import os
 import re
 import socket
@@ -17,16 +18,18 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from calls import pack
 from PIL import Image
 
 from elbocli.cli.commands import visible
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
+from elbocli.prep.pack import Settings, pack_images
+from elbocli.runtime.progress import log
 
 NOBODY = 65534
 BIDS = "; repair the image, or add --on-error skip to leave the image out", ", or pack its readable images with --on-error skip"
@@ -325,6 +328,19 @@ def source_of(odd: Odd, folder: Path) -> Path:
     return source
 
 
+def pack(source: Path, out: Path, **settings: Any) -> list[str]:
+    """Pack a source; return the messages that were logged."""
+    handler, level = BufferingHandler(1 << 20), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        pack_images([source], out, Settings(**settings))
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    return [record.getMessage() for record in handler.buffer]
+
+
 def outcome(odd: Odd, folder: Path) -> Outcome:
     """Pack it twice, to stop and to skip."""
     source, out = source_of(odd, folder), folder / "out.h5"
@@ -366,7 +382,7 @@ def described(odd: Odd, found: Outcome) -> str:
 
 HEAD = """# Odd images and what elbo does with them
 
-Each row lists inputs with the same outcome; `tests/odd_inputs.py` creates and packs them. The last column is the error message,
+Each row lists inputs with the same outcome; `tools/odd_inputs.py` creates and packs them. The last column is the error message,
 after the name of the file, or how the summary counts a packed image. With `--on-error skip`, elbo leaves out images that it
 refuses, lists them in `OUT.skipped.jsonl`, and packs the readable images of a damaged archive. Each archive also contains one
 or two good images, which count.

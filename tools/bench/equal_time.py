@@ -1,6 +1,6 @@
 """Train elbo's defaults and a plain diffusers loop for the same time on the same cores, and compare their images.
 
-    python tests/bench/equal_time.py DATA.h5 --test TEST.h5 --minutes 5 --seeds 3 --classifier classifier.pt2 -o out.json
+    python tools/bench/equal_time.py DATA.h5 --test TEST.h5 --minutes 5 --seeds 3 --classifier classifier.pt2 -o out.json
 
 Both learn from DATA.h5, one after the other, and the first to go alternates from seed to seed. Time is wall time of the training
 process, with its start-up. elbo trains by its defaults: two short runs tell how many --steps fit into the time, and a training

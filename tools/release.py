@@ -1,6 +1,6 @@
 """A release: the files that are published, the same bytes each time, and a check that tag, changes and version agree.
 
-`python tests/release.py dist` makes them; `python tests/release.py check v0.2.0` checks that tag.
+`python tools/release.py dist` makes them; `python tools/release.py check v0.2.0` checks that tag.
 """
 
 import gzip
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +91,20 @@ def make_wheel(out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         return _built(copied(Path(folder) / "source"), "wheel", out.absolute())
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """Install a wheel with its bytecode in a new environment, which takes dependencies from the running one; return its Python."""
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    line = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--compile", "--no-deps", "--no-index", wheel]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run(line, check=True, capture_output=True, timeout=120, env=environment)
+    site = next((folder / "lib").glob("python*/site-packages"))
+    click = importlib.util.find_spec("click")
+    assert click is not None and click.origin is not None
+    (site / "dependencies.pth").write_text(f"{Path(click.origin).parent.parent}\n")
+    return python
 
 
 def disagreement(tag: str = "") -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import click
 from compare import Row, compare, processor_time
-from release import make_wheel
-from wheel_fixtures import install
+from release import install, make_wheel
 
 from elbocli.main import elbo
 
@@ -29,7 +28,7 @@ def rows(small: bool) -> Iterator[Row]:
     """Yield the group's help, and each command's."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        python, peer = install(make_wheel(folder), folder / "env").python, folder / "peer.py"
+        python, peer = install(make_wheel(folder), folder / "env"), folder / "peer.py"
         environment = {**os.environ, "PYTHONPATH": ""}
 
         def run(*line: str | Path) -> str:

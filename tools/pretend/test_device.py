@@ -15,9 +15,10 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.runtime.device import sent
-from pretend import pretending
+from pretend import lacking, pretending
 from pretend.cards import is_pinned
 
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
 CUDA = torch.device("cuda")
 HOST_WAITS: dict[str, Callable[[Tensor], object]] = {
     "item": lambda x: x[0].item(),

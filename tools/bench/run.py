@@ -1,4 +1,4 @@
-"""Run the benchmarks, or those named: `python tests/bench/run.py [NAME…] [--json]`. Ratios below 1: elbo is faster."""
+"""Run the benchmarks, or those named: `python tools/bench/run.py [NAME…] [--json]`. Ratios below 1: elbo is faster."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from compare import Row
 
 from elbocli.main import share_cores
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # modules that the benchmarks share with tests/gpu
+sys.path.insert(0, str(Path(__file__).parents[1]))  # modules that tools share
 NAMES = [path.stem.removeprefix("bench_") for path in sorted(Path(__file__).parent.glob("bench_*.py"))]
 LINE = "{:<58} {:>10} {:>10} {:>6} {:>6}  {}"
 

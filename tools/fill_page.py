@@ -1,11 +1,11 @@
-"""Print docs/presets.md with what its commands print now: python page.py docs/presets.md."""
+"""Print docs/presets.md with what its commands print now: python tools/fill_page.py docs/presets.md."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def block(found: re.Match[str]) -> str:

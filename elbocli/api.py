@@ -16,8 +16,8 @@ from torch import Tensor
 from elbocli.bound.estimate import estimate_bound
 from elbocli.bound.measure import Images, MeasuredNetwork
 from elbocli.bound.result import Bound
-from elbocli.core.adaptive import BinSums, Objective, bin_edges, check_floor, refuse_adaptive
-from elbocli.core.loss import LossTerms, Network, denoising_losses
+from elbocli.core.adaptive import BinSums, OnlineObjective, check_floor, refuse_adaptive
+from elbocli.core.objective import LossTerms, Network, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers import Sampler, choose_space, logsnr_grid, parse_sampler
 from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance, Noise
@@ -79,7 +79,7 @@ def sampler(spec: str) -> Sampler:
     return parse_sampler(spec)
 
 
-class DiffusionLoss(Objective):
+class DiffusionLoss:
     """Weighted diffusion loss of any network, for your own training loop.
 
     Each call noises examples to z = αx + σε at random times, and returns the terms of the weighted loss per dimension:
@@ -152,11 +152,28 @@ class DiffusionLoss(Objective):
         schedule = _on_range(schedule, logsnr_min, logsnr_max, None)
         self.logsnr_min, self.logsnr_max = schedule.logsnr_min, schedule.logsnr_max
         weighting.check(self.logsnr_min, self.logsnr_max)
-        edges = bin_edges(self.logsnr_min, self.logsnr_max)
-        super().__init__(weighting, None if adapts else schedule, _predicted(prediction, None), edges, floor)
+        self.online = OnlineObjective(Objective(weighting, schedule, _predicted(prediction, None)), adapts, floor)
+        self.edges = self.online.edges
         self.t_sampling, self.rank, self.ranks, self.step, self.images = t_sampling, rank, ranks, 0, 0
         self._t, self._noise = Stream(seed, "t"), Stream(seed, "noise")
         self._sums: BinSums | None = None
+
+    @property
+    def objective(self) -> Objective:
+        """Weighting, schedule and prediction of the next call."""
+        return self.online.objective
+
+    @property
+    def weighting(self) -> Weighting:
+        return self.objective.weighting
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.objective.schedule
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.objective.prediction
 
     def __repr__(self) -> str:
         return f"DiffusionLoss({self._kind()})"
@@ -189,8 +206,7 @@ class DiffusionLoss(Objective):
             if (rms := float(x.square().mean().sqrt())) > LARGEST_RMS:
                 raise UsageError(f"x has a root mean square of {rms:.4g}; scale it to about [−1, 1], pixels by x / 127.5 - 1")
             self._sums = BinSums(self.logsnr_min, self.logsnr_max, device=x.device)
-        how = self.weighting, self.schedule, self.prediction
-        terms = denoising_losses(network, x, eps, labels, self.schedule.logsnr(t), *how)
+        terms = self.objective.losses(network, x, eps, labels, self.schedule.logsnr(t))
         self._sums.add(terms.logsnr, terms.eps_mse)
         self.step, self.images = self.step + 1, self.images + size * self.ranks
         return terms
@@ -213,15 +229,14 @@ class DiffusionLoss(Objective):
         Args:
             sums (Tensor): Statistics from ``take_sums``, [3, bins], added up over all processes.
         """
-        self.refit(sums)
+        self.online.refit(sums)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as a dict that ``load_state_dict`` restores.
 
         Call ``take_sums`` first: statistics that were not taken are not part of the state.
         """
-        state = None if self.online is None else self.online.state.clone()
-        return {"step": self.step, "images": self.images, "adaptive": state, "loss": self._kind()}
+        return {"step": self.step, "images": self.images, "adaptive": self.online.state, "loss": self._kind()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned.
@@ -238,13 +253,11 @@ class DiffusionLoss(Objective):
                 f"the state is of a loss with {loss}, but this loss has {self._kind()}; make this loss with the state's settings"
             )
         self.step, self.images = state["step"], state["images"]
-        if self.online is not None:
-            self.online.state.copy_(state["adaptive"])
-        self.follow()
+        self.online.restore(state["adaptive"])
 
     def _kind(self) -> str:
         """Return, as text, the settings that must match when a state is loaded."""
-        kind = "" if self.online is None else ", adaptive"
+        kind = "" if self.online.errors is None else ", adaptive"
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
 

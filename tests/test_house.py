@@ -153,25 +153,25 @@ def test_every_room_is_known_and_every_door_is_used():
 
 
 BROKEN = """
-core/loss.py: from elbocli.files import yaml_text
-core/loss.py: import elbocli.nn.unet
-core/loss.py: def f(): from elbocli.runtime.device import sent
+core/objective.py: from elbocli.files import yaml_text
+core/objective.py: import elbocli.nn.unet
+core/objective.py: def f(): from elbocli.runtime.device import sent
 files/dataset.py: from elbocli.images.decode import decode
 run/open.py: from elbocli.train.loop import run
 train/loop.py: from elbocli.bound import judge
 report/page.py: from elbocli.evaluate import command
-core/loss.py: import click
-core/loss.py: print(1)
+core/objective.py: import click
+core/objective.py: print(1)
 train/command.py: import torch
-core/loss.py: from elbocli.core.monotone import _rising
-core/loss.py: import elbocli.core.streams; elbocli.core.streams._seed
-core/loss.py: from elbocli.core.weighting import Weighting; Weighting._peaks
+core/objective.py: from elbocli.core.monotone import _rising
+core/objective.py: import elbocli.core.streams; elbocli.core.streams._seed
+core/objective.py: from elbocli.core.weighting import Weighting; Weighting._peaks
 """
 KEPT = """
 train/recorder.py: from elbocli.sample.draw import draw_batch
 train/command.py: def train(): import torch
 train/command.py: import click; print(1)
-core/loss.py: import torch; torch._C
+core/objective.py: import torch; torch._C
 """
 
 

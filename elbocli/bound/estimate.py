@@ -16,6 +16,7 @@ from elbocli.bound.result import Bound, Difference, Estimate, Likelihoods, Nats
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import GaussianModel, by_cell, fit_gaussian, log_density, rows_to_fit, with_trace
 from elbocli.core.estimate import PairedEstimate, PairedMoments, image_errors
+from elbocli.core.objective import Objective
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
 from elbocli.core.schedule import Schedule, cell_of
@@ -117,7 +118,7 @@ def estimate_bound(
     while not rounds or (target_se is not None and rounds[-1].n and se >= target_se):
         rounds.append(PairedMoments())
         for some in images:
-            drawn = denoiser.draw(some, PLAIN, schedule, f"bound-{len(rounds) - 1}", gaussian)
+            drawn = denoiser.draw(some, Objective(PLAIN, schedule, denoiser.prediction), f"bound-{len(rounds) - 1}", gaussian)
             if kept is not None:
                 kept.append(drawn)
             fixed = torch.stack([drawn.below, drawn.above], 1)[:, None].expand(-1, 2, -1)

@@ -21,6 +21,7 @@ from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
 from elbocli.core.estimate import PairedEstimate, PairedMoments, calibration_error, error_of_share, reliability, standard_error
 from elbocli.core.monotone import rising
+from elbocli.core.objective import Objective
 from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.streams import Stream
@@ -54,7 +55,7 @@ def check_theorem(asked: Measurement, specs: Sequence[str] = ()) -> Theorem:
     share = torch.stack([-each.t(edges).diff() for each in schedules]).mean(0)
     shared = schedule_of_shares(edges, share, "mixture")
     bounds, checks = PairedMoments(), []
-    for drawn in asked.draw_all(PLAIN, shared, "right"):
+    for drawn in asked.draw_all(Objective(PLAIN, shared, asked.prediction), "right"):
         # The integral of L(λ;x) under each measure, as one sum over the draws; the last column is L(λmin;x).
         part = drawn.shares(shared)
         columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
@@ -62,7 +63,7 @@ def check_theorem(asked: Measurement, specs: Sequence[str] = ()) -> Theorem:
     right_sides, cells = bounds.estimate(), bin_edges(low, high, SHARES)
     for index, (weighting, measure) in enumerate(zip(weightings, measures)):
         loss = PairedMoments()
-        for drawn in asked.draw_all(weighting, schedules[index + 1], f"left-{index}"):
+        for drawn in asked.draw_all(Objective(weighting, schedules[index + 1], asked.prediction), f"left-{index}"):
             loss.add(drawn.loss.mean(2, keepdim=True))
         of = np.eye(len(right_sides.mean))[index]
         left, right = _side(loss.estimate(), np.ones(1)), _side(right_sides, of)
@@ -111,7 +112,9 @@ def class_scores(
         columns = []
         for label in range(classes):
             asked = some._replace(labels=torch.full_like(some.labels, label))
-            columns.append(denoiser.draw(asked, PLAIN, schedule, "classify").shares(schedule).sum(2))
+            columns.append(
+                denoiser.draw(asked, Objective(PLAIN, schedule, denoiser.prediction), "classify").shares(schedule).sum(2)
+            )
         halves.append(torch.stack(columns, 2))
         labels.append(some.labels)
         rows += some.rows

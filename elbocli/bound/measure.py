@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.elbo import LEVELS, GaussianModel, prior, reconstruction, reconstruction_of_numbers
-from elbocli.core.loss import Network, denoising_losses
+from elbocli.core.objective import Network, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
 from elbocli.core.streams import Stream
@@ -134,14 +134,13 @@ class MeasuredNetwork:
     def draw(
         self,
         images: Images,
-        weighting: Weighting,
-        schedule: Schedule,
+        objective: Objective,
         purpose: str,
         gaussian: GaussianModel | None = None,
     ) -> Draws:
         """Evaluate the network on images at `draws` noise levels each.
 
-        schedule: distribution of noise levels. gaussian: model whose exact denoiser is also evaluated; None: no model.
+        objective: its schedule draws the noise levels. gaussian: model whose exact denoiser is also evaluated; None: no model.
         purpose: name of the random stream; different purposes give independent draws.
         Raises UsageError: `draws` is odd or less than 2. Raises NonFiniteError: the loss is not finite.
         """
@@ -150,7 +149,7 @@ class MeasuredNetwork:
         offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
         comb = np.arange(self.draws // 2) / (self.draws // 2)
         t = (np.stack([offsets.uniform(row, 2) for row in images.rows])[:, :, None] + comb) % 1.0
-        logsnr = schedule.logsnr(torch.from_numpy(t))
+        logsnr = objective.schedule.logsnr(torch.from_numpy(t))
         send = partial(sent, device=self.precision.device)
         x, labels = self.placed(images)
         rows, levels, parts = torch.tensor(images.rows), logsnr.flatten(), list[Tensor]()
@@ -160,9 +159,7 @@ class MeasuredNetwork:
             eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
             chosen, given = x[send(image)], None if labels is None else labels[send(image)]
             with self.precision.applied(), self.precision.autocast():
-                loss, error, _, out = denoising_losses(
-                    self.network, chosen, eps, given, level, weighting, schedule, self.prediction
-                )
+                loss, error, _, out = objective.losses(self.network, chosen, eps, given, level)
             values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
             if gaussian:
                 c = self.prediction.coefficients(level)
@@ -208,11 +205,11 @@ class Measurement(MeasuredNetwork):
             labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
             yield Images(self.content(rows), labels, rows.tolist())
 
-    def draw_all(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
+    def draw_all(self, objective: Objective, purpose: str) -> Iterator[Draws]:
         """Yield the Draws of each batch, and report progress. purpose: as for `draw`."""
         done = 0
         for some in self:
-            yield self.draw(some, weighting, schedule, purpose)
+            yield self.draw(some, objective, purpose)
             done += len(some.rows)
             progress(done, self.total, "img")
 

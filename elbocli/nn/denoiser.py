@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elbocli.core.loss import Network, check_output
+from elbocli.core.objective import Network, check_output
 from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Denoise, DenoiseWithVariance, Sampler

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.loss import Network
+from elbocli.core.objective import Network
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, choose_space, logsnr_grid, parse_sampler, walk
 from elbocli.core.sampling import ELBO, NEAREST, UNIT, Guidance, Noise, purpose_of, to_levels, usual_spacing

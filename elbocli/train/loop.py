@@ -246,11 +246,12 @@ def _introduction(state: TrainState, out: Path) -> str:
     if init:
         new += f" from {init.run}, weights {init.weights}, changed settings: {', '.join(init.changed or ['none'])}"
     many = f", {state.world.size} processes" if state.world.size > 1 else ""
-    kind = "not monotone" if state.weighting.rising(settings.logsnr_min, settings.logsnr_max) else "monotone"
+    weighting = state.objective.weighting
+    kind = "not monotone" if weighting.rising(settings.logsnr_min, settings.logsnr_max) else "monotone"
     return (
         f"{out}: {f'going on after step {start}' if start else new}; "
         f"{count_parameters(state.network):,} parameters, {state.device}{many}, "
         f"{Precision(settings.precision, state.device)}; "
-        f"weighting {settings.weighting} ({'learned, ' if state.weighting.learned else ''}{kind}), schedule {settings.schedule}, "
+        f"weighting {settings.weighting} ({'learned, ' if weighting.learned else ''}{kind}), schedule {settings.schedule}, "
         f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}{'; ' * bool(state.auxiliary)}{no_elbo(settings.auxiliary)}"
     )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import BinSums, bin_edges, bin_middles
 from elbocli.core.elbo import bits_per_dimension, prior, reconstruction
-from elbocli.core.loss import Network, denoising_losses
+from elbocli.core.objective import Network
 from elbocli.core.samplers import parse_sampler
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
@@ -88,7 +88,7 @@ class Recorder:
                     os.truncate(out / name, min(size, lengths.get(name, 0)))
             if not log_lengths(out).get(LOSSES):
                 header = losslog.header(
-                    state.edges,
+                    state.online.edges,
                     dimensions=network.image_channels * network.image_size**2,
                     floor=settings.floor if settings.schedule == ADAPTIVE else None,
                     weighting=settings.weighting,
@@ -145,7 +145,7 @@ class Recorder:
     def _log(self) -> dict[str, Any]:
         state = self.state
         check(state)
-        weighting = state.weighting  # before `interval` updates a learned weighting
+        weighting = state.objective.weighting  # before `interval` updates a learned weighting
         sums, loss, norm, auxiliary = state.interval()
         now = time.monotonic()
         rate = (state.steps_done - self._since) * state.settings.batch_size / max(now - self._clock, 1e-9)
@@ -159,13 +159,13 @@ class Recorder:
             "images_per_s": round(rate, 2),
         }
         self._measured(values)
-        weight = weighting(bin_middles(state.edges)) if weighting.learned else None
+        weight = weighting(bin_middles(state.online.edges)) if weighting.learned else None
         self._append(LOSSES, losslog.line(state.steps_done, state.images, sums, weight))
         return values
 
     def _validate(self, validation: Validation) -> dict[str, Any]:
         state, world = self.state, self.world
-        validation.weighting = state.weighting  # a learned weighting has changed meanwhile
+        validation.objective = replace(state.objective, schedule=validation.schedule)  # a learned weighting has changed
         if state.compiled and not self.validated:
             log.info("compiling the network for validation")
         self.validated = True
@@ -295,8 +295,8 @@ class Validation:
     def __init__(self, held: tuple[Dataset, np.ndarray], resolved: Resolved, device: torch.device):
         settings = self.settings = resolved.settings
         (self.dataset, self.rows), self.device = held, device
-        self.weighting, self.prediction = resolved.weighting, resolved.prediction
         self.schedule = parse_schedule(SCHEDULE, settings.logsnr_min, settings.logsnr_max)
+        self.objective = replace(resolved.objective, schedule=self.schedule)
         self.edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
         self.dimensions, self.conditional = math.prod(self.dataset.shape[1:]), resolved.network.num_classes > 0
         space = self.dataset.latent_space
@@ -319,7 +319,6 @@ class Validation:
         """
         settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
         noise, posterior = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
-        how = self.weighting, self.schedule, self.prediction
         turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
         places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
         # Positions beyond the last image repeat the last image and are dropped below: all ranks of a sharded network must call
@@ -341,7 +340,7 @@ class Validation:
             eps = sent(eps, self.device).permute(0, 3, 1, 2)
             with Precision(settings.precision, self.device).autocast():
                 level = self.schedule.logsnr(self._t[some]).flatten()
-                losses.append(torch.stack(denoising_losses(network, x, eps, labels, level, *how)[:2]))
+                losses.append(torch.stack(self.objective.losses(network, x, eps, labels, level)[:2]))
         real = torch.from_numpy(places.ravel() < len(self.rows))
         loss, error = torch.cat(losses, 1).double().cpu().view(2, -1, DRAWS)[:, real]  # the only wait for the device
         logsnr = self.schedule.logsnr(self._t[places.ravel()[real]])

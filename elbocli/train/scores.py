@@ -56,7 +56,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
             places, part = range(start, start + at_once), None
             if labels is not None:
                 part = sent(torch.from_numpy(labels[np.minimum(places, how.n - 1)]), state.device)
-            denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
+            denoiser = Denoiser(state.spread.forward, state.objective.prediction, labels=part)
             images.append(draw_batch(denoiser, places, grid, how, source, state.spread.precision, output.pixels))
     return torch.cat(world.all(torch.cat(images)[:share].cpu()))[: how.n]
 

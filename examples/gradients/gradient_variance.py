@@ -22,6 +22,7 @@ from torch import Tensor
 
 from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
+from elbocli.core.objective import Objective
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting, parse_weighting
@@ -104,8 +105,8 @@ class Gradients:
         changed: Any = {"batch_size": batch or settings.batch_size, "precision": asked.precision.name}
         self.settings = replace(settings, seed=seed, micro_batch=0, val_split=0, **changed)
         trained = asked.trained
-        objective = trained.weighting(), None, trained.prediction
-        resolved = Resolved(self.settings, trained.network.config, RunData(), {}, *objective)
+        objective = Objective(trained.weighting(), parse_schedule("uniform", asked.low, asked.high), trained.prediction)
+        resolved = Resolved(self.settings, trained.network.config, RunData(), {}, objective)
         self.device, self.precision, self.prediction = asked.precision.device, asked.precision, asked.trained.prediction
         self.batches = Batches(asked.dataset, resolved, self.device)
         self.network = asked.trained.network.requires_grad_(True).train()
@@ -114,7 +115,8 @@ class Gradients:
     def at(self, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor | None = None) -> Tensor:
         """The gradient of a step's mean loss, flattened: under any schedule of the same images, noise and t (or at given λ)."""
         with self.precision.applied():
-            loss, _, _ = step_losses(self.network, self.batches, step, 0, weighting, schedule, self.prediction, logsnr)
+            objective = Objective(weighting, schedule, self.prediction)
+            loss, _, _ = step_losses(self.network, self.batches, step, 0, objective, logsnr)
             return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
 
 

@@ -21,6 +21,7 @@ from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.elbo import fit_gaussian, prior, reconstruction
 from elbocli.core.estimate import image_errors
+from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -264,7 +265,9 @@ def test_the_variance_that_a_log_predicts_is_the_one_measured(trained, logged, s
     other = open_measurement(trained, None, draws=24, batch_size=2048, seed=1)
     weighting = parse_weighting("sigmoid:bias=2")
     chosen = other.schedule(schedule, weighting)
-    loss = torch.cat([drawn.loss.flatten() for drawn in other.draw_all(weighting, chosen, "variance")])
+    loss = torch.cat(
+        [drawn.loss.flatten() for drawn in other.draw_all(Objective(weighting, chosen, other.prediction), "variance")]
+    )
     predicted, _ = loss_variance(logged, weighting, chosen.density)
     assert predicted == pytest.approx(float(loss.var() / loss.mean().square()), rel=0.1)
 

@@ -11,12 +11,12 @@ import torch
 from identities import ByClass, Mixture
 from msgspec import structs
 
-from elbocli.bound import estimate, judge, measure
+from elbocli.bound import estimate, judge
 from elbocli.bound.judge import class_scores, judge_scores
 from elbocli.bound.measure import Images, MeasuredNetwork, Measurement, open_measurement
 from elbocli.bound.result import Classification, Theorem
 from elbocli.core.estimate import image_errors
-from elbocli.core.loss import LossTerms, denoising_losses
+from elbocli.core.objective import LossTerms, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
@@ -57,9 +57,9 @@ def test_the_sides_are_drawn_apart(trained, monkeypatch):
     """No two sweeps share their noise."""
     asked, purposes, whole = open_measurement(trained, None, images=20), list[str](), Measurement.draw_all
 
-    def draw_all(self: Any, weighting: Any, schedule: Any, purpose: str) -> Any:
+    def draw_all(self: Any, objective: Any, purpose: str) -> Any:
         purposes.append(purpose)
-        return whole(self, weighting, schedule, purpose)
+        return whole(self, objective, purpose)
 
     monkeypatch.setattr(Measurement, "draw_all", draw_all)
     judge.check_theorem(asked, ["elbo", "elbo", "edm"])
@@ -73,11 +73,13 @@ def test_a_broken_loss_does_not_pass(trained, elbo, monkeypatch):
     assert passed.returncode == 0, passed.stderr
     assert [check["monotone"] for check in json.loads(passed.stdout)["checks"]] == [True, False]
 
-    def broken(*given: Any) -> LossTerms:
-        terms, schedule = denoising_losses(*given), given[6]
-        return terms._replace(loss=terms.loss * schedule.density(terms.logsnr))
+    whole = Objective.losses
 
-    monkeypatch.setattr(measure, "denoising_losses", broken)
+    def broken(self: Objective, *batch: Any) -> LossTerms:
+        terms = whole(self, *batch)
+        return terms._replace(loss=terms.loss * self.schedule.density(terms.logsnr))
+
+    monkeypatch.setattr(Objective, "losses", broken)
     failed = elbo(*line)
     (check,) = json.loads(failed.stdout)["checks"]
     assert failed.returncode == 1 and not check["agree"] and abs(check["difference_in_se"]) > 10

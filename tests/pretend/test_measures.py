@@ -61,7 +61,7 @@ def test_the_bound(run):
     cuda, cpu, device = pretended(lambda asked: estimate.measure_bound(asked).bound, run)
     assert (cuda.bpd, cuda.bpd_se) == pytest.approx((cpu.bpd, cpu.bpd_se), rel=1e-6)
     assert len(device.waits.outside(*ONCE)) == len(device.waits.within("MeasuredNetwork.draw")) == TIMES
-    assert device.waits.within("denoising_losses") == []
+    assert device.waits.within("Objective.losses") == []
 
 
 def test_the_theorem(run):

@@ -95,7 +95,7 @@ def test_a_schedules_file_gives_its_range_once(resolved, again, fitted):
     for given in ({}, {"schedule": str(fitted)}):
         assert again(run, **given).config() == run.config()
     assert (run.settings.logsnr_min, run.settings.logsnr_max) == (-9, 9)
-    assert run.weighting.support == (-9, 9)
+    assert run.objective.weighting.support == (-9, 9)
 
 
 def test_options_go_over_the_config_and_that_over_another_preset(resolved, again, digits):

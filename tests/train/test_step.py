@@ -20,7 +20,6 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
-from elbocli.core.loss import denoising_losses
 from elbocli.core.streams import Stream
 from elbocli.core.training import LR_DECAYS, learning_rate
 from elbocli.errors import DataError, NonFiniteError, UsageError
@@ -73,12 +72,11 @@ def batches(digits, preset):
 def test_the_loss_of_a_step_is_the_paper_s(fresh):
     state = fresh()
     x, eps, labels = state.batches.at(3)
-    levels = state.schedule.logsnr(state.batches.times(3))
-    how = state.weighting, state.schedule, state.prediction
-    terms = denoising_losses(state.network, x, eps, labels, levels, *how)
-    found = step_losses(state.network, state.batches, 3, 0, *how)
+    levels = state.objective.schedule.logsnr(state.batches.times(3))
+    terms = state.objective.losses(state.network, x, eps, labels, levels)
+    found = step_losses(state.network, state.batches, 3, 0, state.objective)
     assert all(torch.equal(one, other) for one, other in zip(found, terms[:3], strict=True))
-    given = step_losses(state.network, state.batches, 3, 0, *how, logsnr=levels + 1)
+    given = step_losses(state.network, state.batches, 3, 0, state.objective, logsnr=levels + 1)
     assert torch.equal(given[2], (levels + 1).float()) and not torch.equal(given[0], terms.loss)
 
 
@@ -89,10 +87,9 @@ def stated(state, part):
     """Return the diffusion loss of each image in a micro-batch of step 0, and the mean of each loss of AUXILIARY."""
     mine, hidden = state.batches.parts[part], []
     hooks = [unit.register_forward_hook(lambda unit, given, out: hidden.append(out)) for unit in state.network.units()]
-    levels = state.schedule.logsnr(state.batches.times(0))[mine.start : mine.stop]
-    how = state.weighting, state.schedule, state.prediction
+    levels = state.objective.schedule.logsnr(state.batches.times(0))[mine.start : mine.stop]
     x, eps, labels = state.batches.at(0, part)
-    loss = denoising_losses(state.network, x, eps, labels, levels, *how).loss
+    loss = state.objective.losses(state.network, x, eps, labels, levels).loss
     for hook in hooks:
         hook.remove()
     if not state.auxiliary:
@@ -134,16 +131,17 @@ def test_an_update_follows_the_gradient_of_the_mean_losses_in_parts_and_clipped(
 
 def test_an_adaptive_schedule_moves_towards_weighting_times_error(fresh):
     state = fresh(schedule="adaptive", batch_size=64, grad_clip=1.0)
-    middle = 0.5 * (state.edges[1:] + state.edges[:-1])
-    start = state.schedule.density(middle)
+    edges = state.online.edges
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    start = state.objective.schedule.density(middle)
     for step in range(60):
         update(state)
         if step % 5 == 4:
             state.interval()
-    wanted = state.weighting(middle) * state.online.moments().smoothed.mean
+    wanted = state.objective.weighting(middle) * state.online.errors.moments().smoothed.mean
     off = [
-        float((density * state.edges.diff() - wanted / wanted.sum()).abs().sum() / 2)
-        for density in (start, state.schedule.density(middle))
+        float((density * edges.diff() - wanted / wanted.sum()).abs().sum() / 2)
+        for density in (start, state.objective.schedule.density(middle))
     ]
     assert off[0] > 0.2 and off[1] < 0.02, off
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
-from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.dataset import Dataset
@@ -212,9 +211,9 @@ def test_the_weighted_loss_is_that_of_training_on_these_images(weighting, make, 
     options = {"weighting": weighting, "batch_size": 300, "label_dropout": 0.0, "network.dropout": 0.0}
     data = Dataset(digits)
     resolved = settings.resolve({"preset": str(preset), **options}, data)
-    how = Batches(data, resolved, CPU), resolved.weighting, resolved.schedule, Prediction("v")
+    batches = Batches(data, resolved, CPU)
     with torch.no_grad():
-        means = [float(step_losses(run.network, how[0], k, 0, *how[1:])[0].mean()) for k in range(20)]
+        means = [float(step_losses(run.network, batches, k, 0, resolved.objective)[0].mean()) for k in range(20)]
     asked = make(weighting=weighting)
     found = asked.finish(asked.partial(run.network))
     off = np.hypot(np.std(means) / math.sqrt(20), found["val_loss_se"] / 2)

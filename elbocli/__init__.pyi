@@ -18,7 +18,7 @@ from elbocli.errors import ElboError as ElboError
 from elbocli.files.dataset import Dataset as Dataset
 from elbocli.files.losslog import LossLogWriter as LossLogWriter
 from elbocli.nn.extractors import export_extractor as export_extractor
+from elbocli.run.examples import normalised as normalised
 from elbocli.run.open import TrainedRun as TrainedRun
-from elbocli.train.batches import normalised as normalised
 
 __version__: str

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from elbocli.bound.estimate import estimate_bound
-from elbocli.bound.measure import Images, MeasuredNetwork
+from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Bound
 from elbocli.core.adaptive import BinSums, OnlineObjective, check_floor, refuse_adaptive
 from elbocli.core.objective import LossTerms, Network, Objective
@@ -29,10 +29,10 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.classes import choose_labels, usual_classes
+from elbocli.run.examples import Images, channels_first, draw_noise
 from elbocli.run.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.sample.draw import SampleSettings, draw_batch
-from elbocli.train.batches import channels_first
 
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
 
@@ -199,7 +199,7 @@ class DiffusionLoss:
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
         if eps is None:
             places = range(self.images + first, self.images + first + size)
-            eps = sent(self._noise.normal(places, (*x.shape[2:], x.shape[1])), x.device).movedim(-1, 1)
+            eps = draw_noise(self._noise, places, x)
         if eps.shape != x.shape:
             raise UsageError(f"eps has shape {[*eps.shape]}; expected the shape of x, {[*x.shape]}")
         if self._sums is None:
@@ -417,13 +417,13 @@ def variational_bound(
     module, trained = _trained(network, loss)
     what, schedule = _predicted(prediction, trained), _on_range(schedule, logsnr_min, logsnr_max, trained)
     low, high, arithmetic = schedule.logsnr_min, schedule.logsnr_max, Precision(precision, choose_device(str(device)))
-    measured = MeasuredNetwork(module, what, low, high, arithmetic, batch_size, draws, seed, population=population)
     labels, size, images = _labels(labels, len(pixels)), max(1, batch_size // draws), []
     for first in range(0, len(pixels), size):
         rows = range(first, min(first + size, len(pixels)))
         some = channels_first(torch.as_tensor(pixels[first : rows.stop])).permute(0, 2, 3, 1).cpu()
         images.append(Images(some, None if labels is None else labels[first : rows.stop], rows))
-    return estimate_bound(measured, images, schedule).bound
+    how = Measurement(module, what, low, high, arithmetic, images, batch_size, draws, seed, population=population)
+    return estimate_bound(how, schedule).bound
 
 
 def open_run(

@@ -30,8 +30,6 @@ DOORS = {
     ("train", "evaluate.scoring"): "the same",
     ("train", "evaluate.settings"): "the same",
     ("grid", "sample.draw"): "a grid is made for the guided denoiser that `elbo sample` walks with",
-    ("optimum", "train.batches"): "the images of a run are those that training did not hold out",
-    ("bound", "train.batches"): "images are normalised, and held out, as in training",
     ("report", "evaluate.result"): "the page reads what `elbo eval` found",
     ("report", "evaluate.settings"): "the page says what a protocol is",
     ("compare", "evaluate.result"): "it compares what `elbo eval` found",

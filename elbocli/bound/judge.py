@@ -5,7 +5,7 @@ Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ p(c) exp(−loss giv
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elbocli.bound.estimate import BoundEstimate, measure_bound
-from elbocli.bound.measure import PLAIN, Images, MeasuredNetwork, Measurement, open_data
+from elbocli.bound.measure import PLAIN, Measurement, RunMeasurement, open_data
 from elbocli.bound.result import Check, Classification, NoiseShares, Side, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
@@ -29,14 +29,14 @@ from elbocli.errors import UsageError
 from elbocli.files.losslog import Columns, read_optimum
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.run.classes import DATA, UNKNOWN, usual_classes
+from elbocli.run.examples import training_rows
 from elbocli.runtime.progress import progress
-from elbocli.train.batches import training_rows
 
 AGREE = 4.0  # largest difference between the theorem's two sides that counts as agreement, in standard errors
 SHARES = 10  # number of bins of λ for which −dw is reported
 
 
-def check_theorem(asked: Measurement, specs: Sequence[str] = ()) -> Theorem:
+def check_theorem(asked: RunMeasurement, specs: Sequence[str] = ()) -> Theorem:
     """Compare both sides of theorem 1, measured for each weighting. Raises ElboError.
 
     asked: run and images. specs: SPECs of the weightings; (): the run's training weighting.
@@ -94,31 +94,25 @@ def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:
 CERTAIN = 1e-300  # lower limit of probabilities, so that logarithms are finite
 
 
-def class_scores(
-    denoiser: MeasuredNetwork,
-    images: Iterable[Images],
-    classes: int,
-    schedule: Schedule,
-) -> tuple[Tensor, np.ndarray, np.ndarray]:
+def class_scores(measured: Measurement, classes: int, schedule: Schedule) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Score each image under each class; lower means likelier.
 
     Returns: scores [N, 2, classes], two estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats; labels [N]; dataset rows [N].
     Raises UsageError: images without labels. NonFiniteError: the network's output is not finite.
     """
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
-    for some in images:
+    objective = Objective(PLAIN, schedule, measured.prediction)
+    for some in measured.images:
         if some.labels is None:
-            raise UsageError(f"{denoiser.name}: accuracy needs labels, but the images have none; pass images with labels")
+            raise UsageError(f"{measured.name}: accuracy needs labels, but the images have none; pass images with labels")
         columns = []
         for label in range(classes):
-            asked = some._replace(labels=torch.full_like(some.labels, label))
-            columns.append(
-                denoiser.draw(asked, Objective(PLAIN, schedule, denoiser.prediction), "classify").shares(schedule).sum(2)
-            )
+            given = some._replace(labels=torch.full_like(some.labels, label))
+            columns.append(measured.draw(given, objective, "classify").shares(schedule).sum(2))
         halves.append(torch.stack(columns, 2))
         labels.append(some.labels)
         rows += some.rows
-        progress(len(rows), denoiser.total, "img")
+        progress(len(rows), measured.total, "img")
     return torch.cat(halves), torch.cat(labels).numpy(), np.array(rows)
 
 
@@ -166,7 +160,7 @@ def judge_scores(
     return result, {name: of[order] for name, of in numbers.items()}
 
 
-def classify(asked: Measurement, schedule: str = "", prior: str = "") -> tuple[Classification, Columns]:
+def classify(asked: RunMeasurement, schedule: str = "", prior: str = "") -> tuple[Classification, Columns]:
     """Classify the images of `asked` with its run; also return a table with a row per image. Raises ElboError.
 
     schedule: SPEC to draw noise levels from; '': a schedule fitted to the run's loss log.
@@ -181,14 +175,14 @@ def classify(asked: Measurement, schedule: str = "", prior: str = "") -> tuple[C
     prior = prior or usual_classes(counts, asked.trained.path, "the prior p(c) has these frequencies (--prior data)")
     frequencies = counts / counts.sum() if prior == DATA and counts is not None else None
     chosen = asked.schedule(schedule)
-    return judge_scores(*class_scores(asked, asked, classes, chosen), asked.draws, chosen, frequencies)
+    return judge_scores(*class_scores(asked, classes, chosen), asked.draws, chosen, frequencies)
 
 
 # Errors above the least possible errors. A network that copies its training images has larger errors on new images.
 
 
-def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """Return the measurement `asked`, but of the run's training images: `asked.images` of them, or all if fewer.
+def open_own(asked: RunMeasurement, optimum: Path) -> RunMeasurement:
+    """Return the measurement `asked`, but of the run's training images: `asked.limit` of them, or all if fewer.
 
     optimum: file of 'elbo optimum' for these images.
     Raises UsageError: `optimum` is for other images, or a narrower λ range. DataError, FormatError: the dataset is unusable.
@@ -202,12 +196,12 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
     least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
     dataset = asked.dataset if asked.dataset.payload_sha256 == known else open_data(trained, None)
     rows, index = training_rows(trained.settings, dataset), 1 if trained.settings.val_split else 0
-    own = rows[Stream(asked.seed, "bound-images").permutation(index, len(rows))[: asked.images]]
-    return replace(asked, dataset=dataset, rows=own, population=len(dataset), total=len(own))
+    own = rows[Stream(asked.seed, "bound-images").permutation(index, len(rows))[: asked.limit]]
+    return replace(asked, images=replace(asked.images, dataset=dataset, rows=own), population=len(dataset), total=len(own))
 
 
 def add_excess(
-    asked: Measurement, own: Measurement, optimum: Path, found: BoundEstimate, schedule: str = ""
+    asked: RunMeasurement, own: RunMeasurement, optimum: Path, found: BoundEstimate, schedule: str = ""
 ) -> tuple[dict[str, Any], BoundEstimate]:
     """Compare a run's errors on training images and on the user's images with the least possible errors.
 

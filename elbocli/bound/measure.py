@@ -1,7 +1,7 @@
 """Measure the errors of a network on images at many noise levels."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
-from elbocli.core.elbo import LEVELS, GaussianModel, prior, reconstruction, reconstruction_of_numbers
+from elbocli.core.elbo import LEVELS, GaussianModel, prior
 from elbocli.core.objective import Network, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
@@ -23,50 +23,16 @@ from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule
-from elbocli.nn.networks.diffusers import affine
+from elbocli.run.examples import Examples, Images, draw_noise
 from elbocli.run.open import TrainedRun, check_alike, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log, progress
-from elbocli.train.batches import network_input, normalised
 from elbocli.version import __version__
 
 FLOOR = 0.1
 FITTED = "fitted"
 PIXELS = 256 * 3072  # values in a default batch: 256 images of 32 × 32 × 3
 PLAIN = parse_weighting("elbo")
-
-
-class Images(NamedTuple):
-    """A batch of images.
-
-    content: uint8 pixels [B, H, W, C], or float32 latents [B, C, H, W], scaled for the network.
-    labels: class numbers, [B]; None: no classes. rows: unique numbers, [B], which seed the images' noise.
-    """
-
-    content: Tensor
-    labels: Tensor | None
-    rows: Sequence[int]
-
-    @property
-    def latent(self) -> bool:
-        return self.content.is_floating_point()
-
-    @property
-    def x(self) -> Tensor:
-        """Images as float64, with the axes of `content`; pixels lie in [-1, 1]."""
-        return self.content.double() if self.latent else self.content.double() / 127.5 - 1
-
-    @property
-    def divisor(self) -> float:
-        """Nats per image / divisor = bits per dimension; for latents, nats per dimension."""
-        return self.content[0].numel() * (1.0 if self.latent else math.log(2))
-
-    def decoder_nats(self, logsnr_max: float) -> Tensor:
-        """Return each image's reconstruction term E[−log p(x|z₀)], nats, [B]. logsnr_max: λ of z₀."""
-        if self.latent:
-            nats = reconstruction_of_numbers(logsnr_max) * self.content[0].numel()
-            return torch.full((len(self.content),), nats, dtype=torch.float64)
-        return reconstruction(logsnr_max)[self.content.long()].flatten(1).sum(1)
 
 
 NONE = torch.empty(0, dtype=torch.float64)
@@ -102,12 +68,13 @@ class Draws(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MeasuredNetwork:
-    """A network to evaluate, with the options of the evaluation.
+class Measurement:
+    """A network, and images to evaluate it on.
 
     network: (z [B, C, H, W] scaled as `prediction` says, logsnr [B], labels [B] or None) → output [B, C, H, W].
-    low, high: range of λ. draws: noise levels per image, even.
+    low, high: range of λ. images: batches; iterated over several times.
     precision: of the network, with the device to compute on. batch_size: network inputs at a time.
+    draws: noise levels per image, even.
     population: size of the dataset that the images come from; inf: images from a distribution.
     total: number of images, for progress messages; None: unknown.
     """
@@ -117,6 +84,7 @@ class MeasuredNetwork:
     low: float
     high: float
     precision: Precision
+    images: Iterable[Images]
     batch_size: int = 256
     draws: int = 16
     seed: int = 0
@@ -124,11 +92,13 @@ class MeasuredNetwork:
     population: float = math.inf
     total: int | None = None
 
-    def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
-        """Return (images [B, C, H, W] scaled for the network, labels or None) on the device."""
-        device = self.precision.device
-        x = sent(images.content, device) if images.latent else normalised(images.content, device)
-        return x, None if images.labels is None else sent(images.labels, device)
+    def draw_all(self, objective: Objective, purpose: str) -> Iterator[Draws]:
+        """Yield the Draws of each batch, and report progress. objective, purpose: as for `draw`."""
+        done = 0
+        for some in self.images:
+            yield self.draw(some, objective, purpose)
+            done += len(some.rows)
+            progress(done, self.total, "img")
 
     @torch.inference_mode()
     def draw(
@@ -151,12 +121,12 @@ class MeasuredNetwork:
         t = (np.stack([offsets.uniform(row, 2) for row in images.rows])[:, :, None] + comb) % 1.0
         logsnr = objective.schedule.logsnr(torch.from_numpy(t))
         send = partial(sent, device=self.precision.device)
-        x, labels = self.placed(images)
+        x, labels = images.placed(self.precision.device)
         rows, levels, parts = torch.tensor(images.rows), logsnr.flatten(), list[Tensor]()
         for part in torch.arange(len(levels)).split(self.batch_size):
             image, level = part // self.draws, levels[part]
             indices = (rows[image] * self.draws + part % self.draws).tolist()
-            eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
+            eps = draw_noise(noise, indices, x)
             chosen, given = x[send(image)], None if labels is None else labels[send(image)]
             with self.precision.applied(), self.precision.autocast():
                 loss, error, _, out = objective.losses(self.network, chosen, eps, given, level)
@@ -181,48 +151,25 @@ class MeasuredNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement(MeasuredNetwork):
-    """A run's network and a dataset. rows: row numbers of the images to evaluate, at most `images`. Iterating yields batches."""
+class RunMeasurement(Measurement):
+    """A run's network, and images of a dataset to evaluate it on. limit: number of images asked for; None: all."""
 
+    images: Examples
     trained: TrainedRun
-    dataset: Dataset
-    images: int | None
-    rows: np.ndarray
+    limit: int | None
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.images.dataset
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self.images.rows
 
     @property
     def dimensions(self) -> int:
         """Number of values of an image."""
-        return math.prod(self.dataset.shape[1:])
-
-    @property
-    def conditional(self) -> bool:
-        return self.trained.network.config.num_classes > 0
-
-    def __iter__(self) -> Iterator[Images]:
-        size = max(1, self.batch_size // self.draws)  # all draws of the images are one network batch
-        for start in range(0, len(self.rows), size):
-            rows = self.rows[start : start + size]
-            labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
-            yield Images(self.content(rows), labels, rows.tolist())
-
-    def draw_all(self, objective: Objective, purpose: str) -> Iterator[Draws]:
-        """Yield the Draws of each batch, and report progress. purpose: as for `draw`."""
-        done = 0
-        for some in self:
-            yield self.draw(some, objective, purpose)
-            done += len(some.rows)
-            progress(done, self.total, "img")
-
-    def content(self, rows: np.ndarray) -> Tensor:
-        """Return the images at these row numbers of the dataset, in the form of `Images.content`."""
-        stored = torch.from_numpy(self.dataset.batch(rows))
-        space = self.dataset.latent_space
-        if space is None:
-            return stored
-        shape = stored.shape[1] // 2, *stored.shape[2:]
-        eta = Stream(self.seed, "bound-posterior").normal(rows.tolist(), shape)
-        cpu = torch.device("cpu")
-        return network_input(stored, eta, affine(space, cpu), cpu)
+        return math.prod(self.images.shape)
 
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
         """Make a schedule to draw noise levels from. Raises ElboError.
@@ -251,7 +198,7 @@ class Measurement(MeasuredNetwork):
             "dataset": str(self.dataset.path),
             "payload_sha256": self.dataset.payload_sha256,
             "n_dataset": len(self.dataset),
-            "conditional": self.conditional,
+            "conditional": self.images.conditional,
             "dimensions": self.dimensions,
             "logsnr_min": self.low,
             "logsnr_max": self.high,
@@ -273,15 +220,15 @@ def open_measurement(
     precision: str = "fp32",
     logsnr_min: float | None = None,
     logsnr_max: float | None = None,
-    **options: Any,
-) -> Measurement:
+    draws: int = 16,
+) -> RunMeasurement:
     """Open a run, and a dataset to evaluate the run on. Raises UsageError, DataError, FormatError.
 
     path: run or checkpoint. data: dataset; None: the run's training dataset.
     images: largest number of images; None: all.
     batch_size: network inputs at a time; None: 256, or fewer for large images.
     logsnr_min, logsnr_max: range of λ; None: the run's range.
-    seed, device, weights, precision, options: as the options of `elbo bound`.
+    seed, device, weights, precision, draws: as the options of `elbo bound`.
     """
     place = choose_device(device)
     trained = open_run(path, place, weights)
@@ -290,22 +237,24 @@ def open_measurement(
     high = usual.logsnr_max if logsnr_max is None else logsnr_max
     check_range(low, high)
     rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:images]
-    asked = Measurement(
+    batch_size = batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:])))
+    posterior, conditional = Stream(seed, "bound-posterior"), trained.network.config.num_classes > 0
+    size = max(1, batch_size // draws)  # all draws of the images are one network batch
+    asked = RunMeasurement(
         trained.network,
         trained.prediction,
         low,
         high,
         trained.precision(precision, place),
-        batch_size=batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:]))),
+        images=Examples(dataset, rows, conditional, posterior, size=size),
+        batch_size=batch_size,
+        draws=draws,
         seed=seed,
         name=str(trained.checkpoint.path),
         population=len(dataset),
         total=len(rows),
         trained=trained,
-        dataset=dataset,
-        images=images,
-        rows=rows,
-        **options,
+        limit=images,
     )
     log.info(
         f"{asked.name}: evaluating on {len(rows)} of {len(dataset)} images, {asked.draws} noise levels each; "

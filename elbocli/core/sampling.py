@@ -241,11 +241,11 @@ class Noise:
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices):
-        """Return a function () → noise of N images, float32 [N, H, W, C]: first start noise, then one step's noise per call."""
+        """Return a function () → noise of N images, float32 [N, C, H, W]: first start noise, then one step's noise per call."""
         from elbocli.core.streams import Stream
 
         calls, pin = count(1), self.device.type == "cuda"
-        return lambda: Stream(self.seed, f"sample-{next(calls)}").normal(indices, self.shape, pin)
+        return lambda: Stream(self.seed, f"sample-{next(calls)}").noise(indices, self.shape, pin)
 
 
 @NOISES.declare(
@@ -284,7 +284,9 @@ class EdmNoise(Noise):
         def draws():
             some = [z for z, _, _ in begun]
             while True:
-                yield torch.stack(some).permute(0, 2, 3, 1).contiguous()
+                yield torch.stack([z.movedim(0, -1) for z in some]).movedim(
+                    -1, 1
+                )  # channels last in memory, as of `Stream.noise`
                 some = [torch.randn(z.shape, generator=own, dtype=dtype, device=z.device).float() for z, _, own in begun]
 
         return draws().__next__

@@ -134,7 +134,7 @@ def make_grid(
     if ancestral:
         errors = ancestral_errors(moments())
     else:
-        z = sent(Stream(seed, "grid").normal(range(images), run.network.config.shape), place).permute(0, 3, 1, 2).contiguous()
+        z = sent(Stream(seed, "grid").noise(range(images), run.network.config.shape), place).contiguous()
         solution = FineSolution(denoise, z, low, high, max(CELLS, 4 * steps))
         errors = partial(solution.errors, sampler)
 

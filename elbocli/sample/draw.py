@@ -254,7 +254,7 @@ def draw_batch(
     drawn = source.walk(indices)
 
     def noise() -> Tensor:
-        return sent(drawn(), source.device).movedim(-1, 1)
+        return sent(drawn(), source.device)
 
     estimate = denoiser.asked_by(settings.sampler)
 

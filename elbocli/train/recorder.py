@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from elbocli.core.adaptive import BinSums, bin_edges, bin_middles
-from elbocli.core.elbo import bits_per_dimension, prior, reconstruction
+from elbocli.core.elbo import bits_per_dimension, prior
 from elbocli.core.objective import Network
 from elbocli.core.samplers import parse_sampler
 from elbocli.core.schedule import parse_schedule
@@ -36,14 +36,13 @@ from elbocli.files.reading import read_text, reading
 from elbocli.files.recognise import check_outputs
 from elbocli.files.records import parse_json
 from elbocli.files.schedule_file import finite
-from elbocli.nn.networks.diffusers import affine
+from elbocli.run.examples import LEAST_HELD_OUT, Examples, draw_noise, split_rows
 from elbocli.run.open import check_alike
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
-from elbocli.runtime.device import Precision, sent
+from elbocli.runtime.device import Precision
 from elbocli.runtime.progress import log
 from elbocli.sample.draw import Decoder, SampleSettings, open_decoder
-from elbocli.train.batches import LEAST_HELD_OUT, network_input, split_rows
 from elbocli.train.scores import Evaluation, draw_averaged
 from elbocli.train.state import TrainState
 from elbocli.train.step import check
@@ -294,13 +293,13 @@ class Validation:
 
     def __init__(self, held: tuple[Dataset, np.ndarray], resolved: Resolved, device: torch.device):
         settings = self.settings = resolved.settings
-        (self.dataset, self.rows), self.device = held, device
+        conditional = resolved.network.num_classes > 0
+        self.examples, self.device = Examples(*held, conditional, Stream(settings.seed, "val-posterior"), device), device
+        self.dataset, self.rows = held
         self.schedule = parse_schedule(SCHEDULE, settings.logsnr_min, settings.logsnr_max)
         self.objective = replace(resolved.objective, schedule=self.schedule)
         self.edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
-        self.dimensions, self.conditional = math.prod(self.dataset.shape[1:]), resolved.network.num_classes > 0
-        space = self.dataset.latent_space
-        self._scaling = affine(space, device) if space else None
+        self.dimensions = math.prod(self.examples.shape)
         # Times of an image are evenly spaced; their offsets are a low-discrepancy sequence over the images.
         start = Stream(settings.seed, "val-t").uniform(0, 1)
         offsets = (start + GOLDEN * np.arange(len(self.rows))) % 1.0
@@ -318,26 +317,20 @@ class Validation:
         Columns: ε error per dimension in each bin of λ; weighted loss; bits per dimension (meaningless for latents).
         """
         settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
-        noise, posterior = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
+        noise = Stream(settings.seed, "val-noise")
         turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
         places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
         # Positions beyond the last image repeat the last image and are dropped below: all ranks of a sharded network must call
         # the network equally often, with equally many inputs.
         for some in places.clip(max=len(self.rows) - 1):
-            rows, eta, labels = self.rows[some], None, None
-            stored, nats = torch.from_numpy(self.dataset.batch(rows)), torch.zeros(len(rows), dtype=torch.float64)
-            if self._scaling is None:  # the terms of the bound that don't depend on the network
-                nats += prior(stored.double() / 127.5 - 1, settings.logsnr_min)
-                nats += reconstruction(settings.logsnr_max)[stored.long()].flatten(1).sum(1)
-            else:
-                eta = posterior.normal(rows.tolist(), (stored.shape[1] // 2, *stored.shape[2:]))
+            rows, nats = self.rows[some], torch.zeros(len(some), dtype=torch.float64)
+            images = self.examples.images(rows)
+            if not images.latent:  # the terms of the bound that don't depend on the network
+                nats += prior(images.x, settings.logsnr_min) + images.decoder_nats(settings.logsnr_max)
             fixed.append(nats * to_bits)
-            x = network_input(stored, eta, self._scaling, self.device).repeat_interleave(DRAWS, 0)
-            if self.conditional:
-                labels = sent(torch.from_numpy(self.dataset.labels[rows]), self.device).repeat_interleave(DRAWS)
-            draws = (rows[:, None] * DRAWS + np.arange(DRAWS)).ravel().tolist()
-            eps = noise.normal(draws, (*x.shape[2:], x.shape[1]), pin=self.device.type == "cuda")
-            eps = sent(eps, self.device).permute(0, 3, 1, 2)
+            x, labels = images.placed(self.device)
+            x, labels = x.repeat_interleave(DRAWS, 0), None if labels is None else labels.repeat_interleave(DRAWS)
+            eps = draw_noise(noise, (rows[:, None] * DRAWS + np.arange(DRAWS)).ravel().tolist(), x)
             with Precision(settings.precision, self.device).autocast():
                 level = self.schedule.logsnr(self._t[some]).flatten()
                 losses.append(torch.stack(self.objective.losses(network, x, eps, labels, level)[:2]))
@@ -362,7 +355,7 @@ class Validation:
         mean = total / count[0]
         se = ((squares / count[0] - mean.square()).clamp(min=0) / (count[0] - 1)).sqrt()
         values: dict[str, float] = {"val_images": int(count[0])}
-        for column, name in enumerate(["val_loss"] if self._scaling else ["val_loss", "val_bpd"]):
+        for column, name in enumerate(["val_loss"] if self.dataset.latent_space else ["val_loss", "val_bpd"]):
             values |= {name: float(mean[column]), f"{name}_se": float(se[column])}
         return values
 

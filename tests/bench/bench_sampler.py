@@ -55,7 +55,7 @@ class Noise:
     def __call__(self) -> torch.Tensor:
         self.draws += 1
         _, channels, height, width = SHAPE
-        return Stream(0, f"sample-{self.draws}").normal(range(self.n), (height, width, channels)).permute(0, 3, 1, 2)
+        return Stream(0, f"sample-{self.draws}").noise(range(self.n), (height, width, channels))
 
 
 def ours(spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Callable[[], torch.Tensor], steps: int = STEPS) -> int:

@@ -15,8 +15,8 @@ from identities import Levels, Mixture
 from torch import Tensor
 
 from elbocli.bound import estimate
-from elbocli.bound.estimate import ESTIMATORS, Found, estimate_likelihoods, flat, parse_estimators
-from elbocli.bound.measure import Images, MeasuredNetwork, open_measurement
+from elbocli.bound.estimate import ESTIMATORS, Found, draw_for, estimate_likelihoods, flat, parse_estimators
+from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.elbo import fit_gaussian, prior, reconstruction
@@ -27,6 +27,7 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.losslog import read_logs
+from elbocli.run.examples import Images
 from elbocli.runtime.device import Precision
 
 LOW, HIGH = -12.0, 13.0
@@ -37,9 +38,9 @@ DRAWN = ("variational", "information")
 FP32 = Precision("fp32", torch.device("cpu"))
 
 
-def measured(network: Any, count: float, high: float = HIGH, draws: int = 16, seed: int = 0) -> MeasuredNetwork:
+def measured(network: Any, images: list[Images], count: float, high: float = HIGH, draws: int = 16, seed: int = 0) -> Measurement:
     how: Any = {"batch_size": 4096, "draws": draws, "seed": seed, "population": count}
-    return MeasuredNetwork(network, Prediction("eps"), LOW, high, FP32, **how)
+    return Measurement(network, Prediction("eps"), LOW, high, FP32, images, **how)
 
 
 def images_of(content: Tensor, size: int = 1000) -> list[Images]:
@@ -49,16 +50,17 @@ def images_of(content: Tensor, size: int = 1000) -> list[Images]:
 
 def estimated(network: Any, content: Tensor, specs: Sequence[str] = tuple(ESTIMATORS), gaussian: Any = None, **how: Any) -> Found:
     """Estimates on images of an exact denoiser."""
-    asked = measured(network, len(content), **how)
+    asked = measured(network, images_of(content), len(content), **how)
     schedule = parse_schedule("uniform", LOW, asked.high)
     known = gaussian or fit_gaussian(flat(content))
-    return estimate_likelihoods(asked, images_of(content), schedule, parse_estimators(specs), known)
+    estimators = parse_estimators(specs)
+    return estimate_likelihoods(draw_for(estimators, asked, schedule, known), estimators)
 
 
 def bound_of(network: Any, images: list[Images], schedule: str = "uniform", population: float = math.inf, **how: Any) -> Bound:
     target_se = how.pop("target_se", None)
-    asked = measured(network, population, **how)
-    return estimate.estimate_bound(asked, images, parse_schedule(schedule, LOW, asked.high), target_se).bound
+    asked = measured(network, images, population, **how)
+    return estimate.estimate_bound(asked, parse_schedule(schedule, LOW, asked.high), target_se).bound
 
 
 # Exact denoisers

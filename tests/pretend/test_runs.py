@@ -56,7 +56,7 @@ def test_each_card_has_its_own_name():
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_previews")]
 
-ONCE_FOR_LATENTS = ("place", "Autoencoder.__init__", "Validation.__init__", "TrainState.__init__")
+ONCE_FOR_LATENTS = ("place", "Autoencoder.__init__", "Examples.scaling", "TrainState.__init__")
 
 
 def test_images_are_encoded_as_on_the_cpu(autoencoder, photos):

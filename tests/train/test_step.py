@@ -27,10 +27,11 @@ from elbocli.files.dataset import Dataset
 from elbocli.nn.auxiliary import Auxiliary
 from elbocli.nn.networks import build
 from elbocli.nn.networks.transformers import UViTConfig
+from elbocli.run.examples import channels_first
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
 from elbocli.train import loop, recorder
-from elbocli.train.batches import Batches, channels_first, count_parts, split
+from elbocli.train.batches import Batches, count_parts, split
 from elbocli.train.muon import Muon, orthogonalised
 from elbocli.train.scores import Evaluation
 from elbocli.train.state import SPARE, Parallel, TrainState, micro_batch

@@ -17,9 +17,10 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.info import describe as info
 from elbocli.run import settings
+from elbocli.run.examples import split_rows, training_rows
 from elbocli.run.open import open_run
 from elbocli.run.train_settings import TrainSettings
-from elbocli.train.batches import Batches, split_rows, training_rows
+from elbocli.train.batches import Batches
 from elbocli.train.recorder import DRAWS, Validation, open_held_out
 from elbocli.train.step import step_losses
 

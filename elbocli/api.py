@@ -17,11 +17,13 @@ from elbocli.bound.estimate import estimate_bound
 from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Bound
 from elbocli.core.adaptive import BinSums, OnlineObjective, check_floor, refuse_adaptive
+from elbocli.core.guidance import THRESHOLDS, Guidance
+from elbocli.core.noise import STARTS, Noise
 from elbocli.core.objective import LossTerms, Network, Objective
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import Sampler, choose_space, logsnr_grid, parse_sampler
-from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance, Noise
+from elbocli.core.samplers import Sampler, choose_space, parse_sampler
 from elbocli.core.schedule import Schedule
+from elbocli.core.spacing import SPACINGS, logsnr_grid
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError

@@ -24,7 +24,7 @@ import numpy as np
 from calls import pack
 from PIL import Image
 
-from elbocli.cli.commands import visible
+from elbocli.cli.text import visible
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 

@@ -10,7 +10,7 @@ import torch
 from harness import run_code
 
 import elbocli
-from elbocli.core.sampling import to_levels
+from elbocli.core.pixels import to_levels
 from elbocli.errors import UsageError
 from elbocli.files.losslog import read_logs
 from elbocli.nn.networks import build

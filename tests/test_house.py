@@ -3,6 +3,7 @@ import what is heavy only when they run, and only the command line knows click a
 """
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,42 @@ def test_every_room_is_known_and_every_door_is_used():
     assert set(DOORS) <= used
 
 
+def circle(sources: dict[str, str]) -> list[str]:
+    """Return modules that import each other in a circle, also inside functions; [] if there are none. sources: by name."""
+    graph = {}
+    for module, source in sources.items():
+        named = {at for place, name in imports(ast.parse(source)) for at in (place, f"{place}.{name}")}
+        graph[module] = {at for at in named - {module} if at in sources}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+TOLERATED = {"elbocli.run.open", "elbocli.run.settings"}
+
+
+def test_no_files_import_each_other():
+    sources = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path.read_text() for path in MODULES
+    }
+    assert set(circle(sources)) <= TOLERATED
+    assert not circle({name: source for name, source in sources.items() if name not in TOLERATED})
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (["import b", "from b import x", "x = 1"], False),
+        (["from b import x", "def f(): import c", "from a import y"], True),
+        (["from a import b", "import a", "x = 1"], False),
+    ],
+)
+def test_a_circle_of_any_length_is_noticed_inside_functions_too(lines, found):
+    assert bool(circle(dict(zip("abc", lines, strict=True)))) == found
+
+
 BROKEN = """
 core/objective.py: from elbocli.files import yaml_text
 core/objective.py: import elbocli.nn.unet
@@ -166,7 +203,7 @@ core/objective.py: import elbocli.core.streams; elbocli.core.streams._seed
 core/objective.py: from elbocli.core.weighting import Weighting; Weighting._peaks
 """
 KEPT = """
-train/recorder.py: from elbocli.sample.draw import draw_batch
+train/previews.py: from elbocli.sample.draw import draw_batch
 train/command.py: def train(): import torch
 train/command.py: import click; print(1)
 core/objective.py: import torch; torch._C

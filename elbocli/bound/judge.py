@@ -19,7 +19,7 @@ from elbocli.bound.measure import PLAIN, Measurement, RunMeasurement, open_data
 from elbocli.bound.result import Check, Classification, NoiseShares, Side, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
-from elbocli.core.estimate import PairedEstimate, PairedMoments, calibration_error, error_of_share, reliability, standard_error
+from elbocli.core.estimate import PairedEstimate, PairedMoments, error_of_share, standard_error
 from elbocli.core.monotone import rising
 from elbocli.core.objective import Objective
 from elbocli.core.optimum import copying, excess, excess_by_bin
@@ -114,6 +114,34 @@ def class_scores(measured: Measurement, classes: int, schedule: Schedule) -> tup
         rows += some.rows
         progress(len(rows), measured.total, "img")
     return torch.cat(halves), torch.cat(labels).numpy(), np.array(rows)
+
+
+CONFIDENCE_BINS = 10
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+    """Return the reliability table, one row per non-empty bin of confidence.
+
+    confidence: probability of the most likely class, [N].
+    right: whether the most likely class is correct, bool [N].
+    Returns: rows with the bin's limits, count of images, mean confidence, and accuracy.
+    """
+    cell = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    rows = []
+    for k in np.unique(cell):
+        own = cell == k
+        means = {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean())}
+        rows.append({"low": k / CONFIDENCE_BINS, "high": (k + 1) / CONFIDENCE_BINS, "count": int(own.sum()), **means})
+    return rows
+
+
+def calibration_error(table: list[dict[str, float]]) -> float:
+    """Return the expected calibration error (ECE) of a table from `reliability`.
+
+    Source: Naeini et al. 2015; Guo et al. 2017.
+    """
+    count = sum(row["count"] for row in table)
+    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / count
 
 
 def judge_scores(

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from elbocli.core.criteria import CRITERIA
 from elbocli.core.monotone import Function
 from elbocli.core.objective import Objective
 from elbocli.core.registry import LEARNED
 from elbocli.core.schedule import Schedule, schedule_of_shares
-from elbocli.core.training import CRITERIA
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 

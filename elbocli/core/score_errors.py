@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elbocli.core.estimate import Gaussian, root
+from elbocli.core.frechet import Gaussian, root
 from elbocli.core.streams import Stream
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
+from elbocli.core.guidance import Guidance
 from elbocli.core.local_error import FineSolution, ancestral_errors, equal_errors, measured_order
-from elbocli.core.samplers import Sampler, choose_space, logsnr_grid
-from elbocli.core.sampling import Guidance, purpose_of, schedule_of_levels
+from elbocli.core.samplers import Sampler, choose_space, purpose_of
 from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.spacing import logsnr_grid, schedule_of_levels
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import ElboError

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from elbocli.core.guidance import THRESHOLDS, Guidance
 from elbocli.core.objective import Network, check_output
 from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Denoise, DenoiseWithVariance, Sampler
-from elbocli.core.sampling import THRESHOLDS, Guidance
 from elbocli.errors import UsageError
 
 NO_THRESHOLD = THRESHOLDS["none"]

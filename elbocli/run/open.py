@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import OnlineObjective
+from elbocli.core.averages import parse_average
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.training import AUTO, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, ElboError, UsageError
@@ -32,6 +32,7 @@ from elbocli.nn.weights import transfer
 from elbocli.run.classes import counts_for
 from elbocli.run.settings import Known, run_settings, schedule_of
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
+from elbocli.runtime import AUTO
 from elbocli.runtime.device import Precision
 from elbocli.runtime.progress import log
 

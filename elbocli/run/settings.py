@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import structs
 
 from elbocli.core.adaptive import refuse_adaptive
+from elbocli.core.averages import canonical, parse_average
+from elbocli.core.learning_rate import LR_DECAYS
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction, resolution_shift
 from elbocli.core.schedule import Schedule, check_range, parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.training import AUTO, LR_DECAYS, PRECISIONS, canonical, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.checkpoint import CONFIG, DATA_DIGESTS, InitFacts, RunConfig, RunData
@@ -29,6 +30,7 @@ from elbocli.files.yaml_text import parse_yaml, read_yaml
 from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
+from elbocli.runtime import AUTO, PRECISIONS
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 from elbocli.runtime.progress import log
 

@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.core.guidance import Guidance
+from elbocli.core.noise import ELBO, UNIT, Noise
 from elbocli.core.objective import Network
+from elbocli.core.pixels import NEAREST, to_levels
 from elbocli.core.registry import Declaration
-from elbocli.core.samplers import Sampler, choose_space, logsnr_grid, parse_sampler, walk
-from elbocli.core.sampling import ELBO, NEAREST, UNIT, Guidance, Noise, purpose_of, to_levels, usual_spacing
+from elbocli.core.samplers import Sampler, choose_space, parse_sampler, purpose_of, walk
 from elbocli.core.schedule import Schedule
+from elbocli.core.spacing import logsnr_grid, usual_spacing
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, read_space

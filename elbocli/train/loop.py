@@ -26,9 +26,10 @@ from elbocli.runtime.background import PATIENCE_S, TIME, Ending, catching_signal
 from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import log, progress
-from elbocli.train.recorder import Recorder, flush_logs, log_lengths, open_held_out
+from elbocli.train.recorder import Recorder, flush_logs, log_lengths
 from elbocli.train.state import TrainState
 from elbocli.train.step import check, update
+from elbocli.train.validation import open_held_out
 
 GLANCE_S = 0.5  # seconds to wait for a run's lock, which other commands may hold for a moment
 GRACE_S, LOOK_S = 5.0, 0.1  # for a command of --on-checkpoint: seconds from SIGTERM to SIGKILL, and between checks for its end

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from elbocli.core.metrics import Need, Role, asked
-from elbocli.core.samplers import logsnr_grid, parse_sampler
-from elbocli.core.sampling import Noise
+from elbocli.core.noise import Noise
+from elbocli.core.samplers import parse_sampler
+from elbocli.core.spacing import logsnr_grid
 from elbocli.errors import UsageError
 from elbocli.evaluate.extract import FeatureSource, open_reference, source_of
 from elbocli.evaluate.scoring import Task, check_extraction, check_features, check_sources, extract, score

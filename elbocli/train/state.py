@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from elbocli.core.adaptive import BinSums, OnlineObjective
+from elbocli.core.averages import parse_average
+from elbocli.core.learning_rate import LR_DECAYS
 from elbocli.core.objective import Objective
 from elbocli.core.streams import Stream
-from elbocli.core.training import LR_DECAYS, parse_average
 from elbocli.errors import OUT_OF_MEMORY, DataError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from elbocli.core.learning_rate import learning_rate
 from elbocli.core.objective import Objective
-from elbocli.core.training import learning_rate
 from elbocli.errors import NonFiniteError
 from elbocli.nn.auxiliary import Auxiliary, AuxiliaryBatch
 from elbocli.runtime.device import Precision, seed_dropout

@@ -13,10 +13,11 @@ import diffusers
 import torch
 from compare import Row, compare
 
+from elbocli.core.noise import ELBO
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import logsnr_grid, parse_sampler, walk
-from elbocli.core.sampling import ELBO
+from elbocli.core.samplers import parse_sampler, walk
 from elbocli.core.schedule import parse_schedule
+from elbocli.core.spacing import logsnr_grid
 from elbocli.core.streams import Stream
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import build, config_of, place

@@ -19,8 +19,8 @@ from elbocli.core.adaptive import (
     roughness,
     smooth,
 )
+from elbocli.core.criteria import CRITERIA, OF_ERRORS
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.training import CRITERIA, OF_ERRORS
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, UsageError
 

@@ -17,7 +17,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from elbocli.core import neighbours
-from elbocli.core.estimate import FeatureMoments
+from elbocli.core.frechet import FeatureMoments
 from elbocli.core.metrics import METRICS, Features, Number, Option, Role, asked, metric
 from elbocli.core.metrics.coverage import COMPONENTS, PRC_PROTOCOLS, PrcProtocol
 from elbocli.core.streams import Stream

@@ -11,21 +11,13 @@ from hypothesis import strategies as st
 from identities import betas
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
+from elbocli.core.guidance import THRESHOLDS, Guidance
+from elbocli.core.noise import NOISES, STARTS
+from elbocli.core.pixels import ROUNDINGS, SIGNED, to_levels
 from elbocli.core.prediction import Prediction, alpha_sigma
-from elbocli.core.samplers import logsnr_grid, parse_sampler, walk
-from elbocli.core.sampling import (
-    NOISES,
-    ROUNDINGS,
-    SIGNED,
-    SPACINGS,
-    STARTS,
-    THRESHOLDS,
-    Guidance,
-    schedule_of_levels,
-    to_levels,
-    usual_spacing,
-)
+from elbocli.core.samplers import parse_sampler, walk
 from elbocli.core.schedule import parse_schedule
+from elbocli.core.spacing import SPACINGS, logsnr_grid, schedule_of_levels, usual_spacing
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError

@@ -21,11 +21,14 @@ import torch.distributed as dist
 from environment import has
 from worker import Row, Session, Skipped
 
-from elbocli.core.samplers import logsnr_grid, parse_sampler
-from elbocli.core.sampling import THRESHOLDS, Guidance, Noise, to_levels
+from elbocli.core.guidance import THRESHOLDS, Guidance
+from elbocli.core.noise import Noise
+from elbocli.core.pixels import to_levels
+from elbocli.core.samplers import parse_sampler
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.training import PRECISIONS
+from elbocli.core.spacing import logsnr_grid
 from elbocli.run.open import open_run
+from elbocli.runtime import PRECISIONS
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device
 from elbocli.sample.draw import GuidedRun, SampleSettings, draw_batch
 from elbocli.train.state import TrainState

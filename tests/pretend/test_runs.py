@@ -10,9 +10,9 @@ from calls import encoder_of, typed
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
+from elbocli.core.guidance import Guidance
 from elbocli.core.metrics import asked
 from elbocli.core.samplers import SAMPLERS
-from elbocli.core.sampling import Guidance
 from elbocli.errors import UsageError
 from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings

@@ -14,7 +14,6 @@ from torch import nn
 
 from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import schedule_of_shares
-from elbocli.core.training import PRECISIONS
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.checkpoint import PluginFile, RunConfig, RunData
 from elbocli.files.dataset import Dataset
@@ -24,6 +23,7 @@ from elbocli.nn.networks.unet import Attention
 from elbocli.nn.presets import load_preset
 from elbocli.run.settings import Known, difference, resolve, run_settings
 from elbocli.run.train_settings import SETTINGS, convert_settings
+from elbocli.runtime import PRECISIONS
 from elbocli.train.state import TrainState
 
 TRAIN = "steps: 40, batch_size: 16, lr: 2.0e-3, weighting: edm, shift: 1.5, ema: 0.9"

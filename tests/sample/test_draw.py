@@ -22,9 +22,10 @@ from scipy.stats import binomtest
 from torch._dynamo.utils import counters
 
 from elbocli.core.adaptive import bin_edges
-from elbocli.core.samplers import SAMPLERS, logsnr_grid
-from elbocli.core.sampling import Guidance
+from elbocli.core.guidance import Guidance
+from elbocli.core.samplers import SAMPLERS
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
+from elbocli.core.spacing import logsnr_grid
 from elbocli.errors import DataError, FormatError, Interrupted, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.sample_files import SamplesHeader, open_samples

@@ -20,8 +20,8 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
+from elbocli.core.learning_rate import LR_DECAYS, learning_rate
 from elbocli.core.streams import Stream
-from elbocli.core.training import LR_DECAYS, learning_rate
 from elbocli.errors import DataError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.nn.auxiliary import Auxiliary
@@ -36,6 +36,7 @@ from elbocli.train.muon import Muon, orthogonalised
 from elbocli.train.scores import Evaluation
 from elbocli.train.state import SPARE, Parallel, TrainState, micro_batch
 from elbocli.train.step import check, step_losses, update
+from elbocli.train.validation import Validation
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -401,7 +402,7 @@ def test_a_run_compiles_its_network_once_for_training_and_once_for_validation(
 
         monkeypatch.setattr(owner, name, call)
 
-    for owner, name in ((TrainState, "_compile"), (loop, "update"), (recorder, "preview"), (recorder.Validation, "partial")):
+    for owner, name in ((TrainState, "_compile"), (loop, "update"), (recorder, "preview"), (Validation, "partial")):
         count(owner, name)
     count(Evaluation, "values")
     options = {"preset": str(preset), "compile": True, "steps": 2, "val_split": 20, "val_every": 1, "preview_every": 1}

@@ -21,8 +21,8 @@ from elbocli.run.examples import split_rows, training_rows
 from elbocli.run.open import open_run
 from elbocli.run.train_settings import TrainSettings
 from elbocli.train.batches import Batches
-from elbocli.train.recorder import DRAWS, Validation, open_held_out
 from elbocli.train.step import step_losses
+from elbocli.train.validation import DRAWS, Validation, open_held_out
 
 CPU = torch.device("cpu")
 

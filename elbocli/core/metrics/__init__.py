@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from elbocli.core.estimate import Gaussian
+    from elbocli.core.frechet import Gaussian
 
 Value = float | list[float] | None  # a number, the two limits of an interval, or None for too few images
 

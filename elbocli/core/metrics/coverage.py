@@ -233,7 +233,7 @@ def _components(values):
     """Return principal axes [D, COMPONENTS] and mean [D] of features [N, D]."""
     import numpy as np
 
-    from elbocli.core.estimate import StreamingFeatureMoments
+    from elbocli.core.frechet import StreamingFeatureMoments
 
     sums = StreamingFeatureMoments()
     for part in values.split(sums.ROWS):

@@ -25,7 +25,8 @@ FID = "frechet_inception_distance"
 def fid(samples, reference, options):
     import numpy as np
 
-    from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance
+    from elbocli.core.estimate import NORMAL_95
+    from elbocli.core.frechet import PARTS, FeatureMoments, extrapolate, frechet_distance
     from elbocli.core.score_errors import frechet_influence
     from elbocli.core.streams import Stream
 
@@ -56,7 +57,7 @@ SFID = "spatial_frechet_inception_distance"
     few="sFID is biased upwards, so compare it at the same n only",
 )
 def sfid(samples, reference, options):
-    from elbocli.core.estimate import frechet_distance
+    from elbocli.core.frechet import frechet_distance
     from elbocli.core.score_errors import frechet_influence
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values

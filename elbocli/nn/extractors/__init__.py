@@ -105,9 +105,9 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    from elbocli.nn.extractors.vit import vit_extractor
+    from elbocli.nn.extractors.vit import load_vit
 
-    return vit_extractor(name, _given(weights, name))
+    return Extractor(name, *load_vit(name, _given(weights, name)), channels=3)
 
 
 extractor(

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.core.pixels import to_levels
 from elbocli.core.registry import Declaration
-from elbocli.core.sampling import to_levels
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace

@@ -3,6 +3,7 @@ import what is heavy only when they run, and only the command line knows click a
 """
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -112,6 +113,9 @@ def broken_rules(path: str, source: str) -> list[str]:
     if path.endswith("/command.py"):
         heavy = {module.split(".")[0] for module, _ in imports(outside_functions(tree))} & HEAVY
         found += [f"{module} is imported before the command runs" for module in sorted(heavy)]
+    if room in ("core", "nn"):
+        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        found += [f"only the command line knows options: {text}" for text in texts if re.search(r"(?<![-\w])--[a-z]", text)]
     if not speaks:
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
         found += ["only the command line speaks" for call in calls if ast.unparse(call.func) == "print"]
@@ -197,6 +201,7 @@ train/loop.py: from elbocli.bound import judge
 report/page.py: from elbocli.evaluate import command
 core/objective.py: import click
 core/objective.py: print(1)
+nn/denoiser.py: raise UsageError("add --guide")
 train/command.py: import torch
 core/objective.py: from elbocli.core.monotone import _rising
 core/objective.py: import elbocli.core.streams; elbocli.core.streams._seed

@@ -1,8 +1,11 @@
 """Print text of any origin, with control characters escaped."""
 
+import re
 from contextlib import suppress
 
 import click
+
+PARAMETER = re.compile("`([a-z_]+)`")  # in messages of core and nn, which know no options
 
 
 def _escaped(text: str) -> str:
@@ -20,6 +23,7 @@ def visible_lines(text: str) -> str:
 
 
 def tell(text: str) -> None:
-    """Print a message on standard error; ignore write errors."""
+    """Print a message on standard error, with options' names for `parameters`; ignore write errors."""
+    text = PARAMETER.sub(lambda name: f"--{name[1].replace('_', '-')}", text)
     with suppress(OSError):
         click.echo(visible(text), err=True)

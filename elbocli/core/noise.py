@@ -93,7 +93,7 @@ class EdmNoise(Noise):
         return {"noise_device": self.device.type}  # CPU and CUDA draw different noise
 
     def seeds(self, n):
-        """Return n seeds counted up from `seed`, as EDM's --seeds, int64 [n]."""
+        """Return n seeds counted up from `seed`, as EDM does, int64 [n]."""
         return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
     def classes(self, n):

@@ -280,7 +280,7 @@ def choose_space(sampler: Sampler, prediction: Prediction, schedule: Schedule | 
 
 def no_noise() -> NoReturn:
     """Raise UsageError; use as `noise` of samplers that must not draw noise."""
-    raise UsageError("--sampler: adds noise; for 'elbo grid' choose ddpm, dpmpp-2m, or heun with s_churn=0")
+    raise UsageError("`sampler`: adds noise; for 'elbo grid' choose ddpm, dpmpp-2m, or heun with s_churn=0")
 
 
 def walk(

@@ -56,7 +56,7 @@ class Denoiser:
         x_hat, v = self._estimate(z, logsnr)
         if v.shape != z.shape:
             raise UsageError(
-                f"the network has no learned variance: {z.shape[1]} output channels, not {2 * z.shape[1]}; use --sampler ddpm"
+                f"the network has no learned variance: {z.shape[1]} output channels, not {2 * z.shape[1]}; use `sampler` ddpm"
             )
         return x_hat, (v + 1).mul_(0.5)
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from elbocli import main
 from elbocli.cli import progress_bar
 from elbocli.cli.figure import lettered
-from elbocli.cli.text import visible, visible_lines
+from elbocli.cli.text import tell, visible, visible_lines
 from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.runtime.progress import log, progress
 
@@ -94,6 +94,11 @@ def test_the_bar_keeps_its_time_and_its_loss(columns, shown):
     assert re.search(r"\| 20000\d/400000 \[00:\d\d<(\d+:)?\d+:\d\d, ", lines[-1]), lines[-1]
     assert "loss=0.1235" in lines[-1], "a validation's numbers push out no loss"
     assert ("images_per_s=1234" in lines[-1]) == (columns > 80)
+
+
+def test_a_parameter_in_a_message_is_shown_as_its_option(capsys):
+    tell("run: no cell is left; use fewer `copying_cells`, or `precision` fp32")
+    assert capsys.readouterr().err == "run: no cell is left; use fewer --copying-cells, or --precision fp32\n"
 
 
 @pytest.fixture

@@ -332,7 +332,7 @@ def test_the_interval_contains_zero_nineteen_times_in_twenty_where_nothing_is_co
 def test_samples_where_nothing_was_held_out_are_refused():
     draw = np.random.default_rng(0)
     training = draw.normal(size=(60, 2)) + np.repeat([[0, 0], [100, 0], [0, 100]], 20, 0)
-    with pytest.raises(DataError, match="--copying-cells"):
+    with pytest.raises(DataError, match="copying_cells"):
         copying(draw.normal(size=(70, 2)), training, draw.normal(size=(9, 2)) + np.array([100, 0]))
 
 

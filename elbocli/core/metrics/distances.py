@@ -20,7 +20,7 @@ FID = "frechet_inception_distance"
         )
     ],
     draws=lambda options: options.fid_infinity,
-    few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
+    few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use `fid_infinity`",
 )
 def fid(samples, reference, options):
     import numpy as np
@@ -146,7 +146,7 @@ ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidel
 
 @metric(
     "is",
-    formula="Inception score, mean and spread over --splits",
+    formula="Inception score, mean and spread over splits",
     source="Salimans et al. 2016",
     numbers=[
         Number(
@@ -160,7 +160,7 @@ ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidel
     least=lambda options: (options.splits, 0),
     options=[
         Option("splits", 10, "Splits of the Inception score."),
-        Option("is_order", "shuffled", "Order of the images in --splits.", choices=ORDERS),
+        Option("is_order", "shuffled", "Order of the images in the splits.", choices=ORDERS),
     ],
     few="the Inception score is biased downwards, so compare it at the same n only",
 )

@@ -63,7 +63,7 @@ class DiffusersUNet(Network):
         if config.image_size % multiple:
             raise UsageError(
                 f"network: this {UNET} needs images whose side is a multiple of {multiple}, but the side is "
-                f"{config.image_size} pixels; pack with another --size"
+                f"{config.image_size} pixels; pack with another `size`"
             )
         self.code = parse_level_code(config.code)
 

@@ -23,7 +23,11 @@ def std(mean, second, least):
     return (second - mean.square()).clamp(min=0).sqrt()
 
 
-@CRITERIA.declare("excess", formula="w (E|e|^2 - least)", source="arXiv:2506.13763: what training can still gain; needs the least possible errors")
+@CRITERIA.declare(
+    "excess",
+    formula="w (E|e|^2 - least)",
+    source="arXiv:2506.13763: what training can still gain; needs the least possible errors",
+)
 def excess(mean, second, least):
     if least is None:
         raise UsageError(

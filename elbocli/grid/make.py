@@ -24,7 +24,7 @@ from elbocli.run.classes import choose_labels
 from elbocli.run.open import open_run
 from elbocli.runtime.device import choose_device, sent
 from elbocli.runtime.progress import log
-from elbocli.sample.draw import GuidedRun
+from elbocli.sample.draw import check_guidance, denoiser_of
 from elbocli.version import __version__
 
 
@@ -112,13 +112,13 @@ def make_grid(
     if ancestral and guidance.scale != 1:
         log.warning(f"--guidance-scale is ignored: errors of {sampler.spec} are from the loss log, measured without guidance")
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, run.precision(precision, place)
-    drawer = GuidedRun(run, guidance, worse)
-    drawer.check([low, high, math.inf])
+    denoiser = denoiser_of(run, guidance, worse)
+    check_guidance(run, worse, denoiser, [low, high, math.inf])
     names, counts = run.data.class_names or (), run.class_counts()
     chosen = choose_labels(classes, images, run.network.config.num_classes, seed, names, counts)
     labels = None if chosen is None else sent(torch.from_numpy(chosen).long(), place)
     parts = [None] * -(-images // batch_size) if labels is None else labels.split(batch_size)
-    denoisers = [drawer.denoiser(some) for some in parts]
+    denoisers = [denoiser.given(some) for some in parts]
 
     def denoise(z: Tensor, logsnr: float) -> Tensor:
         with arithmetic.applied(), arithmetic.autocast():

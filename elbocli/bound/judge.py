@@ -25,6 +25,7 @@ from elbocli.core.objective import Objective
 from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.streams import Stream
+from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.losslog import Columns, read_optimum
 from elbocli.files.schedule_file import resolve_weighting
@@ -41,47 +42,64 @@ def check_theorem(asked: RunMeasurement, specs: Sequence[str] = ()) -> Theorem:
 
     asked: run and images. specs: SPECs of the weightings; (): the run's training weighting.
     """
-    low, high, size = asked.low, asked.high, asked.trained.network.config.image_size
+    size = asked.trained.network.config.image_size
     weightings = [resolve_weighting(spec, size=size) for spec in specs] or [asked.trained.weighting()]
-    measures = [Augmented(weighting, low, high) for weighting in weightings]
-    for weighting, measure in zip(weightings, measures):
-        weighting.check(low, high)
-        if not measure.largest > 0:
-            raise UsageError(
-                f"{weighting.spec}: the largest w on logsnr {low:g} to {high:g} is 0; change --logsnr-min or --logsnr-max"
-            )
-    # All weightings share the draws for the right side, at noise levels of the average density, so that no weighting lacks any.
-    edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
+    measures = [_measure(weighting, asked.low, asked.high) for weighting in weightings]
+    schedules = [asked.schedule("", weighting) for weighting in weightings]
+    right, checks = _right_sides(asked, measures, [asked.schedule(), *schedules]), list[Check]()
+    for index, (weighting, schedule) in enumerate(zip(weightings, schedules)):
+        left = _left_side(asked, Objective(weighting, schedule, asked.prediction), f"left-{index}")
+        checks.append(_check(weighting, measures[index], left, right, np.eye(len(right.mean))[index]))
+    return Theorem(all(check.agree for check in checks), checks, asked.draws, n_images=len(asked.rows))
+
+
+def _measure(weighting: Weighting, low: float, high: float) -> Augmented:
+    weighting.check(low, high)
+    measure = Augmented(weighting, low, high)
+    if not measure.largest > 0:
+        raise UsageError(
+            f"{weighting.spec}: the largest w on logsnr {low:g} to {high:g} is 0; change --logsnr-min or --logsnr-max"
+        )
+    return measure
+
+
+def _left_side(asked: RunMeasurement, objective: Objective, purpose: str) -> Side:
+    loss = PairedMoments()
+    for drawn in asked.draw_all(objective, purpose):
+        loss.add(drawn.loss.mean(2, keepdim=True))
+    return _side(loss.estimate(), np.ones(1))
+
+
+def _right_sides(asked: RunMeasurement, measures: list[Augmented], schedules: list[Schedule]) -> PairedEstimate:
+    """Estimate the right side of each weighting, and L(λmin;x) last."""
+    # All weightings share the draws, at noise levels of the schedules' average density, so that no weighting lacks any.
+    edges, bounds = bin_edges(asked.low, asked.high), PairedMoments()
     share = torch.stack([-each.t(edges).diff() for each in schedules]).mean(0)
     shared = schedule_of_shares(edges, share, "mixture")
-    bounds, checks = PairedMoments(), []
     for drawn in asked.draw_all(Objective(PLAIN, shared, asked.prediction), "right"):
-        # The integral of L(λ;x) under each measure, as one sum over the draws; the last column is L(λmin;x).
+        # The integral of L(λ;x) under each measure, as one sum over the draws.
         part = drawn.shares(shared)
         columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
         bounds.add(torch.stack([*columns, drawn.below[:, None].expand(-1, 2)], 2))
-    right_sides, cells = bounds.estimate(), bin_edges(low, high, SHARES)
-    for index, (weighting, measure) in enumerate(zip(weightings, measures)):
-        loss = PairedMoments()
-        for drawn in asked.draw_all(Objective(weighting, schedules[index + 1], asked.prediction), f"left-{index}"):
-            loss.add(drawn.loss.mean(2, keepdim=True))
-        of = np.eye(len(right_sides.mean))[index]
-        left, right = _side(loss.estimate(), np.ones(1)), _side(right_sides, of)
-        error = math.hypot(left.se, right.se)
-        apart = (left.nats - right.nats) / error if error > 0 else 0.0
-        shares, point = measure.shares(cells)
-        mass = point, cells.tolist(), shares.tolist()
-        rises = rising(weighting, low, high)  # the theorem is on the whole range, also where w is 0
-        sides = (weighting.spec, not rises, left, right, apart, abs(apart) <= AGREE)
-        if rises:
-            signs = (float(part.sum()) / measure.largest for part in (measure.mass.clamp(min=0), measure.mass.clamp(max=0)))
-            checks.append(Check(*sides, [[*stretch] for stretch in rises], NoiseShares(*mass, *signs)))
-            continue
-        # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
-        of = of / float(measure.values[0])
-        of[-1] = 1
-        checks.append(Check(*sides, augmented_elbo=_side(right_sides, of), p_w=NoiseShares(*mass)))
-    return Theorem(all(check.agree for check in checks), checks, asked.draws, n_images=len(asked.rows))
+    return bounds.estimate()
+
+
+def _check(weighting: Weighting, measure: Augmented, left: Side, right_sides: PairedEstimate, of: np.ndarray) -> Check:
+    # of: coefficients of the weighting's right side.
+    low, high, right = float(measure.levels[0]), float(measure.levels[-1]), _side(right_sides, of)
+    error, cells = math.hypot(left.se, right.se), bin_edges(low, high, SHARES)
+    apart = (left.nats - right.nats) / error if error > 0 else 0.0
+    shares, point = measure.shares(cells)
+    mass = point, cells.tolist(), shares.tolist()
+    rises = rising(weighting, low, high)  # the theorem is on the whole range, also where w is 0
+    sides = (weighting.spec, not rises, left, right, apart, abs(apart) <= AGREE)
+    if rises:
+        signs = (float(part.sum()) / measure.largest for part in (measure.mass.clamp(min=0), measure.mass.clamp(max=0)))
+        return Check(*sides, [[*stretch] for stretch in rises], NoiseShares(*mass, *signs))
+    # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
+    of = of / float(measure.values[0])
+    of[-1] = 1
+    return Check(*sides, augmented_elbo=_side(right_sides, of), p_w=NoiseShares(*mass))
 
 
 def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:

@@ -1,10 +1,9 @@
 """Measure the errors of a network on images at many noise levels."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,31 +115,15 @@ class Measurement:
         """
         if self.draws < 2 or self.draws % 2:
             raise UsageError(f"draws is {self.draws}; give an even number of 2 or more")
-        offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
-        comb = np.arange(self.draws // 2) / (self.draws // 2)
-        t = (np.stack([offsets.uniform(row, 2) for row in images.rows])[:, :, None] + comb) % 1.0
-        logsnr = objective.schedule.logsnr(torch.from_numpy(t))
-        send = partial(sent, device=self.precision.device)
+        logsnr = self._levels(images.rows, objective.schedule, purpose)
         x, labels = images.placed(self.precision.device)
-        rows, levels, parts = torch.tensor(images.rows), logsnr.flatten(), list[Tensor]()
-        for part in torch.arange(len(levels)).split(self.batch_size):
-            image, level = part // self.draws, levels[part]
-            indices = (rows[image] * self.draws + part % self.draws).tolist()
-            eps = draw_noise(noise, indices, x)
-            chosen, given = x[send(image)], None if labels is None else labels[send(image)]
-            with self.precision.applied(), self.precision.autocast():
-                loss, error, _, out = objective.losses(self.network, chosen, eps, given, level)
-            values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
-            if gaussian:
-                c = self.prediction.coefficients(level)
-                factors = send(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float())
-                alpha, sigma, from_z, from_out = factors.view(4, -1, 1, 1, 1)
-                x_hat = torch.addcmul(alpha * chosen, sigma, eps) * from_z + out.float() * from_out
-                half = (LEVELS - 1) / 2
-                near = ((x_hat + 1) * half).round_().clamp_(0, LEVELS - 1).mul_(1 / half).sub_(1)
-                rounded = (chosen - near).square().flatten(1).sum(1).double().cpu() * level.exp()
-                values += [rounded, *gaussian.errors(chosen, eps, level)]
-            parts.append(torch.stack(values))
+        noise, rows, parts = Stream(self.seed, f"bound-noise-{purpose}"), torch.tensor(images.rows), list[Tensor]()
+        for part in torch.arange(logsnr.numel()).split(self.batch_size):
+            image = part // self.draws
+            eps = draw_noise(noise, (rows[image] * self.draws + part % self.draws).tolist(), x)
+            place = sent(image, x.device)
+            given = None if labels is None else labels[place]
+            parts.append(self._errors(objective, gaussian, x[place], eps, given, logsnr.flatten()[part]))
         loss, error, *more = torch.cat(parts, 1).view(-1, *logsnr.shape)
         if not loss.isfinite().all():
             raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower logsnr range")
@@ -148,6 +131,38 @@ class Measurement:
             seen = images.x if images.latent else images.x.permute(0, 3, 1, 2)  # channels first, as for the network
             more += [gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64)), gaussian.nats(seen)]
         return Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high), *more)
+
+    def _levels(self, rows: Sequence[int], schedule: Schedule, purpose: str) -> Tensor:
+        """Return two sets of evenly spaced λ(t) for each image, with a random offset each, [B, 2, draws / 2]."""
+        offsets, comb = Stream(self.seed, f"bound-t-{purpose}"), np.arange(self.draws // 2) / (self.draws // 2)
+        t = (np.stack([offsets.uniform(row, 2) for row in rows])[:, :, None] + comb) % 1.0
+        return schedule.logsnr(torch.from_numpy(t))
+
+    def _errors(
+        self,
+        objective: Objective,
+        gaussian: GaussianModel | None,
+        x: Tensor,
+        eps: Tensor,
+        labels: Tensor | None,
+        logsnr: Tensor,
+    ) -> Tensor:
+        """Return loss and error of n inputs of the network, [2, n]; with a model also its fields of Draws, [5, n]."""
+        with self.precision.applied(), self.precision.autocast():
+            loss, error, _, out = objective.losses(self.network, x, eps, labels, logsnr)
+        values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
+        if gaussian:
+            values += [self._rounded_error(x, eps, logsnr, out), *gaussian.errors(x, eps, logsnr)]
+        return torch.stack(values)
+
+    def _rounded_error(self, x: Tensor, eps: Tensor, logsnr: Tensor, out: Tensor) -> Tensor:
+        """Return ‖ε−ε̂‖² of x̂ rounded to pixel levels, [n]."""
+        c, half = self.prediction.coefficients(logsnr), (LEVELS - 1) / 2
+        factors = sent(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float(), x.device)
+        alpha, sigma, from_z, from_out = factors.view(4, -1, 1, 1, 1)
+        x_hat = torch.addcmul(alpha * x, sigma, eps) * from_z + out.float() * from_out
+        near = ((x_hat + 1) * half).round_().clamp_(0, LEVELS - 1).mul_(1 / half).sub_(1)
+        return (x - near).square().flatten(1).sum(1).double().cpu() * logsnr.exp()
 
 
 @dataclass(frozen=True, kw_only=True)

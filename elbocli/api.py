@@ -19,7 +19,7 @@ from elbocli.bound.result import Bound
 from elbocli.core.adaptive import BinSums, OnlineObjective, check_floor, refuse_adaptive
 from elbocli.core.guidance import THRESHOLDS, Guidance
 from elbocli.core.noise import STARTS, Noise
-from elbocli.core.objective import LossTerms, Network, Objective
+from elbocli.core.objective import LossTerms, NetworkFunction, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers import Sampler, choose_space, parse_sampler
 from elbocli.core.schedule import Schedule
@@ -31,7 +31,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.classes import choose_labels, usual_classes
-from elbocli.run.examples import Images, channels_first, draw_noise
+from elbocli.run.examples import ImageBatch, channels_first, draw_noise
 from elbocli.run.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.sample.draw import SampleSettings, draw_batch
@@ -180,7 +180,7 @@ class DiffusionLoss:
     def __repr__(self) -> str:
         return f"DiffusionLoss({self._kind()})"
 
-    def __call__(self, network: Network, x: Tensor, labels: Any = None, *, eps: Tensor | None = None) -> LossTerms:
+    def __call__(self, network: NetworkFunction, x: Tensor, labels: Any = None, *, eps: Tensor | None = None) -> LossTerms:
         """Compute the loss of a batch, count one step, and record the errors for ``take_sums``.
 
         Args:
@@ -295,7 +295,7 @@ def _predicted(prediction: Prediction | str | None, trained: Any) -> Prediction:
     return chosen or known  # type: ignore[return-value]  # one of them is there
 
 
-def _trained(network: Network | TrainedRun, loss: DiffusionLoss | None) -> tuple[Network, Any]:
+def _trained(network: NetworkFunction | TrainedRun, loss: DiffusionLoss | None) -> tuple[NetworkFunction, Any]:
     """Return the network, and the DiffusionLoss or TrainSettings that it was trained with; None: unknown."""
     module = network.network if isinstance(network, TrainedRun) else network
     return module, loss or getattr(module, "train_settings", None)
@@ -308,7 +308,7 @@ def _labels(labels: Any, n: int) -> Tensor | None:
 
 
 def draw(
-    network: Network | TrainedRun,
+    network: NetworkFunction | TrainedRun,
     prediction: Prediction | str | None = None,
     shape: Sequence[int] = (),
     n: int = 0,
@@ -383,7 +383,7 @@ def draw(
 
 
 def variational_bound(
-    network: Network | TrainedRun,
+    network: NetworkFunction | TrainedRun,
     prediction: Prediction | str | None = None,
     pixels: Any = (),
     labels: Any = None,
@@ -423,7 +423,7 @@ def variational_bound(
     for first in range(0, len(pixels), size):
         rows = range(first, min(first + size, len(pixels)))
         some = channels_first(torch.as_tensor(pixels[first : rows.stop])).permute(0, 2, 3, 1).cpu()
-        images.append(Images(some, None if labels is None else labels[first : rows.stop], rows))
+        images.append(ImageBatch(some, None if labels is None else labels[first : rows.stop], rows))
     how = Measurement(module, what, low, high, arithmetic, images, batch_size, draws, seed, population=population)
     return estimate_bound(how, schedule).bound
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elbocli.bound.measure import NONE, PLAIN, Draws, Measurement, RunMeasurement
-from elbocli.bound.result import Bound, Difference, Estimate, Likelihoods, Nats
+from elbocli.bound.result import Bound, LikelihoodDifference, LikelihoodEstimate, Likelihoods, Nats
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import GaussianModel, by_cell, fit_gaussian, log_density, rows_to_fit, with_trace
 from elbocli.core.estimate import PairedEstimate, PairedMoments, image_errors
@@ -25,7 +25,7 @@ from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.nn.denoiser import Denoiser
-from elbocli.run.examples import Images, draw_noise
+from elbocli.run.examples import ImageBatch, draw_noise
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
 
@@ -85,7 +85,7 @@ class BoundEstimate:
         finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
 
 
-def in_units(nats: float, se: float, batch: Images) -> dict[str, float]:
+def in_units(nats: float, se: float, batch: ImageBatch) -> dict[str, float]:
     """Return fields of `Nats`: a value and the value's standard error, per image and per dimension.
 
     nats, se: per image. batch: any batch of the images; gives the unit and the number of dimensions.
@@ -151,7 +151,7 @@ def _nats(estimate: PairedEstimate, of: np.ndarray, population: float) -> tuple[
     return estimate.value(of), estimate.se(of, population)
 
 
-def _terms(estimate: PairedEstimate, population: float, batch: Images) -> dict[str, Any]:
+def _terms(estimate: PairedEstimate, population: float, batch: ImageBatch) -> dict[str, Any]:
     """Return the numbers of a Bound. estimate: means of prior, reconstruction, and the diffusion term of each bin of λ."""
     place, unit = np.arange(len(estimate.mean)), UNITS[batch.latent]
     share = np.full(len(place), 1 / batch.divisor)
@@ -207,7 +207,7 @@ class EstimatorInput(NamedTuple):
 
     measured: Measurement
     schedule: Schedule
-    batch: Images
+    batch: ImageBatch
     draws: Draws
     bound: BoundEstimate | None
 
@@ -315,13 +315,13 @@ def ode(asked: EstimatorInput, steps: float = 64.0, draws: float = 2.0, probes: 
     return Terms(("reconstruction", "flow"), torch.stack([torch.cat(reads), flowed], 2), 2 * count * many, solver)
 
 
-def _pieces(batch: Images, size: int) -> Iterator[Images]:
+def _pieces(batch: ImageBatch, size: int) -> Iterator[ImageBatch]:
     for start in range(0, len(batch.rows), size):
         part = slice(start, start + size)
-        yield Images(batch.content[part], None if batch.labels is None else batch.labels[part], batch.rows[part])
+        yield ImageBatch(batch.content[part], None if batch.labels is None else batch.labels[part], batch.rows[part])
 
 
-def _flow(asked: EstimatorInput, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
+def _flow(asked: EstimatorInput, images: ImageBatch, steps: int, draws: int, probes: int, exact: int) -> Tensor:
     """Solve the ODE for a batch of images. Parameters: as in `ode`. Returns: means over draws, [B, 2, 2].
 
     Axis 1: first and second half of the draws. Axis 2: E[log q(z₀|x)] − log p(z₀); control variate ½‖ε‖² − D/2.
@@ -432,10 +432,10 @@ def estimate_likelihoods(asked: EstimatorInput, estimators: list[Declaration]) -
     return Found(Likelihoods(estimates, differences, *how, n_images=count), parts, asked.bound)
 
 
-def _estimate(estimator: Declaration, terms: Terms, asked: EstimatorInput) -> Estimate:
+def _estimate(estimator: Declaration, terms: Terms, asked: EstimatorInput) -> LikelihoodEstimate:
     pooled, whole = _pooled(terms.nats), np.ones(len(terms.names))
     se, population_se = (math.hypot(pooled.se(whole, size), terms.solver) for size in (asked.measured.population, math.inf))
-    return Estimate(
+    return LikelihoodEstimate(
         estimator=estimator.spec,
         bounds=estimator.traits,
         nats_se_noise=pooled.noise_se(whole),
@@ -447,18 +447,18 @@ def _estimate(estimator: Declaration, terms: Terms, asked: EstimatorInput) -> Es
     )
 
 
-def _difference(one: Estimate, other: Estimate, parts: dict[str, Terms]) -> Difference:
+def _difference(one: LikelihoodEstimate, other: LikelihoodEstimate, parts: dict[str, Terms]) -> LikelihoodDifference:
     of, minus = parts[one.estimator], parts[other.estimator]
     apart = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
     nats, se = float(apart.mean[0]), apart.noise_se(np.ones(1))
     whole = math.hypot(se, of.solver, minus.solver)
     # A smaller `whole` is rounding: both use the same draws, and their difference has no error.
     in_se = nats / whole if whole > ROUNDING * abs(one.nats) else 0.0
-    return Difference(one.estimator, other.estimator, nats, se, in_se)
+    return LikelihoodDifference(one.estimator, other.estimator, nats, se, in_se)
 
 
 def flat(content: Tensor) -> Tensor:
-    """Flatten `Images.content` to floats [N, D], channels first, pixels scaled to [-1, 1]."""
+    """Flatten `ImageBatch.content` to floats [N, D], channels first, pixels scaled to [-1, 1]."""
     x = content if content.is_floating_point() else content.permute(0, 3, 1, 2).float() / 127.5 - 1
     return x.flatten(1)
 

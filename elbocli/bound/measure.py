@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.elbo import LEVELS, GaussianModel, prior
-from elbocli.core.objective import Network, Objective
+from elbocli.core.objective import NetworkFunction, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
 from elbocli.core.streams import Stream
@@ -22,7 +22,7 @@ from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule
-from elbocli.run.examples import Examples, Images, draw_noise
+from elbocli.run.examples import Examples, ImageBatch, draw_noise
 from elbocli.run.open import TrainedRun, check_alike, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log, progress
@@ -78,12 +78,12 @@ class Measurement:
     total: number of images, for progress messages; None: unknown.
     """
 
-    network: Network
+    network: NetworkFunction
     prediction: Prediction
     low: float
     high: float
     precision: Precision
-    images: Iterable[Images]
+    images: Iterable[ImageBatch]
     batch_size: int = 256
     draws: int = 16
     seed: int = 0
@@ -102,7 +102,7 @@ class Measurement:
     @torch.inference_mode()
     def draw(
         self,
-        images: Images,
+        images: ImageBatch,
         objective: Objective,
         purpose: str,
         gaussian: GaussianModel | None = None,

@@ -12,7 +12,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 
-Network = Callable[[Tensor, Tensor, Any], Tensor]
+NetworkFunction = Callable[[Tensor, Tensor, Any], Tensor]
 """Module or function (z [B, …], logsnr [B], labels) → out [B, …]. z: noised data times the input scale c_in."""
 
 
@@ -59,7 +59,7 @@ class Objective:
     schedule: Schedule
     prediction: Prediction
 
-    def losses(self, network: Network, x: Tensor, eps: Tensor, labels: Any, logsnr: Tensor) -> LossTerms:
+    def losses(self, network: NetworkFunction, x: Tensor, eps: Tensor, labels: Any, logsnr: Tensor) -> LossTerms:
         """Return a network's weighted loss on each example x, noised to z = αx + σε.
 
         x, eps: data and noise, [B, …].

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.guidance import THRESHOLDS, Guidance
-from elbocli.core.objective import Network, check_output
+from elbocli.core.objective import NetworkFunction, check_output
 from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Denoise, DenoiseWithVariance, Sampler
@@ -28,7 +28,7 @@ class Denoiser:
     calls: number of calls of `network`, without calls of the guide.
     """
 
-    network: Network
+    network: NetworkFunction
     prediction: Prediction
     guidance: Guidance = Guidance()
     labels: Tensor | None = None

@@ -73,7 +73,7 @@ def draw_noise(stream: Stream, indices: Sequence[int], x: Tensor) -> Tensor:
     return sent(stream.noise(indices, (*x.shape[2:], x.shape[1]), x.device.type == "cuda"), x.device)
 
 
-class Images(NamedTuple):
+class ImageBatch(NamedTuple):
     """A batch of images.
 
     content: uint8 pixels [B, H, W, C], or float32 latents [B, C, H, W], scaled for the network.
@@ -113,7 +113,7 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Examples:
-    """Reader of a dataset's rows for a network; iterating yields `rows` as Images, `size` at a time.
+    """Reader of a dataset's rows for a network; iterating yields the images of `rows`, `size` at a time.
 
     conditional: whether the network takes labels. posterior: stream of the noise in samples of a latent's posterior.
     device: where latents are scaled.
@@ -163,10 +163,10 @@ class Examples:
         x = torch.addcmul(mean, std, sent(eta, self.device)).sub_(self.scaling[0]).mul_(self.scaling[1])
         return x.contiguous(memory_format=torch.channels_last)
 
-    def images(self, rows: np.ndarray) -> Images:
+    def images(self, rows: np.ndarray) -> ImageBatch:
         """Return the images at these rows of the dataset; pixels stay on the CPU."""
         stored, eta, labels = self.fetch(rows, rows.tolist())
-        return Images(stored if eta is None else self.input(stored, eta), labels, rows.tolist())
+        return ImageBatch(stored if eta is None else self.input(stored, eta), labels, rows.tolist())
 
-    def __iter__(self) -> Iterator[Images]:
+    def __iter__(self) -> Iterator[ImageBatch]:
         return (self.images(self.rows[start : start + self.size]) for start in range(0, len(self.rows), self.size))

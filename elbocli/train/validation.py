@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import BinSums, bin_edges
 from elbocli.core.elbo import bits_per_dimension, prior
-from elbocli.core.objective import Network
+from elbocli.core.objective import NetworkFunction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
@@ -89,7 +89,7 @@ class Validation:
         self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / work)
 
     @torch.no_grad()
-    def partial(self, network: Network, rank: int = 0, size: int = 1) -> Tensor:
+    def partial(self, network: NetworkFunction, rank: int = 0, size: int = 1) -> Tensor:
         """Return one rank's validation sums, float64 [3, bins + 2] on the CPU.
 
         network: in eval mode. rank, size: number of this rank, and number of ranks.

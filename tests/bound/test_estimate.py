@@ -27,7 +27,7 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.losslog import read_logs
-from elbocli.run.examples import Images
+from elbocli.run.examples import ImageBatch
 from elbocli.runtime.device import Precision
 
 LOW, HIGH = -12.0, 13.0
@@ -38,14 +38,16 @@ DRAWN = ("variational", "information")
 FP32 = Precision("fp32", torch.device("cpu"))
 
 
-def measured(network: Any, images: list[Images], count: float, high: float = HIGH, draws: int = 16, seed: int = 0) -> Measurement:
+def measured(
+    network: Any, images: list[ImageBatch], count: float, high: float = HIGH, draws: int = 16, seed: int = 0
+) -> Measurement:
     how: Any = {"batch_size": 4096, "draws": draws, "seed": seed, "population": count}
     return Measurement(network, Prediction("eps"), LOW, high, FP32, images, **how)
 
 
-def images_of(content: Tensor, size: int = 1000) -> list[Images]:
+def images_of(content: Tensor, size: int = 1000) -> list[ImageBatch]:
     """In parts of so many."""
-    return [Images(content[rows], None, rows.tolist()) for rows in torch.arange(len(content)).split(size)]
+    return [ImageBatch(content[rows], None, rows.tolist()) for rows in torch.arange(len(content)).split(size)]
 
 
 def estimated(network: Any, content: Tensor, specs: Sequence[str] = tuple(ESTIMATORS), gaussian: Any = None, **how: Any) -> Found:
@@ -57,7 +59,9 @@ def estimated(network: Any, content: Tensor, specs: Sequence[str] = tuple(ESTIMA
     return estimate_likelihoods(draw_for(estimators, asked, schedule, known), estimators)
 
 
-def bound_of(network: Any, images: list[Images], schedule: str = "uniform", population: float = math.inf, **how: Any) -> Bound:
+def bound_of(
+    network: Any, images: list[ImageBatch], schedule: str = "uniform", population: float = math.inf, **how: Any
+) -> Bound:
     target_se = how.pop("target_se", None)
     asked = measured(network, images, population, **how)
     return estimate.estimate_bound(asked, parse_schedule(schedule, LOW, asked.high), target_se).bound
@@ -105,7 +109,7 @@ def test_intervals_hold_the_value_of_all_images_where_some_are_chosen(count):
     off = []
     for seed in range(40):
         rows = torch.randperm(150, generator=torch.Generator().manual_seed(seed))[:count]
-        found = bound_of(TOY, [Images(content[rows], None, rows.tolist())], population=150, draws=16, seed=seed)
+        found = bound_of(TOY, [ImageBatch(content[rows], None, rows.tolist())], population=150, draws=16, seed=seed)
         off.append((found.nats - exact) / found.nats_se)
         assert found.bpd_se_noise <= found.bpd_se <= found.bpd_se_population
         assert count == 40 or found.bpd_se == found.bpd_se_noise

@@ -20,7 +20,7 @@ from elbocli.core.objective import LossTerms, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
-from elbocli.run.examples import Images
+from elbocli.run.examples import ImageBatch
 from elbocli.runtime.device import Precision
 
 FIRST, SECOND = Mixture([0.5, 0.5], [-0.6, 0.4], [0.4, 0.4]), Mixture([1.0], [0.3], [0.7])
@@ -93,7 +93,7 @@ def test_a_broken_loss_does_not_pass(trained, elbo, monkeypatch):
 def scored(draws: int) -> tuple[tuple[torch.Tensor, np.ndarray, np.ndarray], np.ndarray]:
     """Scores of 60 examples of each of two classes, and the exact log odds of the first."""
     x = torch.cat([FIRST.draw(60, 1, 2, 1), SECOND.draw(60, 1, 2, 1, seed=1)])
-    images, network = [Images(x, torch.arange(120) // 60, range(120))], ByClass(FIRST, SECOND)
+    images, network = [ImageBatch(x, torch.arange(120) // 60, range(120))], ByClass(FIRST, SECOND)
     measured = Measurement(network, Prediction("eps"), -12, 12, FP32, images, batch_size=1 << 14, draws=draws)
     scores = class_scores(measured, 2, COSINE)
     return scores, (SECOND.nats(x) - FIRST.nats(x)).numpy()
@@ -150,7 +150,7 @@ def test_shared_noise_is_why_it_works():
 
 
 def test_without_labels_or_classes_there_is_none(trained, monkeypatch):
-    images = [Images(FIRST.draw(4, 1, 1, 1), None, range(4))]
+    images = [ImageBatch(FIRST.draw(4, 1, 1, 1), None, range(4))]
     with pytest.raises(UsageError):
         class_scores(Measurement(FIRST, Prediction("eps"), -12, 12, FP32, images), 2, COSINE)
     asked = open_measurement(trained, None, images=4, draws=2)

@@ -94,7 +94,7 @@ def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path, monkeypat
         ("inception-v4", None, "inception-v3-compat"),
         ("elbo-tiny", "other.pth", "weights"),
         ("x.pt2", "other.pth", "weights"),
-        ("vgg16", None, "--extractor-weights"),
+        ("vgg16", None, "extractor_weights"),
     ],
 )
 def test_names_and_weights_that_do_not_fit_are_refused_and_run_no_code(name, file, word, bomb, tmp_path):

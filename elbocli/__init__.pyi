@@ -8,7 +8,8 @@ from elbocli.api import schedule as schedule
 from elbocli.api import variational_bound as variational_bound
 from elbocli.api import weighting as weighting
 from elbocli.core.adaptive import AdaptiveSchedule as AdaptiveSchedule
-from elbocli.core.loss import LossTerms as LossTerms
+from elbocli.core.objective import LossTerms as LossTerms
+from elbocli.core.objective import Objective as Objective
 from elbocli.core.prediction import Prediction as Prediction
 from elbocli.core.samplers import Sampler as Sampler
 from elbocli.core.schedule import Schedule as Schedule
@@ -17,7 +18,7 @@ from elbocli.errors import ElboError as ElboError
 from elbocli.files.dataset import Dataset as Dataset
 from elbocli.files.losslog import LossLogWriter as LossLogWriter
 from elbocli.nn.extractors import export_extractor as export_extractor
+from elbocli.run.examples import normalised as normalised
 from elbocli.run.open import TrainedRun as TrainedRun
-from elbocli.train.batches import normalised as normalised
 
 __version__: str

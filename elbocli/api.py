@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from elbocli.bound.estimate import estimate_bound
-from elbocli.bound.measure import Images, MeasuredNetwork
+from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Bound
-from elbocli.core.adaptive import BinSums, Objective, bin_edges, check_floor, refuse_adaptive
-from elbocli.core.loss import LossTerms, Network, denoising_losses
+from elbocli.core.adaptive import BinSums, OnlineObjective, check_floor, refuse_adaptive
+from elbocli.core.guidance import THRESHOLDS, Guidance
+from elbocli.core.noise import STARTS, Noise
+from elbocli.core.objective import LossTerms, NetworkFunction, Objective
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import Sampler, choose_space, logsnr_grid, parse_sampler
-from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance, Noise
+from elbocli.core.samplers import Sampler, choose_space, parse_sampler
 from elbocli.core.schedule import Schedule
+from elbocli.core.spacing import SPACINGS, logsnr_grid
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
@@ -29,10 +31,10 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.classes import choose_labels, usual_classes
+from elbocli.run.examples import ImageBatch, channels_first, draw_noise
 from elbocli.run.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.sample.draw import SampleSettings, draw_batch
-from elbocli.train.batches import channels_first
 
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
 
@@ -79,7 +81,7 @@ def sampler(spec: str) -> Sampler:
     return parse_sampler(spec)
 
 
-class DiffusionLoss(Objective):
+class DiffusionLoss:
     """Weighted diffusion loss of any network, for your own training loop.
 
     Each call noises examples to z = αx + σε at random times, and returns the terms of the weighted loss per dimension:
@@ -152,16 +154,33 @@ class DiffusionLoss(Objective):
         schedule = _on_range(schedule, logsnr_min, logsnr_max, None)
         self.logsnr_min, self.logsnr_max = schedule.logsnr_min, schedule.logsnr_max
         weighting.check(self.logsnr_min, self.logsnr_max)
-        edges = bin_edges(self.logsnr_min, self.logsnr_max)
-        super().__init__(weighting, None if adapts else schedule, _predicted(prediction, None), edges, floor)
+        self.online = OnlineObjective(Objective(weighting, schedule, _predicted(prediction, None)), adapts, floor)
+        self.edges = self.online.edges
         self.t_sampling, self.rank, self.ranks, self.step, self.images = t_sampling, rank, ranks, 0, 0
         self._t, self._noise = Stream(seed, "t"), Stream(seed, "noise")
         self._sums: BinSums | None = None
 
+    @property
+    def objective(self) -> Objective:
+        """Weighting, schedule and prediction of the next call."""
+        return self.online.objective
+
+    @property
+    def weighting(self) -> Weighting:
+        return self.objective.weighting
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.objective.schedule
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.objective.prediction
+
     def __repr__(self) -> str:
         return f"DiffusionLoss({self._kind()})"
 
-    def __call__(self, network: Network, x: Tensor, labels: Any = None, *, eps: Tensor | None = None) -> LossTerms:
+    def __call__(self, network: NetworkFunction, x: Tensor, labels: Any = None, *, eps: Tensor | None = None) -> LossTerms:
         """Compute the loss of a batch, count one step, and record the errors for ``take_sums``.
 
         Args:
@@ -182,15 +201,14 @@ class DiffusionLoss(Objective):
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
         if eps is None:
             places = range(self.images + first, self.images + first + size)
-            eps = sent(self._noise.normal(places, (*x.shape[2:], x.shape[1])), x.device).movedim(-1, 1)
+            eps = draw_noise(self._noise, places, x)
         if eps.shape != x.shape:
             raise UsageError(f"eps has shape {[*eps.shape]}; expected the shape of x, {[*x.shape]}")
         if self._sums is None:
             if (rms := float(x.square().mean().sqrt())) > LARGEST_RMS:
                 raise UsageError(f"x has a root mean square of {rms:.4g}; scale it to about [−1, 1], pixels by x / 127.5 - 1")
             self._sums = BinSums(self.logsnr_min, self.logsnr_max, device=x.device)
-        how = self.weighting, self.schedule, self.prediction
-        terms = denoising_losses(network, x, eps, labels, self.schedule.logsnr(t), *how)
+        terms = self.objective.losses(network, x, eps, labels, self.schedule.logsnr(t))
         self._sums.add(terms.logsnr, terms.eps_mse)
         self.step, self.images = self.step + 1, self.images + size * self.ranks
         return terms
@@ -213,15 +231,14 @@ class DiffusionLoss(Objective):
         Args:
             sums (Tensor): Statistics from ``take_sums``, [3, bins], added up over all processes.
         """
-        self.refit(sums)
+        self.online.refit(sums)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as a dict that ``load_state_dict`` restores.
 
         Call ``take_sums`` first: statistics that were not taken are not part of the state.
         """
-        state = None if self.online is None else self.online.state.clone()
-        return {"step": self.step, "images": self.images, "adaptive": state, "loss": self._kind()}
+        return {"step": self.step, "images": self.images, "adaptive": self.online.state, "loss": self._kind()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned.
@@ -238,13 +255,11 @@ class DiffusionLoss(Objective):
                 f"the state is of a loss with {loss}, but this loss has {self._kind()}; make this loss with the state's settings"
             )
         self.step, self.images = state["step"], state["images"]
-        if self.online is not None:
-            self.online.state.copy_(state["adaptive"])
-        self.follow()
+        self.online.restore(state["adaptive"])
 
     def _kind(self) -> str:
         """Return, as text, the settings that must match when a state is loaded."""
-        kind = "" if self.online is None else ", adaptive"
+        kind = "" if self.online.errors is None else ", adaptive"
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
 
@@ -280,7 +295,7 @@ def _predicted(prediction: Prediction | str | None, trained: Any) -> Prediction:
     return chosen or known  # type: ignore[return-value]  # one of them is there
 
 
-def _trained(network: Network | TrainedRun, loss: DiffusionLoss | None) -> tuple[Network, Any]:
+def _trained(network: NetworkFunction | TrainedRun, loss: DiffusionLoss | None) -> tuple[NetworkFunction, Any]:
     """Return the network, and the DiffusionLoss or TrainSettings that it was trained with; None: unknown."""
     module = network.network if isinstance(network, TrainedRun) else network
     return module, loss or getattr(module, "train_settings", None)
@@ -293,7 +308,7 @@ def _labels(labels: Any, n: int) -> Tensor | None:
 
 
 def draw(
-    network: Network | TrainedRun,
+    network: NetworkFunction | TrainedRun,
     prediction: Prediction | str | None = None,
     shape: Sequence[int] = (),
     n: int = 0,
@@ -368,7 +383,7 @@ def draw(
 
 
 def variational_bound(
-    network: Network | TrainedRun,
+    network: NetworkFunction | TrainedRun,
     prediction: Prediction | str | None = None,
     pixels: Any = (),
     labels: Any = None,
@@ -404,13 +419,13 @@ def variational_bound(
     module, trained = _trained(network, loss)
     what, schedule = _predicted(prediction, trained), _on_range(schedule, logsnr_min, logsnr_max, trained)
     low, high, arithmetic = schedule.logsnr_min, schedule.logsnr_max, Precision(precision, choose_device(str(device)))
-    measured = MeasuredNetwork(module, what, low, high, arithmetic, batch_size, draws, seed, population=population)
     labels, size, images = _labels(labels, len(pixels)), max(1, batch_size // draws), []
     for first in range(0, len(pixels), size):
         rows = range(first, min(first + size, len(pixels)))
         some = channels_first(torch.as_tensor(pixels[first : rows.stop])).permute(0, 2, 3, 1).cpu()
-        images.append(Images(some, None if labels is None else labels[first : rows.stop], rows))
-    return estimate_bound(measured, images, schedule).bound
+        images.append(ImageBatch(some, None if labels is None else labels[first : rows.stop], rows))
+    how = Measurement(module, what, low, high, arithmetic, images, batch_size, draws, seed, population=population)
+    return estimate_bound(how, schedule).bound
 
 
 def open_run(

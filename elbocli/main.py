@@ -11,18 +11,8 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import (
-    ADDED,
-    COMPLETE,
-    CONTEXT,
-    Command,
-    Group,
-    common,
-    option,
-    plugin_option,
-    tell,
-    visible_lines,
-)
+from elbocli.cli.commands import ADDED, COMPLETE, CONTEXT, Command, Group, common, option, plugin_option
+from elbocli.cli.text import tell, visible_lines
 from elbocli.errors import OUT_OF_MEMORY, DataError, ElboError, NotJoined
 from elbocli.version import __version__
 

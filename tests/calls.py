@@ -17,9 +17,12 @@ import numpy as np
 from harness import heard
 from torch import Tensor, nn
 
+from elbocli.core.guidance import THRESHOLDS
 from elbocli.core.metrics import METRICS, asked
+from elbocli.core.noise import NOISES, STARTS
+from elbocli.core.pixels import ROUNDINGS
 from elbocli.core.samplers import parse_sampler
-from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, THRESHOLDS
+from elbocli.core.spacing import SPACINGS
 from elbocli.evaluate import scoring
 from elbocli.evaluate.result import EvalResult
 from elbocli.evaluate.settings import EvalSettings

@@ -33,7 +33,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.run.open import open_initial
 from elbocli.runtime.processes import World, joined
-from elbocli.train import loop, recorder
+from elbocli.train import loop, previews
 from elbocli.train.batches import Batches
 
 
@@ -165,7 +165,7 @@ def trained(
     node: number of processes on a node, as torchrun tells it; 0 for all.
     """
     os.environ["LOCAL_WORLD_SIZE"] = str(node or world.size)
-    recorder.PREVIEW = replace(recorder.PREVIEW, steps=4)
+    previews.PREVIEW = replace(previews.PREVIEW, steps=4)
     if poison is not None:
         poisoned(*poison)
     dataset = Dataset(Path(data))

@@ -103,9 +103,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path, preset: Path
 @pytest.fixture(scope="module")
 def short_previews() -> Iterator[None]:
     """Previews of 4 steps instead of 32, in this process, for tests of whatever else happens meanwhile."""
-    from elbocli.train import recorder
+    from elbocli.train import previews
 
-    with patch.object(recorder, "PREVIEW", replace(recorder.PREVIEW, steps=4)):
+    with patch.object(previews, "PREVIEW", replace(previews.PREVIEW, steps=4)):
         yield
 
 

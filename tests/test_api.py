@@ -10,7 +10,7 @@ import torch
 from harness import run_code
 
 import elbocli
-from elbocli.core.sampling import to_levels
+from elbocli.core.pixels import to_levels
 from elbocli.errors import UsageError
 from elbocli.files.losslog import read_logs
 from elbocli.nn.networks import build
@@ -44,8 +44,7 @@ def test_the_loss_is_that_of_training_to_the_bit(schedule, digits, preset):
     loss = elbocli.DiffusionLoss("sigmoid", schedule, "v", logsnr_min=-10, logsnr_max=10, seed=3)
     for step in range(3):
         x, _, labels = batches.at(step, 0)
-        given = (loss.weighting, loss.schedule, loss.prediction)
-        expected, error, logsnr = step_losses(network, batches, step, 0, *given)
+        expected, error, logsnr = step_losses(network, batches, step, 0, loss.objective)
         found = loss(network, x, labels)
         assert torch.equal(found.loss, expected) and torch.equal(found.eps_mse, error)
         assert torch.equal(found.logsnr, logsnr)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from calls import load
 
-from elbocli.bound.measure import Measurement, open_measurement
+from elbocli.bound.measure import RunMeasurement, open_measurement
 from elbocli.core.weighting import parse_weighting
 from elbocli.files.schedule_file import resolve_schedule
 
@@ -28,7 +28,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def probe(run: Path) -> Measurement:
+def probe(run: Path) -> RunMeasurement:
     return open_measurement(run, None, weights="model")
 
 

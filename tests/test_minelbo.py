@@ -77,7 +77,7 @@ def test_the_sampler_is_elbos(script, network):
     drawn = elbocli.draw(
         unlabelled(network), "v", (1, 8, 8), 4, sampler="ddim", steps=16, schedule="cosine", device="cpu", **RANGE
     )
-    z = Stream(0, "sample-1").normal(range(4), (8, 8, 1)).movedim(-1, 1)
+    z = Stream(0, "sample-1").noise(range(4), (8, 8, 1))
     torch.testing.assert_close(script.sample(network, z, script.Cosine(), 16), drawn, rtol=1e-4, atol=1e-4)
 
 

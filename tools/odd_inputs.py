@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from elbocli.cli.commands import visible
+from elbocli.cli.text import visible
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 from elbocli.prep.pack import Settings, pack_images

@@ -22,7 +22,7 @@ from elbocli.cli.commands import (
     stdin_or_fail,
     value,
 )
-from elbocli.core.training import CRITERIA
+from elbocli.core.criteria import CRITERIA
 
 
 @click.command(cls=Command)

@@ -20,8 +20,8 @@ from elbocli.core.adaptive import (
     refuse_adaptive,
     schedule_of_scores,
 )
+from elbocli.core.criteria import CRITERIA, OF_ERRORS
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
-from elbocli.core.training import CRITERIA, OF_ERRORS
 from elbocli.core.weighting import Weighting
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.losslog import LossLog, read_logs, read_optimum

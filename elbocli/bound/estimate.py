@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import NONE, PLAIN, Draws, Images, MeasuredNetwork, Measurement
-from elbocli.bound.result import Bound, Difference, Estimate, Likelihoods, Nats
+from elbocli.bound.measure import NONE, PLAIN, Draws, Measurement, RunMeasurement
+from elbocli.bound.result import Bound, LikelihoodDifference, LikelihoodEstimate, Likelihoods, Nats
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import GaussianModel, by_cell, fit_gaussian, log_density, rows_to_fit, with_trace
 from elbocli.core.estimate import PairedEstimate, PairedMoments, image_errors
+from elbocli.core.objective import Objective
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
 from elbocli.core.schedule import Schedule, cell_of
@@ -23,6 +25,7 @@ from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.nn.denoiser import Denoiser
+from elbocli.run.examples import ImageBatch, draw_noise
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
 
@@ -55,13 +58,13 @@ class BoundEstimate:
         rows = [COLUMNS[: len(columns)], *([f"{value:.10g}" for value in row] for row in torch.stack(columns, 1).tolist())]
         return "".join("\t".join(row) + "\n" for row in rows)
 
-    def log_text(self, asked: Measurement) -> str:
-        """Return the errors as the text of a loss log. asked: the measured run."""
-        trained = asked.trained
+    def log_text(self, measured: RunMeasurement) -> str:
+        """Return the errors as the text of a loss log."""
+        trained = measured.trained
         images = int(trained.about.get("images_trained", self.sums[0].sum()))
         head = losslog.header(
             self.moments.edges,
-            dimensions=asked.dimensions,
+            dimensions=measured.dimensions,
             schedule=self.bound.schedule,
             weighting=trained.settings.weighting,
             prediction=trained.settings.prediction,
@@ -82,7 +85,7 @@ class BoundEstimate:
         finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
 
 
-def in_units(nats: float, se: float, batch: Images) -> dict[str, float]:
+def in_units(nats: float, se: float, batch: ImageBatch) -> dict[str, float]:
     """Return fields of `Nats`: a value and the value's standard error, per image and per dimension.
 
     nats, se: per image. batch: any batch of the images; gives the unit and the number of dimensions.
@@ -92,72 +95,84 @@ def in_units(nats: float, se: float, batch: Images) -> dict[str, float]:
 
 
 def estimate_bound(
-    denoiser: MeasuredNetwork,
-    images: Iterable[Images],
+    measured: Measurement,
     schedule: Schedule,
     target_se: float | None = None,
     gaussian: GaussianModel | None = None,
     kept: list[Draws] | None = None,
 ) -> BoundEstimate:
-    """Estimate the variational bound of a denoiser on images.
+    """Estimate the variational bound of a network on images.
 
-    images: batches; iterated over again, with new noise, until target_se is reached.
+    measured: its images are drawn again, with new noise, until target_se is reached.
     schedule: distribution of the noise levels; changes only the variance of the estimate.
     target_se: standard error per dimension at which to stop; None: one pass over the images.
     gaussian: model whose exact denoiser is also evaluated, for `kept`; None: no model.
     kept: list to which the Draws of each batch are appended; None: Draws are not kept.
     Raises UsageError for fewer than two images, NonFiniteError for a NaN or infinite output.
     """
-    low, high, population = denoiser.low, denoiser.high, denoiser.population
-    edges, sums, rounds, se = bin_edges(low, high), BinSums(low, high), list[PairedMoments](), math.inf
-
-    def pooled() -> PairedEstimate:  # of complete rounds, which have as many images as the first round
-        return PairedEstimate.pooled([each.estimate() for each in rounds if each.n == rounds[0].n])
-
+    edges, sums = bin_edges(measured.low, measured.high), BinSums(measured.low, measured.high)
+    rounds, se = list[PairedMoments](), math.inf
+    objective = Objective(PLAIN, schedule, measured.prediction)
     while not rounds or (target_se is not None and rounds[-1].n and se >= target_se):
         rounds.append(PairedMoments())
-        for some in images:
-            drawn = denoiser.draw(some, PLAIN, schedule, f"bound-{len(rounds) - 1}", gaussian)
+        for batch in measured.images:
+            drawn = measured.draw(batch, objective, f"bound-{len(rounds) - 1}", gaussian)
             if kept is not None:
                 kept.append(drawn)
             fixed = torch.stack([drawn.below, drawn.above], 1)[:, None].expand(-1, 2, -1)
-            rounds[-1].add(torch.cat([fixed, by_cell(drawn.shares(schedule), drawn.logsnr, edges)], 2))  # [B, 2, 2 + cells]
-            sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / some.content[0].numel())
+            rounds[-1].add(torch.cat([fixed, by_cell(drawn.shares(schedule), drawn.logsnr, edges)], 2))  # [B, 2, 2 + bins]
+            sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / batch.content[0].numel())
             if rounds[0].n > 1:
-                estimate, unit = pooled(), UNITS[some.latent]
-                share = np.full(len(estimate.mean), 1 / some.divisor)
-                value, se = estimate.value(share), estimate.se(share, population)
-                progress(rounds[-1].n, denoiser.total, "img", **{unit: value, "se": se})
+                estimate = _mean_of(rounds)
+                share = np.full(len(estimate.mean), 1 / batch.divisor)
+                value, se = estimate.value(share), estimate.se(share, measured.population)
+                progress(rounds[-1].n, measured.total, "img", **{UNITS[batch.latent]: value, "se": se})
             if target_se is not None and len(rounds) == 1 and rounds[0].n >= TRUSTED and se < target_se:
                 break
-    estimate = pooled()
+    estimate = _mean_of(rounds)
+    bound = Bound(
+        **_terms(estimate, measured.population, batch),
+        n_images=estimate.n,
+        draws_per_image=measured.draws * len(rounds),
+        schedule=schedule.base,
+    )
     place = np.arange(len(estimate.mean))
-
-    def nats(of: np.ndarray) -> tuple[float, float]:
-        return estimate.value(of), estimate.se(of, population)
-
-    parts = {"prior": place == 0, "reconstruction": place == 1, "diffusion": place > 1}
-    terms: dict[str, Any] = {
-        **{name: Nats(**in_units(*nats(of), some)) for name, of in parts.items()},
-        **in_units(*nats(np.ones(len(place))), some),
-        unit: value,
-        f"{unit}_se": se,
-        f"{unit}_se_noise": estimate.noise_se(share),
-        f"{unit}_se_population": estimate.se(share, np.inf),
-    }
-    bound = Bound(**terms, n_images=estimate.n, draws_per_image=denoiser.draws * len(rounds), schedule=schedule.base)
-    profile = torch.tensor([nats((place != 1) & (place <= k)) for k in place[2:]], dtype=torch.float64)
+    upto = [(place != 1) & (place <= k) for k in place[2:]]
+    profile = torch.tensor([_nats(estimate, of, measured.population) for of in upto], dtype=torch.float64)
     return BoundEstimate(bound, sums.values, ErrorMoments.of_sums(edges, sums.values), *profile.T)
 
 
-def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
+def _mean_of(rounds: list[PairedMoments]) -> PairedEstimate:
+    # Of complete rounds, which have as many images as the first round.
+    return PairedEstimate.pooled([each.estimate() for each in rounds if each.n == rounds[0].n])
+
+
+def _nats(estimate: PairedEstimate, of: np.ndarray, population: float) -> tuple[float, float]:
+    return estimate.value(of), estimate.se(of, population)
+
+
+def _terms(estimate: PairedEstimate, population: float, batch: ImageBatch) -> dict[str, Any]:
+    """Return the numbers of a Bound. estimate: means of prior, reconstruction, and the diffusion term of each bin of λ."""
+    place, unit = np.arange(len(estimate.mean)), UNITS[batch.latent]
+    share = np.full(len(place), 1 / batch.divisor)
+    parts = {"prior": place == 0, "reconstruction": place == 1, "diffusion": place > 1}
+    return {
+        **{name: Nats(**in_units(*_nats(estimate, of, population), batch)) for name, of in parts.items()},
+        **in_units(*_nats(estimate, np.ones(len(place)), population), batch),
+        unit: estimate.value(share),
+        f"{unit}_se": estimate.se(share, population),
+        f"{unit}_se_noise": estimate.noise_se(share),
+        f"{unit}_se_population": estimate.se(share, math.inf),
+    }
+
+
+def measure_bound(measured: RunMeasurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
     """Estimate the variational bound of a run on images.
 
-    asked: the run and the images.
     schedule: SPEC of the schedule of noise levels; '' fits a schedule to the run's loss log.
     target_se: as in `estimate_bound`.
     """
-    return estimate_bound(asked, asked, asked.schedule(schedule), target_se)
+    return estimate_bound(measured, measured.schedule(schedule), target_se)
 
 
 # Several estimates of −log p of the same images.
@@ -185,15 +200,21 @@ class Terms(NamedTuple):
 class EstimatorInput(NamedTuple):
     """Input of an estimator.
 
-    latent: whether images are latents.
-    draws: errors of `denoiser` at random λ and noise, for the estimators variational and information; else empty.
+    batch: one of the images' batches.
+    draws, bound: errors at random λ and noise, and the bound from them, for the estimators variational and information; else
+    empty and None.
     """
 
-    denoiser: MeasuredNetwork
-    images: Iterable[Images]
+    measured: Measurement
     schedule: Schedule
-    latent: bool
+    batch: ImageBatch
     draws: Draws
+    bound: BoundEstimate | None
+
+    @property
+    def latent(self) -> bool:
+        """Whether images are latents."""
+        return self.batch.latent
 
     def integral(self, error: Tensor) -> Tensor:
         """Return two estimates per image of ½ ∫ error dλ, each from K noise levels. error: at draws.logsnr, [N, 2, K]."""
@@ -274,57 +295,58 @@ def ode(asked: EstimatorInput, steps: float = 64.0, draws: float = 2.0, probes: 
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
         raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, and {probes=:g} and {exact=:g} integers")
-    count, *how = map(int, (steps, draws, probes, exact))
-    found, reads, coarse, fine = [], [], [], []
+    measured, count, many = asked.measured, int(steps), int(draws)
+    logs, reads, halved = list[Tensor](), list[Tensor](), list[Tensor]()
     # A piece of a batch has a quarter of the network's batch size, because backward passes need more memory.
-    size = max(1, asked.denoiser.batch_size // 4 // int(draws))
-    pieces = ((some, slice(at, at + size)) for some in asked.images for at in range(0, len(some.rows), size))
-    for some, of in pieces:
-        piece = Images(some.content[of], None if some.labels is None else some.labels[of], some.rows[of])
-        found.append(_flow(asked, piece, count, *how))
-        reads.append(piece.decoder_nats(asked.denoiser.high)[:, None].expand(-1, 2))
-        done = sum(map(len, found))
-        if len(found) == 1 or done <= CHECKED:
-            coarse.append(_flow(asked, piece, count // 2, *how)[..., 0].mean())
-            fine.append(found[-1][..., 0].mean())
-        progress(done, asked.denoiser.total, "img")
-    of_q, square = torch.cat(found).unbind(2)
+    size = max(1, measured.batch_size // 4 // many)
+    for piece in (part for batch in measured.images for part in _pieces(batch, size)):
+        flow = partial(_flow, asked, piece, draws=many, probes=int(probes), exact=int(exact))
+        logs.append(flow(count))
+        reads.append(piece.decoder_nats(measured.high)[:, None].expand(-1, 2))
+        done = sum(map(len, logs))
+        if len(logs) == 1 or done <= CHECKED:
+            halved.append(flow(count // 2)[..., 0].mean())
+        progress(done, measured.total, "img")
+    of_q, square = torch.cat(logs).unbind(2)
     flowed = of_q - slopes(of_q, square)[:, None] * square
     # Heun's method has order 2: half the steps have four times the error, so a third of the difference is the error.
-    solver = float(torch.stack(coarse).mean() - torch.stack(fine).mean()) / 3
-    return Terms(("reconstruction", "flow"), torch.stack([torch.cat(reads), flowed], 2), 2 * count * int(draws), solver)
+    fine = torch.stack([log[..., 0].mean() for log in logs[: len(halved)]])
+    solver = float(torch.stack(halved).mean() - fine.mean()) / 3
+    return Terms(("reconstruction", "flow"), torch.stack([torch.cat(reads), flowed], 2), 2 * count * many, solver)
 
 
-def _flow(asked: EstimatorInput, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
+def _pieces(batch: ImageBatch, size: int) -> Iterator[ImageBatch]:
+    for start in range(0, len(batch.rows), size):
+        part = slice(start, start + size)
+        yield ImageBatch(batch.content[part], None if batch.labels is None else batch.labels[part], batch.rows[part])
+
+
+def _flow(asked: EstimatorInput, images: ImageBatch, steps: int, draws: int, probes: int, exact: int) -> Tensor:
     """Solve the ODE for a batch of images. Parameters: as in `ode`. Returns: means over draws, [B, 2, 2].
 
     Axis 1: first and second half of the draws. Axis 2: E[log q(z₀|x)] − log p(z₀); control variate ½‖ε‖² − D/2.
     """
-    denoiser = asked.denoiser
-    noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
-    x, labels = denoiser.placed(images)
-    size, low, high = x[0].numel(), denoiser.low, denoiser.high
+    measured = asked.measured
+    noise, random_signs = (Stream(measured.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
+    x, labels = images.placed(measured.precision.device)
+    size, low, high = x[0].numel(), measured.low, measured.high
     alpha, sigma = alpha_sigma(high)
     rows = [row * draws + k for row in images.rows for k in range(draws)]
-
-    def drawn(values: Tensor) -> Tensor:
-        return sent(values, x.device).permute(0, 3, 1, 2).double()
-
     shape = (*x.shape[2:], x.shape[1])
-    eps = drawn(noise.normal(rows, shape))
-    signs = [drawn(random_signs.signs([row * probes + k for row in rows], shape)) for k in range(probes)]
+    eps = draw_noise(noise, rows, x).double()
+    signs = [random_signs.signs([row * probes + k for row in rows], shape) for k in range(probes)]
     z = alpha * x.double().repeat_interleave(draws, 0) + sigma * eps
-    given = None if labels is None else labels.repeat_interleave(draws, 0)
 
     def network(z: Tensor, *rest: Any) -> Tensor:  # the ODE is solved in float64
-        with denoiser.precision.applied(), denoiser.precision.autocast():
-            return denoiser.network(z.float(), *rest)
+        with measured.precision.applied(), measured.precision.autocast():
+            return measured.network(z.float(), *rest)
 
-    denoise = Denoiser(network, denoiser.prediction, labels=given)
+    denoise = Denoiser(network, measured.prediction, labels=None if labels is None else labels.repeat_interleave(draws, 0))
     with torch.no_grad():
-        log_p = log_density(z, with_trace(denoise, None if size <= exact else signs), high, low, steps)
+        traced = with_trace(denoise, None if size <= exact else [sent(each, x.device).movedim(-1, 1).double() for each in signs])
+        log_p = log_density(z, traced, high, low, steps)
     if not log_p.isfinite().all():
-        raise NonFiniteError(f"{denoiser.name}: the ODE's solution is not finite; try precision fp32, or a narrower logsnr range")
+        raise NonFiniteError(f"{measured.name}: the ODE's solution is not finite; try precision fp32, or a narrower logsnr range")
     log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
     square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
     return torch.stack([log_q - log_p, square], 1).cpu().view(-1, 2, draws // 2, 2).mean(2)
@@ -381,58 +403,62 @@ def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
     return [*found.values()]
 
 
-def estimate_likelihoods(
-    denoiser: MeasuredNetwork,
-    images: Iterable[Images],
-    schedule: Schedule,
-    estimators: list[Declaration],
-    gaussian: GaussianModel | None,
-) -> Found:
+def draw_for(
+    estimators: list[Declaration], measured: Measurement, schedule: Schedule, gaussian: GaussianModel | None = None
+) -> EstimatorInput:
+    """Return the input of estimators, with random draws if one of the estimators uses them.
+
+    schedule: distribution of the noise levels. gaussian: fitted to similar data, for the estimator `information`.
+    Raises UsageError: fewer than two images. NonFiniteError: NaN or infinite output.
+    """
+    kept, bound = list[Draws](), None
+    if any(each.name in DRAWN for each in estimators):
+        bound = estimate_bound(measured, schedule, None, gaussian, kept)
+    draws = Draws(*map(torch.cat, zip(*kept))) if kept else Draws(*[NONE] * 5)
+    return EstimatorInput(measured, schedule, next(iter(measured.images)), draws, bound)
+
+
+def estimate_likelihoods(asked: EstimatorInput, estimators: list[Declaration]) -> Found:
     """Estimate −log p of images by several estimators, and compare the estimates.
 
-    images: batches; iterated over several times.
-    schedule: distribution of the noise levels, for `variational` and `information`.
-    gaussian: fitted to similar data, for the estimator `information`.
+    asked: made by `draw_for` for these estimators.
     Raises UsageError: fewer than two images or invalid parameters. NonFiniteError: NaN or infinite output.
     """
-    first, kept, bound = next(iter(images)), list[Draws](), None
-    if any(each.name in DRAWN for each in estimators):
-        bound = estimate_bound(denoiser, images, schedule, None, gaussian, kept)
-    draws = Draws(*map(torch.cat, zip(*kept))) if kept else Draws(*[NONE] * 5)
-    question = EstimatorInput(denoiser, images, schedule, first.latent, draws)
-    parts, estimates = dict[str, Terms](), []
-    for each in estimators:
-        own: Terms = each(question)
-        found, every = _pooled(own.nats), np.ones(len(own.names))
-        se, population_se = (math.hypot(found.se(every, number), own.solver) for number in (denoiser.population, math.inf))
-        parts[each.spec] = own
-        estimates.append(
-            Estimate(
-                estimator=each.spec,
-                bounds=each.traits,
-                nats_se_noise=found.noise_se(every),
-                nats_se_population=population_se,
-                terms=dict(zip(own.names, found.mean.tolist(), strict=True)),
-                evaluations=own.evaluations,
-                solver_nats=own.solver or None,
-                **in_units(found.value(every), se, first),
-            )
-        )
-    pairs = []
-    for one, other in itertools.combinations(estimates, 2):
-        of, minus = parts[one.estimator], parts[other.estimator]
-        apart = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
-        nats, se = float(apart.mean[0]), apart.noise_se(np.ones(1))
-        whole = math.hypot(se, of.solver, minus.solver)
-        # A smaller `whole` is rounding: both use the same draws, and their difference has no error.
-        in_se = nats / whole if whole > ROUNDING * abs(one.nats) else 0.0
-        pairs.append(Difference(one.estimator, other.estimator, nats, se, in_se))
-    how = (denoiser.draws, schedule.base) if kept else (0, "")
-    return Found(Likelihoods(estimates, pairs, *how, n_images=found.n), parts, bound)
+    parts = {each.spec: each(asked) for each in estimators}
+    estimates = [_estimate(each, parts[each.spec], asked) for each in estimators]
+    differences = [_difference(one, other, parts) for one, other in itertools.combinations(estimates, 2)]
+    how = (asked.measured.draws, asked.schedule.base) if asked.bound else (0, "")
+    count = len(parts[estimates[0].estimator].nats)
+    return Found(Likelihoods(estimates, differences, *how, n_images=count), parts, asked.bound)
+
+
+def _estimate(estimator: Declaration, terms: Terms, asked: EstimatorInput) -> LikelihoodEstimate:
+    pooled, whole = _pooled(terms.nats), np.ones(len(terms.names))
+    se, population_se = (math.hypot(pooled.se(whole, size), terms.solver) for size in (asked.measured.population, math.inf))
+    return LikelihoodEstimate(
+        estimator=estimator.spec,
+        bounds=estimator.traits,
+        nats_se_noise=pooled.noise_se(whole),
+        nats_se_population=population_se,
+        terms=dict(zip(terms.names, pooled.mean.tolist(), strict=True)),
+        evaluations=terms.evaluations,
+        solver_nats=terms.solver or None,
+        **in_units(pooled.value(whole), se, asked.batch),
+    )
+
+
+def _difference(one: LikelihoodEstimate, other: LikelihoodEstimate, parts: dict[str, Terms]) -> LikelihoodDifference:
+    of, minus = parts[one.estimator], parts[other.estimator]
+    apart = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
+    nats, se = float(apart.mean[0]), apart.noise_se(np.ones(1))
+    whole = math.hypot(se, of.solver, minus.solver)
+    # A smaller `whole` is rounding: both use the same draws, and their difference has no error.
+    in_se = nats / whole if whole > ROUNDING * abs(one.nats) else 0.0
+    return LikelihoodDifference(one.estimator, other.estimator, nats, se, in_se)
 
 
 def flat(content: Tensor) -> Tensor:
-    """Flatten `Images.content` to floats [N, D], channels first, pixels scaled to [-1, 1]."""
+    """Flatten `ImageBatch.content` to floats [N, D], channels first, pixels scaled to [-1, 1]."""
     x = content if content.is_floating_point() else content.permute(0, 3, 1, 2).float() / 127.5 - 1
     return x.flatten(1)
 
@@ -443,13 +469,10 @@ def _pooled(nats: Tensor) -> PairedEstimate:
     return moments.estimate()
 
 
-def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:
-    """Estimate −log p of images under a run, by several estimators.
-
-    asked, schedule: as in `measure_bound`.
-    """
-    n, gaussian = len(asked.dataset), None
+def measure_likelihoods(measured: RunMeasurement, estimators: list[Declaration], schedule: str = "") -> Found:
+    """Estimate −log p of images under a run, by several estimators. schedule: as in `measure_bound`."""
+    n, gaussian = len(measured.dataset), None
     if "information" in (each.name for each in estimators):
-        some = Stream(asked.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, asked.dimensions)]
-        gaussian = fit_gaussian(flat(asked.content(some)))
-    return estimate_likelihoods(asked, asked, asked.schedule(schedule), estimators, gaussian)
+        some = Stream(measured.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, measured.dimensions)]
+        gaussian = fit_gaussian(flat(measured.images.images(some).content))
+    return estimate_likelihoods(draw_for(estimators, measured, measured.schedule(schedule), gaussian), estimators)

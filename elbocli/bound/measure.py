@@ -1,10 +1,9 @@
 """Measure the errors of a network on images at many noise levels."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
-from elbocli.core.elbo import LEVELS, GaussianModel, prior, reconstruction, reconstruction_of_numbers
-from elbocli.core.loss import Network, denoising_losses
+from elbocli.core.elbo import LEVELS, GaussianModel, prior
+from elbocli.core.objective import NetworkFunction, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
 from elbocli.core.streams import Stream
@@ -23,50 +22,16 @@ from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule
-from elbocli.nn.networks.diffusers import affine
+from elbocli.run.examples import Examples, ImageBatch, draw_noise
 from elbocli.run.open import TrainedRun, check_alike, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log, progress
-from elbocli.train.batches import network_input, normalised
 from elbocli.version import __version__
 
 FLOOR = 0.1
 FITTED = "fitted"
 PIXELS = 256 * 3072  # values in a default batch: 256 images of 32 × 32 × 3
 PLAIN = parse_weighting("elbo")
-
-
-class Images(NamedTuple):
-    """A batch of images.
-
-    content: uint8 pixels [B, H, W, C], or float32 latents [B, C, H, W], scaled for the network.
-    labels: class numbers, [B]; None: no classes. rows: unique numbers, [B], which seed the images' noise.
-    """
-
-    content: Tensor
-    labels: Tensor | None
-    rows: Sequence[int]
-
-    @property
-    def latent(self) -> bool:
-        return self.content.is_floating_point()
-
-    @property
-    def x(self) -> Tensor:
-        """Images as float64, with the axes of `content`; pixels lie in [-1, 1]."""
-        return self.content.double() if self.latent else self.content.double() / 127.5 - 1
-
-    @property
-    def divisor(self) -> float:
-        """Nats per image / divisor = bits per dimension; for latents, nats per dimension."""
-        return self.content[0].numel() * (1.0 if self.latent else math.log(2))
-
-    def decoder_nats(self, logsnr_max: float) -> Tensor:
-        """Return each image's reconstruction term E[−log p(x|z₀)], nats, [B]. logsnr_max: λ of z₀."""
-        if self.latent:
-            nats = reconstruction_of_numbers(logsnr_max) * self.content[0].numel()
-            return torch.full((len(self.content),), nats, dtype=torch.float64)
-        return reconstruction(logsnr_max)[self.content.long()].flatten(1).sum(1)
 
 
 NONE = torch.empty(0, dtype=torch.float64)
@@ -102,21 +67,23 @@ class Draws(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MeasuredNetwork:
-    """A network to evaluate, with the options of the evaluation.
+class Measurement:
+    """A network, and images to evaluate it on.
 
     network: (z [B, C, H, W] scaled as `prediction` says, logsnr [B], labels [B] or None) → output [B, C, H, W].
-    low, high: range of λ. draws: noise levels per image, even.
+    low, high: range of λ. images: batches; iterated over several times.
     precision: of the network, with the device to compute on. batch_size: network inputs at a time.
+    draws: noise levels per image, even.
     population: size of the dataset that the images come from; inf: images from a distribution.
     total: number of images, for progress messages; None: unknown.
     """
 
-    network: Network
+    network: NetworkFunction
     prediction: Prediction
     low: float
     high: float
     precision: Precision
+    images: Iterable[ImageBatch]
     batch_size: int = 256
     draws: int = 16
     seed: int = 0
@@ -124,56 +91,39 @@ class MeasuredNetwork:
     population: float = math.inf
     total: int | None = None
 
-    def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
-        """Return (images [B, C, H, W] scaled for the network, labels or None) on the device."""
-        device = self.precision.device
-        x = sent(images.content, device) if images.latent else normalised(images.content, device)
-        return x, None if images.labels is None else sent(images.labels, device)
+    def draw_all(self, objective: Objective, purpose: str) -> Iterator[Draws]:
+        """Yield the Draws of each batch, and report progress. objective, purpose: as for `draw`."""
+        done = 0
+        for some in self.images:
+            yield self.draw(some, objective, purpose)
+            done += len(some.rows)
+            progress(done, self.total, "img")
 
     @torch.inference_mode()
     def draw(
         self,
-        images: Images,
-        weighting: Weighting,
-        schedule: Schedule,
+        images: ImageBatch,
+        objective: Objective,
         purpose: str,
         gaussian: GaussianModel | None = None,
     ) -> Draws:
         """Evaluate the network on images at `draws` noise levels each.
 
-        schedule: distribution of noise levels. gaussian: model whose exact denoiser is also evaluated; None: no model.
+        objective: its schedule draws the noise levels. gaussian: model whose exact denoiser is also evaluated; None: no model.
         purpose: name of the random stream; different purposes give independent draws.
         Raises UsageError: `draws` is odd or less than 2. Raises NonFiniteError: the loss is not finite.
         """
         if self.draws < 2 or self.draws % 2:
             raise UsageError(f"draws is {self.draws}; give an even number of 2 or more")
-        offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
-        comb = np.arange(self.draws // 2) / (self.draws // 2)
-        t = (np.stack([offsets.uniform(row, 2) for row in images.rows])[:, :, None] + comb) % 1.0
-        logsnr = schedule.logsnr(torch.from_numpy(t))
-        send = partial(sent, device=self.precision.device)
-        x, labels = self.placed(images)
-        rows, levels, parts = torch.tensor(images.rows), logsnr.flatten(), list[Tensor]()
-        for part in torch.arange(len(levels)).split(self.batch_size):
-            image, level = part // self.draws, levels[part]
-            indices = (rows[image] * self.draws + part % self.draws).tolist()
-            eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
-            chosen, given = x[send(image)], None if labels is None else labels[send(image)]
-            with self.precision.applied(), self.precision.autocast():
-                loss, error, _, out = denoising_losses(
-                    self.network, chosen, eps, given, level, weighting, schedule, self.prediction
-                )
-            values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
-            if gaussian:
-                c = self.prediction.coefficients(level)
-                factors = send(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float())
-                alpha, sigma, from_z, from_out = factors.view(4, -1, 1, 1, 1)
-                x_hat = torch.addcmul(alpha * chosen, sigma, eps) * from_z + out.float() * from_out
-                half = (LEVELS - 1) / 2
-                near = ((x_hat + 1) * half).round_().clamp_(0, LEVELS - 1).mul_(1 / half).sub_(1)
-                rounded = (chosen - near).square().flatten(1).sum(1).double().cpu() * level.exp()
-                values += [rounded, *gaussian.errors(chosen, eps, level)]
-            parts.append(torch.stack(values))
+        logsnr = self._levels(images.rows, objective.schedule, purpose)
+        x, labels = images.placed(self.precision.device)
+        noise, rows, parts = Stream(self.seed, f"bound-noise-{purpose}"), torch.tensor(images.rows), list[Tensor]()
+        for part in torch.arange(logsnr.numel()).split(self.batch_size):
+            image = part // self.draws
+            eps = draw_noise(noise, (rows[image] * self.draws + part % self.draws).tolist(), x)
+            place = sent(image, x.device)
+            given = None if labels is None else labels[place]
+            parts.append(self._errors(objective, gaussian, x[place], eps, given, logsnr.flatten()[part]))
         loss, error, *more = torch.cat(parts, 1).view(-1, *logsnr.shape)
         if not loss.isfinite().all():
             raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower logsnr range")
@@ -182,50 +132,59 @@ class MeasuredNetwork:
             more += [gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64)), gaussian.nats(seen)]
         return Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high), *more)
 
+    def _levels(self, rows: Sequence[int], schedule: Schedule, purpose: str) -> Tensor:
+        """Return two sets of evenly spaced λ(t) for each image, with a random offset each, [B, 2, draws / 2]."""
+        offsets, comb = Stream(self.seed, f"bound-t-{purpose}"), np.arange(self.draws // 2) / (self.draws // 2)
+        t = (np.stack([offsets.uniform(row, 2) for row in rows])[:, :, None] + comb) % 1.0
+        return schedule.logsnr(torch.from_numpy(t))
+
+    def _errors(
+        self,
+        objective: Objective,
+        gaussian: GaussianModel | None,
+        x: Tensor,
+        eps: Tensor,
+        labels: Tensor | None,
+        logsnr: Tensor,
+    ) -> Tensor:
+        """Return loss and error of n inputs of the network, [2, n]; with a model also its fields of Draws, [5, n]."""
+        with self.precision.applied(), self.precision.autocast():
+            loss, error, _, out = objective.losses(self.network, x, eps, labels, logsnr)
+        values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
+        if gaussian:
+            values += [self._rounded_error(x, eps, logsnr, out), *gaussian.errors(x, eps, logsnr)]
+        return torch.stack(values)
+
+    def _rounded_error(self, x: Tensor, eps: Tensor, logsnr: Tensor, out: Tensor) -> Tensor:
+        """Return ‖ε−ε̂‖² of x̂ rounded to pixel levels, [n]."""
+        c, half = self.prediction.coefficients(logsnr), (LEVELS - 1) / 2
+        factors = sent(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float(), x.device)
+        alpha, sigma, from_z, from_out = factors.view(4, -1, 1, 1, 1)
+        x_hat = torch.addcmul(alpha * x, sigma, eps) * from_z + out.float() * from_out
+        near = ((x_hat + 1) * half).round_().clamp_(0, LEVELS - 1).mul_(1 / half).sub_(1)
+        return (x - near).square().flatten(1).sum(1).double().cpu() * logsnr.exp()
+
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement(MeasuredNetwork):
-    """A run's network and a dataset. rows: row numbers of the images to evaluate, at most `images`. Iterating yields batches."""
+class RunMeasurement(Measurement):
+    """A run's network, and images of a dataset to evaluate it on. limit: number of images asked for; None: all."""
 
+    images: Examples
     trained: TrainedRun
-    dataset: Dataset
-    images: int | None
-    rows: np.ndarray
+    limit: int | None
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.images.dataset
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self.images.rows
 
     @property
     def dimensions(self) -> int:
         """Number of values of an image."""
-        return math.prod(self.dataset.shape[1:])
-
-    @property
-    def conditional(self) -> bool:
-        return self.trained.network.config.num_classes > 0
-
-    def __iter__(self) -> Iterator[Images]:
-        size = max(1, self.batch_size // self.draws)  # all draws of the images are one network batch
-        for start in range(0, len(self.rows), size):
-            rows = self.rows[start : start + size]
-            labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
-            yield Images(self.content(rows), labels, rows.tolist())
-
-    def draw_all(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
-        """Yield the Draws of each batch, and report progress. purpose: as for `draw`."""
-        done = 0
-        for some in self:
-            yield self.draw(some, weighting, schedule, purpose)
-            done += len(some.rows)
-            progress(done, self.total, "img")
-
-    def content(self, rows: np.ndarray) -> Tensor:
-        """Return the images at these row numbers of the dataset, in the form of `Images.content`."""
-        stored = torch.from_numpy(self.dataset.batch(rows))
-        space = self.dataset.latent_space
-        if space is None:
-            return stored
-        shape = stored.shape[1] // 2, *stored.shape[2:]
-        eta = Stream(self.seed, "bound-posterior").normal(rows.tolist(), shape)
-        cpu = torch.device("cpu")
-        return network_input(stored, eta, affine(space, cpu), cpu)
+        return math.prod(self.images.shape)
 
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
         """Make a schedule to draw noise levels from. Raises ElboError.
@@ -254,7 +213,7 @@ class Measurement(MeasuredNetwork):
             "dataset": str(self.dataset.path),
             "payload_sha256": self.dataset.payload_sha256,
             "n_dataset": len(self.dataset),
-            "conditional": self.conditional,
+            "conditional": self.images.conditional,
             "dimensions": self.dimensions,
             "logsnr_min": self.low,
             "logsnr_max": self.high,
@@ -276,15 +235,15 @@ def open_measurement(
     precision: str = "fp32",
     logsnr_min: float | None = None,
     logsnr_max: float | None = None,
-    **options: Any,
-) -> Measurement:
+    draws: int = 16,
+) -> RunMeasurement:
     """Open a run, and a dataset to evaluate the run on. Raises UsageError, DataError, FormatError.
 
     path: run or checkpoint. data: dataset; None: the run's training dataset.
     images: largest number of images; None: all.
     batch_size: network inputs at a time; None: 256, or fewer for large images.
     logsnr_min, logsnr_max: range of λ; None: the run's range.
-    seed, device, weights, precision, options: as the options of `elbo bound`.
+    seed, device, weights, precision, draws: as the options of `elbo bound`.
     """
     place = choose_device(device)
     trained = open_run(path, place, weights)
@@ -293,22 +252,24 @@ def open_measurement(
     high = usual.logsnr_max if logsnr_max is None else logsnr_max
     check_range(low, high)
     rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:images]
-    asked = Measurement(
+    batch_size = batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:])))
+    posterior, conditional = Stream(seed, "bound-posterior"), trained.network.config.num_classes > 0
+    size = max(1, batch_size // draws)  # all draws of the images are one network batch
+    asked = RunMeasurement(
         trained.network,
         trained.prediction,
         low,
         high,
         trained.precision(precision, place),
-        batch_size=batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:]))),
+        images=Examples(dataset, rows, conditional, posterior, size=size),
+        batch_size=batch_size,
+        draws=draws,
         seed=seed,
         name=str(trained.checkpoint.path),
         population=len(dataset),
         total=len(rows),
         trained=trained,
-        dataset=dataset,
-        images=images,
-        rows=rows,
-        **options,
+        limit=images,
     )
     log.info(
         f"{asked.name}: evaluating on {len(rows)} of {len(dataset)} images, {asked.draws} noise levels each; "

@@ -69,7 +69,7 @@ class Bound(Nats, kw_only=True):
         return f"Bound({value:.4g} ± {error:.2g} {self.unit}, {per_image} per image, n_images={self.n_images})"
 
 
-class Estimate(Nats, kw_only=True):
+class LikelihoodEstimate(Nats, kw_only=True):
     """One estimate of −log p, averaged over images.
 
     bounds: name of the quantity that the estimate bounds from above. Suffixes _se_noise, _se_population: as in `Bound`.
@@ -86,7 +86,7 @@ class Estimate(Nats, kw_only=True):
     solver_nats: float | None = None
 
 
-class Difference(Record):
+class LikelihoodDifference(Record):
     """Estimate `estimator` minus estimate `minus`.
 
     se: standard error from the noise. in_se: `nats` divided by the standard error from noise and ODE solver.
@@ -101,8 +101,8 @@ class Difference(Record):
 
 @stored("result of elbo bound --estimator (JSON)")
 class Likelihoods(Answer):
-    estimates: list[Estimate]
-    differences: list[Difference]
+    estimates: list[LikelihoodEstimate]
+    differences: list[LikelihoodDifference]
     draws_per_image: int
     schedule: str
 

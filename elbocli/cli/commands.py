@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import click
 
-from elbocli.core.training import AUTO, PRECISIONS
+from elbocli.cli.text import visible
 from elbocli.errors import UsageError
+from elbocli.runtime import AUTO, PRECISIONS
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from elbocli.core.sampling import Guidance
+    from elbocli.core.guidance import Guidance
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # of torchrun, srun, mpirun
@@ -29,26 +30,6 @@ COMPLETE = "_ELBO_COMPLETE"  # environment variable by which a shell requests co
 NAMES_WIDTH = 26
 SWITCH = re.compile(r"--(\S+) / --(no-|un)\1")
 ADDED: dict[str, click.Command] = {}  # by plug-ins
-
-
-def _escaped(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def visible(text: str) -> str:
-    """Escape control characters and line breaks, except line breaks before two spaces of indentation."""
-    return "\n  ".join(map(_escaped, text.split("\n  ")))
-
-
-def visible_lines(text: str) -> str:
-    """Escape control characters, except line breaks."""
-    return "\n".join(map(_escaped, text.split("\n")))
-
-
-def tell(text: str) -> None:
-    """Print a message on standard error; ignore write errors."""
-    with suppress(OSError):
-        click.echo(visible(text), err=True)
 
 
 # Types of options, which check values and complete words in the shell
@@ -227,9 +208,12 @@ class Command(click.Command):
         for name in ("overwrite", "quiet", "verbose"):
             setattr(Command, name, ctx.params.pop(name, False))
         outputs = self._checked_outputs(ctx.params)
+        import logging  # both imports are here because they would slow down --help
+
         from elbocli.cli.progress_bar import shown_on_stderr
 
-        with shown_on_stderr():
+        level = logging.WARNING if Command.quiet else logging.DEBUG if Command.verbose else logging.INFO
+        with shown_on_stderr(ctx.command_path, logging.CRITICAL if Command.silent else level):
             if not outputs:
                 return super().invoke(ctx)
             from elbocli.files.atomic import named_together
@@ -243,7 +227,7 @@ class Command(click.Command):
         if not outputs:
             return []
         from elbocli.files.atomic import streams
-        from elbocli.files.recognise import check_outputs
+        from elbocli.files.outputs import check_outputs
 
         piped = [path for path, type in outputs if type.streams and path.suffix in ("", ".npy") and streams(path)]
         files = [(path, type.kinds) for path, type in outputs if path not in piped]
@@ -454,7 +438,7 @@ def guidance_options(function: Any) -> Any:
 
 def guidance_of(options: dict[str, Any]) -> Guidance:
     """Move guidance's scale, interval and channels from `options` to a Guidance. Raises UsageError for an empty interval."""
-    from elbocli.core.sampling import Guidance
+    from elbocli.core.guidance import Guidance
 
     low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
     return Guidance(options.pop("guidance_scale"), low, high, options.pop("guidance_channels") or 0)

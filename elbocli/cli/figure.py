@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.cli.commands import visible
+from elbocli.cli.text import visible
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import FACTORS
 from elbocli.core.weighting_curves import WEIGHTINGS

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from threading import RLock
 from typing import Any
 
-from elbocli.cli.commands import Command, tell, visible
+from elbocli.cli.text import tell, visible
 from elbocli.runtime.progress import log, show_progress_with
 
 LINE_EVERY_S = 10.0
@@ -18,14 +18,15 @@ LINE = "{n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
 
 @contextmanager
-def shown_on_stderr() -> Iterator[None]:
-    """Show messages and progress on stderr inside the block, on rank 0 only."""
-    display = Display()
+def shown_on_stderr(command: str, level: int = logging.INFO) -> Iterator[None]:
+    """Show messages inside the block, and progress unless `level` is above INFO.
+
+    command: its full name, which begins each line. level: least level of the messages.
+    """
+    display, before = Display(command), log.level
     log.addHandler(display)
-    level = logging.WARNING if Command.quiet else logging.DEBUG if Command.verbose else logging.INFO
-    before = log.level
-    log.setLevel(logging.CRITICAL if Command.silent else level)
-    show_progress_with(lambda *report: None if Command.quiet or Command.silent else display.show(*report))
+    log.setLevel(level)
+    show_progress_with(lambda *report: display.show(*report) if level <= logging.INFO else None)
     try:
         yield
     finally:
@@ -37,8 +38,9 @@ def shown_on_stderr() -> Iterator[None]:
 class Display(logging.Handler):
     """Log handler that shows messages and a progress bar; if stderr is no terminal, a line of progress every ten seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: str) -> None:
         super().__init__()
+        self.command = command
         self.bar: Any = None
         self.values: dict[str, Any] = {}
         self.terminal = sys.stderr.isatty()
@@ -48,7 +50,7 @@ class Display(logging.Handler):
         if self.bar is not None and self.terminal:
             with suppress(OSError):
                 self.bar.clear()
-        tell(f"{Command.path}: {'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
+        tell(f"{self.command}: {'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
 
     def show(self, done: int, total: int | None, unit: str, values: dict[str, Any]) -> None:
         """Show progress. values: name → number to show."""
@@ -58,7 +60,7 @@ class Display(logging.Handler):
             self.end()
             tqdm.set_lock(RLock())  # tqdm's own is a lock between processes, for which Python 3.14 starts a process
             how: Any = {} if self.terminal else {"bar_format": LINE, "delay": math.inf}  # tqdm displays no bar
-            self.bar = tqdm(desc=Command.path, total=total, initial=done, unit=unit, leave=False, dynamic_ncols=True, **how)
+            self.bar = tqdm(desc=self.command, total=total, initial=done, unit=unit, leave=False, dynamic_ncols=True, **how)
             self.values = {}
         self.values |= {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
         with suppress(OSError):
@@ -66,7 +68,7 @@ class Display(logging.Handler):
             self.bar.update(done - self.bar.n)
         now = time.monotonic()
         if not self.terminal and now - self.shown_at >= LINE_EVERY_S:
-            tell(f"{Command.path}: {self.bar}")
+            tell(f"{self.command}: {self.bar}")
             self.shown_at, self.values = now, {}
 
     def end(self) -> None:

@@ -16,8 +16,8 @@ from elbocli.cli.commands import (
     print_json,
     print_table,
     stdin_or_fail,
-    visible,
 )
+from elbocli.cli.text import visible
 
 
 @click.command(cls=Command)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.core.estimate import Estimate, FeatureMoments, frechet_distance
+from elbocli.core.estimate import Estimate
+from elbocli.core.frechet import FeatureMoments, frechet_distance
 from elbocli.core.metrics import Role
 from elbocli.core.metrics.distances import FID
 from elbocli.core.score_errors import frechet_influence

@@ -6,7 +6,7 @@ Source: arXiv:2303.00848, sec. 4, for the criterion `loss`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from elbocli.core.criteria import CRITERIA
 from elbocli.core.monotone import Function
-from elbocli.core.prediction import Prediction
+from elbocli.core.objective import Objective
 from elbocli.core.registry import LEARNED
 from elbocli.core.schedule import Schedule, schedule_of_shares
-from elbocli.core.training import CRITERIA
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 
@@ -30,20 +30,6 @@ BENDS = tuple(0.005 * 8**k for k in range(5))
 TILT = 1.0
 ROUNDS = 50
 CLOSE = 1e-6
-
-
-def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolate values at `at` by cubics with a continuous slope.
-
-    at: λ of any shape; outside the knots, the outer cubics continue. knots: rising λ, [K]. values: values at the knots, [K].
-    """
-    # The product of a linear interpolation with a smooth function could rise and fall between two knots.
-    (slope,) = torch.gradient(values, spacing=(knots,))
-    right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
-    left = right - 1
-    width, rise = knots[right] - knots[left], values[right] - values[left]
-    part, first, last = (at - knots[left]) / width, width * slope[left], width * slope[right]
-    return values[left] + part * (first + part * (3 * rise - 2 * first - last + part * (first + last - 2 * rise)))
 
 
 def roughness(at: Tensor, bend: float) -> Tensor:
@@ -348,42 +334,56 @@ def refuse_adaptive(weighting: Weighting) -> None:
         raise UsageError(f"weighting '{LEARNED}' needs a fixed schedule, not 'adaptive'; choose for example edm:mean=-0.4,std=1")
 
 
-def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:
-    """Return w = p/e. p: density of `schedule`. e: smoothed errors in `online`; if too few, error of a zero network output."""
+class OnlineObjective:
+    """Objective whose adaptive schedule, or learned weighting, follows a network's recent errors in training.
+
+    objective: the Objective now. edges: edges of the bins of λ, [bins + 1]. errors: None for a fixed objective.
+    """
+
     # w = p/e, equivalent to EDM2's u(σ): every t contributes equally to the loss. The best density, ∝ w e, is then p itself, so
     # schedule and weighting can't both be learned. Where p rises faster than e, w rises, and the loss is not an ELBO;
     # `uncertainty:monotone` takes the least non-increasing upper bound of w. A running minimum from the noisy side would be
     # almost zero everywhere, and isotonic least squares would lower the peak.
     # Until a bin has two errors, the errors of a network with output zero are assumed.
-    known = online.moments()
-    error = known.smoothed.mean if known.seen.any() else prediction.coefficients(known.middle).eps_factor
-    return weighting.knowing(schedule, known.middle, error)
 
+    def __init__(self, objective: Objective, adaptive: bool = False, floor: float = 0.01, state: Tensor | None = None):
+        """Begin with the errors of a state.
 
-class Objective:
-    """Weighting, schedule and prediction of a loss; in training, errors may fit the weighting or the schedule.
+        adaptive: whether an adaptive schedule replaces that of `objective`.
+        floor: smallest density of an adaptive schedule, as a fraction of the uniform density.
+        state: `state` of an AdaptiveSchedule; None: no errors.
+        """
+        self.objective, self.floor = objective, floor
+        self.edges = bin_edges(objective.schedule.logsnr_min, objective.schedule.logsnr_max)
+        self.errors = AdaptiveSchedule(self.edges) if adaptive or objective.weighting.learned else None
+        self.restore(state)
 
-    schedule: None: adaptive, uniform in λ until there are errors. edges: of the bins of λ, [bins + 1].
-    floor: smallest density of an adaptive schedule, as a fraction of the uniform density.
-    Attribute `online`: recent errors; None: neither the weighting nor the schedule is fitted.
-    """
+    @property
+    def state(self) -> Tensor | None:
+        """Copy of the state of `errors`, for a checkpoint."""
+        return None if self.errors is None else self.errors.state.clone()
 
-    def __init__(self, weighting: Weighting, schedule: Schedule | None, prediction: Prediction, edges: Tensor, floor: float):
-        self.weighting, self.prediction, self.edges, self.floor = weighting, prediction, edges, floor
-        errors = AdaptiveSchedule(edges)
-        self.online = errors if schedule is None or weighting.learned else None
-        self.schedule = schedule or errors.schedule(weighting, floor)
-        self.follow()
-
-    def follow(self) -> None:
-        """Fit the weighting if it is learned, or the schedule if it is adaptive, to the errors in `online`."""
-        if self.online is not None and self.weighting.learned:
-            self.weighting = learned_weighting(self.weighting, self.schedule, self.prediction, self.online)
-        elif self.online is not None:
-            self.schedule = self.online.schedule(self.weighting, self.floor)
+    def restore(self, state: Tensor | None) -> None:
+        """Continue with the errors of a state; None: with those at hand."""
+        if self.errors is not None:
+            if state is not None:
+                self.errors.state.copy_(state)
+            self._follow(self.errors)
 
     def refit(self, sums: Tensor) -> None:
-        """Add new errors to `online`, then call `follow`. sums: count, sum and sum of squares of the errors, [3, bins]."""
-        if self.online is not None:
-            self.online.update(sums)
-        self.follow()
+        """Fit the learned weighting or adaptive schedule to new errors, too.
+
+        sums: count, sum and sum of squares of the errors, [3, bins].
+        """
+        if self.errors is not None:
+            self.errors.update(sums)
+            self._follow(self.errors)
+
+    def _follow(self, errors: AdaptiveSchedule) -> None:
+        now, moments = self.objective, errors.moments()
+        if now.weighting.learned:
+            seen, middle = bool(moments.seen.any()), moments.middle
+            error = moments.smoothed.mean if seen else now.prediction.coefficients(middle).eps_factor
+            self.objective = replace(now, weighting=now.weighting.knowing(now.schedule, middle, error))
+        else:
+            self.objective = replace(now, schedule=errors.schedule(now.weighting, self.floor))

@@ -1,18 +1,15 @@
-"""Standard errors of estimates, tests of class frequencies, calibration, and the Fréchet distance of two Gaussians.
-
-Fréchet distance: |μ₁−μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½.
-Source: Dowson & Landau 1982; Heusel et al. 2017 (FID).
-"""
+"""Estimates with standard errors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from elbocli.core.frechet import StreamingFeatureMoments
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,39 +24,6 @@ def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
 
     share = right / n
     return math.sqrt(share * (1 - share) / n), list(binomtest(right, n).proportion_ci(method="wilson"))
-
-
-LEAST_EXPECTED = 5  # images expected in each cell of a chi-square test of two samples; Cochran 1954
-
-
-def p_of_uniform(counts: np.ndarray) -> float:
-    """Return the p-value of Pearson's chi-square test that classes are equally frequent. counts: images of each class, [K]."""
-    from scipy.stats import chisquare
-
-    return float(chisquare(counts).pvalue) if len(counts) > 1 else 1.0
-
-
-def p_of_equal_shares(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the p-value of Pearson's chi-square test that two independent samples have equal proportions of classes.
-
-    first, second: number of images of each class, [K]. Rare classes are pooled, so that LEAST_EXPECTED images are expected in
-    each cell: else one image of a rare class could make any p-value.
-    """
-    from scipy.stats import chi2_contingency
-
-    table = np.stack([first, second])
-    table = table[:, np.argsort(table.sum(0), kind="stable")]
-    expected = table.sum(0) * (table.sum(1).min() / table.sum())
-    starts, held = [0], 0.0
-    for place, images in enumerate(expected):
-        if held >= LEAST_EXPECTED:
-            starts.append(place)
-            held = 0.0
-        held += images
-    if held < LEAST_EXPECTED and len(starts) > 1:
-        starts.pop()
-    cells = np.add.reduceat(table, starts, axis=1)
-    return float(chi2_contingency(cells, correction=False).pvalue) if len(starts) > 1 else 1.0
 
 
 def standard_error(values: Sequence[float] | np.ndarray) -> float:
@@ -106,64 +70,6 @@ class Estimate:
         shares = [part**2 / freedom for part, freedom in ((mine, self.freedom), (theirs, other.freedom)) if part]
         doubt = sum(shares)  # 0 if both standard errors are exact, as x / inf is 0
         return Estimate(value, math.sqrt(mine + theirs), (mine + theirs) ** 2 / doubt if doubt else math.inf)
-
-
-@dataclass(frozen=True)
-class FeatureMoments:
-    """Number, mean and scatter matrix of feature vectors x, float64.
-
-    mu: [D]. scatter: Σ (x − mu)(x − mu)ᵀ, [D, D].
-    a + b: moments of a union of sets; NOTHING + b is b.
-    """
-
-    n: int
-    mu: np.ndarray
-    scatter: np.ndarray
-
-    @classmethod
-    def of(cls, features: np.ndarray) -> FeatureMoments:
-        """Return the moments of features [N, D], N > 0."""
-        features = features.astype(np.float64)
-        mu = features.mean(0)
-        features -= mu
-        return cls(len(features), mu, features.T @ features)
-
-    @property
-    def sigma(self) -> np.ndarray:
-        """Unbiased covariance, [D, D], for n ≥ 2."""
-        return self.scatter / (self.n - 1)
-
-    def __add__(self, other: FeatureMoments) -> FeatureMoments:
-        n, apart = self.n + other.n, other.mu - self.mu
-        between = np.outer(apart, apart * (self.n * other.n / n))
-        return FeatureMoments(n, self.mu + apart * (other.n / n), self.scatter + other.scatter + between)
-
-
-NOTHING = FeatureMoments(0, np.zeros(1), np.zeros(1))  # of no vectors
-
-
-class StreamingFeatureMoments:
-    """Accumulator of FeatureMoments over batches."""
-
-    ROWS = 4096  # vectors per sum: one sum per batch would take longer than a fast device needs for the batch
-
-    def __init__(self) -> None:
-        self.n, self._sum = 0, NOTHING
-        self._waiting: list[np.ndarray] = []
-
-    def add(self, features: np.ndarray) -> None:
-        """Add features [B, D]."""
-        self.n += len(features)
-        self._waiting.append(features)
-        if sum(map(len, self._waiting)) >= self.ROWS:
-            self.moments()
-
-    def moments(self) -> FeatureMoments:
-        """Return the moments of all features added."""
-        if self._waiting:
-            self._sum += FeatureMoments.of(np.concatenate(self._waiting))
-            self._waiting = []
-        return self._sum
 
 
 class PairedMoments:
@@ -259,88 +165,3 @@ def image_errors(halves: np.ndarray) -> np.ndarray:
     freedom = 2 * brentq(lambda half: polygamma(1, half) - spread, 1e-6, LARGEST_FREEDOM / 2)
     usual = np.exp(known.mean() - digamma(0.5) + digamma(freedom / 2) + np.log(1 / freedom))
     return np.sqrt((freedom * usual + own) / (freedom + 1))
-
-
-BINS = 10
-
-
-def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
-    """Return the reliability table, one row per non-empty bin of confidence.
-
-    confidence: probability of the most likely class, [N].
-    right: whether the most likely class is correct, bool [N].
-    Returns: rows with the bin's limits, count of images, mean confidence, and accuracy.
-    """
-    cell = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    rows = []
-    for k in np.unique(cell):
-        own = cell == k
-        means = {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean())}
-        rows.append({"low": k / BINS, "high": (k + 1) / BINS, "count": int(own.sum()), **means})
-    return rows
-
-
-def calibration_error(table: list[dict[str, float]]) -> float:
-    """Return the expected calibration error (ECE) of a table from `reliability`.
-
-    Source: Naeini et al. 2015; Guo et al. 2017.
-    """
-    count = sum(row["count"] for row in table)
-    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / count
-
-
-class Gaussian(Protocol):
-    """Gaussian with mean `mu` [D] and covariance `sigma` [D, D], float64."""
-
-    @property
-    def mu(self) -> np.ndarray: ...
-
-    @property
-    def sigma(self) -> np.ndarray: ...
-
-
-def root(sigma: np.ndarray) -> np.ndarray:
-    """Return A [D, rank] with A Aᵀ = sigma."""
-    from scipy.linalg.lapack import dpstrf
-
-    # Pivoting stops at the rank of sigma, so a singular covariance (of fewer images than features) is no special case.
-    tolerance = len(sigma) * np.finfo(np.float64).eps * max(float(sigma.diagonal().max()), 0.0)
-    packed, pivots, rank, _ = dpstrf(sigma, lower=1, tol=tolerance)
-    factor = np.empty((len(sigma), rank))
-    factor[pivots - 1] = np.tril(packed)[:, :rank]
-    return factor
-
-
-def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Return the Fréchet distance of two Gaussians."""
-    # With Σᵢ = AᵢAᵢᵀ, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁ᵀA₂: roots of the eigenvalues of a Gram matrix.
-    cross = root(first.sigma).T @ root(second.sigma)
-    gram = cross @ cross.T if cross.shape[0] <= cross.shape[1] else cross.T @ cross
-    shared = float(np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum())
-    apart = first.mu - second.mu
-    traces = np.trace(first.sigma) + np.trace(second.sigma)
-    return float(apart @ apart + traces - 2 * shared)
-
-
-PARTS = 10  # equal subsets of the samples in `extrapolate`; even, so that they also form two halves
-
-
-def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
-    """Return the Fréchet distance for infinitely many samples, and an estimate, ≥ 0, of the distance's remaining bias.
-
-    parts: moments of an even number of random, equally large subsets of the samples.
-    Source: Chong & Forsyth 2020 (arXiv:1911.07023), line in 1/N; Quenouille 1956, jackknife.
-    """
-    # The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
-    # mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves
-    # −2b/N². So the first line's remaining bias is the difference of the two values divided by 2(g−1)/g − 1.
-    groups, middle = len(parts), len(parts) // 2
-
-    def at(some: Sequence[FeatureMoments]) -> float:
-        return frechet_distance(sum(some, NOTHING), reference)
-
-    whole = at(parts)
-    less = float(np.mean([at([*parts[:k], *parts[k + 1 :]]) for k in range(groups)]))
-    value = groups * whole - (groups - 1) * less
-    halves = 2 * whole - (at(parts[:middle]) + at(parts[middle:])) / 2
-    return value, abs(halves - value) / (2 * (groups - 1) / groups - 1)

@@ -57,7 +57,7 @@ class FineSolution:
                 z = z + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
         self.end = x_hat
         if not self.end.isfinite().all():
-            raise DataError("the network's data estimate is not finite; use another checkpoint, or --precision fp32")
+            raise DataError("the network's data estimate is not finite; use another checkpoint, or `precision` fp32")
 
     def at(self, logsnr: float) -> Tensor:
         """Return z at this λ; λ = inf: the last x̂."""

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry, parse_spec
-from elbocli.core.sampling import usual_spacing
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -279,18 +278,9 @@ def choose_space(sampler: Sampler, prediction: Prediction, schedule: Schedule | 
     return sampler.bind({"space": "path" if path else "edm"})
 
 
-def logsnr_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
-    """Return the rising λ of a sampler's steps, [steps + 1]; the last is inf (clean data).
-
-    spacing: one of SPACINGS; None: the default for the schedule.
-    Raises UsageError: the schedule has too few timesteps.
-    """
-    return [*(spacing or usual_spacing(schedule))(schedule, steps), math.inf]
-
-
 def no_noise() -> NoReturn:
     """Raise UsageError; use as `noise` of samplers that must not draw noise."""
-    raise UsageError("--sampler: adds noise; for 'elbo grid' choose ddpm, dpmpp-2m, or heun with s_churn=0")
+    raise UsageError("`sampler`: adds noise; for 'elbo grid' choose ddpm, dpmpp-2m, or heun with s_churn=0")
 
 
 def walk(
@@ -318,3 +308,9 @@ def walk(
             )
         z, last = made
     return z
+
+
+def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
+    """Say what a grid of noise levels is for, such as 'heun, 18 steps, guidance 2'."""
+    guided = guidance != 1 and not sampler.traits.ancestral
+    return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from elbocli.core.estimate import Gaussian, root
+from elbocli.core.frechet import Gaussian, root
 from elbocli.core.streams import Stream
 
 if TYPE_CHECKING:

@@ -60,6 +60,10 @@ class Stream:
                 done.result()
         return out
 
+    def noise(self, indices: Sequence[int], shape: Sequence[int], pin: bool = False) -> Tensor:
+        """Return normal numbers as images, [len(indices), C, H, W]. shape: (H, W, C), the order in which they are drawn."""
+        return self.normal(indices, shape, pin).movedim(-1, 1)
+
     def _fill(self, out: np.ndarray, indices: Sequence[int]) -> None:
         for row, index in zip(out, indices, strict=True):
             self.at(index).standard_normal(dtype=np.float32, out=row)

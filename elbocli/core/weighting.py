@@ -136,6 +136,22 @@ class ScheduleDensity:
         return float(NonIncreasing(self.schedule.untruncated_density)(float64([-LIMIT])))
 
 
+def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Interpolate values at `at` by cubics with a continuous slope.
+
+    at: λ of any shape; outside the knots, the outer cubics continue. knots: rising λ, [K]. values: values at the knots, [K].
+    """
+    import torch
+
+    # The product of a linear interpolation with a smooth function could rise and fall between two knots.
+    (slope,) = torch.gradient(values, spacing=(knots,))
+    right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
+    left = right - 1
+    width, rise = knots[right] - knots[left], values[right] - values[left]
+    part, first, last = (at - knots[left]) / width, width * slope[left], width * slope[right]
+    return values[left] + part * (first + part * (3 * rise - 2 * first - last + part * (first + last - 2 * rise)))
+
+
 class LearnedCurve(NamedTuple):
     """Weighting learned in training: the schedule's density divided by the error at each λ.
 
@@ -156,8 +172,6 @@ class LearnedCurve(NamedTuple):
         return LEARNED
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        from elbocli.core.adaptive import through
-
         if self.schedule is None:
             raise UsageError(f"weighting {LEARNED!r} has no w(λ) before training; give a run that was trained with it")
         within = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)  # outside, the density is zero

@@ -18,7 +18,7 @@ from elbocli.cli.commands import (
     print_json,
     value,
 )
-from elbocli.core.training import MAX_STD
+from elbocli.core.averages import MAX_STD
 
 
 @click.command(cls=Command)
@@ -65,8 +65,9 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     """
     import torch
 
+    from elbocli.core.averages import gamma_of, parse_average
     from elbocli.core.registry import plain
-    from elbocli.core.training import Profile, gamma_of, parse_average, solve
+    from elbocli.ema.solve import Profile, solve
     from elbocli.errors import DataError, FormatError, UsageError
     from elbocli.files.checkpoint import CONFIG, WEIGHTS, whole_snapshots
     from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, write_tensors

@@ -12,7 +12,7 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from elbocli.core.estimate import NOTHING, StreamingFeatureMoments
+from elbocli.core.frechet import NOTHING, StreamingFeatureMoments
 from elbocli.core.metrics import Features
 from elbocli.errors import DataError
 from elbocli.evaluate.result import Pairs

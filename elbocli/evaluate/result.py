@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
-from elbocli.cli.commands import visible
+from elbocli.cli.text import visible
 from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.core.metrics import METRICS, Number, Role, Value
 from elbocli.errors import DataError, ElboError, FormatError

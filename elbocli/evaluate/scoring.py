@@ -13,7 +13,6 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from elbocli.core.estimate import p_of_equal_shares
 from elbocli.core.metrics import METRICS, Need, Value, asked
 from elbocli.core.neighbours import nearest
 from elbocli.errors import DataError, UsageError
@@ -37,7 +36,7 @@ from elbocli.nn.extractors import (
     Extractor,
     make_extractor,
 )
-from elbocli.run.classes import CHANCE, DATA, choose_labels
+from elbocli.run.classes import CHANCE, DATA, choose_labels, p_of_equal_shares
 from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import log
 from elbocli.version import __version__

@@ -101,7 +101,7 @@ class LatentSpace:
     @property
     def rounding(self) -> Declaration:
         """Default rounding of decoded pixels."""
-        from elbocli.core.sampling import ROUNDINGS
+        from elbocli.core.pixels import ROUNDINGS
 
         return ROUNDINGS[CONVENTIONS[self.latent_convention].traits.rounding]
 

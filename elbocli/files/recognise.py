@@ -1,15 +1,12 @@
-"""Recognise kinds of files, and check a command's output files."""
+"""Recognise kinds of files."""
 
-import os
 import re
-from collections.abc import Collection, Sequence
-from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from elbocli.errors import DataError, ElboError, FormatError, UsageError
-from elbocli.files.atomic import PIPE, special, undo_unfinished
+from elbocli.errors import FormatError
+from elbocli.files.atomic import PIPE, special
 from elbocli.files.reading import open_file
 
 PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPEG"
@@ -79,18 +76,6 @@ MAKERS = {
     "features and samples",
 }
 
-# files and folders that training writes into a run
-RECORD = {
-    "config.yaml",
-    "status.json",
-    "metrics.jsonl",
-    "losslog.jsonl",
-    "validation.jsonl",
-    "checkpoints",
-    "snapshots",
-    "previews",
-}
-
 
 def recognise(path: Path) -> str:
     """Return a file's kind: name of a Kind, MISSING, EMPTY, PIPE, "an empty folder", or "out of reach (reason)"."""
@@ -135,60 +120,7 @@ def expect(path: Path, wanted: str) -> None:
         raise FormatError(instead(path, wanted))
 
 
-def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Collection[Path], overwrite: bool) -> None:
-    """Check that a command may write its output files.
-
-    outputs: pairs (path, kinds of existing files that may be replaced).
-        FOLDER among the kinds: a path without a suffix is a folder of PNGs.
-    inputs: files that the command reads.
-    Raises UsageError for a path that may not be written, DataError if the path's folder is missing.
-    """
-    read, seen = [source.absolute() for source in inputs], set[Path]()
-    if not overwrite:
-        undo_unfinished([path for path, _ in outputs])
-    for path, kinds in outputs:
-        here, folder = path.absolute(), FOLDER in kinds and not path.suffix
-        runs = [run for run in here.parents if run in read or (run / "config.yaml").exists()]
-        wrong = ""
-        if here in seen:
-            wrong = "is named for two results; choose another name for one of them"
-        elif any(here.relative_to(run).parts[0] in RECORD for run in runs):
-            wrong = "is a file that training writes into a run; choose another name"
-        elif not os.path.lexists(path):
-            if not folder and not path.parent.is_dir() and path.parent not in inputs:
-                raise DataError(f"{path}: there is no folder {path.parent}; make it first")
-        elif path.resolve() in [source.resolve() for source in inputs]:
-            wrong = "is read by this command; choose another name"
-        elif not overwrite and not _finished_by_killed(path):
-            wrong = f"already exists; choose another name{' or add --overwrite' if kinds else ''}"
-        elif overwrite and (found := _written_kind(path)) not in ({FOLDER} if folder else {*kinds, EMPTY} - {FOLDER}) | {MISSING}:
-            wrong = f"is {found}, and --overwrite replaces only what this command writes; choose another name"
-        if wrong:
-            raise UsageError(f"{path}: {wrong}")
-        seen.add(here)
-
-
 def png_names(count: int) -> list[str]:
     """Return the file names of `count` images in a folder of PNGs."""
     digits = len(str(max(count - 1, 999999)))
     return [f"{index:0{digits}d}.png" for index in range(count)]
-
-
-def _finished_by_killed(path: Path) -> bool:
-    # The same command then removes what the killed process left.
-    from elbocli.files.resumable import finished_by, journal_of
-
-    return finished_by(journal_of(path), path) is not None
-
-
-def _written_kind(path: Path) -> str:
-    found = recognise(path)
-    if path.is_dir():
-        names = sorted(os.listdir(path))
-        return FOLDER if names == png_names(len(names)) else found
-    if found == "a dataset":
-        from elbocli.files.dataset import Dataset
-
-        with suppress(ElboError):
-            return "samples" if Dataset(path, latents=True).attributes.samples is not None else found
-    return found

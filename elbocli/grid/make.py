@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
+from elbocli.core.guidance import Guidance
 from elbocli.core.local_error import FineSolution, ancestral_errors, equal_errors, measured_order
-from elbocli.core.samplers import Sampler, choose_space, logsnr_grid
-from elbocli.core.sampling import Guidance, purpose_of, schedule_of_levels
+from elbocli.core.samplers import Sampler, choose_space, purpose_of
 from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.spacing import logsnr_grid, schedule_of_levels
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import ElboError
@@ -23,7 +24,7 @@ from elbocli.run.classes import choose_labels
 from elbocli.run.open import open_run
 from elbocli.runtime.device import choose_device, sent
 from elbocli.runtime.progress import log
-from elbocli.sample.draw import GuidedRun
+from elbocli.sample.draw import check_guidance, denoiser_of
 from elbocli.version import __version__
 
 
@@ -111,13 +112,13 @@ def make_grid(
     if ancestral and guidance.scale != 1:
         log.warning(f"--guidance-scale is ignored: errors of {sampler.spec} are from the loss log, measured without guidance")
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, run.precision(precision, place)
-    drawer = GuidedRun(run, guidance, worse)
-    drawer.check([low, high, math.inf])
+    denoiser = denoiser_of(run, guidance, worse)
+    check_guidance(run, worse, denoiser, [low, high, math.inf])
     names, counts = run.data.class_names or (), run.class_counts()
     chosen = choose_labels(classes, images, run.network.config.num_classes, seed, names, counts)
     labels = None if chosen is None else sent(torch.from_numpy(chosen).long(), place)
     parts = [None] * -(-images // batch_size) if labels is None else labels.split(batch_size)
-    denoisers = [drawer.denoiser(some) for some in parts]
+    denoisers = [denoiser.given(some) for some in parts]
 
     def denoise(z: Tensor, logsnr: float) -> Tensor:
         with arithmetic.applied(), arithmetic.autocast():
@@ -134,7 +135,7 @@ def make_grid(
     if ancestral:
         errors = ancestral_errors(moments())
     else:
-        z = sent(Stream(seed, "grid").normal(range(images), run.network.config.shape), place).permute(0, 3, 1, 2).contiguous()
+        z = sent(Stream(seed, "grid").noise(range(images), run.network.config.shape), place).contiguous()
         solution = FineSolution(denoise, z, low, high, max(CELLS, 4 * steps))
         errors = partial(solution.errors, sampler)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from elbocli.core.loss import check_output
+from elbocli.core.objective import check_output
 from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import checkpoint as store

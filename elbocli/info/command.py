@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.commands import PATH, STREAM, Command, Output, common, option, overwrite_option, print_json, visible, zoom_option
+from elbocli.cli.commands import PATH, STREAM, Command, Output, common, option, overwrite_option, print_json, zoom_option
+from elbocli.cli.text import visible
 from elbocli.errors import UsageError
 
 

@@ -124,7 +124,7 @@ class Auxiliary:
         remedy = "; an auxiliary loss must return a tensor [n], the loss of each image"
         for each in declared:
             params = {key: value for key, value in each.params.items() if key != "weight"}
-            with reading(f"--auxiliary {each.spec}", remedy, UsageError), torch.no_grad():
+            with reading(f"`auxiliary` {each.spec}", remedy, UsageError), torch.no_grad():
                 self._losses.append(each.make(shapes, **params) if isinstance(each.make, type) else partial(each.make, **params))
                 shape = self._losses[-1](zeros, batch).shape
                 if shape != (TRIED,):
@@ -140,8 +140,8 @@ class Auxiliary:
                 network(*config.example(TRIED))
         if not network.recorded:
             raise UsageError(
-                f"--auxiliary: network family {declaration_of(config).name!r} has no blocks that an auxiliary loss can read; "
-                "choose another --preset"
+                f"`auxiliary`: network family {declaration_of(config).name!r} has no blocks that an auxiliary loss can read; "
+                "choose another `preset`"
             )
         return [tuple(hidden.shape[1:]) for hidden in network.recorded]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from elbocli.core.loss import Network, check_output
+from elbocli.core.guidance import THRESHOLDS, Guidance
+from elbocli.core.objective import NetworkFunction, check_output
 from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Denoise, DenoiseWithVariance, Sampler
-from elbocli.core.sampling import THRESHOLDS, Guidance
 from elbocli.errors import UsageError
 
 NO_THRESHOLD = THRESHOLDS["none"]
@@ -24,20 +24,27 @@ class Denoiser:
     network: takes float32; outputs the prediction, or the prediction and a learned variance in twice the channels.
     labels: classes [B]; None: no classes. threshold: method that clips x̂, from THRESHOLDS.
     guide: denoiser for the weak output of guidance; None: the same network, given no class.
+    conditional: whether the network takes labels.
     calls: number of calls of `network`, without calls of the guide.
     """
 
-    network: Network
+    network: NetworkFunction
     prediction: Prediction
     guidance: Guidance = Guidance()
     labels: Tensor | None = None
     guide: Denoiser | None = None
     threshold: Declaration = NO_THRESHOLD
+    conditional: bool = True
     calls: int = 0
 
     def __post_init__(self) -> None:
         if self.guide is None and self.labels is not None and self.guidance.scale != 1:
             self.guide = Denoiser(self.network, self.prediction, labels=torch.full_like(self.labels, -1))
+
+    def given(self, labels: Tensor | None) -> Denoiser:
+        """Return a copy for a batch with these classes, [B] or None, without calls so far."""
+        labels = labels if self.conditional else None
+        return replace(self, labels=labels, guide=self.guide and self.guide.given(labels), calls=0)
 
     @property
     def evaluations(self) -> int:
@@ -56,7 +63,7 @@ class Denoiser:
         x_hat, v = self._estimate(z, logsnr)
         if v.shape != z.shape:
             raise UsageError(
-                f"the network has no learned variance: {z.shape[1]} output channels, not {2 * z.shape[1]}; use --sampler ddpm"
+                f"the network has no learned variance: {z.shape[1]} output channels, not {2 * z.shape[1]}; use `sampler` ddpm"
             )
         return x_hat, (v + 1).mul_(0.5)
 

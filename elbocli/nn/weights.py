@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from elbocli.core.training import Average
+from elbocli.core.averages import Average
 from elbocli.errors import UsageError
 from elbocli.nn.networks import NetworkConfig, build_empty, declaration_of, section_of
 from elbocli.runtime.processes import to_local

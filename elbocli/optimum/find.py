@@ -19,12 +19,12 @@ from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import LeastCurve, Optimum, SampleCheck
 from elbocli.nn.networks import config_of
+from elbocli.run.examples import training_rows
 from elbocli.run.open import dataset_of, read_run_config
 from elbocli.run.settings import run_settings
 from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.device import choose_device
 from elbocli.runtime.progress import log, progress
-from elbocli.train.batches import training_rows
 from elbocli.version import __version__
 
 NOISES = 2  # noise samples per source image; the difference of the samples' errors gives the standard error

@@ -20,8 +20,8 @@ from elbocli.cli.commands import (
     plugin_option,
     value,
 )
-from elbocli.core.training import PRECISIONS
 from elbocli.files.latents import CONVENTIONS
+from elbocli.runtime import PRECISIONS
 
 
 def shard(value: str) -> tuple[int, int]:

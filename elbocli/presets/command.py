@@ -5,16 +5,8 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import (
-    CONTEXT,
-    Command,
-    Group,
-    Named,
-    common,
-    print_rows,
-    table_option,
-    visible_lines,
-)
+from elbocli.cli.commands import CONTEXT, Command, Group, Named, common, print_rows, table_option
+from elbocli.cli.text import visible_lines
 
 PRESET = Named("elbocli.nn.presets.NAMES")
 

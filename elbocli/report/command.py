@@ -79,7 +79,7 @@ def report(
     if card:
         if len(runs) > 1 or samples or results or as_json:
             raise click.UsageError("--card takes one RUN, and no --samples, --scores or --json; put results into RUN's folder")
-        from elbocli.files.recognise import check_outputs
+        from elbocli.files.outputs import check_outputs
         from elbocli.report.card import model_card
 
         (run,) = runs

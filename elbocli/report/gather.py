@@ -9,11 +9,11 @@ from statistics import median
 from typing import Any
 
 from elbocli.core.adaptive import ErrorMoments
+from elbocli.core.criteria import CRITERIA
 from elbocli.core.estimate import Estimate
 from elbocli.core.optimum import copying, excess
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
-from elbocli.core.training import CRITERIA
 from elbocli.core.weighting import ForeignLoss, LearnedCurve, ScheduleDensity, Weighting
 from elbocli.errors import DataError, ElboError
 from elbocli.files.checkpoint import CONFIG, Checkpoint, RunConfig, checkpoints, read_checkpoint

@@ -13,8 +13,8 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from elbocli.cli.commands import visible_lines
 from elbocli.cli.figure import STYLE, import_matplotlib, level_ticks, line_style
+from elbocli.cli.text import visible_lines
 from elbocli.core.adaptive import ErrorMoments, bin_middles
 from elbocli.evaluate.result import fill_template
 from elbocli.evaluate.settings import PROTOCOLS

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from elbocli.core.estimate import p_of_uniform
 from elbocli.core.registry import nearest
 from elbocli.core.streams import random_classes, random_classes_of
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
@@ -118,3 +117,36 @@ def _read_labels(path: Path) -> Sequence[str | int]:
         if not labels.size:
             raise DataError("is empty; store one class number for each image")
         return check_labels(labels, labels.size).tolist()
+
+
+LEAST_EXPECTED = 5  # images expected in each cell of a chi-square test of two samples; Cochran 1954
+
+
+def p_of_uniform(counts: np.ndarray) -> float:
+    """Return the p-value of Pearson's chi-square test that classes are equally frequent. counts: images of each class, [K]."""
+    from scipy.stats import chisquare
+
+    return float(chisquare(counts).pvalue) if len(counts) > 1 else 1.0
+
+
+def p_of_equal_shares(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the p-value of Pearson's chi-square test that two independent samples have equal proportions of classes.
+
+    first, second: number of images of each class, [K]. Rare classes are pooled, so that LEAST_EXPECTED images are expected in
+    each cell: else one image of a rare class could make any p-value.
+    """
+    from scipy.stats import chi2_contingency
+
+    table = np.stack([first, second])
+    table = table[:, np.argsort(table.sum(0), kind="stable")]
+    expected = table.sum(0) * (table.sum(1).min() / table.sum())
+    starts, held = [0], 0.0
+    for place, images in enumerate(expected):
+        if held >= LEAST_EXPECTED:
+            starts.append(place)
+            held = 0.0
+        held += images
+    if held < LEAST_EXPECTED and len(starts) > 1:
+        starts.pop()
+    cells = np.add.reduceat(table, starts, axis=1)
+    return float(chi2_contingency(cells, correction=False).pvalue) if len(starts) > 1 else 1.0

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, learned_weighting
+from elbocli.core.adaptive import OnlineObjective
+from elbocli.core.averages import parse_average
+from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
-from elbocli.core.schedule import Schedule
-from elbocli.core.training import AUTO, parse_average
+from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, ElboError, UsageError
@@ -31,6 +32,7 @@ from elbocli.nn.weights import transfer
 from elbocli.run.classes import counts_for
 from elbocli.run.settings import Known, run_settings, schedule_of
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
+from elbocli.runtime import AUTO
 from elbocli.runtime.device import Precision
 from elbocli.runtime.progress import log
 
@@ -112,7 +114,9 @@ class TrainedRun:
         """Return the training schedule; if adaptive, computed from the checkpoint. Raises FormatError, DataError."""
         fixed = schedule_of(self.settings)
         if fixed is None:
-            return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
+            low, high = self.settings.logsnr_min, self.settings.logsnr_max
+            weighting, uniform = resolve_weighting(self.settings.weighting), parse_schedule("uniform", low, high)
+            return self._followed(Objective(weighting, uniform, self.prediction)).schedule
         file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
             raise DataError(f"{file}: has changed since {self.path} was trained; choose a schedule by --schedule")
@@ -123,7 +127,7 @@ class TrainedRun:
         weighting = resolve_weighting(self.settings.weighting)
         if not weighting.learned:
             return weighting
-        return learned_weighting(weighting, self.schedule(), self.prediction, self._online())
+        return self._followed(Objective(weighting, self.schedule(), self.prediction)).weighting
 
     def class_counts(self) -> np.ndarray | None:
         """Return the number of training images of each of the network's classes, int64 [K]; None: no classes, or unknown.
@@ -139,11 +143,10 @@ class TrainedRun:
                     counts = dataset.identity().class_counts
         return counts_for(classes, counts, self.path / CONFIG)
 
-    def _online(self) -> AdaptiveSchedule:
-        online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
+    def _followed(self, objective: Objective) -> Objective:
+        """Fit an objective to the checkpoint's errors."""
         with reading(f"{self.checkpoint.path / 'state.pt'}: lacks the errors per noise level", "; use another checkpoint"):
-            online.state.copy_(self.checkpoint.state()["online"])
-        return online
+            return OnlineObjective(objective, True, self.settings.floor, self.checkpoint.state()["online"]).objective
 
 
 def empty_network(config: RunConfig, where: Path) -> Network:
@@ -254,17 +257,18 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     if not weighting.learned:
         return [EffectiveWeighting(0, 0, weighting, ends, settings.auxiliary)]
     assert schedule is not None
-    path, online, intervals = run / "losslog.jsonl", AdaptiveSchedule(bin_edges(low, high)), list[LossLogRow]()
+    path, intervals = run / "losslog.jsonl", list[LossLogRow]()
+    online = OnlineObjective(Objective(weighting, schedule, Prediction(settings.prediction)))
     if path.exists():
         intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)]
     told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
-    found, prediction = [], Prediction(settings.prediction)
-    for number, interval in enumerate([LossLogRow(0, 0, *online.state[:3].tolist()), *intervals]):
+    found = []
+    for number, interval in enumerate([LossLogRow(0, 0, *torch.zeros(3, len(online.edges) - 1).tolist()), *intervals]):
         with reading(path):  # FormatError if the log's number of bins is wrong
-            online.update(interval.sums)
+            online.refit(interval.sums)
         if number in told_at:
-            now = learned_weighting(weighting, schedule, prediction, online)
-            found.append(EffectiveWeighting(interval.step, interval.images, now, ends, settings.auxiliary))
+            now = EffectiveWeighting(interval.step, interval.images, online.objective.weighting, ends, settings.auxiliary)
+            found.append(now)
     return found
 
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import structs
 
 from elbocli.core.adaptive import refuse_adaptive
+from elbocli.core.averages import canonical, parse_average
+from elbocli.core.learning_rate import LR_DECAYS
+from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction, resolution_shift
-from elbocli.core.schedule import Schedule, check_range
+from elbocli.core.schedule import Schedule, check_range, parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.training import AUTO, LR_DECAYS, PRECISIONS, canonical, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.checkpoint import CONFIG, DATA_DIGESTS, InitFacts, RunConfig, RunData
@@ -28,6 +30,7 @@ from elbocli.files.yaml_text import parse_yaml, read_yaml
 from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
+from elbocli.runtime import AUTO, PRECISIONS
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 from elbocli.runtime.progress import log
 
@@ -91,7 +94,7 @@ def preset_data(preset: str) -> RunData | None:
 class Resolved:
     """Settings, network config and objective of a run.
 
-    files: path of a file in the settings → SHA-256. schedule: fixed schedule; None: adaptive.
+    files: path of a file in the settings → SHA-256. objective: at the start; an adaptive schedule is then uniform.
     init: origin of the first weights, for config.yaml; None: no --init.
     initial: run that has the first weights; None: no --init, or the run resumes from a checkpoint.
     """
@@ -100,9 +103,7 @@ class Resolved:
     network: NetworkConfig
     data: RunData
     files: dict[str, str]
-    weighting: Weighting
-    schedule: Schedule | None
-    prediction: Prediction
+    objective: Objective
     init: InitFacts | None = None
     initial: Initial | None = None
 
@@ -217,7 +218,8 @@ def resolve(
         init = fresh.facts(settings, network, data)
     elif initial and init:
         init = structs.replace(init, run=str(initial.named))  # the run may have moved
-    return Resolved(settings, network, data, files, weighting, schedule, prediction, init, initial)
+    objective = Objective(weighting, schedule or parse_schedule("uniform", settings.logsnr_min, settings.logsnr_max), prediction)
+    return Resolved(settings, network, data, files, objective, init, initial)
 
 
 def _choose(data: RunData, device: str) -> str:

@@ -11,14 +11,23 @@ import msgspec
 from msgspec import Meta
 
 from elbocli.core.registry import LEARNED, nearest
-from elbocli.core.training import AUTO, FORMER
 from elbocli.errors import UsageError
 from elbocli.files.records import plain
+from elbocli.runtime import AUTO
 
 LARGEST = 1e6
 LARGEST_COUNT = 10**12
 LARGEST_SEED = 2**63 - 1
 ADAPTIVE = "adaptive"
+# Former name of a training setting in config.yaml, presets and --config → its present name; "": it is gone, and empty in most runs.
+FORMER = {
+    "batch": "batch_size",
+    "clip": "grad_clip",
+    "features": "",
+    "keep": "keep_last",
+    "milestone_every": "keep_every",
+    "warmup": "warmup_steps",
+}
 
 RUN = "Run"
 SPEED = "Speed and memory"
@@ -154,7 +163,7 @@ class TrainSettings:
         "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
         "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "
         "curve of the new number from there.",
-        names="elbocli.core.training.LR_DECAYS",
+        names="elbocli.core.learning_rate.LR_DECAYS",
     )
     weight_decay: float = about(0.0, "Weight decay.", shown="0", ge=0, le=1e3)
     beta2: float = about(0.999, "beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")
@@ -213,8 +222,8 @@ class TrainSettings:
         "Average, or its decay; may be repeated.",
         group=KEPT,
         more="A decay is per update. Previews, validation, sample and bound use the first.",
-        names="elbocli.core.training.AVERAGES",
-        parse="elbocli.core.training.canonical",
+        names="elbocli.core.averages.AVERAGES",
+        parse="elbocli.core.averages.canonical",
     )
     snapshot_every: int = about(
         0,

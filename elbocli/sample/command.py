@@ -57,7 +57,7 @@ GROUPS = {
 )
 @option(
     "--spacing",
-    type=Named("elbocli.core.sampling.SPACINGS"),
+    type=Named("elbocli.core.spacing.SPACINGS"),
     help="Levels of the schedule to visit: even, trailing, a subset of timesteps (timesteps), or every k-th timestep (stride).  "
     "[default: even; timesteps for t-linear and similar]",
     more="even includes both ends of the range; trailing is JiT's, from which the last step of 1/T ends at clean data. "
@@ -66,7 +66,7 @@ GROUPS = {
 )
 @option(
     "--start",
-    type=Named("elbocli.core.sampling.STARTS"),
+    type=Named("elbocli.core.noise.STARTS"),
     default="unit",
     help="Noise to start from: of variance 1 (unit), or sigma_max (edm) as EDM does.",
     more="EDM starts from y = z/alpha = sigma_max eps, without the small image part, of variance 1, that y has at the noisiest "
@@ -75,7 +75,7 @@ GROUPS = {
 @guidance_options
 @option(
     "--threshold",
-    type=Named("elbocli.core.sampling.THRESHOLDS"),
+    type=Named("elbocli.core.guidance.THRESHOLDS"),
     default="none",
     help="Keep each estimate of the image within the range of pixels, after guidance: static, or dynamic:percentile=P.",
 )
@@ -93,7 +93,7 @@ GROUPS = {
 @seed_option
 @option(
     "--noise",
-    type=Named("elbocli.core.sampling.NOISES"),
+    type=Named("elbocli.core.noise.NOISES"),
     default="elbo",
     help="Random numbers: elbo's, the same on any device, or those of EDM's (edm) or EDM2's (edm2) seed SEED + i.",
     more="With edm, image i has the noise, and with --classes random the class, that EDM's generate.py draws for seed "
@@ -120,7 +120,7 @@ GROUPS = {
 )
 @option(
     "--rounding",
-    type=Named("elbocli.core.sampling.ROUNDINGS"),
+    type=Named("elbocli.core.pixels.ROUNDINGS"),
     help="Rounding to pixel levels: nearest, half-up (edm, dit, sit) or truncate (adm; edm2's latents).  [default: nearest; "
     "for latents, their convention's]",
     more="half-up (also edm, dit, sit) differs from nearest only in halves. truncate (also adm, edm2) is half a level darker on "
@@ -145,8 +145,11 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     interrupted, run it again: it continues the unfinished file. Under torchrun, processes share the work. Image i
     depends on (seed, i) alone.
     """
+    from elbocli.core.guidance import THRESHOLDS
+    from elbocli.core.noise import NOISES, STARTS
+    from elbocli.core.pixels import ROUNDINGS
     from elbocli.core.samplers import parse_sampler
-    from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, THRESHOLDS
+    from elbocli.core.spacing import SPACINGS
     from elbocli.files.atomic import streams, writing
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined

@@ -15,14 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.loss import Network
+from elbocli.core.guidance import Guidance
+from elbocli.core.noise import ELBO, UNIT, Noise
+from elbocli.core.pixels import NEAREST, to_levels
 from elbocli.core.registry import Declaration
-from elbocli.core.samplers import Sampler, choose_space, logsnr_grid, parse_sampler, walk
-from elbocli.core.sampling import ELBO, NEAREST, UNIT, Guidance, Noise, purpose_of, to_levels, usual_spacing
+from elbocli.core.samplers import Sampler, choose_space, parse_sampler, purpose_of, walk
 from elbocli.core.schedule import Schedule
+from elbocli.core.spacing import logsnr_grid, usual_spacing
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, read_space
+from elbocli.files.reading import reading
 from elbocli.files.sample_files import SamplesHeader, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import NO_THRESHOLD, Denoiser
@@ -37,95 +40,84 @@ from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
 
 
-@dataclass(frozen=True)
-class GuidedRun:
-    """A run to draw from, with guidance and clipping.
+def denoiser_of(
+    run: TrainedRun, guidance: Guidance, guide: TrainedRun | None = None, threshold: Declaration = NO_THRESHOLD
+) -> Denoiser:
+    """Return a run's denoiser, for batches without classes; `given` returns one for a batch with classes.
 
     guide: run for the weak output of guidance; None: the run to draw from, given no class.
     threshold: method from THRESHOLDS that clips x̂.
-    network, weak: functions to call in place of the networks of `trained` and `guide`; None: the networks.
     """
+    weak = None
+    if guide is not None:
+        weak = Denoiser(guide.network, guide.prediction, conditional=guide.network.config.num_classes > 0)
+    return Denoiser(run.network, run.prediction, guidance, guide=weak, threshold=threshold)
 
-    trained: TrainedRun
-    guidance: Guidance
-    guide: TrainedRun | None = None
-    threshold: Declaration = NO_THRESHOLD
-    network: Network | None = None
-    weak: Network | None = None
 
-    def denoiser(self, labels: Tensor | None) -> Denoiser:
-        """Return a new guided denoiser. labels: [B], or None."""
-        guide = None
-        if self.guide is not None:
-            known = labels if self.guide.network.config.num_classes else None
-            weak = self.guide.network if self.weak is None else self.weak
-            guide = Denoiser(weak, self.guide.prediction, labels=known)
-        network = self.trained.network if self.network is None else self.network
-        return Denoiser(network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
+def prepared(denoiser: Denoiser, learned: bool, compile: bool, graphs: CudaGraphs | None) -> Denoiser:
+    """Return a copy that calls the networks faster, for batches of one size.
 
-    def prepared(self, learned: bool, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy that calls the networks faster, for batches of one size.
+    learned: whether the network also outputs its learned variance. compile: use torch.compile.
+    graphs: None for no CUDA graphs.
+    Raises UsageError: the network has no learned variance.
+    """
+    network: Any = denoiser.network
+    if learned:
+        if not getattr(network.config, "variance", False):
+            raise UsageError("the network has no learned variance; use --sampler ddpm")
+        network = network.outputs
+    network = torch.compile(network, dynamic=False) if compile else network
+    guide = denoiser.guide and prepared(denoiser.guide, False, compile, graphs)
+    return replace(denoiser, network=partial(graphs.call, network) if graphs else network, guide=guide)
 
-        learned: whether the network also outputs its learned variance. compile: use torch.compile.
-        graphs: None for no CUDA graphs.
-        Raises UsageError: the network has no learned variance.
-        """
 
-        def ready(network: Network) -> Network:
-            network = torch.compile(network, dynamic=False) if compile else network
-            return partial(graphs.call, network) if graphs else network
+def count_evaluations(denoiser: Denoiser, sampler: Sampler, grid: list[float], labels: Tensor | None) -> int:
+    """Return the number of network evaluations per image. labels: class of any image, [1]; None: no classes."""
+    one = denoiser.given(labels)
+    for part in filter(None, (one, one.guide)):
+        part.network = lambda z, *_: torch.cat([z, z], 1)
+    walk(sampler, torch.zeros(1, 1), grid, one.asked_by(sampler), lambda: torch.zeros(1, 1))
+    return one.evaluations
 
-        network = self.trained.network
-        if learned and not getattr(network.config, "variance", False):
-            raise UsageError(f"{self.trained.path}: the network has no learned variance; use --sampler ddpm")
-        weak = ready(self.guide.network) if self.guide else None
-        return replace(self, network=ready(network.outputs if learned else network), weak=weak)
 
-    def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
-        """Return the number of network evaluations per image."""
-        denoiser, z = self.denoiser(self.trained.network.config.example(1)[2]), torch.zeros(1, 1)
-        for one in filter(None, (denoiser, denoiser.guide)):
-            one.network = lambda z, *_: torch.cat([z, z], 1)
-        walk(sampler, z, grid, denoiser.asked_by(sampler), lambda: z)
-        return denoiser.evaluations
+def describe_guidance(denoiser: Denoiser, guide: TrainedRun | None) -> dict[str, Any]:
+    """Return entries for result files: guidance, its guide, and threshold."""
+    given = denoiser.guidance
+    numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
+    facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
+    if guide is not None:
+        facts |= {"guide": str(guide.path), **{f"guide_{key}": to for key, to in guide.about.items()}}
+    return {**facts, "threshold": denoiser.threshold.spec}
 
-    def about(self) -> dict[str, Any]:
-        given = self.guidance
-        numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
-        facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
-        if self.guide is not None:
-            facts |= {"guide": str(self.guide.path), **{f"guide_{key}": to for key, to in self.guide.about.items()}}
-        return {**facts, "threshold": self.threshold.spec}
 
-    def check(self, grid: list[float]) -> None:
-        """Raise UsageError if guide, guidance or threshold don't fit the run."""
-        trained, guide, scale, channels = self.trained, self.guide, self.guidance.scale, self.guidance.channels
-        config, path = trained.network.config, trained.path
-        if self.threshold.name != "none" and trained.data.latents:
-            raise UsageError(
-                f"--threshold {self.threshold.spec}: {path} draws latents, which have no range; leave --threshold out"
-            )
-        if channels > config.image_channels:
-            raise UsageError(f"--guidance-channels {channels}: {path} has {config.image_channels} channels; lower the number")
-        if guide is None:
-            if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
-                raise UsageError(f"--guidance-scale {scale:g}: {path} has no classes, or no --label-dropout; add --guide RUN")
-            return
-        if scale == 1:
-            raise UsageError("a guide has no effect at --guidance-scale 1; try --guidance-scale 2")
-        known = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
-        if _images(trained) != _images(guide) or (known[1][0] and known[0] != known[1]):
-            raise UsageError(
-                f"--guide {guide.path}: draws other images or classes than {path}; name a guide with "
-                "the same image size, channels and latent space, and the same classes or none"
-            )
-        low, high = guide.settings.logsnr_min, guide.settings.logsnr_max
-        beyond = [at for at in grid[:-1] if self.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
-        if beyond:
-            raise UsageError(
-                f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, but would be used at logsnr {beyond[0]:.4g}; "
-                f"add --guidance-interval {low:g} {high:g}"
-            )
+def check_guidance(trained: TrainedRun, guide: TrainedRun | None, denoiser: Denoiser, grid: list[float]) -> None:
+    """Raise UsageError if guide, guidance or threshold don't fit the run."""
+    config, path, scale, channels = trained.network.config, trained.path, denoiser.guidance.scale, denoiser.guidance.channels
+    if denoiser.threshold.name != "none" and trained.data.latents:
+        raise UsageError(
+            f"--threshold {denoiser.threshold.spec}: {path} draws latents, which have no range; leave --threshold out"
+        )
+    if channels > config.image_channels:
+        raise UsageError(f"--guidance-channels {channels}: {path} has {config.image_channels} channels; lower the number")
+    if guide is None:
+        if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
+            raise UsageError(f"--guidance-scale {scale:g}: {path} has no classes, or no --label-dropout; add --guide RUN")
+        return
+    if scale == 1:
+        raise UsageError("a guide has no effect at --guidance-scale 1; try --guidance-scale 2")
+    known = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
+    if _images(trained) != _images(guide) or (known[1][0] and known[0] != known[1]):
+        raise UsageError(
+            f"--guide {guide.path}: draws other images or classes than {path}; name a guide with "
+            "the same image size, channels and latent space, and the same classes or none"
+        )
+    low, high = guide.settings.logsnr_min, guide.settings.logsnr_max
+    beyond = [at for at in grid[:-1] if denoiser.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
+    if beyond:
+        raise UsageError(
+            f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, but would be used at logsnr {beyond[0]:.4g}; "
+            f"add --guidance-interval {low:g} {high:g}"
+        )
 
 
 def _images(run: TrainedRun) -> tuple[Any, ...]:
@@ -254,7 +246,7 @@ def draw_batch(
     drawn = source.walk(indices)
 
     def noise() -> Tensor:
-        return sent(drawn(), source.device).movedim(-1, 1)
+        return sent(drawn(), source.device)
 
     estimate = denoiser.asked_by(settings.sampler)
 
@@ -283,8 +275,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
         if settings.guide or settings.guide_weights:  # without --guide, the guide weights are of the same checkpoint
             guide = _open(settings.guide or trained.checkpoint.path, world, settings.guide_weights or "ema")
         with world.together():
-            drawer = GuidedRun(trained, settings.guidance, guide, settings.threshold)
-            drawing = _Drawing(drawer, settings, world, Ending(signals, 0, world.size > 1))
+            drawing = _Drawing(trained, guide, settings, world, Ending(signals, 0, world.size > 1))
         drawing.write(target)
 
 
@@ -315,9 +306,8 @@ def _check_purpose(schedule: Schedule, found: str) -> None:
 class _Drawing:
     """Drawing of images in rounds: every rank draws a batch, and rank 0 writes."""
 
-    def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
-        trained, device, n = drawer.trained, world.device, settings.n
-        config = trained.network.config
+    def __init__(self, trained: TrainedRun, guide: TrainedRun | None, settings: SampleSettings, world: World, ending: Ending):
+        device, n, config = world.device, settings.n, trained.network.config
         self.precision = trained.precision(settings.precision, device)
         schedule = _choose_schedule(trained, settings)
         sampler = choose_space(settings.sampler, trained.prediction, schedule)
@@ -326,11 +316,14 @@ class _Drawing:
         self.settings, self.world, self.ending = replace(settings, sampler=sampler), world, ending
         spacing = settings.spacing or usual_spacing(schedule)
         self.grid = grid = logsnr_grid(schedule, steps, spacing)
-        drawer.check(grid)
+        denoiser = denoiser_of(trained, settings.guidance, guide, settings.threshold)
+        check_guidance(trained, guide, denoiser, grid)
         graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
         compiled = settings.compile == "on"
         self.fixed = compiled or graphs is not None  # fill the last batch up: compiled networks need equal batches
-        self.drawer = drawer = drawer.prepared(sampler.traits.learned, compiled, graphs)
+        with reading(trained.path, kind=UsageError, on=()):
+            self.denoiser = prepared(denoiser, sampler.traits.learned, compiled, graphs)
+        self.trained = trained
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, config.shape, config.num_classes, device)
@@ -348,14 +341,14 @@ class _Drawing:
             **trained.about,
             "sampler": sampler.spec,
             "steps": steps,
-            "nfe": drawer.evaluations(sampler, grid),
+            "nfe": count_evaluations(denoiser, sampler, grid, config.example(1)[2]),
             "schedule": schedule.base,
             "spacing": spacing.spec,
             "start": settings.start.spec,
             "logsnr_min": grid[0],
             "logsnr_max": grid[-2],
             "grid_sha256": hashlib.sha256(repr(grid).encode()).hexdigest(),
-            **drawer.about(),
+            **describe_guidance(denoiser, guide),
             "classes": classes,
             "seed": settings.seed,
             "noise": settings.noise.name,
@@ -376,7 +369,7 @@ class _Drawing:
 
         Raises Interrupted and PeerLost; an ElboError of one rank is raised on all ranks.
         """
-        world, trained, about, n = self.world, self.drawer.trained, self.header.about, self.settings.n
+        world, trained, about, n = self.world, self.trained, self.header.about, self.settings.n
         with ExitStack() as stack:
             sink = None
             with world.together():
@@ -417,7 +410,7 @@ class _Drawing:
         labels, of_images = None, self.header.labels
         if of_images is not None:
             labels = sent(torch.from_numpy(of_images[np.minimum(indices, n - 1)]).long(), device)
-        denoiser, nfe = self.drawer.denoiser(labels), self.header.about["nfe"]
+        denoiser, nfe = self.denoiser.given(labels), self.header.about["nfe"]
         together = min(self.batch * self.world.size, n - start)
 
         def report() -> None:

@@ -151,7 +151,8 @@ def train(
     from elbocli.run import folder, settings
     from elbocli.run.open import dataset_for, initial_of
     from elbocli.runtime.processes import joined
-    from elbocli.train import loop, plan, recorder
+    from elbocli.train import loop, plan
+    from elbocli.train.targets import check_targets
 
     known, asked = settings.read_options(config, {**options, "data": data, "init": init}, words)
     data, init = asked.pop("data", None), asked.pop("init", None)
@@ -167,7 +168,7 @@ def train(
         return
     with joined(asked.get("device") or (known.config.settings.get("device", "auto") if known else "auto")) as world:
         with world.together():
-            recorder.check_targets(log_to, out)
+            check_targets(log_to, out)
             initial = initial_of(init, known, out) if world.first else None  # only rank 0 reads the weights
         initial = world.of_first(initial)
         with world.together():

@@ -26,9 +26,10 @@ from elbocli.runtime.background import PATIENCE_S, TIME, Ending, catching_signal
 from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import log, progress
-from elbocli.train.recorder import Recorder, flush_logs, log_lengths, open_held_out
+from elbocli.train.recorder import Recorder, flush_logs, log_lengths
 from elbocli.train.state import TrainState
 from elbocli.train.step import check, update
+from elbocli.train.validation import open_held_out
 
 GLANCE_S = 0.5  # seconds to wait for a run's lock, which other commands may hold for a moment
 GRACE_S, LOOK_S = 5.0, 0.1  # for a command of --on-checkpoint: seconds from SIGTERM to SIGKILL, and between checks for its end
@@ -246,11 +247,12 @@ def _introduction(state: TrainState, out: Path) -> str:
     if init:
         new += f" from {init.run}, weights {init.weights}, changed settings: {', '.join(init.changed or ['none'])}"
     many = f", {state.world.size} processes" if state.world.size > 1 else ""
-    kind = "not monotone" if state.weighting.rising(settings.logsnr_min, settings.logsnr_max) else "monotone"
+    weighting = state.objective.weighting
+    kind = "not monotone" if weighting.rising(settings.logsnr_min, settings.logsnr_max) else "monotone"
     return (
         f"{out}: {f'going on after step {start}' if start else new}; "
         f"{count_parameters(state.network):,} parameters, {state.device}{many}, "
         f"{Precision(settings.precision, state.device)}; "
-        f"weighting {settings.weighting} ({'learned, ' if state.weighting.learned else ''}{kind}), schedule {settings.schedule}, "
+        f"weighting {settings.weighting} ({'learned, ' if weighting.learned else ''}{kind}), schedule {settings.schedule}, "
         f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}{'; ' * bool(state.auxiliary)}{no_elbo(settings.auxiliary)}"
     )

@@ -145,7 +145,7 @@ def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
             "channels": network.image_channels,
             "classes": network.num_classes,
         },
-        "verdict": resolved.weighting.verdict(settings.logsnr_min, settings.logsnr_max, settings.auxiliary),
+        "verdict": resolved.objective.weighting.verdict(settings.logsnr_min, settings.logsnr_max, settings.auxiliary),
         "images": seen,
         "epochs": round(seen / images, 2),
         "compute": {key: float(f"{value:.4g}") for key, value in compute.items()},

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from elbocli.core.metrics import Need, Role, asked
-from elbocli.core.samplers import logsnr_grid, parse_sampler
-from elbocli.core.sampling import Noise
+from elbocli.core.noise import Noise
+from elbocli.core.samplers import parse_sampler
+from elbocli.core.spacing import logsnr_grid
 from elbocli.errors import UsageError
 from elbocli.evaluate.extract import FeatureSource, open_reference, source_of
 from elbocli.evaluate.scoring import Task, check_extraction, check_features, check_sources, extract, score
@@ -56,7 +57,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
             places, part = range(start, start + at_once), None
             if labels is not None:
                 part = sent(torch.from_numpy(labels[np.minimum(places, how.n - 1)]), state.device)
-            denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
+            denoiser = Denoiser(state.spread.forward, state.objective.prediction, labels=part)
             images.append(draw_batch(denoiser, places, grid, how, source, state.spread.precision, output.pixels))
     return torch.cat(world.all(torch.cat(images)[:share].cpu()))[: how.n]
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from elbocli.core.adaptive import BinSums, Objective, bin_edges
+from elbocli.core.adaptive import BinSums, OnlineObjective
+from elbocli.core.averages import parse_average
+from elbocli.core.learning_rate import LR_DECAYS
+from elbocli.core.objective import Objective
 from elbocli.core.streams import Stream
-from elbocli.core.training import LR_DECAYS, parse_average
 from elbocli.errors import OUT_OF_MEMORY, DataError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
@@ -23,6 +25,7 @@ from elbocli.nn.auxiliary import Auxiliary, AuxiliaryBatch
 from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
+from elbocli.run.train_settings import ADAPTIVE
 from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_device, name_of
 from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to_stderr, to_local
 from elbocli.runtime.progress import log
@@ -159,7 +162,7 @@ def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
 
 
-class TrainState(Objective):
+class TrainState:
     """State of training: objective, network, auxiliary losses, optimizer, averages, sums for the log, and counters.
 
     Raises UsageError: the batch can't be split over the processes, or an auxiliary loss doesn't suit the network.
@@ -168,8 +171,7 @@ class TrainState(Objective):
 
     def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None, saved: store.Checkpoint | None = None):
         settings = self.settings = resolved.settings
-        low, high = settings.logsnr_min, settings.logsnr_max
-        super().__init__(resolved.weighting, resolved.schedule, resolved.prediction, bin_edges(low, high), settings.floor)
+        self.online = OnlineObjective(resolved.objective, settings.schedule == ADAPTIVE, settings.floor)
         self.resolved, self.dataset = resolved, dataset
         world = self.world = world or World(device=choose_device(settings.device))
         self.device = world.device
@@ -221,7 +223,7 @@ class TrainState(Objective):
         self.first_bad = zeros[2:5]  # number, loss and gradient norm of the first non-finite step; zeros if there was none
         # Since the last log interval: sum of all images' losses, sum of gradient norms, updates, sums of auxiliary losses.
         self.totals = zeros[5:]
-        self.sums = BinSums(low, high, device=self.device)
+        self.sums = BinSums(settings.logsnr_min, settings.logsnr_max, device=self.device)
         self.steps_done = 0
 
     def _compile(self) -> None:
@@ -237,6 +239,11 @@ class TrainState(Objective):
             for module in self.network.modules():
                 module._compiled_call_impl = None
             log.warning("torch.compile failed, so training is slower: %s; --no-compile skips compilation", trouble)
+
+    @property
+    def objective(self) -> Objective:
+        """Objective of the next update."""
+        return self.online.objective
 
     @property
     def compiled(self) -> bool:
@@ -285,7 +292,7 @@ class TrainState(Objective):
         self.sums.values.zero_()
         loss, norm, steps, *others = self.totals.tolist()
         self.totals.zero_()
-        self.refit(sums)
+        self.online.refit(sums)
         steps = steps or math.nan
         images = steps * self.settings.batch_size
         auxiliary = {key: other / images for key, other in zip(self.auxiliary.keys, others, strict=True)}
@@ -312,7 +319,7 @@ class TrainState(Objective):
             "guard": {key: getattr(self, key).cpu().clone() for key in ("scale", "unbroken")},
             "sums": torch.stack(self.world.all(self.sums.values.cpu().clone())),
             "totals": self.totals.cpu().clone(),
-            "online": None if self.online is None else self.online.state.clone(),
+            "online": self.online.state,
         }
 
     @torch.no_grad()
@@ -355,7 +362,5 @@ class TrainState(Objective):
             elif self.world.first:  # the number of processes has changed
                 self.sums.values.copy_(by_rank.sum(0))
             self.totals.copy_(state["totals"])
-            if self.online is not None:
-                self.online.state.copy_(state["online"])
-                self.follow()
+            self.online.restore(state["online"])
         self.steps_done = saved.step

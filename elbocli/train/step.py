@@ -3,11 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from elbocli.core.loss import denoising_losses
-from elbocli.core.prediction import Prediction
-from elbocli.core.schedule import Schedule
-from elbocli.core.training import learning_rate
-from elbocli.core.weighting import Weighting
+from elbocli.core.learning_rate import learning_rate
+from elbocli.core.objective import Objective
 from elbocli.errors import NonFiniteError
 from elbocli.nn.auxiliary import Auxiliary, AuxiliaryBatch
 from elbocli.runtime.device import Precision, seed_dropout
@@ -21,9 +18,7 @@ def step_losses(
     batches: Batches,
     step: int,
     part: int,
-    weighting: Weighting,
-    schedule: Schedule,
-    prediction: Prediction,
+    objective: Objective,
     logsnr: Tensor | None = None,
     auxiliary: Auxiliary | None = None,
 ) -> tuple[Tensor, ...]:
@@ -38,17 +33,16 @@ def step_losses(
     settings, device, mine = batches.settings, batches.device, batches.parts[part]
     # Noise levels: λ(t) of every image of the batch.
     if logsnr is None:
-        logsnr = schedule.logsnr(batches.times(step))
+        logsnr = objective.schedule.logsnr(batches.times(step))
     level = logsnr[mine.start : mine.stop]
     x, eps, labels = batches.at(step, part)
     if batches.dropout:
         seed_dropout(device, batches.masks.seed(step) + mine.start)
-    given = x, eps, labels, level, weighting, schedule, prediction
     with Precision(settings.precision, device).autocast():
         if not auxiliary:
-            return denoising_losses(network, *given)[:3]
+            return objective.losses(network, x, eps, labels, level)[:3]
         with auxiliary.recording() as hidden:
-            terms = denoising_losses(network, *given)
+            terms = objective.losses(network, x, eps, labels, level)
     batch = AuxiliaryBatch(x, eps, labels, terms.logsnr, terms.out)
     return *terms[:3], *auxiliary.losses(hidden, batch)
 
@@ -59,8 +53,8 @@ def update(state: TrainState) -> None:
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
     for part in range(parts):
         with spread.accumulating(last=part == parts - 1):
-            how = state.weighting, state.schedule, state.prediction
-            loss, eps_error, logsnr, *others = step_losses(spread.forward, state.batches, step, part, *how, auxiliary=auxiliary)
+            terms = step_losses(spread.forward, state.batches, step, part, state.objective, auxiliary=auxiliary)
+            loss, eps_error, logsnr, *others = terms
             # Backward: DDP averages gradients over processes, so the factor world.size makes the result the batch's mean.
             whole = loss.sum() + auxiliary.total(others) if others else loss.sum()
             (whole * (scale.float() * (world.size / settings.batch_size))).backward()

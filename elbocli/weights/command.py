@@ -22,8 +22,8 @@ from elbocli.cli.commands import (
     print_rows,
     table_option,
     value,
-    visible,
 )
+from elbocli.cli.text import visible
 
 # KIND of `elbo weights list` → module and name of the registry.
 REGISTRIES = {
@@ -32,14 +32,14 @@ REGISTRIES = {
     "predictions": "elbocli.core.prediction.PREDICTIONS",
     "factors": "elbocli.core.weighting.FACTORS",
     "samplers": "elbocli.core.samplers.SAMPLERS",
-    "spacings": "elbocli.core.sampling.SPACINGS",
-    "noises": "elbocli.core.sampling.NOISES",
-    "starts": "elbocli.core.sampling.STARTS",
-    "thresholds": "elbocli.core.sampling.THRESHOLDS",
-    "roundings": "elbocli.core.sampling.ROUNDINGS",
-    "criteria": "elbocli.core.training.CRITERIA",
+    "spacings": "elbocli.core.spacing.SPACINGS",
+    "noises": "elbocli.core.noise.NOISES",
+    "starts": "elbocli.core.noise.STARTS",
+    "thresholds": "elbocli.core.guidance.THRESHOLDS",
+    "roundings": "elbocli.core.pixels.ROUNDINGS",
+    "criteria": "elbocli.core.criteria.CRITERIA",
     "auxiliary": "elbocli.nn.auxiliary.AUXILIARIES",
-    "averages": "elbocli.core.training.AVERAGES",
+    "averages": "elbocli.core.averages.AVERAGES",
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
     "metrics": "elbocli.core.metrics.METRICS",
 }

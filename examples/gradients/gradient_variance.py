@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import Measurement, open_measurement
+from elbocli.bound.measure import RunMeasurement, open_measurement
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
+from elbocli.core.objective import Objective
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting, parse_weighting
@@ -97,15 +98,15 @@ def compare(sums: list[GroupSums], batch: int) -> list[tuple[float, float, float
 class Gradients:
     """Gradients of a run's loss. The batch, time sampling, flips, label dropout and dropout are the run's own."""
 
-    def __init__(self, asked: Measurement, batch: int | None = None):
+    def __init__(self, asked: RunMeasurement, batch: int | None = None):
         settings = asked.trained.settings
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(asked.seed, "gradient").seed(0)
         changed: Any = {"batch_size": batch or settings.batch_size, "precision": asked.precision.name}
         self.settings = replace(settings, seed=seed, micro_batch=0, val_split=0, **changed)
         trained = asked.trained
-        objective = trained.weighting(), None, trained.prediction
-        resolved = Resolved(self.settings, trained.network.config, RunData(), {}, *objective)
+        objective = Objective(trained.weighting(), parse_schedule("uniform", asked.low, asked.high), trained.prediction)
+        resolved = Resolved(self.settings, trained.network.config, RunData(), {}, objective)
         self.device, self.precision, self.prediction = asked.precision.device, asked.precision, asked.trained.prediction
         self.batches = Batches(asked.dataset, resolved, self.device)
         self.network = asked.trained.network.requires_grad_(True).train()
@@ -114,7 +115,8 @@ class Gradients:
     def at(self, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor | None = None) -> Tensor:
         """The gradient of a step's mean loss, flattened: under any schedule of the same images, noise and t (or at given λ)."""
         with self.precision.applied():
-            loss, _, _ = step_losses(self.network, self.batches, step, 0, weighting, schedule, self.prediction, logsnr)
+            objective = Objective(weighting, schedule, self.prediction)
+            loss, _, _ = step_losses(self.network, self.batches, step, 0, objective, logsnr)
             return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
 
 
@@ -130,7 +132,7 @@ def group_sums(gradients: Gradients, weighting: Weighting, schedule: Schedule, b
     return GroupSums((sums @ sums.T).double().cpu(), squares, batches // GROUPS)
 
 
-def _squared_norm(singles: Gradients, asked: Measurement, cell: int, edges: Tensor) -> float:
+def _squared_norm(singles: Gradients, asked: RunMeasurement, cell: int, edges: Tensor) -> float:
     """Mean square of one image's gradient of ½‖ε−ε̂‖²/p, for p uniform and λ in one cell."""
     plain, uniform = parse_weighting("elbo"), parse_schedule("uniform", asked.low, asked.high)
     offset = Stream(asked.seed, "gradient-norm").uniform(cell, 1)
@@ -140,7 +142,7 @@ def _squared_norm(singles: Gradients, asked: Measurement, cell: int, edges: Tens
     return sum(float(gradient.double().square().sum()) for gradient in steps) / PER_BIN
 
 
-def run(asked: Measurement, weightings: list[Weighting], specs: list[str], batches: int) -> tuple[dict[str, Any], str]:
+def run(asked: RunMeasurement, weightings: list[Weighting], specs: list[str], batches: int) -> tuple[dict[str, Any], str]:
     """Measure every weighting under every schedule on the same images and noise.
 
     Returns (the result as JSON, the text of the measured schedule of the last weighting, or ''). Raises ElboError.

@@ -10,8 +10,8 @@ import torch
 
 from elbocli.adapt.fit import FittedSchedule, fit_log, plot_fit
 from elbocli.core.adaptive import ErrorMoments, bin_edges, floored, loss_variance
+from elbocli.core.criteria import OF_ERRORS
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
-from elbocli.core.training import OF_ERRORS
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, UsageError
 from elbocli.files import losslog

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from elbocli.bound.measure import Measurement, open_measurement
+from elbocli.bound.measure import RunMeasurement, open_measurement
 from elbocli.bound.result import Classification
 from elbocli.errors import DataError
 from elbocli.files.losslog import read_table
@@ -134,9 +134,9 @@ def test_the_other_questions_are_answered_for_latents(bound, latent_run, tmp_pat
 def test_latents_are_drawn_once_as_training_draws_them(latent_run, latents):
     """From mean and std, by the image's number and the seed, whatever images come with it."""
 
-    def drawn(batch: int, seed: int) -> tuple[Measurement, torch.Tensor]:
+    def drawn(batch: int, seed: int) -> tuple[RunMeasurement, torch.Tensor]:
         asked = open_measurement(latent_run, latents, images=48, batch_size=batch, seed=seed)
-        each = {row: x for some in asked for row, x in zip(some.rows, some.content, strict=True)}
+        each = {row: x for some in asked.images for row, x in zip(some.rows, some.content, strict=True)}
         return asked, torch.stack([each[row] for row in range(48)])
 
     (asked, x), (_, same), (_, other) = drawn(64, 0), drawn(256, 0), drawn(256, 1)

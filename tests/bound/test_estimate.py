@@ -15,17 +15,19 @@ from identities import Levels, Mixture
 from torch import Tensor
 
 from elbocli.bound import estimate
-from elbocli.bound.estimate import ESTIMATORS, Found, estimate_likelihoods, flat, parse_estimators
-from elbocli.bound.measure import Images, MeasuredNetwork, open_measurement
+from elbocli.bound.estimate import ESTIMATORS, Found, draw_for, estimate_likelihoods, flat, parse_estimators
+from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.elbo import fit_gaussian, prior, reconstruction
 from elbocli.core.estimate import image_errors
+from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.losslog import read_logs
+from elbocli.run.examples import ImageBatch
 from elbocli.runtime.device import Precision
 
 LOW, HIGH = -12.0, 13.0
@@ -36,28 +38,33 @@ DRAWN = ("variational", "information")
 FP32 = Precision("fp32", torch.device("cpu"))
 
 
-def measured(network: Any, count: float, high: float = HIGH, draws: int = 16, seed: int = 0) -> MeasuredNetwork:
+def measured(
+    network: Any, images: list[ImageBatch], count: float, high: float = HIGH, draws: int = 16, seed: int = 0
+) -> Measurement:
     how: Any = {"batch_size": 4096, "draws": draws, "seed": seed, "population": count}
-    return MeasuredNetwork(network, Prediction("eps"), LOW, high, FP32, **how)
+    return Measurement(network, Prediction("eps"), LOW, high, FP32, images, **how)
 
 
-def images_of(content: Tensor, size: int = 1000) -> list[Images]:
+def images_of(content: Tensor, size: int = 1000) -> list[ImageBatch]:
     """In parts of so many."""
-    return [Images(content[rows], None, rows.tolist()) for rows in torch.arange(len(content)).split(size)]
+    return [ImageBatch(content[rows], None, rows.tolist()) for rows in torch.arange(len(content)).split(size)]
 
 
 def estimated(network: Any, content: Tensor, specs: Sequence[str] = tuple(ESTIMATORS), gaussian: Any = None, **how: Any) -> Found:
     """Estimates on images of an exact denoiser."""
-    asked = measured(network, len(content), **how)
+    asked = measured(network, images_of(content), len(content), **how)
     schedule = parse_schedule("uniform", LOW, asked.high)
     known = gaussian or fit_gaussian(flat(content))
-    return estimate_likelihoods(asked, images_of(content), schedule, parse_estimators(specs), known)
+    estimators = parse_estimators(specs)
+    return estimate_likelihoods(draw_for(estimators, asked, schedule, known), estimators)
 
 
-def bound_of(network: Any, images: list[Images], schedule: str = "uniform", population: float = math.inf, **how: Any) -> Bound:
+def bound_of(
+    network: Any, images: list[ImageBatch], schedule: str = "uniform", population: float = math.inf, **how: Any
+) -> Bound:
     target_se = how.pop("target_se", None)
-    asked = measured(network, population, **how)
-    return estimate.estimate_bound(asked, images, parse_schedule(schedule, LOW, asked.high), target_se).bound
+    asked = measured(network, images, population, **how)
+    return estimate.estimate_bound(asked, parse_schedule(schedule, LOW, asked.high), target_se).bound
 
 
 # Exact denoisers
@@ -102,7 +109,7 @@ def test_intervals_hold_the_value_of_all_images_where_some_are_chosen(count):
     off = []
     for seed in range(40):
         rows = torch.randperm(150, generator=torch.Generator().manual_seed(seed))[:count]
-        found = bound_of(TOY, [Images(content[rows], None, rows.tolist())], population=150, draws=16, seed=seed)
+        found = bound_of(TOY, [ImageBatch(content[rows], None, rows.tolist())], population=150, draws=16, seed=seed)
         off.append((found.nats - exact) / found.nats_se)
         assert found.bpd_se_noise <= found.bpd_se <= found.bpd_se_population
         assert count == 40 or found.bpd_se == found.bpd_se_noise
@@ -264,7 +271,9 @@ def test_the_variance_that_a_log_predicts_is_the_one_measured(trained, logged, s
     other = open_measurement(trained, None, draws=24, batch_size=2048, seed=1)
     weighting = parse_weighting("sigmoid:bias=2")
     chosen = other.schedule(schedule, weighting)
-    loss = torch.cat([drawn.loss.flatten() for drawn in other.draw_all(weighting, chosen, "variance")])
+    loss = torch.cat(
+        [drawn.loss.flatten() for drawn in other.draw_all(Objective(weighting, chosen, other.prediction), "variance")]
+    )
     predicted, _ = loss_variance(logged, weighting, chosen.density)
     assert predicted == pytest.approx(float(loss.var() / loss.mean().square()), rel=0.1)
 

@@ -11,15 +11,16 @@ import torch
 from identities import ByClass, Mixture
 from msgspec import structs
 
-from elbocli.bound import estimate, judge, measure
+from elbocli.bound import estimate, judge
 from elbocli.bound.judge import class_scores, judge_scores
-from elbocli.bound.measure import Images, MeasuredNetwork, Measurement, open_measurement
+from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.bound.result import Classification, Theorem
 from elbocli.core.estimate import image_errors
-from elbocli.core.loss import LossTerms, denoising_losses
+from elbocli.core.objective import LossTerms, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
+from elbocli.run.examples import ImageBatch
 from elbocli.runtime.device import Precision
 
 FIRST, SECOND = Mixture([0.5, 0.5], [-0.6, 0.4], [0.4, 0.4]), Mixture([1.0], [0.3], [0.7])
@@ -57,9 +58,9 @@ def test_the_sides_are_drawn_apart(trained, monkeypatch):
     """No two sweeps share their noise."""
     asked, purposes, whole = open_measurement(trained, None, images=20), list[str](), Measurement.draw_all
 
-    def draw_all(self: Any, weighting: Any, schedule: Any, purpose: str) -> Any:
+    def draw_all(self: Any, objective: Any, purpose: str) -> Any:
         purposes.append(purpose)
-        return whole(self, weighting, schedule, purpose)
+        return whole(self, objective, purpose)
 
     monkeypatch.setattr(Measurement, "draw_all", draw_all)
     judge.check_theorem(asked, ["elbo", "elbo", "edm"])
@@ -73,11 +74,13 @@ def test_a_broken_loss_does_not_pass(trained, elbo, monkeypatch):
     assert passed.returncode == 0, passed.stderr
     assert [check["monotone"] for check in json.loads(passed.stdout)["checks"]] == [True, False]
 
-    def broken(*given: Any) -> LossTerms:
-        terms, schedule = denoising_losses(*given), given[6]
-        return terms._replace(loss=terms.loss * schedule.density(terms.logsnr))
+    whole = Objective.losses
 
-    monkeypatch.setattr(measure, "denoising_losses", broken)
+    def broken(self: Objective, *batch: Any) -> LossTerms:
+        terms = whole(self, *batch)
+        return terms._replace(loss=terms.loss * self.schedule.density(terms.logsnr))
+
+    monkeypatch.setattr(Objective, "losses", broken)
     failed = elbo(*line)
     (check,) = json.loads(failed.stdout)["checks"]
     assert failed.returncode == 1 and not check["agree"] and abs(check["difference_in_se"]) > 10
@@ -90,8 +93,9 @@ def test_a_broken_loss_does_not_pass(trained, elbo, monkeypatch):
 def scored(draws: int) -> tuple[tuple[torch.Tensor, np.ndarray, np.ndarray], np.ndarray]:
     """Scores of 60 examples of each of two classes, and the exact log odds of the first."""
     x = torch.cat([FIRST.draw(60, 1, 2, 1), SECOND.draw(60, 1, 2, 1, seed=1)])
-    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, FP32, batch_size=1 << 14, draws=draws)
-    scores = class_scores(measured, [Images(x, torch.arange(120) // 60, range(120))], 2, COSINE)
+    images, network = [ImageBatch(x, torch.arange(120) // 60, range(120))], ByClass(FIRST, SECOND)
+    measured = Measurement(network, Prediction("eps"), -12, 12, FP32, images, batch_size=1 << 14, draws=draws)
+    scores = class_scores(measured, 2, COSINE)
     return scores, (SECOND.nats(x) - FIRST.nats(x)).numpy()
 
 
@@ -146,12 +150,12 @@ def test_shared_noise_is_why_it_works():
 
 
 def test_without_labels_or_classes_there_is_none(trained, monkeypatch):
-    images = [Images(FIRST.draw(4, 1, 1, 1), None, range(4))]
+    images = [ImageBatch(FIRST.draw(4, 1, 1, 1), None, range(4))]
     with pytest.raises(UsageError):
-        class_scores(MeasuredNetwork(FIRST, Prediction("eps"), -12, 12, FP32), images, 2, COSINE)
+        class_scores(Measurement(FIRST, Prediction("eps"), -12, 12, FP32, images), 2, COSINE)
     asked = open_measurement(trained, None, images=4, draws=2)
     plain = replace(asked.trained.network.config, num_classes=0)
     monkeypatch.setattr(asked.trained.network, "config", plain)
     with pytest.raises(UsageError):
         judge.classify(asked)
-    assert next(iter(asked)).labels is None
+    assert next(iter(replace(asked.images, conditional=False))).labels is None

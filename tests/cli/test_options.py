@@ -21,7 +21,6 @@ from elbocli.cli.figure import brief
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.samplers import SAMPLERS
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.training import FORMER
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
@@ -29,7 +28,7 @@ from elbocli.main import COMMANDS, SHELLS
 from elbocli.main import elbo as group
 from elbocli.nn.presets import NAMES, load_preset
 from elbocli.run import train_settings
-from elbocli.run.train_settings import SETTINGS, convert_settings, seconds
+from elbocli.run.train_settings import FORMER, SETTINGS, convert_settings, seconds
 from elbocli.train.command import train
 from elbocli.version import __version__
 from elbocli.weights.command import REGISTRIES, weights

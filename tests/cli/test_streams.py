@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,8 +24,8 @@ from hypothesis import strategies as st
 
 from elbocli import main
 from elbocli.cli import progress_bar
-from elbocli.cli.commands import Command, visible, visible_lines
 from elbocli.cli.figure import lettered
+from elbocli.cli.text import tell, visible, visible_lines
 from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.runtime.progress import log, progress
 
@@ -82,7 +83,7 @@ def test_a_command_shows_a_bar_on_a_terminal(digits_folder, tmp_path):
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_bar_keeps_its_time_and_its_loss(columns, shown):
     values = {"loss": 0.123456, "eps_mse": 0.0712, "lr": 2e-4, "grad_norm": 0.3123, "images_per_s": 1234.5}
-    with terminal(columns) as screen, progress_bar.shown_on_stderr():
+    with terminal(columns) as screen, progress_bar.shown_on_stderr("elbo train"):
         progress(199_990, 400_000, "step")
         for step in range(199_991, 200_004):
             time.sleep(0.12)
@@ -95,11 +96,14 @@ def test_the_bar_keeps_its_time_and_its_loss(columns, shown):
     assert ("images_per_s=1234" in lines[-1]) == (columns > 80)
 
 
+def test_a_parameter_in_a_message_is_shown_as_its_option(capsys):
+    tell("run: no cell is left; use fewer `copying_cells`, or `precision` fp32")
+    assert capsys.readouterr().err == "run: no cell is left; use fewer --copying-cells, or --precision fp32\n"
+
+
 @pytest.fixture
 def shown(monkeypatch):
-    """Messages as `elbo train` shows them, without a wait for the first."""
-    for name, value in {"path": "elbo train", "quiet": False, "silent": False, "verbose": False}.items():
-        monkeypatch.setattr(Command, name, value)
+    """Messages without a wait for the first."""
     monkeypatch.setattr(progress_bar, "FIRST_S", 0.0)
 
 
@@ -107,7 +111,7 @@ def test_without_a_terminal_a_line_has_count_rate_and_each_value_once(monkeypatc
     now = 0.0
     for clock in ("time.monotonic", "tqdm.std.time"):
         monkeypatch.setattr(clock, lambda: now)
-    with progress_bar.shown_on_stderr():
+    with progress_bar.shown_on_stderr("elbo train"):
         for done in range(1, 6):
             progress(done, 10, "step", **({"loss": 0.5} if done == 2 else {}))
             now += 5
@@ -117,11 +121,9 @@ def test_without_a_terminal_a_line_has_count_rate_and_each_value_once(monkeypatc
     assert ["loss" in line for line in lines] == [False, True, False]
 
 
-@pytest.mark.parametrize(("quiet", "silent", "count"), [(False, False, 2), (True, False, 1), (False, True, 0)])
-def test_quiet_keeps_warnings_and_another_rank_says_nothing(monkeypatch, capsys, shown, quiet, silent, count):
-    monkeypatch.setattr(Command, "quiet", quiet)
-    monkeypatch.setattr(Command, "silent", silent)
-    with progress_bar.shown_on_stderr():
+@pytest.mark.parametrize(("level", "count"), [(logging.INFO, 2), (logging.WARNING, 1), (logging.CRITICAL, 0)])
+def test_quiet_keeps_warnings_and_another_rank_says_nothing(capsys, shown, level, count):
+    with progress_bar.shown_on_stderr("elbo train", level):
         log.info("one")
         log.debug("detail")
         log.warning("two")

@@ -13,14 +13,17 @@ from elbocli.core.adaptive import (
     AdaptiveSchedule,
     BinSums,
     ErrorMoments,
+    OnlineObjective,
     bin_edges,
     fit_schedule,
     loss_variance,
     roughness,
     smooth,
 )
+from elbocli.core.criteria import CRITERIA, OF_ERRORS
+from elbocli.core.objective import Objective
+from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.training import CRITERIA, OF_ERRORS
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, UsageError
 
@@ -161,7 +164,7 @@ ONES = torch.ones(28, dtype=torch.float64)
     ("error", "options", "word"),
     [
         *((UsageError, {"floor": floor}, "floor") for floor in (0, 0.9e-9, 1.1, math.nan)),
-        (UsageError, {"criterion": "excess"}, "--optimum"),
+        (UsageError, {"criterion": "excess"}, "`optimum`"),
         (UsageError, {"criterion": "variance"}, "criterion"),
         (DataError, {"weighting": parse_weighting("edm:mean=-200,std=0.1")}, "zero"),
         (DataError, {"moments": ErrorMoments.of_sums(EDGES, torch.zeros(3, 28))}, "train longer"),
@@ -236,6 +239,22 @@ def test_online_and_offline_fit_the_same_schedule():
     online.update(sums)
     offline = fit_schedule(ErrorMoments.of_sums(EDGES, sums), W, "loss", 0.02)
     assert torch.equal(online.schedule(W, 0.02).t(EDGES), offline.t(EDGES))
+
+
+@pytest.mark.parametrize(("weighting", "adaptive"), [("sigmoid:bias=2", True), ("uncertainty", False), ("sigmoid:bias=2", False)])
+def test_errors_make_the_next_objective_and_leave_the_one_before_as_it_was(weighting, adaptive):
+    """An adaptive schedule or a learned weighting changes, never both, and nothing of a fixed objective."""
+    first = Objective(parse_weighting(weighting), parse_schedule("cosine", -6, 8), Prediction("v"))
+    online = OnlineObjective(first, adaptive, 0.02)
+    start, before = online.objective, online.objective.schedule.density(MIDDLE)
+    online.refit(torch.full((3, len(online.edges) - 1), 5.0, dtype=torch.float64))
+    assert (online.objective is start) == (online.errors is None) == (not adaptive and not start.weighting.learned)
+    assert (online.objective.schedule is start.schedule) == (not adaptive)
+    assert (online.objective.weighting is start.weighting) == (not start.weighting.learned)
+    assert torch.equal(start.schedule.density(MIDDLE), before)
+    again = OnlineObjective(first, adaptive, 0.02, online.state).objective
+    assert torch.equal(again.schedule.density(MIDDLE), online.objective.schedule.density(MIDDLE))
+    assert torch.equal(again.weighting(MIDDLE), online.objective.weighting(MIDDLE))
 
 
 # A smooth curve through noisy means

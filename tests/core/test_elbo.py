@@ -20,7 +20,7 @@ from elbocli.core.elbo import (
     rows_to_fit,
     with_trace,
 )
-from elbocli.core.loss import denoising_losses
+from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
@@ -52,7 +52,7 @@ def test_the_bound_of_gaussian_data_is_its_likelihood(name, panels):
     at, share = (torch.from_numpy(values) for values in panels(np.linspace(low, high, 161)))
     eps = torch.from_numpy(node).repeat(len(at)).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     level, schedule = at.repeat_interleave(4), parse_schedule("uniform", low, high)
-    terms = denoising_losses(network, x.expand_as(eps), eps, None, level, parse_weighting("elbo"), schedule, p)
+    terms = Objective(parse_weighting("elbo"), schedule, p).losses(network, x.expand_as(eps), eps, None, level)
     error = 4 * terms.eps_mse.view(-1, 4) @ torch.from_numpy(weight / weight.sum())
     nats = float(prior(x, low)) + 0.5 * float(error @ share) + 4 * reconstruction_of_numbers(high)
     wanted = float((0.5 * (2 * math.pi * variance).log() + x.square() / (2 * variance)).sum())

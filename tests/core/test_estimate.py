@@ -9,19 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from elbocli.core.estimate import (
-    Estimate,
-    FeatureMoments,
-    PairedEstimate,
-    PairedMoments,
-    StreamingFeatureMoments,
-    calibration_error,
-    error_of_share,
-    image_errors,
-    p_of_equal_shares,
-    p_of_uniform,
-    reliability,
-)
+from elbocli.bound.judge import calibration_error, reliability
+from elbocli.core.estimate import Estimate, PairedEstimate, PairedMoments, error_of_share, image_errors
+from elbocli.core.frechet import FeatureMoments, StreamingFeatureMoments
+from elbocli.run.classes import p_of_equal_shares, p_of_uniform
 
 sizes = st.integers(2, 12)
 

@@ -6,7 +6,7 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.estimate import PARTS, FeatureMoments, extrapolate, frechet_distance
+from elbocli.core.frechet import PARTS, FeatureMoments, extrapolate, frechet_distance
 from elbocli.core.score_errors import frechet_influence, some_pairs
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from elbocli.core.adaptive import ErrorMoments, bin_edges
 from elbocli.core.local_error import ALIKE, FineSolution, ancestral_errors, equal_errors, measured_order, rms
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.samplers import logsnr_grid, parse_sampler
+from elbocli.core.samplers import parse_sampler
 from elbocli.core.schedule import parse_schedule
+from elbocli.core.spacing import logsnr_grid
 from elbocli.errors import DataError, UsageError
 
 LOW, HIGH = -10.0, 10.0

@@ -17,7 +17,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from elbocli.core import neighbours
-from elbocli.core.estimate import FeatureMoments, frechet_distance
+from elbocli.core.frechet import FeatureMoments, frechet_distance
 from elbocli.core.metrics import METRICS, Features, Number, Option, Role, asked, metric
 from elbocli.core.metrics.coverage import COMPONENTS, PRC_PROTOCOLS, PrcProtocol
 from elbocli.core.metrics.distances import FID, KID
@@ -344,7 +344,7 @@ def test_the_interval_contains_zero_nineteen_times_in_twenty_where_nothing_is_co
 def test_samples_where_nothing_was_held_out_are_refused():
     draw = np.random.default_rng(0)
     training = draw.normal(size=(60, 2)) + np.repeat([[0, 0], [100, 0], [0, 100]], 20, 0)
-    with pytest.raises(DataError, match="--copying-cells"):
+    with pytest.raises(DataError, match="copying_cells"):
         copying(draw.normal(size=(70, 2)), training, draw.normal(size=(9, 2)) + np.array([100, 0]))
 
 

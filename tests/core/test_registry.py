@@ -8,14 +8,18 @@ from harness import run_code
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elbocli.core.averages import AVERAGES, parse_average
+from elbocli.core.criteria import CRITERIA
+from elbocli.core.guidance import THRESHOLDS
 from elbocli.core.metrics import METRICS
 from elbocli.core.monotone import likeness
+from elbocli.core.noise import NOISES, STARTS
+from elbocli.core.pixels import ROUNDINGS
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.registry import Registry, alike, nearest, number, parse_spec, plain
 from elbocli.core.samplers import SAMPLERS, parse_sampler
-from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, THRESHOLDS
 from elbocli.core.schedule_curves import SCHEDULES, schedule
-from elbocli.core.training import AVERAGES, CRITERIA, parse_average
+from elbocli.core.spacing import SPACINGS
 from elbocli.core.weighting import FACTORS, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS, weighting
 from elbocli.errors import UsageError
@@ -89,8 +93,8 @@ def test_an_unknown_word_is_answered_with_the_first_of_many():
     assert nearest("CATS", ["cat", "dog"]) == "did you mean cat?"
 
 
-MODULES = """core.weighting core.samplers core.sampling core.schedule_curves core.training core.metrics files.latents
-nn.extractors nn.presets"""
+MODULES = """core.weighting core.samplers core.spacing core.noise core.guidance core.pixels core.schedule_curves
+core.averages core.criteria core.learning_rate core.metrics files.latents nn.extractors nn.presets"""
 
 
 def test_names_are_read_without_importing_what_computes():

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.core.prediction import Prediction, alpha_sigma
-from elbocli.core.samplers import SAMPLERS, Move, check_sampler, choose_space, logsnr_grid, parse_sampler, walk
-from elbocli.core.sampling import SPACINGS
+from elbocli.core.samplers import SAMPLERS, Move, check_sampler, choose_space, parse_sampler, walk
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.spacing import SPACINGS, logsnr_grid
 from elbocli.errors import UsageError
 from elbocli.nn.denoiser import Denoiser
 

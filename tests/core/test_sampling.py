@@ -11,21 +11,13 @@ from hypothesis import strategies as st
 from identities import betas
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
+from elbocli.core.guidance import THRESHOLDS, Guidance
+from elbocli.core.noise import NOISES, STARTS
+from elbocli.core.pixels import ROUNDINGS, SIGNED, to_levels
 from elbocli.core.prediction import Prediction, alpha_sigma
-from elbocli.core.samplers import logsnr_grid, parse_sampler, walk
-from elbocli.core.sampling import (
-    NOISES,
-    ROUNDINGS,
-    SIGNED,
-    SPACINGS,
-    STARTS,
-    THRESHOLDS,
-    Guidance,
-    schedule_of_levels,
-    to_levels,
-    usual_spacing,
-)
+from elbocli.core.samplers import parse_sampler, walk
 from elbocli.core.schedule import parse_schedule
+from elbocli.core.spacing import SPACINGS, logsnr_grid, schedule_of_levels, usual_spacing
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
@@ -332,13 +324,13 @@ def test_edms_noise_and_classes_are_its_generators(seed, classes, name, later):
     ours, theirs = made(name, seed, classes=classes), identities.Stacked([seed + i for i in range(6)])
     draw = ours.walk(range(6))
     first = draw()
-    assert first.dtype == torch.float32 and first.shape == (6, 5, 4, 3) and first.is_contiguous()
-    assert torch.equal(first.permute(0, 3, 1, 2), theirs.normal((3, 5, 4)))
+    assert first.dtype == torch.float32 and first.shape == (6, 3, 5, 4) and first.movedim(1, -1).is_contiguous()
+    assert torch.equal(first, theirs.normal((3, 5, 4)))
     if classes:
         assert ours.classes(6).tolist() == theirs.label(classes).tolist()
     for _ in range(3):
         wanted = theirs.normal((3, 5, 4), later)
-        assert torch.equal(draw().permute(0, 3, 1, 2), wanted.float())
+        assert torch.equal(draw(), wanted.float())
 
 
 @pytest.mark.parametrize("name", NOISES)
@@ -351,7 +343,7 @@ def test_an_image_has_the_same_noise_in_any_batch(name):
 
 def test_elbos_own_is_that_of_its_streams():
     noise = made("elbo", 5).walk([2, 8])
-    assert all(torch.equal(noise(), Stream(5, f"sample-{call}").normal([2, 8], (5, 4, 3))) for call in (1, 2))
+    assert all(torch.equal(noise(), Stream(5, f"sample-{call}").noise([2, 8], (5, 4, 3))) for call in (1, 2))
     assert np.array_equal(made("elbo", 5).classes(20), choose_labels("random", 20, 10, 5))
 
 

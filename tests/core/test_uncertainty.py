@@ -9,18 +9,17 @@ from torch import Tensor, nn
 
 from elbocli.api import DiffusionLoss
 from elbocli.core.adaptive import (
-    AdaptiveSchedule,
     BinSums,
     ErrorMoments,
+    OnlineObjective,
     bin_edges,
     bin_middles,
     fit_schedule,
-    learned_weighting,
-    through,
 )
+from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.weighting import parse_weighting
+from elbocli.core.weighting import parse_weighting, through
 from elbocli.errors import UsageError
 
 LOW, HIGH = -10.0, 12.0
@@ -99,7 +98,10 @@ def test_the_learned_weighting_is_edm2s_with_a_network_for_u():
     network, log_variance = small_network(), LogVariance()
     optimizer = torch.optim.Adam([{"params": network.parameters()}, {"params": log_variance.parameters(), "lr": 1e-2}], 3e-3)
     draw = torch.Generator().manual_seed(2)
-    online, sums = AdaptiveSchedule(EDGES), BinSums(LOW, HIGH)
+    prediction = Prediction(f"edm:sigma_data={SIGMA_DATA}")
+    schedule = parse_schedule(f"edm:mean={P_MEAN},std={P_STD}", LOW, HIGH)
+    online = OnlineObjective(Objective(parse_weighting("uncertainty"), schedule, prediction))
+    sums = BinSums(LOW, HIGH)
     for step in range(STEPS):
         x = points(BATCH, step)
         sigma = (P_MEAN + P_STD * torch.randn(BATCH, generator=draw)).exp()
@@ -116,10 +118,8 @@ def test_the_learned_weighting_is_edm2s_with_a_network_for_u():
         optimizer.zero_grad()
         sums.add(-2 * sigma.log().double(), (error / sigma**2).detach())
         if step % 10 == 9:
-            online.update(sums.take())
-    prediction = Prediction(f"edm:sigma_data={SIGMA_DATA}")
-    schedule = parse_schedule(f"edm:mean={P_MEAN},std={P_STD}", LOW, HIGH)
-    ours = learned_weighting(parse_weighting("uncertainty"), schedule, prediction, online)
+            online.refit(sums.take())
+    ours = online.objective.weighting
     sigma = (-ASKED / 2).exp()
     with torch.no_grad():  # EDM2's effective weight of ‖ε − ε̂‖²: p ω σ² / e^u
         omega = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
@@ -147,7 +147,7 @@ def test_the_loss_of_ones_own_loop_learns_it():
 def test_it_begins_as_the_plain_squared_error_of_the_networks_output():
     for spec in ("v", "eps", "edm", "u"):
         prediction = Prediction(spec)
-        start = learned_weighting(parse_weighting("uncertainty"), EDM2, prediction, AdaptiveSchedule(EDGES))
+        start = OnlineObjective(Objective(parse_weighting("uncertainty"), EDM2, prediction)).objective.weighting
         factor = start(MIDDLE) / EDM2.density(MIDDLE) * prediction.coefficients(MIDDLE).eps_factor
         assert torch.allclose(factor, torch.ones_like(factor), rtol=1e-9)
 

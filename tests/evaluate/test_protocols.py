@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.estimate import frechet_distance
+from elbocli.core.frechet import frechet_distance
 from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import FeatureSource

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from elbocli.cli.commands import visible
+from elbocli.cli.text import visible
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.result import EvalResult, code, said, score_card
 from elbocli.files.dataset import Dataset

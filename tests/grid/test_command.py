@@ -11,7 +11,7 @@ from unittest.mock import patch
 import h5py
 import pytest
 
-from elbocli.core.samplers import logsnr_grid
+from elbocli.core.spacing import logsnr_grid
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.files.yaml_text import read_yaml
 from elbocli.grid import make

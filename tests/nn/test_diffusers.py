@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from elbocli.core.sampling import ROUNDINGS
+from elbocli.core.pixels import ROUNDINGS
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS
 from elbocli.nn.networks import build, config_of, section_of

@@ -19,7 +19,7 @@ from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.nn.extractors import Extractor, make_extractor, vit
-from elbocli.nn.extractors.vit import vit_extractor
+from elbocli.nn.extractors.vit import load_vit
 
 RECIPE = Path(__file__).parent.parent.parent / "examples/extractors/export_timm.py"
 Weights = dict[str, Tensor]
@@ -93,7 +93,7 @@ def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path, monkeypat
         ("inception-v4", None, "inception-v3-compat"),
         ("elbo-tiny", "other.pth", "weights"),
         ("x.pt2", "other.pth", "weights"),
-        ("vgg16", None, "--extractor-weights"),
+        ("vgg16", None, "extractor_weights"),
     ],
 )
 def test_names_and_weights_that_do_not_fit_are_refused(name, file, word, tmp_path):
@@ -292,7 +292,7 @@ def test_a_vit_is_its_authors_formula_from_any_file(file, small, tmp_path):
     written = by_names(weights, names) | {name: torch.ones(7, 8) for name in more}
     written = {name: value.half() if "halves" in file else value for name, value in written.items()}
     save_file(written, path) if path.suffix == ".safetensors" else torch.save(written, path)
-    extractor = vit_extractor(name, path)
+    extractor = make_extractor(name, path, "cpu")
     for levels in (levels_of(2, 40), levels_of(1, 300)):
         features, logits = extractor(levels)
         assert logits is None and features.dtype == torch.float32
@@ -312,15 +312,15 @@ def test_other_weights_are_refused(small, tmp_path, monkeypatch):
     for word, state in wrong.items():
         torch.save(state, tmp_path / "w.pth")
         with pytest.raises(FormatError, match=rf"w\.pth: .*{word}"):
-            vit_extractor(DINO, tmp_path / "w.pth")
+            load_vit(DINO, tmp_path / "w.pth")
     save_file(weights, tmp_path / "cut.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-9])
     for name in ("cut.safetensors", "none.pth"):
         with pytest.raises(FormatError, match=name):
-            vit_extractor(DINO, tmp_path / name)
+            load_vit(DINO, tmp_path / name)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match=r"elbocli\[extractors\]"):
-        vit_extractor(DINO, tmp_path / "w.pth")
+        load_vit(DINO, tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("dinov2-vitl14", 304_367_616), ("clip-vitb32", 87_849_216)])

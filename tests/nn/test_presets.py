@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
-from elbocli.core.training import parse_average
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn import presets

@@ -9,9 +9,9 @@ import torch
 from identities import diffuse, target
 from torch import Tensor, nn
 
+from elbocli.core.averages import parse_average
+from elbocli.core.guidance import THRESHOLDS, Guidance
 from elbocli.core.prediction import PREDICTIONS, Prediction
-from elbocli.core.sampling import THRESHOLDS, Guidance
-from elbocli.core.training import parse_average
 from elbocli.errors import UsageError
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, network

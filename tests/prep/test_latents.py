@@ -15,8 +15,8 @@ from calls import encoder_of, pack, typed
 from harness import heard
 from PIL import Image
 
+from elbocli.core.guidance import Guidance
 from elbocli.core.samplers import walk
-from elbocli.core.sampling import Guidance
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset, DatasetWriter

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 from pretend import lacking
 
-from elbocli.train import recorder
+from elbocli.train import previews
 
 HERE = Path(__file__).parent
 
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def short_previews() -> Iterator[None]:
     """Previews of a few images, in several parts of two steps."""
-    with patch.object(recorder, "PREVIEW", replace(recorder.PREVIEW, n=10, steps=2)):
+    with patch.object(previews, "PREVIEW", replace(previews.PREVIEW, n=10, steps=2)):
         yield
 
 

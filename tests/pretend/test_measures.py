@@ -13,7 +13,7 @@ from pretend import Pretence, plain_attention, pretending
 
 from elbocli import api
 from elbocli.bound import estimate, judge
-from elbocli.bound.measure import Measurement, open_measurement
+from elbocli.bound.measure import RunMeasurement, open_measurement
 from elbocli.core.metrics import asked
 from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     return train(digits, tmp_path_factory.mktemp("run") / "run", device="cpu")
 
 
-def measured(run: Path, device: str) -> Measurement:
+def measured(run: Path, device: str) -> RunMeasurement:
     settings: Any = {"images": IMAGES, "draws": DRAWS, "batch_size": BATCH, "device": device, "weights": "model"}
     return open_measurement(run, None, **settings)
 
@@ -60,8 +60,8 @@ def pretended(ask: Any, run: Path) -> tuple[Any, Any, Pretence]:
 def test_the_bound(run):
     cuda, cpu, device = pretended(lambda asked: estimate.measure_bound(asked).bound, run)
     assert (cuda.bpd, cuda.bpd_se) == pytest.approx((cpu.bpd, cpu.bpd_se), rel=1e-6)
-    assert len(device.waits.outside(*ONCE)) == len(device.waits.within("MeasuredNetwork.draw")) == TIMES
-    assert device.waits.within("denoising_losses") == []
+    assert len(device.waits.outside(*ONCE)) == len(device.waits.within("Measurement.draw")) == TIMES
+    assert device.waits.within("Objective.losses") == []
 
 
 def test_the_theorem(run):

@@ -12,9 +12,9 @@ from pretend import plain_attention, pretending
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
+from elbocli.core.guidance import Guidance
 from elbocli.core.metrics import asked
 from elbocli.core.samplers import SAMPLERS
-from elbocli.core.sampling import Guidance
 from elbocli.errors import UsageError
 from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
@@ -56,7 +56,7 @@ def test_each_card_has_its_own_name():
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_previews")]
 
-ONCE_FOR_LATENTS = ("place", "Autoencoder.__init__", "Validation.__init__", "TrainState.__init__")
+ONCE_FOR_LATENTS = ("place", "Autoencoder.__init__", "Examples.scaling", "TrainState.__init__")
 
 
 def test_images_are_encoded_as_on_the_cpu(autoencoder, photos):

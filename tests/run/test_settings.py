@@ -14,7 +14,6 @@ from torch import nn
 
 from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import schedule_of_shares
-from elbocli.core.training import PRECISIONS
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.checkpoint import PluginFile, RunConfig, RunData
 from elbocli.files.dataset import Dataset
@@ -24,6 +23,7 @@ from elbocli.nn.networks.unet import Attention
 from elbocli.nn.presets import load_preset
 from elbocli.run.settings import Known, difference, resolve, run_settings
 from elbocli.run.train_settings import SETTINGS, convert_settings
+from elbocli.runtime import PRECISIONS
 from elbocli.train.state import TrainState
 
 TRAIN = "steps: 40, batch_size: 16, lr: 2.0e-3, weighting: edm, shift: 1.5, ema: 0.9"
@@ -95,7 +95,7 @@ def test_a_schedules_file_gives_its_range_once(resolved, again, fitted):
     for given in ({}, {"schedule": str(fitted)}):
         assert again(run, **given).config() == run.config()
     assert (run.settings.logsnr_min, run.settings.logsnr_max) == (-9, 9)
-    assert run.weighting.support == (-9, 9)
+    assert run.objective.weighting.support == (-9, 9)
 
 
 def test_options_go_over_the_config_and_that_over_another_preset(resolved, again, digits):

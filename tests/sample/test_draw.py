@@ -21,9 +21,10 @@ from scipy.stats import binomtest
 from torch._dynamo.utils import counters
 
 from elbocli.core.adaptive import bin_edges
-from elbocli.core.samplers import SAMPLERS, logsnr_grid
-from elbocli.core.sampling import Guidance
+from elbocli.core.guidance import Guidance
+from elbocli.core.samplers import SAMPLERS
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
+from elbocli.core.spacing import logsnr_grid
 from elbocli.errors import DataError, FormatError, Interrupted, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.sample_files import SamplesHeader, open_samples
@@ -268,9 +269,9 @@ def test_the_grid_may_be_the_runs_own_schedule(trained, digits, preset, make, dr
     assert about["schedule"] == "cosine" and np.array_equal(own, drawn(trained, schedule="cosine")[0])
     options = {"preset": str(preset), "steps": 20, "device": "cpu", "schedule": "adaptive", "log_every": 10}
     run, state = make(**options), TrainState(settings.resolve(options, Dataset(digits)), Dataset(digits))
-    uniform = logsnr_grid(state.schedule, 9)
+    uniform = logsnr_grid(state.objective.schedule, 9)
     state.restore(open_run(run, CPU).checkpoint)
-    assert logsnr_grid(open_run(run, CPU).schedule(), 9) == logsnr_grid(state.schedule, 9) != uniform
+    assert logsnr_grid(open_run(run, CPU).schedule(), 9) == logsnr_grid(state.objective.schedule, 9) != uniform
     assert drawn(run, schedule="run")[1]["schedule"] == "adaptive"
     file, shares = tmp_path / "s.yaml", torch.tensor([0.1, 0.4, 0.3, 0.2]).double()
     file.write_text(to_text(schedule_of_shares(bin_edges(-10, 10, 4), shares, "x")))

@@ -142,7 +142,7 @@ def work(world: Any, job: dict[str, Any]) -> None:
     from calls import typed
     from harness import heard
 
-    from elbocli.core.sampling import Guidance
+    from elbocli.core.guidance import Guidance
     from elbocli.errors import DataError
     from elbocli.sample import draw as sample
 

@@ -256,8 +256,7 @@ class Pretended:
 
 def gradients(state, step):
     """Return the gradients of this process's shards after the one micro-batch of a step."""
-    how = state.weighting, state.schedule, state.prediction
-    step_losses(state.spread.forward, state.batches, step, 0, *how)[0].sum().backward()
+    step_losses(state.spread.forward, state.batches, step, 0, state.objective)[0].sum().backward()
     found = [to_local(weight.grad).clone() for weight in state.network.parameters()]
     state.optimizer.zero_grad()
     return found

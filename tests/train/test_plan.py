@@ -10,7 +10,7 @@ import yaml
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from elbocli.core.loss import denoising_losses
+from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -40,8 +40,8 @@ def one_pass(network, config, batch):
     x = torch.zeros(batch, config.image_channels, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.int64) if config.num_classes else None
     level, schedule = torch.zeros(batch, dtype=torch.float64), parse_schedule("uniform", -10, 10)
-    how = level, parse_weighting("elbo"), schedule, Prediction("v")
-    denoising_losses(network, x, torch.zeros_like(x), labels, *how).loss.mean().backward()
+    objective = Objective(parse_weighting("elbo"), schedule, Prediction("v"))
+    objective.losses(network, x, torch.zeros_like(x), labels, level).loss.mean().backward()
 
 
 def measured_peak(config, batch, recompute):

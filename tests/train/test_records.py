@@ -31,9 +31,10 @@ from elbocli.run.folder import read_status
 from elbocli.run.open import open_run, weighting_of_run
 from elbocli.run.settings import read_options, resolve
 from elbocli.sample.draw import open_decoder
-from elbocli.train import loop, recorder, scores
-from elbocli.train.recorder import PREVIEW, check_targets, open_tensorboard, preview, preview_labels
+from elbocli.train import loop, previews, recorder, scores, targets
+from elbocli.train.previews import PREVIEW, preview, preview_labels
 from elbocli.train.state import TrainState
+from elbocli.train.targets import check_targets, open_tensorboard
 
 LOW, HIGH = -10.0, 10.0
 MIDDLE = bin_middles(bin_edges(LOW, HIGH))
@@ -85,7 +86,7 @@ def test_a_preview_asks_for_no_more_images_at_once_than_training_and_is_the_same
         output = open_decoder(state.resolved.data, state.resolved.network, state.device)
         state.network.register_forward_pre_hook(lambda network, inputs, seen=seen: seen.append(len(inputs[0])))
         pictures.append(preview(state, output)[0].astype(int))
-        assert seen == [each for each in at_once for _ in range(recorder.PREVIEW.steps)]
+        assert seen == [each for each in at_once for _ in range(previews.PREVIEW.steps)]
     assert all(np.abs(picture - pictures[0]).max() <= 1 for picture in pictures)
 
 
@@ -177,12 +178,12 @@ def test_every_target_gets_every_line_and_preview_and_one_that_fails_is_a_warnin
     def fail(step, values):
         raise ZeroDivisionError("nobody listens")
 
-    monkeypatch.setattr(recorder, "PACKAGES", {"wandb": lambda *_: write, "tensorboard": lambda *_: fail})
+    monkeypatch.setattr(targets, "PACKAGES", {"wandb": lambda *_: write, "tensorboard": lambda *_: fail})
     file = tmp_path / "also.jsonl"
     file.write_text('{"mine": 1}\n')
     options = {"steps": 12, "log_every": 4, "preview_every": 6, "val_split": 20, "val_every": 5}
-    targets = ("tensorboard", str(tmp_path / "none" / "a.jsonl"), "wandb", str(file))
-    warnings = [line for line in train("run", log_to=targets, **options) if line.startswith("--log-to")]
+    named = ("tensorboard", str(tmp_path / "none" / "a.jsonl"), "wandb", str(file))
+    warnings = [line for line in train("run", log_to=named, **options) if line.startswith("--log-to")]
     assert len(warnings) == 2 and "nobody listens" in warnings[0] and "No such file" in warnings[1]
     lines = lines_of(tmp_path / "run" / "metrics.jsonl")
     assert [line for line in kept if "samples" not in line] == lines and lines_of(file) == [{"mine": 1}, *lines]
@@ -206,8 +207,8 @@ def test_a_target_comes_from_the_command_line_and_the_environment_and_from_no_fi
     for word in ("comet", "metrics.json", "", "tensor"):
         with pytest.raises(UsageError, match=f"^--log-to {word}: "):
             check_targets([word], Path("run"))
-    monkeypatch.setattr(recorder, "find_spec", lambda name: None)
-    for package in recorder.PACKAGES:
+    monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    for package in targets.PACKAGES:
         with pytest.raises(UsageError, match=rf"elbocli\[{package}\]"):
             check_targets(["a.jsonl", package], Path("run"))
 

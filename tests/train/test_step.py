@@ -20,22 +20,23 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
-from elbocli.core.loss import denoising_losses
+from elbocli.core.learning_rate import LR_DECAYS, learning_rate
 from elbocli.core.streams import Stream
-from elbocli.core.training import LR_DECAYS, learning_rate
 from elbocli.errors import DataError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.nn.auxiliary import Auxiliary
 from elbocli.nn.networks import build
 from elbocli.nn.networks.transformers import UViTConfig
+from elbocli.run.examples import channels_first
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
 from elbocli.train import loop, recorder
-from elbocli.train.batches import Batches, channels_first, count_parts, split
+from elbocli.train.batches import Batches, count_parts, split
 from elbocli.train.muon import Muon, orthogonalised
 from elbocli.train.scores import Evaluation
 from elbocli.train.state import SPARE, Parallel, TrainState, micro_batch
 from elbocli.train.step import check, update
+from elbocli.train.validation import Validation
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -77,10 +78,9 @@ def stated(state, part):
     """Return the diffusion loss of each image in a micro-batch of step 0, and the mean of each loss of AUXILIARY."""
     mine, hidden = state.batches.parts[part], []
     hooks = [unit.register_forward_hook(lambda unit, given, out: hidden.append(out)) for unit in state.network.units()]
-    levels = state.schedule.logsnr(state.batches.times(0))[mine.start : mine.stop]
-    how = state.weighting, state.schedule, state.prediction
+    levels = state.objective.schedule.logsnr(state.batches.times(0))[mine.start : mine.stop]
     x, eps, labels = state.batches.at(0, part)
-    loss = denoising_losses(state.network, x, eps, labels, levels, *how).loss
+    loss = state.objective.losses(state.network, x, eps, labels, levels).loss
     for hook in hooks:
         hook.remove()
     if not state.auxiliary:
@@ -122,16 +122,17 @@ def test_an_update_follows_the_gradient_of_the_mean_losses_in_parts_and_clipped(
 
 def test_an_adaptive_schedule_moves_towards_weighting_times_error(fresh):
     state = fresh(schedule="adaptive", batch_size=64, grad_clip=1.0)
-    middle = 0.5 * (state.edges[1:] + state.edges[:-1])
-    start = state.schedule.density(middle)
+    edges = state.online.edges
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    start = state.objective.schedule.density(middle)
     for step in range(60):
         update(state)
         if step % 5 == 4:
             state.interval()
-    wanted = state.weighting(middle) * state.online.moments().smoothed.mean
+    wanted = state.objective.weighting(middle) * state.online.errors.moments().smoothed.mean
     off = [
-        float((density * state.edges.diff() - wanted / wanted.sum()).abs().sum() / 2)
-        for density in (start, state.schedule.density(middle))
+        float((density * edges.diff() - wanted / wanted.sum()).abs().sum() / 2)
+        for density in (start, state.objective.schedule.density(middle))
     ]
     assert off[0] > 0.2 and off[1] < 0.02, off
 
@@ -390,7 +391,7 @@ def test_a_run_compiles_its_network_once_for_training_and_once_for_validation(
 
         monkeypatch.setattr(owner, name, call)
 
-    for owner, name in ((TrainState, "_compile"), (loop, "update"), (recorder, "preview"), (recorder.Validation, "partial")):
+    for owner, name in ((TrainState, "_compile"), (loop, "update"), (recorder, "preview"), (Validation, "partial")):
         count(owner, name)
     count(Evaluation, "values")
     options = {"preset": str(preset), "compile": True, "steps": 2, "val_split": 20, "val_every": 1, "preview_every": 1}

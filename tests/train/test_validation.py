@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
-from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.info import describe as info
 from elbocli.run import settings
+from elbocli.run.examples import split_rows, training_rows
 from elbocli.run.open import open_run
 from elbocli.run.train_settings import TrainSettings
-from elbocli.train.batches import Batches, split_rows, training_rows
-from elbocli.train.recorder import DRAWS, Validation, open_held_out
+from elbocli.train.batches import Batches
 from elbocli.train.step import step_losses
+from elbocli.train.validation import DRAWS, Validation, open_held_out
 
 CPU = torch.device("cpu")
 
@@ -212,9 +212,9 @@ def test_the_weighted_loss_is_that_of_training_on_these_images(weighting, make, 
     options = {"weighting": weighting, "batch_size": 300, "label_dropout": 0.0, "network.dropout": 0.0}
     data = Dataset(digits)
     resolved = settings.resolve({"preset": str(preset), **options}, data)
-    how = Batches(data, resolved, CPU), resolved.weighting, resolved.schedule, Prediction("v")
+    batches = Batches(data, resolved, CPU)
     with torch.no_grad():
-        means = [float(step_losses(run.network, how[0], k, 0, *how[1:])[0].mean()) for k in range(20)]
+        means = [float(step_losses(run.network, batches, k, 0, resolved.objective)[0].mean()) for k in range(20)]
     asked = make(weighting=weighting)
     found = asked.finish(asked.partial(run.network))
     off = np.hypot(np.std(means) / math.sqrt(20), found["val_loss_se"] / 2)

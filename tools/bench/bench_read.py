@@ -20,8 +20,9 @@ from sklearn.datasets import load_sample_images
 from elbocli.core.streams import Stream
 from elbocli.files.dataset import ENCODINGS, RAW, Dataset, DatasetWriter, encode
 from elbocli.files.resumable import ENCODED, IMAGES, BlockLayout
+from elbocli.run.examples import normalised
 from elbocli.run.settings import resolve
-from elbocli.train.batches import Batches, normalised
+from elbocli.train.batches import Batches
 
 COUNT, SHAPE, READ_BATCH = 50_000, (64, 64, 3), 256
 READ_BOUND, NOISE_BOUND = 1 / 0.8, 1.3

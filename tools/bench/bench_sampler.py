@@ -13,10 +13,11 @@ import diffusers
 import torch
 from compare import Row, compare
 
+from elbocli.core.noise import ELBO
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import logsnr_grid, parse_sampler, walk
-from elbocli.core.sampling import ELBO
+from elbocli.core.samplers import parse_sampler, walk
 from elbocli.core.schedule import parse_schedule
+from elbocli.core.spacing import logsnr_grid
 from elbocli.core.streams import Stream
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import build, config_of, place
@@ -55,7 +56,7 @@ class Noise:
     def __call__(self) -> torch.Tensor:
         self.draws += 1
         _, channels, height, width = SHAPE
-        return Stream(0, f"sample-{self.draws}").normal(range(self.n), (height, width, channels)).permute(0, 3, 1, 2)
+        return Stream(0, f"sample-{self.draws}").noise(range(self.n), (height, width, channels))
 
 
 def ours(spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Callable[[], torch.Tensor], steps: int = STEPS) -> int:

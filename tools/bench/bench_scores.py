@@ -17,7 +17,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset, prepare_input_from_id
 
-from elbocli.core.estimate import FeatureMoments, frechet_distance
+from elbocli.core.frechet import FeatureMoments, frechet_distance
 from elbocli.evaluate.extract import FeatureSource, extract_features, open_source
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from elbocli.core.estimate import NORMAL_95, FeatureMoments, StreamingFeatureMoments, frechet_distance, standard_error
+from elbocli.core.estimate import NORMAL_95, standard_error
+from elbocli.core.frechet import FeatureMoments, StreamingFeatureMoments, frechet_distance
 from elbocli.core.metrics import METRICS, Features, Role, asked
 
 CLASSES, CLUSTERS = 10, 5

@@ -90,7 +90,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from diffusers import DDIMScheduler, DDPMScheduler
 
-    from elbocli.core.training import parse_average
+    from elbocli.core.averages import parse_average
     from elbocli.nn.networks import build, count_parameters
     from elbocli.runtime.device import Precision, choose_device
 

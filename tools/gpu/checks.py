@@ -21,13 +21,18 @@ import torch.distributed as dist
 from environment import has
 from worker import Row, Session, Skipped
 
-from elbocli.core.samplers import logsnr_grid, parse_sampler
-from elbocli.core.sampling import THRESHOLDS, Guidance, Noise, to_levels
+from elbocli.core.guidance import THRESHOLDS, Guidance
+from elbocli.core.noise import Noise
+from elbocli.core.pixels import to_levels
+from elbocli.core.samplers import parse_sampler
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.training import PRECISIONS
+from elbocli.core.spacing import logsnr_grid
+from elbocli.nn.denoiser import Denoiser
+from elbocli.nn.networks import NetworkConfig
 from elbocli.run.open import open_run
+from elbocli.runtime import PRECISIONS
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device
-from elbocli.sample.draw import GuidedRun, SampleSettings, draw_batch
+from elbocli.sample.draw import SampleSettings, denoiser_of, draw_batch, prepared
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 
@@ -94,22 +99,22 @@ def watched(name: str, device: str, work: Callable[[], object], warm: int, times
     return Row(name, "no wait" if device == "cuda" else "runs, unwatched on a CPU")
 
 
-def opened(run: Path, device: str) -> GuidedRun:
+def opened(run: Path, device: str) -> tuple[NetworkConfig, Denoiser]:
     """A run as `elbo sample` draws from it, guided by itself without classes, and clipped."""
 
     where = choose_device(device)
     clip, graphs = THRESHOLDS.parse("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
     trained = open_run(run, where)
-    return GuidedRun(trained, Guidance(2.0), threshold=clip).prepared(False, False, graphs)
+    return trained.network.config, prepared(denoiser_of(trained, Guidance(2.0), threshold=clip), False, False, graphs)
 
 
-def walking(run: GuidedRun, spec: str, precision: str, device: str) -> Callable[[], object]:
+def walking(run: tuple[NetworkConfig, Denoiser], spec: str, precision: str, device: str) -> Callable[[], object]:
     """A walk of four steps, from noise to pixels."""
-    config, where = run.trained.network.config, choose_device(device)
+    (config, denoiser), where = run, choose_device(device)
     settings = SampleSettings(sampler=parse_sampler(spec))
     grid, labels = logsnr_grid(parse_schedule("cosine", -10, 10), 4), torch.arange(4, device=where) % config.num_classes
     how = Noise(0, config.shape, 0, where), Precision(precision, where), to_levels
-    return lambda: draw_batch(run.denoiser(labels), range(4), grid, settings, *how)
+    return lambda: draw_batch(denoiser.given(labels), range(4), grid, settings, *how)
 
 
 def host_waits(session: Session) -> Iterator[Row]:

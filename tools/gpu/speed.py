@@ -176,8 +176,7 @@ def gradients(session: Session, way: Way) -> tuple[Tensor, Tensor]:
         for weight in state.network.parameters():
             if not weight.any():
                 torch.nn.init.normal_(weight, 0, 0.02)
-        how = state.weighting, state.schedule, state.prediction
-        losses = step_losses(state.spread.forward, state.batches, 0, 0, *how)[0]
+        losses = step_losses(state.spread.forward, state.batches, 0, 0, state.objective)[0]
         losses.mean().backward()
         found = [weight.grad.flatten().float().cpu() for weight in state.network.parameters()]
     if texts:

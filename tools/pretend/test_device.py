@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import BinSums
-from elbocli.core.loss import denoising_losses
+from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -75,7 +75,7 @@ def test_who_does_not_wait_is_let_be(name):
 
 def test_a_record_names_the_line_that_asked_for_it():
     level, schedule = torch.zeros(4, dtype=torch.float64), parse_schedule("cosine", -9, 9)
-    asked = level, parse_weighting("elbo"), schedule, Prediction("v")
+    objective = Objective(parse_weighting("elbo"), schedule, Prediction("v"))
     with pretending() as device:
         BinSums(-9, 9, device=CUDA).take()
         assert [record.where.partition(":")[0] for record in device.waits] == ["core/adaptive.py"]
@@ -85,7 +85,7 @@ def test_a_record_names_the_line_that_asked_for_it():
         torch.ones(4).to(CUDA)
         assert len(device.copies) == 1
         x = sent(torch.ones(4, 1, 2, 2), CUDA).requires_grad_()
-        loss, *_ = denoising_losses(lambda *_: x, x.detach(), x.detach(), None, *asked)
+        loss, *_ = objective.losses(lambda *_: x, x.detach(), x.detach(), None, level)
         device.clear()
         loss.sum().backward()
     assert device.waits == []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from elbocli.core.estimate import Gaussian
+    from elbocli.core.frechet import Gaussian
 
 Value = float | list[float] | None  # a number, the two limits of an interval, or None for too few images
 
@@ -26,13 +26,13 @@ class Need(Enum):
     """Input that a metric may need besides the samples' features. Value: the input, for messages, and how to give it."""
 
     LOGITS = "logits"
-    LABELS = "labels: samples of several classes in .h5 or .npz, or --classes as given to 'elbo sample'"
-    REFERENCE = "--ref (a dataset, saved features or statistics); or save the samples' statistics with --save-stats FILE"
+    LABELS = "labels: samples of several classes in .h5 or .npz, or `classes` as given to 'elbo sample'"
+    REFERENCE = "`ref` (a dataset, saved features or statistics); or save the samples' statistics with `save_stats` FILE"
     REFERENCE_FEATURES = (
-        "the reference's images, and --ref holds statistics only: name a dataset, or features saved by --save-features"
+        "the reference's images, and `ref` holds statistics only: name a dataset, or features saved by `save_features`"
     )
     SPATIAL = "spatial features"
-    HELD_OUT = "--held-out: images like those of --ref that the model was not trained on"
+    HELD_OUT = "`held_out`: images like those of `ref` that the model was not trained on"
 
 
 BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}  # to compare the features of samples and reference

@@ -8,7 +8,7 @@ from elbocli.errors import DataError
 
 
 class PrcProtocol(NamedTuple):
-    """Protocol of precision and recall, chosen with --prc-protocol.
+    """Protocol of precision and recall.
 
     formula: the protocol in words. most: number of reference images to use, if there are more; None: all.
     network: the only feature extractor allowed; None: any extractor.
@@ -141,7 +141,7 @@ PERCENT = "authenticity_percent"
 
 @metric(
     "authenticity",
-    formula="AuthPct: samples farther from the closest image of --ref, the training images, than that is from its own",
+    formula="AuthPct: samples farther from the closest training image (the reference) than that is from its own",
     source="Alaa et al. 2022; in percent as dgm-eval has it (Stein et al. 2023)",
     numbers=[Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent", parts=["se", "interval"])],
     needs=BOTH,
@@ -174,7 +174,7 @@ STARTS = 10  # runs of k-means, of which the best is used
 
 @metric(
     "copying",
-    formula="C_T: below 0 when samples are nearer to --ref, the training images, than those of --held-out are",
+    formula="C_T: below 0 when samples are nearer to training images (the reference) than held-out images are",
     source="Meehan et al. 2020; cells and components as dgm-eval has them (Stein et al. 2023)",
     numbers=[
         Number(
@@ -221,7 +221,7 @@ def copying(samples, reference, options):
             weights.append(len(apart))
     if not scores:
         raise DataError(
-            f"--copying-cells {options.copying_cells}: no cell has held-out images and {FEW + 1} samples; use fewer cells"
+            f"`copying_cells` {options.copying_cells}: no cell has held-out images and {FEW + 1} samples; use fewer cells"
         )
     share = np.array(weights) / sum(weights)
     # 95 % interval for samples distributed like the held-out images.
@@ -233,7 +233,7 @@ def _components(values):
     """Return principal axes [D, COMPONENTS] and mean [D] of features [N, D]."""
     import numpy as np
 
-    from elbocli.core.estimate import StreamingFeatureMoments
+    from elbocli.core.frechet import StreamingFeatureMoments
 
     sums = StreamingFeatureMoments()
     for part in values.split(sums.ROWS):

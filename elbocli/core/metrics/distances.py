@@ -20,12 +20,13 @@ FID = "frechet_inception_distance"
         )
     ],
     draws=lambda options: options.fid_infinity,
-    few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
+    few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use `fid_infinity`",
 )
 def fid(samples, reference, options):
     import numpy as np
 
-    from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance
+    from elbocli.core.estimate import NORMAL_95
+    from elbocli.core.frechet import PARTS, FeatureMoments, extrapolate, frechet_distance
     from elbocli.core.score_errors import equal_classes, frechet_influence
     from elbocli.core.streams import Stream
 
@@ -58,7 +59,7 @@ SFID = "spatial_frechet_inception_distance"
     few="sFID is biased upwards, so compare it at the same n only",
 )
 def sfid(samples, reference, options):
-    from elbocli.core.estimate import frechet_distance
+    from elbocli.core.frechet import frechet_distance
     from elbocli.core.score_errors import frechet_influence
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
@@ -152,7 +153,7 @@ ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidel
 
 @metric(
     "is",
-    formula="Inception score, mean and spread over --splits",
+    formula="Inception score, mean and spread over splits",
     source="Salimans et al. 2016",
     numbers=[
         Number(
@@ -166,7 +167,7 @@ ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidel
     least=lambda options: (options.splits, 0),
     options=[
         Option("splits", 10, "Splits of the Inception score."),
-        Option("is_order", "shuffled", "Order of the images in --splits.", choices=ORDERS),
+        Option("is_order", "shuffled", "Order of the images in the splits.", choices=ORDERS),
     ],
     few="the Inception score is biased downwards, so compare it at the same n only",
 )

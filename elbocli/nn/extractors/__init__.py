@@ -105,9 +105,9 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    from elbocli.nn.extractors.vit import vit_extractor
+    from elbocli.nn.extractors.vit import load_vit
 
-    return vit_extractor(name, _given(weights, name))
+    return Extractor(name, *load_vit(name, _given(weights, name)), channels=3)
 
 
 extractor(
@@ -124,7 +124,7 @@ extractor(
 
 def _given(weights: Path | None, name: str) -> Path:
     if weights is None:
-        raise UsageError(f"{name} needs --extractor-weights FILE; docs/extractors.md lists suitable files")
+        raise UsageError(f"{name} needs `extractor_weights` FILE; docs/extractors.md lists suitable files")
     return weights
 
 
@@ -143,7 +143,7 @@ def _published() -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
-    remedy = f"; give them with --extractor-weights FILE ({path.name}, from torch-fidelity's releases)"
+    remedy = f"; give them with `extractor_weights` FILE ({path.name}, from torch-fidelity's releases)"
     with reading(f"{path}: the Inception weights could not be fetched", remedy, DataError):
         torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True)
     return path
@@ -157,7 +157,7 @@ def _published() -> Path:
 def tiny(weights: Path | None) -> Extractor:
     """Make the tiny extractor. Raises UsageError unless `weights` is None."""
     if weights is not None:
-        raise UsageError("elbo-tiny has no weights to load; leave --extractor-weights out")
+        raise UsageError("elbo-tiny has no weights to load; leave `extractor_weights` out")
     from elbocli.nn.extractors.vit import Tiny
 
     module = Tiny()
@@ -172,7 +172,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
     """
     if name.endswith(".pt2"):
         if weights is not None:
-            raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
+            raise UsageError("a .pt2 program brings its own weights; leave `extractor_weights` out")
         from elbocli.files.tensor_files import read_program
 
         path = Path(name)

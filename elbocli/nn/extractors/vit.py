@@ -13,7 +13,6 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.pickles import read_torch_file
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.yaml_text import read_yaml
-from elbocli.nn.extractors import Extractor
 
 SIZE = 224
 HUB_OFFSET = 0.1  # DINOv2's hub scales S × S position embeddings by (side + 0.1)/S instead of side/S
@@ -63,8 +62,8 @@ class Vit(nn.Module):
         return F.normalize(features, dim=1) if self.unit else features
 
 
-def vit_extractor(name: str, path: Path) -> Extractor:
-    """Make a vision-transformer extractor with the weights in a file. name: a key of vit.yaml.
+def load_vit(name: str, path: Path) -> tuple[nn.Module, str]:
+    """Return a vision transformer with the weights in a file, and their SHA-256 digest. name: a key of vit.yaml.
 
     Raises UsageError if timm is missing, FormatError for weights of another network.
     """
@@ -80,8 +79,7 @@ def vit_extractor(name: str, path: Path) -> Extractor:
     weights = read_weights(path, name, wanted, table["files"])
     weights["pos_embed"] = fitted_positions(weights["pos_embed"], network.patch_embed.grid_size[0])
     network.load_state_dict(weights, assign=True)
-    module = Vit(network, table).eval().requires_grad_(False)
-    return Extractor(name, module, file_sha256(path), channels=3)
+    return Vit(network, table).eval().requires_grad_(False), file_sha256(path)
 
 
 def fitted_positions(positions: Tensor, side: int) -> Tensor:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.core.pixels import to_levels
 from elbocli.core.registry import Declaration
-from elbocli.core.sampling import to_levels
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
@@ -63,7 +63,7 @@ class DiffusersUNet(Network):
         if config.image_size % multiple:
             raise UsageError(
                 f"network: this {UNET} needs images whose side is a multiple of {multiple}, but the side is "
-                f"{config.image_size} pixels; pack with another --size"
+                f"{config.image_size} pixels; pack with another `size`"
             )
         self.code = parse_level_code(config.code)
 

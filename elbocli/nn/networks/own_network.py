@@ -69,7 +69,7 @@ class OwnModule(Network):
         make = defined(file, word)
         if not (isinstance(make, type) and issubclass(make, nn.Module)):
             raise UsageError(
-                f"{file}: no torch.nn.Module {word} found; add --plugin {file}; if {file} only imports {word}, also add "
+                f"{file}: no torch.nn.Module {word} found; add `plugin` {file}; if {file} only imports {word}, also add "
                 f"'class {word}({word}): pass' to {file}"
             )
         known = inspect.signature(make).parameters
@@ -81,7 +81,7 @@ class OwnModule(Network):
         with suppress(TypeError):
             self.labelled = bool(inspect.signature(self.network.forward).bind(None, None, None))
         if config.num_classes and not self.labelled:
-            raise UsageError(f"{config.name}: its forward takes no labels; train it --unconditional, or set num_classes to 0")
+            raise UsageError(f"{config.name}: its forward takes no labels; train it `unconditional`, or set num_classes to 0")
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:

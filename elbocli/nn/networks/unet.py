@@ -153,7 +153,7 @@ class LevelsConfig(NetworkConfig):
         if self.image_size < 1 << self.halvings:
             raise UsageError(
                 f"network: the levels halve the image {self.halvings} times, too often for {self.image_size} pixels; choose "
-                "another preset, or pack with another --size"
+                "another preset, or pack with another `size`"
             )
         for level in self.levels:
             width = self.channels * level

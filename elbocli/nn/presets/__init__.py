@@ -93,6 +93,6 @@ def choose_preset(
     if fitting:
         return max(fitting)[-1]  # prefers presets for latents, then for a GPU, then for many images
     raise UsageError(
-        f"no preset fits {images} images of side {image_size} on a {'GPU' if gpu else 'CPU'}; choose a --preset (see 'elbo "
-        "presets list'), or pack with another --size"
+        f"no preset fits {images} images of side {image_size} on a {'GPU' if gpu else 'CPU'}; choose a `preset` (see 'elbo "
+        "presets list'), or pack with another `size`"
     )

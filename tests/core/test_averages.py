@@ -9,20 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 
-from elbocli.core.training import (
-    AVERAGES,
-    LR_DECAYS,
-    MAX_STD,
-    Average,
-    Profile,
-    canonical,
-    gamma_of,
-    learning_rate,
-    parse_average,
-    products,
-    solve,
-    std_of,
-)
+from elbocli.core.averages import AVERAGES, MAX_STD, Average, canonical, gamma_of, parse_average, std_of
+from elbocli.core.learning_rate import LR_DECAYS, learning_rate
+from elbocli.ema.solve import Profile, products, solve
 from elbocli.errors import UsageError
 
 NAMES = sorted(AVERAGES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from identities import target
 
-from elbocli.core.loss import check_output, denoising_losses
+from elbocli.core.objective import Objective, check_output
 from elbocli.core.prediction import PREDICTIONS, Prediction, alpha, sigma
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -22,9 +22,9 @@ SCHEDULES = ("cosine", "edm", "fm-ot", "linear-beta", "uniform")
 WEIGHTINGS = ("elbo", "sigmoid:bias=2", "edm-monotonic", "iddpm", "fm-ot")
 
 
-def losses(out, x, eps, lam, w, s, p):
+def losses(out, x, eps, lam, objective):
     """(weighted loss, unweighted ε error) of a network that gives `out`."""
-    return denoising_losses(lambda *_: out, x, eps, None, lam, w, s, p)[:2]
+    return objective.losses(lambda *_: out, x, eps, None, lam)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def integrate(panels, mixture):
         x_hat = mixture.denoise(z.flatten(), lam).view(-1, 1, 1, 1)
         eps_hat = (z - alpha(lam).view(-1, 1, 1, 1) * x_hat) / sigma(lam).view(-1, 1, 1, 1)
         out = target(p, x_hat, eps_hat, lam)
-        loss, _ = losses(out.float(), data.float(), noise.float(), lam, w, s, p)
+        loss, _ = losses(out.float(), data.float(), noise.float(), lam, Objective(w, s, p))
         return float(loss.double().view(len(t), -1) @ chance @ torch.from_numpy(share))
 
     return run
@@ -79,7 +79,8 @@ def test_jits_loss_and_input_are_those_of_its_code():
     x, eps, x_hat = torch.randn(3, 64, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     lam, seen = torch.linspace(-12, 12, 64, dtype=torch.float64), []
     w, s = parse_weighting("u-mse:clamped@logit-normal:mean=.8,std=.8"), parse_schedule("logit-normal:mean=.8,std=.8", -15, 15)
-    loss = denoising_losses(lambda z, *_: seen.append(z) or x_hat, x, eps, None, lam, w, s, Prediction("x-path")).loss
+    objective = Objective(w, s, Prediction("x-path"))
+    loss = objective.losses(lambda z, *_: seen.append(z) or x_hat, x, eps, None, lam).loss
     tau = (-lam / 2).sigmoid().view(-1, 1, 1, 1)
     z, scale = (1 - tau) * x + tau * eps, tau.clamp(min=0.05)
     wanted = ((x - z) / scale - (x_hat - z) / scale).square().mean((1, 2, 3))
@@ -87,21 +88,21 @@ def test_jits_loss_and_input_are_those_of_its_code():
     np.testing.assert_allclose(seen[0], z, atol=1e-12)
 
 
-TERMS = parse_weighting("elbo"), parse_schedule("cosine", -15, 15), Prediction("v")
+BOUND = Objective(parse_weighting("elbo"), parse_schedule("cosine", -15, 15), Prediction("v"))
 
 
 def test_losses_are_computed_in_single_precision_under_autocast():
     x, eps, out = torch.randn(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     lam = torch.tensor([-2.0, 3.0], dtype=torch.float64)
-    plain = losses(out.bfloat16(), x, eps, lam, *TERMS)
+    plain = losses(out.bfloat16(), x, eps, lam, BOUND)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = losses(out.bfloat16(), x, eps, lam, *TERMS)
+        mixed = losses(out.bfloat16(), x, eps, lam, BOUND)
     assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(plain, mixed, strict=True))
 
 
 def test_the_logged_error_carries_no_gradient():
     x, out = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2, requires_grad=True)
-    loss, error = losses(out, x, x, torch.zeros(1, dtype=torch.float64), *TERMS)
+    loss, error = losses(out, x, x, torch.zeros(1, dtype=torch.float64), BOUND)
     assert loss.requires_grad and not error.requires_grad
 
 

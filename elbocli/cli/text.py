@@ -1,0 +1,29 @@
+"""Print text of any origin, with control characters escaped."""
+
+import re
+from contextlib import suppress
+
+import click
+
+PARAMETER = re.compile("`([a-z_]+)`")  # in messages of core and nn, which know no options
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def visible(text: str) -> str:
+    """Escape control characters and line breaks, except line breaks before two spaces of indentation."""
+    return "\n  ".join(map(_escaped, text.split("\n  ")))
+
+
+def visible_lines(text: str) -> str:
+    """Escape control characters, except line breaks."""
+    return "\n".join(map(_escaped, text.split("\n")))
+
+
+def tell(text: str) -> None:
+    """Print a message on standard error, with options' names for `parameters`; ignore write errors."""
+    text = PARAMETER.sub(lambda name: f"--{name[1].replace('_', '-')}", text)
+    with suppress(OSError):
+        click.echo(visible(text), err=True)

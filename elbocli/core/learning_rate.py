@@ -1,0 +1,43 @@
+"""Learning rate of each update: warm-up, then a decay."""
+
+import math
+
+from elbocli.core.registry import Declaration, Registry
+
+# Functions (updates done, updates in total) → factor of the learning rate.
+LR_DECAYS = Registry("learning-rate decay")
+
+
+@LR_DECAYS.declare("constant", formula="1")
+def constant(done, steps):
+    return 1.0
+
+
+@LR_DECAYS.declare(
+    "cosine",
+    formula="final + (1 - final) (1 + cos(pi n/steps))/2 after n updates",
+    source="Loshchilov & Hutter 2016, arXiv:1608.03983",
+    within={"final": (0, 1)},
+)
+def cosine(done, steps, final=0.0):
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done / steps, 1)))
+
+
+@LR_DECAYS.declare("linear", formula="1 - (1 - final) n/steps after n updates", source="common use", within={"final": (0, 1)})
+def linear(done, steps, final=0.0):
+    return 1 - (1 - final) * min(done / steps, 1)
+
+
+@LR_DECAYS.declare(
+    "rsqrt",
+    formula="1/sqrt(max(n/ref, 1)) after n updates",
+    source="Karras et al. 2023 (EDM2), arXiv:2312.02696",
+    positive=["ref"],
+)
+def rsqrt(done, steps, ref=70_000.0):
+    return 1 / math.sqrt(max(done / ref, 1))
+
+
+def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration) -> float:
+    """Return the learning rate after `done` of `steps` updates. lr: peak. warmup: number of updates. decay: from LR_DECAYS."""
+    return lr * min(1.0, (done + 1) / max(1, warmup)) * float(decay(done, steps))

@@ -30,7 +30,6 @@ from elbocli.version import __version__
 GROUPS = {
     "Data": {
         "prep": "Pack images into one dataset, OUT.h5.",
-        "merge": "Make one dataset, OUT.h5, of several PARTs.",
         "info": "Describe any file of elbo's, and show its images.",
     },
     "Training": {

@@ -1,9 +1,7 @@
 """Datasets made of numbers alone, for measurements and for tests on a machine that has nothing but what elbo trains with."""
 
-import hashlib
 import io
 import math
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,6 @@ from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout
 GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)
 """The ten digits on 5 rows of 3 pixels, a bit each, from the upper left."""
 SPACE = LatentSpace("diffusers", [0.0] * 4, [0.18215] * 4, "[-1,1]", "none", "none", 256, 0)
-
-
-def rows_sha256(pieces: Iterable[Any]) -> str:
-    """The sha256 of rows that come in pieces."""
-    digest = hashlib.sha256()
-    for rows in pieces:
-        digest.update(b"".join(rows))
-    return digest.hexdigest()
 
 
 def _written(path: Path, layout: BlockLayout, rows: np.ndarray, classes: int, **about: Any) -> Dataset:

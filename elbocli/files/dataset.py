@@ -54,7 +54,6 @@ class DatasetAttributes(Record, kw_only=True):
     """Attributes of a dataset, all optional.
 
     store: "raw", "png" or "webp". crop, filter: methods of cropping and resizing. skipped: number of unusable images.
-    shard: "I/N"; None for a whole dataset. shard_of: digest of the image names and settings that all N shards share.
     digests: names of the digests that the file must have, with spaces between.
     changed: JSON object: change made while decoding, such as "alpha dropped" → number of images.
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
@@ -76,8 +75,6 @@ class DatasetAttributes(Record, kw_only=True):
     skipped: Count | None = None
     changed: str | None = None
     samples: str | None = None
-    shard: str | None = None
-    shard_of: str | None = None
     elbo_version: str | None = None
     pillow_version: str | None = None
     command: str | None = None
@@ -199,11 +196,6 @@ class Dataset:
         return self.shape[3]
 
     @property
-    def layout(self) -> BlockLayout:
-        """Layout of the block on disk."""
-        return BlockLayout(self.kind, tuple(self.block.shape[1:]))
-
-    @property
     def latent_space(self) -> LatentSpace | None:
         """Latent space; None for pixels. Raises FormatError if an attribute is missing or wrong."""
         return read_space(self.attributes.more, self.channels, self.path) if self.kind == LATENTS else None
@@ -242,16 +234,6 @@ class Dataset:
         for start in range(0, len(self), size):
             yield self.batch(range(start, min(start + size, len(self))))
 
-    def pieces(self) -> Iterator[Any]:
-        """Yield all rows as stored on disk, about SCAN_BYTES at a time: arrays, or lists of encoded images."""
-        size = max(1, SCAN_BYTES * len(self) // self.block.nbytes)
-        for start in range(0, len(self), size):
-            if self.kind == ENCODED:
-                ends = self._ends[start : start + size + 1]
-                yield np.split(self.block[ends[0] : ends[-1]], ends[1:-1] - ends[0])
-            else:
-                yield self.block[start : start + size]
-
     def contents(self) -> Members:
         """Return everything except the block. Raises FormatError."""
         with _opened(self.path) as file:
@@ -266,11 +248,10 @@ class Dataset:
 
     def payload_digest(self) -> str:
         """Return the sha256 of the block, which is read as a whole."""
-        digest, done = hashlib.sha256(), 0
-        for rows in self.pieces():
-            digest.update(b"".join(rows))
-            done += len(rows)
-            progress(done, len(self), "img")
+        digest, content = hashlib.sha256(), self.block.reshape(-1).view(np.uint8)
+        for start in range(0, len(content), SCAN_BYTES):
+            digest.update(content[start : start + SCAN_BYTES].data)
+            progress(min(start + SCAN_BYTES, len(content)) * len(self) // len(content), len(self), "img")
         return digest.hexdigest()
 
     @cached_property

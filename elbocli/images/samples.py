@@ -96,7 +96,7 @@ def about_samples(text: object, where: object) -> SamplesAbout:
 
     where: file, for messages. Raises FormatError.
     """
-    then = "; draw these samples again, or merge their parts again"
+    then = "; draw these samples again"
     return SamplesAbout.of(parse_json("{}" if text is None else str(text), f"{where}: facts about the samples", then), where)
 
 

@@ -226,14 +226,10 @@ def choose(
     subset: tuple[str, float] | None = None,
     shuffle_seed: int | None = None,
     limit: int | None = None,
-    shard: tuple[int, int] | None = None,
-    group: int = 1,
 ) -> Images:
-    """Choose images: first a subset, then shuffle, then the first `limit`, then a shard.
+    """Choose images: first a subset, then shuffle, then the first `limit`.
 
     subset: ('val', F): the fraction F of each class, always the same images; ('train', F): all other images.
-    shard: (i, N): the i-th of N shards, counting from 1.
-    group: shards begin at multiples of `group` if possible.
     Raises DataError: no images are left.
     """
     chosen = np.arange(len(source))
@@ -247,11 +243,6 @@ def choose(
     if shuffle_seed is not None:
         chosen = chosen[Stream(shuffle_seed, "prep-shuffle").permutation(0, len(chosen))]
     chosen = chosen[:limit]
-    if shard is not None:
-        index, count = shard
-        step = group if len(chosen) >= count * group else 1
-        begin, end = ((k * len(chosen) // count) // step * step for k in (index - 1, index))
-        chosen = chosen[begin : len(chosen) if index == count else end]
     if not len(chosen):
-        raise DataError(f"no images are left of {len(source)}; change --subset, --limit or --shard")
+        raise DataError(f"no images are left of {len(source)}; change --subset or --limit")
     return source.take(chosen.tolist())

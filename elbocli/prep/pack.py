@@ -50,7 +50,6 @@ class Settings(DecodeOptions):
     subset: tuple[str, float] | None = None
     shuffle_seed: int | None = None
     limit: int | None = None
-    shard: tuple[int, int] | None = None
     latents: Path | None = None
     latent_convention: str = "diffusers"
     mirror: bool = False
@@ -88,13 +87,10 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, skip=skip)
     settings = _with_shape(settings, look(whole))
     encoder = _encoder(settings)
-    every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
-    source = choose(every, shard=settings.shard, group=encoder.batch)
+    source = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
     classes, shape = source.class_names, f"{settings.size} x {settings.size} pixels, {settings.channels} channels"
     log.info(f"{sources[0]}: {len(source)} images, {len(classes)} classes -> {shape}")
-    identity = _identity(every, settings, encoder)
-    shard_of = settings.shard and hashlib.sha256(json.dumps([identity, _images_digest(every, len(every))]).encode()).hexdigest()
-    identity["shard"] = str(settings.shard)
+    identity = _identity(source, settings, encoder)
 
     def unchanged(journal: Journal) -> bool:
         return journal.notes.get("images") == _images_digest(source, journal.done)
@@ -127,8 +123,6 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
             "source_sha256": notes["source_sha256"],
             "skipped": len(notes["skipped"]),
             "changed": json.dumps(notes["changed"], sort_keys=True),
-            "shard": settings.shard and "{}/{}".format(*settings.shard),
-            "shard_of": shard_of,
             **encoder.attributes,
             "command": settings.command,
         }
@@ -302,8 +296,8 @@ class Packed(NamedTuple):
 
 
 def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Encoder, signals: Signals) -> None:
-    # The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to the sum of the whole dataset. Rows are
-    # flushed only between batches of the encoder, so that batches, and thus the stored values, are the same after a kill.
+    # The notes' `source_sha256` is a sum of digests, to which a resumed run adds. Rows are flushed only between batches of the
+    # encoder, so that batches, and thus the stored values, are the same after a kill.
     notes = writer.state.notes or {"images": add_digests([]), "source_sha256": add_digests([]), "skipped": {}, "changed": {}}
     total, done = len(source), writer.state.done
     rows: list[Any] = []

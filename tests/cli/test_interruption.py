@@ -47,9 +47,8 @@ COMMANDS = {
     "report": "report {run} -o x.html",
     "weights plot": "weights plot sigmoid -o x.pdf",
     "import": "import {weights} x --plugin {plugin}",
-    "merge": "merge x.h5 {data}",
     "prep": "prep {images} x.h5 --size 8 --channels 1",
-    "prep webp": "prep {images} x.h5 --size 16 --store webp --shard 1/2",
+    "prep webp": "prep {images} x.h5 --size 16 --store webp",
     "sample npy": f"{SAMPLE} x.npy",
     "sample npz": f"{SAMPLE} x.npz",
     "sample h5": f"{SAMPLE} x.h5",
@@ -57,8 +56,8 @@ COMMANDS = {
     "sample pictures": f"{SAMPLE} x",
     "train": TRAIN,
 }
-ONE_BATCH = ("merge", "prep", "prep webp")
-"""Commands that look for signals between batches of images, and have one here: tests/prep and tests/merge have several."""
+ONE_BATCH = ("prep", "prep webp")
+"""Commands that look for signals between batches of images, and have one here: tests/prep has several."""
 CHANGING = {"metrics.jsonl", "status.json", "meta.json", ".lock", "events"}
 """Files of a run that hold times or speeds, or the digest of one that does."""
 HALF = (".tmp", ".old", ".trash", ".partial", ".json.partial")

@@ -41,8 +41,6 @@ def test_choices_are_those_declared():
         (["text.txt", "a.h5"], 1, "text.txt"),
         (["old.h5", "old.h5"], 2, "another name"),
         (["digits", "old.h5"], 2, "--overwrite"),
-        (["digits", "a.h5", "--shard", "3/2"], 2, "3/2"),
-        (["digits", "a.h5", "--shard", "0/2"], 2, "0/2"),
         (["digits", "a.h5", "--subset", "val", "0"], 2, "float > 0"),
         (["digits", "a.h5", "--background", "hue"], 2, "background"),
         (["digits", "a.h5", "--labels", "gone.csv"], 1, "gone.csv"),

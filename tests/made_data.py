@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from elbocli.files.dataset import Dataset, DatasetWriter
+from elbocli.files.grid import Layout
 from elbocli.files.latents import LatentSpace
 from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout
 
 GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)
 """The ten digits on 5 rows of 3 pixels, a bit each, from the upper left."""
 SPACE = LatentSpace("diffusers", [0.0] * 4, [0.18215] * 4, "[-1,1]", "none", "none", 256, 0)
+
+
+def cut_up(sheet: Image.Image, layout: Layout) -> np.ndarray:
+    """The images [N, H, W, C] of a contact sheet, of their original size."""
+    pixels = np.asarray(sheet).reshape(*sheet.size[::-1], -1)
+    return np.stack([pixels[place][:: layout.scale, :: layout.scale] for place in layout.places()])
 
 
 def _written(path: Path, layout: BlockLayout, rows: np.ndarray, classes: int, **about: Any) -> Dataset:

@@ -25,7 +25,7 @@ from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, error_of, read_curves, read_log_history, score_columns
 from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
-from elbocli.report.thumbnails import Extremes, Thumbnails, chosen_times, read_by_class, read_extremes, read_preview, read_strips
+from elbocli.report.thumbnails import Extremes, Thumbnails, chosen_times, read_by_class, read_extremes, read_preview
 from elbocli.run.folder import read_status
 from elbocli.run.open import EffectiveWeighting, dataset_of, effective_weightings, empty_network, read_run_config
 from elbocli.run.settings import run_settings, schedule_of
@@ -142,7 +142,7 @@ class RunFacts:
 
     schedule: training schedule; None: adaptive. effective: weighting by step; one entry: fixed weighting.
     course, held_out: training errors and validation errors, by λ and step.
-    previews: a row of pictures per contact sheet of `elbo train`. drawn: a row of samples per class.
+    previews: contact sheets of `elbo train`. drawn: a row of --samples per class.
     results: name in KINDS → result files. extremes: likeliest and least likely images per file of likelihoods.
     """
 
@@ -252,10 +252,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     shown = {kind: [each for each in found if each.kind == kind] for kind, _, _ in KINDS}
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn_from = samples or (sheets[-1] if sheets else "")
-    if samples is not None:
-        drawn = read_by_class(samples, config.data.class_names or [])
-    else:
-        drawn = (ask(read_strips, drawn_from) if sheets else None) or []
+    drawn = [] if samples is None else read_by_class(samples, config.data.class_names or [])
     imported = config.source is not None
     known = {key: value for key, value in settings.written().items() if key in config.settings or not imported}
     objective, schedule, effective = None, None, list[EffectiveWeighting]()

@@ -22,7 +22,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.result import score_card
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics, write_features, write_statistics
-from elbocli.files.grid import PLACES, cut_up, layout_of
+from elbocli.files.grid import Group, draw_grid, lay_out
 from elbocli.files.sample_files import npy_header
 from elbocli.nn.extractors.vit import Tiny
 
@@ -375,28 +375,30 @@ def test_the_sheet_of_neighbours_has_the_closest_pairs_pixel_for_pixel(images, t
     for path, out in zip(paths, saved):
         score(path, None, save_features=out)
     score(*paths, neighbours=sheet)
-    rows, names = shown(sheet)
-    assert rows.shape == (12, 6, 8, 8, 1)
     apart = cdist(*(read_features(path).features.double().numpy() for path in saved))
     order = apart.min(1).argsort(kind="stable")[:12]
-    assert [int(name.partition(":")[0]) for name in names] == order.tolist() and names[0] == "5: 0"
-    for row, index in zip(rows, order):
-        assert (row[0] == samples[index]).all() and (row[1:] == training[apart[index].argsort()[:5]]).all()
+    assert order[0] == 5
+    rows = [[samples[index], *training[apart[index].argsort()[:5]]] for index in order]
+    wanted = sheet_of(rows, [f"{index}: {apart[index].min():.3g}" for index in order])
+    with Image.open(sheet) as picture:
+        assert np.array_equal(picture, wanted)
 
 
-def shown(path):
-    """The images of a sheet [rows, columns, H, W, C], and the names of its rows."""
-    with Image.open(path) as opened:
-        layout = layout_of(opened.info[PLACES], opened.size, path)
-        cut = cut_up(np.asarray(opened).reshape(*opened.size[::-1], -1), layout)
-    return cut.reshape(-1, layout.columns, *cut.shape[1:]), [group.name for group in layout.groups]
+def sheet_of(rows, names):
+    """A sheet with a row of images behind each name."""
+    images, columns = np.concatenate(rows), len(rows[0])
+    groups = [Group(name, range(k * columns, (k + 1) * columns)) for k, name in enumerate(names)]
+    return draw_grid(images, structs.replace(lay_out(8, 8, groups), columns=columns))
 
 
 @pytest.mark.parametrize(("n", "ref"), [(1, 30), (30, 2)])
 def test_few_images_make_a_small_sheet(n, ref, images, tmp_path):
     pair = save(tmp_path / "s.npy", images[:n]), save(tmp_path / "t.npy", images[n : n + ref])
     score(*pair, ("accuracy",), classes="1", neighbours=tmp_path / "n.png")
-    assert shown(tmp_path / "n.png")[0].shape == (min(n, 12), 1 + min(ref, 5), 8, 8, 1)
+    rows, columns = min(n, 12), 1 + min(ref, 5)
+    height = sheet_of(np.zeros((rows, columns, 8, 8, 1), np.uint8), ["0: 0"] * rows).height
+    with Image.open(tmp_path / "n.png") as picture:
+        assert picture.height == height
 
 
 def test_a_sheet_needs_two_files_of_images_of_one_size(digits, tmp_path):

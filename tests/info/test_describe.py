@@ -18,7 +18,7 @@ from PIL import Image
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import FeatureFacts, SavedFeatures, write_features
-from elbocli.files.grid import PLACES, cut_up, layout_of
+from elbocli.files.grid import draw_grid
 from elbocli.info.describe import LEAST, SHOWN, images_of, verify
 
 Elbo = Callable[..., Any]
@@ -161,12 +161,12 @@ def test_a_dataset_has_a_row_for_each_class_however_it_is_stored(stored, elbo, t
     assert (result.returncode, result.stderr) == (0, b"") and b"dataset" in result.stdout
     piped = elbo("info", stored, "--grid", "-", "--zoom", 2).stdout
     assert piped == (tmp_path / "g.png").read_bytes()
-    with Image.open(io.BytesIO(piped)) as picture:
-        layout = layout_of(picture.info[PLACES], picture.size, "g.png")
-        images = cut_up(np.asarray(picture)[..., None], layout)
+    images, layout = images_of(stored, 2)
     assert layout.scale == 2
-    found = {group.name: images[group.images, 0, 0, 0].tolist() for group in layout.groups}
-    assert found == {f"class {k}": [10 * k + i for i in range(10)] for k in range(3)}
+    with Image.open(io.BytesIO(piped)) as picture:
+        assert np.array_equal(picture, draw_grid(images, layout))
+    shown = {group.name: images[group.images, 0, 0, 0].tolist() for group in layout.groups}
+    assert shown == {f"class {k}": [10 * k + i for i in range(10)] for k in range(3)}
 
 
 def test_images_are_spread_over_the_file(digits):

@@ -11,11 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.errors import ElboError, PluginError, UsageError
-from elbocli.files.checkpoint import PluginFile
 from elbocli.files.reading import file_sha256
+from elbocli.files.records import Record
 from elbocli.runtime.progress import log
 
 PREFIX = "elbo_plugin_"
+
+
+class PluginFile(Record):
+    """Plug-in that a run needs. file: name without folders."""
+
+    file: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.file} ({self.sha256[:12]})"
+
+
 _RUN: dict[Path, PluginFile] = {}  # plug-ins run so far, by path
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import FormatError
-from elbocli.files.checkpoint import RunConfig, checkpoints, latest, read_checkpoint, read_config, snapshots
+from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint, snapshots
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
 from elbocli.files.grid import MOST_CLASSES, Layout, by_class, lay_out
@@ -15,6 +15,7 @@ from elbocli.files.recognise import instead, recognise
 from elbocli.files.schedule_file import read_table
 from elbocli.files.yaml_text import read_yaml
 from elbocli.images.samples import read_samples
+from elbocli.run.config import RunConfig, read_config
 from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8  # images on a contact sheet; images per class, even if the sheet then has more images
@@ -88,8 +89,8 @@ def _run(path: Path) -> Facts:
         "snapshots": len(snapshots(path)),
         "elbo_version": config.elbo_version,
         **(config.source.about() if config.source else {}),
-        **config.settings,
-        "verdict": no_elbo(config.settings.get("auxiliary") or ()),
+        **config.section(),
+        "verdict": no_elbo(config.settings.auxiliary),
         "data": config.data.path,
         "init": config.init and config.init.json(),
         "parameters_of": config.network,
@@ -140,7 +141,7 @@ def _optimum(path: Path) -> Facts:
 
 
 def _config(path: Path) -> Facts:
-    return RunConfig.of(read_yaml(path), path).settings
+    return RunConfig.of(read_yaml(path), path).section()
 
 
 def _schedule(path: Path) -> Facts:

@@ -16,7 +16,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.training import CRITERIA
 from elbocli.core.weighting import ForeignLoss, LearnedCurve, ScheduleDensity, Weighting
 from elbocli.errors import DataError, ElboError
-from elbocli.files.checkpoint import CONFIG, Checkpoint, RunConfig, checkpoints, read_checkpoint
+from elbocli.files.checkpoint import CONFIG, Checkpoint, checkpoints, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.files.recognise import recognise
 from elbocli.files.records import Record, stored
@@ -26,9 +26,9 @@ from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, error_of, read_curves, read_log_history, score_columns
 from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
 from elbocli.report.thumbnails import Extremes, Thumbnails, chosen_times, read_by_class, read_extremes, read_preview
+from elbocli.run.config import RunConfig, read_run_config
 from elbocli.run.folder import read_status
-from elbocli.run.open import EffectiveWeighting, dataset_of, effective_weightings, empty_network, read_run_config
-from elbocli.run.settings import run_settings, schedule_of
+from elbocli.run.open import OBJECTIVE, EffectiveWeighting, dataset_of, effective_weightings, empty_network, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
 DIGITS = 6  # significant digits of the numbers in an ErrorMap
@@ -245,7 +245,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
             return None
 
     config = read_run_config(run)
-    settings = run_settings(config.settings, run / CONFIG)
+    settings = config.settings
     tables = [path for path in results if recognise(path) == "a table"]
     named = [read_result(path) for path in results if path not in tables]
     found = list({each.path.resolve(): each for each in (*results_in(run), *named)}.values())
@@ -254,9 +254,8 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     drawn_from = samples or (sheets[-1] if sheets else "")
     drawn = [] if samples is None else read_by_class(samples, config.data.class_names or [])
     imported = config.source is not None
-    known = {key: value for key, value in settings.written().items() if key in config.settings or not imported}
     objective, schedule, effective = None, None, list[EffectiveWeighting]()
-    if {"weighting", "schedule"} <= set(known) and (found_objective := ask(_objective, run, settings)):
+    if all(map(config.states, OBJECTIVE)) and (found_objective := ask(_objective, run, settings)):
         objective, schedule, effective = found_objective
     curves: dict[str, Curve] = ask(read_curves, run / "metrics.jsonl", missing) or {}
     status = None if imported else ask(read_status, run)
@@ -274,7 +273,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         run=name,
         status={} if status is None else {**status.facts(), "time": status.when},
         objective=objective,
-        settings=known,
+        settings=config.section(),
         source=config.source.json() if config.source else None,
         data=config.data.json(),
         network=config.network | ({} if network is None else {"parameters": count_parameters(network)}),

@@ -19,23 +19,23 @@ from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, InitFacts, RunConfig, RunData
+from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, RunData
 from elbocli.files.dataset import PREPROCESSING, Dataset, find_dataset
 from elbocli.files.losslog import LossLogRow, entries
-from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, reading
-from elbocli.files.schedule_file import resolve_weighting
+from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.tensor_files import check_tensors, load, read_about
 from elbocli.nn.networks import Network, NetworkConfig, build_empty, config_of, loaded, place, section_of
 from elbocli.nn.weights import transfer
 from elbocli.run.classes import counts_for
-from elbocli.run.settings import Known, run_settings, schedule_of
-from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
+from elbocli.run.config import ConfigFile, InitFacts, RunConfig, read_run_config
+from elbocli.run.train_settings import ADAPTIVE, SETTINGS, SPEED, VALIDATION, TrainSettings
 from elbocli.runtime.device import Precision
 from elbocli.runtime.progress import log
 
 # Attributes of datasets that define a latent space: latents are comparable only if all of these are equal.
 SPACE = ["latent_convention", "latent_shift", "latent_scale", "latent_input", "autoencoder_sha256"]
+OBJECTIVE = ("weighting", "schedule")  # settings that an imported run may lack
 TIMES = 12  # number of steps at which a learned weighting is reported
 
 
@@ -61,11 +61,11 @@ def check_alike(data: RunData, known: RunData, other: object, keys: Sequence[str
             )
 
 
-def read_run_config(run: Path) -> RunConfig:
-    """Read a run's config.yaml. Raises FormatError, and UsageError if a plug-in is missing."""
-    config = store.read_config(run)
-    check_plugins(config.plugins, run)
-    return config
+def schedule_of(settings: TrainSettings) -> Schedule | None:
+    """Return the schedule of the settings; None: adaptive. Raises ElboError."""
+    if settings.schedule == ADAPTIVE:
+        return None
+    return resolve_schedule(settings.schedule, settings.logsnr_min, settings.logsnr_max)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     checkpoint = store.read_checkpoint(path) if within else store.latest(run)
     if checkpoint is None:
         raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first checkpoint")
-    settings = run_settings(config.settings, run / CONFIG)
+    settings = config.settings
     if weights == "ema":  # an imported run has only one set of weights
         weights = checkpoint.names[0] if config.source else settings.ema[0]
     name = weights
@@ -174,7 +174,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
         name = parse_average(weights).name
     trained = {"step": checkpoint.step, "images_trained": checkpoint.images}
     about: dict[str, Any] = {
-        **{f"trained_{key}": getattr(settings, key) for key in ("weighting", "schedule") if key in config.settings},
+        **{f"trained_{key}": getattr(settings, key) for key in OBJECTIVE if config.states(key)},
         "prediction": settings.prediction,
         "trained_on": config.data.payload_sha256,
         **{key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None},
@@ -239,10 +239,9 @@ def means_run(text: str) -> bool:
 def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
     """Return a run's settings and weighting: one item if fixed; if learned, one for each of up to 12 steps. Raises ElboError."""
     config = read_run_config(run)
-    if not {"weighting", "schedule"} <= set(config.settings):
+    if not all(map(config.states, OBJECTIVE)):
         raise DataError(f"{run}: was imported without its objective; import it again with --weighting and --schedule")
-    settings = run_settings(config.settings, run / CONFIG)
-    return settings, effective_weightings(run, settings)
+    return config.settings, effective_weightings(run, config.settings)
 
 
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
@@ -277,10 +276,10 @@ def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) ->
 class Initial(TrainedRun):
     """The run whose weights a new run begins from (--init). The network is on the meta device.
 
-    named: path given to --init: run, checkpoint, or file of weights.
+    source: path given to --init: run, checkpoint, or file of weights.
     """
 
-    named: Path
+    source: Path
 
     def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
         """Return the section `init` of the new run's config.yaml.
@@ -292,7 +291,7 @@ class Initial(TrainedRun):
         seen = {key: value for key, value in about.items() if key.startswith("imported_")}
         changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]
         which = about["weights"], about["weights_sha256"], about.get("step"), about.get("images_trained")
-        return InitFacts(str(self.named), *which, changed, **seen)
+        return InitFacts(str(self.source), *which, changed, **seen)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
         """Return the settings that a new run inherits. data: dataset of the new run."""
@@ -302,7 +301,7 @@ class Initial(TrainedRun):
         return {key: value for key, value in stored if key != "time_limit" and SETTINGS[key].group not in left}
 
     def check_data(self, data: RunData) -> None:
-        check_alike(data, self.data, self.named)
+        check_alike(data, self.data, self.source)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
         """Return the old run's class number for each new class; None: the old run lacks the class.
@@ -318,7 +317,7 @@ class Initial(TrainedRun):
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
         """Return the new network's weights by name, without those that stay random. Raises UsageError, FormatError."""
         read = self.checkpoint.weights(self.about["weights"]).read
-        with reading(self.named, kind=UsageError):
+        with reading(self.source, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)
 
 
@@ -329,31 +328,33 @@ def open_initial(path: Path) -> Initial:
         folder, name = path.parent, path.stem
     source = open_run(folder, torch.device("cpu"), name)
     source.network.to("meta")
-    return Initial(**vars(source), named=path)
+    return Initial(**vars(source), source=path)
 
 
-def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
+def initial_of(path: Path | None, existing: ConfigFile | None, out: Path) -> Initial | None:
     """Return the old run of --init; None: random weights, or the new run `out` has a checkpoint.
 
-    asked: path of --init. known: config of --config or of the run to resume; its section `init` is the default of `asked`.
+    path: of --init. existing: config of --config or of the run to resume; its section `init` is the default of `path`.
     Raises FormatError, UsageError; DataError: the old run's weights are gone or have changed.
     """
-    began = known.config.init if known else None
-    if known is None or began is None or asked not in (None, Path(began.run)):
-        return None if asked is None else open_initial(asked)
-    if known.where == out / CONFIG and store.checkpoints(out):
+    init = existing.config.init if existing else None
+    if existing is None or init is None or path not in (None, Path(init.run)):
+        return None if path is None else open_initial(path)
+    if existing.path == out / CONFIG and store.checkpoints(out):
         return None
-    found = open_initial(Path(began.run))
-    if found.about["weights_sha256"] != began.sha256:
-        raise DataError(f"{began.run}: has changed since {known.where} was written; name the checkpoint of that time with --init")
-    return found
+    initial = open_initial(Path(init.run))
+    if initial.about["weights_sha256"] != init.sha256:
+        raise DataError(
+            f"{init.run}: has changed since {existing.path} was written; name the checkpoint of that time with --init"
+        )
+    return initial
 
 
-def dataset_for(known: Known | None) -> Path:
+def dataset_for(existing: ConfigFile | None) -> Path:
     """Return the path of the dataset to train on. Raises DataError.
 
-    known: config.yaml that names the dataset; None: the current folder's only dataset.
+    existing: config.yaml that names the dataset; None: the current folder's only dataset.
     """
-    data = find_dataset(Path()) if known is None else dataset_of(known.config.data, known.where.parent)
+    data = find_dataset(Path()) if existing is None else dataset_of(existing.config.data, existing.path.parent)
     log.info("using dataset %s", data)
     return data

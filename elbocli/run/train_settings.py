@@ -45,6 +45,11 @@ def seconds(value: Any) -> Any:
     return sum(float(part or 0) * each for part, each in zip(found.groups(), (86400, 3600, 60, 1)))
 
 
+def several(value: Any) -> Any:
+    """Return a list of texts for a single text."""
+    return [value] if isinstance(value, str) else value
+
+
 def about(default: Any, help: str, **said: Any) -> Any:
     """Declare a setting, except its type. An int without bounds is a count.
 
@@ -113,7 +118,7 @@ class TrainSettings:
         names="elbocli.nn.auxiliary.AUXILIARIES",
         words=("none",),
         metavar="SPEC",
-        parse="elbocli.nn.auxiliary.canonical",
+        parse="elbocli.run.train_settings.several",
     )
     logsnr_min: float = about(-15.0, "Noisiest level.", ge=-50, le=50)
     logsnr_max: float = about(15.0, "Cleanest level.", ge=-50, le=50)

@@ -153,26 +153,26 @@ def train(
     from elbocli.runtime.processes import joined
     from elbocli.train import loop, plan, recorder
 
-    known, asked = settings.read_options(config, {**options, "data": data, "init": init}, words)
-    data, init = asked.pop("data", None), asked.pop("init", None)
-    preset = asked.get("preset")
-    known = known or folder.known_of(out, data is not None, preset)
+    existing, given = settings.read_options(config, {**options, "data": data, "init": init}, words)
+    data, init = given.pop("data", None), given.pop("init", None)
+    preset = given.get("preset")
+    existing = existing or folder.config_to_resume(out, data is not None, preset)
     if dry_run:
         if not Command.silent:
-            initial = initial_of(init, known, out)
-            planned = settings.preset_data(preset) if preset and data is None and known is None else None
-            dataset = planned or Dataset(data or dataset_for(known), latents=True)
-            resolved = settings.resolve(asked, dataset, known, initial)
+            initial = initial_of(init, existing, out)
+            planned = settings.preset_data(preset) if preset and data is None and existing is None else None
+            dataset = planned or Dataset(data or dataset_for(existing), latents=True)
+            resolved = settings.resolve(given, dataset, existing, initial)
             click.echo(yaml_text(plan.plan(resolved, launched())), nl=False)
         return
-    with joined(asked.get("device") or (known.config.settings.get("device", "auto") if known else "auto")) as world:
+    with joined(given.get("device") or (existing.config.settings.device if existing else "auto")) as world:
         with world.together():
             recorder.check_targets(log_to, out)
-            initial = initial_of(init, known, out) if world.first else None  # only rank 0 reads the weights
+            initial = initial_of(init, existing, out) if world.first else None  # only rank 0 reads the weights
         initial = world.of_first(initial)
         with world.together():
-            dataset = Dataset(data or dataset_for(known), latents=True)
-            resolved = settings.resolve(asked, dataset, known, initial)
+            dataset = Dataset(data or dataset_for(existing), latents=True)
+            resolved = settings.resolve(given, dataset, existing, initial)
         extractor = eval_extractor, eval_weights
         loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite, extractor)
     if world.first:

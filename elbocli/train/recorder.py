@@ -29,7 +29,6 @@ from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.atomic import flush, writing
-from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
 from elbocli.files.reading import read_text, reading
@@ -37,6 +36,7 @@ from elbocli.files.recognise import check_outputs
 from elbocli.files.records import parse_json
 from elbocli.files.schedule_file import finite
 from elbocli.nn.networks.diffusers import affine
+from elbocli.run.config import read_config
 from elbocli.run.open import check_alike
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings

@@ -18,12 +18,12 @@ from PIL import Image
 from elbocli.core.samplers import walk
 from elbocli.core.sampling import Guidance
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset, DatasetWriter
 from elbocli.files.latents import CONVENTIONS
 from elbocli.nn.networks.diffusers import Autoencoder
 from elbocli.prep import pack as prep
 from elbocli.run import settings
+from elbocli.run.config import read_config
 from elbocli.sample import draw
 from elbocli.train import loop
 from elbocli.train.batches import Batches

@@ -23,11 +23,11 @@ from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, bin_middles
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import no_elbo
 from elbocli.errors import ElboError, UsageError
-from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, draw_grid, lay_out, rows_of_classes
 from elbocli.files.schedule_file import read_table
 from elbocli.run.classes import choose_labels
+from elbocli.run.config import read_config
 from elbocli.run.folder import read_status
 from elbocli.run.open import open_run, weighting_of_run
 from elbocli.run.settings import read_options, resolve
@@ -267,7 +267,7 @@ def test_a_logger_gets_all_under_one_name_and_a_run_that_goes_on_is_the_same(pac
     how = {"wandb": {"id": config.run_id, "name": "best", "project": "elbo", "dir": str(run)}, "trackio": {"project": "mine"}}
     how["trackio"]["name"] = f"run-{config.run_id[:8]}"
     assert [{key: each[key] for key in how[package]} for each in begun] == [how[package]] * 2
-    assert begun[1]["config"]["settings"] == config.settings and {each["resume"] for each in begun} == {"allow"}
+    assert begun[1]["config"]["settings"] == config.section() and {each["resume"] for each in begun} == {"allow"}
     if package == "trackio":
         assert len(ends) == 2 and ends[1] == len(logged) and capsys.readouterr().out == ""
 

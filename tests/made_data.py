@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from elbocli.files.contact_sheet import Layout
 from elbocli.files.dataset import Dataset, DatasetWriter
-from elbocli.files.grid import Layout
 from elbocli.files.latents import LatentSpace
 from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout
 

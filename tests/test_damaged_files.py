@@ -55,7 +55,7 @@ OF_RESULTS = ["report run --json", REPORT]
 READERS = {
     "data.h5": [
         *("info --verify {0}", "prep {0} x.h5 -q", "bound run {0} -n 2 --draws 2 -q"),
-        *(DRY, f"eval samples.npz --ref {{0}} {SCORES}", "info {0} --grid x.png", "optimum {0} -n 2 -q"),
+        *(DRY, f"eval samples.npz --ref {{0}} {SCORES}", "info {0} --sheet x.png", "optimum {0} -n 2 -q"),
     ],
     "samples.h5": ["info {0}", f"eval {{0}} --ref data.h5 {SCORES}", "report run --samples {0} -o x.html"],
     "good.npy": ["info {0}", "prep {0} x.h5 -q", f"eval {{0}} --ref data.h5 {SCORES}"],

@@ -156,7 +156,7 @@ SETTINGS = {
 SWEEP = {"BIASES": "2", "SHIFTS": "0", "SCHEDULES": "cosine", "SEEDS": "0"}
 SWEEP |= {"STEPS": "4", "SAMPLES": "20", "WALK": "2", "IMAGES": "4"}
 """One setting of examples/sweep."""
-WRITERS = "-o|>|--save-\\w+|--card|--plot|--curve|--log|--per-image|--neighbours|--grid|prep \\S+|import \\S+|write \\S+"
+WRITERS = "-o|>|--save-\\w+|--card|--plot|--curve|--log|--per-image|--neighbours|--sheet|prep \\S+|import \\S+|write \\S+"
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 ROUNDING = re.compile(r"\S+e-1\d, at logsnr \S+")
 QUICK = ("docs/commands.md", "docs/prep.md", "elbo sample-0", "elbo adapt-0", "elbo info-0")

@@ -28,7 +28,7 @@ from PIL import Image
 from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import write_all, writing
 from elbocli.files.checkpoint import RunData
-from elbocli.files.grid import picture
+from elbocli.files.contact_sheet import picture
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise

@@ -8,9 +8,9 @@ import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint, snapshots
+from elbocli.files.contact_sheet import MOST_CLASSES, Layout, by_class, lay_out
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
-from elbocli.files.grid import MOST_CLASSES, Layout, by_class, lay_out
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.schedule_file import read_table
 from elbocli.files.yaml_text import read_yaml

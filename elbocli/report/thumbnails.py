@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from elbocli.errors import DataError
+from elbocli.files.contact_sheet import CELL, Group, by_class, whole_factor
+from elbocli.files.contact_sheet import picture as picture_of
 from elbocli.files.dataset import Dataset
-from elbocli.files.grid import CELL, Group, by_class, whole_factor
-from elbocli.files.grid import picture as picture_of
 from elbocli.files.losslog import NATS, read_table
 from elbocli.files.reading import reading
 from elbocli.files.resumable import LATENTS

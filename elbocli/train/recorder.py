@@ -29,8 +29,8 @@ from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.atomic import flush, writing
+from elbocli.files.contact_sheet import Layout, lay_out, rows_of_classes, write_contact_sheet
 from elbocli.files.dataset import Dataset
-from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
 from elbocli.files.reading import read_text, reading
 from elbocli.files.recognise import check_outputs
 from elbocli.files.records import parse_json
@@ -193,7 +193,7 @@ class Recorder:
         if self.world.first:
             with writing(path.parent):
                 path.parent.mkdir(exist_ok=True)
-            write_grid(path, images, layout)
+            write_contact_sheet(path, images, layout)
         self.targets.write(self.state.steps_done, {SAMPLES: path})
 
     def _measured(self, values: dict[str, Any]) -> None:

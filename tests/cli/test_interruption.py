@@ -42,7 +42,7 @@ COMMANDS = {
     "eval": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --card x.md --save-stats x.npz "
     "--save-features x.safetensors",
     "grid": "grid {run} -n 2 --steps 3 -o x.yaml",
-    "info": "info {data} --grid x.png",
+    "info": "info {data} --sheet x.png",
     "optimum": "optimum {data} -n 4 -o x.json --plot x.svg",
     "report": "report {run} -o x.html",
     "weights plot": "weights plot sigmoid -o x.pdf",

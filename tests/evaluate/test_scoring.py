@@ -20,9 +20,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.result import score_card
+from elbocli.files.contact_sheet import Group, draw_contact_sheet, lay_out
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics, write_features, write_statistics
-from elbocli.files.grid import Group, draw_grid, lay_out
 from elbocli.files.sample_files import npy_header
 from elbocli.nn.extractors.vit import Tiny
 
@@ -388,7 +388,7 @@ def sheet_of(rows, names):
     """A sheet with a row of images behind each name."""
     images, columns = np.concatenate(rows), len(rows[0])
     groups = [Group(name, range(k * columns, (k + 1) * columns)) for k, name in enumerate(names)]
-    return draw_grid(images, structs.replace(lay_out(8, 8, groups), columns=columns))
+    return draw_contact_sheet(images, structs.replace(lay_out(8, 8, groups), columns=columns))
 
 
 @pytest.mark.parametrize(("n", "ref"), [(1, 30), (30, 2)])

@@ -17,7 +17,7 @@ from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError
 from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.files import losslog
-from elbocli.files.grid import CELL, by_class
+from elbocli.files.contact_sheet import CELL, by_class
 from elbocli.report.log_history import CELLS, POINTS, LogHistory, curve, read_curves, read_log_history
 from elbocli.report.results import drawn_by, read_result, results_in, score_rows
 from elbocli.report.thumbnails import CLASSES, ROW, SHEET, TIMES, chosen_times, read_by_class, read_preview, strips, thumbnails_of

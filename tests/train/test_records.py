@@ -23,8 +23,8 @@ from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, bin_middles
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import no_elbo
 from elbocli.errors import ElboError, UsageError
+from elbocli.files.contact_sheet import CELL, draw_contact_sheet, lay_out, rows_of_classes
 from elbocli.files.dataset import Dataset
-from elbocli.files.grid import CELL, draw_grid, lay_out, rows_of_classes
 from elbocli.files.schedule_file import read_table
 from elbocli.run.classes import choose_labels
 from elbocli.run.config import read_config
@@ -73,7 +73,7 @@ def test_a_preview_names_the_classes_of_its_rows(train, digits, tmp_path):
     train("run", data=path, steps=1, preview_every=1)
     layout = lay_out(8, 8, rows_of_classes(60, np.arange(60) % 10, names))
     with Image.open(tmp_path / "run" / "previews" / "step-00000001.png") as picture:
-        drawn = draw_grid(cut_up(picture, layout), layout)
+        drawn = draw_contact_sheet(cut_up(picture, layout), layout)
         assert np.array_equal(picture, drawn) and layout.height * layout.scale == CELL
 
 

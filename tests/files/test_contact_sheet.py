@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from made_data import cut_up
 from PIL import Image
 
-from elbocli.files.grid import (
+from elbocli.files.contact_sheet import (
     LETTER,
     MOST_LETTERS,
     PAPER,
     WIDE,
     Group,
     by_class,
-    draw_grid,
+    draw_contact_sheet,
     lay_out,
     rows_of_classes,
-    write_grid,
+    write_contact_sheet,
 )
 
 HOSTILE = "<b>&\x1b[31m\n\u202e\ud800"
@@ -38,7 +38,7 @@ def test_every_image_is_at_its_place(count, size, channels, classes, scale):
     labels = np.arange(count) % classes if classes else None
     layout = lay_out(size[0], size[1], rows_of_classes(count, labels, ["ant", HOSTILE]), scale)
     file = io.BytesIO()
-    write_grid(file, images, layout)
+    write_contact_sheet(file, images, layout)
     with Image.open(file) as picture:
         assert picture.size == layout.size
         assert np.array_equal(cut_up(picture, layout), images)
@@ -52,7 +52,7 @@ def test_a_class_has_rows_of_its_own_behind_its_name():
     groups = rows_of_classes(6, np.array([2, 0, 2, 2, 0, 2]), ["ant", "bee"])
     assert groups == [Group("ant", [1, 4]), Group("2", [0, 2, 3, 5])]
     layout = lay_out(20, 20, groups, 1)
-    sheet = np.asarray(draw_grid(numbered(6, 20), layout))
+    sheet = np.asarray(draw_contact_sheet(numbered(6, 20), layout))
     assert layout.columns == 3 and layout.gutter == 1 and sheet.shape == (62, layout.left + 62)
     assert sheet[::21, layout.left :: 21].tolist() == [[1, 4, PAPER], [0, 2, 3], [5, PAPER, PAPER]]
     names, between = sheet[:, : layout.left], sheet[:, layout.left :]
@@ -89,7 +89,7 @@ def test_a_long_name_is_cut_within_its_strip(side):
     def strip(name):
         layout = lay_out(side, side, [Group(name, [0])], 1)
         assert 0 < layout.left <= (MOST_LETTERS + 1) * max(LETTER, side // 8) + 2
-        return np.asarray(draw_grid(numbered(1, side), layout))[:, : layout.left]
+        return np.asarray(draw_contact_sheet(numbered(1, side), layout))[:, : layout.left]
 
     assert np.array_equal(strip("ab" * 100), strip("ab" * 90)) and strip("ab").shape != strip("ab" * 90).shape
     assert (strip("ab" * 100)[:, -1] == PAPER).all()

@@ -141,7 +141,7 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
     return Layout(height, width, scale, columns, left, groups, gutter)
 
 
-def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
+def draw_contact_sheet(images: np.ndarray, layout: Layout) -> Image.Image:
     """Draw a contact sheet. images: uint8 [N, H, W, C], not enlarged."""
     width, height = layout.size
     sheet = np.full((height, width, images.shape[3]), PAPER, np.uint8)
@@ -176,7 +176,7 @@ def _cut(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1].rstrip() + "…"
 
 
-def write_grid(target: Path | IO[bytes], images: np.ndarray, layout: Layout) -> None:
+def write_contact_sheet(target: Path | IO[bytes], images: np.ndarray, layout: Layout) -> None:
     """Write a contact sheet as PNG. Raises DataError if the disk is full."""
     with new_file(target) if isinstance(target, Path) else nullcontext(target) as file:
-        draw_grid(images, layout).save(file, "png")
+        draw_contact_sheet(images, layout).save(file, "png")

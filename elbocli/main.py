@@ -49,7 +49,8 @@ GROUPS = {
         "bound": "Measure the variational bound, in bits per dimension.",
     },
     "Analysis": {
-        "weights": "List, check and plot weightings.",
+        "list": "List the names of a KIND: weightings, samplers and others.",
+        "weights": "Show, check and plot weightings.",
         "optimum": "Find the least error that any denoiser can have.",
         "report": "Show a run, or several, on one page of HTML.",
     },
@@ -64,6 +65,7 @@ ELSEWHERE = {
     "completion": "elbocli.main.completion",
     "eval": "elbocli.evaluate.command.evaluate",
     "import": "elbocli.importer.command.import_",
+    "list": "elbocli.weights.command.list_",
 }
 
 

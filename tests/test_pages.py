@@ -99,7 +99,7 @@ def test_an_installed_package_brings_plugins_by_its_entry_point(installed, tmp_p
         "@weighting('zoo', formula='1/2', monotone=True, source='a package')\ndef zoo(logsnr):\n    return logsnr * 0 + 0.5\n"
     )
     try:
-        assert "zoo" in installed.run("elbo", "weights", "list", cwd=tmp_path).stdout
+        assert "zoo" in installed.run("elbo", "list", cwd=tmp_path).stdout
         assert "never rises" in installed.run("elbo", "weights", "check", "zoo", cwd=tmp_path).stdout
     finally:
         (site / "elbo_zoo.py").unlink()

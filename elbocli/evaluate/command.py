@@ -74,7 +74,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="LIST",
     default="fid,is",
     show_default=False,
-    help="Names from 'elbo weights list metrics'.  [default: fid,is by Inception, and fid by another --extractor]",
+    help="Names from 'elbo list metrics'.  [default: fid,is by Inception, and fid by another --extractor]",
     more="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
 )
 @metric_options
@@ -82,8 +82,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--extractor",
     type=NameOrFile(),
     metavar="NAME|FILE.pt2",
-    help="A name from 'elbo weights list extractors', or a torch.export program.  [default: that of saved features, or "
-    f"{DEFAULT}]",
+    help=f"A name from 'elbo list extractors', or a torch.export program.  [default: that of saved features, or {DEFAULT}]",
     more="A program takes uint8 NCHW and gives features, or (features, logits). "
     + "; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
     + ".  elbocli.export_extractor(network, images, 'FILE.pt2') writes a network of yours as such a program.",

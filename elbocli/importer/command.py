@@ -55,7 +55,7 @@ GROUPS = {
 @option(
     "--prediction",
     type=Named("elbocli.core.prediction.PREDICTIONS"),
-    help="Network's output; see 'elbo weights list predictions'.",
+    help="Network's output; see 'elbo list predictions'.",
 )
 @option(
     "--levels",

@@ -91,9 +91,9 @@ class TrainSettings:
 
     weighting: str = about(
         "sigmoid",
-        "w(logsnr); see 'elbo weights list'.",
+        "w(logsnr); see 'elbo list'.",
         group="Objective and output of the network",
-        more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
+        more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo list factors' or a "
         "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
         "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
         "error at each noise level, which uncertainty:monotone keeps from rising.",
@@ -105,13 +105,11 @@ class TrainSettings:
         None, "Shift w in logsnr; auto is 2 log(64/d) at d pixels.", metavar="NUMBER|auto", stored=False, preset=True
     )
     monotone: bool | None = about(None, "Hold the weighting constant left of its peak.", stored=False)
-    prediction: str = about(
-        "v", "Network's output; see 'elbo weights list predictions'.", names="elbocli.core.prediction.PREDICTIONS"
-    )
+    prediction: str = about("v", "Network's output; see 'elbo list predictions'.", names="elbocli.core.prediction.PREDICTIONS")
     auxiliary: tuple[str, ...] = about(
         (),
         "Add a loss of hidden states: no ELBO.",
-        more="May be repeated. NAME:key=value,… of 'elbo weights list auxiliary', such as dispersive:weight=0.5,temperature=0.5,block=3. block "
+        more="May be repeated. NAME:key=value,… of 'elbo list auxiliary', such as dispersive:weight=0.5,temperature=0.5,block=3. block "
         "counts the network's blocks from 1; 0 is the block at a quarter of the network. The logs have each loss as "
         "auxiliary_NAME, without its weight, and all other numbers without it. none removes the losses that --init or a "
         "preset sets.",
@@ -259,7 +257,7 @@ class TrainSettings:
         le=10**6,
         shown="1000 or fewer",
     )
-    eval_metrics: str = about("fid", "See 'elbo weights list metrics'.", metavar="LIST", free=True, shown="fid")
+    eval_metrics: str = about("fid", "See 'elbo list metrics'.", metavar="LIST", free=True, shown="fid")
     eval_ref: str = about(
         "",
         "Score against this.",

@@ -32,7 +32,7 @@ from elbocli.run import train_settings
 from elbocli.run.train_settings import SETTINGS, convert_settings, seconds
 from elbocli.train.command import train
 from elbocli.version import __version__
-from elbocli.weights.command import REGISTRIES, weights
+from elbocli.weights.command import REGISTRIES, list_
 
 SETUP = Path(__file__).parents[2] / "setup.cfg"
 LIGHT = """
@@ -88,7 +88,7 @@ def commands(command=group, *path):
 @pytest.mark.parametrize("allocator", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}])
 def test_help_imports_nothing_heavy_and_cudas_allocator_extends_segments_unless_told_how(allocator):
     """Torch reads these variables when it is imported."""
-    lines = [["--help"], ["--version"], ["weights", "list", "extractors"], ["weights", "list", "factors"]]
+    lines = [["--help"], ["--version"], ["list", "extractors"], ["list", "factors"]]
     lines += [[*path, "-h"] for path, _ in commands() if not allocator]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTORCH")}
     wanted = [*allocator.values(), "expandable_segments:True"][0]
@@ -125,12 +125,12 @@ def test_every_command_has_help_for_itself_and_each_option():
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help or hasattr(option.type, "choices") or "logsnr" in option.opts[0], (path, option.name)
-    assert set(REGISTRIES) <= set(re.findall(r"\w+", weights.commands["list"].help))
+    assert set(REGISTRIES) <= set(re.findall(r"\w+", list_.help))
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_each_kind_of_name_is_listed_with_its_parameters(kind, elbo):
-    listed = elbo("weights", "list", kind).stdout.decode()
+    listed = elbo("list", kind).stdout.decode()
     for declared in resolve_name(REGISTRIES[kind]).values():
         row = next(line for line in listed.splitlines() if line.startswith(f"{declared.name} "))
         assert all(f"{key}=" in row for key in declared.params)

@@ -229,7 +229,7 @@ def nasty(elbo, trained, tmp_path_factory):
         ("info", f"{NASTY}.h5"),
         ("weights", "check", f"eps-mse@{NASTY}.json"),
         ("weights", "show", f"eps-mse@{NASTY}.json", "--points", 3),
-        ("weights", "list", "--plugin", "own.py"),
+        ("list", "--plugin", "own.py"),
         ("info", "-v", f"{NASTY}.none"),
         ("eval", "--ref", *[f"{NASTY}.h5"] * 2, "--extractor", "elbo-tiny", "--metrics", "fid", "--card", "x.md"),
     ],

@@ -118,7 +118,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
             if None in scale:
                 raise FormatError(
                     f"{path}: {config.class_name or 'the scheduler'} lacks beta_start, beta_end or num_train_timesteps, so its "
-                    "noise levels are unknown; name a schedule, or import with --prediction and --levels"
+                    "noise levels are unknown; name a schedule, or import with --prediction and --noise-input"
                 )
             betas = BETAS.find(str(config.beta_schedule)).make(*scale)
         zero = config.rescale_betas_zero_snr is True

@@ -26,20 +26,22 @@ SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|
 FOLDER_SPLIT = re.compile(r"(?<![a-z])(?:(train|training)|(test|testing)|(val|valid|validation|dev))(?![a-z])")
 
 
-def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False) -> Images:
+def open_source(
+    roots: Sequence[Path], *, labels: Path | None = None, class_names: Path | None = None, skip: bool = False
+) -> Images:
     """List the images of folders, archives and files, with class numbers as labels.
 
-    labels, classes: files of --labels and --classes. skip: whether to warn about damaged archives instead of raising.
+    labels, class_names: files of --labels and --class-names. skip: whether to warn about damaged archives instead of raising.
     Raises DataError: damaged archive, no images, or an image without a class.
     """
-    ours = [path.name for path in (labels, classes) if path is not None]
+    ours = [path.name for path in (labels, class_names) if path is not None]
     parts = []
     for root in roots:
         with reading(root, kind=DataError):
             parts.append(list_source(root, len(roots) > 1, skip, ours))
-    if len(parts) == 1 and parts[0].numbered and labels is classes is None:
+    if len(parts) == 1 and parts[0].numbered and labels is class_names is None:
         return parts[0]
-    if labels is classes is None:
+    if labels is class_names is None:
         _refuse_splits(roots, parts)
     known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
     whole, bare = Images([], [], [], known, parts[0].prefix if len(parts) == 1 else ""), False
@@ -64,13 +66,13 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
         )
     whole = whole.take(classed)
     words = whole.labels
-    whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
+    whole.labels, whole.class_names = assign(words, whole.class_names, class_names, bare)
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
-        raise DataError(f"{classes}: lists none of the images' classes ({dropped}); correct the file")
+        raise DataError(f"{class_names}: lists none of the images' classes ({dropped}); correct the file")
     if dropped:
-        log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
+        log.warning(f"{len(words) - len(kept)} images of classes that {class_names} doesn't list are left out ({dropped})")
     return whole.take(kept)
 
 
@@ -95,7 +97,7 @@ def _refuse_splits(roots: Sequence[Path], parts: Sequence[Images]) -> None:
                 path += f"{names[0]}.tar" if Path(f"{path}{names[0]}.tar").exists() else names[0]
             raise DataError(
                 f"{root}: {' and '.join(names)} are splits of a data set, not classes; {unpack}pack each split alone: "
-                f"'elbo prep {shlex.quote(path)} OUT.h5'; if these are classes, name them by --classes FILE"
+                f"'elbo prep {shlex.quote(path)} OUT.h5'; if these are classes, name them by --class-names FILE"
             )
 
 
@@ -105,7 +107,9 @@ def _words_of(images: Images) -> list[Word | None]:
     if not images.numbered:
         return list(images.labels)
     if len(set(names)) < len(names):
-        raise DataError(f"{images.prefix}2 classes named {max(names, key=names.count)!r}; pack SRC alone, no --labels/--classes")
+        raise DataError(
+            f"{images.prefix}2 classes named {max(names, key=names.count)!r}; pack SRC alone, no --labels/--class-names"
+        )
     return [names[number] for number in images.labels]
 
 
@@ -116,7 +120,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     """List the images of one folder, archive or file.
 
     among: whether there are several sources; if so, images outside class folders are listed as SOURCE/FILE.
-    skip: as in `open_source`. ours: names of the files of --labels and --classes, which are left out.
+    skip: as in `open_source`. ours: names of the files of --labels and --class-names, which are left out.
     Raises DataError or FormatError.
     """
     kind = kind_of(root, b"" if root.is_dir() else Span(str(root)).read(HEAD))
@@ -131,7 +135,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
                 if not skip:
                     raise ref
                 log.warning(ref)
-            # OUT and the files of --labels and --classes may be in the folder of the images.
+            # OUT and the files of --labels and --class-names may be in the folder of the images.
             elif not OWN.search(name) and name.rpartition("/")[2] not in ours:
                 entries[name] = ref
         images, stem = _sort_files(entries, stem, among)
@@ -237,7 +241,7 @@ def choose(
         labels, held_out, stream = np.asarray(source.labels), np.zeros(len(source), bool), Stream(0, "prep-subset")
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
-            # The draw doesn't depend on the class's number, so that --classes doesn't change which images are held out.
+            # The draw doesn't depend on the class's number, so that --class-names doesn't change which images are held out.
             held_out[rows[stream.permutation(0, len(rows))[: round(subset[1] * len(rows))]]] = True
         chosen = np.flatnonzero(held_out == (subset[0] == "val"))
     if shuffle_seed is not None:

@@ -64,7 +64,7 @@ from elbocli.files.latents import CONVENTIONS
     "numbers. Folders are then not classes.",
 )
 @option(
-    "--classes",
+    "--class-names",
     type=PATH,
     metavar="FILE",
     help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of other classes "

@@ -46,7 +46,7 @@ class Settings(DecodeOptions):
     channels: int = 0
     store: str = RAW
     labels: Path | None = None
-    classes: Path | None = None
+    class_names: Path | None = None
     subset: tuple[str, float] | None = None
     shuffle_seed: int | None = None
     limit: int | None = None
@@ -84,7 +84,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     with reading("background", "; try white, black or #8090a0", UsageError):
         ImageColor.getrgb(settings.background or "white")
     skip = settings.on_error == "skip"
-    whole = open_source(sources, labels=settings.labels, classes=settings.classes, skip=skip)
+    whole = open_source(sources, labels=settings.labels, class_names=settings.class_names, skip=skip)
     settings = _with_shape(settings, look(whole))
     encoder = _encoder(settings)
     source = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)

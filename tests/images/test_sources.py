@@ -163,7 +163,7 @@ def test_splits_are_refused_as_classes_also_in_archives_unless_a_file_names_them
                 open_source(sources)
         else:
             assert open_source(sources).class_names == sorted(folders)
-        assert open_source(sources, classes=tmp_path / "classes").class_names == folders
+        assert open_source(sources, class_names=tmp_path / "classes").class_names == folders
     assert open_source(root, labels=tmp_path / "labels").class_names == sorted(folders)
 
 
@@ -203,7 +203,7 @@ def test_train_and_val_are_the_same_two_parts_of_each_class_in_any_order(many, t
     assert sorted(choose(whole, subset=("val", 0.2), shuffle_seed=5).files) == sorted(val.files)
     for order in ("c\nb\na\n", "b\n"):
         (tmp_path / "order").write_text(order)
-        found = choose(open_source(many, classes=tmp_path / "order"), subset=("val", 0.2))
+        found = choose(open_source(many, class_names=tmp_path / "order"), subset=("val", 0.2))
         assert found.files == [name for name in val.files if name[0] in order]
 
 

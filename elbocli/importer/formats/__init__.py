@@ -43,9 +43,9 @@ class ImportOptions:
     """Options of `elbo import` about a checkpoint; '' or None: option not given.
 
     weights: ema (the average), model (the last weights), or the key of other weights in the file.
-    prediction, weighting, schedule: SPECs. levels: SPEC of the network's input for the noise level.
+    prediction, weighting, schedule: SPECs. noise_input: SPEC of the network's input for the noise level.
     attention: heads=N or width=N; with ',new': q, k and v in ADM's new order.
-    size, channels, classes: side and channels of the images or latents, number of classes.
+    size, channels, num_classes: side and channels of the images or latents, number of classes.
     null_class: label for 'no class'.
     prefix: only names with this prefix are imported, without the prefix. rename: rules OLD=NEW for the beginnings of names.
     network: FILE.py:CLASS of a network in the user's code. autoencoder: folder, for latents.
@@ -53,13 +53,13 @@ class ImportOptions:
 
     weights: str = "ema"
     prediction: str = ""
-    levels: str = ""
+    noise_input: str = ""
     weighting: str = ""
     schedule: str = ""
     attention: str = ""
     size: int | None = None
     channels: int | None = None
-    classes: int | None = None
+    num_classes: int | None = None
     null_class: int | None = None
     logsnr_min: float | None = None
     logsnr_max: float | None = None

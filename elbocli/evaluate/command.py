@@ -27,7 +27,7 @@ from elbocli.cli.commands import (
 )
 from elbocli.core.metrics import METRICS, Need
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
-from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, FEATURE_PRECISIONS, STRICT
 
 # option → (metric, declaration); only --protocol sets is_order
 OPTIONS = {own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"}
@@ -133,7 +133,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @device_option
 @option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(FEATURE_PRECISIONS),
     default=STRICT,
     help="Precision of the extractor; bf16 is faster, but changes FID.",
     more="fp32 is strict; published tables use it.",

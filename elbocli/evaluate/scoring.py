@@ -271,7 +271,7 @@ def deviations(settings: EvalSettings, source: FeatureSource | None = None, refe
         return {}
     protocol = PROTOCOLS[settings.protocol]
     usual = asked(protocol.metrics, **protocol.options)
-    named = EXTRACTORS.named(settings.extractor)
+    named = EXTRACTORS.lookup(settings.extractor)
     mine: dict[str, Any] = {
         "extractor": named.name if named else settings.extractor,
         "feature_precision": settings.precision,

@@ -56,10 +56,10 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
     if most is not None and len(classes) > most:
         classes = classes[np.linspace(0, len(classes) - 1, most).round().astype(int)]
     groups = []
-    for each in classes:
+    for number in classes:
         # Control characters and marks of text direction are left out.
-        name = "".join(filter(str.isprintable, names[each] if 0 <= each < len(names) else "")).strip()
-        groups.append(Group(name or str(each), np.flatnonzero(labels == each).tolist()))
+        name = "".join(filter(str.isprintable, names[number] if 0 <= number < len(names) else "")).strip()
+        groups.append(Group(name or str(number), np.flatnonzero(labels == number).tolist()))
     return groups
 
 
@@ -75,8 +75,8 @@ def _columns(groups: list[Group]) -> int:
     if len(sizes) == 1:
         return min(sizes[0], square)
     near = range(square - square // NEAR, square + square // NEAR + 1)
-    columns = [min(max(sizes), each) for each in sorted(near, key=lambda each: abs(each - square))]
-    return min(columns, key=lambda each: sum(-(-size // each) for size in sizes) * each)
+    columns = [min(max(sizes), count) for count in sorted(near, key=lambda count: abs(count - square))]
+    return min(columns, key=lambda count: sum(-(-size // count) for size in sizes) * count)
 
 
 class Layout(Struct, frozen=True):

@@ -31,7 +31,7 @@ from elbocli.files.checkpoint import RunData
 from elbocli.files.contact_sheet import picture
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
-from elbocli.files.recognise import instead, recognise
+from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.records import Count, Record, Rest, escaped, stored
 from elbocli.files.resumable import ENCODED, IMAGES, LATENTS, BlockLayout, Identity, Resumable
 from elbocli.runtime.progress import progress
@@ -301,7 +301,7 @@ class Dataset:
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     if recognise(path) != "a dataset":
-        raise FormatError(instead(path, "a dataset"))
+        raise FormatError(wrong_kind(path, "a dataset"))
     with reading(f"{path}: damaged", "; make it again with 'elbo prep'"), h5py.File(path, "r", locking=False) as file:
         yield file
 

@@ -124,7 +124,7 @@ def _head(path: Path) -> bytes:
         return file.read(4096)
 
 
-def instead(path: Path, wanted: str) -> str:
+def wrong_kind(path: Path, wanted: str) -> str:
     """Return the error message, with a remedy, for a missing file or a wrong kind. wanted: a key of MAKERS."""
     return f"{path}: expected {wanted}, found {recognise(path)}; {MAKERS[wanted]}"
 
@@ -132,7 +132,7 @@ def instead(path: Path, wanted: str) -> str:
 def expect(path: Path, wanted: str) -> None:
     """Raise FormatError if a file is missing, or of another known kind. wanted: a key of MAKERS."""
     if recognise(path) not in (wanted, UNKNOWN, PIPE):
-        raise FormatError(instead(path, wanted))
+        raise FormatError(wrong_kind(path, wanted))
 
 
 def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Collection[Path], overwrite: bool) -> None:
@@ -161,8 +161,8 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
             wrong = "is read by this command; choose another name"
         elif not overwrite and not _finished_by_killed(path):
             wrong = f"already exists; choose another name{' or add --overwrite' if kinds else ''}"
-        elif overwrite and (found := _written_kind(path)) not in ({FOLDER} if folder else {*kinds, EMPTY} - {FOLDER}) | {MISSING}:
-            wrong = f"is {found}, and --overwrite replaces only what this command writes; choose another name"
+        elif overwrite and (kind := _written_kind(path)) not in ({FOLDER} if folder else {*kinds, EMPTY} - {FOLDER}) | {MISSING}:
+            wrong = f"is {kind}, and --overwrite replaces only what this command writes; choose another name"
         if wrong:
             raise UsageError(f"{path}: {wrong}")
         seen.add(here)
@@ -182,13 +182,13 @@ def _finished_by_killed(path: Path) -> bool:
 
 
 def _written_kind(path: Path) -> str:
-    found = recognise(path)
+    kind = recognise(path)
     if path.is_dir():
         names = sorted(os.listdir(path))
-        return FOLDER if names == png_names(len(names)) else found
-    if found == "a dataset":
+        return FOLDER if names == png_names(len(names)) else kind
+    if kind == "a dataset":
         from elbocli.files.dataset import Dataset
 
         with suppress(ElboError):
-            return "samples" if Dataset(path, latents=True).attributes.samples is not None else found
-    return found
+            return "samples" if Dataset(path, latents=True).attributes.samples is not None else kind
+    return kind

@@ -24,7 +24,7 @@ from elbocli.core.schedule_curves import (
 from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
 from elbocli.files.reading import reading
-from elbocli.files.recognise import expect, instead
+from elbocli.files.recognise import expect, wrong_kind
 from elbocli.files.records import Record, Rest, convert, read_json, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
 
@@ -143,7 +143,7 @@ def resolve_schedule(
     size: side of the images in pixels; a size in the SPEC has priority.
     Raises ElboError.
     """
-    if SCHEDULES.named(text.partition(":")[0]):
+    if SCHEDULES.lookup(text.partition(":")[0]):
         return parse_schedule(text, low, high, clip=clip, size=size)
     path, shift = Path(text), 0.0
     if not path.exists() and ":shift=" in text:
@@ -151,7 +151,7 @@ def resolve_schedule(
         path, shift = Path(name), number(words, "shift")
     if not path.exists():
         if path.suffix or "/" in text:
-            raise FormatError(instead(path, "a schedule"))
+            raise FormatError(wrong_kind(path, "a schedule"))
         SCHEDULES.find(text.partition(":")[0])
     curve: ScheduleCurve = read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
     return make_schedule(curve, str(path), low, high, shift=shift, clip=clip, file=path)

@@ -34,17 +34,17 @@ def open_source(
     labels, class_names: files of --labels and --class-names. skip: whether to warn about damaged archives instead of raising.
     Raises DataError: damaged archive, no images, or an image without a class.
     """
-    ours = [path.name for path in (labels, class_names) if path is not None]
+    label_files = [path.name for path in (labels, class_names) if path is not None]
     parts = []
     for root in roots:
         with reading(root, kind=DataError):
-            parts.append(list_source(root, len(roots) > 1, skip, ours))
+            parts.append(list_source(root, len(roots) > 1, skip, label_files))
     if len(parts) == 1 and parts[0].numbered and labels is class_names is None:
         return parts[0]
     if labels is class_names is None:
         _refuse_splits(roots, parts)
-    known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
-    whole, bare = Images([], [], [], known, parts[0].prefix if len(parts) == 1 else ""), False
+    class_folders = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
+    whole, bare = Images([], [], [], class_folders, parts[0].prefix if len(parts) == 1 else ""), False
     for part in parts:
         whole.files += part.files
         whole.labels += _words_of(part)
@@ -55,14 +55,14 @@ def open_source(
         whole.labels, bare = read_labels_file(labels, whole.files)
         whole.class_names = []
     classed = [index for index, word in enumerate(whole.labels) if word is not None]
-    papers = [name for name, word in zip(whole.files, whole.labels) if word is None]
-    for name in papers:
+    unclassed = [name for name, word in zip(whole.files, whole.labels) if word is None]
+    for name in unclassed:
         if is_picture(name) or not classed:
             both = f"{whole.prefix}{name}: no class (images with a class: {len(classed)})"
             raise DataError(f"{both}; remove images without a class, or give a class for each image with --labels")
-    if papers:
+    if unclassed:
         log.warning(
-            f"{len(papers)} files with neither a class nor an image suffix are left out, such as {whole.prefix}{papers[0]}"
+            f"{len(unclassed)} files with neither a class nor an image suffix are left out, such as {whole.prefix}{unclassed[0]}"
         )
     whole = whole.take(classed)
     words = whole.labels
@@ -116,11 +116,11 @@ def _words_of(images: Images) -> list[Word | None]:
 # One source
 
 
-def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Images:
+def list_source(root: Path, among: bool, skip: bool, label_files: Sequence[str]) -> Images:
     """List the images of one folder, archive or file.
 
     among: whether there are several sources; if so, images outside class folders are listed as SOURCE/FILE.
-    skip: as in `open_source`. ours: names of the files of --labels and --class-names, which are left out.
+    skip: as in `open_source`. label_files: names of the files of --labels and --class-names, which are left out.
     Raises DataError or FormatError.
     """
     kind = kind_of(root, b"" if root.is_dir() else Span(str(root)).read(HEAD))
@@ -136,7 +136,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
                     raise ref
                 log.warning(ref)
             # OUT and the files of --labels and --class-names may be in the folder of the images.
-            elif not OWN.search(name) and name.rpartition("/")[2] not in ours:
+            elif not OWN.search(name) and name.rpartition("/")[2] not in label_files:
                 entries[name] = ref
         images, stem = _sort_files(entries, stem, among)
     elif kind.form == "parts":
@@ -219,8 +219,8 @@ def _published_set(entries: Entries) -> Images | None:
     others = [name for each in sets if each not in chosen for name in sets[each]]
     if others:
         log.warning(f"{taken[0]}: the training images are taken; left out: {some(others)}")
-    beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
-    images: Images = kind.open([name.removeprefix(folder) for name in taken], beside)
+    siblings = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
+    images: Images = kind.open([name.removeprefix(folder) for name in taken], siblings)
     return images
 
 

@@ -59,7 +59,7 @@ class Settings(DecodeOptions):
     overwrite: bool = False
     command: str = ""
 
-    def about(self) -> dict[str, Any]:
+    def pixel_settings(self) -> dict[str, Any]:
         """Return the settings that the pixels depend on."""
         return {
             "image_size": self.size,
@@ -117,7 +117,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
         }
         about = {
             "num_classes": len(classes),
-            **settings.about(),
+            **settings.pixel_settings(),
             "elbo_version": __version__,
             "pillow_version": PIL.__version__,
             "source_sha256": notes["source_sha256"],
@@ -243,7 +243,7 @@ def _identity(source: Images, settings: Settings, encoder: Encoder) -> dict[str,
     for file, label in zip(source.files, source.labels):
         files.update(os.fsencode(file) + b"\n")
         classes.update(b"%d\n" % label)
-    about = {**settings.about(), "pillow_version": PIL.__version__, **encoder.fingerprint}
+    about = {**settings.pixel_settings(), "pillow_version": PIL.__version__, **encoder.fingerprint}
     return {**{key: str(value) for key, value in about.items()}, "files": files.hexdigest(), "classes": classes.hexdigest()}
 
 

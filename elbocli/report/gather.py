@@ -372,7 +372,7 @@ def _environment(
         **{key: getattr(config, key) for key in ("elbo_version", "torch_version", "python_version", "device_name", "processes")},
         "precision": settings.precision,
         "images_per_s": median(rates) if rates else None,
-        **(config.init.about() if config.init else {}),
+        **(config.init.result_facts() if config.init else {}),
     }
     if newest is not None:
         size = sum(known.bytes for known in newest.meta.files.values()) / 1e6

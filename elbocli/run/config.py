@@ -11,7 +11,7 @@ from elbocli.files.atomic import write_text
 from elbocli.files.checkpoint import CONFIG, RunData
 from elbocli.files.plugins import PluginFile, check_plugins
 from elbocli.files.reading import reading
-from elbocli.files.recognise import instead
+from elbocli.files.recognise import wrong_kind
 from elbocli.files.records import Count, Record, Rest, escaped, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.run.train_settings import TrainSettings, convert_settings
@@ -35,7 +35,7 @@ class SourceFacts(Record):
     licence: str = ""
     notes: list[str] = []
 
-    def about(self) -> dict[str, Any]:
+    def result_facts(self) -> dict[str, Any]:
         """Return format, file and sha256, under keys that begin with imported_."""
         return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
@@ -58,7 +58,7 @@ class InitFacts(Record):
     imported_file: str | None = None
     imported_sha256: str | None = None
 
-    def about(self) -> dict[str, Any]:
+    def result_facts(self) -> dict[str, Any]:
         """Return all fields except `changed` under keys that begin with init_."""
         return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
 
@@ -124,7 +124,7 @@ def write_config(run: Path, config: RunConfig) -> None:
 def read_config(run: Path) -> RunConfig:
     """Read config.yaml of a run. Raises FormatError if the folder is not a run."""
     if not (run / CONFIG).exists():
-        raise FormatError(instead(run, "a run"))
+        raise FormatError(wrong_kind(run, "a run"))
     return RunConfig.of(read_yaml(run / CONFIG), run / CONFIG)
 
 

@@ -51,9 +51,13 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     Raises DataError: another process keeps the lock, or the checkpoints are gone.
     """
     with writing(out):
-        known = not out.exists() or (out / CONFIG).exists()
+        is_run = (out / CONFIG).exists()
         # A start that failed or was killed leaves a lock, hidden temporary files, and status.json.
-        if not known and (not out.is_dir() or any(p.name[0] != "." and p.name != STATUS for p in out.iterdir())):
+        if (
+            out.exists()
+            and not is_run
+            and (not out.is_dir() or any(p.name[0] != "." and p.name != STATUS for p in out.iterdir()))
+        ):
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(out / LOCK, str(out), patience))
@@ -120,18 +124,18 @@ class RunStatus(Record):
 def read_status(run: Path) -> RunStatus:
     """Return the current status of a run. Raises FormatError: status.json is missing or damaged."""
     path = run / STATUS
-    found = RunStatus.of(read_json(path), f"{path}: the run's state is unknown")
-    if found.state == RUNNING:
-        try:
-            with open(run / LOCK, "rb") as file:
-                if not lock(file.fileno(), shared=True):
-                    return found  # nobody can tell
-        except BlockingIOError:
-            return found
-        except FileNotFoundError:
-            pass
-        return structs.replace(found, state="dead", message="its process is gone; the same command resumes the run")
-    return found
+    status = RunStatus.of(read_json(path), f"{path}: the run's state is unknown")
+    if status.state != RUNNING:
+        return status
+    try:
+        with open(run / LOCK, "rb") as file:
+            if not lock(file.fileno(), shared=True):  # this file system has no locks
+                return status
+    except BlockingIOError:
+        return status
+    except FileNotFoundError:
+        pass
+    return structs.replace(status, state="dead", message="its process is gone; the same command resumes the run")
 
 
 class Status:

@@ -24,7 +24,7 @@ from elbocli.files.dataset import PREPROCESSING, Dataset, find_dataset
 from elbocli.files.losslog import LossLogRow, entries
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.files.tensor_files import check_tensors, load, read_about
+from elbocli.files.tensor_files import check_tensors, load, read_average_facts
 from elbocli.nn.networks import Network, NetworkConfig, build_empty, config_of, loaded, place, section_of
 from elbocli.nn.weights import transfer
 from elbocli.run.classes import counts_for
@@ -41,23 +41,24 @@ TIMES = 12  # number of steps at which a learned weighting is reported
 
 def dataset_of(data: RunData, run: Path) -> Path:
     """Return the path of a run's dataset, also if run and dataset were moved together. data: section `data` of config.yaml."""
-    typed, place = Path(str(data.path)), run.resolve() / str(data.from_run)
-    known = not place.exists() or (typed.exists() and typed.samefile(place))
-    return typed if known else Path(os.path.relpath(place))
+    typed, moved = Path(str(data.path)), run.resolve() / str(data.from_run)
+    if not moved.exists() or (typed.exists() and typed.samefile(moved)):
+        return typed
+    return Path(os.path.relpath(moved))
 
 
-def check_alike(data: RunData, known: RunData, other: object, keys: Sequence[str] = ()) -> None:
+def check_alike(data: RunData, reference: RunData, name: object, keys: Sequence[str] = ()) -> None:
     """Raise UsageError unless two datasets both have pixels, or both have latents of the same space.
 
-    data, known: descriptions of the datasets. other: name of the second dataset or its run, for messages.
+    data, reference: descriptions of the datasets. name: of the second dataset or its run, for messages.
     keys: further fields that must be equal. Unknown values are not compared.
     """
-    here, there = ({"latents": each.latents, **each.json()} for each in (data, known))
+    facts, expected = ({"latents": dataset.latents, **dataset.json()} for dataset in (data, reference))
     for key in ("latents", *SPACE, *keys):
-        found, expected = here.get(key), there.get(key)
-        if None not in (found, expected) and found != expected:
+        value, wanted = facts.get(key), expected.get(key)
+        if None not in (value, wanted) and value != wanted:
             raise UsageError(
-                f"{data.path}: {key} is {found!s:.60}, but for {other} it is {expected!s:.60}; choose a dataset made alike"
+                f"{data.path}: {key} is {value!s:.60}, but for {name} it is {wanted!s:.60}; choose a dataset made alike"
             )
 
 
@@ -100,13 +101,13 @@ class TrainedRun:
         """Prediction type of the network, such as v or eps."""
         return Prediction(self.settings.prediction)
 
-    def precision(self, asked: str, device: torch.device) -> Precision:
+    def precision(self, name: str, device: torch.device) -> Precision:
         """Return the precision to compute in on a device.
 
-        asked: name. `auto`: on CUDA, the precision in `settings`; fp32 elsewhere, or if `settings` has `auto`.
+        name: `auto`: on CUDA, the precision in `settings`; fp32 elsewhere, or if `settings` has `auto`.
         """
-        own = self.settings.precision if device.type == "cuda" else AUTO
-        return Precision(asked if asked != AUTO else own if own != AUTO else "fp32", device)
+        trained_in = self.settings.precision if device.type == "cuda" else AUTO
+        return Precision(name if name != AUTO else trained_in if trained_in != AUTO else "fp32", device)
 
     def schedule(self) -> Schedule:
         """Return the training schedule; if adaptive, computed from the checkpoint. Raises FormatError, DataError."""
@@ -178,8 +179,8 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
         "prediction": settings.prediction,
         "trained_on": config.data.payload_sha256,
         **{key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None},
-        **(config.init.about() if config.init else {}),
-        **(config.source.about() if config.source else trained),
+        **(config.init.result_facts() if config.init else {}),
+        **(config.source.result_facts() if config.source else trained),
     }
     where = checkpoint.path
     if name in checkpoint.names:
@@ -187,8 +188,8 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
         about |= {"weights": name, "weights_sha256": checkpoint.meta.files[name + WEIGHTS].sha256}
     else:
         where = Path(weights)
-        tensors, found = _average(where, checkpoint, config)
-        about |= found
+        tensors, origin = _average(where, checkpoint, config)
+        about |= origin
     network = empty_network(config, run / CONFIG)
     with reading(f"{where}: its weights don't fit {run / CONFIG}", on=(RuntimeError,)):
         network = loaded(network, tensors)
@@ -202,12 +203,12 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
         raise UsageError(
             f"weights {str(file)!r}: no such file or name; choose a name in {checkpoint.path}: {', '.join(checkpoint.names)}"
         )
-    made, digest = read_about(file)
-    if made.run_id not in (None, config.run_id):
-        raise DataError(f"{file}: is an average of another run, {made.run}; name an average of {checkpoint.path.parent.parent}")
-    seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
+    facts, digest = read_average_facts(file)
+    if facts.run_id not in (None, config.run_id):
+        raise DataError(f"{file}: is an average of another run, {facts.run}; name an average of {checkpoint.path.parent.parent}")
     check_tensors(file)
-    return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
+    trained = {"weights": parse_average(facts.spec).name, "step": facts.step, "images_trained": facts.images}
+    return load(file), {**trained, "weights_file": str(file), "weights_sha256": digest}
 
 
 class EffectiveWeighting(NamedTuple):
@@ -233,7 +234,7 @@ class EffectiveWeighting(NamedTuple):
 
 def means_run(text: str) -> bool:
     """Return whether a text is a run's path, and not a weighting's name."""
-    return WEIGHTINGS.named(text.partition(":")[0]) is None and (Path(text) / CONFIG).is_file()
+    return WEIGHTINGS.lookup(text.partition(":")[0]) is None and (Path(text) / CONFIG).is_file()
 
 
 def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
@@ -256,15 +257,15 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     path, online, intervals = run / "losslog.jsonl", AdaptiveSchedule(bin_edges(low, high)), list[LossLogRow]()
     if path.exists():
         intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)]
-    told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
-    found, prediction = [], Prediction(settings.prediction)
+    chosen = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
+    effective, prediction = [], Prediction(settings.prediction)
     for number, interval in enumerate([LossLogRow(0, 0, *online.state[:3].tolist()), *intervals]):
         with reading(path):  # FormatError if the log's number of bins is wrong
             online.update(interval.sums)
-        if number in told_at:
+        if number in chosen:
             now = learned_weighting(weighting, schedule, prediction, online)
-            found.append(EffectiveWeighting(interval.step, interval.images, now, ends, settings.auxiliary))
-    return found
+            effective.append(EffectiveWeighting(interval.step, interval.images, now, ends, settings.auxiliary))
+    return effective
 
 
 def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) -> dict[str, Any]:

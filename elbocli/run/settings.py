@@ -31,7 +31,7 @@ from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.run.config import ConfigFile, InitFacts, RunConfig
 from elbocli.run.open import Initial
 from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
-from elbocli.runtime.device import card_bytes, meant_by, usual_precision
+from elbocli.runtime.device import card_bytes, resolve_device, usual_precision
 from elbocli.runtime.progress import log
 
 # Keys of config.yaml's section `data` that may change or be missing when a run resumes; digests identify the dataset.
@@ -226,7 +226,7 @@ def _choose(data: RunData, device: str) -> str:
         network = _fitted(_preset_network(load_preset(name), data), name, data, data.num_classes or 0)
         return TRAINED_BYTES * count_parameters(build_empty(network)) <= room
 
-    name = choose_preset(data.image_size, data.count, data.latents, meant_by(device) != "cpu", fits)
+    name = choose_preset(data.image_size, data.count, data.latents, resolve_device(device) != "cpu", fits)
     log.info("preset %s, chosen for a dataset of %d images of side %d", name, data.count, data.image_size)
     return name
 
@@ -256,7 +256,7 @@ def _schedule(layers: Layers, values: Values, data: RunData) -> Schedule | None:
     if spec == ADAPTIVE:
         check_range(*ends)
         return None
-    if {"logsnr_min", "logsnr_max"}.isdisjoint(layers.chosen()) and SCHEDULES.named(spec.partition(":")[0]) is None:
+    if {"logsnr_min", "logsnr_max"}.isdisjoint(layers.chosen()) and SCHEDULES.lookup(spec.partition(":")[0]) is None:
         ends = None, None
     return resolve_schedule(spec, *ends, size=data.image_size)
 

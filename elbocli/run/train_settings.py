@@ -39,10 +39,10 @@ def seconds(value: Any) -> Any:
     if not isinstance(value, str) or value == "0":
         return value
     text = value.lower().replace(" ", "")
-    found = IN_COLONS.fullmatch(text) or IN_UNITS.fullmatch(text)
-    if not found or not text:
+    match = IN_COLONS.fullmatch(text) or IN_UNITS.fullmatch(text)
+    if not match or not text:
         raise ValueError("expected a duration like 3h50m, 90s, 1.5h or 1:30:00")
-    return sum(float(part or 0) * each for part, each in zip(found.groups(), (86400, 3600, 60, 1)))
+    return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1)))
 
 
 def several(value: Any) -> Any:
@@ -50,7 +50,7 @@ def several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def about(default: Any, help: str, **said: Any) -> Any:
+def setting(default: Any, help: str, **said: Any) -> Any:
     """Declare a setting, except its type. An int without bounds is a count.
 
     said: any of the following keys. more: text only for the man page.
@@ -73,11 +73,11 @@ class TrainSettings:
     Settings with stored=False, such as `bias`, aren't saved: `resolve` merges each into another setting.
     """
 
-    preset: str = about(
+    preset: str = setting(
         "", "NAME, or a FILE.yaml.", group=RUN, shown="by size", names="elbocli.nn.presets.NAMES", metavar="NAME", preset=False
     )
-    seed: int = about(0, "Seed of all random draws.", shown="0", le=LARGEST_SEED)
-    time_limit: float = about(
+    seed: int = setting(0, "Seed of all random draws.", shown="0", le=LARGEST_SEED)
+    time_limit: float = setting(
         0.0,
         "Save and end after 3h50m, 90s, 1:30:00.",
         more="The same command resumes the run. Leave time to start and to save.",
@@ -89,7 +89,7 @@ class TrainSettings:
         parse="elbocli.run.train_settings.seconds",
     )
 
-    weighting: str = about(
+    weighting: str = setting(
         "sigmoid",
         "w(logsnr); see 'elbo list'.",
         group="Objective and output of the network",
@@ -100,13 +100,13 @@ class TrainSettings:
         names="elbocli.core.weighting_curves.WEIGHTINGS",
         words=(LEARNED,),
     )
-    bias: Number | None = about(None, "Parameter bias of the weighting; 2 is :bias=2.", stored=False)
-    shift: Number | Literal["auto"] | None = about(
+    bias: Number | None = setting(None, "Parameter bias of the weighting; 2 is :bias=2.", stored=False)
+    shift: Number | Literal["auto"] | None = setting(
         None, "Shift w in logsnr; auto is 2 log(64/d) at d pixels.", metavar="NUMBER|auto", stored=False, preset=True
     )
-    monotone: bool | None = about(None, "Hold the weighting constant left of its peak.", stored=False)
-    prediction: str = about("v", "Network's output; see 'elbo list predictions'.", names="elbocli.core.prediction.PREDICTIONS")
-    auxiliary: tuple[str, ...] = about(
+    monotone: bool | None = setting(None, "Hold the weighting constant left of its peak.", stored=False)
+    prediction: str = setting("v", "Network's output; see 'elbo list predictions'.", names="elbocli.core.prediction.PREDICTIONS")
+    auxiliary: tuple[str, ...] = setting(
         (),
         "Add a loss of hidden states: no ELBO.",
         more="May be repeated. NAME:key=value,… of 'elbo list auxiliary', such as dispersive:weight=0.5,temperature=0.5,block=3. block "
@@ -118,10 +118,10 @@ class TrainSettings:
         metavar="SPEC",
         parse="elbocli.run.train_settings.several",
     )
-    logsnr_min: float = about(-15.0, "Noisiest level.", ge=-50, le=50)
-    logsnr_max: float = about(15.0, "Cleanest level.", ge=-50, le=50)
+    logsnr_min: float = setting(-15.0, "Noisiest level.", ge=-50, le=50)
+    logsnr_max: float = setting(15.0, "Cleanest level.", ge=-50, le=50)
 
-    schedule: str = about(
+    schedule: str = setting(
         "cosine",
         "Noise levels: NAME, FILE of 'elbo adapt', or adaptive.",
         group="Schedule, data and network",
@@ -131,26 +131,26 @@ class TrainSettings:
         names="elbocli.core.schedule_curves.SCHEDULES",
         words=(ADAPTIVE,),
     )
-    t_sampling: Literal["low-discrepancy", "independent"] = about("low-discrepancy", "How t is drawn in a batch.", flags="")
-    floor: float = about(0.01, "Least density, relative to uniform.", gt=0, le=1, flags="")
+    t_sampling: Literal["low-discrepancy", "independent"] = setting("low-discrepancy", "How t is drawn in a batch.", flags="")
+    floor: float = setting(0.01, "Least density, relative to uniform.", gt=0, le=1, flags="")
 
-    flip: bool = about(False, "Mirror half of the images; refused for latents.")
-    conditional: bool | None = about(
+    flip: bool = setting(False, "Mirror half of the images; refused for latents.")
+    conditional: bool | None = setting(
         None, "Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False
     )
-    label_dropout: float = about(0.1, "Share of images trained without class, for guidance.", ge=0, le=1)
+    label_dropout: float = setting(0.1, "Share of images trained without class, for guidance.", ge=0, le=1)
 
-    steps: int = about(100_000, "Updates in all.", group="Optimizer", free=True, ge=1)
-    batch_size: int = about(256, "Images per update.", le=10**6, ge=1)
-    optimizer: Literal["adamw", "muon"] = about(
+    steps: int = setting(100_000, "Updates in all.", group="Optimizer", free=True, ge=1)
+    batch_size: int = setting(256, "Images per update.", le=10**6, ge=1)
+    optimizer: Literal["adamw", "muon"] = setting(
         "adamw",
         "muon is for matrices and kernels.",
         more="muon moves the matrices and convolution kernels inside the network's blocks along their orthogonalised momentum, "
         "and all other weights as adamw does. The learning rates are comparable.",
     )
-    lr: float = about(1e-4, "Learning rate.", gt=0, le=1e3)
-    warmup_steps: int = about(1000, "Updates over which lr rises from zero.", paced=True)
-    lr_decay: str = about(
+    lr: float = setting(1e-4, "Learning rate.", gt=0, le=1e3)
+    warmup_steps: int = setting(1000, "Updates over which lr rises from zero.", paced=True)
+    lr_decay: str = setting(
         "constant",
         "constant, cosine, linear or rsqrt:ref=STEPS.",
         more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
@@ -159,12 +159,12 @@ class TrainSettings:
         "curve of the new number from there.",
         names="elbocli.core.training.LR_DECAYS",
     )
-    weight_decay: float = about(0.0, "Weight decay.", shown="0", ge=0, le=1e3)
-    beta2: float = about(0.999, "beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")
-    adam_eps: float = about(1e-8, "epsilon of AdamW.", gt=0, le=1, flags="")
-    grad_clip: float = about(1.0, "Clip the gradient norm to this.", ge=0, le=LARGEST, zero="none")
+    weight_decay: float = setting(0.0, "Weight decay.", shown="0", ge=0, le=1e3)
+    beta2: float = setting(0.999, "beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")
+    adam_eps: float = setting(1e-8, "epsilon of AdamW.", gt=0, le=1, flags="")
+    grad_clip: float = setting(1.0, "Clip the gradient norm to this.", ge=0, le=LARGEST, zero="none")
 
-    device: str = about(
+    device: str = setting(
         AUTO,
         "cpu, cuda, cuda:1.",
         group=SPEED,
@@ -174,7 +174,7 @@ class TrainSettings:
         free=True,
         preset=False,
     )
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = about(
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = setting(
         AUTO,
         "auto, fp32, tf32, bf16 or fp16.",
         metavar="FORMAT",
@@ -183,7 +183,7 @@ class TrainSettings:
         "CUDA bf16 for presets that are meant for a GPU, if the card supports it, else tf32. A run may go from fp32 to tf32 and back.",
         shown="auto",
     )
-    compile: bool | None = about(
+    compile: bool | None = setting(
         None,
         "torch.compile the network.",
         more="The start takes a minute or more longer. If compilation fails, training goes on without, with a warning. On "
@@ -192,14 +192,14 @@ class TrainSettings:
         shown="on CUDA",
         free=True,
     )
-    parallel: Literal["ddp", "fsdp"] = about(
+    parallel: Literal["ddp", "fsdp"] = setting(
         "ddp",
         "Hold all weights, or a share.",
         more="Each process holds all weights (ddp) or a share of them (fsdp).",
         free=True,
         shown="ddp",
     )
-    micro_batch: int = about(
+    micro_batch: int = setting(
         0,
         "Images per process at a time.",
         more="The gradients of a batch are added up. auto takes the process's whole share of the batch on a CPU, and as many "
@@ -209,9 +209,9 @@ class TrainSettings:
         zero=AUTO,
         shown=AUTO,
     )
-    activation_checkpointing: bool = about(False, "Recompute activations: less memory, but slower.", free=True)
+    activation_checkpointing: bool = setting(False, "Recompute activations: less memory, but slower.", free=True)
 
-    ema: tuple[str, ...] = about(
+    ema: tuple[str, ...] = setting(
         ("0.9999",),
         "Average, or its decay; may be repeated.",
         group=KEPT,
@@ -219,7 +219,7 @@ class TrainSettings:
         names="elbocli.core.training.AVERAGES",
         parse="elbocli.core.training.canonical",
     )
-    snapshot_every: int = about(
+    snapshot_every: int = setting(
         0,
         "Updates per snapshot for 'elbo ema'.",
         more="Snapshots are of the power averages. Where --ema names none, those of std 0.05 and 0.1 are added. Without "
@@ -227,18 +227,18 @@ class TrainSettings:
         free=True,
         zero="none",
     )
-    save_every: int = about(1000, "Updates per checkpoint.", free=True, ge=1, paced=True)
-    keep_last: int = about(2, "Checkpoints to keep.", free=True, shown="2", ge=1)
-    keep_every: int = about(0, "Updates per permanent checkpoint.", free=True, zero="none", shown="none")
-    log_every: int = about(100, "Updates per line of the logs.", ge=1, paced=True)
-    preview_every: int = about(5000, "Updates per preview picture.", free=True, zero="none")
+    save_every: int = setting(1000, "Updates per checkpoint.", free=True, ge=1, paced=True)
+    keep_last: int = setting(2, "Checkpoints to keep.", free=True, shown="2", ge=1)
+    keep_every: int = setting(0, "Updates per permanent checkpoint.", free=True, zero="none", shown="none")
+    log_every: int = setting(100, "Updates per line of the logs.", ge=1, paced=True)
+    preview_every: int = setting(5000, "Updates per preview picture.", free=True, zero="none")
 
-    val: str = about("", "Validate on this dataset, packed like DATA.h5.", group=VALIDATION, metavar="PATH", free=True)
-    val_split: int = about(0, "Number of images to hold out.")
-    val_every: int = about(0, "Updates per validation.", free=True, zero=AUTO, shown="2 % of the work")
-    val_images: int = about(0, "Most images per validation.", free=True, zero="all", shown="all")
+    val: str = setting("", "Validate on this dataset, packed like DATA.h5.", group=VALIDATION, metavar="PATH", free=True)
+    val_split: int = setting(0, "Number of images to hold out.")
+    val_every: int = setting(0, "Updates per validation.", free=True, zero=AUTO, shown="2 % of the work")
+    val_images: int = setting(0, "Most images per validation.", free=True, zero="all", shown="all")
 
-    eval_every: int = about(
+    eval_every: int = setting(
         0,
         "Updates per evaluation.",
         more="Also one at the end. Samples of the first average, by 32 steps of ddim, are scored as 'elbo eval' scores "
@@ -248,7 +248,7 @@ class TrainSettings:
         zero="none",
         shown="none",
     )
-    eval_samples: int = about(
+    eval_samples: int = setting(
         0,
         "Number of samples.",
         more="auto is 1000, or the number of the dataset's images if that is lower. Scores compare only at equal numbers.",
@@ -257,8 +257,8 @@ class TrainSettings:
         le=10**6,
         shown="1000 or fewer",
     )
-    eval_metrics: str = about("fid", "See 'elbo list metrics'.", metavar="LIST", free=True, shown="fid")
-    eval_ref: str = about(
+    eval_metrics: str = setting("fid", "See 'elbo list metrics'.", metavar="LIST", free=True, shown="fid")
+    eval_ref: str = setting(
         "",
         "Score against this.",
         more="As of 'elbo eval --ref': by default all images of the dataset, held-out images among them. Statistics, as "
@@ -287,7 +287,7 @@ class TrainSettings:
 class Setting(NamedTuple):
     """A training setting.
 
-    group: heading in the help. hint: type with bounds. kind: type without bounds and `| None`. said: arguments of `about`.
+    group: heading in the help. hint: type with bounds. kind: type without bounds and `| None`. said: arguments of `setting`.
     """
 
     group: str
@@ -296,26 +296,26 @@ class Setting(NamedTuple):
     said: Mapping[str, Any]
 
     def says(self, key: str, otherwise: Any = "") -> Any:
-        """Return an argument of the setting's `about(…)`; `otherwise` if absent."""
+        """Return an argument of the setting's declaration; `otherwise` if absent."""
         return self.said.get(key, otherwise)
 
 
 def _settings() -> Iterator[tuple[str, Setting]]:
     group = ""
-    for each in fields(TrainSettings):
-        said, kind = each.metadata, each.type
+    for field_ in fields(TrainSettings):
+        said, kind = field_.metadata, field_.type
         group = said.get("group", group)
         bounds = {key: said[key] for key in ("ge", "gt", "le") if key in said}
         if kind is int:
             bounds = {"ge": 0, "le": LARGEST_COUNT, **bounds}
         while get_origin(kind) not in (None, Literal, tuple):  # of a union, the first type
             kind = get_args(kind)[0]
-        yield each.name, Setting(group, Annotated[each.type, Meta(**bounds)], kind, said)
+        yield field_.name, Setting(group, Annotated[field_.type, Meta(**bounds)], kind, said)
 
 
 SETTINGS = dict(_settings())
-PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset", each.says("stored", True))]
-PACED = {name for name, each in SETTINGS.items() if each.says("paced")}
+PRESET_SETTINGS = [name for name, declared in SETTINGS.items() if declared.says("preset", declared.says("stored", True))]
+PACED = {name for name, declared in SETTINGS.items() if declared.says("paced")}
 
 
 def convert_text(value: Any, hint: Any) -> Any:
@@ -332,20 +332,20 @@ def convert_text(value: Any, hint: Any) -> Any:
         raise ValueError(said[0].lower() + said[1:]) from error
 
 
-def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTINGS) -> dict[str, Any]:
-    """Convert settings to their types. Raises UsageError for a name outside `known`, or a bad value."""
-    found = {}
+def convert_settings(values: Mapping[str, Any], allowed: Collection[str] = SETTINGS) -> dict[str, Any]:
+    """Convert settings to their types. Raises UsageError for a name outside `allowed`, or a bad value."""
+    converted = {}
     for name, value in values.items():
         former, name = name, FORMER.get(name, name)
         if not name and not value:
             continue
-        if name not in known:
-            raise UsageError(f"unknown setting {former!r}; {nearest(former, known)}")
-        setting = SETTINGS[name]
-        parse = setting.says("parse", None)
+        if name not in allowed:
+            raise UsageError(f"unknown setting {former!r}; {nearest(former, allowed)}")
+        declared = SETTINGS[name]
+        parse = declared.says("parse", None)
         try:
-            zero = value == setting.says("zero", ...)
-            found[name] = 0 if zero else convert_text(resolve_name(parse)(value) if parse else value, setting.hint)
+            zero = value == declared.says("zero", ...)
+            converted[name] = 0 if zero else convert_text(resolve_name(parse)(value) if parse else value, declared.hint)
         except ValueError as error:
             raise UsageError(f"{name} is {value!r}: {error}") from error
-    return found
+    return converted

@@ -89,9 +89,10 @@ class GuidedRun:
         walk(sampler, z, grid, denoiser.asked_by(sampler), lambda: z)
         return denoiser.evaluations
 
-    def about(self) -> dict[str, Any]:
-        given = self.guidance
-        numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
+    def facts(self) -> dict[str, Any]:
+        """Return entries for result files."""
+        scale, low, high, channels = self.guidance.scale, self.guidance.low, self.guidance.high, self.guidance.channels
+        numbers = {"": scale, "_low": low, "_high": high, "_channels": channels or math.inf}
         facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
         if self.guide is not None:
             facts |= {"guide": str(self.guide.path), **{f"guide_{key}": to for key, to in self.guide.about.items()}}
@@ -355,7 +356,7 @@ class _Drawing:
             "logsnr_min": grid[0],
             "logsnr_max": grid[-2],
             "grid_sha256": hashlib.sha256(repr(grid).encode()).hexdigest(),
-            **drawer.about(),
+            **drawer.facts(),
             "classes": classes,
             "seed": settings.seed,
             "noise": settings.noise.name,

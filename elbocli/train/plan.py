@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from elbocli.nn.networks import Network, NetworkConfig, build, count_parameters, declaration_of
 from elbocli.nn.networks.unet import GroupNorm
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import PRECISIONS, meant_by
+from elbocli.runtime.device import DTYPES, resolve_device
 from elbocli.runtime.processes import World, shard_size
 from elbocli.train.batches import split
 from elbocli.train.muon import matrices
@@ -96,7 +96,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
 
 def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> dict[str, int]:
     """Return bytes per device for each use, such as `weights`. images: number per forward pass. cuda: as in `measure_step`."""
-    settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
+    settings, size = resolved.settings, DTYPES[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
     held = FLOAT * -(-step.weights // (shard_size(devices) if sharded else 1))
     kept = step.checkpointed if settings.activation_checkpointing else step.kept
@@ -116,7 +116,7 @@ def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
     devices: number of processes, with one device each. Raises UsageError for more devices than images in a batch.
     """
     settings, network, images = resolved.settings, resolved.network, resolved.data.count or 1
-    device = meant_by(settings.device).partition(":")[0]
+    device = resolve_device(settings.device).partition(":")[0]
     parts = len(split(World(0, devices), settings.batch_size, settings.micro_batch or settings.batch_size))
     at_once, recompute = -(-settings.batch_size // (devices * parts)), settings.activation_checkpointing
     memory = device_memory(resolved, devices, at_once, device == "cuda")

@@ -23,7 +23,7 @@ from elbocli.nn.auxiliary import Auxiliary, AuxiliaryBatch
 from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_device, name_of
+from elbocli.runtime.device import DTYPES, Precision, card_bytes, choose_device, name_of
 from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to_stderr, to_local
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches, split
@@ -57,7 +57,7 @@ class Parallel:
 
             # Parameters are gathered in the precision of the forward pass; gradients are summed in float32; λ is not cast.
             policy = MixedPrecisionPolicy(
-                param_dtype=PRECISIONS[precision],
+                param_dtype=DTYPES[precision],
                 reduce_dtype=torch.float32,
                 cast_forward_inputs=False,
             )

@@ -129,10 +129,10 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         schedule, code = f"fm-ot:shift={shift:.12g}" if shift else "fm-ot", f"flow:factor={count}"
         flow = {"prediction": "u-path", "weighting": f"u-mse@{schedule}", "schedule": schedule}
         return {**formats.range_settings(code, source, options), **flow}, code
-    betas = str(config.get("beta_schedule"))
-    ends = "" if betas == "squaredcos_cap_v2" else f",start={config.get('beta_start')},end={config.get('beta_end')}"
-    with reading(f"{file}: its timesteps ({betas}) have no level code", "; give a code with --noise-input"):
-        timestep = parse_level_code(f"{BETAS[betas]}:count={count}{ends}")
+    beta_schedule = str(config.get("beta_schedule"))
+    ends = "" if beta_schedule == "squaredcos_cap_v2" else f",start={config.get('beta_start')},end={config.get('beta_end')}"
+    with reading(f"{file}: its timesteps ({beta_schedule}) have no level code", "; give a code with --noise-input"):
+        timestep = parse_level_code(f"{BETAS[beta_schedule]}:count={count}{ends}")
         apart = float((timestep(curve.level.flip(0)) - curve.time.flip(0) * float(count) + 0.5).abs().max())
         if not apart <= NEAR:
             raise ValueError(f"timesteps differ by up to {apart:g} from elbo's formula, and may be rescaled or learned")

@@ -95,9 +95,9 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
         "middle": ["middle_block.0", "middle_block.2"],
         "up": [f"output_blocks.{index}.{place}" for index, place in places],
     }
-    beside = {way: [f"{name.rpartition('.')[0]}.1" for name in each] for way, each in blocks_of.items()}
+    attention_of = {way: [f"{name.rpartition('.')[0]}.1" for name in each] for way, each in blocks_of.items()}
     names = TABLES["guided-diffusion"]
-    modules = formats.block_modules(blocks_of, names["block"]) | formats.block_modules(beside, names["attention"])
+    modules = formats.block_modules(blocks_of, names["block"]) | formats.block_modules(attention_of, names["attention"])
 
     def turned(name: str, tensor: Tensor) -> Tensor:
         if name.endswith((".attention.qkv.weight", ".attention.out.weight")):

@@ -117,28 +117,32 @@ class Layers:
 
     options: given by the user, on the command line or in the file of --config.
     config: of the config.yaml of the run to resume, or of --config; {}: no such file.
-    preset: of the preset; None: not read, because config.yaml or the run of --init was made with it.
+    preset: file of the preset; None: not read, because config.yaml or the run of --init was made with the preset.
     init: inherited from the run of --init; {}: random weights, or a run to resume.
+    name: of the preset.
     """
 
     options: Values
     config: Values
-    preset: Values | None
+    preset: Preset | None
     init: Values
+    name: str
 
-    def source(self, name: str) -> str:
+    def source(self, setting: str) -> str:
         """Return the layer that a setting comes from: name of a field, or "" for the default."""
-        return next((layer for layer, values in vars(self).items() if name in (values or ())), "")
+        train = self.preset.train if self.preset else {}
+        layers = {"options": self.options, "config": self.config, "preset": train, "init": self.init}
+        return next((layer for layer, values in layers.items() if setting in values), "")
 
     def chosen(self) -> Values:
         """Return the settings that were chosen for this very run, which nothing adapts to its length."""
-        return {**(self.init if self.preset is None else {}), **self.config, **self.options}
+        return {**({} if self.preset else self.init), **self.config, **self.options}
 
     def merged(self) -> Values:
         """Return all settings. Numbers of updates that nobody chose shrink in proportion in a run shorter than usual."""
         chosen = self.chosen()
-        usual = {**TrainSettings().stored(), "snapshot_every": None, **self.init, **(self.preset or {})}
-        values = {**usual, **chosen}
+        usual = {**TrainSettings().stored(), "snapshot_every": None, **self.init, **(self.preset.train if self.preset else {})}
+        values = {**usual, **chosen, "preset": self.name}
         for key in PACED - chosen.keys():
             values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
         return values
@@ -153,12 +157,17 @@ def resolve(
     existing: config of the run to resume or of --config; None: neither. initial: run of --init; None: random weights.
     Raises UsageError: options contradict each other or the dataset. Raises FormatError: unusable preset or file.
     """
-    data = _described(data)
+    if isinstance(data, Dataset):
+        data.check_square()
+        data = data.identity()
+    assert data.image_size
     if initial:
         initial.check_data(data)
     if existing:
         check_plugins(existing.config.plugins, existing.path)
-    layers, preset, name = _layers(options, data, existing, initial)
+    given = {key: value for key, value in options.items() if value is not None}
+    overrides = {key.removeprefix(NETWORK): given.pop(key) for key in [*given] if key.startswith(NETWORK)}
+    layers = _layers(convert_settings(given), data, existing, initial)
     values = layers.merged()
     prediction = Prediction(values["prediction"])
     if initial and prediction.spec != initial.prediction.spec:
@@ -169,43 +178,30 @@ def resolve(
         raise UsageError(
             f"--flip: {data.path} holds latents, which can't be mirrored; leave --flip out, and pack by 'elbo prep --mirror'"
         )
-    weighting, schedule = _weighting(layers, values, data, initial), _schedule(layers, values, data)
-    low, high = (schedule.logsnr_min, schedule.logsnr_max) if schedule else (values["logsnr_min"], values["logsnr_max"])
-    weighting.check(low, high)
-    if schedule is None:
+    weighting, schedule = _weighting(layers, values, data.image_size, initial), _schedule(layers, values, data.image_size)
+    if schedule:
+        values |= {"schedule": schedule.base, "logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
+    else:
         refuse_adaptive(weighting)
-    stored = {key: values[key] for key in TrainSettings().stored()}
-    resolved = {"preset": name, "weighting": weighting.spec, "logsnr_min": low, "logsnr_max": high, **_averages(values)}
-    resolved |= {"schedule": schedule.base} if schedule else {}
-    resolved |= {"lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, "auxiliary": auxiliary.canonical(values["auxiliary"])}
-    if values["precision"] == AUTO:
-        resolved["precision"] = usual_precision(values["device"], _for_gpu(preset, initial))
-    settings = TrainSettings(**stored | resolved)
+    weighting.check(values["logsnr_min"], values["logsnr_max"])
+    values |= {"weighting": weighting.spec, "precision": _precision(layers, values, initial), **_averages(values)}
+    values |= {"lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, "auxiliary": auxiliary.canonical(values["auxiliary"])}
+    settings = TrainSettings(**{key: values[key] for key in TrainSettings().stored()})
     files = {str(curve.file): file_sha256(curve.file) for curve in (schedule, weighting.schedule) if curve and curve.file}
-    network, init = _network(options, values.get("conditional"), settings, data, preset, existing, initial)
+    begins = _begins(existing, initial)
+    network = _network(layers, overrides, values.get("conditional"), data, existing, begins)
+    init = begins.facts(settings, network, data) if begins else _recorded_init(existing, initial)
     return Resolved(settings, network, data, files, weighting, schedule, prediction, init, initial)
 
 
-def _described(data: Dataset | RunData) -> RunData:
-    if isinstance(data, Dataset):
-        data.check_square()
-        data = data.identity()
-    assert data.image_size
-    return data
-
-
-def _layers(
-    options: Mapping[str, Any], data: RunData, existing: ConfigFile | None, initial: Initial | None
-) -> tuple[Layers, Preset | None, str]:
-    # Also the preset, None if it isn't read, and its name.
-    given = convert_settings({key: value for key, value in options.items() if value is not None and not key.startswith(NETWORK)})
+def _layers(options: Values, data: RunData, existing: ConfigFile | None, initial: Initial | None) -> Layers:
     config = existing.config.settings.stored() if existing else {}
     init = initial.inherited(data) if initial and not existing else {}
-    if existing and given.get("precision") == AUTO:  # the run keeps its precision
-        del given["precision"]
-    name = {**init, **config, **given}.get("preset") or _choose(data, given.get("device", AUTO))
-    if name == config.get("preset") or (init and "preset" not in given):
-        return Layers(given, config, None, init), None, name
+    if existing and options.get("precision") == AUTO:  # the run keeps its precision
+        del options["precision"]
+    name = {**init, **config, **options}.get("preset") or _choose(data, options.get("device", AUTO))
+    if name == config.get("preset") or (init and "preset" not in options):
+        return Layers(options, config, None, init, name)
     preset = load_preset(name)
     if preset.data and preset.data.kind and not data.latents:
         raise UsageError(f"--preset {name} is for latents, and {data.path} holds pixels; pack latents with 'elbo prep --latents'")
@@ -213,7 +209,7 @@ def _layers(
         train = convert_settings(preset.train, PRESET_SETTINGS)
     if initial:
         train.pop("prediction", None)  # a network with weights keeps its prediction
-    return Layers(given, config, train, init), preset, name
+    return Layers(options, config, structs.replace(preset, train=train), init, name)
 
 
 def _choose(data: RunData, device: str) -> str:
@@ -231,13 +227,16 @@ def _choose(data: RunData, device: str) -> str:
     return name
 
 
-def _for_gpu(preset: Preset | None, initial: Initial | None) -> bool:
-    return preset.about.gpu if preset else bool(initial and initial.settings.precision in PRECISIONS[2:])
+def _precision(layers: Layers, values: Values, initial: Initial | None) -> str:
+    if values["precision"] != AUTO:
+        return str(values["precision"])
+    half = bool(initial and initial.settings.precision in PRECISIONS[2:])
+    return usual_precision(values["device"], layers.preset.about.gpu if layers.preset else half)
 
 
-def _weighting(layers: Layers, values: Values, data: RunData, initial: Initial | None) -> Weighting:
+def _weighting(layers: Layers, values: Values, size: int, initial: Initial | None) -> Weighting:
     # The SPEC of a config.yaml, or of the run of --init, already includes shift, bias and monotone.
-    size, spec, shift = data.image_size or 0, values["weighting"], values.get("shift")
+    spec, shift = values["weighting"], values.get("shift")
     if layers.source("shift") == "preset" and "weighting" in layers.chosen():
         shift = None  # the preset's shift is for the preset's weighting
     moved = resolution_shift(size) if shift == AUTO else shift or 0.0
@@ -250,7 +249,7 @@ def _weighting(layers: Layers, values: Values, data: RunData, initial: Initial |
     return resolve_weighting(spec, shift=moved, monotone=bool(values.get("monotone")), given=bias, size=size)
 
 
-def _schedule(layers: Layers, values: Values, data: RunData) -> Schedule | None:
+def _schedule(layers: Layers, values: Values, size: int) -> Schedule | None:
     # None: adaptive. A schedule file's own range of λ applies unless a range was chosen.
     spec, ends = values["schedule"], (values["logsnr_min"], values["logsnr_max"])
     if spec == ADAPTIVE:
@@ -258,7 +257,7 @@ def _schedule(layers: Layers, values: Values, data: RunData) -> Schedule | None:
         return None
     if {"logsnr_min", "logsnr_max"}.isdisjoint(layers.chosen()) and SCHEDULES.lookup(spec.partition(":")[0]) is None:
         ends = None, None
-    return resolve_schedule(spec, *ends, size=data.image_size)
+    return resolve_schedule(spec, *ends, size=size)
 
 
 def _averages(values: Values) -> Values:
@@ -271,35 +270,37 @@ def _averages(values: Values) -> Values:
     return {"ema": specs, "snapshot_every": every}
 
 
+def _begins(existing: ConfigFile | None, initial: Initial | None) -> Initial | None:
+    # The run of --init, unless config.yaml records that its weights are those that the run began from.
+    recorded = existing.config.init if existing else None
+    return None if initial and recorded and recorded.sha256 == initial.about["weights_sha256"] else initial
+
+
+def _recorded_init(existing: ConfigFile | None, initial: Initial | None) -> InitFacts | None:
+    recorded = existing.config.init if existing else None
+    return structs.replace(recorded, run=str(initial.source)) if recorded and initial else recorded  # the run may have moved
+
+
 def _network(
-    options: Mapping[str, Any],
+    layers: Layers,
+    overrides: Values,
     conditional: bool | None,
-    settings: TrainSettings,
     data: RunData,
-    preset: Preset | None,
     existing: ConfigFile | None,
-    initial: Initial | None,
-) -> tuple[NetworkConfig, InitFacts | None]:
-    # The config comes from the run of --init, from config.yaml, or from the preset. Also returns the origin of the first weights.
-    init = existing.config.init if existing else None
-    begins = initial if initial and (init is None or init.sha256 != initial.about["weights_sha256"]) else None
+    begins: Initial | None,
+) -> NetworkConfig:
+    # The config comes from the run of --init, from the preset, or from config.yaml.
     if begins:
         where, section = str(begins.source), section_of(begins.network.config)
-    elif existing and preset is None:
-        where, section = str(existing.path), existing.config.network
+    elif layers.preset:
+        where, section = f"preset {layers.name}", _preset_network(layers.preset, data)
     else:
-        assert preset
-        where, section = f"preset {settings.preset}", _preset_network(preset, data)
+        assert existing
+        where, section = str(existing.path), existing.config.network
     several = (data.num_classes or 0) > 1
     if conditional is None:
         conditional = section.get("num_classes", several) and (several or not begins)
-    overrides = {key.removeprefix(NETWORK): value for key, value in options.items() if key.startswith(NETWORK)}
-    network = _fitted({**section, **overrides}, where, data, (data.num_classes or 0) if conditional else 0)
-    if begins:
-        init = begins.facts(settings, network, data)
-    elif initial and init:
-        init = structs.replace(init, run=str(initial.source))  # the run may have moved
-    return network, init
+    return _fitted({**section, **overrides}, where, data, (data.num_classes or 0) if conditional else 0)
 
 
 def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:

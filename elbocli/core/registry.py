@@ -214,13 +214,13 @@ class Registry(dict[str, Declaration]):
 
         def enter(make: M) -> M:
             arguments = signature(make).parameters.items()
-            said = {key: each.default for key, each in arguments if type(each.default) is float or key in (choices or {})}
+            defaults = {key: each.default for key, each in arguments if type(each.default) is float or key in (choices or {})}
             declared = Declaration(
                 name,
                 make,
                 formula,
                 source,
-                {**said, **params},
+                {**defaults, **params},
                 frozenset(positive),
                 within or {},
                 choices or {},

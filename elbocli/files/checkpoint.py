@@ -233,10 +233,10 @@ def latest(run: Path) -> Checkpoint | None:
     Raises FormatError if every checkpoint is damaged.
     """
     paths = checkpoints(run)
-    found = next(_whole(reversed(paths)), None)
-    if paths and found is None:
+    newest = next(_whole(reversed(paths)), None)
+    if paths and newest is None:
         raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete this one to train again")
-    return found
+    return newest
 
 
 def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:

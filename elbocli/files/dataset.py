@@ -317,15 +317,15 @@ os.register_at_fork(after_in_child=_decoders.cache_clear)  # a DataLoader's fork
 
 def find_dataset(folder: Path) -> Path:
     """Return the only dataset in a folder. Raises DataError unless there is exactly one."""
-    found = []
+    datasets = []
     for path in folder.glob("*.h5"):
         with suppress(FormatError):
-            found.append(Dataset(path, latents=True).path)
-    if len(found) != 1:
+            datasets.append(Dataset(path, latents=True).path)
+    if len(datasets) != 1:
         raise DataError(
-            f"{len(found)} datasets in the working directory, not 1; give a path, set ELBO_DATA, or run 'elbo prep SRC OUT.h5'"
+            f"{len(datasets)} datasets in the working directory, not 1; give a path, set ELBO_DATA, or run 'elbo prep SRC OUT.h5'"
         )
-    return found[0]
+    return datasets[0]
 
 
 def contents_digest(attributes: dict[str, Any], members: Members) -> str:

@@ -129,8 +129,8 @@ def made_for(schedule: Schedule) -> str | None:
     """Return the use for which `elbo grid` made a schedule, such as 'heun, 18 steps', else None. Raises FormatError."""
     if schedule.file is None or schedule.file.suffix == ".json":
         return None
-    said = read_table(schedule.file)[1].about.get("made_for")
-    return said if isinstance(said, str) else None
+    purpose = read_table(schedule.file)[1].about.get("made_for")
+    return purpose if isinstance(purpose, str) else None
 
 
 def resolve_schedule(
@@ -174,8 +174,8 @@ def resolve_weighting(
     size: as in `resolve_schedule`.
     Raises ElboError.
     """
-    named = is_foreign_loss(text) or text.startswith("schedule:")
-    config = None if named else CONFIG.fullmatch(text.strip())
+    is_spec = is_foreign_loss(text) or text.startswith("schedule:")
+    config = None if is_spec else CONFIG.fullmatch(text.strip())
     if config:
         prediction, _ = read_config(Path(config["path"]))
         words = config["words"]

@@ -80,9 +80,9 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
             key, boxes = row[0].strip().removeprefix("./"), BOXES.match(row[1])
             word = _word(boxes[1] if boxes else row[1])
             # A path in the file may begin above or below SRC. But an image's whole path names no other image by its last part.
-            for known in {key, Path(key).name}:
-                meant = None if key in paths and known != key else word
-                table[known] = meant if table.get(known, meant) == meant else None
+            for name in {key, Path(key).name}:
+                entry = None if key in paths and name != key else word
+                table[name] = entry if table.get(name, entry) == entry else None
     words: list[Word | None] = []
     for name in names:
         match = next((key for key in (name, Path(name).name, Path(name).stem) if table.get(key) is not None), name)

@@ -183,7 +183,7 @@ def _sort_files(entries: Entries, stem: str, among: bool) -> tuple[Images, str]:
         images = _published_set(entries)
         if images is not None:
             return images, stem
-    own: list[str] = []
+    class_folders: list[str] = []
     if "dataset.json" in entries:
         edm = entries.pop("dataset.json")
         words = edm_labels(edm, list(entries))
@@ -191,9 +191,9 @@ def _sort_files(entries: Entries, stem: str, among: bool) -> tuple[Images, str]:
         entries, words = sidecar_labels(entries)
         classes = {name.partition("/")[0] for name in entries if "/" in name}
         if words is None and not alone:
-            own = sorted(classes | folders, key=os.fsencode)
+            class_folders = sorted(classes | folders, key=os.fsencode)
             words = [name.partition("/")[0] if "/" in name else None for name in entries]
-    return Images(list(entries), words, list(entries.values()), own, top), stem
+    return Images(list(entries), words, list(entries.values()), class_folders, top), stem
 
 
 def _published_set(entries: Entries) -> Images | None:
@@ -209,14 +209,14 @@ def _published_set(entries: Entries) -> Images | None:
             if kind and kind.form == "parts" and not (name.endswith(".gz") and name.removesuffix(".gz") in entries):
                 split, folder = SPLIT.search(name.lower()), name[: name.rfind("/") + 1]
                 sets.setdefault((kind, split and split.lastindex, folder), []).append(name)
-    chosen = [each for each in sets if each[1] == 1] or list(sets)
+    chosen = [group for group in sets if group[1] == 1] or list(sets)
     if not chosen:
         return None
     kind, _, folder = chosen[0]
-    taken = [name for each in chosen for name in sets[each]]
+    taken = [name for group in chosen for name in sets[group]]
     if len(chosen) > 1 or (kind.name == "IDX" and len(taken) > 1):
         raise DataError(f"holds several data sets ({some(taken)}); name the file of the data set to pack")
-    others = [name for each in sets if each not in chosen for name in sets[each]]
+    others = [name for group in sets if group not in chosen for name in sets[group]]
     if others:
         log.warning(f"{taken[0]}: the training images are taken; left out: {some(others)}")
     siblings = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}

@@ -98,7 +98,7 @@ def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) ->
     z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():
         out = loaded(build_empty(config), weights).eval().outputs(z, logsnr, labels)
-    own = isinstance(config, ModuleConfig)
+    is_module = isinstance(config, ModuleConfig)
     with reading(where):
-        check_output(out, z, own or getattr(config, "variance", False))
-    return replace(config, variance=True) if own and out.shape != z.shape else config  # type: ignore[call-arg]
+        check_output(out, z, is_module or getattr(config, "variance", False))
+    return replace(config, variance=True) if is_module and out.shape != z.shape else config  # type: ignore[call-arg]

@@ -104,9 +104,9 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
         sidecar = out.with_suffix(".skipped.jsonl")
         sidecar.unlink(missing_ok=True)
         if notes["skipped"]:
-            named = [{"file": utf8(source.files[int(i)]), "trouble": why} for i, why in notes["skipped"].items()]
-            write_text(sidecar, "".join(json.dumps(each) + "\n" for each in named))
-            log.warning(f"{len(named)} files skipped, listed in {sidecar}")
+            skipped = [{"file": utf8(source.files[int(i)]), "trouble": why} for i, why in notes["skipped"].items()]
+            write_text(sidecar, "".join(json.dumps(row) + "\n" for row in skipped))
+            log.warning(f"{len(skipped)} files skipped, listed in {sidecar}")
         kept = [i for i in range(len(source)) if str(i) not in notes["skipped"] for _ in range(encoder.copies)]
         labels = np.array([source.labels[i] for i in kept], np.int64)
         members: Members = {
@@ -266,8 +266,8 @@ def _compared(source: Images, index: int) -> bool:
 
 def _image_digest(source: Images, index: int, content: str) -> str:
     # content: digest of the image's bytes; used only where `_compared`.
-    said = f"{index} {size_of(source.refs[index])} {content if _compared(source, index) else ''}"
-    return hashlib.sha256(said.encode()).hexdigest()
+    facts = f"{index} {size_of(source.refs[index])} {content if _compared(source, index) else ''}"
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def _read(ref: ImageRef) -> tuple[str, bytes | np.ndarray | ElboError]:
@@ -304,7 +304,7 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
     batch: list[np.ndarray] = []
     if done:
         log.info(f"going on after {done} images, which are packed already")
-    safe_at, held = time.monotonic(), 0
+    safe_at, unsaved_bytes = time.monotonic(), 0
     for packed in _packed_in_order(source, done, settings):
         if packed.trouble:
             notes["skipped"][str(done)] = packed.trouble
@@ -316,20 +316,20 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
                 writer.append(rows, done, notes)
             remedy = "repair the image, or add --on-error skip to leave the image out"
             raise DataError(f"{source.prefix}{source.files[int(index)]}: {trouble}; {remedy}")
-        named = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
-        notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(named).hexdigest()])
+        name_and_digest = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
+        notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(name_and_digest).hexdigest()])
         notes["images"] = add_digests([notes["images"], _image_digest(source, done, packed.digest)])
         if packed.change:
             notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
-        done, held = done + 1, held + memoryview(packed.row).nbytes
+        done, unsaved_bytes = done + 1, unsaved_bytes + memoryview(packed.row).nbytes
         if batch and (len(batch) >= encoder.batch or done == total):
             rows += encoder.rows(batch)
             batch.clear()
-        late = time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES
+        late = time.monotonic() - safe_at > SAFE_EVERY_S or unsaved_bytes > SAFE_EVERY_BYTES
         if not batch and (late or signals.received or done == total):
             writer.append(rows, done, notes)
             rows.clear()
-            safe_at, held = time.monotonic(), 0
+            safe_at, unsaved_bytes = time.monotonic(), 0
         if signals.received and done < total:
             safe = f"{writer.state.done} of {total} images are safe in {writer.partial.name}"
             raise interrupted(signals.received, f"{safe}; the same command goes on from there")

@@ -65,8 +65,8 @@ def strips(pick: Callable[[Sequence[int]], np.ndarray], groups: list[Group]) -> 
     pick: function: indices → images, [N, H, W, C]. groups: indices of images by class.
     """
     if len(groups) == 1:
-        found = groups[0].images[: ROW * ROW]
-        rows = [("", found[start : start + ROW]) for start in range(0, len(found), ROW)]
+        images = groups[0].images[: ROW * ROW]
+        rows = [("", images[start : start + ROW]) for start in range(0, len(images), ROW)]
     else:
         rows = [(group.name, group.images[:ROW]) for group in groups]
     return [thumbnails_of(name, pick(row)) for name, row in rows]

@@ -328,8 +328,8 @@ def convert_text(value: Any, hint: Any) -> Any:
             number = float(value) if isinstance(value, str) else None
         if number is not None and not value.isdigit():  # ".5" is no number in JSON, by whose rules msgspec converts
             return convert_text(number, hint)
-        said = str(error).replace("`", "")
-        raise ValueError(said[0].lower() + said[1:]) from error
+        reason = str(error).replace("`", "")
+        raise ValueError(reason[0].lower() + reason[1:]) from error
 
 
 def convert_settings(values: Mapping[str, Any], allowed: Collection[str] = SETTINGS) -> dict[str, Any]:

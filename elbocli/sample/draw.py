@@ -57,9 +57,9 @@ class GuidedRun:
         """Return a new guided denoiser. labels: [B], or None."""
         guide = None
         if self.guide is not None:
-            known = labels if self.guide.network.config.num_classes else None
+            classes = labels if self.guide.network.config.num_classes else None
             weak = self.guide.network if self.weak is None else self.weak
-            guide = Denoiser(weak, self.guide.prediction, labels=known)
+            guide = Denoiser(weak, self.guide.prediction, labels=classes)
         network = self.trained.network if self.network is None else self.network
         return Denoiser(network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
@@ -114,8 +114,8 @@ class GuidedRun:
             return
         if scale == 1:
             raise UsageError("a guide has no effect at --guidance-scale 1; try --guidance-scale 2")
-        known = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
-        if _images(trained) != _images(guide) or (known[1][0] and known[0] != known[1]):
+        classes = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
+        if _images(trained) != _images(guide) or (classes[1][0] and classes[0] != classes[1]):
             raise UsageError(
                 f"--guide {guide.path}: draws other images or classes than {path}; name a guide with "
                 "the same image size, channels and latent space, and the same classes or none"
@@ -308,9 +308,9 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings) -> Schedule:
     return resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
 
 
-def _check_purpose(schedule: Schedule, found: str) -> None:
-    if (meant := made_for(schedule)) not in (None, found):
-        log.warning(f"{schedule.file}: is made for {meant}, not for {found}; make a new file with 'elbo grid'")
+def _check_purpose(schedule: Schedule, purpose: str) -> None:
+    if (made := made_for(schedule)) not in (None, purpose):
+        log.warning(f"{schedule.file}: is made for {made}, not for {purpose}; make a new file with 'elbo grid'")
 
 
 class _Drawing:
@@ -332,8 +332,8 @@ class _Drawing:
         compiled = settings.compile == "on"
         self.fixed = compiled or graphs is not None  # fill the last batch up: compiled networks need equal batches
         self.drawer = drawer = drawer.prepared(sampler.traits.learned, compiled, graphs)
-        known = trained.data.class_names or []
-        names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
+        class_names = trained.data.class_names or []
+        names = [str(class_names[k] if k < len(class_names) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, config.shape, config.num_classes, device)
         counts, effect = trained.class_counts(), "samples have classes with these frequencies (--classes data)"
         classes = settings.classes or usual_classes(counts, trained.path, effect)

@@ -163,7 +163,7 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
 
     if equals is None and means_run(spec):
         settings, effective = weighting_of_run(Path(spec))
-        times = [each.json() for each in effective]
+        times = [item.json() for item in effective]
         falls = all(row["monotone"] for row in times)
         good = falls and not settings.auxiliary
         verdict: dict[str, Any] = {
@@ -177,9 +177,9 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
         }
         sentences = [f"{spec}: {settings.weighting} after step {w.step}: {w.verdict}" for w in effective]
     else:
-        weighting, *others = given = [_weighting(text) for text in (spec, equals) if text is not None]
-        for each in given:
-            low, high = each.within_support(low, high)
+        weighting, *others = curves = [_weighting(text) for text in (spec, equals) if text is not None]
+        for curve in curves:
+            low, high = curve.within_support(low, high)
         check_range(low, high)
         rising, faults = weighting.rising(low, high), weighting.faults(low, high)
         good = not rising and not faults

@@ -18,14 +18,14 @@ from elbocli.nn.networks.own_network import SIZES, ModuleConfig, read_arguments
 )
 def module(source: Source, options: ImportOptions) -> Imported:
     """Run the file that --network names, and import weights for its class."""
-    said = re.fullmatch(r"(.+\.py):(\w+):?(.*)", options.network)
-    if not said:
+    match = re.fullmatch(r"(.+\.py):(\w+):?(.*)", options.network)
+    if not match:
         raise UsageError(f"--network {options.network!r}: expected FILE.py:CLASS, or FILE.py:CLASS:KEY=VALUE,…")
-    file = Path(said[1])
+    file = Path(match[1])
     run_plugin(file)
     if not options.size or not options.channels:
         raise UsageError("--network: add --size and --channels of the network's training images")
-    config = _config(file.name, said[2], said[3], options)
+    config = _config(file.name, match[2], match[3], options)
     tensors, averaged, _ = state_dict(source, options)
     settings = range_settings(str(getattr(config, "code", "logsnr")), source, options)
     if isinstance(config, ModuleConfig):

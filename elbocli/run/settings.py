@@ -30,13 +30,16 @@ from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_par
 from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.run.config import ConfigFile, InitFacts, RunConfig
 from elbocli.run.open import Initial
-from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
+from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, STORED, TrainSettings, convert_settings
 from elbocli.runtime.device import card_bytes, resolve_device, usual_precision
 from elbocli.runtime.progress import log
 
 # Keys of config.yaml's section `data` that may change or be missing when a run resumes; digests identify the dataset.
 PLACES = ("path", "from_run", "autoencoder", "class_counts", *PREPROCESSING)
-STORED = ("power:std=0.05", "power:std=0.1")  # averages for snapshots when --ema names no power average; EDM2, arXiv:2312.02696
+USUAL_AVERAGES = (
+    "power:std=0.05",
+    "power:std=0.1",
+)  # averages for snapshots when --ema names no power average; EDM2, arXiv:2312.02696
 SNAPSHOTS = 20  # snapshots in a whole run without --snapshot-every
 NETWORK = "network."  # prefix of the network's keys among options, as in network.channels
 # Estimated device memory per parameter in bytes: weight, gradient, two optimizer moments, average; doubled for activations.
@@ -186,7 +189,7 @@ def resolve(
     weighting.check(values["logsnr_min"], values["logsnr_max"])
     values |= {"weighting": weighting.spec, "precision": _precision(layers, values, initial), **_averages(values)}
     values |= {"lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, "auxiliary": auxiliary.canonical(values["auxiliary"])}
-    settings = TrainSettings(**{key: values[key] for key in TrainSettings().stored()})
+    settings = TrainSettings(**{key: values[key] for key in STORED})
     files = {str(curve.file): file_sha256(curve.file) for curve in (schedule, weighting.schedule) if curve and curve.file}
     begins = _begins(existing, initial)
     network = _network(layers, overrides, values.get("conditional"), data, existing, begins)
@@ -264,7 +267,7 @@ def _averages(values: Values) -> Values:
     specs, every = canonical(values["ema"]), values["snapshot_every"]
     stored = any(parse_average(spec).stored for spec in specs)
     if every and not stored:
-        specs += STORED
+        specs += USUAL_AVERAGES
     if every is None:
         every = -(-values["steps"] // SNAPSHOTS) if stored else 0
     return {"ema": specs, "snapshot_every": every}
@@ -332,7 +335,7 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
         "files": config.files,
     }
     return {
-        **{f"--{key.replace('_', '-')}": value for key, value in settings.items() if not SETTINGS[key].says("free")},
+        **{f"--{key.replace('_', '-')}": value for key, value in settings.items() if not SETTINGS[key].free},
         **{f"{section} {key}": value for section, values in sections.items() for key, value in values.items()},
         "--init": config.init and f"weights of sha256 {config.init.sha256}",
         "--plugin": ", ".join(map(str, config.plugins or [])) or None,

@@ -50,20 +50,44 @@ def several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def setting(default: Any, help: str, **said: Any) -> Any:
-    """Declare a setting, except its type. An int without bounds is a count.
+class Setting(NamedTuple):
+    """Declaration of a training setting.
 
-    said: any of the following keys. more: text only for the man page.
-    group: heading, in the help, of this and the following settings.
+    help, more: text for the help; more text, only for the man page. group: heading in the help.
     ge, gt, le: bounds of the value. parse: module and name of a function that reads the value from text.
     names: module and name of a registry of allowed names. words: further allowed values.
-    zero: word for 0, such as 'none'. flags: the option's name; "": no option.
+    zero: word for 0, such as 'none'. flags: the option's name; "": no option; None: as the setting is called.
     metavar: placeholder of the value in the help. shown: default in the help; "": no default, or the preset's.
     paced: whether the default shrinks with --steps when a run is shorter than its preset.
-    free: whether a resumed run may change the setting. preset: whether presets may set it; default: as `stored`.
+    free: whether a resumed run may change the setting. preset: whether presets may set it; None: as `stored`.
     stored: whether config.yaml has the setting; False: `resolve` merges the setting into another one.
+    hint, kind: type with bounds; type without bounds and `| None`. Both, and the group, follow from TrainSettings.
     """
-    return field(default=default, metadata={"help": help, **said})
+
+    help: str
+    more: str = ""
+    group: str = ""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    parse: str = ""
+    names: str = ""
+    words: tuple[str, ...] = ()
+    zero: str | None = None
+    flags: str | None = None
+    metavar: str | None = None
+    shown: str = ""
+    paced: bool = False
+    free: bool = False
+    preset: bool | None = None
+    stored: bool = True
+    hint: Any = None
+    kind: Any = None
+
+
+def setting(default: Any, help: str, **declared: Any) -> Any:
+    """Declare a setting, except its type. declared: fields of Setting. An int without bounds is a count."""
+    return field(default=default, metadata={"setting": Setting(help, **declared)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,45 +301,32 @@ class TrainSettings:
 
     def stored(self) -> dict[str, Any]:
         """Return the settings that config.yaml has, with lists for tuples."""
-        return {name: plain(getattr(self, name)) for name, setting in SETTINGS.items() if setting.says("stored", True)}
+        return {name: plain(getattr(self, name)) for name in STORED}
 
     def written(self) -> dict[str, Any]:
         """Return the settings as config.yaml has them, with words such as 'none' for 0."""
-        return {name: value or SETTINGS[name].says("zero", value) for name, value in self.stored().items()}
-
-
-class Setting(NamedTuple):
-    """A training setting.
-
-    group: heading in the help. hint: type with bounds. kind: type without bounds and `| None`. said: arguments of `setting`.
-    """
-
-    group: str
-    hint: Any
-    kind: Any
-    said: Mapping[str, Any]
-
-    def says(self, key: str, otherwise: Any = "") -> Any:
-        """Return an argument of the setting's declaration; `otherwise` if absent."""
-        return self.said.get(key, otherwise)
+        return {name: value or SETTINGS[name].zero or value for name, value in self.stored().items()}
 
 
 def _settings() -> Iterator[tuple[str, Setting]]:
     group = ""
     for field_ in fields(TrainSettings):
-        said, kind = field_.metadata, field_.type
-        group = said.get("group", group)
-        bounds = {key: said[key] for key in ("ge", "gt", "le") if key in said}
+        declared, kind = field_.metadata["setting"], field_.type
+        group = declared.group or group
+        bounds = {key: bound for key in ("ge", "gt", "le") if (bound := getattr(declared, key)) is not None}
         if kind is int:
             bounds = {"ge": 0, "le": LARGEST_COUNT, **bounds}
         while get_origin(kind) not in (None, Literal, tuple):  # of a union, the first type
             kind = get_args(kind)[0]
-        yield field_.name, Setting(group, Annotated[field_.type, Meta(**bounds)], kind, said)
+        yield field_.name, declared._replace(group=group, hint=Annotated[field_.type, Meta(**bounds)], kind=kind)
 
 
 SETTINGS = dict(_settings())
-PRESET_SETTINGS = [name for name, declared in SETTINGS.items() if declared.says("preset", declared.says("stored", True))]
-PACED = {name for name, declared in SETTINGS.items() if declared.says("paced")}
+STORED = [name for name, declared in SETTINGS.items() if declared.stored]
+PRESET_SETTINGS = [
+    name for name, declared in SETTINGS.items() if (declared.stored if declared.preset is None else declared.preset)
+]
+PACED = {name for name, declared in SETTINGS.items() if declared.paced}
 
 
 def convert_text(value: Any, hint: Any) -> Any:
@@ -342,10 +353,11 @@ def convert_settings(values: Mapping[str, Any], allowed: Collection[str] = SETTI
         if name not in allowed:
             raise UsageError(f"unknown setting {former!r}; {nearest(former, allowed)}")
         declared = SETTINGS[name]
-        parse = declared.says("parse", None)
         try:
-            zero = value == declared.says("zero", ...)
-            converted[name] = 0 if zero else convert_text(resolve_name(parse)(value) if parse else value, declared.hint)
+            if declared.zero and value == declared.zero:
+                converted[name] = 0
+            else:
+                converted[name] = convert_text(resolve_name(declared.parse)(value) if declared.parse else value, declared.hint)
         except ValueError as error:
             raise UsageError(f"{name} is {value!r}: {error}") from error
     return converted

@@ -15,10 +15,10 @@ from elbocli.run.train_settings import KEPT, RUN, SETTINGS, VALIDATION, Setting
 def _type(setting: Setting) -> Any:
     if get_origin(setting.kind) is Literal:
         return click.Choice(get_args(setting.kind))
-    if setting.says("names"):
-        return Named(setting.says("names"), *setting.says("words"))
-    if setting.kind in (int, float) and not setting.says("parse"):
-        return Value(setting.hint, "count" if setting.kind is int else "number", zero=setting.says("zero", None))
+    if setting.names:
+        return Named(setting.names, *setting.words)
+    if setting.kind in (int, float) and not setting.parse:
+        return Value(setting.hint, "count" if setting.kind is int else "number", zero=setting.zero)
     return None if setting.kind is bool else str
 
 
@@ -26,26 +26,24 @@ def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each training setting. Options that aren't given are None or ()."""
     for name, setting in reversed(SETTINGS.items()):
         word, kind = name.replace("_", "-"), _type(setting)
-        flags = setting.says("flags", f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}")
-        if not flags:
+        if setting.flags == "":
             continue
-        shown, zero = setting.says("shown"), setting.says("zero")
         option(
-            flags,
+            setting.flags or (f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}"),
             name,
             type=kind,
             default=None,
             multiple=get_origin(setting.kind) is tuple,
-            metavar=setting.says("metavar", (zero and f"N|{zero}") or None),
-            help=f"{setting.said['help']}  [default: {shown}]" if shown else setting.said["help"],
-            more=setting.says("more"),
+            metavar=setting.metavar or (f"N|{setting.zero}" if setting.zero else None),
+            help=f"{setting.help}  [default: {setting.shown}]" if setting.shown else setting.help,
+            more=setting.more,
         )(function)
     return function
 
 
 GROUPS: dict[str, list[str]] = {}
 for name, setting in SETTINGS.items():
-    if setting.says("flags", name):
+    if setting.flags != "":
         GROUPS.setdefault(setting.group, []).append(name)
 GROUPS[RUN] = ["out", "overwrite", "dry_run", "config", "init", "plugin", *GROUPS[RUN], "words"]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]

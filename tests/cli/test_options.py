@@ -108,8 +108,8 @@ def test_other_names_lead_to_options_and_words_for_zero_to_zero():
         named = {word.strip("(;,)") for word in rest if word.startswith("--")}
         assert named <= options and name not in options and (name[-1] == ":" or named), line
     for name, setting in SETTINGS.items():
-        word = setting.says("zero", 0)
-        assert word == 0 or convert_settings({name: word}) == {name: 0} == convert_settings({name: 0})
+        word = setting.zero
+        assert word is None or convert_settings({name: word}) == {name: 0} == convert_settings({name: 0})
     assert convert_settings({"batch": 8, "milestone_every": 3}) == {"batch_size": 8, "keep_every": 3}
 
 
@@ -143,7 +143,7 @@ def test_each_help_fits_two_screens_and_the_options_of_training_are_its_settings
         assert len(lines) <= 90 and max(map(len, lines)) <= 80, path
     options = {option.name for option in train.params if isinstance(option, click.Option)}
     others = "out config init plugin log_to on_checkpoint eval_extractor eval_weights overwrite dry_run words quiet verbose"
-    assert options - {*others.split()} == {name for name, each in SETTINGS.items() if each.says("flags", name)}
+    assert options - {*others.split()} == {name for name, each in SETTINGS.items() if each.flags != ""}
     assert {train_settings.SPEED, train_settings.KEPT} <= set(train.groups)
 
 
@@ -162,7 +162,7 @@ sys.exit(run(["train", sys.argv[1], "--dry-run", "--weighting", "mine:lr=3", "--
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_changes_no_default_that_help_shows(name):
-    assert [key for key in load_preset(name).train if SETTINGS[FORMER.get(key, key)].says("shown")] == []
+    assert [key for key in load_preset(name).train if SETTINGS[FORMER.get(key, key)].shown] == []
 
 
 @pytest.mark.long

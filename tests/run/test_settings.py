@@ -147,7 +147,7 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(resolved, a
         resolve({}, Dataset(digits), ConfigFile(WHERE, replace(config, plugins=[PluginFile("mine.py", "0")])))
 
 
-@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.says("stored", True)])
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.stored])
 def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(name, resolved):
     now, setting = resolved().config(), SETTINGS[name]
     had = getattr(now.settings, name)
@@ -155,7 +155,7 @@ def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(nam
     others = {str: "another", tuple[str, ...]: specs, bool: not had, int: 3, float: 0.5}
     other = next(each for each in (*get_args(setting.kind), others.get(setting.kind)) if each not in (had, str, ...))
     lines = difference(replace(now, settings=dataclasses.replace(now.settings, **{name: other})), now)
-    assert bool(lines) != SETTINGS[name].says("free", False)
+    assert bool(lines) != SETTINGS[name].free
 
 
 def test_a_run_goes_on_with_and_without_tf32_but_with_no_other_precision(resolved):
@@ -206,7 +206,7 @@ def test_a_preset_shifts_its_own_weighting_unless_a_shift_is_given(train, option
 def test_refinements_are_in_the_settings_that_they_refine(resolved, digits):
     options = {"bias": 3.0, "shift": 1.0, "monotone": True, "beta2": 0.99, "adam_eps": 1e-12, "conditional": False}
     found = resolved("batch: 4", **options)
-    assert set(found.config().section()) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
+    assert set(found.config().section()) == {name for name, setting in SETTINGS.items() if setting.stored}
     assert found.settings.weighting == found.weighting.spec == "sigmoid:bias=3,shift=1,monotone"
     assert found.network.num_classes == 0
     assert resolved("lr_decay: rsqrt").settings.lr_decay == "rsqrt:ref=70000"

@@ -65,7 +65,7 @@ def test_a_run_goes_on_and_is_repeated_to_the_same_bits_whatever_became_of_its_p
     assert weights_of(folder / "run") == weights_of(folder / "again") == weights_of(folder / "whole")
     first, again = (read_config(folder / run) for run in ("whole", "again"))
     assert all(getattr(first, section) == getattr(again, section) for section in ("settings", "network", "data"))
-    assert set(first.section()) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
+    assert set(first.section()) == {name for name, setting in SETTINGS.items() if setting.stored}
     assert "going on after step 14" in train(*asked[:-1], 15, "-o", "run")
     train("--config", "run/config.yaml", "-o", "other", "--steps", 1, "--unconditional")
     assert read_config(folder / "other").network == {**first.network, "num_classes": 0}

@@ -89,7 +89,7 @@ def _run(path: Path) -> Facts:
         "snapshots": len(snapshots(path)),
         "elbo_version": config.elbo_version,
         **(config.source.result_facts() if config.source else {}),
-        **config.section(),
+        **config.settings.written(),
         "verdict": no_elbo(config.settings.auxiliary),
         "data": config.data.path,
         "init": config.init and config.init.json(),
@@ -141,7 +141,7 @@ def _optimum(path: Path) -> Facts:
 
 
 def _config(path: Path) -> Facts:
-    return RunConfig.of(read_yaml(path), path).section()
+    return RunConfig.of(read_yaml(path), path).settings.written()
 
 
 def _schedule(path: Path) -> Facts:

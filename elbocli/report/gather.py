@@ -255,7 +255,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     drawn = [] if samples is None else read_by_class(samples, config.data.class_names or [])
     imported = config.source is not None
     objective, schedule, effective = None, None, list[EffectiveWeighting]()
-    if all(map(config.states, OBJECTIVE)) and (found_objective := ask(_objective, run, settings)):
+    if all(map(settings.states, OBJECTIVE)) and (found_objective := ask(_objective, run, settings)):
         objective, schedule, effective = found_objective
     curves: dict[str, Curve] = ask(read_curves, run / "metrics.jsonl", missing) or {}
     status = None if imported else ask(read_status, run)
@@ -273,7 +273,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         run=name,
         status={} if status is None else {**status.facts(), "time": status.when},
         objective=objective,
-        settings=config.section(),
+        settings=settings.written(),
         source=config.source.json() if config.source else None,
         data=config.data.json(),
         network=config.network | ({} if network is None else {"parameters": count_parameters(network)}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -69,7 +70,6 @@ class RunConfig(Record, kw_only=True):
 
     *_version, device_name: of the run's last start. commands: command lines of all starts. processes: number of ranks.
     source: origin of an imported run; None: not imported. init: origin of the initial weights; None: random weights.
-    stated: names of the settings that an imported checkpoint tells, which alone are in the file; None: all.
     network: family and config, unchecked. files: path of a file named in `settings` → SHA-256. more: other keys.
     """
 
@@ -82,7 +82,6 @@ class RunConfig(Record, kw_only=True):
     device_name: str | None = None
     source: SourceFacts | None = None
     settings: TrainSettings
-    stated: frozenset[str] | None = None
     network: dict[str, Any]
     data: RunData
     files: dict[str, str]
@@ -97,23 +96,15 @@ class RunConfig(Record, kw_only=True):
         if content.get("data"):
             content = {**content, "data": RunData.of(content["data"], f"{where}: data")}
         if isinstance(section := content.get("settings"), Mapping):
-            stated = None if content.get("source") is None else frozenset(section)
-            content = {**content, "settings": read_settings(section, where), "stated": stated}
+            settings = read_settings(section, where)
+            if content.get("source") is not None:
+                settings = replace(settings, stated=frozenset(section))
+            content = {**content, "settings": settings}
         return super().of(content, where)
 
     def facts(self) -> dict[str, Any]:
         """Return the content of config.yaml, without format and version."""
-        facts = {**super().facts(), "settings": escaped(self.section())}
-        facts.pop("stated", None)
-        return facts
-
-    def states(self, name: str) -> bool:
-        """Tell whether config.yaml has a setting, which an imported run may lack."""
-        return self.stated is None or name in self.stated
-
-    def section(self) -> dict[str, Any]:
-        """Return the section `settings` of config.yaml: setting → value, with words such as 'none' for 0."""
-        return {name: value for name, value in self.settings.written().items() if self.states(name)}
+        return {**super().facts(), "settings": escaped(self.settings.written())}
 
 
 def write_config(run: Path, config: RunConfig) -> None:

@@ -175,7 +175,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
         name = parse_average(weights).name
     trained = {"step": checkpoint.step, "images_trained": checkpoint.images}
     about: dict[str, Any] = {
-        **{f"trained_{key}": getattr(settings, key) for key in OBJECTIVE if config.states(key)},
+        **{f"trained_{key}": getattr(settings, key) for key in OBJECTIVE if settings.states(key)},
         "prediction": settings.prediction,
         "trained_on": config.data.payload_sha256,
         **{key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None},
@@ -240,7 +240,7 @@ def means_run(text: str) -> bool:
 def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
     """Return a run's settings and weighting: one item if fixed; if learned, one for each of up to 12 steps. Raises ElboError."""
     config = read_run_config(run)
-    if not all(map(config.states, OBJECTIVE)):
+    if not all(map(config.settings.states, OBJECTIVE)):
         raise DataError(f"{run}: was imported without its objective; import it again with --weighting and --schedule")
     return config.settings, effective_weightings(run, config.settings)
 

@@ -95,7 +95,10 @@ class TrainSettings:
     """Training settings of a run. Raises UsageError for settings that contradict each other.
 
     Settings with stored=False, such as `bias`, aren't saved: `resolve` merges each into another setting.
+    stated: names of the settings that an imported checkpoint tells, and that alone are in config.yaml; None: all.
     """
+
+    stated: frozenset[str] | None = None
 
     preset: str = setting(
         "", "NAME, or a FILE.yaml.", group=RUN, shown="by size", names="elbocli.nn.presets.NAMES", metavar="NAME", preset=False
@@ -305,12 +308,16 @@ class TrainSettings:
 
     def written(self) -> dict[str, Any]:
         """Return the settings as config.yaml has them, with words such as 'none' for 0."""
-        return {name: value or SETTINGS[name].zero or value for name, value in self.stored().items()}
+        return {name: value or SETTINGS[name].zero or value for name, value in self.stored().items() if self.states(name)}
+
+    def states(self, name: str) -> bool:
+        """Tell whether config.yaml has a setting, which an imported run may lack."""
+        return self.stated is None or name in self.stated
 
 
 def _settings() -> Iterator[tuple[str, Setting]]:
     group = ""
-    for field_ in fields(TrainSettings):
+    for field_ in fields(TrainSettings)[1:]:  # the first, `stated`, is no setting
         declared, kind = field_.metadata["setting"], field_.type
         group = declared.group or group
         bounds = {key: bound for key in ("ge", "gt", "le") if (bound := getattr(declared, key)) is not None}

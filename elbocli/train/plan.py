@@ -129,7 +129,7 @@ def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
         "run_EFLOP": flops * seen / 1e18,
     }
     return {
-        **config.section(),
+        **config.settings.written(),
         "device": device,
         "devices": devices,
         "micro_batch": at_once,

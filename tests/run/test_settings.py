@@ -206,7 +206,7 @@ def test_a_preset_shifts_its_own_weighting_unless_a_shift_is_given(train, option
 def test_refinements_are_in_the_settings_that_they_refine(resolved, digits):
     options = {"bias": 3.0, "shift": 1.0, "monotone": True, "beta2": 0.99, "adam_eps": 1e-12, "conditional": False}
     found = resolved("batch: 4", **options)
-    assert set(found.config().section()) == {name for name, setting in SETTINGS.items() if setting.stored}
+    assert set(found.config().settings.written()) == {name for name, setting in SETTINGS.items() if setting.stored}
     assert found.settings.weighting == found.weighting.spec == "sigmoid:bias=3,shift=1,monotone"
     assert found.network.num_classes == 0
     assert resolved("lr_decay: rsqrt").settings.lr_decay == "rsqrt:ref=70000"

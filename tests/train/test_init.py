@@ -65,7 +65,7 @@ def test_a_run_goes_on_and_is_repeated_to_the_same_bits_whatever_became_of_its_p
     assert weights_of(folder / "run") == weights_of(folder / "again") == weights_of(folder / "whole")
     first, again = (read_config(folder / run) for run in ("whole", "again"))
     assert all(getattr(first, section) == getattr(again, section) for section in ("settings", "network", "data"))
-    assert set(first.section()) == {name for name, setting in SETTINGS.items() if setting.stored}
+    assert set(first.settings.written()) == {name for name, setting in SETTINGS.items() if setting.stored}
     assert "going on after step 14" in train(*asked[:-1], 15, "-o", "run")
     train("--config", "run/config.yaml", "-o", "other", "--steps", 1, "--unconditional")
     assert read_config(folder / "other").network == {**first.network, "num_classes": 0}
@@ -144,7 +144,7 @@ def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(which, trai
 def test_settings_are_the_sources_unless_given_or_of_its_machine(trained, digits, tmp_path):
     source, data = read_config(trained), Dataset(digits)
     found = resolved(trained, data)
-    stored, before = found.config().section(), source.section()
+    stored, before = found.config().settings.written(), source.settings.written()
     assert {key for key in stored if stored[key] != before[key]} <= {"device"} and not found.init.changed
     other = resolved(trained, data, weighting="edm", logsnr_max=5.0).settings
     assert (other.weighting[:4], other.logsnr_min, other.logsnr_max, other.lr) == ("edm:", -10, 5, source.settings.lr)

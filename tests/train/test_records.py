@@ -267,7 +267,7 @@ def test_a_logger_gets_all_under_one_name_and_a_run_that_goes_on_is_the_same(pac
     how = {"wandb": {"id": config.run_id, "name": "best", "project": "elbo", "dir": str(run)}, "trackio": {"project": "mine"}}
     how["trackio"]["name"] = f"run-{config.run_id[:8]}"
     assert [{key: each[key] for key in how[package]} for each in begun] == [how[package]] * 2
-    assert begun[1]["config"]["settings"] == config.section() and {each["resume"] for each in begun} == {"allow"}
+    assert begun[1]["config"]["settings"] == config.settings.written() and {each["resume"] for each in begun} == {"allow"}
     if package == "trackio":
         assert len(ends) == 2 and ends[1] == len(logged) and capsys.readouterr().out == ""
 

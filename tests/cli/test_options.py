@@ -113,6 +113,26 @@ def test_other_names_lead_to_options_and_words_for_zero_to_zero():
     assert convert_settings({"batch": 8, "milestone_every": 3}) == {"batch_size": 8, "keep_every": 3}
 
 
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("prep images x.h5 --classes names.txt", "--class-names"),
+        ("import w.pt run --classes 3", "--num-classes"),
+        ("import w.pt run --levels sigma", "--noise-input"),
+        ("info x.h5 --grid x.png", "--sheet"),
+        ("prep images x.h5 --shard 1/2", "one 'elbo prep'"),
+    ],
+)
+def test_an_option_of_an_earlier_version_is_refused_with_its_present_name(line, word, elbo):
+    result = elbo(*line.split())
+    assert result.returncode == 2 and word in result.stderr.decode()
+
+
+def test_names_are_listed_under_the_former_command_too_with_a_note(elbo):
+    now, before = elbo("list", "factors"), elbo("weights", "list", "factors")
+    assert now.stdout == before.stdout != b"" and now.stderr == b"" and b"'elbo list'" in before.stderr
+
+
 # Help
 
 

@@ -42,7 +42,7 @@ LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [�
 def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False, size: int | None = None) -> Weighting:
     """Return the weighting w(λ) of a SPEC, `NAME:key=value,…`.
 
-    spec: such as `sigmoid:bias=2`, `edm:monotone` or `v-mse@cosine`; 'elbo weights list' lists the names.
+    spec: such as `sigmoid:bias=2`, `edm:monotone` or `v-mse@cosine`; 'elbo list' lists the names.
     shift: replace w(λ) by w(λ − shift).
     monotone: hold w constant left of its peak, so that w never increases in λ.
     size: side of the images in pixels, for a SPEC with a schedule that depends on the image size.
@@ -75,7 +75,7 @@ def prediction(spec: str) -> Prediction:
 def sampler(spec: str) -> Sampler:
     """Return the sampler of a SPEC, `NAME:key=value,…`.
 
-    spec: such as `ddpm`, `heun:s_churn=40` or `dpmpp-2m`; 'elbo weights list samplers' lists the names.
+    spec: such as `ddpm`, `heun:s_churn=40` or `dpmpp-2m`; 'elbo list samplers' lists the names.
     Raises UsageError for an unknown name or parameter.
     """
     return parse_sampler(spec)

@@ -20,7 +20,6 @@ from elbocli.version import __version__
 GROUPS = {
     "Data": {
         "prep": "Pack images into one dataset, OUT.h5.",
-        "merge": "Make one dataset, OUT.h5, of several PARTs.",
         "info": "Describe any file of elbo's, and show its images.",
     },
     "Training": {
@@ -40,7 +39,8 @@ GROUPS = {
         "bound": "Measure the variational bound, in bits per dimension.",
     },
     "Analysis": {
-        "weights": "List, check and plot weightings.",
+        "list": "List the names of a KIND: weightings, samplers and others.",
+        "weights": "Show, check and plot weightings.",
         "optimum": "Find the least error that any denoiser can have.",
         "report": "Show a run, or several, on one page of HTML.",
     },
@@ -55,6 +55,7 @@ ELSEWHERE = {
     "completion": "elbocli.main.completion",
     "eval": "elbocli.evaluate.command.evaluate",
     "import": "elbocli.importer.command.import_",
+    "list": "elbocli.weights.command.list_",
 }
 
 

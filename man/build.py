@@ -31,7 +31,7 @@ EXIT = [
     ("4", "The loss was not finite (train)."),
     (
         "129, 130, 138, 143",
-        "Interrupted by SIGHUP, SIGINT, SIGUSR1 or SIGTERM; train, prep, merge and sample save their work first.",
+        "Interrupted by SIGHUP, SIGINT, SIGUSR1 or SIGTERM; train, prep and sample save their work first.",
     ),
     ("141", "The reader of the output went away."),
 ]
@@ -63,7 +63,6 @@ FILES = {
         ("OUT.h5.partial", "Unfinished work; the same command goes on with it."),
         ("OUT.skipped.jsonl", "What was skipped, and why."),
     ],
-    "elbo merge": [("OUT.h5.partial", "Unfinished work; the same command goes on with it.")],
     "elbo sample": [("OUT.partial", "Images that are safe; the same command goes on with them.")],
 }
 

@@ -32,9 +32,6 @@ TRAIN = {"steps": 10, "batch_size": 4, "save_every": 10, "log_every": 5, "previe
 CONFIG = {"num_train_timesteps": 50, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 MAKING = {
     "prep good.npy data.h5 -q": "",
-    "prep images part0.h5 -q --shard 1/2": "",
-    "prep images part1.h5 -q --shard 2/2": "",
-    "merge merged.h5 part0.h5 part1.h5 -q": "",
     "train data.h5 --preset tiny.yaml -o run -q --snapshot-every 5": "",
     "sample run -n 12 --steps 2 -o samples.h5": "",
     "sample run -n 12 --steps 2 -o samples.npz": "",
@@ -57,11 +54,10 @@ OF_WEIGHTS = [
 OF_RESULTS = ["report run --json", REPORT]
 READERS = {
     "data.h5": [
-        *("info --verify {0}", "prep {0} x.h5 -q", "merge x.h5 {0} -q", "bound run {0} -n 2 --draws 2 -q"),
-        *(DRY, f"eval samples.npz --ref {{0}} {SCORES}", "info {0} --grid x.png", "optimum {0} -n 2 -q"),
+        *("info --verify {0}", "prep {0} x.h5 -q", "bound run {0} -n 2 --draws 2 -q"),
+        *(DRY, f"eval samples.npz --ref {{0}} {SCORES}", "info {0} --sheet x.png", "optimum {0} -n 2 -q"),
     ],
     "samples.h5": ["info {0}", f"eval {{0}} --ref data.h5 {SCORES}", "report run --samples {0} -o x.html"],
-    "merged.h5": ["info --verify {0}", "prep {0} x.h5 -q"],
     "good.npy": ["info {0}", "prep {0} x.h5 -q", f"eval {{0}} --ref data.h5 {SCORES}"],
     "samples.npz": ["info {0}", "prep {0} x.h5 -q", f"eval {{0}} --ref data.h5 {SCORES}"],
     "stats.npz": ["info {0}", f"eval samples.npz --ref {{0}} {SCORES}"],

@@ -168,15 +168,11 @@ def circle(sources: dict[str, str]) -> list[str]:
     return []
 
 
-TOLERATED = {"elbocli.run.open", "elbocli.run.settings"}
-
-
 def test_no_files_import_each_other():
     sources = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path.read_text() for path in MODULES
     }
-    assert set(circle(sources)) <= TOLERATED
-    assert not circle({name: source for name, source in sources.items() if name not in TOLERATED})
+    assert not circle(sources)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_an_installed_package_brings_plugins_by_its_entry_point(installed, tmp_p
         "@weighting('zoo', formula='1/2', monotone=True, source='a package')\ndef zoo(logsnr):\n    return logsnr * 0 + 0.5\n"
     )
     try:
-        assert "zoo" in installed.run("elbo", "weights", "list", cwd=tmp_path).stdout
+        assert "zoo" in installed.run("elbo", "list", cwd=tmp_path).stdout
         assert "never rises" in installed.run("elbo", "weights", "check", "zoo", cwd=tmp_path).stdout
     finally:
         (site / "elbo_zoo.py").unlink()
@@ -156,7 +156,7 @@ SETTINGS = {
 SWEEP = {"BIASES": "2", "SHIFTS": "0", "SCHEDULES": "cosine", "SEEDS": "0"}
 SWEEP |= {"STEPS": "4", "SAMPLES": "20", "WALK": "2", "IMAGES": "4"}
 """One setting of examples/sweep."""
-WRITERS = "-o|>|--save-\\w+|--card|--plot|--curve|--log|--per-image|--neighbours|--grid|prep \\S+|merge|import \\S+|write \\S+"
+WRITERS = "-o|>|--save-\\w+|--card|--plot|--curve|--log|--per-image|--neighbours|--sheet|prep \\S+|import \\S+|write \\S+"
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 ROUNDING = re.compile(r"\S+e-1\d, at logsnr \S+")
 QUICK = ("docs/commands.md", "docs/prep.md", "elbo sample-0", "elbo adapt-0", "elbo info-0")

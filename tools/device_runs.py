@@ -20,6 +20,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.resumable import LATENTS
 from elbocli.nn.auxiliary import Auxiliary
 from elbocli.nn.networks import NetworkConfig, build, place
+from elbocli.run.config import write_config
 from elbocli.run.settings import Resolved, resolve
 from elbocli.runtime.device import Precision
 from elbocli.runtime.processes import World
@@ -65,7 +66,7 @@ def untrained(data: Dataset, out: Path, settings: Resolved) -> Path:
     """A run before its first step: neither speed nor waits depend on what it has learned."""
     weights, rest = TrainState(settings, data).snapshot()
     out.mkdir()
-    store.write_config(out, settings.config())
+    write_config(out, settings.config())
     store.save(out, 0, weights, rest, {"images": 0, "log_bytes": {}})
     return out
 

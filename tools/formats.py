@@ -17,6 +17,7 @@ from msgspec import NODEFAULT, Meta
 from msgspec.structs import fields
 
 from elbocli.files.records import FORMATS, Record, Rest, StoredFormat
+from elbocli.run.train_settings import TrainSettings
 
 PACKAGE = Path(__file__).resolve().parent.parent / "elbocli"
 BEGIN, END = "<!-- tools/formats.py -->", "<!-- end -->"
@@ -59,6 +60,8 @@ def made(rng: random.Random, hint: Any, meta: Meta | None = None) -> Any:
         return {f"{rng.choice(WORDS)}{n}": made(rng, holds[1]) for n in range(rng.randint(0, 2))}
     if isinstance(hint, type) and issubclass(hint, Record):
         return object_of(rng, hint)
+    if hint is TrainSettings:
+        return {"lr": rng.choice([0.5, 1e-30]), **({"steps": 7} if rng.random() < 0.5 else {})}
     return rng.choice([None, True, 3, 0.5, "text", [1, "a"], {"b": [2.5]}])
 
 

@@ -1,15 +1,15 @@
 """Datasets made of numbers alone, for measurements and for tests on a machine that has nothing but what elbo trains with."""
 
-import hashlib
 import io
 import math
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from elbocli.files.contact_sheet import Layout
 from elbocli.files.dataset import Dataset, DatasetWriter
 from elbocli.files.latents import LatentSpace
 from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout
@@ -19,12 +19,10 @@ GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)
 SPACE = LatentSpace("diffusers", [0.0] * 4, [0.18215] * 4, "[-1,1]", "none", "none", 256, 0)
 
 
-def rows_sha256(pieces: Iterable[Any]) -> str:
-    """The sha256 of rows that come in pieces."""
-    digest = hashlib.sha256()
-    for rows in pieces:
-        digest.update(b"".join(rows))
-    return digest.hexdigest()
+def cut_up(sheet: Image.Image, layout: Layout) -> np.ndarray:
+    """The images [N, H, W, C] of a contact sheet, of their original size."""
+    pixels = np.asarray(sheet).reshape(*sheet.size[::-1], -1)
+    return np.stack([pixels[place][:: layout.scale, :: layout.scale] for place in layout.places()])
 
 
 def _written(path: Path, layout: BlockLayout, rows: np.ndarray, classes: int, **about: Any) -> Dataset:

@@ -30,7 +30,7 @@ from elbocli.core.criteria import CRITERIA
 @option(
     "--weighting",
     type=WEIGHTING,
-    help="w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.  [default: the log's own]",
+    help="w(logsnr): NAME or NAME:key=value,…; see 'elbo list'.  [default: the log's own]",
 )
 @option("--bias", type=value(float, ge=-1e6, le=1e6), help="The weighting's parameter of that name.")
 @option("--shift", type=LEVEL, default=0.0, show_default=False, help="Move the weighting in logsnr.")

@@ -93,8 +93,8 @@ class Named(NameOrFile):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        found = [CompletionItem(name) for name in self.known if name.startswith(incomplete)]
-        return found or [CompletionItem(incomplete, type="file")]
+        names = [CompletionItem(name) for name in self.known if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
 
 
 PATH = click.Path(path_type=Path)
@@ -144,12 +144,12 @@ def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
 
 def examples() -> dict[str, list[tuple[str, str]]]:
     """Return examples: full name of a command → pairs (sentence, lines of shell)."""
-    found = {}
+    by_command = {}
     for section in Path(__file__).with_name("examples.txt").read_text("utf-8").split("\n# "):
         name, _, rest = section.removeprefix("# ").partition("\n")
         parts = (block.partition("\n") for block in rest.strip().split("\n\n"))
-        found[name] = [(text, dedent(code.rstrip("\n"))) for text, _, code in parts]
-    return found
+        by_command[name] = [(text, dedent(code.rstrip("\n"))) for text, _, code in parts]
+    return by_command
 
 
 def write_examples(self: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -178,8 +178,8 @@ class Command(click.Command):
     def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
         """Return the help's sections: heading → options."""
         left = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
-        found = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
-        return {**found, "Other options" if found else "Options": list(left.values())}
+        sections = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
+        return {**sections, "Other options" if sections else "Options": list(left.values())}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for heading, options in self.sections(ctx).items():
@@ -194,12 +194,12 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, [*args])
         except click.NoSuchOption as error:
-            name, known = error.option_name, {name for param in self.params for name in param.opts}
+            name, options = error.option_name, {name for param in self.params for name in param.opts}
             for line in Path(__file__).with_name("other_names.txt").read_text().splitlines():
                 word, _, rest = line.partition(" ")
                 if word == f"{name}:":
                     raise click.UsageError(f"no option {name}; {rest}", ctx) from error
-                if word == name and (present := known.intersection(rest.split())):
+                if word == name and (present := options.intersection(rest.split())):
                     return self.parse_args(ctx, [re.sub(f"^{name}(?![^=])", min(present), arg) for arg in args])
             raise
 
@@ -238,9 +238,9 @@ class Command(click.Command):
         # The files and folders that the command reads.
         inputs = list[Path]()
         for param in self.params:
-            kind, given = param.type, params.get(param.name or "")
+            kind, value = param.type, params.get(param.name or "")
             paths = [
-                Path(word) for word in (given if isinstance(given, tuple) else [given]) if isinstance(word, str | Path) and word
+                Path(word) for word in (value if isinstance(value, tuple) else [value]) if isinstance(word, str | Path) and word
             ]
             if isinstance(kind, click.Path) and not isinstance(kind, Output):
                 inputs += [path for path in paths if path.exists()]

@@ -15,7 +15,7 @@ from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import FACTORS
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files.atomic import new_file
-from elbocli.files.grid import matplotlib_data
+from elbocli.files.contact_sheet import matplotlib_data
 
 # Okabe & Ito's colours, with brown instead of yellow, which is too faint for a line. Each line also has its own dash
 # pattern, so that readers can identify it without colour.

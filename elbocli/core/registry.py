@@ -214,13 +214,13 @@ class Registry(dict[str, Declaration]):
 
         def enter(make: M) -> M:
             arguments = signature(make).parameters.items()
-            said = {key: each.default for key, each in arguments if type(each.default) is float or key in (choices or {})}
+            defaults = {key: each.default for key, each in arguments if type(each.default) is float or key in (choices or {})}
             declared = Declaration(
                 name,
                 make,
                 formula,
                 source,
-                {**said, **params},
+                {**defaults, **params},
                 frozenset(positive),
                 within or {},
                 choices or {},
@@ -234,14 +234,14 @@ class Registry(dict[str, Declaration]):
 
         return enter
 
-    def named(self, name: str) -> Declaration | None:
+    def lookup(self, name: str) -> Declaration | None:
         """Find a name or alias, ignoring case; None for an unknown name."""
-        found = self._named(name)
-        if found is None:
+        declared = self._lookup(name)
+        if declared is None:
             load_installed()
-        return found or self._named(name)
+        return declared or self._lookup(name)
 
-    def _named(self, name: str) -> Declaration | None:
+    def _lookup(self, name: str) -> Declaration | None:
         if name in self:
             return self[name]
         word = alike(name)
@@ -254,10 +254,10 @@ class Registry(dict[str, Declaration]):
 
     def find(self, name: str) -> Declaration:
         """Find a name or alias, ignoring case. Raises UsageError for an unknown name."""
-        found = self.named(name)
-        if found is None:
+        declared = self.lookup(name)
+        if declared is None:
             raise UsageError(f"no {self.kind} is called {name!r}; {nearest(name, self)}")
-        return found
+        return declared
 
     def parse(self, text: str) -> Declaration:
         """Return the Declaration of a SPEC `name:key=value,…`. Raises UsageError."""

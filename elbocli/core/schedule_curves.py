@@ -133,10 +133,10 @@ class Steps:
 
 
 @lru_cache
-def steps_of(betas, start, end, count):
+def steps_of(beta_schedule, start, end, count):
     """Return the curve of a discrete schedule.
 
-    betas: name in BETAS. start, end: first and last β. count: number of timesteps.
+    beta_schedule: name in BETAS. start, end: first and last β. count: number of timesteps.
     Raises UsageError if `count` is not a whole number, a β lies outside (0, 1), or λ doesn't fall.
     """
     import torch
@@ -144,7 +144,7 @@ def steps_of(betas, start, end, count):
     if count != int(count):
         raise UsageError(f"count is {count:g}, expected a whole number of timesteps")
     with torch.device("cpu"):  # callers may build a network on the meta device
-        return Steps(logsnr_of_betas(BETAS[betas].make(start, end, int(count))))
+        return Steps(logsnr_of_betas(BETAS[beta_schedule].make(start, end, int(count))))
 
 
 class Moved:

@@ -69,15 +69,14 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     from elbocli.core.registry import plain
     from elbocli.ema.solve import Profile, solve
     from elbocli.errors import DataError, FormatError, UsageError
-    from elbocli.files.checkpoint import CONFIG, WEIGHTS, whole_snapshots
+    from elbocli.files.checkpoint import WEIGHTS, whole_snapshots
     from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, write_tensors
-    from elbocli.run.open import read_run_config
-    from elbocli.run.settings import run_settings
+    from elbocli.run.config import read_run_config
     from elbocli.runtime.progress import log, progress
     from elbocli.version import __version__
 
     target, config = parse_average(f"power:std={plain(std)}"), read_run_config(path)
-    averages, snapshots = map(parse_average, run_settings(config.settings, path / CONFIG).ema), whole_snapshots(path, at)
+    averages, snapshots = map(parse_average, config.settings.ema), whole_snapshots(path, at)
     stored = {average.name: average for average in averages if average.stored}
     parts = [
         (snapshot, stored[name], TensorFile(snapshot.path / f"{name}{WEIGHTS}"))

@@ -27,7 +27,7 @@ from elbocli.cli.commands import (
 )
 from elbocli.core.metrics import METRICS, Need
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
-from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, FEATURE_PRECISIONS, STRICT
 
 # option → (metric, declaration); only --protocol sets is_order
 OPTIONS = {own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"}
@@ -74,7 +74,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="LIST",
     default="fid,is",
     show_default=False,
-    help="Names from 'elbo weights list metrics'.  [default: fid,is by Inception, and fid by another --extractor]",
+    help="Names from 'elbo list metrics'.  [default: fid,is by Inception, and fid by another --extractor]",
     more="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
 )
 @metric_options
@@ -82,8 +82,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--extractor",
     type=NameOrFile(),
     metavar="NAME|FILE.pt2",
-    help="A name from 'elbo weights list extractors', or a torch.export program.  [default: that of saved features, or "
-    f"{DEFAULT}]",
+    help=f"A name from 'elbo list extractors', or a torch.export program.  [default: that of saved features, or {DEFAULT}]",
     more="A program takes uint8 NCHW and gives features, or (features, logits). "
     + "; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
     + ".  elbocli.export_extractor(network, images, 'FILE.pt2') writes a network of yours as such a program.",
@@ -134,7 +133,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @device_option
 @option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(FEATURE_PRECISIONS),
     default=STRICT,
     help="Precision of the extractor; bf16 is faster, but changes FID.",
     more="fp32 is strict; published tables use it.",

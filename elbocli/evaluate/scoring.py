@@ -26,8 +26,8 @@ from elbocli.evaluate.extract import (
 )
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, refuse
 from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
+from elbocli.files.contact_sheet import Group, lay_out, write_contact_sheet
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
-from elbocli.files.grid import Group, lay_out, write_grid
 from elbocli.nn.extractors import (
     DEFAULT,
     EXTRACTORS,
@@ -270,7 +270,7 @@ def deviations(settings: EvalSettings, source: FeatureSource | None = None, refe
         return {}
     protocol = PROTOCOLS[settings.protocol]
     usual = asked(protocol.metrics, **protocol.options)
-    named = EXTRACTORS.named(settings.extractor)
+    named = EXTRACTORS.lookup(settings.extractor)
     mine: dict[str, Any] = {
         "extractor": named.name if named else settings.extractor,
         "feature_precision": settings.precision,
@@ -426,4 +426,4 @@ def write_sheet(out: Path, task: Task) -> None:
     starts = range(0, len(rows) * columns, columns)
     groups = [Group(f"{index}: {far[index, 0]:.3g}", range(start, start + columns)) for index, start in zip(rows, starts)]
     layout = structs.replace(lay_out(one.shape[1], one.shape[2], groups), columns=columns)
-    write_grid(out, images.reshape(-1, *one.shape[1:]), layout)
+    write_contact_sheet(out, images.reshape(-1, *one.shape[1:]), layout)

@@ -107,7 +107,7 @@ def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any
     """
     protocol = PROTOCOLS.get(name, USUAL)
     extractor, metrics = given.get("extractor", protocol.extractor), protocol.metrics
-    named = EXTRACTORS.named(extractor or DEFAULT)
+    named = EXTRACTORS.lookup(extractor or DEFAULT)
     if protocol is USUAL and not (named and named.name == DEFAULT):
         metrics = "fid"  # other networks have no logits, or random ones, or classes of their own
     chosen = asked(given.get("metrics", metrics), seed, **{**protocol.options, **given})

@@ -1,4 +1,4 @@
-"""Read and write run folders.
+"""Read and write checkpoints of a run folder.
 
 run/: config.yaml, metrics.jsonl, losslog.jsonl, status.json, previews/, checkpoints/, snapshots/
 checkpoints/step-00001000/: model.safetensors, ema-*.safetensors, state.pt (tensors only), meta.json
@@ -12,17 +12,16 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 from safetensors import SafetensorError
 
 from elbocli.errors import DataError, ElboError, FormatError
-from elbocli.files.atomic import new_folder, remove_folder, sweep, write_json, write_text, writing
+from elbocli.files.atomic import new_folder, remove_folder, sweep, write_json, writing
 from elbocli.files.reading import file_sha256, reading
-from elbocli.files.recognise import instead
 from elbocli.files.records import Count, Record, Rest, read_json, stored
-from elbocli.files.yaml_text import read_yaml, yaml_text
+from elbocli.files.yaml_text import read_yaml
 from elbocli.runtime.progress import log
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
 NAME = re.compile(r"step-\d+")
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
 DATA_DIGESTS = ("payload_sha256", "labels_sha256")  # fields of RunData; None: not recorded
-Section = dict[str, Any]  # section of config.yaml: name → unchecked value
 
 
 class RunData(Record):
@@ -69,98 +67,6 @@ class RunData(Record):
         """Tell whether two datasets hold other images or labels; unknown digests are not compared."""
         pairs = [(getattr(self, key), getattr(other, key)) for key in DATA_DIGESTS]
         return any(None not in pair and pair[0] != pair[1] for pair in pairs)
-
-
-class SourceFacts(Record):
-    """Origin of an imported run. notes: warnings of the import."""
-
-    format: str | None = None
-    file: str | None = None
-    sha256: str | None = None
-    licence: str = ""
-    notes: list[str] = []
-
-    def about(self) -> dict[str, Any]:
-        """Return format, file and sha256, under keys that begin with imported_."""
-        return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
-
-
-class InitFacts(Record):
-    """Origin of a run's initial weights.
-
-    run: path given to --init. weights: `model` or the name of an average. sha256: digest of the weights' file.
-    changed: names of settings that differ from the run that trained the weights.
-    imported_*: for weights of an imported run, as in SourceFacts.
-    """
-
-    run: str
-    weights: str
-    sha256: str
-    step: Count | None = None
-    images: Count | None = None
-    changed: list[str] | None = None
-    imported_format: str | None = None
-    imported_file: str | None = None
-    imported_sha256: str | None = None
-
-    def about(self) -> dict[str, Any]:
-        """Return all fields except `changed` under keys that begin with init_."""
-        return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
-
-
-class PluginFile(Record):
-    """Plug-in that a run needs. file: name without folders."""
-
-    file: str
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"{self.file} ({self.sha256[:12]})"
-
-
-@stored("config.yaml of a run", "elbo-run")
-class RunConfig(Record, kw_only=True):
-    """Content of a run's config.yaml.
-
-    *_version, device_name: of the run's last start. commands: command lines of all starts. processes: number of ranks.
-    source: origin of an imported run; None: not imported. init: origin of the initial weights; None: random weights.
-    files: path of a file named in `settings` → SHA-256. more: other keys.
-    """
-
-    run_id: str | None = None
-    elbo_version: str | None = None
-    torch_version: str | None = None
-    python_version: str | None = None
-    commands: list[str] = []
-    processes: Count | None = None
-    device_name: str | None = None
-    source: SourceFacts | None = None
-    settings: Section
-    network: Section
-    data: RunData
-    files: dict[str, str]
-    init: InitFacts | None = None
-    plugins: list[PluginFile] | None = None
-    more: Rest = {}
-
-    @classmethod
-    def of(cls, content: Any, where: object = "it") -> Self:
-        """Make a RunConfig. content: parsed config.yaml. where: file, for messages. Raises FormatError, DataError."""
-        if content.get("data"):
-            content = {**content, "data": RunData.of(content["data"], f"{where}: data")}
-        return super().of(content, where)
-
-
-def write_config(run: Path, config: RunConfig) -> None:
-    """Write config.yaml of a run. Raises DataError."""
-    write_text(run / CONFIG, yaml_text(config.json()))
-
-
-def read_config(run: Path) -> RunConfig:
-    """Read config.yaml of a run. Raises FormatError if the folder is not a run."""
-    if not (run / CONFIG).exists():
-        raise FormatError(instead(run, "a run"))
-    return RunConfig.of(read_yaml(run / CONFIG), run / CONFIG)
 
 
 class Seal(Record):
@@ -252,9 +158,9 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     return Checkpoint(path, meta)
 
 
-def _run_id(run: Path) -> str | None:
+def _run_id(run: Path) -> Any:
     with suppress(ElboError):
-        return read_config(run).run_id
+        return read_yaml(run / CONFIG).get("run_id")
     return None
 
 
@@ -327,10 +233,10 @@ def latest(run: Path) -> Checkpoint | None:
     Raises FormatError if every checkpoint is damaged.
     """
     paths = checkpoints(run)
-    found = next(_whole(reversed(paths)), None)
-    if paths and found is None:
+    newest = next(_whole(reversed(paths)), None)
+    if paths and newest is None:
         raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete this one to train again")
-    return found
+    return newest
 
 
 def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:

@@ -28,10 +28,10 @@ from PIL import Image
 from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import write_all, writing
 from elbocli.files.checkpoint import RunData
-from elbocli.files.grid import picture
+from elbocli.files.contact_sheet import picture
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
-from elbocli.files.recognise import instead, recognise
+from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.records import Count, Record, Rest, escaped, stored
 from elbocli.files.resumable import ENCODED, IMAGES, LATENTS, BlockLayout, Identity, Resumable
 from elbocli.runtime.progress import progress
@@ -54,7 +54,6 @@ class DatasetAttributes(Record, kw_only=True):
     """Attributes of a dataset, all optional.
 
     store: "raw", "png" or "webp". crop, filter: methods of cropping and resizing. skipped: number of unusable images.
-    shard: "I/N"; None for a whole dataset. shard_of: digest of the image names and settings that all N shards share.
     digests: names of the digests that the file must have, with spaces between.
     changed: JSON object: change made while decoding, such as "alpha dropped" → number of images.
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
@@ -76,8 +75,6 @@ class DatasetAttributes(Record, kw_only=True):
     skipped: Count | None = None
     changed: str | None = None
     samples: str | None = None
-    shard: str | None = None
-    shard_of: str | None = None
     elbo_version: str | None = None
     pillow_version: str | None = None
     command: str | None = None
@@ -199,11 +196,6 @@ class Dataset:
         return self.shape[3]
 
     @property
-    def layout(self) -> BlockLayout:
-        """Layout of the block on disk."""
-        return BlockLayout(self.kind, tuple(self.block.shape[1:]))
-
-    @property
     def latent_space(self) -> LatentSpace | None:
         """Latent space; None for pixels. Raises FormatError if an attribute is missing or wrong."""
         return read_space(self.attributes.more, self.channels, self.path) if self.kind == LATENTS else None
@@ -242,16 +234,6 @@ class Dataset:
         for start in range(0, len(self), size):
             yield self.batch(range(start, min(start + size, len(self))))
 
-    def pieces(self) -> Iterator[Any]:
-        """Yield all rows as stored on disk, about SCAN_BYTES at a time: arrays, or lists of encoded images."""
-        size = max(1, SCAN_BYTES * len(self) // self.block.nbytes)
-        for start in range(0, len(self), size):
-            if self.kind == ENCODED:
-                ends = self._ends[start : start + size + 1]
-                yield np.split(self.block[ends[0] : ends[-1]], ends[1:-1] - ends[0])
-            else:
-                yield self.block[start : start + size]
-
     def contents(self) -> Members:
         """Return everything except the block. Raises FormatError."""
         with _opened(self.path) as file:
@@ -266,11 +248,10 @@ class Dataset:
 
     def payload_digest(self) -> str:
         """Return the sha256 of the block, which is read as a whole."""
-        digest, done = hashlib.sha256(), 0
-        for rows in self.pieces():
-            digest.update(b"".join(rows))
-            done += len(rows)
-            progress(done, len(self), "img")
+        digest, content = hashlib.sha256(), self.block.reshape(-1).view(np.uint8)
+        for start in range(0, len(content), SCAN_BYTES):
+            digest.update(content[start : start + SCAN_BYTES].data)
+            progress(min(start + SCAN_BYTES, len(content)) * len(self) // len(content), len(self), "img")
         return digest.hexdigest()
 
     @cached_property
@@ -320,7 +301,7 @@ class Dataset:
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     if recognise(path) != "a dataset":
-        raise FormatError(instead(path, "a dataset"))
+        raise FormatError(wrong_kind(path, "a dataset"))
     with reading(f"{path}: damaged", "; make it again with 'elbo prep'"), h5py.File(path, "r", locking=False) as file:
         yield file
 
@@ -336,15 +317,15 @@ os.register_at_fork(after_in_child=_decoders.cache_clear)  # a DataLoader's fork
 
 def find_dataset(folder: Path) -> Path:
     """Return the only dataset in a folder. Raises DataError unless there is exactly one."""
-    found = []
+    datasets = []
     for path in folder.glob("*.h5"):
         with suppress(FormatError):
-            found.append(Dataset(path, latents=True).path)
-    if len(found) != 1:
+            datasets.append(Dataset(path, latents=True).path)
+    if len(datasets) != 1:
         raise DataError(
-            f"{len(found)} datasets in the working directory, not 1; give a path, set ELBO_DATA, or run 'elbo prep SRC OUT.h5'"
+            f"{len(datasets)} datasets in the working directory, not 1; give a path, set ELBO_DATA, or run 'elbo prep SRC OUT.h5'"
         )
-    return found[0]
+    return datasets[0]
 
 
 def contents_digest(attributes: dict[str, Any], members: Members) -> str:

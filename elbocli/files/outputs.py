@@ -50,8 +50,8 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
             wrong = "is read by this command; choose another name"
         elif not overwrite and not _finished_by_killed(path):
             wrong = f"already exists; choose another name{' or add --overwrite' if kinds else ''}"
-        elif overwrite and (found := _written_kind(path)) not in ({FOLDER} if folder else {*kinds, EMPTY} - {FOLDER}) | {MISSING}:
-            wrong = f"is {found}, and --overwrite replaces only what this command writes; choose another name"
+        elif overwrite and (kind := _written_kind(path)) not in ({FOLDER} if folder else {*kinds, EMPTY} - {FOLDER}) | {MISSING}:
+            wrong = f"is {kind}, and --overwrite replaces only what this command writes; choose another name"
         if wrong:
             raise UsageError(f"{path}: {wrong}")
         seen.add(here)
@@ -63,11 +63,11 @@ def _finished_by_killed(path: Path) -> bool:
 
 
 def _written_kind(path: Path) -> str:
-    found = recognise(path)
+    kind = recognise(path)
     if path.is_dir():
         names = sorted(os.listdir(path))
-        return FOLDER if names == png_names(len(names)) else found
-    if found == "a dataset":
+        return FOLDER if names == png_names(len(names)) else kind
+    if kind == "a dataset":
         with suppress(ElboError):
-            return "samples" if Dataset(path, latents=True).attributes.samples is not None else found
-    return found
+            return "samples" if Dataset(path, latents=True).attributes.samples is not None else kind
+    return kind

@@ -11,19 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.errors import ElboError, PluginError, UsageError
-from elbocli.files.checkpoint import PluginFile
 from elbocli.files.reading import file_sha256
+from elbocli.files.records import Record
 from elbocli.runtime.progress import log
 
 PREFIX = "elbo_plugin_"
+
+
+class PluginFile(Record):
+    """Plug-in that a run needs. file: name without folders."""
+
+    file: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.file} ({self.sha256[:12]})"
+
+
 _RUN: dict[Path, PluginFile] = {}  # plug-ins run so far, by path
 
 
 def defined(file: str, name: str) -> Any:
     """Return the object `name` of the plug-in `file` (name or path); None if it hasn't run or doesn't define the object."""
     module = sys.modules.get(PREFIX + Path(file).stem)
-    found = getattr(module, name, None)
-    return found if module and getattr(found, "__module__", "") == module.__name__ else None
+    value = getattr(module, name, None)
+    return value if module and getattr(value, "__module__", "") == module.__name__ else None
 
 
 def run_plugin(path: Path) -> None:
@@ -55,8 +67,8 @@ def run_plugin(path: Path) -> None:
             frames = traceback.extract_tb(error.__traceback__)
             # elbo's own frames, and those of a library, come after those of the plug-in and of files beside the plug-in
             at = next((frame for frame in reversed(frames) if Path(frame.filename).parent == place.parent), frames[-1])
-            said = f"{error}" if isinstance(error, ElboError) else f"{type(error).__name__}: {error}"
-            raise UsageError(f"{path}: {said}; correct {at.filename}, line {at.lineno}") from error
+            reason = f"{error}" if isinstance(error, ElboError) else f"{type(error).__name__}: {error}"
+            raise UsageError(f"{path}: {reason}; correct {at.filename}, line {at.lineno}") from error
     sys.modules[PREFIX + path.stem], _RUN[place] = module, plugin
 
 
@@ -67,12 +79,12 @@ def plugins_run() -> list[PluginFile]:
 
 def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
     """Raise UsageError unless all needed plug-ins have run; warn if one has changed. where: path to name in messages."""
-    known = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
+    digests = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
     for plugin in needed or ():
-        if plugin.file not in known:
+        if plugin.file not in digests:
             raise UsageError(
                 f"{where}: was trained with the plug-in {plugin}; add --plugin FOLDER/{plugin.file}, "
                 "or in Python open_run(…, plugins=[…])"
             )
-        if known[plugin.file] != plugin.sha256:
+        if digests[plugin.file] != plugin.sha256:
             log.warning("%s: the plug-in %s has changed since this run was trained; results may differ", where, plugin.file)

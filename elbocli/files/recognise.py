@@ -109,7 +109,7 @@ def _head(path: Path) -> bytes:
         return file.read(4096)
 
 
-def instead(path: Path, wanted: str) -> str:
+def wrong_kind(path: Path, wanted: str) -> str:
     """Return the error message, with a remedy, for a missing file or a wrong kind. wanted: a key of MAKERS."""
     return f"{path}: expected {wanted}, found {recognise(path)}; {MAKERS[wanted]}"
 
@@ -117,7 +117,7 @@ def instead(path: Path, wanted: str) -> str:
 def expect(path: Path, wanted: str) -> None:
     """Raise FormatError if a file is missing, or of another known kind. wanted: a key of MAKERS."""
     if recognise(path) not in (wanted, UNKNOWN, PIPE):
-        raise FormatError(instead(path, wanted))
+        raise FormatError(wrong_kind(path, wanted))
 
 
 def png_names(count: int) -> list[str]:

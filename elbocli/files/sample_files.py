@@ -13,8 +13,8 @@ import numpy as np
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import new_file, new_folder, writing
+from elbocli.files.contact_sheet import Layout, lay_out, picture, rows_of_classes, write_contact_sheet
 from elbocli.files.dataset import DatasetWriter
-from elbocli.files.grid import Layout, lay_out, picture, rows_of_classes, write_grid
 from elbocli.files.recognise import png_names
 from elbocli.files.records import Record, Rest, stored
 from elbocli.files.resumable import IMAGES, BlockLayout, Resumable
@@ -136,7 +136,7 @@ class FileSink:
                     np.savez(archive, arr_0=file.block(), **labels, about=np.array(header.about_json))
             elif out.suffix == ".png":
                 with new_file(out, **naming) as sheet:
-                    write_grid(sheet, file.block(), header.layout)
+                    write_contact_sheet(sheet, file.block(), header.layout)
             else:
                 with new_folder(out, **naming) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
                     images, names = file.block(), png_names(self.done)

@@ -24,7 +24,7 @@ from elbocli.core.schedule_curves import (
 from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
 from elbocli.files.reading import reading
-from elbocli.files.recognise import expect, instead
+from elbocli.files.recognise import expect, wrong_kind
 from elbocli.files.records import Record, Rest, convert, read_json, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
 
@@ -118,7 +118,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
             if None in scale:
                 raise FormatError(
                     f"{path}: {config.class_name or 'the scheduler'} lacks beta_start, beta_end or num_train_timesteps, so its "
-                    "noise levels are unknown; name a schedule, or import with --prediction and --levels"
+                    "noise levels are unknown; name a schedule, or import with --prediction and --noise-input"
                 )
             betas = BETAS.find(str(config.beta_schedule)).make(*scale)
         zero = config.rescale_betas_zero_snr is True
@@ -129,8 +129,8 @@ def made_for(schedule: Schedule) -> str | None:
     """Return the use for which `elbo grid` made a schedule, such as 'heun, 18 steps', else None. Raises FormatError."""
     if schedule.file is None or schedule.file.suffix == ".json":
         return None
-    said = read_table(schedule.file)[1].about.get("made_for")
-    return said if isinstance(said, str) else None
+    purpose = read_table(schedule.file)[1].about.get("made_for")
+    return purpose if isinstance(purpose, str) else None
 
 
 def resolve_schedule(
@@ -143,7 +143,7 @@ def resolve_schedule(
     size: side of the images in pixels; a size in the SPEC has priority.
     Raises ElboError.
     """
-    if SCHEDULES.named(text.partition(":")[0]):
+    if SCHEDULES.lookup(text.partition(":")[0]):
         return parse_schedule(text, low, high, clip=clip, size=size)
     path, shift = Path(text), 0.0
     if not path.exists() and ":shift=" in text:
@@ -151,7 +151,7 @@ def resolve_schedule(
         path, shift = Path(name), number(words, "shift")
     if not path.exists():
         if path.suffix or "/" in text:
-            raise FormatError(instead(path, "a schedule"))
+            raise FormatError(wrong_kind(path, "a schedule"))
         SCHEDULES.find(text.partition(":")[0])
     curve: ScheduleCurve = read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
     return make_schedule(curve, str(path), low, high, shift=shift, clip=clip, file=path)
@@ -174,8 +174,8 @@ def resolve_weighting(
     size: as in `resolve_schedule`.
     Raises ElboError.
     """
-    named = is_foreign_loss(text) or text.startswith("schedule:")
-    config = None if named else CONFIG.fullmatch(text.strip())
+    is_spec = is_foreign_loss(text) or text.startswith("schedule:")
+    config = None if is_spec else CONFIG.fullmatch(text.strip())
     if config:
         prediction, _ = read_config(Path(config["path"]))
         words = config["words"]

@@ -118,7 +118,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Reco
     return meta[DIGEST]
 
 
-def read_about(path: Path) -> tuple[AverageFacts, str]:
+def read_average_facts(path: Path) -> tuple[AverageFacts, str]:
     """Return the origin and digest of averaged weights. Raises FormatError."""
     meta = TensorFile(path).metadata
     check_format(path, meta, AVERAGE, then="; make them with 'elbo ema'")

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from elbocli.errors import DataError
-from elbocli.files.grid import picture
+from elbocli.files.contact_sheet import picture
 from elbocli.files.reading import reading
 from elbocli.images.registry import Shape
 

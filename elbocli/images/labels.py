@@ -2,7 +2,7 @@
 
 `--labels FILE`: lines of IMAGE CLASS; CSV; one class a line, in the order of the image names; or an array of numbers (.npy).
 No --labels: EDM's dataset.json, or webdataset's label files beside the images.
-`--classes FILE`: one class a line, as KEY, KEY<tab>NAME or KEY NAME; or ILSVRC's meta.mat.
+`--class-names FILE`: one class a line, as KEY, KEY<tab>NAME or KEY NAME; or ILSVRC's meta.mat.
 KEY: class in the images' labels. NAME: class name for display.
 """
 
@@ -80,9 +80,9 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
             key, boxes = row[0].strip().removeprefix("./"), BOXES.match(row[1])
             word = _word(boxes[1] if boxes else row[1])
             # A path in the file may begin above or below SRC. But an image's whole path names no other image by its last part.
-            for known in {key, Path(key).name}:
-                meant = None if key in paths and known != key else word
-                table[known] = meant if table.get(known, meant) == meant else None
+            for name in {key, Path(key).name}:
+                entry = None if key in paths and name != key else word
+                table[name] = entry if table.get(name, entry) == entry else None
     words: list[Word | None] = []
     for name in names:
         match = next((key for key in (name, Path(name).name, Path(name).stem) if table.get(key) is not None), name)
@@ -150,7 +150,7 @@ def _sidecar_word(sides: Entries, where: str) -> Word | None:
 
 
 def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]]:
-    """Read the file of --classes: the key (as in the images' labels) and name of each class.
+    """Read the file of --class-names: the key (as in the images' labels) and name of each class.
 
     words: class names in the images' labels; empty if the labels are numbers.
     Raises DataError: when a class is listed twice.
@@ -188,7 +188,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
 
     words: class of each image. Numbers count from 1 with ILSVRC's meta.mat, and in a bare list without 0; else from 0.
     known: class names of the user's archives or datasets; all are returned if they contain every word.
-    listed: file of --classes.
+    listed: file of --class-names.
     bare: whether the file of --labels has one class a line without image names.
     Raises DataError: when a number has no class, or words and numbers are mixed.
     """
@@ -209,7 +209,9 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
         names = [str(number) for number in range(first, min(largest, 10 * len(numbers) + 1000) + 1)]
     last = first + len(names) - 1
     if not first <= least <= largest <= last:
-        raise DataError(f"images have classes {least} to {largest}, expected {first} to {last}; correct the labels or --classes")
+        raise DataError(
+            f"images have classes {least} to {largest}, expected {first} to {last}; correct the labels or --class-names"
+        )
     if first:
         log.warning(f"no image has class 0, so classes are numbered from 1: {names[0]} to {names[largest - 1]}")
     return [number - first for number in numbers], names

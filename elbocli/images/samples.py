@@ -13,7 +13,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import PIPE
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.reading import reading
-from elbocli.files.recognise import instead, recognise
+from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.records import parse_json
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.decode import DecodeOptions, decode, is_picture
@@ -29,7 +29,7 @@ class FolderRows:
     def __init__(self, folder: Path):
         self.files = sorted(path for path in folder.iterdir() if is_picture(path.name))
         if not self.files:
-            raise DataError(instead(folder, "images"))
+            raise DataError(wrong_kind(folder, "images"))
         self.shape = (len(self.files), *self._pixels(self.files[0]).shape)
 
     def _pixels(self, path: Path) -> np.ndarray:
@@ -96,7 +96,7 @@ def about_samples(text: object, where: object) -> SamplesAbout:
 
     where: file, for messages. Raises FormatError.
     """
-    then = "; draw these samples again, or merge their parts again"
+    then = "; draw these samples again"
     return SamplesAbout.of(parse_json("{}" if text is None else str(text), f"{where}: facts about the samples", then), where)
 
 
@@ -131,7 +131,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         elif recognise(source) == "samples":
             rows = npy_rows(source)
         else:
-            raise FormatError(instead(source, "images"))
+            raise FormatError(wrong_kind(source, "images"))
         about = made.more | about
         yield SampleReader(name, rows, labels, made, names, {key: about[key] for key in PREPROCESSING if key in about})
 

@@ -26,23 +26,25 @@ SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|
 FOLDER_SPLIT = re.compile(r"(?<![a-z])(?:(train|training)|(test|testing)|(val|valid|validation|dev))(?![a-z])")
 
 
-def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False) -> Images:
+def open_source(
+    roots: Sequence[Path], *, labels: Path | None = None, class_names: Path | None = None, skip: bool = False
+) -> Images:
     """List the images of folders, archives and files, with class numbers as labels.
 
-    labels, classes: files of --labels and --classes. skip: whether to warn about damaged archives instead of raising.
+    labels, class_names: files of --labels and --class-names. skip: whether to warn about damaged archives instead of raising.
     Raises DataError: damaged archive, no images, or an image without a class.
     """
-    ours = [path.name for path in (labels, classes) if path is not None]
+    label_files = [path.name for path in (labels, class_names) if path is not None]
     parts = []
     for root in roots:
         with reading(root, kind=DataError):
-            parts.append(list_source(root, len(roots) > 1, skip, ours))
-    if len(parts) == 1 and parts[0].numbered and labels is classes is None:
+            parts.append(list_source(root, len(roots) > 1, skip, label_files))
+    if len(parts) == 1 and parts[0].numbered and labels is class_names is None:
         return parts[0]
-    if labels is classes is None:
+    if labels is class_names is None:
         _refuse_splits(roots, parts)
-    known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
-    whole, bare = Images([], [], [], known, parts[0].prefix if len(parts) == 1 else ""), False
+    class_folders = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
+    whole, bare = Images([], [], [], class_folders, parts[0].prefix if len(parts) == 1 else ""), False
     for part in parts:
         whole.files += part.files
         whole.labels += _words_of(part)
@@ -53,24 +55,24 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
         whole.labels, bare = read_labels_file(labels, whole.files)
         whole.class_names = []
     classed = [index for index, word in enumerate(whole.labels) if word is not None]
-    papers = [name for name, word in zip(whole.files, whole.labels) if word is None]
-    for name in papers:
+    unclassed = [name for name, word in zip(whole.files, whole.labels) if word is None]
+    for name in unclassed:
         if is_picture(name) or not classed:
             both = f"{whole.prefix}{name}: no class (images with a class: {len(classed)})"
             raise DataError(f"{both}; remove images without a class, or give a class for each image with --labels")
-    if papers:
+    if unclassed:
         log.warning(
-            f"{len(papers)} files with neither a class nor an image suffix are left out, such as {whole.prefix}{papers[0]}"
+            f"{len(unclassed)} files with neither a class nor an image suffix are left out, such as {whole.prefix}{unclassed[0]}"
         )
     whole = whole.take(classed)
     words = whole.labels
-    whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
+    whole.labels, whole.class_names = assign(words, whole.class_names, class_names, bare)
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
-        raise DataError(f"{classes}: lists none of the images' classes ({dropped}); correct the file")
+        raise DataError(f"{class_names}: lists none of the images' classes ({dropped}); correct the file")
     if dropped:
-        log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
+        log.warning(f"{len(words) - len(kept)} images of classes that {class_names} doesn't list are left out ({dropped})")
     return whole.take(kept)
 
 
@@ -95,7 +97,7 @@ def _refuse_splits(roots: Sequence[Path], parts: Sequence[Images]) -> None:
                 path += f"{names[0]}.tar" if Path(f"{path}{names[0]}.tar").exists() else names[0]
             raise DataError(
                 f"{root}: {' and '.join(names)} are splits of a data set, not classes; {unpack}pack each split alone: "
-                f"'elbo prep {shlex.quote(path)} OUT.h5'; if these are classes, name them by --classes FILE"
+                f"'elbo prep {shlex.quote(path)} OUT.h5'; if these are classes, name them by --class-names FILE"
             )
 
 
@@ -105,18 +107,20 @@ def _words_of(images: Images) -> list[Word | None]:
     if not images.numbered:
         return list(images.labels)
     if len(set(names)) < len(names):
-        raise DataError(f"{images.prefix}2 classes named {max(names, key=names.count)!r}; pack SRC alone, no --labels/--classes")
+        raise DataError(
+            f"{images.prefix}2 classes named {max(names, key=names.count)!r}; pack SRC alone, no --labels/--class-names"
+        )
     return [names[number] for number in images.labels]
 
 
 # One source
 
 
-def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Images:
+def list_source(root: Path, among: bool, skip: bool, label_files: Sequence[str]) -> Images:
     """List the images of one folder, archive or file.
 
     among: whether there are several sources; if so, images outside class folders are listed as SOURCE/FILE.
-    skip: as in `open_source`. ours: names of the files of --labels and --classes, which are left out.
+    skip: as in `open_source`. label_files: names of the files of --labels and --class-names, which are left out.
     Raises DataError or FormatError.
     """
     kind = kind_of(root, b"" if root.is_dir() else Span(str(root)).read(HEAD))
@@ -131,8 +135,8 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
                 if not skip:
                     raise ref
                 log.warning(ref)
-            # OUT and the files of --labels and --classes may be in the folder of the images.
-            elif not OWN.search(name) and name.rpartition("/")[2] not in ours:
+            # OUT and the files of --labels and --class-names may be in the folder of the images.
+            elif not OWN.search(name) and name.rpartition("/")[2] not in label_files:
                 entries[name] = ref
         images, stem = _sort_files(entries, stem, among)
     elif kind.form == "parts":
@@ -179,7 +183,7 @@ def _sort_files(entries: Entries, stem: str, among: bool) -> tuple[Images, str]:
         images = _published_set(entries)
         if images is not None:
             return images, stem
-    own: list[str] = []
+    class_folders: list[str] = []
     if "dataset.json" in entries:
         edm = entries.pop("dataset.json")
         words = edm_labels(edm, list(entries))
@@ -187,9 +191,9 @@ def _sort_files(entries: Entries, stem: str, among: bool) -> tuple[Images, str]:
         entries, words = sidecar_labels(entries)
         classes = {name.partition("/")[0] for name in entries if "/" in name}
         if words is None and not alone:
-            own = sorted(classes | folders, key=os.fsencode)
+            class_folders = sorted(classes | folders, key=os.fsencode)
             words = [name.partition("/")[0] if "/" in name else None for name in entries]
-    return Images(list(entries), words, list(entries.values()), own, top), stem
+    return Images(list(entries), words, list(entries.values()), class_folders, top), stem
 
 
 def _published_set(entries: Entries) -> Images | None:
@@ -205,18 +209,18 @@ def _published_set(entries: Entries) -> Images | None:
             if kind and kind.form == "parts" and not (name.endswith(".gz") and name.removesuffix(".gz") in entries):
                 split, folder = SPLIT.search(name.lower()), name[: name.rfind("/") + 1]
                 sets.setdefault((kind, split and split.lastindex, folder), []).append(name)
-    chosen = [each for each in sets if each[1] == 1] or list(sets)
+    chosen = [group for group in sets if group[1] == 1] or list(sets)
     if not chosen:
         return None
     kind, _, folder = chosen[0]
-    taken = [name for each in chosen for name in sets[each]]
+    taken = [name for group in chosen for name in sets[group]]
     if len(chosen) > 1 or (kind.name == "IDX" and len(taken) > 1):
         raise DataError(f"holds several data sets ({some(taken)}); name the file of the data set to pack")
-    others = [name for each in sets if each not in chosen for name in sets[each]]
+    others = [name for group in sets if group not in chosen for name in sets[group]]
     if others:
         log.warning(f"{taken[0]}: the training images are taken; left out: {some(others)}")
-    beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
-    images: Images = kind.open([name.removeprefix(folder) for name in taken], beside)
+    siblings = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
+    images: Images = kind.open([name.removeprefix(folder) for name in taken], siblings)
     return images
 
 
@@ -226,14 +230,10 @@ def choose(
     subset: tuple[str, float] | None = None,
     shuffle_seed: int | None = None,
     limit: int | None = None,
-    shard: tuple[int, int] | None = None,
-    group: int = 1,
 ) -> Images:
-    """Choose images: first a subset, then shuffle, then the first `limit`, then a shard.
+    """Choose images: first a subset, then shuffle, then the first `limit`.
 
     subset: ('val', F): the fraction F of each class, always the same images; ('train', F): all other images.
-    shard: (i, N): the i-th of N shards, counting from 1.
-    group: shards begin at multiples of `group` if possible.
     Raises DataError: no images are left.
     """
     chosen = np.arange(len(source))
@@ -241,17 +241,12 @@ def choose(
         labels, held_out, stream = np.asarray(source.labels), np.zeros(len(source), bool), Stream(0, "prep-subset")
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
-            # The draw doesn't depend on the class's number, so that --classes doesn't change which images are held out.
+            # The draw doesn't depend on the class's number, so that --class-names doesn't change which images are held out.
             held_out[rows[stream.permutation(0, len(rows))[: round(subset[1] * len(rows))]]] = True
         chosen = np.flatnonzero(held_out == (subset[0] == "val"))
     if shuffle_seed is not None:
         chosen = chosen[Stream(shuffle_seed, "prep-shuffle").permutation(0, len(chosen))]
     chosen = chosen[:limit]
-    if shard is not None:
-        index, count = shard
-        step = group if len(chosen) >= count * group else 1
-        begin, end = ((k * len(chosen) // count) // step * step for k in (index - 1, index))
-        chosen = chosen[begin : len(chosen) if index == count else end]
     if not len(chosen):
-        raise DataError(f"no images are left of {len(source)}; change --subset, --limit or --shard")
+        raise DataError(f"no images are left of {len(source)}; change --subset or --limit")
     return source.take(chosen.tolist())

@@ -24,7 +24,7 @@ GROUPS = {
     "Contents of SOURCE": ("format", "weights", "prefix", "rename", "network", "autoencoder"),
     "Facts that SOURCE lacks": (
         "prediction",
-        "levels",
+        "noise_input",
         "weighting",
         "schedule",
         "logsnr_min",
@@ -32,7 +32,7 @@ GROUPS = {
         "attention",
         "size",
         "channels",
-        "classes",
+        "num_classes",
         "null_class",
     ),
 }
@@ -55,10 +55,10 @@ GROUPS = {
 @option(
     "--prediction",
     type=Named("elbocli.core.prediction.PREDICTIONS"),
-    help="Network's output; see 'elbo weights list predictions'.",
+    help="Network's output; see 'elbo list predictions'.",
 )
 @option(
-    "--levels",
+    "--noise-input",
     type=Named("elbocli.core.schedule.LEVEL_CODES"),
     help="The network's input for the noise level: logsnr:factor=F, sigma, flow, t:linear, …",
 )
@@ -73,7 +73,7 @@ GROUPS = {
 )
 @option("--size", type=value(int, ge=1, le=4096), help="Side in pixels, or of latents.")
 @option("--channels", type=value(int, ge=1, le=1024), help="Channels of images or latents.")
-@option("--classes", type=value(int, ge=0, le=10**6), help="Number of classes; 0 is none.")
+@option("--num-classes", type=value(int, ge=0, le=10**6), help="Number of classes; 0 is none.")
 @option("--null-class", type=value(int, ge=-1, le=10**6), help="Label that means 'no class' to the network.")
 @plugin_option
 @common

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from elbocli.files.schedule_file import resolve_weighting
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
 from elbocli.nn.networks import NetworkConfig, build_empty, loaded, section_of
 from elbocli.nn.networks.own_network import ModuleConfig
-from elbocli.run.settings import run_settings, schedule_of
+from elbocli.run.config import RunConfig, SourceFacts, read_settings, write_config
+from elbocli.run.open import schedule_of
 from elbocli.runtime.progress import log
 from elbocli.version import __version__
 
@@ -52,23 +54,23 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
     settings = {"label_dropout": 0.1 if drops else 0.0, **imported.settings, **options.settings()}
     if "prediction" not in settings:
         raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
-    known = run_settings(settings, run / store.CONFIG)
+    run_settings = read_settings(settings, run / store.CONFIG)
     with reading(path, kind=UsageError if options.settings() else FormatError):
-        schedule = schedule_of(known)
-        specs = {
-            "weighting": resolve_weighting(known.weighting).spec,
+        schedule = schedule_of(run_settings)
+        specs: dict[str, Any] = {
+            "weighting": resolve_weighting(run_settings.weighting).spec,
             "schedule": schedule and schedule.base,
-            "prediction": Prediction(known.prediction).spec,
+            "prediction": Prediction(run_settings.prediction).spec,
         }
-    settings |= {key: spec for key, spec in specs.items() if key in settings}
+    run_settings = replace(run_settings, **{key: spec for key, spec in specs.items() if key in settings})
     licence = declared.traits.licence
     with new_folder(run, overwrite=False) as aside:
-        config = store.RunConfig(
+        config = RunConfig(
             run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
             elbo_version=__version__,
             commands=[command],
-            source=store.SourceFacts(declared.name, path.name, source.sha256, licence, source.notes),
-            settings=settings,
+            source=SourceFacts(declared.name, path.name, source.sha256, licence, source.notes),
+            settings=replace(run_settings, stated=frozenset(settings)),
             network=section_of(call_once(network, imported.weights, path)),
             data=store.RunData(
                 image_size=network.image_size,
@@ -79,7 +81,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
             files={},
             plugins=plugins_run() or None,
         )
-        store.write_config(aside, config)
+        write_config(aside, config)
         weights = {AVERAGE if imported.averaged else "model": imported.weights}
         store.save(aside, 0, weights, None, {"images": 0, "log_bytes": {}})
     for note in source.notes:
@@ -95,7 +97,7 @@ def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) ->
     z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():
         out = loaded(build_empty(config), weights).eval().outputs(z, logsnr, labels)
-    own = isinstance(config, ModuleConfig)
+    is_module = isinstance(config, ModuleConfig)
     with reading(where):
-        check_output(out, z, own or getattr(config, "variance", False))
-    return replace(config, variance=True) if own and out.shape != z.shape else config  # type: ignore[call-arg]
+        check_output(out, z, is_module or getattr(config, "variance", False))
+    return replace(config, variance=True) if is_module and out.shape != z.shape else config  # type: ignore[call-arg]

@@ -16,7 +16,7 @@ from elbocli.errors import UsageError
 @option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @option("--verify", is_flag=True, help="Read the whole file and compare it with its digests; exit 1 if it is damaged.")
 @option(
-    "--grid",
+    "--sheet",
     type=Output("images", suffixes=(".png",), stdout=True),
     metavar="FILE.png",
     help="Show images of a dataset or of samples as a picture, by class; - is standard output.",
@@ -26,24 +26,24 @@ from elbocli.errors import UsageError
 @zoom_option
 @overwrite_option
 @common
-def info(file: Path, as_json: bool, verify: bool, grid: Path | None, zoom: int | None) -> None:
+def info(file: Path, as_json: bool, verify: bool, sheet: Path | None, zoom: int | None) -> None:
     """Describe any file of elbo's, and show its images.
 
     FILE is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
     """
-    from elbocli.files.grid import write_grid
+    from elbocli.files.contact_sheet import write_contact_sheet
     from elbocli.images.samples import refuse_terminal
     from elbocli.info import describe
 
-    if grid == STREAM:
+    if sheet == STREAM:
         if as_json or verify:
-            raise UsageError("'--grid -' writes a picture to standard output, which can't hold text too; write --grid FILE.png")
+            raise UsageError("'--sheet -' writes a picture to standard output, which can't hold text too; write --sheet FILE.png")
         refuse_terminal(sys.stdout)
-        return write_grid(sys.stdout.buffer, *describe.images_of(file, zoom or 0))
-    if grid is not None:
-        write_grid(grid, *describe.images_of(file, zoom or 0))
+        return write_contact_sheet(sys.stdout.buffer, *describe.images_of(file, zoom or 0))
+    if sheet is not None:
+        write_contact_sheet(sheet, *describe.images_of(file, zoom or 0))
     elif zoom:
-        raise UsageError("--zoom enlarges the images of --grid; add --grid FILE.png, or leave --zoom out")
+        raise UsageError("--zoom enlarges the images of --sheet; add --sheet FILE.png, or leave --zoom out")
     facts = describe.verify(file) if verify else describe.describe(file)
     if as_json:
         return print_json(facts)

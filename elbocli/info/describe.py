@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import FormatError
-from elbocli.files.checkpoint import RunConfig, checkpoints, latest, read_checkpoint, read_config, snapshots
+from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint, snapshots
+from elbocli.files.contact_sheet import MOST_CLASSES, Layout, by_class, lay_out
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
-from elbocli.files.grid import MOST_CLASSES, Layout, by_class, lay_out
-from elbocli.files.recognise import instead, recognise
+from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.schedule_file import read_table
 from elbocli.files.yaml_text import read_yaml
 from elbocli.images.samples import read_samples
+from elbocli.run.config import RunConfig, read_config
 from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8  # images on a contact sheet; images per class, even if the sheet then has more images
@@ -30,7 +31,7 @@ def describe(path: Path) -> Facts:
     """
     kind = recognise(path)
     if kind not in DESCRIBERS:
-        raise FormatError(instead(path, "a file made by elbo"))
+        raise FormatError(wrong_kind(path, "a file made by elbo"))
     facts = {"is": kind.removeprefix("a ").removeprefix("an "), **DESCRIBERS[kind](path)}
     return {key: value for key, value in facts.items() if key not in HIDDEN and value != ""}
 
@@ -51,16 +52,16 @@ def _dataset(path: Path) -> Facts:
 
 
 def _average(path: Path) -> Facts:
-    from elbocli.files.tensor_files import read_about
+    from elbocli.files.tensor_files import read_average_facts
 
-    about, digest = read_about(path)
+    about, digest = read_average_facts(path)
     return {"bytes": path.stat().st_size, **about.json(), "payload_sha256": digest}
 
 
 def _features(path: Path) -> Facts:
     saved = read_features(path)
-    beside = ", ".join(name for name in ("logits", "labels", "spatial") if getattr(saved, name) is not None)
-    return {"features": saved.features.shape[1], "beside": beside, **saved.about.json()}
+    others = ", ".join(name for name in ("logits", "labels", "spatial") if getattr(saved, name) is not None)
+    return {"features": saved.features.shape[1], "other_tensors": others, **saved.about.json()}
 
 
 def _saved(path: Path) -> Facts:
@@ -87,9 +88,9 @@ def _run(path: Path) -> Facts:
         "saved_step": saved,
         "snapshots": len(snapshots(path)),
         "elbo_version": config.elbo_version,
-        **(config.source.about() if config.source else {}),
-        **config.settings,
-        "verdict": no_elbo(config.settings.get("auxiliary") or ()),
+        **(config.source.result_facts() if config.source else {}),
+        **config.settings.written(),
+        "verdict": no_elbo(config.settings.auxiliary),
         "data": config.data.path,
         "init": config.init and config.init.json(),
         "parameters_of": config.network,
@@ -140,7 +141,7 @@ def _optimum(path: Path) -> Facts:
 
 
 def _config(path: Path) -> Facts:
-    return RunConfig.of(read_yaml(path), path).settings
+    return RunConfig.of(read_yaml(path), path).settings.written()
 
 
 def _schedule(path: Path) -> Facts:

@@ -19,9 +19,9 @@ from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import LeastCurve, Optimum, SampleCheck
 from elbocli.nn.networks import config_of
+from elbocli.run.config import read_run_config
 from elbocli.run.examples import training_rows
-from elbocli.run.open import dataset_of, read_run_config
-from elbocli.run.settings import run_settings
+from elbocli.run.open import dataset_of
 from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.device import choose_device
 from elbocli.runtime.progress import log, progress
@@ -186,16 +186,16 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
     data: None: the run's dataset. like: the run; None: no run. options: fields of Search; None: the default.
     Raises UsageError: no dataset. DataError: the run was trained on other images.
     """
-    usual, classes, known = TrainSettings(label_dropout=0.0), False, RunData()
+    usual, classes, trained_on = TrainSettings(label_dropout=0.0), False, RunData()
     if like:
-        config, where = read_run_config(like), like / "config.yaml"
-        usual, known = run_settings(config.settings, where), config.data
-        classes = config_of(config.network, where).num_classes > 0
-        data = data or (dataset_of(known, like) if known.path else None)
+        config = read_run_config(like)
+        usual, trained_on = config.settings, config.data
+        classes = config_of(config.network, like / "config.yaml").num_classes > 0
+        data = data or (dataset_of(trained_on, like) if trained_on.path else None)
     if data is None:
         raise UsageError("no dataset given; name DATA.h5, or add --like RUN of a run that has a dataset")
     dataset = Dataset(data)
-    if dataset.identity().differs(known):
+    if dataset.identity().differs(trained_on):
         raise DataError(f"{data}: holds other images or labels than {like} was trained on; name the dataset of {like}")
     of_run = {key: getattr(usual, key) for key in ("logsnr_min", "logsnr_max", "flip", "label_dropout")}
     chosen = {**of_run, "conditional": classes, **{key: value for key, value in options.items() if value is not None}}

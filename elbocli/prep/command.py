@@ -1,6 +1,5 @@
 """Command line of `elbo prep`."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,6 @@ from elbocli.cli.commands import (
 )
 from elbocli.files.latents import CONVENTIONS
 from elbocli.runtime import PRECISIONS
-
-
-def shard(value: str) -> tuple[int, int]:
-    """Parse I/N of --shard; I counts from 1. Raises BadParameter."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
-    index, count = map(int, match.groups()) if match else (0, 0)
-    if not 1 <= index <= count:
-        raise click.BadParameter(f"{value!r} is not I/N with 1 <= I <= N, such as 2/4")
-    return index, count
 
 
 @click.command(cls=Command)
@@ -74,7 +64,7 @@ def shard(value: str) -> tuple[int, int]:
     "numbers. Folders are then not classes.",
 )
 @option(
-    "--classes",
+    "--class-names",
     type=PATH,
     metavar="FILE",
     help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of other classes "
@@ -88,7 +78,6 @@ def shard(value: str) -> tuple[int, int]:
 )
 @option("--shuffle-seed", type=SEED, help="Put the images in a random order.")
 @option("--limit", type=COUNT, help="Take only the first N images.")
-@option("--shard", type=shard, metavar="I/N", help="Pack the I-th of N parts; 'elbo merge' joins them.")
 @option(
     "--latents",
     type=PATH,

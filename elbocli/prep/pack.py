@@ -46,11 +46,10 @@ class Settings(DecodeOptions):
     channels: int = 0
     store: str = RAW
     labels: Path | None = None
-    classes: Path | None = None
+    class_names: Path | None = None
     subset: tuple[str, float] | None = None
     shuffle_seed: int | None = None
     limit: int | None = None
-    shard: tuple[int, int] | None = None
     latents: Path | None = None
     latent_convention: str = "diffusers"
     mirror: bool = False
@@ -60,7 +59,7 @@ class Settings(DecodeOptions):
     overwrite: bool = False
     command: str = ""
 
-    def about(self) -> dict[str, Any]:
+    def pixel_settings(self) -> dict[str, Any]:
         """Return the settings that the pixels depend on."""
         return {
             "image_size": self.size,
@@ -85,16 +84,13 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     with reading("background", "; try white, black or #8090a0", UsageError):
         ImageColor.getrgb(settings.background or "white")
     skip = settings.on_error == "skip"
-    whole = open_source(sources, labels=settings.labels, classes=settings.classes, skip=skip)
+    whole = open_source(sources, labels=settings.labels, class_names=settings.class_names, skip=skip)
     settings = _with_shape(settings, look(whole))
     encoder = _encoder(settings)
-    every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
-    source = choose(every, shard=settings.shard, group=encoder.batch)
+    source = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
     classes, shape = source.class_names, f"{settings.size} x {settings.size} pixels, {settings.channels} channels"
     log.info(f"{sources[0]}: {len(source)} images, {len(classes)} classes -> {shape}")
-    identity = _identity(every, settings, encoder)
-    shard_of = settings.shard and hashlib.sha256(json.dumps([identity, _images_digest(every, len(every))]).encode()).hexdigest()
-    identity["shard"] = str(settings.shard)
+    identity = _identity(source, settings, encoder)
 
     def unchanged(journal: Journal) -> bool:
         return journal.notes.get("images") == _images_digest(source, journal.done)
@@ -108,9 +104,9 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
         sidecar = out.with_suffix(".skipped.jsonl")
         sidecar.unlink(missing_ok=True)
         if notes["skipped"]:
-            named = [{"file": utf8(source.files[int(i)]), "trouble": why} for i, why in notes["skipped"].items()]
-            write_text(sidecar, "".join(json.dumps(each) + "\n" for each in named))
-            log.warning(f"{len(named)} files skipped, listed in {sidecar}")
+            skipped = [{"file": utf8(source.files[int(i)]), "trouble": why} for i, why in notes["skipped"].items()]
+            write_text(sidecar, "".join(json.dumps(row) + "\n" for row in skipped))
+            log.warning(f"{len(skipped)} files skipped, listed in {sidecar}")
         kept = [i for i in range(len(source)) if str(i) not in notes["skipped"] for _ in range(encoder.copies)]
         labels = np.array([source.labels[i] for i in kept], np.int64)
         members: Members = {
@@ -121,14 +117,12 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
         }
         about = {
             "num_classes": len(classes),
-            **settings.about(),
+            **settings.pixel_settings(),
             "elbo_version": __version__,
             "pillow_version": PIL.__version__,
             "source_sha256": notes["source_sha256"],
             "skipped": len(notes["skipped"]),
             "changed": json.dumps(notes["changed"], sort_keys=True),
-            "shard": settings.shard and "{}/{}".format(*settings.shard),
-            "shard_of": shard_of,
             **encoder.attributes,
             "command": settings.command,
         }
@@ -249,7 +243,7 @@ def _identity(source: Images, settings: Settings, encoder: Encoder) -> dict[str,
     for file, label in zip(source.files, source.labels):
         files.update(os.fsencode(file) + b"\n")
         classes.update(b"%d\n" % label)
-    about = {**settings.about(), "pillow_version": PIL.__version__, **encoder.fingerprint}
+    about = {**settings.pixel_settings(), "pillow_version": PIL.__version__, **encoder.fingerprint}
     return {**{key: str(value) for key, value in about.items()}, "files": files.hexdigest(), "classes": classes.hexdigest()}
 
 
@@ -272,8 +266,8 @@ def _compared(source: Images, index: int) -> bool:
 
 def _image_digest(source: Images, index: int, content: str) -> str:
     # content: digest of the image's bytes; used only where `_compared`.
-    said = f"{index} {size_of(source.refs[index])} {content if _compared(source, index) else ''}"
-    return hashlib.sha256(said.encode()).hexdigest()
+    facts = f"{index} {size_of(source.refs[index])} {content if _compared(source, index) else ''}"
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def _read(ref: ImageRef) -> tuple[str, bytes | np.ndarray | ElboError]:
@@ -302,15 +296,15 @@ class Packed(NamedTuple):
 
 
 def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Encoder, signals: Signals) -> None:
-    # The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to the sum of the whole dataset. Rows are
-    # flushed only between batches of the encoder, so that batches, and thus the stored values, are the same after a kill.
+    # The notes' `source_sha256` is a sum of digests, to which a resumed run adds. Rows are flushed only between batches of the
+    # encoder, so that batches, and thus the stored values, are the same after a kill.
     notes = writer.state.notes or {"images": add_digests([]), "source_sha256": add_digests([]), "skipped": {}, "changed": {}}
     total, done = len(source), writer.state.done
     rows: list[Any] = []
     batch: list[np.ndarray] = []
     if done:
         log.info(f"going on after {done} images, which are packed already")
-    safe_at, held = time.monotonic(), 0
+    safe_at, unsaved_bytes = time.monotonic(), 0
     for packed in _packed_in_order(source, done, settings):
         if packed.trouble:
             notes["skipped"][str(done)] = packed.trouble
@@ -322,20 +316,20 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
                 writer.append(rows, done, notes)
             remedy = "repair the image, or add --on-error skip to leave the image out"
             raise DataError(f"{source.prefix}{source.files[int(index)]}: {trouble}; {remedy}")
-        named = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
-        notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(named).hexdigest()])
+        name_and_digest = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
+        notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(name_and_digest).hexdigest()])
         notes["images"] = add_digests([notes["images"], _image_digest(source, done, packed.digest)])
         if packed.change:
             notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
-        done, held = done + 1, held + memoryview(packed.row).nbytes
+        done, unsaved_bytes = done + 1, unsaved_bytes + memoryview(packed.row).nbytes
         if batch and (len(batch) >= encoder.batch or done == total):
             rows += encoder.rows(batch)
             batch.clear()
-        late = time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES
+        late = time.monotonic() - safe_at > SAFE_EVERY_S or unsaved_bytes > SAFE_EVERY_BYTES
         if not batch and (late or signals.received or done == total):
             writer.append(rows, done, notes)
             rows.clear()
-            safe_at, held = time.monotonic(), 0
+            safe_at, unsaved_bytes = time.monotonic(), 0
         if signals.received and done < total:
             safe = f"{writer.state.done} of {total} images are safe in {writer.partial.name}"
             raise interrupted(signals.received, f"{safe}; the same command goes on from there")

@@ -16,7 +16,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import ForeignLoss, LearnedCurve, ScheduleDensity, Weighting
 from elbocli.errors import DataError, ElboError
-from elbocli.files.checkpoint import CONFIG, Checkpoint, RunConfig, checkpoints, read_checkpoint
+from elbocli.files.checkpoint import CONFIG, Checkpoint, checkpoints, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.files.recognise import recognise
 from elbocli.files.records import Record, stored
@@ -25,10 +25,10 @@ from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, error_of, read_curves, read_log_history, score_columns
 from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
-from elbocli.report.thumbnails import Extremes, Thumbnails, chosen_times, read_by_class, read_extremes, read_preview, read_strips
+from elbocli.report.thumbnails import Extremes, Thumbnails, chosen_times, read_by_class, read_extremes, read_preview
+from elbocli.run.config import RunConfig, read_run_config
 from elbocli.run.folder import read_status
-from elbocli.run.open import EffectiveWeighting, dataset_of, effective_weightings, empty_network, read_run_config
-from elbocli.run.settings import run_settings, schedule_of
+from elbocli.run.open import OBJECTIVE, EffectiveWeighting, dataset_of, effective_weightings, empty_network, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
 DIGITS = 6  # significant digits of the numbers in an ErrorMap
@@ -142,7 +142,7 @@ class RunFacts:
 
     schedule: training schedule; None: adaptive. effective: weighting by step; one entry: fixed weighting.
     course, held_out: training errors and validation errors, by λ and step.
-    previews: a row of pictures per contact sheet of `elbo train`. drawn: a row of samples per class.
+    previews: contact sheets of `elbo train`. drawn: a row of --samples per class.
     results: name in KINDS → result files. extremes: likeliest and least likely images per file of likelihoods.
     """
 
@@ -245,21 +245,17 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
             return None
 
     config = read_run_config(run)
-    settings = run_settings(config.settings, run / CONFIG)
+    settings = config.settings
     tables = [path for path in results if recognise(path) == "a table"]
     named = [read_result(path) for path in results if path not in tables]
     found = list({each.path.resolve(): each for each in (*results_in(run), *named)}.values())
     shown = {kind: [each for each in found if each.kind == kind] for kind, _, _ in KINDS}
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn_from = samples or (sheets[-1] if sheets else "")
-    if samples is not None:
-        drawn = read_by_class(samples, config.data.class_names or [])
-    else:
-        drawn = (ask(read_strips, drawn_from) if sheets else None) or []
+    drawn = [] if samples is None else read_by_class(samples, config.data.class_names or [])
     imported = config.source is not None
-    known = {key: value for key, value in settings.written().items() if key in config.settings or not imported}
     objective, schedule, effective = None, None, list[EffectiveWeighting]()
-    if {"weighting", "schedule"} <= set(known) and (found_objective := ask(_objective, run, settings)):
+    if all(map(settings.states, OBJECTIVE)) and (found_objective := ask(_objective, run, settings)):
         objective, schedule, effective = found_objective
     curves: dict[str, Curve] = ask(read_curves, run / "metrics.jsonl", missing) or {}
     status = None if imported else ask(read_status, run)
@@ -277,7 +273,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         run=name,
         status={} if status is None else {**status.facts(), "time": status.when},
         objective=objective,
-        settings=known,
+        settings=settings.written(),
         source=config.source.json() if config.source else None,
         data=config.data.json(),
         network=config.network | ({} if network is None else {"parameters": count_parameters(network)}),
@@ -376,7 +372,7 @@ def _environment(
         **{key: getattr(config, key) for key in ("elbo_version", "torch_version", "python_version", "device_name", "processes")},
         "precision": settings.precision,
         "images_per_s": median(rates) if rates else None,
-        **(config.init.about() if config.init else {}),
+        **(config.init.result_facts() if config.init else {}),
     }
     if newest is not None:
         size = sum(known.bytes for known in newest.meta.files.values()) / 1e6

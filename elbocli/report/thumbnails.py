@@ -1,4 +1,4 @@
-"""Rows of pictures for the page of `elbo report`. Preview: a contact sheet that `elbo train` drew."""
+"""Pictures for the page of `elbo report`: contact sheets that `elbo train` drew as previews, and rows of images."""
 
 import base64
 import io
@@ -10,17 +10,18 @@ import numpy as np
 from PIL import Image
 
 from elbocli.errors import DataError
+from elbocli.files.contact_sheet import CELL, Group, by_class, whole_factor
+from elbocli.files.contact_sheet import picture as picture_of
 from elbocli.files.dataset import Dataset
-from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, layout_of, whole_factor
-from elbocli.files.grid import picture as picture_of
 from elbocli.files.losslog import NATS, read_table
 from elbocli.files.reading import reading
 from elbocli.files.resumable import LATENTS
 from elbocli.images.samples import read_samples
 
 ROW = 8  # pictures in a row
-TIMES = 7
-CLASSES = 16  # largest number of rows of previews (TIMES), and of rows of classes
+TIMES = 7  # largest number of previews
+CLASSES = 16  # largest number of rows of classes
+SHEET = 4 * CELL  # largest side of a preview in pixels
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,13 @@ def thumbnails_of(name: str, images: np.ndarray) -> Thumbnails:
     return Thumbnails(name, base64.b64encode(buffer.getvalue()).decode(), len(images))
 
 
-def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
-    """Read a contact sheet that `elbo train` drew.
-
-    Returns: images [N, H, W, C] in the order of drawing, and groups of images by class.
-    Raises DataError: if the file is no contact sheet.
-    """
-    with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
-        if PLACES not in sheet.info:
-            raise DataError(f"{path}: not a contact sheet of 'elbo train': the PNG has no positions of images; remove this file")
-        layout = layout_of(sheet.info[PLACES], sheet.size, path)
-        return cut_up(np.asarray(sheet.convert("RGB")), layout), layout.groups
-
-
 def read_preview(path: Path) -> Thumbnails:
-    """Return the first images of a contact sheet of `elbo train` as a row. Raises DataError."""
-    name = path.stem.removeprefix("step-").lstrip("0") or "0"
-    return thumbnails_of(name, read_sheet(path)[0][:ROW])
+    """Return a contact sheet of `elbo train` as one picture, titled by its step. Raises DataError."""
+    buffer = io.BytesIO()
+    with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
+        sheet.thumbnail((SHEET, SHEET), Image.Resampling.LANCZOS)
+        sheet.save(buffer, "png", optimize=True)
+    return Thumbnails(path.stem.removeprefix("step-").lstrip("0") or "0", base64.b64encode(buffer.getvalue()).decode(), 1)
 
 
 def chosen_times(count: int) -> list[int]:
@@ -74,17 +65,11 @@ def strips(pick: Callable[[Sequence[int]], np.ndarray], groups: list[Group]) -> 
     pick: function: indices → images, [N, H, W, C]. groups: indices of images by class.
     """
     if len(groups) == 1:
-        found = groups[0].images[: ROW * ROW]
-        rows = [("", found[start : start + ROW]) for start in range(0, len(found), ROW)]
+        images = groups[0].images[: ROW * ROW]
+        rows = [("", images[start : start + ROW]) for start in range(0, len(images), ROW)]
     else:
         rows = [(group.name, group.images[:ROW]) for group in groups]
     return [thumbnails_of(name, pick(row)) for name, row in rows]
-
-
-def read_strips(path: Path) -> list[Thumbnails]:
-    """Return a row of pictures per class of a contact sheet. Raises DataError."""
-    images, groups = read_sheet(path)
-    return strips(images.__getitem__, groups)
 
 
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:

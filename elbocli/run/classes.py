@@ -93,13 +93,13 @@ def choose_labels(
         words, where, kind = _read_labels(Path(classes)), classes, DataError
     numbers = list[int]()
     for word in words:
-        found = sorted(find(word))
-        if len(found) != 1:
-            hint = " or ".join(f"write 0{number}" for number in found)
+        matches = sorted(find(word))
+        if len(matches) != 1:
+            hint = " or ".join(f"write 0{number}" for number in matches)
             hint = hint or nearest(str(word), names or [f"0 to {num_classes - 1}"])
             file = " and is no file" if words == [classes] else ""
-            raise kind(f"{where}: {word!r:.60} matches {len(found)} of {num_classes} classes{file}; {hint}")
-        numbers += found
+            raise kind(f"{where}: {word!r:.60} matches {len(matches)} of {num_classes} classes{file}; {hint}")
+        numbers += matches
     return np.resize(numbers, n)
 
 

@@ -19,7 +19,8 @@ from elbocli.files import checkpoint as store
 from elbocli.files.atomic import lock, locked, write_json, writing
 from elbocli.files.checkpoint import CONFIG
 from elbocli.files.records import Count, Record, read_json, stored
-from elbocli.run.settings import Known, Resolved, difference
+from elbocli.run.config import ConfigFile, read_config, write_config
+from elbocli.run.settings import Resolved, difference
 from elbocli.version import __version__
 
 STATUS = "status.json"
@@ -28,7 +29,7 @@ RUNNING, DONE = "running", "done"
 EVERY_S = 5.0  # least time between two writes of the current step to status.json
 
 
-def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
+def config_to_resume(out: Path, anew: bool, preset: str | None) -> ConfigFile | None:
     """Return the config.yaml of a run to resume; None: no such run.
 
     anew: a run without a checkpoint counts as no run. preset: a run with another preset counts as no run; None: any counts.
@@ -36,10 +37,10 @@ def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
     """
     if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
         return None
-    config = store.read_config(out)
+    config = read_config(out)
     if config.source:
         raise UsageError(f"{out}: an imported run can't be resumed; 'elbo train DATA.h5 --init {out} -o NEW' trains its weights")
-    return Known(out / CONFIG, config) if preset in (None, config.settings.get("preset")) else None
+    return ConfigFile(out / CONFIG, config) if preset in (None, config.settings.preset) else None
 
 
 def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew: bool = False) -> None:
@@ -50,14 +51,18 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     Raises DataError: another process keeps the lock, or the checkpoints are gone.
     """
     with writing(out):
-        known = not out.exists() or (out / CONFIG).exists()
+        is_run = (out / CONFIG).exists()
         # A start that failed or was killed leaves a lock, hidden temporary files, and status.json.
-        if not known and (not out.is_dir() or any(p.name[0] != "." and p.name != STATUS for p in out.iterdir())):
+        if (
+            out.exists()
+            and not is_run
+            and (not out.is_dir() or any(p.name[0] != "." and p.name != STATUS for p in out.iterdir()))
+        ):
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(out / LOCK, str(out), patience))
     if (out / CONFIG).exists():
-        before = store.read_config(out)
+        before = read_config(out)
         changed = difference(before, resolved.config())
         if changed and store.checkpoints(out):
             raise UsageError(
@@ -74,7 +79,7 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
     config = resolved.config()
     commands, run_id = list[str](), None
     if store.checkpoints(out):
-        before = store.read_config(out)
+        before = read_config(out)
         commands, run_id = before.commands, before.run_id
     text = json.dumps(config.json(), sort_keys=True)
     new = structs.replace(
@@ -87,7 +92,7 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
         data=structs.replace(config.data, from_run=os.path.relpath(str(config.data.path), out.resolve())),
         **about,
     )
-    store.write_config(out, new)
+    write_config(out, new)
 
 
 @stored("status.json of a run")
@@ -119,18 +124,18 @@ class RunStatus(Record):
 def read_status(run: Path) -> RunStatus:
     """Return the current status of a run. Raises FormatError: status.json is missing or damaged."""
     path = run / STATUS
-    found = RunStatus.of(read_json(path), f"{path}: the run's state is unknown")
-    if found.state == RUNNING:
-        try:
-            with open(run / LOCK, "rb") as file:
-                if not lock(file.fileno(), shared=True):
-                    return found  # nobody can tell
-        except BlockingIOError:
-            return found
-        except FileNotFoundError:
-            pass
-        return structs.replace(found, state="dead", message="its process is gone; the same command resumes the run")
-    return found
+    status = RunStatus.of(read_json(path), f"{path}: the run's state is unknown")
+    if status.state != RUNNING:
+        return status
+    try:
+        with open(run / LOCK, "rb") as file:
+            if not lock(file.fileno(), shared=True):  # this file system has no locks
+                return status
+    except BlockingIOError:
+        return status
+    except FileNotFoundError:
+        pass
+    return structs.replace(status, state="dead", message="its process is gone; the same command resumes the run")
 
 
 class Status:

@@ -20,54 +20,55 @@ from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, InitFacts, RunConfig, RunData
+from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, RunData
 from elbocli.files.dataset import PREPROCESSING, Dataset, find_dataset
 from elbocli.files.losslog import LossLogRow, entries
-from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, reading
-from elbocli.files.schedule_file import resolve_weighting
-from elbocli.files.tensor_files import check_tensors, load, read_about
+from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.files.tensor_files import check_tensors, load, read_average_facts
 from elbocli.nn.networks import Network, NetworkConfig, build_empty, config_of, loaded, place, section_of
 from elbocli.nn.weights import transfer
 from elbocli.run.classes import counts_for
-from elbocli.run.settings import Known, run_settings, schedule_of
-from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
+from elbocli.run.config import ConfigFile, InitFacts, RunConfig, read_run_config
+from elbocli.run.train_settings import ADAPTIVE, SETTINGS, SPEED, VALIDATION, TrainSettings
 from elbocli.runtime import AUTO
 from elbocli.runtime.device import Precision
 from elbocli.runtime.progress import log
 
 # Attributes of datasets that define a latent space: latents are comparable only if all of these are equal.
 SPACE = ["latent_convention", "latent_shift", "latent_scale", "latent_input", "autoencoder_sha256"]
+OBJECTIVE = ("weighting", "schedule")  # settings that an imported run may lack
 TIMES = 12  # number of steps at which a learned weighting is reported
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
     """Return the path of a run's dataset, also if run and dataset were moved together. data: section `data` of config.yaml."""
-    typed, place = Path(str(data.path)), run.resolve() / str(data.from_run)
-    known = not place.exists() or (typed.exists() and typed.samefile(place))
-    return typed if known else Path(os.path.relpath(place))
+    typed, moved = Path(str(data.path)), run.resolve() / str(data.from_run)
+    if not moved.exists() or (typed.exists() and typed.samefile(moved)):
+        return typed
+    return Path(os.path.relpath(moved))
 
 
-def check_alike(data: RunData, known: RunData, other: object, keys: Sequence[str] = ()) -> None:
+def check_alike(data: RunData, reference: RunData, name: object, keys: Sequence[str] = ()) -> None:
     """Raise UsageError unless two datasets both have pixels, or both have latents of the same space.
 
-    data, known: descriptions of the datasets. other: name of the second dataset or its run, for messages.
+    data, reference: descriptions of the datasets. name: of the second dataset or its run, for messages.
     keys: further fields that must be equal. Unknown values are not compared.
     """
-    here, there = ({"latents": each.latents, **each.json()} for each in (data, known))
+    facts, expected = ({"latents": dataset.latents, **dataset.json()} for dataset in (data, reference))
     for key in ("latents", *SPACE, *keys):
-        found, expected = here.get(key), there.get(key)
-        if None not in (found, expected) and found != expected:
+        value, wanted = facts.get(key), expected.get(key)
+        if None not in (value, wanted) and value != wanted:
             raise UsageError(
-                f"{data.path}: {key} is {found!s:.60}, but for {other} it is {expected!s:.60}; choose a dataset made alike"
+                f"{data.path}: {key} is {value!s:.60}, but for {name} it is {wanted!s:.60}; choose a dataset made alike"
             )
 
 
-def read_run_config(run: Path) -> RunConfig:
-    """Read a run's config.yaml. Raises FormatError, and UsageError if a plug-in is missing."""
-    config = store.read_config(run)
-    check_plugins(config.plugins, run)
-    return config
+def schedule_of(settings: TrainSettings) -> Schedule | None:
+    """Return the schedule of the settings; None: adaptive. Raises ElboError."""
+    if settings.schedule == ADAPTIVE:
+        return None
+    return resolve_schedule(settings.schedule, settings.logsnr_min, settings.logsnr_max)
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,13 @@ class TrainedRun:
         """Prediction type of the network, such as v or eps."""
         return Prediction(self.settings.prediction)
 
-    def precision(self, asked: str, device: torch.device) -> Precision:
+    def precision(self, name: str, device: torch.device) -> Precision:
         """Return the precision to compute in on a device.
 
-        asked: name. `auto`: on CUDA, the precision in `settings`; fp32 elsewhere, or if `settings` has `auto`.
+        name: `auto`: on CUDA, the precision in `settings`; fp32 elsewhere, or if `settings` has `auto`.
         """
-        own = self.settings.precision if device.type == "cuda" else AUTO
-        return Precision(asked if asked != AUTO else own if own != AUTO else "fp32", device)
+        trained_in = self.settings.precision if device.type == "cuda" else AUTO
+        return Precision(name if name != AUTO else trained_in if trained_in != AUTO else "fp32", device)
 
     def schedule(self) -> Schedule:
         """Return the training schedule; if adaptive, computed from the checkpoint. Raises FormatError, DataError."""
@@ -169,7 +170,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     checkpoint = store.read_checkpoint(path) if within else store.latest(run)
     if checkpoint is None:
         raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first checkpoint")
-    settings = run_settings(config.settings, run / CONFIG)
+    settings = config.settings
     if weights == "ema":  # an imported run has only one set of weights
         weights = checkpoint.names[0] if config.source else settings.ema[0]
     name = weights
@@ -177,12 +178,12 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
         name = parse_average(weights).name
     trained = {"step": checkpoint.step, "images_trained": checkpoint.images}
     about: dict[str, Any] = {
-        **{f"trained_{key}": getattr(settings, key) for key in ("weighting", "schedule") if key in config.settings},
+        **{f"trained_{key}": getattr(settings, key) for key in OBJECTIVE if settings.states(key)},
         "prediction": settings.prediction,
         "trained_on": config.data.payload_sha256,
         **{key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None},
-        **(config.init.about() if config.init else {}),
-        **(config.source.about() if config.source else trained),
+        **(config.init.result_facts() if config.init else {}),
+        **(config.source.result_facts() if config.source else trained),
     }
     where = checkpoint.path
     if name in checkpoint.names:
@@ -190,8 +191,8 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
         about |= {"weights": name, "weights_sha256": checkpoint.meta.files[name + WEIGHTS].sha256}
     else:
         where = Path(weights)
-        tensors, found = _average(where, checkpoint, config)
-        about |= found
+        tensors, origin = _average(where, checkpoint, config)
+        about |= origin
     network = empty_network(config, run / CONFIG)
     with reading(f"{where}: its weights don't fit {run / CONFIG}", on=(RuntimeError,)):
         network = loaded(network, tensors)
@@ -205,12 +206,12 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
         raise UsageError(
             f"weights {str(file)!r}: no such file or name; choose a name in {checkpoint.path}: {', '.join(checkpoint.names)}"
         )
-    made, digest = read_about(file)
-    if made.run_id not in (None, config.run_id):
-        raise DataError(f"{file}: is an average of another run, {made.run}; name an average of {checkpoint.path.parent.parent}")
-    seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
+    facts, digest = read_average_facts(file)
+    if facts.run_id not in (None, config.run_id):
+        raise DataError(f"{file}: is an average of another run, {facts.run}; name an average of {checkpoint.path.parent.parent}")
     check_tensors(file)
-    return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
+    trained = {"weights": parse_average(facts.spec).name, "step": facts.step, "images_trained": facts.images}
+    return load(file), {**trained, "weights_file": str(file), "weights_sha256": digest}
 
 
 class EffectiveWeighting(NamedTuple):
@@ -236,16 +237,15 @@ class EffectiveWeighting(NamedTuple):
 
 def means_run(text: str) -> bool:
     """Return whether a text is a run's path, and not a weighting's name."""
-    return WEIGHTINGS.named(text.partition(":")[0]) is None and (Path(text) / CONFIG).is_file()
+    return WEIGHTINGS.lookup(text.partition(":")[0]) is None and (Path(text) / CONFIG).is_file()
 
 
 def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
     """Return a run's settings and weighting: one item if fixed; if learned, one for each of up to 12 steps. Raises ElboError."""
     config = read_run_config(run)
-    if not {"weighting", "schedule"} <= set(config.settings):
+    if not all(map(config.settings.states, OBJECTIVE)):
         raise DataError(f"{run}: was imported without its objective; import it again with --weighting and --schedule")
-    settings = run_settings(config.settings, run / CONFIG)
-    return settings, effective_weightings(run, settings)
+    return config.settings, effective_weightings(run, config.settings)
 
 
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
@@ -261,15 +261,15 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     online = OnlineObjective(Objective(weighting, schedule, Prediction(settings.prediction)))
     if path.exists():
         intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)]
-    told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
-    found = []
+    chosen = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
+    effective = []
     for number, interval in enumerate([LossLogRow(0, 0, *torch.zeros(3, len(online.edges) - 1).tolist()), *intervals]):
         with reading(path):  # FormatError if the log's number of bins is wrong
             online.refit(interval.sums)
-        if number in told_at:
+        if number in chosen:
             now = EffectiveWeighting(interval.step, interval.images, online.objective.weighting, ends, settings.auxiliary)
-            found.append(now)
-    return found
+            effective.append(now)
+    return effective
 
 
 def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) -> dict[str, Any]:
@@ -281,10 +281,10 @@ def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) ->
 class Initial(TrainedRun):
     """The run whose weights a new run begins from (--init). The network is on the meta device.
 
-    named: path given to --init: run, checkpoint, or file of weights.
+    source: path given to --init: run, checkpoint, or file of weights.
     """
 
-    named: Path
+    source: Path
 
     def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
         """Return the section `init` of the new run's config.yaml.
@@ -296,7 +296,7 @@ class Initial(TrainedRun):
         seen = {key: value for key, value in about.items() if key.startswith("imported_")}
         changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]
         which = about["weights"], about["weights_sha256"], about.get("step"), about.get("images_trained")
-        return InitFacts(str(self.named), *which, changed, **seen)
+        return InitFacts(str(self.source), *which, changed, **seen)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
         """Return the settings that a new run inherits. data: dataset of the new run."""
@@ -306,7 +306,7 @@ class Initial(TrainedRun):
         return {key: value for key, value in stored if key != "time_limit" and SETTINGS[key].group not in left}
 
     def check_data(self, data: RunData) -> None:
-        check_alike(data, self.data, self.named)
+        check_alike(data, self.data, self.source)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
         """Return the old run's class number for each new class; None: the old run lacks the class.
@@ -322,7 +322,7 @@ class Initial(TrainedRun):
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
         """Return the new network's weights by name, without those that stay random. Raises UsageError, FormatError."""
         read = self.checkpoint.weights(self.about["weights"]).read
-        with reading(self.named, kind=UsageError):
+        with reading(self.source, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)
 
 
@@ -333,31 +333,33 @@ def open_initial(path: Path) -> Initial:
         folder, name = path.parent, path.stem
     source = open_run(folder, torch.device("cpu"), name)
     source.network.to("meta")
-    return Initial(**vars(source), named=path)
+    return Initial(**vars(source), source=path)
 
 
-def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
+def initial_of(path: Path | None, existing: ConfigFile | None, out: Path) -> Initial | None:
     """Return the old run of --init; None: random weights, or the new run `out` has a checkpoint.
 
-    asked: path of --init. known: config of --config or of the run to resume; its section `init` is the default of `asked`.
+    path: of --init. existing: config of --config or of the run to resume; its section `init` is the default of `path`.
     Raises FormatError, UsageError; DataError: the old run's weights are gone or have changed.
     """
-    began = known.config.init if known else None
-    if known is None or began is None or asked not in (None, Path(began.run)):
-        return None if asked is None else open_initial(asked)
-    if known.where == out / CONFIG and store.checkpoints(out):
+    init = existing.config.init if existing else None
+    if existing is None or init is None or path not in (None, Path(init.run)):
+        return None if path is None else open_initial(path)
+    if existing.path == out / CONFIG and store.checkpoints(out):
         return None
-    found = open_initial(Path(began.run))
-    if found.about["weights_sha256"] != began.sha256:
-        raise DataError(f"{began.run}: has changed since {known.where} was written; name the checkpoint of that time with --init")
-    return found
+    initial = open_initial(Path(init.run))
+    if initial.about["weights_sha256"] != init.sha256:
+        raise DataError(
+            f"{init.run}: has changed since {existing.path} was written; name the checkpoint of that time with --init"
+        )
+    return initial
 
 
-def dataset_for(known: Known | None) -> Path:
+def dataset_for(existing: ConfigFile | None) -> Path:
     """Return the path of the dataset to train on. Raises DataError.
 
-    known: config.yaml that names the dataset; None: the current folder's only dataset.
+    existing: config.yaml that names the dataset; None: the current folder's only dataset.
     """
-    data = find_dataset(Path()) if known is None else dataset_of(known.config.data, known.where.parent)
+    data = find_dataset(Path()) if existing is None else dataset_of(existing.config.data, existing.path.parent)
     log.info("using dataset %s", data)
     return data

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from msgspec import structs
 
@@ -21,39 +21,36 @@ from elbocli.core.schedule import Schedule, check_range, parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
-from elbocli.files.checkpoint import CONFIG, DATA_DIGESTS, InitFacts, RunConfig, RunData
+from elbocli.files.checkpoint import DATA_DIGESTS, RunData
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
+from elbocli.nn import auxiliary
 from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, section_of
-from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
-from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
+from elbocli.nn.presets import Preset, choose_preset, load_preset
+from elbocli.run.config import ConfigFile, InitFacts, RunConfig
+from elbocli.run.open import Initial
+from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, STORED, TrainSettings, convert_settings
 from elbocli.runtime import AUTO, PRECISIONS
-from elbocli.runtime.device import card_bytes, meant_by, usual_precision
+from elbocli.runtime.device import card_bytes, resolve_device, usual_precision
 from elbocli.runtime.progress import log
-
-if TYPE_CHECKING:
-    from elbocli.run.open import Initial
 
 # Keys of config.yaml's section `data` that may change or be missing when a run resumes; digests identify the dataset.
 PLACES = ("path", "from_run", "autoencoder", "class_counts", *PREPROCESSING)
-STORED = ("power:std=0.05", "power:std=0.1")  # averages for snapshots when --ema names no power average; EDM2, arXiv:2312.02696
+USUAL_AVERAGES = (
+    "power:std=0.05",
+    "power:std=0.1",
+)  # averages for snapshots when --ema names no power average; EDM2, arXiv:2312.02696
 SNAPSHOTS = 20  # snapshots in a whole run without --snapshot-every
 NETWORK = "network."  # prefix of the network's keys among options, as in network.channels
 # Estimated device memory per parameter in bytes: weight, gradient, two optimizer moments, average; doubled for activations.
 TRAINED_BYTES = 2 * 5 * 4
+Values = dict[str, Any]  # setting → value
 
 
-class Known(NamedTuple):
-    """Config of the run to resume, or of --config. where: path of the config."""
-
-    where: Path
-    config: RunConfig
-
-
-def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[str]) -> tuple[Known | None, dict[str, Any]]:
+def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[str]) -> tuple[ConfigFile | None, Values]:
     """Merge options of --config, the command line and --set, in rising priority.
 
     path: YAML file of options or a run's config.yaml; None: no --config.
@@ -61,24 +58,24 @@ def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[
     Returns: (config if the file is a run's config.yaml, else None; merged options by name).
     Raises UsageError, FormatError.
     """
-    known, found = None, dict[str, Any]()
+    config, merged = None, Values()
     content = {} if path is None else read_yaml(path)
     values = {key.replace("-", "_"): value for key, value in content.items() if value is not None}
     if path is not None and values.get("format") == "elbo-run":
-        known = Known(path, RunConfig.of(values, path))
+        config = ConfigFile(path, RunConfig.of(values, path))
     else:
         words = [*values.pop("set", ()), *words]
-        found = {key: Path(str(values.pop(key))) for key in ("data", "init") if key in values}
+        merged = {key: Path(str(values.pop(key))) for key in ("data", "init") if key in values}
         with reading(path, kind=UsageError):  # a file can't set --out or --on-checkpoint
-            found |= convert_settings(values)
-    found |= {key: value for key, value in options.items() if value not in (None, ())}
+            merged |= convert_settings(values)
+    merged |= {key: value for key, value in options.items() if value not in (None, ())}
     for word in words:
         key, _, value = word.partition("=")
         section, _, name = key.partition(".")
         if section not in ("network", "training") or not (name and value):
             raise UsageError(f"--set {word}: expected network.KEY=VALUE or training.KEY=VALUE")
-        found[key if section == "network" else name] = parse_yaml(f"value: {value}", f"--set {key}")["value"]
-    return known, found
+        merged[key if section == "network" else name] = parse_yaml(f"value: {value}", f"--set {key}")["value"]
+    return config, merged
 
 
 def preset_data(preset: str) -> RunData | None:
@@ -109,7 +106,7 @@ class Resolved:
 
     def config(self) -> RunConfig:
         return RunConfig(
-            settings=self.settings.written(),
+            settings=self.settings,
             network=section_of(self.network),
             data=self.data,
             files=self.files,
@@ -118,108 +115,106 @@ class Resolved:
         )
 
 
-def schedule_of(settings: TrainSettings) -> Schedule | None:
-    """Return the schedule of the settings; None: adaptive. Raises ElboError."""
-    if settings.schedule == ADAPTIVE:
-        return None
-    return resolve_schedule(settings.schedule, settings.logsnr_min, settings.logsnr_max)
+@dataclass(frozen=True)
+class Layers:
+    """Settings of a run by source. A source has priority over those below it.
 
+    options: given by the user, on the command line or in the file of --config.
+    config: of the config.yaml of the run to resume, or of --config; {}: no such file.
+    preset: file of the preset; None: not read, because config.yaml or the run of --init was made with the preset.
+    init: inherited from the run of --init; {}: random weights, or a run to resume.
+    name: of the preset.
+    """
 
-def run_settings(section: Mapping[str, Any], where: Path) -> TrainSettings:
-    """Read the settings section of a run's config. where: file, for messages. Raises FormatError."""
-    with reading(where):
-        return TrainSettings(**convert_settings(section))
+    options: Values
+    config: Values
+    preset: Preset | None
+    init: Values
+    name: str
+
+    def source(self, setting: str) -> str:
+        """Return the layer that a setting comes from: name of a field, or "" for the default."""
+        train = self.preset.train if self.preset else {}
+        layers = {"options": self.options, "config": self.config, "preset": train, "init": self.init}
+        return next((layer for layer, values in layers.items() if setting in values), "")
+
+    def chosen(self) -> Values:
+        """Return the settings that were chosen for this very run, which nothing adapts to its length."""
+        return {**({} if self.preset else self.init), **self.config, **self.options}
+
+    def merged(self) -> Values:
+        """Return all settings. Numbers of updates that nobody chose shrink in proportion in a run shorter than usual."""
+        chosen = self.chosen()
+        usual = {**TrainSettings().stored(), "snapshot_every": None, **self.init, **(self.preset.train if self.preset else {})}
+        values = {**usual, **chosen, "preset": self.name}
+        for key in PACED - chosen.keys():
+            values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
+        return values
 
 
 def resolve(
-    options: Mapping[str, Any], data: Dataset | RunData, known: Known | None = None, initial: Initial | None = None
+    options: Mapping[str, Any], data: Dataset | RunData, existing: ConfigFile | None = None, initial: Initial | None = None
 ) -> Resolved:
     """Merge a run's settings from all sources; make network config and objective.
 
     options: settings by name, and network keys such as `network.channels`; a value of None: not given.
-    known: config of the run to resume or of --config; None: neither. initial: run of --init; None: random weights.
+    existing: config of the run to resume or of --config; None: neither. initial: run of --init; None: random weights.
     Raises UsageError: options contradict each other or the dataset. Raises FormatError: unusable preset or file.
     """
-    given = {key: value for key, value in options.items() if value is not None}
-    overrides = {key.removeprefix(NETWORK): given.pop(key) for key in list(given) if key.startswith(NETWORK)}
-    asked, own, begun = convert_settings(given), dict[str, Any](), dict[str, Any]()
     if isinstance(data, Dataset):
         data.check_square()
         data = data.identity()
     assert data.image_size
     if initial:
         initial.check_data(data)
-    if known:
-        check_plugins(known.config.plugins, known.where)
-        own = run_settings(known.config.settings, known.where).stored()
-        if asked.get("precision") == AUTO:
-            del asked["precision"]
-    elif initial:
-        begun = initial.inherited(data)
-
-    # Layers of settings, each over the one before: defaults, the run of --init, preset, config.yaml, options.
-    name = {**begun, **own, **asked}.get("preset") or _choose(data, asked.get("device", AUTO))
-    gpu = bool(initial and initial.settings.precision in PRECISIONS[2:])
-    if unread := name == own.get("preset") or (begun and "preset" not in asked):
-        preset = Preset({}, {}, PresetAbout(gpu=gpu))
+    if existing:
+        check_plugins(existing.config.plugins, existing.path)
+    given = {key: value for key, value in options.items() if value is not None}
+    overrides = {key.removeprefix(NETWORK): given.pop(key) for key in [*given] if key.startswith(NETWORK)}
+    layers = _layers(convert_settings(given), data, existing, initial)
+    values = layers.merged()
+    prediction = Prediction(values["prediction"])
+    if initial and prediction.spec != initial.prediction.spec:
+        raise UsageError(
+            f"--prediction {prediction.spec}: {initial.source} outputs {initial.prediction.spec}; leave --prediction out"
+        )
+    if data.latents and values["flip"]:
+        raise UsageError(
+            f"--flip: {data.path} holds latents, which can't be mirrored; leave --flip out, and pack by 'elbo prep --mirror'"
+        )
+    weighting, schedule = _weighting(layers, values, data.image_size, initial), _schedule(layers, values, data.image_size)
+    if schedule:
+        values |= {"schedule": schedule.base, "logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
     else:
-        preset = load_preset(name)
+        refuse_adaptive(weighting)
+    weighting.check(values["logsnr_min"], values["logsnr_max"])
+    values |= {"weighting": weighting.spec, "precision": _precision(layers, values, initial), **_averages(values)}
+    values |= {"lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, "auxiliary": auxiliary.canonical(values["auxiliary"])}
+    settings = TrainSettings(**{key: values[key] for key in STORED})
+    files = {str(curve.file): file_sha256(curve.file) for curve in (schedule, weighting.schedule) if curve and curve.file}
+    begins = _begins(existing, initial)
+    network = _network(layers, overrides, values.get("conditional"), data, existing, begins)
+    init = begins.facts(settings, network, data) if begins else _recorded_init(existing, initial)
+    objective = Objective(weighting, schedule or parse_schedule("uniform", settings.logsnr_min, settings.logsnr_max), prediction)
+    return Resolved(settings, network, data, files, objective, init, initial)
+
+
+def _layers(options: Values, data: RunData, existing: ConfigFile | None, initial: Initial | None) -> Layers:
+    config = existing.config.settings.stored() if existing else {}
+    init = initial.inherited(data) if initial and not existing else {}
+    if existing and options.get("precision") == AUTO:  # the run keeps its precision
+        del options["precision"]
+    name = {**init, **config, **options}.get("preset") or _choose(data, options.get("device", AUTO))
+    if name == config.get("preset") or (init and "preset" not in options):
+        return Layers(options, config, None, init, name)
+    preset = load_preset(name)
     if preset.data and preset.data.kind and not data.latents:
         raise UsageError(f"--preset {name} is for latents, and {data.path} holds pixels; pack latents with 'elbo prep --latents'")
     with reading(f"preset {name}"):
         train = convert_settings(preset.train, PRESET_SETTINGS)
     if initial:
         train.pop("prediction", None)  # a network with weights keeps its prediction
-    said = {**(begun if unread else {}), **own, **asked}
-    usual = {**TrainSettings().stored(), "snapshot_every": None, **begun, **train}
-    values = {**usual, **said, "preset": name}
-    for key in PACED - said.keys():  # numbers of updates, in proportion for runs shorter than usual
-        values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
-
-    # Values that depend on each other, or on the data.
-    prediction = Prediction(values["prediction"])
-    if initial and prediction.spec != initial.prediction.spec:
-        raise UsageError(
-            f"--prediction {prediction.spec}: {initial.named} outputs {initial.prediction.spec}; leave --prediction out"
-        )
-    if values["precision"] == AUTO:
-        values["precision"] = usual_precision(values["device"], preset.about.gpu)
-    if data.latents and values["flip"]:
-        raise UsageError(
-            f"--flip: {data.path} holds latents, which can't be mirrored; leave --flip out, and pack by 'elbo prep --mirror'"
-        )
-    if "shift" in train and "shift" not in asked and "weighting" in said:
-        del values["shift"]  # the preset's shift is for the preset's weighting
-    full = "weighting" not in asked and bool(own or (begun and "weighting" not in train))
-    made_for = initial.network.config.image_size if initial and begun else data.image_size
-    weighting = _weighting(values, data.image_size, full, made_for)
-    schedule = _schedule(values, {"logsnr_min", "logsnr_max"}.isdisjoint(said), data.image_size)
-    weighting.check(values["logsnr_min"], values["logsnr_max"])
-    if schedule is None:
-        refuse_adaptive(weighting)
-    conditional = values.pop("conditional", None)
-    values |= {"weighting": weighting.spec, "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, **_averages(values)}
-    settings = TrainSettings(**values)
-    files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting.schedule) if each and each.file}
-
-    # The network's config: from the run of --init, from config.yaml, or from the preset.
-    init, where = known.config.init if known else None, f"preset {name}"
-    fresh = initial if initial and (init is None or init.sha256 != initial.about["weights_sha256"]) else None
-    section, several = _preset_network(preset, data), (data.num_classes or 0) > 1
-    if fresh:
-        where, section = str(fresh.named), section_of(fresh.network.config)
-    elif known and unread:
-        where, section = str(known.where), known.config.network
-    if conditional is None:
-        conditional = section.get("num_classes", several) and (several or not fresh)
-    classes = (data.num_classes or 0) if conditional else 0
-    network = _network({**section, **overrides}, where, data, classes)
-    if fresh:
-        init = fresh.facts(settings, network, data)
-    elif initial and init:
-        init = structs.replace(init, run=str(initial.named))  # the run may have moved
-    objective = Objective(weighting, schedule or parse_schedule("uniform", settings.logsnr_min, settings.logsnr_max), prediction)
-    return Resolved(settings, network, data, files, objective, init, initial)
+    return Layers(options, config, structs.replace(preset, train=train), init, name)
 
 
 def _choose(data: RunData, device: str) -> str:
@@ -229,58 +224,98 @@ def _choose(data: RunData, device: str) -> str:
     def fits(name: str) -> bool:
         if room is None:
             return True
-        network = _network(_preset_network(load_preset(name), data), name, data, data.num_classes or 0)
+        network = _fitted(_preset_network(load_preset(name), data), name, data, data.num_classes or 0)
         return TRAINED_BYTES * count_parameters(build_empty(network)) <= room
 
-    name = choose_preset(data.image_size, data.count, data.latents, meant_by(device) != "cpu", fits)
+    name = choose_preset(data.image_size, data.count, data.latents, resolve_device(device) != "cpu", fits)
     log.info("preset %s, chosen for a dataset of %d images of side %d", name, data.count, data.image_size)
     return name
+
+
+def _precision(layers: Layers, values: Values, initial: Initial | None) -> str:
+    if values["precision"] != AUTO:
+        return str(values["precision"])
+    half = bool(initial and initial.settings.precision in PRECISIONS[2:])
+    return usual_precision(values["device"], layers.preset.about.gpu if layers.preset else half)
+
+
+def _weighting(layers: Layers, values: Values, size: int, initial: Initial | None) -> Weighting:
+    # The SPEC of a config.yaml, or of the run of --init, already includes shift, bias and monotone.
+    spec, shift = values["weighting"], values.get("shift")
+    if layers.source("shift") == "preset" and "weighting" in layers.chosen():
+        shift = None  # the preset's shift is for the preset's weighting
+    moved = resolution_shift(size) if shift == AUTO else shift or 0.0
+    refined = layers.source("weighting") in ("config", "init")
+    if refined and shift is not None:
+        moved -= resolve_weighting(spec).shift  # --shift replaces the spec's shift, which may come from the same option
+    elif refined and initial and layers.init:
+        moved = resolution_shift(size) - resolution_shift(initial.network.config.image_size)
+    bias = {} if values.get("bias") is None else {"bias": values["bias"]}
+    return resolve_weighting(spec, shift=moved, monotone=bool(values.get("monotone")), given=bias, size=size)
+
+
+def _schedule(layers: Layers, values: Values, size: int) -> Schedule | None:
+    # None: adaptive. A schedule file's own range of λ applies unless a range was chosen.
+    spec, ends = values["schedule"], (values["logsnr_min"], values["logsnr_max"])
+    if spec == ADAPTIVE:
+        check_range(*ends)
+        return None
+    if {"logsnr_min", "logsnr_max"}.isdisjoint(layers.chosen()) and SCHEDULES.lookup(spec.partition(":")[0]) is None:
+        ends = None, None
+    return resolve_schedule(spec, *ends, size=size)
+
+
+def _averages(values: Values) -> Values:
+    specs, every = canonical(values["ema"]), values["snapshot_every"]
+    stored = any(parse_average(spec).stored for spec in specs)
+    if every and not stored:
+        specs += USUAL_AVERAGES
+    if every is None:
+        every = -(-values["steps"] // SNAPSHOTS) if stored else 0
+    return {"ema": specs, "snapshot_every": every}
+
+
+def _begins(existing: ConfigFile | None, initial: Initial | None) -> Initial | None:
+    # The run of --init, unless config.yaml records that its weights are those that the run began from.
+    recorded = existing.config.init if existing else None
+    return None if initial and recorded and recorded.sha256 == initial.about["weights_sha256"] else initial
+
+
+def _recorded_init(existing: ConfigFile | None, initial: Initial | None) -> InitFacts | None:
+    recorded = existing.config.init if existing else None
+    return structs.replace(recorded, run=str(initial.source)) if recorded and initial else recorded  # the run may have moved
+
+
+def _network(
+    layers: Layers,
+    overrides: Values,
+    conditional: bool | None,
+    data: RunData,
+    existing: ConfigFile | None,
+    begins: Initial | None,
+) -> NetworkConfig:
+    # The config comes from the run of --init, from the preset, or from config.yaml.
+    if begins:
+        where, section = str(begins.source), section_of(begins.network.config)
+    elif layers.preset:
+        where, section = f"preset {layers.name}", _preset_network(layers.preset, data)
+    else:
+        assert existing
+        where, section = str(existing.path), existing.config.network
+    several = (data.num_classes or 0) > 1
+    if conditional is None:
+        conditional = section.get("num_classes", several) and (several or not begins)
+    return _fitted({**section, **overrides}, where, data, (data.num_classes or 0) if conditional else 0)
 
 
 def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:
     return {**preset.network, "image_size": preset.data.image_size if preset.data else data.image_size}
 
 
-def _network(section: dict[str, Any], where: object, data: RunData, classes: int) -> NetworkConfig:
+def _fitted(section: dict[str, Any], where: object, data: RunData, classes: int) -> NetworkConfig:
     config = config_of({"num_classes": classes, **section, "image_channels": data.channels}, where)
     assert data.image_size
     return config.for_classes(classes).for_size(data.image_size)
-
-
-def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> Weighting:
-    # Removes shift, bias and monotone from `values`. full: the SPEC already includes them, as in a config.yaml.
-    # size, made_for: image side in pixels, of the data and of the SPEC.
-    spec, asked, bias = values["weighting"], values.pop("shift", None), values.pop("bias", None)
-    shift = resolution_shift(size) if asked == AUTO else asked or 0.0
-    if full and asked is not None:
-        shift -= resolve_weighting(spec).shift  # --shift replaces the spec's shift, which may come from the same option
-    elif full and size != made_for:
-        shift = resolution_shift(size) - resolution_shift(made_for)
-    given = {} if bias is None else {"bias": bias}
-    return resolve_weighting(spec, shift=shift, monotone=bool(values.pop("monotone", False)), given=given, size=size)
-
-
-def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
-    # None: adaptive. Puts SPEC and range of λ into `values`. free: no option sets the range, so a schedule file's range applies.
-    spec, ends = values["schedule"], (values["logsnr_min"], values["logsnr_max"])
-    if spec == ADAPTIVE:
-        check_range(*ends)
-        return None
-    if free and SCHEDULES.named(spec.partition(":")[0]) is None:
-        ends = None, None
-    schedule = resolve_schedule(spec, *ends, size=size)
-    values |= {"schedule": schedule.base, "logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
-    return schedule
-
-
-def _averages(values: dict[str, Any]) -> dict[str, Any]:
-    specs, every = canonical(values["ema"]), values["snapshot_every"]
-    stored = any(parse_average(spec).stored for spec in specs)
-    if every and not stored:
-        specs += STORED
-    if every is None:
-        every = -(-values["steps"] // SNAPSHOTS) if stored else 0
-    return {"ema": specs, "snapshot_every": every}
 
 
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
@@ -293,7 +328,7 @@ def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
     # Settings that must not change on resuming: name for messages → value.
-    settings = run_settings(config.settings, Path(CONFIG)).stored()
+    settings = config.settings.stored()
     if settings["precision"] == "tf32":  # allow a run to move between CPU and CUDA
         settings["precision"] = "fp32"
     sections = {
@@ -302,7 +337,7 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
         "files": config.files,
     }
     return {
-        **{f"--{key.replace('_', '-')}": value for key, value in settings.items() if not SETTINGS[key].says("free")},
+        **{f"--{key.replace('_', '-')}": value for key, value in settings.items() if not SETTINGS[key].free},
         **{f"{section} {key}": value for section, values in sections.items() for key, value in values.items()},
         "--init": config.init and f"weights of sha256 {config.init.sha256}",
         "--plugin": ", ".join(map(str, config.plugins or [])) or None,

@@ -48,26 +48,55 @@ def seconds(value: Any) -> Any:
     if not isinstance(value, str) or value == "0":
         return value
     text = value.lower().replace(" ", "")
-    found = IN_COLONS.fullmatch(text) or IN_UNITS.fullmatch(text)
-    if not found or not text:
+    match = IN_COLONS.fullmatch(text) or IN_UNITS.fullmatch(text)
+    if not match or not text:
         raise ValueError("expected a duration like 3h50m, 90s, 1.5h or 1:30:00")
-    return sum(float(part or 0) * each for part, each in zip(found.groups(), (86400, 3600, 60, 1)))
+    return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1)))
 
 
-def about(default: Any, help: str, **said: Any) -> Any:
-    """Declare a setting, except its type. An int without bounds is a count.
+def several(value: Any) -> Any:
+    """Return a list of texts for a single text."""
+    return [value] if isinstance(value, str) else value
 
-    said: any of the following keys. more: text only for the man page.
-    group: heading, in the help, of this and the following settings.
+
+class Setting(NamedTuple):
+    """Declaration of a training setting.
+
+    help, more: text for the help; more text, only for the man page. group: heading in the help.
     ge, gt, le: bounds of the value. parse: module and name of a function that reads the value from text.
     names: module and name of a registry of allowed names. words: further allowed values.
-    zero: word for 0, such as 'none'. flags: the option's name; "": no option.
+    zero: word for 0, such as 'none'. flags: the option's name; "": no option; None: as the setting is called.
     metavar: placeholder of the value in the help. shown: default in the help; "": no default, or the preset's.
     paced: whether the default shrinks with --steps when a run is shorter than its preset.
-    free: whether a resumed run may change the setting. preset: whether presets may set it; default: as `stored`.
+    free: whether a resumed run may change the setting. preset: whether presets may set it; None: as `stored`.
     stored: whether config.yaml has the setting; False: `resolve` merges the setting into another one.
+    hint, kind: type with bounds; type without bounds and `| None`. Both, and the group, follow from TrainSettings.
     """
-    return field(default=default, metadata={"help": help, **said})
+
+    help: str
+    more: str = ""
+    group: str = ""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    parse: str = ""
+    names: str = ""
+    words: tuple[str, ...] = ()
+    zero: str | None = None
+    flags: str | None = None
+    metavar: str | None = None
+    shown: str = ""
+    paced: bool = False
+    free: bool = False
+    preset: bool | None = None
+    stored: bool = True
+    hint: Any = None
+    kind: Any = None
+
+
+def setting(default: Any, help: str, **declared: Any) -> Any:
+    """Declare a setting, except its type. declared: fields of Setting. An int without bounds is a count."""
+    return field(default=default, metadata={"setting": Setting(help, **declared)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +104,16 @@ class TrainSettings:
     """Training settings of a run. Raises UsageError for settings that contradict each other.
 
     Settings with stored=False, such as `bias`, aren't saved: `resolve` merges each into another setting.
+    stated: names of the settings that an imported checkpoint tells, and that alone are in config.yaml; None: all.
     """
 
-    preset: str = about(
+    stated: frozenset[str] | None = None
+
+    preset: str = setting(
         "", "NAME, or a FILE.yaml.", group=RUN, shown="by size", names="elbocli.nn.presets.NAMES", metavar="NAME", preset=False
     )
-    seed: int = about(0, "Seed of all random draws.", shown="0", le=LARGEST_SEED)
-    time_limit: float = about(
+    seed: int = setting(0, "Seed of all random draws.", shown="0", le=LARGEST_SEED)
+    time_limit: float = setting(
         0.0,
         "Save and end after 3h50m, 90s, 1:30:00.",
         more="The same command resumes the run. Leave time to start and to save.",
@@ -93,41 +125,39 @@ class TrainSettings:
         parse="elbocli.run.train_settings.seconds",
     )
 
-    weighting: str = about(
+    weighting: str = setting(
         "sigmoid",
-        "w(logsnr); see 'elbo weights list'.",
+        "w(logsnr); see 'elbo list'.",
         group="Objective and output of the network",
-        more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
+        more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo list factors' or a "
         "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
         "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
         "error at each noise level, which uncertainty:monotone keeps from rising.",
         names="elbocli.core.weighting_curves.WEIGHTINGS",
         words=(LEARNED,),
     )
-    bias: Number | None = about(None, "Parameter bias of the weighting; 2 is :bias=2.", stored=False)
-    shift: Number | Literal["auto"] | None = about(
+    bias: Number | None = setting(None, "Parameter bias of the weighting; 2 is :bias=2.", stored=False)
+    shift: Number | Literal["auto"] | None = setting(
         None, "Shift w in logsnr; auto is 2 log(64/d) at d pixels.", metavar="NUMBER|auto", stored=False, preset=True
     )
-    monotone: bool | None = about(None, "Hold the weighting constant left of its peak.", stored=False)
-    prediction: str = about(
-        "v", "Network's output; see 'elbo weights list predictions'.", names="elbocli.core.prediction.PREDICTIONS"
-    )
-    auxiliary: tuple[str, ...] = about(
+    monotone: bool | None = setting(None, "Hold the weighting constant left of its peak.", stored=False)
+    prediction: str = setting("v", "Network's output; see 'elbo list predictions'.", names="elbocli.core.prediction.PREDICTIONS")
+    auxiliary: tuple[str, ...] = setting(
         (),
         "Add a loss of hidden states: no ELBO.",
-        more="May be repeated. NAME:key=value,… of 'elbo weights list auxiliary', such as dispersive:weight=0.5,temperature=0.5,block=3. block "
+        more="May be repeated. NAME:key=value,… of 'elbo list auxiliary', such as dispersive:weight=0.5,temperature=0.5,block=3. block "
         "counts the network's blocks from 1; 0 is the block at a quarter of the network. The logs have each loss as "
         "auxiliary_NAME, without its weight, and all other numbers without it. none removes the losses that --init or a "
         "preset sets.",
         names="elbocli.nn.auxiliary.AUXILIARIES",
         words=("none",),
         metavar="SPEC",
-        parse="elbocli.nn.auxiliary.canonical",
+        parse="elbocli.run.train_settings.several",
     )
-    logsnr_min: float = about(-15.0, "Noisiest level.", ge=-50, le=50)
-    logsnr_max: float = about(15.0, "Cleanest level.", ge=-50, le=50)
+    logsnr_min: float = setting(-15.0, "Noisiest level.", ge=-50, le=50)
+    logsnr_max: float = setting(15.0, "Cleanest level.", ge=-50, le=50)
 
-    schedule: str = about(
+    schedule: str = setting(
         "cosine",
         "Noise levels: NAME, FILE of 'elbo adapt', or adaptive.",
         group="Schedule, data and network",
@@ -137,26 +167,26 @@ class TrainSettings:
         names="elbocli.core.schedule_curves.SCHEDULES",
         words=(ADAPTIVE,),
     )
-    t_sampling: Literal["low-discrepancy", "independent"] = about("low-discrepancy", "How t is drawn in a batch.", flags="")
-    floor: float = about(0.01, "Least density, relative to uniform.", gt=0, le=1, flags="")
+    t_sampling: Literal["low-discrepancy", "independent"] = setting("low-discrepancy", "How t is drawn in a batch.", flags="")
+    floor: float = setting(0.01, "Least density, relative to uniform.", gt=0, le=1, flags="")
 
-    flip: bool = about(False, "Mirror half of the images; refused for latents.")
-    conditional: bool | None = about(
+    flip: bool = setting(False, "Mirror half of the images; refused for latents.")
+    conditional: bool | None = setting(
         None, "Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False
     )
-    label_dropout: float = about(0.1, "Share of images trained without class, for guidance.", ge=0, le=1)
+    label_dropout: float = setting(0.1, "Share of images trained without class, for guidance.", ge=0, le=1)
 
-    steps: int = about(100_000, "Updates in all.", group="Optimizer", free=True, ge=1)
-    batch_size: int = about(256, "Images per update.", le=10**6, ge=1)
-    optimizer: Literal["adamw", "muon"] = about(
+    steps: int = setting(100_000, "Updates in all.", group="Optimizer", free=True, ge=1)
+    batch_size: int = setting(256, "Images per update.", le=10**6, ge=1)
+    optimizer: Literal["adamw", "muon"] = setting(
         "adamw",
         "muon is for matrices and kernels.",
         more="muon moves the matrices and convolution kernels inside the network's blocks along their orthogonalised momentum, "
         "and all other weights as adamw does. The learning rates are comparable.",
     )
-    lr: float = about(1e-4, "Learning rate.", gt=0, le=1e3)
-    warmup_steps: int = about(1000, "Updates over which lr rises from zero.", paced=True)
-    lr_decay: str = about(
+    lr: float = setting(1e-4, "Learning rate.", gt=0, le=1e3)
+    warmup_steps: int = setting(1000, "Updates over which lr rises from zero.", paced=True)
+    lr_decay: str = setting(
         "constant",
         "constant, cosine, linear or rsqrt:ref=STEPS.",
         more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
@@ -165,12 +195,12 @@ class TrainSettings:
         "curve of the new number from there.",
         names="elbocli.core.learning_rate.LR_DECAYS",
     )
-    weight_decay: float = about(0.0, "Weight decay.", shown="0", ge=0, le=1e3)
-    beta2: float = about(0.999, "beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")
-    adam_eps: float = about(1e-8, "epsilon of AdamW.", gt=0, le=1, flags="")
-    grad_clip: float = about(1.0, "Clip the gradient norm to this.", ge=0, le=LARGEST, zero="none")
+    weight_decay: float = setting(0.0, "Weight decay.", shown="0", ge=0, le=1e3)
+    beta2: float = setting(0.999, "beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")
+    adam_eps: float = setting(1e-8, "epsilon of AdamW.", gt=0, le=1, flags="")
+    grad_clip: float = setting(1.0, "Clip the gradient norm to this.", ge=0, le=LARGEST, zero="none")
 
-    device: str = about(
+    device: str = setting(
         AUTO,
         "cpu, cuda, cuda:1.",
         group=SPEED,
@@ -180,7 +210,7 @@ class TrainSettings:
         free=True,
         preset=False,
     )
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = about(
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = setting(
         AUTO,
         "auto, fp32, tf32, bf16 or fp16.",
         metavar="FORMAT",
@@ -189,7 +219,7 @@ class TrainSettings:
         "CUDA bf16 for presets that are meant for a GPU, if the card supports it, else tf32. A run may go from fp32 to tf32 and back.",
         shown="auto",
     )
-    compile: bool | None = about(
+    compile: bool | None = setting(
         None,
         "torch.compile the network.",
         more="The start takes a minute or more longer. If compilation fails, training goes on without, with a warning. On "
@@ -198,14 +228,14 @@ class TrainSettings:
         shown="on CUDA",
         free=True,
     )
-    parallel: Literal["ddp", "fsdp"] = about(
+    parallel: Literal["ddp", "fsdp"] = setting(
         "ddp",
         "Hold all weights, or a share.",
         more="Each process holds all weights (ddp) or a share of them (fsdp).",
         free=True,
         shown="ddp",
     )
-    micro_batch: int = about(
+    micro_batch: int = setting(
         0,
         "Images per process at a time.",
         more="The gradients of a batch are added up. auto takes the process's whole share of the batch on a CPU, and as many "
@@ -215,9 +245,9 @@ class TrainSettings:
         zero=AUTO,
         shown=AUTO,
     )
-    activation_checkpointing: bool = about(False, "Recompute activations: less memory, but slower.", free=True)
+    activation_checkpointing: bool = setting(False, "Recompute activations: less memory, but slower.", free=True)
 
-    ema: tuple[str, ...] = about(
+    ema: tuple[str, ...] = setting(
         ("0.9999",),
         "Average, or its decay; may be repeated.",
         group=KEPT,
@@ -225,7 +255,7 @@ class TrainSettings:
         names="elbocli.core.averages.AVERAGES",
         parse="elbocli.core.averages.canonical",
     )
-    snapshot_every: int = about(
+    snapshot_every: int = setting(
         0,
         "Updates per snapshot for 'elbo ema'.",
         more="Snapshots are of the power averages. Where --ema names none, those of std 0.05 and 0.1 are added. Without "
@@ -233,18 +263,18 @@ class TrainSettings:
         free=True,
         zero="none",
     )
-    save_every: int = about(1000, "Updates per checkpoint.", free=True, ge=1, paced=True)
-    keep_last: int = about(2, "Checkpoints to keep.", free=True, shown="2", ge=1)
-    keep_every: int = about(0, "Updates per permanent checkpoint.", free=True, zero="none", shown="none")
-    log_every: int = about(100, "Updates per line of the logs.", ge=1, paced=True)
-    preview_every: int = about(5000, "Updates per preview picture.", free=True, zero="none")
+    save_every: int = setting(1000, "Updates per checkpoint.", free=True, ge=1, paced=True)
+    keep_last: int = setting(2, "Checkpoints to keep.", free=True, shown="2", ge=1)
+    keep_every: int = setting(0, "Updates per permanent checkpoint.", free=True, zero="none", shown="none")
+    log_every: int = setting(100, "Updates per line of the logs.", ge=1, paced=True)
+    preview_every: int = setting(5000, "Updates per preview picture.", free=True, zero="none")
 
-    val: str = about("", "Validate on this dataset, packed like DATA.h5.", group=VALIDATION, metavar="PATH", free=True)
-    val_split: int = about(0, "Number of images to hold out.")
-    val_every: int = about(0, "Updates per validation.", free=True, zero=AUTO, shown="2 % of the work")
-    val_images: int = about(0, "Most images per validation.", free=True, zero="all", shown="all")
+    val: str = setting("", "Validate on this dataset, packed like DATA.h5.", group=VALIDATION, metavar="PATH", free=True)
+    val_split: int = setting(0, "Number of images to hold out.")
+    val_every: int = setting(0, "Updates per validation.", free=True, zero=AUTO, shown="2 % of the work")
+    val_images: int = setting(0, "Most images per validation.", free=True, zero="all", shown="all")
 
-    eval_every: int = about(
+    eval_every: int = setting(
         0,
         "Updates per evaluation.",
         more="Also one at the end. Samples of the first average, by 32 steps of ddim, are scored as 'elbo eval' scores "
@@ -254,7 +284,7 @@ class TrainSettings:
         zero="none",
         shown="none",
     )
-    eval_samples: int = about(
+    eval_samples: int = setting(
         0,
         "Number of samples.",
         more="auto is 1000, or the number of the dataset's images if that is lower. Scores compare only at equal numbers.",
@@ -263,8 +293,8 @@ class TrainSettings:
         le=10**6,
         shown="1000 or fewer",
     )
-    eval_metrics: str = about("fid", "See 'elbo weights list metrics'.", metavar="LIST", free=True, shown="fid")
-    eval_ref: str = about(
+    eval_metrics: str = setting("fid", "See 'elbo list metrics'.", metavar="LIST", free=True, shown="fid")
+    eval_ref: str = setting(
         "",
         "Score against this.",
         more="As of 'elbo eval --ref': by default all images of the dataset, held-out images among them. Statistics, as "
@@ -283,45 +313,36 @@ class TrainSettings:
 
     def stored(self) -> dict[str, Any]:
         """Return the settings that config.yaml has, with lists for tuples."""
-        return {name: plain(getattr(self, name)) for name, setting in SETTINGS.items() if setting.says("stored", True)}
+        return {name: plain(getattr(self, name)) for name in STORED}
 
     def written(self) -> dict[str, Any]:
         """Return the settings as config.yaml has them, with words such as 'none' for 0."""
-        return {name: value or SETTINGS[name].says("zero", value) for name, value in self.stored().items()}
+        return {name: value or SETTINGS[name].zero or value for name, value in self.stored().items() if self.states(name)}
 
-
-class Setting(NamedTuple):
-    """A training setting.
-
-    group: heading in the help. hint: type with bounds. kind: type without bounds and `| None`. said: arguments of `about`.
-    """
-
-    group: str
-    hint: Any
-    kind: Any
-    said: Mapping[str, Any]
-
-    def says(self, key: str, otherwise: Any = "") -> Any:
-        """Return an argument of the setting's `about(…)`; `otherwise` if absent."""
-        return self.said.get(key, otherwise)
+    def states(self, name: str) -> bool:
+        """Tell whether config.yaml has a setting, which an imported run may lack."""
+        return self.stated is None or name in self.stated
 
 
 def _settings() -> Iterator[tuple[str, Setting]]:
     group = ""
-    for each in fields(TrainSettings):
-        said, kind = each.metadata, each.type
-        group = said.get("group", group)
-        bounds = {key: said[key] for key in ("ge", "gt", "le") if key in said}
+    for field_ in fields(TrainSettings)[1:]:  # the first, `stated`, is no setting
+        declared, kind = field_.metadata["setting"], field_.type
+        group = declared.group or group
+        bounds = {key: bound for key in ("ge", "gt", "le") if (bound := getattr(declared, key)) is not None}
         if kind is int:
             bounds = {"ge": 0, "le": LARGEST_COUNT, **bounds}
         while get_origin(kind) not in (None, Literal, tuple):  # of a union, the first type
             kind = get_args(kind)[0]
-        yield each.name, Setting(group, Annotated[each.type, Meta(**bounds)], kind, said)
+        yield field_.name, declared._replace(group=group, hint=Annotated[field_.type, Meta(**bounds)], kind=kind)
 
 
 SETTINGS = dict(_settings())
-PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset", each.says("stored", True))]
-PACED = {name for name, each in SETTINGS.items() if each.says("paced")}
+STORED = [name for name, declared in SETTINGS.items() if declared.stored]
+PRESET_SETTINGS = [
+    name for name, declared in SETTINGS.items() if (declared.stored if declared.preset is None else declared.preset)
+]
+PACED = {name for name, declared in SETTINGS.items() if declared.paced}
 
 
 def convert_text(value: Any, hint: Any) -> Any:
@@ -334,24 +355,25 @@ def convert_text(value: Any, hint: Any) -> Any:
             number = float(value) if isinstance(value, str) else None
         if number is not None and not value.isdigit():  # ".5" is no number in JSON, by whose rules msgspec converts
             return convert_text(number, hint)
-        said = str(error).replace("`", "")
-        raise ValueError(said[0].lower() + said[1:]) from error
+        reason = str(error).replace("`", "")
+        raise ValueError(reason[0].lower() + reason[1:]) from error
 
 
-def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTINGS) -> dict[str, Any]:
-    """Convert settings to their types. Raises UsageError for a name outside `known`, or a bad value."""
-    found = {}
+def convert_settings(values: Mapping[str, Any], allowed: Collection[str] = SETTINGS) -> dict[str, Any]:
+    """Convert settings to their types. Raises UsageError for a name outside `allowed`, or a bad value."""
+    converted = {}
     for name, value in values.items():
         former, name = name, FORMER.get(name, name)
         if not name and not value:
             continue
-        if name not in known:
-            raise UsageError(f"unknown setting {former!r}; {nearest(former, known)}")
-        setting = SETTINGS[name]
-        parse = setting.says("parse", None)
+        if name not in allowed:
+            raise UsageError(f"unknown setting {former!r}; {nearest(former, allowed)}")
+        declared = SETTINGS[name]
         try:
-            zero = value == setting.says("zero", ...)
-            found[name] = 0 if zero else convert_text(resolve_name(parse)(value) if parse else value, setting.hint)
+            if declared.zero and value == declared.zero:
+                converted[name] = 0
+            else:
+                converted[name] = convert_text(resolve_name(declared.parse)(value) if declared.parse else value, declared.hint)
         except ValueError as error:
             raise UsageError(f"{name} is {value!r}: {error}") from error
-    return found
+    return converted

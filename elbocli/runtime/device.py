@@ -18,12 +18,12 @@ from elbocli.errors import UsageError
 from elbocli.runtime.progress import log
 
 # Name of a precision → dtype of the network's activations.
-PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CARD, DRIVER = Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version")  # files of NVIDIA's driver
 WARM_UPS = 2  # calls before a CUDA graph is captured: the first calls choose algorithms and allocate memory
 
 
-def meant_by(name: str) -> str:
+def resolve_device(name: str) -> str:
     """Replace `auto` by $ELBO_DEVICE, else by cuda if available, else by cpu.
 
     Raises UsageError for `auto` if the machine has an NVIDIA card that this process may use, but CUDA does not start.
@@ -78,7 +78,7 @@ def choose_device(name: str) -> torch.device:
     A CUDA device becomes torch's current device.
     Raises UsageError: when the device doesn't work on this machine.
     """
-    name = meant_by(name)
+    name = resolve_device(name)
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
@@ -114,8 +114,8 @@ class Precision:
     device: torch.device
 
     def __post_init__(self) -> None:
-        if self.name not in PRECISIONS:
-            raise UsageError(f"precision is {self.name!r}; it must be one of {', '.join(PRECISIONS)}")
+        if self.name not in DTYPES:
+            raise UsageError(f"precision is {self.name!r}; it must be one of {', '.join(DTYPES)}")
 
     @property
     def tf32(self) -> bool:
@@ -126,7 +126,7 @@ class Precision:
         return "fp32" if self.name == "tf32" and not self.tf32 else self.name
 
     def autocast(self) -> torch.autocast:
-        dtype = PRECISIONS[self.name]
+        dtype = DTYPES[self.name]
         lower = dtype != torch.float32
         return torch.autocast(self.device.type, dtype=dtype if lower else torch.bfloat16, enabled=lower)
 
@@ -151,7 +151,7 @@ class Precision:
 
 def usual_precision(device: str, for_gpu: bool) -> str:
     """Return the default precision of training. for_gpu: whether the network is made for GPUs."""
-    if not meant_by(device).startswith("cuda"):
+    if not resolve_device(device).startswith("cuda"):
         return "fp32"
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if for_gpu and has_bf16 else "tf32"
@@ -177,7 +177,7 @@ def sent(value: Tensor, device: torch.device) -> Tensor:
 
 def card_bytes(device: str) -> int | None:
     """Return the memory of a CUDA device in bytes, else None."""
-    name = meant_by(device)
+    name = resolve_device(device)
     if name.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_properties(name).total_memory
     return None

@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from elbocli.errors import ElboError, NotJoined, PeerLost, ReaderGone, UsageError
-from elbocli.runtime.device import choose_device, meant_by
+from elbocli.runtime.device import choose_device, resolve_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # timeout of collective operations; ranks wait while rank 0 reads and checks a checkpoint
@@ -137,7 +137,7 @@ def joined(device: str) -> Iterator[World]:
         return
     if missing := [name for name in VARIABLES if name not in os.environ]:
         raise UsageError(f"WORLD_SIZE is {size} without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE")
-    meant = meant_by(device)
+    meant = resolve_device(device)
     if meant.startswith("cuda:"):
         raise UsageError(f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out")
     cuda, rank = meant == "cuda", int(os.environ["RANK"])

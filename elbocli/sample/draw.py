@@ -105,8 +105,8 @@ def check_guidance(trained: TrainedRun, guide: TrainedRun | None, denoiser: Deno
         return
     if scale == 1:
         raise UsageError("a guide has no effect at --guidance-scale 1; try --guidance-scale 2")
-    known = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
-    if _images(trained) != _images(guide) or (known[1][0] and known[0] != known[1]):
+    classes = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
+    if _images(trained) != _images(guide) or (classes[1][0] and classes[0] != classes[1]):
         raise UsageError(
             f"--guide {guide.path}: draws other images or classes than {path}; name a guide with "
             "the same image size, channels and latent space, and the same classes or none"
@@ -298,9 +298,9 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings) -> Schedule:
     return resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
 
 
-def _check_purpose(schedule: Schedule, found: str) -> None:
-    if (meant := made_for(schedule)) not in (None, found):
-        log.warning(f"{schedule.file}: is made for {meant}, not for {found}; make a new file with 'elbo grid'")
+def _check_purpose(schedule: Schedule, purpose: str) -> None:
+    if (made := made_for(schedule)) not in (None, purpose):
+        log.warning(f"{schedule.file}: is made for {made}, not for {purpose}; make a new file with 'elbo grid'")
 
 
 class _Drawing:
@@ -324,8 +324,8 @@ class _Drawing:
         with reading(trained.path, kind=UsageError, on=()):
             self.denoiser = prepared(denoiser, sampler.traits.learned, compiled, graphs)
         self.trained = trained
-        known = trained.data.class_names or []
-        names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
+        class_names = trained.data.class_names or []
+        names = [str(class_names[k] if k < len(class_names) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, config.shape, config.num_classes, device)
         counts, effect = trained.class_counts(), "samples have classes with these frequencies (--classes data)"
         classes = settings.classes or usual_classes(counts, trained.path, effect)

@@ -15,10 +15,10 @@ from elbocli.run.train_settings import KEPT, RUN, SETTINGS, VALIDATION, Setting
 def _type(setting: Setting) -> Any:
     if get_origin(setting.kind) is Literal:
         return click.Choice(get_args(setting.kind))
-    if setting.says("names"):
-        return Named(setting.says("names"), *setting.says("words"))
-    if setting.kind in (int, float) and not setting.says("parse"):
-        return Value(setting.hint, "count" if setting.kind is int else "number", zero=setting.says("zero", None))
+    if setting.names:
+        return Named(setting.names, *setting.words)
+    if setting.kind in (int, float) and not setting.parse:
+        return Value(setting.hint, "count" if setting.kind is int else "number", zero=setting.zero)
     return None if setting.kind is bool else str
 
 
@@ -26,26 +26,24 @@ def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each training setting. Options that aren't given are None or ()."""
     for name, setting in reversed(SETTINGS.items()):
         word, kind = name.replace("_", "-"), _type(setting)
-        flags = setting.says("flags", f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}")
-        if not flags:
+        if setting.flags == "":
             continue
-        shown, zero = setting.says("shown"), setting.says("zero")
         option(
-            flags,
+            setting.flags or (f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}"),
             name,
             type=kind,
             default=None,
             multiple=get_origin(setting.kind) is tuple,
-            metavar=setting.says("metavar", (zero and f"N|{zero}") or None),
-            help=f"{setting.said['help']}  [default: {shown}]" if shown else setting.said["help"],
-            more=setting.says("more"),
+            metavar=setting.metavar or (f"N|{setting.zero}" if setting.zero else None),
+            help=f"{setting.help}  [default: {setting.shown}]" if setting.shown else setting.help,
+            more=setting.more,
         )(function)
     return function
 
 
 GROUPS: dict[str, list[str]] = {}
 for name, setting in SETTINGS.items():
-    if setting.says("flags", name):
+    if setting.flags != "":
         GROUPS.setdefault(setting.group, []).append(name)
 GROUPS[RUN] = ["out", "overwrite", "dry_run", "config", "init", "plugin", *GROUPS[RUN], "words"]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
@@ -154,26 +152,26 @@ def train(
     from elbocli.train import loop, plan
     from elbocli.train.targets import check_targets
 
-    known, asked = settings.read_options(config, {**options, "data": data, "init": init}, words)
-    data, init = asked.pop("data", None), asked.pop("init", None)
-    preset = asked.get("preset")
-    known = known or folder.known_of(out, data is not None, preset)
+    existing, given = settings.read_options(config, {**options, "data": data, "init": init}, words)
+    data, init = given.pop("data", None), given.pop("init", None)
+    preset = given.get("preset")
+    existing = existing or folder.config_to_resume(out, data is not None, preset)
     if dry_run:
         if not Command.silent:
-            initial = initial_of(init, known, out)
-            planned = settings.preset_data(preset) if preset and data is None and known is None else None
-            dataset = planned or Dataset(data or dataset_for(known), latents=True)
-            resolved = settings.resolve(asked, dataset, known, initial)
+            initial = initial_of(init, existing, out)
+            planned = settings.preset_data(preset) if preset and data is None and existing is None else None
+            dataset = planned or Dataset(data or dataset_for(existing), latents=True)
+            resolved = settings.resolve(given, dataset, existing, initial)
             click.echo(yaml_text(plan.plan(resolved, launched())), nl=False)
         return
-    with joined(asked.get("device") or (known.config.settings.get("device", "auto") if known else "auto")) as world:
+    with joined(given.get("device") or (existing.config.settings.device if existing else "auto")) as world:
         with world.together():
             check_targets(log_to, out)
-            initial = initial_of(init, known, out) if world.first else None  # only rank 0 reads the weights
+            initial = initial_of(init, existing, out) if world.first else None  # only rank 0 reads the weights
         initial = world.of_first(initial)
         with world.together():
-            dataset = Dataset(data or dataset_for(known), latents=True)
-            resolved = settings.resolve(asked, dataset, known, initial)
+            dataset = Dataset(data or dataset_for(existing), latents=True)
+            resolved = settings.resolve(given, dataset, existing, initial)
         extractor = eval_extractor, eval_weights
         loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite, extractor)
     if world.first:

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from elbocli.nn.networks import Network, NetworkConfig, build, count_parameters, declaration_of
+from elbocli.nn.networks import Network, NetworkConfig, build, count_parameters
 from elbocli.nn.networks.unet import GroupNorm
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import PRECISIONS, meant_by
+from elbocli.runtime.device import DTYPES, resolve_device
 from elbocli.runtime.processes import World, shard_size
 from elbocli.train.batches import split
 from elbocli.train.muon import matrices
@@ -96,7 +96,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
 
 def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> dict[str, int]:
     """Return bytes per device for each use, such as `weights`. images: number per forward pass. cuda: as in `measure_step`."""
-    settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
+    settings, size = resolved.settings, DTYPES[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
     held = FLOAT * -(-step.weights // (shard_size(devices) if sharded else 1))
     kept = step.checkpointed if settings.activation_checkpointing else step.kept
@@ -115,12 +115,12 @@ def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
 
     devices: number of processes, with one device each. Raises UsageError for more devices than images in a batch.
     """
-    settings, network, images = resolved.settings, resolved.network, resolved.data.count or 1
-    device = meant_by(settings.device).partition(":")[0]
+    settings, config, images = resolved.settings, resolved.config(), resolved.data.count or 1
+    device = resolve_device(settings.device).partition(":")[0]
     parts = len(split(World(0, devices), settings.batch_size, settings.micro_batch or settings.batch_size))
     at_once, recompute = -(-settings.batch_size // (devices * parts)), settings.activation_checkpointing
     memory = device_memory(resolved, devices, at_once, device == "cuda")
-    step = measure_step(network, device == "cuda")
+    step = measure_step(resolved.network, device == "cuda")
     flops, seen = step.flops + recompute * step.forward_flops, settings.steps * settings.batch_size
     compute = {
         "forward_GFLOP_per_image": step.forward_flops / 1e9,
@@ -129,7 +129,7 @@ def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
         "run_EFLOP": flops * seen / 1e18,
     }
     return {
-        **resolved.config().settings,
+        **config.settings.written(),
         "device": device,
         "devices": devices,
         "micro_batch": at_once,
@@ -138,13 +138,7 @@ def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
         "data_images": images,
         **({"latents": resolved.data.more} if resolved.data.latents else {}),
         **({"init": resolved.init.json()} if resolved.init else {}),
-        "network": {
-            "family": declaration_of(network).name,
-            "parameters": step.weights,
-            "image_size": network.image_size,
-            "channels": network.image_channels,
-            "classes": network.num_classes,
-        },
+        "network": {"parameters": step.weights, **config.network},
         "verdict": resolved.objective.weighting.verdict(settings.logsnr_min, settings.logsnr_max, settings.auxiliary),
         "images": seen,
         "epochs": round(seen / images, 2),

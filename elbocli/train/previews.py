@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from elbocli.core.samplers import parse_sampler
-from elbocli.files.grid import Layout, lay_out, rows_of_classes
+from elbocli.files.contact_sheet import Layout, lay_out, rows_of_classes
 from elbocli.sample.draw import Decoder, SampleSettings
 from elbocli.train.scores import draw_averaged
 from elbocli.train.state import TrainState

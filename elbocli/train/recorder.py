@@ -16,8 +16,8 @@ from elbocli.core.adaptive import bin_middles
 from elbocli.errors import UsageError
 from elbocli.files import losslog
 from elbocli.files.atomic import flush, writing
+from elbocli.files.contact_sheet import write_contact_sheet
 from elbocli.files.dataset import Dataset
-from elbocli.files.grid import write_grid
 from elbocli.files.reading import reading
 from elbocli.files.schedule_file import finite
 from elbocli.run.train_settings import ADAPTIVE
@@ -167,7 +167,7 @@ class Recorder:
         if self.world.first:
             with writing(path.parent):
                 path.parent.mkdir(exist_ok=True)
-            write_grid(path, images, layout)
+            write_contact_sheet(path, images, layout)
         self.targets.write(self.state.steps_done, {SAMPLES: path})
 
     def _measured(self, values: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE
-from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_device, name_of
+from elbocli.runtime.device import DTYPES, Precision, card_bytes, choose_device, name_of
 from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to_stderr, to_local
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches, split
@@ -60,7 +60,7 @@ class Parallel:
 
             # Parameters are gathered in the precision of the forward pass; gradients are summed in float32; λ is not cast.
             policy = MixedPrecisionPolicy(
-                param_dtype=PRECISIONS[precision],
+                param_dtype=DTYPES[precision],
                 reduce_dtype=torch.float32,
                 cast_forward_inputs=False,
             )

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from elbocli.errors import UsageError
-from elbocli.files.checkpoint import read_config
 from elbocli.files.outputs import check_outputs
+from elbocli.run.config import read_config
 from elbocli.runtime.progress import log
 
 LINES = ".jsonl"

@@ -1,4 +1,4 @@
-"""Command line of `elbo weights`: the commands list, show, check and plot."""
+"""Command line of `elbo list`, and of `elbo weights` with the commands show, check and plot."""
 
 import json
 from pathlib import Path
@@ -23,9 +23,9 @@ from elbocli.cli.commands import (
     table_option,
     value,
 )
-from elbocli.cli.text import visible
+from elbocli.cli.text import tell, visible
 
-# KIND of `elbo weights list` → module and name of the registry.
+# KIND of `elbo list` → module and name of the registry.
 REGISTRIES = {
     "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",
     "schedules": "elbocli.core.schedule_curves.SCHEDULES",
@@ -51,37 +51,17 @@ def _range_options(function: Any) -> Any:
     return function
 
 
-@click.group(cls=Group, context_settings=CONTEXT)
-def weights() -> None:
-    """List, check and plot weightings.
-
-    A SPEC is NAME or NAME:key=value,…, with the modifiers shift=S and monotone, as in sigmoid:bias=2 or edm:monotone.
-
-    A SPEC may also be a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE: the squared error of a prediction, times a
-    factor or any weighting, with t uniform and logsnr(t) given by a schedule or a schedule file. 'elbo weights list KIND'
-    lists predictions, factors and schedules. Examples: v-mse@cosine, x-mse:min-snr:5@linear-beta,
-    eps-mse:monotone@fitted.yaml. A shift or monotone before @ changes the resulting weighting; a shift after @ shifts
-    the schedule.
-
-    The path of a diffusers scheduler_config.json is a SPEC, too: the loss of its prediction at its timesteps. So is
-    schedule:SCHEDULE, the density of a schedule: eps-mse@SCHEDULE scaled to a peak of 1.
-
-    The folder of a run is a SPEC for the run's weighting. A learned weighting ('elbo train --weighting uncertainty')
-    is shown as it is after the run's last step; 'elbo weights check RUN' shows it over the course of training.
-    """
-
-
-@weights.command("list", cls=Command)
+@click.command("list", cls=Command)
 @click.argument("kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[KIND]")
 @table_option
 @plugin_option
 @common
 def list_(kind: str, as_json: bool) -> None:
-    """List weightings, or the names of another KIND, with formula, parameters and source; with -v, also aliases.
+    """List the names of a KIND: weightings, samplers and others.
 
-    KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
-    noises, starts, thresholds, roundings, criteria, auxiliary (losses), averages, extractors or metrics. For weightings:
-    also whether monotone.
+    Each with its formula, parameters and source; with -v, also aliases; weightings also with whether they are monotone.
+    KIND is weightings (the default), schedules, predictions, factors, samplers, spacings, noises, starts, thresholds,
+    roundings, criteria, auxiliary (losses), averages, extractors or metrics.
     """
     from elbocli.core.registry import load_installed
 
@@ -98,6 +78,37 @@ def list_(kind: str, as_json: bool) -> None:
             row["known as"] = list(declared.known_as)
         rows.append({**row, "source": declared.source})
     print_rows(rows, as_json)
+
+
+class Weights(Group):
+    """Group of `elbo weights`, which still finds `list`, the former place of `elbo list`."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "list":
+            return super().get_command(ctx, cmd_name)
+        if not ctx.resilient_parsing:
+            tell("elbo weights list: this command is 'elbo list' now; elbo 0.3 will not have the former name")
+        return list_
+
+
+@click.group(cls=Weights, context_settings=CONTEXT)
+def weights() -> None:
+    """Show, check and plot weightings.
+
+    A SPEC is NAME or NAME:key=value,…, with the modifiers shift=S and monotone, as in sigmoid:bias=2 or edm:monotone.
+
+    A SPEC may also be a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE: the squared error of a prediction, times a
+    factor or any weighting, with t uniform and logsnr(t) given by a schedule or a schedule file. 'elbo list KIND'
+    lists predictions, factors and schedules. Examples: v-mse@cosine, x-mse:min-snr:5@linear-beta,
+    eps-mse:monotone@fitted.yaml. A shift or monotone before @ changes the resulting weighting; a shift after @ shifts
+    the schedule.
+
+    The path of a diffusers scheduler_config.json is a SPEC, too: the loss of its prediction at its timesteps. So is
+    schedule:SCHEDULE, the density of a schedule: eps-mse@SCHEDULE scaled to a peak of 1.
+
+    The folder of a run is a SPEC for the run's weighting. A learned weighting ('elbo train --weighting uncertainty')
+    is shown as it is after the run's last step; 'elbo weights check RUN' shows it over the course of training.
+    """
 
 
 @weights.command(cls=Command)
@@ -151,7 +162,7 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
 
     if equals is None and means_run(spec):
         settings, effective = weighting_of_run(Path(spec))
-        times = [each.json() for each in effective]
+        times = [item.json() for item in effective]
         falls = all(row["monotone"] for row in times)
         good = falls and not settings.auxiliary
         verdict: dict[str, Any] = {
@@ -165,9 +176,9 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
         }
         sentences = [f"{spec}: {settings.weighting} after step {w.step}: {w.verdict}" for w in effective]
     else:
-        weighting, *others = given = [_weighting(text) for text in (spec, equals) if text is not None]
-        for each in given:
-            low, high = each.within_support(low, high)
+        weighting, *others = curves = [_weighting(text) for text in (spec, equals) if text is not None]
+        for curve in curves:
+            low, high = curve.within_support(low, high)
         check_range(low, high)
         rising, faults = weighting.rising(low, high), weighting.faults(low, high)
         good = not rising and not faults

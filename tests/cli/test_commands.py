@@ -121,7 +121,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_a_plug_in_is_named_by_its_own_file_and_line(mistake, do, tmp_path):
     (tmp_path / "plug.py").write_text(HEAD + MISTAKES[mistake])
-    said = do("weights", "list", "--plugin", "plug.py", code=2).decode()
+    said = do("list", "--plugin", "plug.py", code=2).decode()
     assert said.count("\n") == 1 and "plug.py, line 5" in said and "elbocli/" not in said
     do("weights", "check", "mine", code=2)  # nothing was declared
 

@@ -105,7 +105,6 @@ OUTPUTS = [
     "bound {run} -n 8 --plot out.svg",
     "bound {run} -n 8 --log out.jsonl",
     "eval {data} --ref {data} --save-features out.safetensors",
-    "merge out.h5 {data}",
     "prep {images} out.h5",
     "report {run} -o out.html",
     "sample {run} -n 2 --steps 2 -o out.npz",

@@ -42,14 +42,13 @@ COMMANDS = {
     "eval": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --card x.md --save-stats x.npz "
     "--save-features x.safetensors",
     "grid": "grid {run} -n 2 --steps 3 -o x.yaml",
-    "info": "info {data} --grid x.png",
+    "info": "info {data} --sheet x.png",
     "optimum": "optimum {data} -n 4 -o x.json --plot x.svg",
     "report": "report {run} -o x.html",
     "weights plot": "weights plot sigmoid -o x.pdf",
     "import": "import {weights} x --plugin {plugin}",
-    "merge": "merge x.h5 {data}",
     "prep": "prep {images} x.h5 --size 8 --channels 1",
-    "prep webp": "prep {images} x.h5 --size 16 --store webp --shard 1/2",
+    "prep webp": "prep {images} x.h5 --size 16 --store webp",
     "sample npy": f"{SAMPLE} x.npy",
     "sample npz": f"{SAMPLE} x.npz",
     "sample h5": f"{SAMPLE} x.h5",
@@ -57,8 +56,8 @@ COMMANDS = {
     "sample pictures": f"{SAMPLE} x",
     "train": TRAIN,
 }
-ONE_BATCH = ("merge", "prep", "prep webp")
-"""Commands that look for signals between batches of images, and have one here: tests/prep and tests/merge have several."""
+ONE_BATCH = ("prep", "prep webp")
+"""Commands that look for signals between batches of images, and have one here: tests/prep has several."""
 CHANGING = {"metrics.jsonl", "status.json", "meta.json", ".lock", "events"}
 """Files of a run that hold times or speeds, or the digest of one that does."""
 HALF = (".tmp", ".old", ".trash", ".partial", ".json.partial")

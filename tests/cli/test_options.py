@@ -31,7 +31,7 @@ from elbocli.run import train_settings
 from elbocli.run.train_settings import FORMER, SETTINGS, convert_settings, seconds
 from elbocli.train.command import train
 from elbocli.version import __version__
-from elbocli.weights.command import REGISTRIES, weights
+from elbocli.weights.command import REGISTRIES, list_
 
 SETUP = Path(__file__).parents[2] / "setup.cfg"
 LIGHT = """
@@ -87,7 +87,7 @@ def commands(command=group, *path):
 @pytest.mark.parametrize("allocator", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}])
 def test_help_imports_nothing_heavy_and_cudas_allocator_extends_segments_unless_told_how(allocator):
     """Torch reads these variables when it is imported."""
-    lines = [["--help"], ["--version"], ["weights", "list", "extractors"], ["weights", "list", "factors"]]
+    lines = [["--help"], ["--version"], ["list", "extractors"], ["list", "factors"]]
     lines += [[*path, "-h"] for path, _ in commands() if not allocator]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTORCH")}
     wanted = [*allocator.values(), "expandable_segments:True"][0]
@@ -107,9 +107,29 @@ def test_other_names_lead_to_options_and_words_for_zero_to_zero():
         named = {word.strip("(;,)") for word in rest if word.startswith("--")}
         assert named <= options and name not in options and (name[-1] == ":" or named), line
     for name, setting in SETTINGS.items():
-        word = setting.says("zero", 0)
-        assert word == 0 or convert_settings({name: word}) == {name: 0} == convert_settings({name: 0})
+        word = setting.zero
+        assert word is None or convert_settings({name: word}) == {name: 0} == convert_settings({name: 0})
     assert convert_settings({"batch": 8, "milestone_every": 3}) == {"batch_size": 8, "keep_every": 3}
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("prep images x.h5 --classes names.txt", "--class-names"),
+        ("import w.pt run --classes 3", "--num-classes"),
+        ("import w.pt run --levels sigma", "--noise-input"),
+        ("info x.h5 --grid x.png", "--sheet"),
+        ("prep images x.h5 --shard 1/2", "one 'elbo prep'"),
+    ],
+)
+def test_an_option_of_an_earlier_version_is_refused_with_its_present_name(line, word, elbo):
+    result = elbo(*line.split())
+    assert result.returncode == 2 and word in result.stderr.decode()
+
+
+def test_names_are_listed_under_the_former_command_too_with_a_note(elbo):
+    now, before = elbo("list", "factors"), elbo("weights", "list", "factors")
+    assert now.stdout == before.stdout != b"" and now.stderr == b"" and b"'elbo list'" in before.stderr
 
 
 # Help
@@ -124,12 +144,12 @@ def test_every_command_has_help_for_itself_and_each_option():
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help or hasattr(option.type, "choices") or "logsnr" in option.opts[0], (path, option.name)
-    assert set(REGISTRIES) <= set(re.findall(r"\w+", weights.commands["list"].help))
+    assert set(REGISTRIES) <= set(re.findall(r"\w+", list_.help))
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_each_kind_of_name_is_listed_with_its_parameters(kind, elbo):
-    listed = elbo("weights", "list", kind).stdout.decode()
+    listed = elbo("list", kind).stdout.decode()
     for declared in resolve_name(REGISTRIES[kind]).values():
         row = next(line for line in listed.splitlines() if line.startswith(f"{declared.name} "))
         assert all(f"{key}=" in row for key in declared.params)
@@ -142,7 +162,7 @@ def test_each_help_fits_two_screens_and_the_options_of_training_are_its_settings
         assert len(lines) <= 90 and max(map(len, lines)) <= 80, path
     options = {option.name for option in train.params if isinstance(option, click.Option)}
     others = "out config init plugin log_to on_checkpoint eval_extractor eval_weights overwrite dry_run words quiet verbose"
-    assert options - {*others.split()} == {name for name, each in SETTINGS.items() if each.says("flags", name)}
+    assert options - {*others.split()} == {name for name, each in SETTINGS.items() if each.flags != ""}
     assert {train_settings.SPEED, train_settings.KEPT} <= set(train.groups)
 
 
@@ -161,7 +181,7 @@ sys.exit(run(["train", sys.argv[1], "--dry-run", "--weighting", "mine:lr=3", "--
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_changes_no_default_that_help_shows(name):
-    assert [key for key in load_preset(name).train if SETTINGS[FORMER.get(key, key)].says("shown")] == []
+    assert [key for key in load_preset(name).train if SETTINGS[FORMER.get(key, key)].shown] == []
 
 
 @pytest.mark.long

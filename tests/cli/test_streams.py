@@ -65,7 +65,7 @@ def on_terminal(*line):
 
 
 def test_binary_and_pages_never_go_onto_a_terminal(trained, digits):
-    for line in (("sample", trained, "-n", 2), ("info", digits, "--grid", "-"), ("report", trained)):
+    for line in (("sample", trained, "-n", 2), ("info", digits, "--sheet", "-"), ("report", trained)):
         code, shown = on_terminal(*line)
         assert code == 2 and "terminal" in shown and (line[0] != "report" or "-o FILE" in shown), line
     ours, its = os.openpty()
@@ -231,7 +231,7 @@ def nasty(elbo, trained, tmp_path_factory):
         ("info", f"{NASTY}.h5"),
         ("weights", "check", f"eps-mse@{NASTY}.json"),
         ("weights", "show", f"eps-mse@{NASTY}.json", "--points", 3),
-        ("weights", "list", "--plugin", "own.py"),
+        ("list", "--plugin", "own.py"),
         ("info", "-v", f"{NASTY}.none"),
         ("eval", "--ref", *[f"{NASTY}.h5"] * 2, "--extractor", "elbo-tiny", "--metrics", "fid", "--card", "x.md"),
     ],

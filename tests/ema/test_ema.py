@@ -19,7 +19,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import checkpoints, latest
 from elbocli.files.dataset import Dataset
-from elbocli.files.tensor_files import load, read_about
+from elbocli.files.tensor_files import load, read_average_facts
 from elbocli.run import settings
 from elbocli.run.open import open_run
 from elbocli.train import loop
@@ -113,7 +113,7 @@ def test_the_command_prints_json_and_the_file_says_how_it_was_made(elbo, kept, t
     out = tmp_path / "a.safetensors"
     done = elbo("ema", kept, "--std", ".08", "-o", out, "-q")
     assert (done.returncode, done.stderr) == (0, b"")
-    result, (made, digest) = json.loads(done.stdout), read_about(out)
+    result, (made, digest) = json.loads(done.stdout), read_average_facts(out)
     about = made.json()
     same = {"spec": "power:std=0.08", "step": 100, "images": 1600, "run": str(kept), "residual": result["residual"]}
     assert result == {**result, **same, "average": str(out), "snapshots": 20, "first_snapshot": 5, "sha256": digest}

@@ -80,7 +80,7 @@ def test_mistakes_are_told(line, code, word, elbo, folder):
 
 
 def test_every_metric_and_protocol_is_listed(elbo):
-    listed = {each["name"]: each["formula"] for each in json.loads(elbo("weights", "list", "metrics", "--json").stdout)}
+    listed = {each["name"]: each["formula"] for each in json.loads(elbo("list", "metrics", "--json").stdout)}
     assert listed == {metric.name: metric.formula for metric in METRICS.values()}
     said = elbo("eval", "--help").stdout.decode()
     assert all(name in said for name in PRC_PROTOCOLS)

@@ -20,9 +20,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.result import score_card
+from elbocli.files.contact_sheet import Group, draw_contact_sheet, lay_out
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics, write_features, write_statistics
-from elbocli.files.grid import PLACES, cut_up, layout_of
 from elbocli.files.sample_files import npy_header
 from elbocli.nn.extractors.vit import Tiny
 
@@ -155,15 +155,11 @@ def test_a_mismatch_is_refused_unless_it_is_allowed_and_then_named(images, digit
 
 
 def test_samples_know_how_the_images_were_made_that_their_run_has_seen(trained, digits, digits_folder, tmp_path, elbo):
-    """Merged samples too, and how all of them were drawn."""
-    for seed in (4, 2):
-        line = ("sample", trained, "-n", 12, "--steps", 2, "--seed", seed, "-o", f"{seed}.h5")
-        assert elbo(*line, cwd=tmp_path).returncode == 0
-    assert elbo("merge", "s.h5", "4.h5", "2.h5", cwd=tmp_path).returncode == 0
+    assert elbo("sample", trained, "-n", 24, "--steps", 2, "--seed", 4, "-o", tmp_path / "s.h5").returncode == 0
     found = result(tmp_path / "s.h5", digits)
     made = found.json()["made"]
-    assert (made["seed"], made["steps"], made["crop"]) == ([4, 2], 2, "center")
-    assert "- seed: 4, 2\n" in score_card(found)
+    assert (made["seed"], made["steps"], made["crop"]) == (4, 2, "center")
+    assert "- seed: 4\n" in score_card(found)
     other = ("--size", 8, "--channels", 1, "--crop", "resize", "--limit", 20)
     assert elbo("prep", digits_folder, tmp_path / "ref.h5", *other).returncode == 0
     with pytest.raises(DataError, match="crop is resize"):
@@ -379,28 +375,30 @@ def test_the_sheet_of_neighbours_has_the_closest_pairs_pixel_for_pixel(images, t
     for path, out in zip(paths, saved):
         score(path, None, save_features=out)
     score(*paths, neighbours=sheet)
-    rows, names = shown(sheet)
-    assert rows.shape == (12, 6, 8, 8, 1)
     apart = cdist(*(read_features(path).features.double().numpy() for path in saved))
     order = apart.min(1).argsort(kind="stable")[:12]
-    assert [int(name.partition(":")[0]) for name in names] == order.tolist() and names[0] == "5: 0"
-    for row, index in zip(rows, order):
-        assert (row[0] == samples[index]).all() and (row[1:] == training[apart[index].argsort()[:5]]).all()
+    assert order[0] == 5
+    rows = [[samples[index], *training[apart[index].argsort()[:5]]] for index in order]
+    wanted = sheet_of(rows, [f"{index}: {apart[index].min():.3g}" for index in order])
+    with Image.open(sheet) as picture:
+        assert np.array_equal(picture, wanted)
 
 
-def shown(path):
-    """The images of a sheet [rows, columns, H, W, C], and the names of its rows."""
-    with Image.open(path) as opened:
-        layout = layout_of(opened.info[PLACES], opened.size, path)
-        cut = cut_up(np.asarray(opened).reshape(*opened.size[::-1], -1), layout)
-    return cut.reshape(-1, layout.columns, *cut.shape[1:]), [group.name for group in layout.groups]
+def sheet_of(rows, names):
+    """A sheet with a row of images behind each name."""
+    images, columns = np.concatenate(rows), len(rows[0])
+    groups = [Group(name, range(k * columns, (k + 1) * columns)) for k, name in enumerate(names)]
+    return draw_contact_sheet(images, structs.replace(lay_out(8, 8, groups), columns=columns))
 
 
 @pytest.mark.parametrize(("n", "ref"), [(1, 30), (30, 2)])
 def test_few_images_make_a_small_sheet(n, ref, images, tmp_path):
     pair = save(tmp_path / "s.npy", images[:n]), save(tmp_path / "t.npy", images[n : n + ref])
     score(*pair, ("accuracy",), classes="1", neighbours=tmp_path / "n.png")
-    assert shown(tmp_path / "n.png")[0].shape == (min(n, 12), 1 + min(ref, 5), 8, 8, 1)
+    rows, columns = min(n, 12), 1 + min(ref, 5)
+    height = sheet_of(np.zeros((rows, columns, 8, 8, 1), np.uint8), ["0: 0"] * rows).height
+    with Image.open(tmp_path / "n.png") as picture:
+        assert picture.height == height
 
 
 def test_a_sheet_needs_two_files_of_images_of_one_size(digits, tmp_path):

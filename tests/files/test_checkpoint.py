@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from elbocli.errors import FormatError
 from elbocli.files import checkpoint as store
-from elbocli.files.checkpoint import RunConfig
 from elbocli.files.yaml_text import parse_yaml, yaml_text
+from elbocli.run.config import RunConfig, read_config, write_config
 
 BASE = torch.arange(12.0).reshape(3, 4)
 WEIGHTS = {
@@ -131,7 +131,7 @@ def test_a_seal_of_a_file_elsewhere_is_refused_though_it_fits(tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        store.write_config(tmp_path / name, RunConfig.of({**CONFIG, "run_id": name}))
+        write_config(tmp_path / name, RunConfig.of({**CONFIG, "run_id": name}))
         path = save(tmp_path / name, 1)
     assert store.read_checkpoint(path).meta.run_id == "two"
     path.rename(tmp_path / "one/checkpoints/step-00000002")
@@ -225,6 +225,7 @@ CONFIG = {
     "format": "elbo-run",
     "version": 1,
     "commands": [],
+    "source": {"notes": [], "licence": ""},
     "settings": {"lr": 1e-4, "weighting": "sigmoid:bias=2"},
     "network": {"channels": 16},
     "data": {"class_names": ["1e5", "λ", "no"]},
@@ -234,8 +235,8 @@ CONFIG = {
 
 def test_a_config_reads_back(tmp_path):
     config = RunConfig.of(CONFIG)
-    store.write_config(tmp_path, config)
-    assert store.read_config(tmp_path) == config and config.json() == CONFIG
+    write_config(tmp_path, config)
+    assert read_config(tmp_path) == config and config.json() == CONFIG
 
 
 BAD_CONFIGS = """
@@ -252,7 +253,7 @@ files: null
 def test_a_config_of_another_kind_is_refused(tmp_path, line):
     for run in (tmp_path, tmp_path / "gone"):
         with pytest.raises(FormatError):
-            store.read_config(run)
+            read_config(run)
     (tmp_path / "config.yaml").write_text(yaml_text({**CONFIG, **parse_yaml(line, "")}))
     with pytest.raises(FormatError, match=r"config\.yaml"):
-        store.read_config(tmp_path)
+        read_config(tmp_path)

@@ -144,7 +144,6 @@ eval data.h5 --ref data.h5 --extractor elbo-tiny --card mine.md
 weights plot -o mine.svg
 prep data.h5 data.h5
 prep photos run/../data.h5/../data.h5 data.h5
-merge data.h5 data.h5
 train data.h5 -o run --steps 50 --log-to run/metrics.jsonl
 train data.h5 -o fresh --log-to fresh/metrics.jsonl
 """
@@ -160,7 +159,6 @@ bound run -n 4 --per-image out5.tsv
 eval data.h5 --ref data.h5 --extractor elbo-tiny --metrics fid --save-stats out6.npz --save-features out6.safetensors --card out6.md
 optimum data.h5 -n 4 -o out7.json
 prep photos out9.h5 --size 8
-merge out10.h5 data.h5
 """
 
 

@@ -28,7 +28,7 @@ from elbocli.files.features import (
     write_statistics,
 )
 from elbocli.files.pickles import Foreign, class_name, module_tensors, read_torch_file
-from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, check_tensors, load, read_about, write_tensors
+from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, check_tensors, load, read_average_facts, write_tensors
 
 # Safetensors, and averages of weights
 
@@ -60,7 +60,7 @@ def test_an_average_is_read_by_safetensors_and_by_elbo_and_tells_its_origin(tmp_
         found = read(path)
         assert same({key: found[key] for key in TENSORS}, TENSORS) and len(found) == len(TENSORS)
     assert TensorFile(path).layout["none"] == ("F32", (0, 3))
-    assert read_about(path)[0] == AverageFacts.of(ABOUT)
+    assert read_average_facts(path)[0] == AverageFacts.of(ABOUT)
     check_tensors(path)
     content = path.read_bytes()
     for place in range(8 + int.from_bytes(content[:8], "little"), len(content)):
@@ -113,7 +113,7 @@ NO_AVERAGES = """
 def test_other_weights_are_no_average(tmp_path, meta):
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", json.loads(meta))
     with pytest.raises(FormatError, match=r"a\.safetensors"):
-        read_about(tmp_path / "a.safetensors")
+        read_average_facts(tmp_path / "a.safetensors")
 
 
 # Other people's checkpoints

@@ -220,7 +220,7 @@ def animals(tmp_path):
     ],
 )
 def test_a_list_fixes_order_and_names_and_leaves_other_classes_out(animals, listed, text, labels, names):
-    source = open_source(animals, classes=listed(text))
+    source = open_source(animals, class_names=listed(text))
     files = ["ant/2.png", "ant/4.png", "bee/1.png", "hot dog/3.png"]
     assert source.files == [file for file in files if "bee" in text or "bee" not in file]
     assert (source.labels, source.class_names) == (labels, names)
@@ -229,7 +229,7 @@ def test_a_list_fixes_order_and_names_and_leaves_other_classes_out(animals, list
 @pytest.mark.parametrize(("text", "word"), [("ant\nbee\nant\n", "twice"), ("cow\n", "none of"), ("\n", "empty")])
 def test_lists_that_cannot_be_are_refused(animals, listed, text, word):
     with pytest.raises(DataError, match=word):
-        open_source(animals, classes=listed(text))
+        open_source(animals, class_names=listed(text))
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ def test_lists_that_cannot_be_are_refused(animals, listed, text, word):
 def test_a_list_names_numbers_by_line_or_by_key(tmp_path, listed, text, labels, names):
     source = touch(tmp_path / "flat", "1.png", "2.png", "3.png")
     numbers = listed("1.png 0\n2.png 2\n3.png 1\n", "labels")
-    found = open_source(source, labels=numbers, classes=listed(text))
+    found = open_source(source, labels=numbers, class_names=listed(text))
     assert (found.labels, found.class_names) == (labels, names)
     with pytest.raises(DataError, match="to 2"):
-        open_source(source, labels=numbers, classes=listed("zero\none\n"))
+        open_source(source, labels=numbers, class_names=listed("zero\none\n"))
 
 
 def test_a_dataset_whose_classes_share_a_name_keeps_them_apart(pack, listed):
@@ -255,7 +255,7 @@ def test_a_dataset_whose_classes_share_a_name_keeps_them_apart(pack, listed):
     source = open_source(path)
     assert source.class_names == ["crane", "bee", "crane"] and source.labels[:3] == [0, 1, 2]
     with pytest.raises(DataError, match="2 classes"):
-        open_source(path, classes=listed("bee\n"))
+        open_source(path, class_names=listed("bee\n"))
 
 
 def test_a_message_names_three_at_most():
@@ -304,7 +304,10 @@ def test_training_and_validation_agree(validation, devkit, listed, order):
     training = touch(devkit / "train", *(f"{wnid}/{wnid}_{k}.JPEG" for wnid in WNIDS for k in range(2)))
     own = listed("".join(f"{wnid} some words\n" for wnid in sorted(WNIDS)[::-1]))
     classes = {"sorted": None, "meta.mat": devkit / "meta.mat", "own": own}[order]
-    train, val = (open_source(training, classes=classes), open_source(validation, labels=devkit / "truth.txt", classes=classes))
+    train, val = (
+        open_source(training, class_names=classes),
+        open_source(validation, labels=devkit / "truth.txt", class_names=classes),
+    )
     assert train.class_names == val.class_names and val.files == sorted(val.files)
     number = {name.partition("/")[0]: label for name, label in zip(train.files, train.labels, strict=True)}
     assert val.labels == [number[list(WNIDS)[at - 1]] for at in NUMBERS]

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.files.contact_sheet import draw_contact_sheet, lay_out, rows_of_classes
 from elbocli.files.dataset import Dataset
-from elbocli.files.grid import draw_grid, lay_out, rows_of_classes
 from elbocli.files.sample_files import SamplesHeader, open_samples
 from elbocli.images.samples import read_samples
 from elbocli.images.sources import open_source
@@ -130,7 +130,7 @@ def test_a_png_is_the_grid_by_class_whose_scale_may_change_before_it_is_gone_on_
         sink.put(rows)
     write(tmp_path / "x.png", rows, scale=3)
     layout = lay_out(8, 8, rows_of_classes(11, LABELS, ["ant", "bee", "cat"]), 3)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(draw_grid(rows, layout)))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(draw_contact_sheet(rows, layout)))
 
 
 # Writing with care

@@ -12,13 +12,10 @@ import numpy as np
 import pytest
 from calls import open_source, touch
 from harness import heard
-from hypothesis import given
-from hypothesis import strategies as st
 
 from elbocli.errors import DataError, ElboError
 from elbocli.files.dataset import Dataset
 from elbocli.images.kinds.trees import FOLDER, list_folder, list_tar, list_zip
-from elbocli.images.registry import Images
 from elbocli.images.sources import choose
 
 # Kinds of sources
@@ -166,7 +163,7 @@ def test_splits_are_refused_as_classes_also_in_archives_unless_a_file_names_them
                 open_source(sources)
         else:
             assert open_source(sources).class_names == sorted(folders)
-        assert open_source(sources, classes=tmp_path / "classes").class_names == folders
+        assert open_source(sources, class_names=tmp_path / "classes").class_names == folders
     assert open_source(root, labels=tmp_path / "labels").class_names == sorted(folders)
 
 
@@ -206,7 +203,7 @@ def test_train_and_val_are_the_same_two_parts_of_each_class_in_any_order(many, t
     assert sorted(choose(whole, subset=("val", 0.2), shuffle_seed=5).files) == sorted(val.files)
     for order in ("c\nb\na\n", "b\n"):
         (tmp_path / "order").write_text(order)
-        found = choose(open_source(many, classes=tmp_path / "order"), subset=("val", 0.2))
+        found = choose(open_source(many, class_names=tmp_path / "order"), subset=("val", 0.2))
         assert found.files == [name for name in val.files if name[0] in order]
 
 
@@ -216,19 +213,3 @@ def test_limit_counts_what_subset_and_shuffling_leave_and_keeps_the_classes(many
     few = choose(whole, subset=("val", 0.2), shuffle_seed=1, limit=9)
     assert few.files == one.files[:9] and few.class_names == whole.class_names
     assert sorted(one.files) != one.files != choose(whole, subset=("val", 0.2), shuffle_seed=2).files
-
-
-@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 9))
-def test_shards_are_all_of_it_once_and_begin_with_a_group_where_there_are_enough(total, count, group):
-    whole = Images(list(map(str, range(total))), [0] * total, list(range(total)), ["x"])
-    files, sizes = [], []
-    for index in range(1, count + 1):
-        if count > total and (index - 1) * total // count == index * total // count:
-            with pytest.raises(DataError):
-                choose(whole, shard=(index, count), group=group)
-            continue
-        part = choose(whole, shard=(index, count), group=group)
-        assert count * group > total or int(part.files[0]) % group == 0
-        files, sizes = files + part.files, [*sizes, len(part)]
-    assert files == whole.files
-    assert max(sizes) - min(sizes) <= (2 * group - 1 if count * group <= total else 1)

@@ -117,7 +117,7 @@ EDM: dict[str, Any] = {"map_layer0.weight": torch.zeros(8, 8), f"enc.{LONG}x{LON
         (lambda tree: ADM, (), 1, "can't be imported"),
         (lambda tree: EDM, (), 1, "w.pt: "),
         (dict, ("--format", "edm"), 1, "no weights"),
-        (dict, ("--levels", "sigma"), 2, "--levels"),
+        (dict, ("--noise-input", "sigma"), 2, "--noise-input"),
         (dict, ("--rename", "down"), 2, "OLD=NEW"),
         (dict, ("--format", "mein"), 2, "mine"),
         (dict, ("--prediction", "w"), 2, "prediction"),

@@ -89,7 +89,7 @@ def test_the_function_at_every_timestep_is_diffusers_own(scheduler, elbo, tmp_pa
     model = awake(num_class_embeds=5)
     model.save_pretrained(tmp_path / "m")
     scheduler.save_pretrained(tmp_path / "m")
-    result = elbo("import", "m", "run", "--classes", 4, cwd=tmp_path)
+    result = elbo("import", "m", "run", "--num-classes", 4, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = elbocli.open_run(tmp_path / "run", "cpu")
     wanted = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}[scheduler.config.prediction_type]
@@ -184,7 +184,7 @@ def test_weights_under_old_names_in_parts_and_of_half_precision_are_read(change,
 
 def test_options_say_what_no_scheduler_does(elbo, flat, tmp_path):
     (flat / "scheduler_config.json").unlink()
-    assert elbo("import", "flat", "run", "--prediction", "v", "--levels", "t:linear", cwd=tmp_path).returncode == 0
+    assert elbo("import", "flat", "run", "--prediction", "v", "--noise-input", "t:linear", cwd=tmp_path).returncode == 0
     settings = elbocli.open_run(tmp_path / "run", "cpu").settings
     assert settings.prediction == "v" and settings.logsnr_min == pytest.approx(-10.118, abs=1e-3)
 
@@ -197,7 +197,7 @@ def test_options_say_what_no_scheduler_does(elbo, flat, tmp_path):
         (lambda f: changed(f / "config.json", act_fn="__import__('os')"), (), 1, "diffusers can't make"),
         (lambda f: changed(f / "config.json", sample_size=[8, 4]), (), 1, "sample_size"),
         (lambda f: changed(f / "config.json", sample_size=None), (), 2, "--size"),
-        (lambda f: (f / "scheduler_config.json").unlink(), (), 2, "--levels"),
+        (lambda f: (f / "scheduler_config.json").unlink(), (), 2, "--noise-input"),
         (lambda f: changed(f / "scheduler_config.json", rescale_betas_zero_snr=True), (), 1, "level code"),
         (
             lambda f: changed(f / "scheduler_config.json", _class_name="EDMEulerScheduler", prediction_type="v_prediction"),
@@ -205,9 +205,9 @@ def test_options_say_what_no_scheduler_does(elbo, flat, tmp_path):
             1,
             "-F",
         ),
-        (lambda f: changed(f / "scheduler_config.json", beta_start=None), (), 1, "--levels"),
+        (lambda f: changed(f / "scheduler_config.json", beta_start=None), (), 1, "--noise-input"),
         (lambda f: (f / WHOLE).rename(f / "diffusion_pytorch_model.bin"), (), 1, "safetensors"),
-        (lambda f: None, ("--classes", 3), 2, "has 0"),
+        (lambda f: None, ("--num-classes", 3), 2, "has 0"),
     ],
     ids=range(11),
 )

@@ -90,7 +90,7 @@ def adm_of(source: Source, **options: Any) -> Imported:
 def test_guided_diffusions_outputs_are_its_formulas(shape, attention, heads, levels, saved):
     tensors, classes = adm_unet.made(**shape), shape.get("classes", 0)
     source = Source(saved(tensors))
-    found = adm_of(source, size=16, attention=attention, levels=levels)
+    found = adm_of(source, size=16, attention=attention, noise_input=levels)
     network = build(found.network).eval()
     network.load_state_dict(found.weights)
     z = noised(16, 3)
@@ -133,9 +133,9 @@ def test_published_shapes_are_known_and_have_the_published_number_of_parameters(
 
 def test_levels_that_no_schedule_is_known_of_are_left_open(saved):
     path = saved(adm_unet.made(levels=(1,), attention=()), "model100000.pt")
-    found = adm_of(Source(path), **SMALL, levels="sigma")
+    found = adm_of(Source(path), **SMALL, noise_input="sigma")
     assert not found.averaged and not {"schedule", "weighting", "logsnr_min"} & set(found.settings)
-    more = adm_of(Source(path), **SMALL, levels="t:linear,count=4000").settings
+    more = adm_of(Source(path), **SMALL, noise_input="t:linear,count=4000").settings
     assert more["schedule"] == "t-linear:count=4000,start=0.0001,end=0.02"
 
 
@@ -211,7 +211,7 @@ def test_a_velocity_leads_to_the_images_that_its_formula_gives(format, outputs, 
         ({"width": 384}, 6, {}),
         ({"rows": 0}, HEADS, {}),
         ({}, 8, {"attention": "heads=8"}),
-        ({}, HEADS, {"classes": ROWS}),
+        ({}, HEADS, {"num_classes": ROWS}),
     ],
     ids=str,
 )
@@ -222,7 +222,7 @@ def test_other_shapes_heads_and_tables(shape, heads, options, dtype, saved):
     tensors = {name: tensor.to(dtype) for name, tensor in dit.made(**{"depth": 1, **shape}).items()}
     trained = imported(saved(tensors), **options)
     config, (level,) = trained.network.config, logsnr_of([321])
-    whole, z = "classes" in options, noised(trained.network.config.image_size)
+    whole, z = "num_classes" in options, noised(trained.network.config.image_size)
     rows = ROWS_OF_SOME if shape.get("rows", ROWS) else None
     labels = rows if whole or rows is None else SOME
     agree(trained.network.outputs(z, same(level), labels), dit.network(tensors, z, same(321), rows, heads))
@@ -275,10 +275,10 @@ def test_another_network_than_dits_is_refused_by_the_names_in_its_file(change, w
         (adm_unet.made, {"size": 16, "attention": "4"}, "--attention 4"),
         (adm_unet.made, {"size": 16, "attention": "heads=4,old"}, "old"),
         (adm_unet.made, {"size": 1, "attention": "heads=2"}, "1 pixels"),
-        (adm_unet.made, {"size": 16, "attention": "heads=2", "levels": "t:lineal"}, "t-linear"),
-        (dit.made, {"classes": 9}, "has 11"),
-        (dit.made, {"levels": "t-lineal"}, "t-linear"),
-        (dit.made, {"levels": "flow", "format": "sit"}, "--levels"),
+        (adm_unet.made, {"size": 16, "attention": "heads=2", "noise_input": "t:lineal"}, "t-linear"),
+        (dit.made, {"num_classes": 9}, "has 11"),
+        (dit.made, {"noise_input": "t-lineal"}, "t-linear"),
+        (dit.made, {"noise_input": "flow", "format": "sit"}, "--noise-input"),
     ],
     ids=range(11),
 )

@@ -29,7 +29,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "networks"
 RANGE = ("--prediction", "v", "--logsnr-min", -10, "--logsnr-max", 10)
 SAID = (*RANGE, "--size", 8, "--channels", 1)
 SMALL = "small.py:Small:channels=8,depth=1"
-CLASSES = ("--classes", 10, "--null-class", -1)
+CLASSES = ("--num-classes", 10, "--null-class", -1)
 DECLARED = """
 from dataclasses import dataclass
 import torch
@@ -124,7 +124,7 @@ def test_the_example_is_trained_imported_sampled_and_bounded(elbo, folder, digit
 
 def test_a_plain_class_gets_its_level_and_gives_variances(elbo, folder):
     save_file(layer(2, 1, 1, 1), folder / "w.safetensors")
-    said = ("--network", "mine.py:Pair:drop=0.2", "--levels", "sigma")
+    said = ("--network", "mine.py:Pair:drop=0.2", "--noise-input", "sigma")
     assert elbo("import", "w.safetensors", "run", *said, *SAID, cwd=folder).returncode == 0
     result = elbo("sample", "run", "-n", 2, "--steps", 2, "-o", "s.npz", "--plugin", "mine.py", cwd=folder)
     assert result.returncode == 0, result.stderr
@@ -148,7 +148,7 @@ def test_a_plain_class_gets_its_level_and_gives_variances(elbo, folder):
 def test_a_declared_network_is_imported_as_itself(elbo, folder):
     extra = {"extra.weight": torch.ones(5, 2), "extra.bias": torch.zeros(5)}
     save_file({**layer(1, 1, 1, 1), **extra}, folder / "w.safetensors")
-    said = ("--network", "mine.py:Declared:widths=[3,5]", "--levels", "sigma")
+    said = ("--network", "mine.py:Declared:widths=[3,5]", "--noise-input", "sigma")
     result = elbo("import", "w.safetensors", "run", *said, *SAID, cwd=folder)
     assert result.returncode == 0, result.stderr
     config = network_of(folder / "run")
@@ -172,9 +172,9 @@ def test_no_class_is_the_label_that_was_named(folder):
         ("mine.py:Gone", SAID, 2, "Gone"),
         ("mine.py:Wants", SAID, 2, "can't be made"),
         ("mine.py:Pair:{", SAID, 1, "YAML"),
-        ("mine.py:Pair", (*SAID, "--classes", 3), 2, "labels"),
+        ("mine.py:Pair", (*SAID, "--num-classes", 3), 2, "labels"),
         ("mine.py:Pair", (*RANGE, "--size", 8), 2, "--channels"),
-        ("mine.py:Pair", (*SAID, "--levels", "sigmas"), 2, "sigma?"),
+        ("mine.py:Pair", (*SAID, "--noise-input", "sigmas"), 2, "sigma?"),
         ("mine.py:Pair", SAID, 1, "[3, 64]"),
         ("mine.py:Flat", SAID, 1, "[2, 3] for z of shape [2, 1, 8, 8]"),
         ("mine.py:Flat", (*SAID, "--size", 9), 1, "fails"),

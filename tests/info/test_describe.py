@@ -16,9 +16,9 @@ from harness import run_code
 from PIL import Image
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files.contact_sheet import draw_contact_sheet
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import FeatureFacts, SavedFeatures, write_features
-from elbocli.files.grid import PLACES, cut_up, layout_of
 from elbocli.info.describe import LEAST, SHOWN, images_of, verify
 
 Elbo = Callable[..., Any]
@@ -157,16 +157,16 @@ def test_a_dataset_is_told_and_verified_without_torch(digits):
 
 
 def test_a_dataset_has_a_row_for_each_class_however_it_is_stored(stored, elbo, tmp_path):
-    result = elbo("info", stored, "--grid", "g.png", "--zoom", 2, cwd=tmp_path)
+    result = elbo("info", stored, "--sheet", "g.png", "--zoom", 2, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, b"") and b"dataset" in result.stdout
-    piped = elbo("info", stored, "--grid", "-", "--zoom", 2).stdout
+    piped = elbo("info", stored, "--sheet", "-", "--zoom", 2).stdout
     assert piped == (tmp_path / "g.png").read_bytes()
-    with Image.open(io.BytesIO(piped)) as picture:
-        layout = layout_of(picture.info[PLACES], picture.size, "g.png")
-        images = cut_up(np.asarray(picture)[..., None], layout)
+    images, layout = images_of(stored, 2)
     assert layout.scale == 2
-    found = {group.name: images[group.images, 0, 0, 0].tolist() for group in layout.groups}
-    assert found == {f"class {k}": [10 * k + i for i in range(10)] for k in range(3)}
+    with Image.open(io.BytesIO(piped)) as picture:
+        assert np.array_equal(picture, draw_contact_sheet(images, layout))
+    shown = {group.name: images[group.images, 0, 0, 0].tolist() for group in layout.groups}
+    assert shown == {f"class {k}": [10 * k + i for i in range(10)] for k in range(3)}
 
 
 def test_images_are_spread_over_the_file(digits):
@@ -204,12 +204,12 @@ def test_files_without_images_are_refused(latents, trained):
 @pytest.mark.parametrize(
     ("words", "word"),
     [
-        (["--grid", "g.jpg"], "g.jpg"),
-        (["--grid", "taken.png"], "already exists"),
-        (["--zoom", "2"], "--grid"),
-        (["--grid", "-", "--json"], "can't hold text"),
-        (["--grid", "-", "--verify"], "can't hold text"),
-        (["--grid", "g.png", "--zoom", "0"], ">= 1"),
+        (["--sheet", "g.jpg"], "g.jpg"),
+        (["--sheet", "taken.png"], "already exists"),
+        (["--zoom", "2"], "--sheet"),
+        (["--sheet", "-", "--json"], "can't hold text"),
+        (["--sheet", "-", "--verify"], "can't hold text"),
+        (["--sheet", "g.png", "--zoom", "0"], ">= 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(words, word, elbo, digits, tmp_path):

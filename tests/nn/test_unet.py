@@ -26,7 +26,7 @@ from elbocli.nn.networks.unet import (
     norm,
     resized,
 )
-from elbocli.runtime.device import PRECISIONS, Precision
+from elbocli.runtime.device import DTYPES, Precision
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,7 @@ class Rounding(TorchDispatchMode):
         return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
 
 
-@pytest.mark.parametrize(("weights", "precision"), [*((torch.float32, name) for name in PRECISIONS), (torch.bfloat16, "bf16")])
+@pytest.mark.parametrize(("weights", "precision"), [*((torch.float32, name) for name in DTYPES), (torch.bfloat16, "bf16")])
 @pytest.mark.parametrize("code", [LinearCode(), Fourier(8)], ids=["linear", "fourier"])
 def test_the_level_is_not_rounded_by_a_precision_nor_by_a_cards_tf32(code, weights, precision):
     """Sharded weights are in bf16 themselves."""
@@ -73,7 +73,7 @@ def test_the_level_is_not_rounded_by_a_precision_nor_by_a_cards_tf32(code, weigh
     level = torch.tensor([14.0, 14.01]).as_subclass(OnCard)  # type: ignore[arg-type]
     with torch.no_grad(), Rounding(), Precision(precision, CPU).autocast():
         told = layer(level, None)
-    assert told.dtype == PRECISIONS[precision]
+    assert told.dtype == DTYPES[precision]
     wanted = F.silu(layer.first.double()(code(level).as_subclass(Tensor).double()))
     torch.testing.assert_close(seen[0], wanted, rtol=1e-6, atol=1e-6)
 

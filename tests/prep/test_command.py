@@ -64,7 +64,7 @@ def test_mistakes_are_told_and_leave_nothing(elbo, digits_folder, tmp_path, line
 def test_several_sources_classes_and_a_subset_from_the_command_line(elbo, digits_folder, tmp_path):
     (tmp_path / "classes.txt").write_text("3 three\n1 one\n")
     folders = [digits_folder / name for name in "134"]
-    options = {"--size": 4, "--channels": 3, "--classes": "classes.txt", "--shuffle-seed": 1}
+    options = {"--size": 4, "--channels": 3, "--class-names": "classes.txt", "--shuffle-seed": 1}
     words = [word for pair in options.items() for word in pair]
     result = elbo("prep", *folders, "out.h5", *words, "--subset", "val", "0.25", cwd=tmp_path)
     assert result.returncode == 0 and b"left out (4)" in result.stderr, result.stderr

@@ -16,7 +16,6 @@ import h5py
 import numpy as np
 import pytest
 from calls import Stopped, open_source, pack, packed, stop_after
-from made_data import rows_sha256
 from odd_inputs import ODD, Odd, Outcome, open_folder, outcome, page
 from PIL import Image
 
@@ -52,7 +51,7 @@ def test_images_labels_and_names_are_those_of_the_folders(digits_folder, tmp_pat
     assert data.contents()["class_counts"].tolist() == np.bincount(data.labels).tolist()
     expected = np.stack([np.asarray(Image.open(path)) for path in files])[..., None]
     assert np.array_equal(data.batch(np.arange(300)), expected)
-    assert rows_sha256(data.pieces()) == data.attributes.payload_sha256
+    assert data.payload_digest() == data.attributes.payload_sha256
 
 
 @pytest.mark.parametrize("repair", [True, False])
@@ -118,13 +117,6 @@ def test_a_killed_prep_goes_on_from_a_moved_source_but_never_from_another(form, 
     moved = sources[0].rename(moved / sources[0].name)
     assert any("going on after" in line for line in pack(moved, out))
     assert out.read_bytes() == (packed(moved, tmp_path / "whole.h5") and tmp_path / "whole.h5").read_bytes()
-    shards = {
-        (name, k): packed(source, tmp_path / f"{name}{k}.h5", shard=(k, 2))
-        for name, source in (("a", moved), ("b", sources[1]))
-        for k in (1, 2)
-    }
-    shard_of = {key: data.attributes.shard_of for key, data in shards.items()}
-    assert shard_of["a", 1] == shard_of["a", 2] != shard_of["b", 1] == shard_of["b", 2]
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -247,20 +239,6 @@ def test_class_tars_or_class_folders_one_by_one_are_the_whole(tree, expected, tm
     assert expected["labels"] == [1, 1, 1, 2, 2, 3, 3]
 
 
-def test_shards_in_order_are_the_whole(digits_folder, tmp_path):
-    chosen: dict[str, Any] = {"limit": 101, "shuffle_seed": 3, "subset": ("train", 0.5)}
-    whole = packed(digits_folder, tmp_path / "whole.h5", **chosen)
-    parts = [packed(digits_folder, tmp_path / f"{k}.h5", **chosen, shard=(k, 4)) for k in (1, 2, 3, 4)]
-    assert [part.attributes.shard for part in parts] == ["1/4", "2/4", "3/4", "4/4"]
-    other = packed(digits_folder, tmp_path / "other.h5", **{**chosen, "shuffle_seed": 4}, shard=(1, 4))
-    assert len({part.attributes.shard_of for part in parts}) == 1 and whole.attributes.shard is None
-    assert other.attributes.shard_of != parts[0].attributes.shard_of
-    assert np.array_equal(np.concatenate([next(part.batches(101)) for part in parts]), next(whole.batches(101)))
-    assert [name for part in parts for name in part.contents()["files"]] == whole.contents()["files"]
-    total = sum(int(part.attributes.source_sha256, 16) for part in parts) % (1 << 256)
-    assert f"{total:064x}" == whole.attributes.source_sha256
-
-
 # Size and channels
 
 
@@ -308,9 +286,9 @@ def test_enlarging_is_warned_of_once_and_its_advice_ends_it(tmp_path):
         assert warnings(source, tmp_path / "a.h5", **{**settings, "size": advice}) == []
 
 
-def test_all_shards_and_parts_of_a_subset_choose_alike(tmp_path):
+def test_parts_of_a_subset_have_one_size(tmp_path):
     source = folder_of(tmp_path / "in", [(12, 12)] * 5 + [(20, 20)])
-    chosen: list[dict[str, Any]] = [{"shard": (1, 3)}, {"subset": ("val", 0.2)}, {"subset": ("train", 0.2)}, {"limit": 2}]
+    chosen: list[dict[str, Any]] = [{"subset": ("val", 0.2)}, {"subset": ("train", 0.2)}, {"limit": 2}]
     assert {packed(source, tmp_path / f"{k}.h5", **each).shape[1:] for k, each in enumerate(chosen)} == {(64, 64, 3)}
 
 

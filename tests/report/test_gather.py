@@ -17,10 +17,10 @@ from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError
 from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.files import losslog
-from elbocli.files.grid import CELL, by_class, lay_out, rows_of_classes, write_grid
+from elbocli.files.contact_sheet import CELL, by_class
 from elbocli.report.log_history import CELLS, POINTS, LogHistory, curve, read_curves, read_log_history
 from elbocli.report.results import drawn_by, read_result, results_in, score_rows
-from elbocli.report.thumbnails import CLASSES, ROW, TIMES, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
+from elbocli.report.thumbnails import CLASSES, ROW, SHEET, TIMES, chosen_times, read_by_class, read_preview, strips, thumbnails_of
 
 EDGES = bin_edges(-5, 5, 3)
 
@@ -257,12 +257,13 @@ def test_the_first_and_the_last_preview_are_shown(count):
     assert not count or (chosen[0], chosen[-1]) == (0, count - 1)
 
 
-def test_a_preview_is_cut_up_as_it_was_put_together(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (64, 5, 5, 1), np.uint8)
-    groups = rows_of_classes(64, np.arange(64) % 3, ["ant", "bee"])
-    write_grid(tmp_path / "a.png", images, lay_out(5, 5, groups))
-    read, found = read_sheet(tmp_path / "a.png")
-    assert np.array_equal(read, np.broadcast_to(images, (64, 5, 5, 3))) and found == groups
+@pytest.mark.parametrize("side", [4, 100])
+def test_a_preview_is_the_contact_sheet_made_smaller_where_it_is_large(side, tmp_path):
+    sheet = np.broadcast_to(np.arange(9, dtype=np.uint8).repeat(side), (side, 9 * side))
+    Image.fromarray(sheet).save(tmp_path / "step-00000040.png")
+    preview = read_preview(tmp_path / "step-00000040.png")
+    width = min(9 * side, SHEET)
+    assert preview.name == "40" and pixels(preview)[0, width // 18 :: width // 9][:9].tolist() == [*range(9)]
 
 
 @pytest.mark.parametrize(("side", "shown"), [(28, 84), (97, 96)])

@@ -66,7 +66,7 @@ def test_a_finished_run_says_everything(trained):
     told = (facts.report.objective.verdict, facts.report.environment["device_name"], "elbo prep")
     assert all(fact in read.text for fact in told)
     assert [strip.name for strip in facts.previews] == ["20", "40"]
-    assert [strip.name for strip in facts.drawn] == [str(i) for i in range(10)]
+    assert facts.drawn == [] and "after 40 steps" in text
     drawn = pictures(facts)
     assert [*drawn] == ["weighting", "noise", "schedule", "loss", "errors", "profiles"]
     for svg, _ in drawn.values():

@@ -17,7 +17,7 @@ from elbocli.run.settings import resolve
 
 CLAIM = """
 from contextlib import ExitStack
-from elbocli.files.checkpoint import read_config
+from elbocli.run.config import read_config
 from elbocli.files.dataset import Dataset
 from elbocli.run.folder import claim, record_start
 from elbocli.run.settings import resolve
@@ -30,7 +30,7 @@ def work(out):
 k = 0
 while crashed(lambda: work(folder / str(k)), k):
     work(folder / str(k))
-    assert read_config(folder / str(k)).settings["steps"] == 40
+    assert read_config(folder / str(k)).settings.steps == 40
     assert sorted(path.name for path in (folder / str(k)).iterdir()) == [".lock", "config.yaml"]
     k += 1
 print(k)

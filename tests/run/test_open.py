@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from elbocli.ema.command import make_average
 from elbocli.errors import DataError, FormatError
-from elbocli.files.checkpoint import RunData, latest, read_config
+from elbocli.files.checkpoint import RunData, latest
 from elbocli.files.dataset import Dataset
 from elbocli.info.describe import verify
+from elbocli.run.config import read_config
 from elbocli.run.open import dataset_of, open_run
 from elbocli.run.settings import resolve
 from elbocli.train import loop

@@ -1,5 +1,6 @@
 """Options go over a config.yaml, that over a preset, that over defaults; and a run goes on with the settings that it had."""
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -15,14 +16,16 @@ from torch import nn
 from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import schedule_of_shares
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.checkpoint import PluginFile, RunConfig, RunData
+from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
+from elbocli.files.plugins import PluginFile
 from elbocli.files.schedule_file import resolve_weighting, to_text
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, declaration_of, network
 from elbocli.nn.networks.unet import Attention
 from elbocli.nn.presets import load_preset
-from elbocli.run.settings import Known, difference, resolve, run_settings
-from elbocli.run.train_settings import SETTINGS, convert_settings
+from elbocli.run.config import ConfigFile, RunConfig, read_settings
+from elbocli.run.settings import difference, resolve
+from elbocli.run.train_settings import SETTINGS
 from elbocli.runtime import PRECISIONS
 from elbocli.train.state import TrainState
 
@@ -52,7 +55,7 @@ def resolved(file, digits):
 @pytest.fixture
 def again(digits):
     """again(run, **options): the settings with which a run goes on."""
-    return lambda run, **options: resolve(options, Dataset(digits), Known(WHERE, run.config()))
+    return lambda run, **options: resolve(options, Dataset(digits), ConfigFile(WHERE, run.config()))
 
 
 @pytest.fixture
@@ -120,7 +123,7 @@ def test_a_network_is_rebuilt_for_other_data_as_its_preset_would_build_it(sectio
     other = RunData("other", None, 50, size, channels, classes)
     wanted = resolve({"preset": str(file), "conditional": True}, other).network
     file.unlink()
-    assert resolve({}, other, Known(WHERE, run.config())).network == wanted
+    assert resolve({}, other, ConfigFile(WHERE, run.config())).network == wanted
 
 
 def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(resolved, again, digits):
@@ -141,18 +144,18 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(resolved, a
     finally:
         NETWORKS.pop("plain-of-a-test")
     with pytest.raises(UsageError, match=r"--plugin FOLDER/mine\.py"):
-        resolve({}, Dataset(digits), Known(WHERE, replace(config, plugins=[PluginFile("mine.py", "0")])))
+        resolve({}, Dataset(digits), ConfigFile(WHERE, replace(config, plugins=[PluginFile("mine.py", "0")])))
 
 
-@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.says("stored", True)])
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.stored])
 def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(name, resolved):
     now, setting = resolved().config(), SETTINGS[name]
-    had = convert_settings({name: now.settings[name]})[name] if now.settings[name] is not None else None
-    specs = ["dispersive"] if name == "auxiliary" else ["0.5"]
+    had = getattr(now.settings, name)
+    specs = ("dispersive",) if name == "auxiliary" else ("0.5",)
     others = {str: "another", tuple[str, ...]: specs, bool: not had, int: 3, float: 0.5}
     other = next(each for each in (*get_args(setting.kind), others.get(setting.kind)) if each not in (had, str, ...))
-    lines = difference(replace(now, settings={**now.settings, name: other}), now)
-    assert bool(lines) != SETTINGS[name].says("free", False)
+    lines = difference(replace(now, settings=dataclasses.replace(now.settings, **{name: other})), now)
+    assert bool(lines) != SETTINGS[name].free
 
 
 def test_a_run_goes_on_with_and_without_tf32_but_with_no_other_precision(resolved):
@@ -166,7 +169,10 @@ def test_a_run_of_an_earlier_version_has_fewer_keys_and_goes_on(resolved):
     before = resolved().config()
     for key in ("family", "code", "heads", "head_width", "groups", "norm_eps", "embedding", "variance"):
         del before.network[key]
-    del before.settings["lr_decay"]
+    content = before.json()
+    del content["settings"]["lr_decay"]
+    content["settings"] |= {"batch": content["settings"].pop("batch_size"), "clip": content["settings"].pop("grad_clip")}
+    before = RunConfig.of(content)
     assert difference(before, resolved().config()) == []
     (line,) = difference(before, resolved("", f"{UNET}, code: 't:linear'").config())
     assert line.startswith("network code")
@@ -200,8 +206,8 @@ def test_a_preset_shifts_its_own_weighting_unless_a_shift_is_given(train, option
 def test_refinements_are_in_the_settings_that_they_refine(resolved, digits):
     options = {"bias": 3.0, "shift": 1.0, "monotone": True, "beta2": 0.99, "adam_eps": 1e-12, "conditional": False}
     found = resolved("batch: 4", **options)
-    assert set(found.config().settings) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
-    assert found.settings.weighting == found.weighting.spec == "sigmoid:bias=3,shift=1,monotone"
+    assert set(found.config().settings.written()) == {name for name, setting in SETTINGS.items() if setting.stored}
+    assert found.settings.weighting == found.objective.weighting.spec == "sigmoid:bias=3,shift=1,monotone"
     assert found.network.num_classes == 0
     assert resolved("lr_decay: rsqrt").settings.lr_decay == "rsqrt:ref=70000"
     for run, wanted in ((found, (0.99, 1e-12)), (resolved("batch: 4"), (0.999, 1e-8))):
@@ -237,14 +243,14 @@ def test_what_a_preset_may_not_say_is_refused(train, resolved):
 )
 def test_a_runs_setting_that_is_none_is_named_with_its_file(said):
     with pytest.raises(FormatError, match=rf"^run/config\.yaml: .*{next(iter(said))}"):
-        run_settings({"lr": 1, **said}, WHERE)
+        read_settings({"lr": 1, **said}, WHERE)
 
 
 def test_sections_of_a_config_that_are_none_are_refused_by_name(resolved, digits):
     content = resolved().config().json()
     for section in ({"data": {"path": 3}}, {"settings": {"lr": "fast"}}, {"network": {"family": "gan"}}, {"network": {}}):
         with pytest.raises(FormatError, match=r"^run/config\.yaml: "):
-            resolve({}, Dataset(digits), Known(WHERE, RunConfig.of({**content, **section}, WHERE)))
+            resolve({}, Dataset(digits), ConfigFile(WHERE, RunConfig.of({**content, **section}, WHERE)))
     for case in (("", "family: uvit, attention: [8]"), ("", UNET, "about: {gpu: maybe}")):
         with pytest.raises(FormatError, match=r"own\.yaml"):
             resolved(*case)

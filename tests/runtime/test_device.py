@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_leaves
 from elbocli.errors import UsageError
 from elbocli.runtime import device
 from elbocli.runtime.device import (
-    PRECISIONS,
+    DTYPES,
     WARM_UPS,
     CudaGraphs,
     Precision,
     card_bytes,
     choose_device,
-    meant_by,
     name_of,
+    resolve_device,
     seed_dropout,
     usual_precision,
 )
@@ -134,10 +134,10 @@ def test_a_device_that_can_not_be_used_is_refused_by_its_name_with_the_reason(ca
 def test_auto_is_the_variables_device_else_cuda_where_there_is_one(cards, monkeypatch):
     for said, meant in (("cpu", "cpu"), ("cuda:1", "cuda:1"), ("", "cuda"), ("auto", "cuda")):
         monkeypatch.setenv("ELBO_DEVICE", said)
-        assert meant_by("auto") == meant and meant_by("cpu") == "cpu"
+        assert resolve_device("auto") == meant and resolve_device("cpu") == "cpu"
     monkeypatch.delenv("ELBO_DEVICE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert meant_by("auto") == "cpu"
+    assert resolve_device("auto") == "cpu"
 
 
 OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver"
@@ -196,7 +196,7 @@ def test_a_precision_says_what_it_is_on_its_device(name, on_cpu, tf32, dtype):
     assert (str(here), here.tf32, str(there), there.tf32) == (on_cpu, False, name, tf32)
     with here.autocast():
         assert torch.is_autocast_enabled("cpu") == (dtype is not None)
-        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == PRECISIONS[name] == (dtype or torch.float32)
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == DTYPES[name] == (dtype or torch.float32)
     with pytest.raises(UsageError, match="fp8"):
         Precision("fp8", CPU)
 
@@ -214,7 +214,7 @@ def any_switches():
 
 
 @pytest.mark.usefixtures("any_switches")
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", DTYPES)
 def test_matrices_and_convolutions_are_switched_alike_and_back(name):
     """By default cuDNN's convolutions are in TF32, whatever matrices are."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn

@@ -222,7 +222,7 @@ def finish(job: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 if __name__ == "__main__":
     import group  # noqa: F401 - this and the next import what takes every start 2 s otherwise
 
-    from elbocli.files.checkpoint import read_config
+    from elbocli.run.config import read_config
     from elbocli.run.open import empty_network
 
     for line in sys.stdin:

@@ -12,9 +12,10 @@ import yaml
 from group import lines_of, weights_of
 
 from elbocli.errors import UsageError
-from elbocli.files.checkpoint import RunData, latest, read_config
+from elbocli.files.checkpoint import RunData, latest
 from elbocli.files.dataset import Dataset
 from elbocli.nn.weights import shapes_of
+from elbocli.run.config import read_config
 from elbocli.run.open import open_initial
 from elbocli.run.settings import resolve
 from elbocli.run.train_settings import SETTINGS
@@ -64,7 +65,7 @@ def test_a_run_goes_on_and_is_repeated_to_the_same_bits_whatever_became_of_its_p
     assert weights_of(folder / "run") == weights_of(folder / "again") == weights_of(folder / "whole")
     first, again = (read_config(folder / run) for run in ("whole", "again"))
     assert all(getattr(first, section) == getattr(again, section) for section in ("settings", "network", "data"))
-    assert set(first.settings) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
+    assert set(first.settings.written()) == {name for name, setting in SETTINGS.items() if setting.stored}
     assert "going on after step 14" in train(*asked[:-1], 15, "-o", "run")
     train("--config", "run/config.yaml", "-o", "other", "--steps", 1, "--unconditional")
     assert read_config(folder / "other").network == {**first.network, "num_classes": 0}
@@ -112,7 +113,7 @@ def test_a_run_without_a_checkpoint_goes_on_by_its_name_and_begins_anew_with_its
     assert plan()["weighting"] == plan("--batch-size", 4)["weighting"] == "edm:mean=-1.2,std=1.2,sigma_data=0.5"
     assert plan("d.h5")["preset"] == plan("--preset", "digits")["preset"] == "digits"
     assert "new run; " in train("--steps", 3, "--batch-size", 4)
-    assert read_config(folder / "run").settings["batch_size"] == 4
+    assert read_config(folder / "run").settings.batch_size == 4
 
 
 # --- --init: weights and settings that are taken over ---
@@ -141,12 +142,12 @@ def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(which, trai
 
 
 def test_settings_are_the_sources_unless_given_or_of_its_machine(trained, digits, tmp_path):
-    source, data = read_config(trained).settings, Dataset(digits)
+    source, data = read_config(trained), Dataset(digits)
     found = resolved(trained, data)
-    stored = found.config().settings
-    assert {key for key in stored if stored[key] != source[key]} <= {"device"} and not found.init.changed
+    stored, before = found.config().settings.written(), source.settings.written()
+    assert {key for key in stored if stored[key] != before[key]} <= {"device"} and not found.init.changed
     other = resolved(trained, data, weighting="edm", logsnr_max=5.0).settings
-    assert (other.weighting[:4], other.logsnr_min, other.logsnr_max, other.lr) == ("edm:", -10, 5, source["lr"])
+    assert (other.weighting[:4], other.logsnr_min, other.logsnr_max, other.lr) == ("edm:", -10, 5, source.settings.lr)
     # A preset says training settings, and no network.
     path = tmp_path / "other.yaml"
     path.write_text(

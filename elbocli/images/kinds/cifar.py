@@ -23,18 +23,18 @@ def open_cifar(files: Sequence[str], folder: Entries) -> Images:
     """Open CIFAR batches as one set of images. files: names of batches. folder: its files by name. Raises FormatError."""
     with reading(files[0], "; get the files again, and name batches of one kind"):
         contents = [bytes(folder[name].read()) for name in files]
-        count, beside, labels = 10, "batches.meta.txt", 1
+        count, names_file, labels = 10, "batches.meta.txt", 1
         if len(contents[0]) % (PIXELS + labels):
-            count, beside, labels = 100, "fine_label_names.txt", 2
+            count, names_file, labels = 100, "fine_label_names.txt", 2
         batches = [np.frombuffer(content, np.uint8).reshape(-1, labels + PIXELS) for content in contents]
         records = np.concatenate(batches)
         largest = records[:, labels - 1].max()
         if largest >= count:
             raise FormatError(f"a label is {largest}, but CIFAR-{count} has {count} classes; get the files again")
     classes = [str(number) for number in range(count)]
-    if beside in folder:
-        with reading(beside, "; get it again, or remove it"):
-            classes = bytes(folder[beside].read()).decode().split()
+    if names_file in folder:
+        with reading(names_file, "; get it again, or remove it"):
+            classes = bytes(folder[names_file].read()).decode().split()
             if len(set(classes)) != count:
                 raise FormatError(f"{len(set(classes))} different class names, expected {count}; get the file again")
     images = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

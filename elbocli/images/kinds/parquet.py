@@ -80,11 +80,11 @@ def _layout(file: ParquetFile) -> tuple[str, str, list[str]]:
     from pyarrow import types
 
     schema = file.schema_arrow
-    images = [each.name for each in schema if types.is_struct(each.type) and each.type.get_field_index("bytes") >= 0]
+    images = [field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
     if not images:
         raise FormatError(f"no column of images (with image bytes) among {', '.join(schema.names[:5])}; give other files")
-    said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = said.get("info", {}).get("features", {})
+    written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = written.get("info", {}).get("features", {})
     classes = {name: feature["names"] for name, feature in features.items() if "names" in feature}
     numbers = [column.name for column in schema if types.is_integer(column.type)]
     labels = next((name for name in (*LABELS, *classes) if name in numbers), "")

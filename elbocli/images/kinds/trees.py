@@ -10,7 +10,7 @@ from typing import IO
 
 from elbocli.errors import DataError
 from elbocli.files.reading import one_line, open_file
-from elbocli.files.recognise import instead, recognise
+from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.images.registry import ImageRef, Span, ZipEntry, source
 
 FOLDER = Span("")  # stands for a folder in a listing, where the folder's path ends in '/'; never read
@@ -34,7 +34,7 @@ def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | DataError]]:
     Raises DataError if a folder can't be listed, or if `root` is a run.
     """
     if recognise(root / "config.yaml") == "a config of a run":
-        raise DataError(instead(root, "images"))
+        raise DataError(wrong_kind(root, "images"))
 
     def stop(error: OSError) -> None:
         raise DataError(f"{error.filename}: could not list the folder: {error.strerror}; check its permissions") from error

@@ -43,9 +43,9 @@ class ImportOptions:
     """Options of `elbo import` about a checkpoint; '' or None: option not given.
 
     weights: ema (the average), model (the last weights), or the key of other weights in the file.
-    prediction, weighting, schedule: SPECs. levels: SPEC of the network's input for the noise level.
+    prediction, weighting, schedule: SPECs. noise_input: SPEC of the network's input for the noise level.
     attention: heads=N or width=N; with ',new': q, k and v in ADM's new order.
-    size, channels, classes: side and channels of the images or latents, number of classes.
+    size, channels, num_classes: side and channels of the images or latents, number of classes.
     null_class: label for 'no class'.
     prefix: only names with this prefix are imported, without the prefix. rename: rules OLD=NEW for the beginnings of names.
     network: FILE.py:CLASS of a network in the user's code. autoencoder: folder, for latents.
@@ -53,13 +53,13 @@ class ImportOptions:
 
     weights: str = "ema"
     prediction: str = ""
-    levels: str = ""
+    noise_input: str = ""
     weighting: str = ""
     schedule: str = ""
     attention: str = ""
     size: int | None = None
     channels: int | None = None
-    classes: int | None = None
+    num_classes: int | None = None
     null_class: int | None = None
     logsnr_min: float | None = None
     logsnr_max: float | None = None
@@ -153,8 +153,8 @@ def source_format(name: str, **said: Any) -> Callable[[Any], Any]:
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
     """Return sets of weights in a file's content `tree`: top-level key → tensors by name. Key '': all of `tree`."""
-    found = {str(key): _named_tensors(value) for key, value in {"": tree, **contents(tree)}.items()}
-    return {key: tensors for key, tensors in found.items() if tensors}
+    weights = {str(key): _named_tensors(value) for key, value in {"": tree, **contents(tree)}.items()}
+    return {key: tensors for key, tensors in weights.items() if tensors}
 
 
 def _named_tensors(value: Any) -> dict[str, Tensor]:
@@ -174,30 +174,34 @@ def state_dict(
     Returns (tensors by name, whether the weights are an average, the file's entry with the weights).
     Raises FormatError if the file has no weights of the format, UsageError if --weights fits none or several.
     """
-    held = {key: tensors for key, tensors in entries(source.tree).items() if meant(tensors)}
-    if not held:
+    candidates = {key: tensors for key, tensors in entries(source.tree).items() if meant(tensors)}
+    if not candidates:
         raise FormatError(f"{source.path}: holds {inventory(source.tree)}, no weights of the chosen format; change --format")
-    key = "" if "" in held else _choose(held, source, options.weights)
+    key = "" if "" in candidates else _choose(candidates, source, options.weights)
     entry = contents(source.tree)[key] if key else source.tree
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
     prefix = options.prefix
-    found = {name.removeprefix(prefix): each for name, each in held[key].items() if name.startswith(prefix)}
+    weights = {name.removeprefix(prefix): tensor for name, tensor in candidates[key].items() if name.startswith(prefix)}
     for rule in options.rename:
         old, equals, new = rule.partition("=")
         if not old or not equals:
             raise UsageError(f"--rename {rule}: expected OLD=NEW")
-        found = {new + name.removeprefix(old) if name.startswith(old) else name: each for name, each in found.items()}
-    return found, averaged, entry
+        weights = {new + name.removeprefix(old) if name.startswith(old) else name: tensor for name, tensor in weights.items()}
+    return weights, averaged, entry
 
 
-def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
-    averages = [key for key in held if "ema" in key.lower()]
-    last = [key for key in STATE_DICTS if key in held][:1]
-    choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
+def _choose(candidates: Mapping[str, Any], source: Source, wanted: str) -> str:
+    averages = [key for key in candidates if "ema" in key.lower()]
+    last = [key for key in STATE_DICTS if key in candidates][:1]
+    choices = [wanted] if wanted in candidates else {"ema": averages or last, "model": last}.get(wanted, [])
     if len(choices) != 1:
-        raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; replace --weights {wanted} by one of these keys")
-    if wanted == "ema" and len(held) > 1:
-        source.notes.append(f"{source.path}: takes the weights {choices[0]}; to choose, give --weights one of {', '.join(held)}")
+        raise UsageError(
+            f"{source.path}: holds weights under {', '.join(candidates)}; replace --weights {wanted} by one of these keys"
+        )
+    if wanted == "ema" and len(candidates) > 1:
+        source.notes.append(
+            f"{source.path}: takes the weights {choices[0]}; to choose, give --weights one of {', '.join(candidates)}"
+        )
     return choices[0]
 
 
@@ -284,10 +288,10 @@ class AttentionOrder(NamedTuple):
 
 def parse_attention(text: str) -> AttentionOrder:
     """Parse the text of --attention: `heads=4` or `width=64`; with `,new`: outside=True. Raises UsageError."""
-    said = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
-    if not said:
+    match = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
+    if not match:
         raise UsageError(f"--attention {text}: expected heads=N or width=N, with ',new' for q, k and v in ADM's new order")
-    return AttentionOrder(**{said[1]: int(said[2])}, outside=bool(said[3]))
+    return AttentionOrder(**{match[1]: int(match[2])}, outside=bool(match[3]))
 
 
 def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
@@ -295,9 +299,9 @@ def range_settings(code: str, source: Source, options: ImportOptions) -> dict[st
 
     code: SPEC of the network's input for the noise level. source: gets a note if neither `code` nor `options` gives the range.
     """
-    said = parse_level_code(code)
-    if said.name in SCHEDULES:
-        low, high = SCHEDULES[said.name].bind(said.params)().support
+    declared = parse_level_code(code)
+    if declared.name in SCHEDULES:
+        low, high = SCHEDULES[declared.name].bind(declared.params)().support
         return {"logsnr_min": low, "logsnr_max": high}
     if None in (options.logsnr_min, options.logsnr_max):
         source.notes.append(

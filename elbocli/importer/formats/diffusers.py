@@ -42,7 +42,7 @@ def _folder(path: Path) -> Path:
 @source_format(
     "diffusers",
     recognises=lambda source: (_folder(source.path) / CONFIG).is_file(),
-    takes=("levels", "size", "classes"),
+    takes=("noise_input", "size", "num_classes"),
 )
 def diffusers(source: Source, options: ImportOptions) -> Imported:
     """Import a network of diffusers, and its noise levels."""
@@ -56,10 +56,10 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     settings, code = _scheduled(source, options)
     numbers = (("in_channels", 3), ("out_channels", 3), ("num_class_embeds", 0))
     channels, out, rows = (convert(found.get(key) or usual, Count, f"{where}: {key}") for key, usual in numbers)
-    classes = rows if options.classes is None else options.classes
+    classes = rows if options.num_classes is None else options.num_classes
     if not rows - 1 <= classes <= rows or (rows and not classes):
         raise UsageError(
-            f"--classes {classes}: the network in {folder} has {rows} classes; give {rows}, or one less if its last class means 'no class'"
+            f"--num-classes {classes}: the network in {folder} has {rows} classes; give {rows}, or one less if its last class means 'no class'"
         )
     side = found.get("sample_size")
     size = options.size or (side[0] if isinstance(side, list) and side == side[:1] * 2 else side)
@@ -98,17 +98,19 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
-    """Return settings of the run, and a SPEC of timestep as a function of λ, from `options.levels` or the scheduler's config.
+    """Return settings of the run, and a SPEC of timestep as a function of λ, from `options.noise_input` or the scheduler's config.
 
     Raises UsageError if the config is needed and missing, FormatError if no SPEC describes the scheduler.
     """
-    if options.levels:
-        return formats.range_settings(options.levels, source, options), options.levels
+    if options.noise_input:
+        return formats.range_settings(options.noise_input, source, options), options.noise_input
     path = source.path
     places = [path / "scheduler" / SCHEDULER, path / SCHEDULER, path.parent / "scheduler" / SCHEDULER]
     file = next(filter(Path.is_file, places), None)
     if file is None:
-        raise UsageError(f"{path}: no {SCHEDULER} in it or scheduler/; add --prediction and --levels (t:linear, t:squaredcos, …)")
+        raise UsageError(
+            f"{path}: no {SCHEDULER} in it or scheduler/; add --prediction and --noise-input (t:linear, t:squaredcos, …)"
+        )
     config = read_json(file)
     if str(config.get("_class_name")).startswith("EDM"):
         edm: EDMScheduler = convert(config, EDMScheduler, file)
@@ -127,10 +129,10 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         schedule, code = f"fm-ot:shift={shift:.12g}" if shift else "fm-ot", f"flow:factor={count}"
         flow = {"prediction": "u-path", "weighting": f"u-mse@{schedule}", "schedule": schedule}
         return {**formats.range_settings(code, source, options), **flow}, code
-    betas = str(config.get("beta_schedule"))
-    ends = "" if betas == "squaredcos_cap_v2" else f",start={config.get('beta_start')},end={config.get('beta_end')}"
-    with reading(f"{file}: its timesteps ({betas}) have no level code", "; give a code with --levels"):
-        timestep = parse_level_code(f"{BETAS[betas]}:count={count}{ends}")
+    beta_schedule = str(config.get("beta_schedule"))
+    ends = "" if beta_schedule == "squaredcos_cap_v2" else f",start={config.get('beta_start')},end={config.get('beta_end')}"
+    with reading(f"{file}: its timesteps ({beta_schedule}) have no level code", "; give a code with --noise-input"):
+        timestep = parse_level_code(f"{BETAS[beta_schedule]}:count={count}{ends}")
         apart = float((timestep(curve.level.flip(0)) - curve.time.flip(0) * float(count) + 0.5).abs().max())
         if not apart <= NEAR:
             raise ValueError(f"timesteps differ by up to {apart:g} from elbo's formula, and may be rescaled or learned")

@@ -38,7 +38,7 @@ def _is(format: str, source: Source) -> bool:
 
 
 def _translate(its_code: str, source: Source, options: ImportOptions) -> Imported:
-    where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
+    where, code, flow = source.path, options.noise_input or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:
         source.notes.append("read as DiT's; files of SiT and REPA look alike: for these, add --format sit or --format repa")
@@ -57,9 +57,11 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
             f"the number of heads is unknown: taken as {heads}, of {width // heads} channels each; give another with --attention"
         )
     rows = len(tensors.get(TABLE, ()))
-    classes = max(rows - 1, 0) if options.classes is None else options.classes
+    classes = max(rows - 1, 0) if options.num_classes is None else options.num_classes
     if rows - classes not in (0, 1):
-        raise UsageError(f"--classes {classes}: {TABLE} has {rows} rows; give {rows}, or 1 less if the last row is 'no class'")
+        raise UsageError(
+            f"--num-classes {classes}: {TABLE} has {rows} rows; give {rows}, or 1 less if the last row is 'no class'"
+        )
     outputs, doubled = shape_of(tensors, LAST)[0], 2 * channels * patch**2
     with reading(where):
         config = DiTConfig(
@@ -97,5 +99,5 @@ for _name, _code in CODES.items():
     source_format(
         _name,
         recognises=partial(_is, _name),
-        takes=(*formats.NAMED, "classes", "autoencoder", "attention", *(["levels"] if _name == "dit" else [])),
+        takes=(*formats.NAMED, "num_classes", "autoencoder", "attention", *(["noise_input"] if _name == "dit" else [])),
     )(partial(_translate, _code))

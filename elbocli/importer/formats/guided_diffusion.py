@@ -38,7 +38,7 @@ ATTENDED = {32, 16, 8}
 @source_format(
     "guided-diffusion",
     recognises=lambda source: any({TIME, FIRST} <= set(names) for names in formats.entries(source.tree).values()),
-    takes=(*formats.NAMED, "size", "levels", "attention"),
+    takes=(*formats.NAMED, "size", "noise_input", "attention"),
 )
 def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     where = source.path
@@ -68,9 +68,11 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     attention, code, dropout = known or (AttentionOrder(), "t-linear", 0.0)
     if options.attention:
         attention = formats.parse_attention(options.attention)
-    if not known and not options.levels:
-        source.notes.append(f"{where}: noise schedule unknown: taken as linear with 1000 timesteps; give another with --levels")
-    code = options.levels or code
+    if not known and not options.noise_input:
+        source.notes.append(
+            f"{where}: noise schedule unknown: taken as linear with 1000 timesteps; give another with --noise-input"
+        )
+    code = options.noise_input or code
     with reading(where):
         config = UNetConfig(
             image_size=size,
@@ -93,9 +95,9 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
         "middle": ["middle_block.0", "middle_block.2"],
         "up": [f"output_blocks.{index}.{place}" for index, place in places],
     }
-    beside = {way: [f"{name.rpartition('.')[0]}.1" for name in each] for way, each in blocks_of.items()}
+    attention_of = {way: [f"{name.rpartition('.')[0]}.1" for name in each] for way, each in blocks_of.items()}
     names = TABLES["guided-diffusion"]
-    modules = formats.block_modules(blocks_of, names["block"]) | formats.block_modules(beside, names["attention"])
+    modules = formats.block_modules(blocks_of, names["block"]) | formats.block_modules(attention_of, names["attention"])
 
     def turned(name: str, tensor: Tensor) -> Tensor:
         if name.endswith((".attention.qkv.weight", ".attention.out.weight")):

@@ -14,18 +14,18 @@ from elbocli.nn.networks.own_network import SIZES, ModuleConfig, read_arguments
 @source_format(
     "module",
     recognises=lambda source: False,  # chosen by --network
-    takes=(*NAMED, "levels", "size", "channels", "classes", "null_class", "network"),
+    takes=(*NAMED, "noise_input", "size", "channels", "num_classes", "null_class", "network"),
 )
 def module(source: Source, options: ImportOptions) -> Imported:
     """Run the file that --network names, and import weights for its class."""
-    said = re.fullmatch(r"(.+\.py):(\w+):?(.*)", options.network)
-    if not said:
+    match = re.fullmatch(r"(.+\.py):(\w+):?(.*)", options.network)
+    if not match:
         raise UsageError(f"--network {options.network!r}: expected FILE.py:CLASS, or FILE.py:CLASS:KEY=VALUE,…")
-    file = Path(said[1])
+    file = Path(match[1])
     run_plugin(file)
     if not options.size or not options.channels:
         raise UsageError("--network: add --size and --channels of the network's training images")
-    config = _config(file.name, said[2], said[3], options)
+    config = _config(file.name, match[2], match[3], options)
     tensors, averaged, _ = state_dict(source, options)
     settings = range_settings(str(getattr(config, "code", "logsnr")), source, options)
     if isinstance(config, ModuleConfig):
@@ -38,9 +38,9 @@ def module(source: Source, options: ImportOptions) -> Imported:
 
 def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
     # name: class in the plug-in `file`. arguments: text KEY=VALUE,… for the class.
-    sizes = dict(zip(SIZES, (options.size, options.channels, options.classes or 0)))
+    sizes = dict(zip(SIZES, (options.size, options.channels, options.num_classes or 0)))
     declared = next((each for each in NETWORKS.values() if each.make is defined(file, name)), None)
-    told: Any = {"code": options.levels} if options.levels else {}
+    told: Any = {"code": options.noise_input} if options.noise_input else {}
     none = () if options.null_class is None else (options.null_class,)
     if declared is None:
         return ModuleConfig(**sizes, name=f"{file}:{name}", arguments=arguments, null_class=none, **told)  # type: ignore[arg-type]

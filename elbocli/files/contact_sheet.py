@@ -1,6 +1,5 @@
 """Contact sheets: pictures of many images, in rows by class."""
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,19 +10,17 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import UsageError
 from elbocli.files.atomic import new_file
-from elbocli.files.records import Count, Positive, Record, parse_json, stored
 
 CELL = 96  # largest side of an enlarged image, in pixels
 WIDE = 4096  # largest width of a row of enlarged images, in pixels, without gutters and names
 NEAR = 4  # to leave few places empty, a sheet may have up to 1/NEAR more or fewer columns than a square sheet
 LARGEST_PICTURE = 89_478_485  # largest number of pixels of a picture; Pillow warns of a decompression bomb above this number
 MOST_CLASSES = 16  # up to this many classes get separate rows; more classes only if there are as many columns as classes
-PLACES = "elbo-grid"  # key of the PNG text chunk that holds the layout
 LETTER = 14  # usual font size of class names, in pixels; smaller in low rows, larger in high rows
 MOST_LETTERS = 20  # largest number of letters of a class name; longer names are shortened
 PAPER, INK = 255, 0  # grey levels of the background and of the letters
@@ -59,10 +56,10 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
     if most is not None and len(classes) > most:
         classes = classes[np.linspace(0, len(classes) - 1, most).round().astype(int)]
     groups = []
-    for each in classes:
+    for number in classes:
         # Control characters and marks of text direction are left out.
-        name = "".join(filter(str.isprintable, names[each] if 0 <= each < len(names) else "")).strip()
-        groups.append(Group(name or str(each), np.flatnonzero(labels == each).tolist()))
+        name = "".join(filter(str.isprintable, names[number] if 0 <= number < len(names) else "")).strip()
+        groups.append(Group(name or str(number), np.flatnonzero(labels == number).tolist()))
     return groups
 
 
@@ -78,12 +75,11 @@ def _columns(groups: list[Group]) -> int:
     if len(sizes) == 1:
         return min(sizes[0], square)
     near = range(square - square // NEAR, square + square // NEAR + 1)
-    columns = [min(max(sizes), each) for each in sorted(near, key=lambda each: abs(each - square))]
-    return min(columns, key=lambda each: sum(-(-size // each) for size in sizes) * each)
+    columns = [min(max(sizes), count) for count in sorted(near, key=lambda count: abs(count - square))]
+    return min(columns, key=lambda count: sum(-(-size // count) for size in sizes) * count)
 
 
-@stored("text `elbo-grid` of a PNG")
-class Layout(Record):
+class Layout(Struct, frozen=True):
     """Layout of a contact sheet. Each group begins a new row.
 
     height, width: size of an image in pixels, before enlargement.
@@ -92,13 +88,13 @@ class Layout(Record):
     gutter: pixels between neighbouring images.
     """
 
-    height: Positive
-    width: Positive
-    scale: Positive
-    columns: Positive
-    left: Count
+    height: int
+    width: int
+    scale: int
+    columns: int
+    left: int
     groups: list[Group]
-    gutter: Count = 0
+    gutter: int
 
     def rows(self) -> list[tuple[int, int, Group]]:
         """Return (first row of images, number of rows, group) for each group."""
@@ -142,27 +138,10 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
         font, margin = _lettering(height * scale)
         left = math.ceil(max(font.getlength(_cut(group.name)) for group in groups)) + 2 * margin
     gutter = -(-max(height, width) * scale // GUTTER)
-    return Layout(height, width, scale, columns, left, [Group(each.name, list(each.images)) for each in groups], gutter)
+    return Layout(height, width, scale, columns, left, groups, gutter)
 
 
-def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
-    """Parse a layout that `write_grid` stored.
-
-    text: the layout as JSON. size: (width, height) of the picture. where: file, for messages.
-    Raises FormatError if the layout is damaged or doesn't fit the picture.
-    """
-    what = f"{where}: its layout of images is damaged"
-    layout = Layout.of(parse_json(text, what), what)
-    held = sorted(each for group in layout.groups for each in group.images)
-    whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
-    if not whole or layout.size != size:
-        raise FormatError(
-            f"{what}: wrong image numbers, or (width, height) {layout.size} for a picture of {size}; make the sheet again"
-        )
-    return layout
-
-
-def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
+def draw_contact_sheet(images: np.ndarray, layout: Layout) -> Image.Image:
     """Draw a contact sheet. images: uint8 [N, H, W, C], not enlarged."""
     width, height = layout.size
     sheet = np.full((height, width, images.shape[3]), PAPER, np.uint8)
@@ -197,14 +176,7 @@ def _cut(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1].rstrip() + "…"
 
 
-def cut_up(sheet: np.ndarray, layout: Layout) -> np.ndarray:
-    """Cut a sheet [height, width, C] into images [N, H, W, C] of original size."""
-    return np.stack([sheet[place][:: layout.scale, :: layout.scale] for place in layout.places()])
-
-
-def write_grid(target: Path | IO[bytes], images: np.ndarray, layout: Layout) -> None:
-    """Write a contact sheet and its layout as PNG. Raises DataError if the disk is full."""
-    about = PngInfo()
-    about.add_text(PLACES, json.dumps(layout.json()), zip=True)
+def write_contact_sheet(target: Path | IO[bytes], images: np.ndarray, layout: Layout) -> None:
+    """Write a contact sheet as PNG. Raises DataError if the disk is full."""
     with new_file(target) if isinstance(target, Path) else nullcontext(target) as file:
-        draw_grid(images, layout).save(file, "png", pnginfo=about)
+        draw_contact_sheet(images, layout).save(file, "png")

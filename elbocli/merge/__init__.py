@@ -1,1 +1,0 @@
-"""`elbo merge`: join several datasets into one."""

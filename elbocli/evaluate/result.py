@@ -16,9 +16,10 @@ from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.core.metrics import METRICS, Number, Role, Value
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.evaluate.settings import PROTOCOLS
+from elbocli.files.features import FeatureFacts
 from elbocli.files.losslog import LARGEST
 from elbocli.files.records import Record, Rest, convert, parse_json, plain, stored
-from elbocli.nn.extractors import STRICT
+from elbocli.nn.extractors import DEFAULT, PUBLISHED_INCEPTION, STRICT
 
 SD = "_sd"  # suffix of the names of standard deviations over repeats
 # Key of metadata → [value, expected value], where they differ
@@ -198,23 +199,20 @@ def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> Pairs:
     return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
 
 
-def refuse(
-    mine: dict[str, Any],
-    theirs: dict[str, Any],
-    where: object,
-    other: object,
-    then: str,
-    kind: type[ElboError] = DataError,
-) -> None:
+def refuse(pairs: Pairs, where: object, other: object, then: str, kind: type[ElboError] = DataError) -> None:
     """Raise an error if the metadata of two files differ.
 
-    mine, where: metadata and name of the first file.
-    theirs, other: metadata and name of the second file.
-    then: end of the message: what to do.
+    pairs: key → [value of the file `where`, value of the file `other`], where they differ. then: end of the message: what to do.
     """
-    if pairs := mismatches(mine, theirs):
+    if pairs:
         told = "; ".join(f"{key} is {one}, but {another} for {other}" for key, (one, another) in pairs.items())
         raise kind(f"{where}: {told}: {then}")
+
+
+def naming_network(about: FeatureFacts) -> str | None:
+    """Return the extractor's name, for names of scores; None for the published Inception in fp32, whose scores omit it."""
+    published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
+    return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 
 
 def numbers() -> dict[str, Number]:

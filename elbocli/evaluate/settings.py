@@ -40,6 +40,11 @@ class EvalSettings:
     def needing(self, need: Need) -> list[str]:
         return [name for name in self.metrics if need in METRICS[name].traits.needs]
 
+    @property
+    def draws(self) -> bool:
+        """Whether scores depend on the seed."""
+        return self.classes == "random" or any(METRICS[name].traits.draws(options) for name, options in self.metrics.items())
+
 
 class Protocol(NamedTuple):
     """Settings of a published evaluation.

@@ -152,7 +152,7 @@ def evaluate(
 ) -> None:
     """Score SAMPLES against a reference: FID and others.
 
-    SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. With features of the published
+    SAMPLES are a stream, .npy, .npz, .h5, saved features, or what 'elbo prep' reads, of one size. With features of the published
     Inception network, FID is named frechet_inception_distance, and with those of another extractor frechet_distance[NAME].
     Several SAMPLES count as repeats with different seeds: scores are means over the repeats, with standard deviations.
     Under torchrun, processes share the images, except those of a stream.

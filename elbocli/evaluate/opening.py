@@ -17,8 +17,9 @@ from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.result import Pairs, mismatches, refuse
 from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings, Protocol
-from elbocli.files.features import SUFFIX, FeatureFacts, SavedFeatures, Statistics, arrays_in, read_features, read_statistics
+from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, read_features, read_statistics
 from elbocli.files.reading import file_sha256
+from elbocli.files.recognise import arrays_in, recognise
 from elbocli.images.samples import SampleReader, read_samples
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT, Extractor, make_extractor
 from elbocli.run.classes import DATA, choose_labels
@@ -63,7 +64,7 @@ class OpenedSet:
 
 def open_set(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> OpenedSet:
     """Open saved features (a path) or images (a path or stream) until `stack` closes. Raises FormatError, DataError."""
-    if isinstance(source, Path) and source.suffix == SUFFIX:
+    if isinstance(source, Path) and recognise(source) == "features":
         saved = read_features(source)
         n, labels = len(saved.features), None if saved.labels is None else saved.labels.numpy()
         return OpenedSet(str(source), n, structs.replace(saved.about, n=n), saved=saved, labels=labels)
@@ -88,12 +89,11 @@ def set_of(reader: SampleReader) -> OpenedSet:
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> OpenedSet:
     """Open a reference (images, features or statistics) until `stack` closes. Raises FormatError, DataError."""
-    arrays = arrays_in(path)
-    if not {"mu", "sigma"} <= arrays:
+    if recognise(path) != "statistics":
         return open_set(path, stack, world)
     statistics = read_statistics(path)
     about = structs.replace(statistics.about, sha256=file_sha256(path))
-    if "arr_0" not in arrays:
+    if "arr_0" not in arrays_in(path):
         return OpenedSet(str(path), 0, about, statistics=statistics)
     images = open_set(path, stack, world)
     about = structs.replace(about, preprocessing=about.preprocessing or images.about.preprocessing, images=images.n)

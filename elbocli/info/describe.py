@@ -11,7 +11,9 @@ from elbocli.files.checkpoint import RunConfig, checkpoints, latest, read_checkp
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
 from elbocli.files.grid import MOST_CLASSES, Layout, by_class, lay_out
+from elbocli.files.reading import read_bytes
 from elbocli.files.recognise import instead, recognise
+from elbocli.files.records import parse_json
 from elbocli.files.schedule_file import read_table
 from elbocli.files.yaml_text import read_yaml
 from elbocli.images.samples import read_samples
@@ -139,6 +141,11 @@ def _optimum(path: Path) -> Facts:
     }
 
 
+def _result(path: Path) -> Facts:
+    content = parse_json(read_bytes(path), path)
+    return {key: value for key, value in content.items() if not isinstance(value, list | dict)}
+
+
 def _config(path: Path) -> Facts:
     return RunConfig.of(read_yaml(path), path).settings
 
@@ -156,6 +163,7 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "a loss log": _losslog,
     "a schedule": _schedule,
     "an optimum": _optimum,
+    **dict.fromkeys(("scores", "a bound", "likelihoods", "a check of the theorem", "a classification"), _result),
     "a config of a run": _config,
     "samples": _samples,
     "an average of weights": _average,

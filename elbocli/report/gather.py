@@ -24,7 +24,7 @@ from elbocli.images.samples import read_samples
 from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, error_of, read_curves, read_log_history, score_columns
-from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
+from elbocli.report.results import RESULTS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
 from elbocli.report.thumbnails import Extremes, Thumbnails, chosen_times, read_by_class, read_extremes, read_preview, read_strips
 from elbocli.run.folder import read_status
 from elbocli.run.open import EffectiveWeighting, dataset_of, effective_weightings, empty_network, read_run_config
@@ -143,7 +143,7 @@ class RunFacts:
     schedule: training schedule; None: adaptive. effective: weighting by step; one entry: fixed weighting.
     course, held_out: training errors and validation errors, by λ and step.
     previews: a row of pictures per contact sheet of `elbo train`. drawn: a row of samples per class.
-    results: name in KINDS → result files. extremes: likeliest and least likely images per file of likelihoods.
+    results: name in RESULTS → result files. extremes: likeliest and least likely images per file of likelihoods.
     """
 
     report: RunReport
@@ -249,7 +249,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     tables = [path for path in results if recognise(path) == "a table"]
     named = [read_result(path) for path in results if path not in tables]
     found = list({each.path.resolve(): each for each in (*results_in(run), *named)}.values())
-    shown = {kind: [each for each in found if each.kind == kind] for kind, _, _ in KINDS}
+    shown = {kind: [each for each in found if each.kind == kind] for kind, _ in RESULTS.values()}
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn_from = samples or (sheets[-1] if sheets else "")
     if samples is not None:

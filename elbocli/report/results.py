@@ -11,17 +11,17 @@ from elbocli.errors import FormatError
 from elbocli.evaluate.result import ENOUGH, EvalResult
 from elbocli.files.losslog import Optimum
 from elbocli.files.reading import read_bytes
+from elbocli.files.recognise import instead, recognise
 from elbocli.files.records import parse_json
 
-KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [  # name on the report page, keys of every such result, class
-    ("scores", ("n_samples", "extractor"), EvalResult),
-    ("bound", ("bpd", "diffusion"), Bound),
-    ("bound", ("nats_per_latent_dimension", "diffusion"), Bound),
-    ("theorem", ("agree", "checks"), Theorem),
-    ("optimum", ("eps_mse", "log_images"), Optimum),
-    ("likelihoods", ("estimates", "differences"), Likelihoods),
-    ("classification", ("accuracy", "reliability"), Classification),
-]
+RESULTS: dict[str, tuple[str, type[Any]]] = {  # kind of file → (name on the report page, class)
+    "scores": ("scores", EvalResult),
+    "a bound": ("bound", Bound),
+    "a check of the theorem": ("theorem", Theorem),
+    "an optimum": ("optimum", Optimum),
+    "likelihoods": ("likelihoods", Likelihoods),
+    "a classification": ("classification", Classification),
+}
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,16 @@ def drawn_by(*made: dict[str, Any]) -> list[str]:
 
 def read_result(path: Path) -> ResultFile:
     """Read a result file. Raises FormatError for any other file."""
-    content = parse_json(read_bytes(path), path)
-    for kind, keys, record in KINDS:
-        if set(keys) <= set(content):
-            return ResultFile(path, kind, content, record.of(content, f"{path}: a damaged result"))
-    raise FormatError(f"{path}: not a JSON result of 'elbo eval', 'elbo bound' or 'elbo optimum'; name a file with such a result")
+    if (kind := recognise(path)) not in RESULTS:
+        raise FormatError(instead(path, "a result"))
+    content, (name, record) = parse_json(read_bytes(path), path), RESULTS[kind]
+    return ResultFile(path, name, content, record.of(content, f"{path}: a damaged result"))
 
 
 def results_in(run: Path) -> list[ResultFile]:
     """Read all results among a run folder's JSON files."""
-    found = []
+    results = []
     for path in sorted(run.glob("*.json")):
         with suppress(FormatError):
-            found.append(read_result(path))
-    return found
+            results.append(read_result(path))
+    return results

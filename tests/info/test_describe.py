@@ -15,7 +15,7 @@ import torch
 from harness import run_code
 from PIL import Image
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import FeatureFacts, SavedFeatures, write_features
 from elbocli.files.grid import PLACES, cut_up, layout_of
@@ -197,7 +197,7 @@ def test_samples_without_classes_are_shown_in_order(tmp_path):
 def test_files_without_images_are_refused(latents, trained):
     with pytest.raises(FormatError, match="latents"):
         images_of(latents)
-    with pytest.raises(DataError, match="a run"):
+    with pytest.raises(FormatError, match="a run"):
         images_of(trained)
 
 

@@ -210,7 +210,7 @@ def test_the_spread_of_repeats_comes_before_others_and_nothing_is_shown_twice(pa
     ("content", "word"),
     [
         ([], "JSON"),
-        ({"state": "running"}, "not a JSON result"),
+        ({"state": "running"}, "expected a result"),
         ({**BOUND, "diffusion": 5}, "diffusion"),
         ({**BOUND, "nats": 10**399}, ""),
         ({**SCORES, "accuracy": 1e308}, "accuracy"),

@@ -18,9 +18,10 @@ from elbocli.cli.figure import STYLE, import_matplotlib, level_ticks, line_style
 from elbocli.core.adaptive import ErrorMoments, bin_middles
 from elbocli.evaluate.result import fill_template
 from elbocli.evaluate.settings import PROTOCOLS
-from elbocli.report.gather import RunFacts, differences, figures
+from elbocli.report.gather import RunFacts
 from elbocli.report.log_history import LogHistory, curve, error_of, score_columns
 from elbocli.report.results import score_rows
+from elbocli.report.summary import differences, figures, headline
 
 NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
 INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}  # placeholder → CSS variable
@@ -170,9 +171,9 @@ def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -
 
 def weighting_line(facts: RunFacts) -> Line | None:
     """Return a run's current weighting, scaled to maximum 1; None if unknown."""
-    if not facts.effective:
+    if not facts.objective.effective:
         return None
-    value = facts.effective[-1].weighting(at := levels_of(facts))
+    value = facts.objective.effective[-1].weighting(at := levels_of(facts))
     return Line(at, value / (float(value.max()) or 1.0))
 
 
@@ -198,14 +199,14 @@ def _panels_of_several(runs: Sequence[RunFacts], names: Sequence[str]) -> dict[s
             name: draw_lines(label, [curve_line(facts, name) for facts in runs], names, over_images)
             for name, label in (("loss", NATS), ("val_loss", NATS), ("val_bpd", BITS))
         },
-        "profiles": draw_lines(ERROR, [profile_line(facts.course, LogHistory.late) for facts in runs], names),
-        "held_out": draw_lines(ERROR, [profile_line(facts.held_out, LogHistory.last) for facts in runs], names),
+        "profiles": draw_lines(ERROR, [profile_line(facts.logs.training, LogHistory.late) for facts in runs], names),
+        "held_out": draw_lines(ERROR, [profile_line(facts.logs.validation, LogHistory.last) for facts in runs], names),
     }
 
 
 def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
-    course = facts.course
-    profiles = [profile_line(course, LogHistory.late), profile_line(facts.held_out, LogHistory.last)]
+    course = facts.logs.training
+    profiles = [profile_line(course, LogHistory.late), profile_line(facts.logs.validation, LogHistory.last)]
     names = ["training, last fifth", "validation, last"]
     panels = {
         **_objective_panels(facts),
@@ -227,18 +228,18 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 
 
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
-    if not facts.effective:
+    if not facts.objective.effective:
         return {}
-    w, at, course = facts.effective[-1].weighting, levels_of(facts), facts.course
+    w, at, course = facts.objective.effective[-1].weighting, levels_of(facts), facts.logs.training
     panels = {
         "weighting": draw_lines(WEIGHT, [weighting_line(facts)]),
         "noise": draw_lines("−dw/dλ over max w", [Line(at, -w.slope(at) / (float(w(at).max()) or 1.0))]),
     }
-    for earlier in facts.effective[:-1]:
+    for earlier in facts.objective.effective[:-1]:
         value = earlier.weighting(at)
         panels["weighting"][0].plot(at, value / value.max(), color=MUTED, linewidth=0.5, zorder=1)
-    if facts.schedule:
-        density = facts.schedule.density(at)
+    if facts.objective.schedule:
+        density = facts.objective.schedule.density(at)
         lines = [Line(at, density.where(density > 0, torch.nan))]
         if course:
             whole = LogHistory(course.edges, [1], [course.between(0, course.images[-1])])
@@ -261,6 +262,7 @@ def render(*runs: RunFacts) -> str:
         "scores": scores(runs).values(),
         "differences": differences(runs),
         "figures": figures(runs),
+        "headline": headline(runs[0]),
         "protocols": PROTOCOLS,
     }
     template = Path(__file__).with_name("page.html" if len(runs) == 1 else "several.html")

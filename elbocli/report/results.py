@@ -26,12 +26,12 @@ RESULTS: dict[str, tuple[str, type[Any]]] = {  # kind of file → (name on the r
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A file with one result. kind: such as 'bound'. content: parsed JSON. found: content as an EvalResult, Bound or the like."""
+    """A file with one result. kind: such as 'bound'. content: parsed JSON. record: content as an EvalResult, Bound or the like."""
 
     path: Path
     kind: str
     content: dict[str, Any]
-    found: Any
+    record: Any
 
 
 class Row(NamedTuple):
@@ -77,8 +77,8 @@ def score_rows(result: EvalResult) -> list[Row]:
 
 def drawn_by(*made: dict[str, Any]) -> list[str]:
     """Return the command lines that drew samples. made: how each set was drawn; key `command`: a line, or a list of lines."""
-    told = [each.get("command") or [] for each in made]
-    lines = [line for lines in told for line in (lines if isinstance(lines, list) else [lines])]
+    commands = [about.get("command") or [] for about in made]
+    lines = [line for lines in commands for line in (lines if isinstance(lines, list) else [lines])]
     return list(dict.fromkeys(map(str, lines)))
 
 

@@ -16,7 +16,7 @@ from msgspec import structs
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.result import Pairs, mismatches, refuse
-from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings, Protocol
+from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, read_features, read_statistics
 from elbocli.files.reading import file_sha256
 from elbocli.files.recognise import arrays_in, recognise
@@ -343,7 +343,7 @@ def deviations(settings: EvalSettings, samples: OpenedSet | None = None, referen
     """
     if not settings.protocol:
         return {}
-    protocol = PROTOCOLS[settings.protocol]
+    protocol, unknown = PROTOCOLS[settings.protocol], "not known"
     usual, options = asked(protocol.metrics, **protocol.options), options_of(settings.metrics)
     named = EXTRACTORS.named(settings.extractor)
     others = [name for name in settings.metrics if name not in usual]  # metrics of the protocol may be omitted
@@ -354,34 +354,24 @@ def deviations(settings: EvalSettings, samples: OpenedSet | None = None, referen
         **{name: [options[name], value] for name, value in options_of(usual).items() if name in options},
     }
     if samples:
-        pairs |= _file_pairs(protocol, samples, reference, bool(settings.needing(Need.REFERENCE_FEATURES)))
+        pairs |= {
+            "n": [samples.n, protocol.n],
+            "extractor": [samples.about.extractor or unknown, protocol.extractor],
+            "feature_precision": [samples.about.feature_precision or STRICT, STRICT],
+        }
+        if samples.about.extractor == protocol.extractor == DEFAULT:
+            pairs["extractor_weights"] = [str(samples.about.weights_sha256 or unknown)[:8], PUBLISHED_INCEPTION]
+        if protocol.classes:
+            text, counts = "{}, each with {} to {} samples", [*samples.class_counts().values()]
+            classes = text.format(len(counts), min(counts), max(counts)) if counts else unknown
+            pairs["classes"] = [classes, text.format(protocol.classes, protocol.per_class, protocol.per_class)]
+    if protocol.ref_images and reference:
+        text, images = "statistics with {} images beside them", protocol.ref_images
+        beside = text.format(reference.n if settings.needing(Need.REFERENCE_FEATURES) else images)
+        pairs["reference"] = [beside if reference.statistics else "no statistics", text.format(images)]
     pairs = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     if not settings.allow_mismatch:
         remedy = "follow the protocol, or add --allow-mismatch, and the result says what deviates"
         where, kind = (samples.name, DataError) if samples else ("settings", UsageError)
         refuse(pairs, where, f"--protocol {settings.protocol}", remedy, kind)
-    return pairs
-
-
-def _file_pairs(protocol: Protocol, samples: OpenedSet, reference: OpenedSet | None, compares_images: bool) -> Pairs:
-    about, unknown = samples.about, "not known"
-    pairs: Pairs = {
-        "n": [samples.n, protocol.n],
-        "extractor": [about.extractor or unknown, protocol.extractor],
-        "feature_precision": [about.feature_precision or STRICT, STRICT],
-    }
-    if about.extractor == protocol.extractor == DEFAULT:
-        pairs["extractor_weights"] = [str(about.weights_sha256 or unknown)[:8], PUBLISHED_INCEPTION]
-    if protocol.classes:
-        form, counts = "{}, each with {} to {} samples", [*samples.class_counts().values()]
-        pairs["classes"] = [
-            form.format(len(counts), min(counts), max(counts)) if counts else unknown,
-            form.format(protocol.classes, protocol.per_class, protocol.per_class),
-        ]
-    if protocol.ref_images and reference:
-        form, images = "statistics with {} images beside them", reference.n if compares_images else protocol.ref_images
-        pairs["reference"] = [
-            "no statistics" if reference.statistics is None else form.format(images),
-            form.format(protocol.ref_images),
-        ]
     return pairs

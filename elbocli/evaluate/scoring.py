@@ -81,15 +81,14 @@ def _mismatch(samples: OpenedSet, reference: OpenedSet | None) -> Pairs:
 def facts_of(samples: OpenedSet, extracted: Extracted) -> Facts:
     """Return the metadata on the scores of one set of samples."""
     settings, (_, reference, held_out) = extracted.opened.settings, extracted.sides.map(lambda side: side.opened)
-    about, ref, apart = (side.about if side else FeatureFacts() for side in (samples, reference, held_out))
+    sides: dict[str, Any] = {"samples": samples, "ref": reference, "held_out": held_out}
+    about, ref, _ = (side.about if side else FeatureFacts() for side in sides.values())
     counts = [*samples.class_counts().values()]
     return Facts(
-        n_samples=about.n,
-        n_ref=ref.n,
+        **{name: side and side.name for name, side in sides.items()},
+        **{f"{name}_sha256": side and (side.about.sha256 or side.about.images_sha256) for name, side in sides.items()},
+        **{f"n_{name}": side and side.about.n for name, side in sides.items()},
         n_ref_images=ref.images,
-        samples=samples.name,
-        samples_sha256=about.images_sha256,
-        ref_sha256=ref.sha256 or ref.images_sha256,
         extractor=about.extractor,
         extractor_sha256=about.weights_sha256,
         feature_precision=about.feature_precision,
@@ -103,15 +102,11 @@ def facts_of(samples: OpenedSet, extracted: Extracted) -> Facts:
         elbo_version=__version__,
         torch_fidelity_version=version("torch-fidelity"),
         torch_version=str(torch.__version__),
-        ref=reference.name if reference else None,
         command=settings.command,
         seed=settings.seed if settings.draws else None,
         mismatch=_mismatch(samples, reference) or None,
         protocol=settings.protocol or None,
         deviates=deviations(settings, samples, reference) or None,
-        held_out=held_out.name if held_out else None,
-        held_out_sha256=apart.images_sha256,
-        n_held_out=apart.n,
     )
 
 
@@ -162,17 +157,16 @@ def p_of_same_classes(samples: OpenedSet, reference: OpenedSet) -> float | None:
 
     Returns None if one of them has no labels, or they have classes of different names.
     """
-    both = (samples, reference)
-    counts: list[dict[Any, int]] = [side.class_counts() for side in both]
+    counts: list[dict[Any, int]] = [side.class_counts() for side in (samples, reference)]
+    names = [side.class_names for side in (samples, reference)]
     if not all(counts):
         return None
-    if all(side.class_names for side in both):
-        names, others = (set(side.class_names) for side in both)
-        if not (names <= others or names >= others):
+    if all(names):
+        if not (set(names[0]) <= set(names[1]) or set(names[0]) >= set(names[1])):
             return None
-        counts = [{side.class_names[label]: count for label, count in side.class_counts().items()} for side in both]
+        counts = [{its[label]: count for label, count in one.items()} for its, one in zip(names, counts)]
     classes = sorted({*counts[0], *counts[1]})
-    return p_of_equal_shares(*(np.array([each.get(name, 0) for name in classes]) for each in counts))
+    return p_of_equal_shares(*(np.array([one.get(name, 0) for name in classes]) for one in counts))
 
 
 ROWS, BESIDE = 12, 5  # rows in the picture of --neighbours, and reference images in each row

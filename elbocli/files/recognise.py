@@ -45,63 +45,63 @@ def _is_idx(path: Path, head: bytes) -> bool:
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: glob patterns of a file's name, with spaces between; for a folder: "/", then patterns of names inside.
     content: regular expression to find in the first HEAD bytes of such a file; b"": any.
+    names: glob patterns of a file's name, with spaces between; for a folder: "/", then patterns of names inside.
     test: further condition: function of the path and its first bytes (b"" for a folder).
     """
 
     name: str
-    names: str = "*"
     content: bytes = b""
+    names: str = "*"
     test: Callable[[Path, bytes], bool] = lambda path, head: True
 
 
 # A path has the first kind that matches. `images.registry.source` says how images of a kind are read, and puts the kinds of
 # plug-ins before these.
 KINDS = [
-    Kind("a run", "/config.yaml", b"format: elbo-run"),
-    Kind("a snapshot", "/meta.json", b"elbo-snapshot"),
-    Kind("a checkpoint of a run", "/meta.json", b"elbo-checkpoint"),
-    Kind("a pipeline of diffusers", "/model_index.json"),
-    Kind("an autoencoder of diffusers", "/config.json", b"AutoencoderKL"),
-    Kind("a model of diffusers", "/config.json", b"_class_name"),
-    Kind("a scheduler of diffusers", "/scheduler_config.json"),
-    Kind("a folder of images", f"/{PICTURES}"),
-    Kind("images in class folders", "/*/" + PICTURES.replace(" ", " */")),
-    Kind("a folder that is none of elbo's", "/*"),
-    Kind("a dataset", "*", rb"\A\x89HDF\r\n\x1a\n"),
-    Kind("samples", "*", rb"\A\x93NUMPY"),
-    Kind("a program of torch.export", "*.pt2", rb"\APK"),
-    Kind("statistics", "*.npz", rb"\APK", lambda path, head: arrays_in(path) >= {"mu", "sigma"}),
-    Kind("samples", "*.npz", rb"\APK"),
-    Kind("a zip archive", "*", rb"\APK"),
-    Kind("a compressed archive", "*.tar.gz *.tgz"),
-    Kind("a tar archive", "*.tar"),
+    Kind("a run", b"format: elbo-run", "/config.yaml"),
+    Kind("a snapshot", b"elbo-snapshot", "/meta.json"),
+    Kind("a checkpoint of a run", b"elbo-checkpoint", "/meta.json"),
+    Kind("a pipeline of diffusers", names="/model_index.json"),
+    Kind("an autoencoder of diffusers", b"AutoencoderKL", "/config.json"),
+    Kind("a model of diffusers", b"_class_name", "/config.json"),
+    Kind("a scheduler of diffusers", names="/scheduler_config.json"),
+    Kind("a folder of images", names=f"/{PICTURES}"),
+    Kind("images in class folders", names="/*/" + PICTURES.replace(" ", " */")),
+    Kind("a folder that is none of elbo's", names="/*"),
+    Kind("a dataset", rb"\A\x89HDF\r\n\x1a\n"),
+    Kind("samples", rb"\A\x93NUMPY"),
+    Kind("a program of torch.export", rb"\APK", "*.pt2"),
+    Kind("statistics", rb"\APK", "*.npz", lambda path, head: arrays_in(path) >= {"mu", "sigma"}),
+    Kind("samples", rb"\APK", "*.npz"),
+    Kind("a zip archive", rb"\APK"),
+    Kind("a compressed archive", names="*.tar.gz *.tgz"),
+    Kind("a tar archive", names="*.tar"),
     Kind("a tar archive", test=_is_tar),
-    Kind("a parquet file", "*", rb"\APAR1"),
-    Kind("a CIFAR batch", "data_batch_*.bin test_batch.bin train.bin test.bin"),
+    Kind("a parquet file", rb"\APAR1"),
+    Kind("a CIFAR batch", names="data_batch_*.bin test_batch.bin train.bin test.bin"),
     Kind("an IDX file", test=_is_idx),
-    Kind("images", PICTURES),
-    Kind("a page", "*", rb"\A<!doctype html"),
-    Kind("a figure", "*", rb"\A<\?xml|\A%PDF"),
-    Kind("a table", "*", rb"\Aindex\t|\Alogsnr_low\t"),
-    Kind("a model card", "*", rb"\A---\nlibrary_name: elbo\n"),
-    Kind("a score card", "*", rb"\A# Score card"),
-    Kind("numbers by step", "*", rb'\A{"step"'),
-    Kind("likelihoods", "*", rb'\A{(?=.*"estimates":)(?=.*"differences":)'),
-    Kind("a classification", "*", rb'\A{(?=.*"accuracy":)(?=.*"reliability":)'),
-    Kind("a check of the theorem", "*", rb'\A{(?=.*"agree":)(?=.*"checks":)'),
-    Kind("a bound", "*", rb'\A{(?=.*"(?:bpd|nats_per_latent_dimension)":)(?=.*"diffusion":)'),
-    Kind("scores", "*", rb'\A{(?=.*"n_samples":)(?=.*"extractor":)'),
-    Kind("an average of weights", "*", b"elbo-ema"),
-    Kind("features", "*", b"elbo-features"),
-    Kind("a loss log", "*", b"elbo-losslog"),
-    Kind("a schedule", "*", b"elbo-schedule"),
-    Kind("an optimum", "*", b"elbo-optimum"),
-    Kind("a config of a run", "*", b"format: elbo-run"),
-    Kind("a scheduler of diffusers", "*", rb"_class_name\W+\w*Scheduler"),
-    Kind("a model of diffusers", "*", b"_class_name"),
-    Kind("a pickle, which could run code", "*", rb"\A\x80[\x02-\x05][^\0]"),
+    Kind("images", names=PICTURES),
+    Kind("a page", rb"\A<!doctype html"),
+    Kind("a figure", rb"\A<\?xml|\A%PDF"),
+    Kind("a table", rb"\Aindex\t|\Alogsnr_low\t"),
+    Kind("a model card", rb"\A---\nlibrary_name: elbo\n"),
+    Kind("a score card", rb"\A# Score card"),
+    Kind("numbers by step", rb'\A{"step"'),
+    Kind("likelihoods", rb'\A{(?=.*"estimates":)(?=.*"differences":)'),
+    Kind("a classification", rb'\A{(?=.*"accuracy":)(?=.*"reliability":)'),
+    Kind("a check of the theorem", rb'\A{(?=.*"agree":)(?=.*"checks":)'),
+    Kind("a bound", rb'\A{(?=.*"(?:bpd|nats_per_latent_dimension)":)(?=.*"diffusion":)'),
+    Kind("scores", rb'\A{(?=.*"n_samples":)(?=.*"extractor":)'),
+    Kind("an average of weights", b"elbo-ema"),
+    Kind("features", b"elbo-features"),
+    Kind("a loss log", b"elbo-losslog"),
+    Kind("a schedule", b"elbo-schedule"),
+    Kind("an optimum", b"elbo-optimum"),
+    Kind("a config of a run", b"format: elbo-run"),
+    Kind("a scheduler of diffusers", rb"_class_name\W+\w*Scheduler"),
+    Kind("a model of diffusers", b"_class_name"),
+    Kind("a pickle, which could run code", rb"\A\x80[\x02-\x05][^\0]"),
     Kind(UNKNOWN),
 ]
 # expected kind of file → how to make such files, for messages

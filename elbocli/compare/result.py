@@ -110,7 +110,7 @@ def _differences(first: EvalResult, other: EvalResult) -> list[Difference]:
 
 def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
     """Return {seed: {score: value}} of two or more sets of samples; {} if there is only one, or seeds are missing or equal."""
-    values = {str(seed): one.values for one in result.repeats if (seed := one.facts.made.get("seed")) is not None}
+    values = {str(seed): repeat.values for repeat in result.repeats if (seed := repeat.facts.made.get("seed")) is not None}
     return values if 1 < len(values) == len(result.repeats) else {}
 
 
@@ -130,8 +130,8 @@ class Distance:
 
     def minus(self, other: Distance) -> tuple[Estimate, str]:
         """Return the difference, and the method of its standard error."""
-        seeds = [(each.saved.about.made or {}).get("seed") for each in (self, other)]
-        labels: list[Any] = [each.saved.labels for each in (self, other)]
+        seeds = [(saved.about.made or {}).get("seed") for saved in (self.saved, other.saved)]
+        labels: list[Any] = [saved.labels for saved in (self.saved, other.saved)]
         if None not in seeds and seeds[0] == seeds[1] and np.array_equal(*labels):  # image k has equal noise in both files
             return Estimate(self.value - other.value, (self.influence - other.influence).se), "paired by image"
         return Estimate(self.value, self.influence.se).minus(Estimate(other.value, other.influence.se)), "unpaired"

@@ -1,7 +1,7 @@
 """Compute the features of opened images on all ranks, or take saved ones."""
 
 import hashlib
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,18 +51,16 @@ def extract(opened: Opened) -> Extracted:
 
 def extract_set(side: OpenedSet, opened: Opened) -> ExtractedSet:
     """Extract the features that the metrics need: those of the reference, of held-out images, or of samples otherwise."""
-    settings = opened.settings
-    wanted: dict[str, Any] = {"values": opened.compares_images or side is opened.sides.held_out}
-    if side not in opened.sides.references:
-        wanted = {
-            "values": opened.compares_images or settings.needing(Need.REFERENCE) or settings.save_features,
-            "logits": settings.needing(Need.LOGITS) or settings.save_features,
-            "spatial_values": opened.spatial,
-        }
-    keep, spatial = (
-        {name for name, reason in wanted.items() if reason},
-        bool(opened.spatial) and side is not opened.sides.held_out,
-    )
+    settings, (_, reference, held_out) = opened.settings, opened.sides
+    samples = side is not reference and side is not held_out
+    wanted = {
+        "values": opened.compares_images
+        or side is held_out
+        or (samples and (settings.needing(Need.REFERENCE) or settings.save_features)),
+        "logits": samples and (settings.needing(Need.LOGITS) or settings.save_features),
+        "spatial_values": samples and opened.spatial,
+    }
+    keep, spatial = {name for name, reason in wanted.items() if reason}, bool(opened.spatial) and side is not held_out
     return extract_features(side, opened.extractor, settings.batch_size, opened.world, keep, spatial)
 
 
@@ -109,67 +107,66 @@ def _of_saved(saved: SavedFeatures, keep: Set[str], names: Sequence[str]) -> tup
     return {name: tensor for name, tensor in tensors.items() if name in keep and tensor is not None}, moments
 
 
-class Batch(NamedTuple):
-    """Images uint8 [B, H, W, C] of a set. begin: index of the first. digests: of each image, with its shape and index."""
-
-    begin: int
-    images: np.ndarray
-    digests: list[str]
-
-
 def _of_images(
     side: OpenedSet, extractor: Any, batch: int, world: World, keep: Set[str], names: Sequence[str]
 ) -> tuple[dict[str, Tensor], Moments, str]:
     # Returns the features `keep` of each image (on rank 0), moments of the features `names`, and the digest of all images.
-    batch = world.of_first(side.reader.batch(batch) if side.reader else batch)
-    sharers = 1 if side.streamed else world.size  # each takes whole batches: the result doesn't depend on world.size
-    read, spatial = _batches(side, batch, world.rank, sharers), "spatial_values" in {*names, *keep}
     sums, kept, digests, done = {name: StreamingFeatureMoments() for name in names}, dict[str, Tensor](), list[str](), 0
-    for step in range(-(-side.n // (batch * sharers))):
-        outputs: dict[str, Tensor] = {}
-        with world.together():
-            if part := read(step):
-                outputs = _outputs(part, extractor, world.device, side.name, spatial)
-                digests += part.digests
-                for name, moments in sums.items():
-                    moments.add(outputs[name].numpy())
+    for outputs, some_digests in _outputs(side, extractor, batch, world, "spatial_values" in {*names, *keep}):
+        digests += some_digests
+        for name in names if outputs else ():
+            sums[name].add(outputs[name].numpy())
         for rows in world.all({name: outputs[name] for name in keep if name in outputs}) if keep else ():
             for name, tensor in rows.items() if world.first else ():
                 whole = kept.setdefault(name, tensor.new_empty(side.n, *tensor.shape[1:]))
                 whole[done : done + len(tensor)] = tensor
             done += len(next(iter(rows.values()), ()))
-        progress(min((step + 1) * batch * sharers, side.n), side.n, "img", of=side.name)
-    totals = {name: sum(world.all(moments.moments()), NOTHING) for name, moments in sums.items()}
-    return kept, totals, add_digests(world.all(add_digests(digests)))
+    moments = {name: sum(world.all(part.moments()), NOTHING) for name, part in sums.items()}
+    return kept, moments, add_digests(world.all(add_digests(digests)))
 
 
-def _batches(side: OpenedSet, batch: int, rank: int, sharers: int) -> Callable[[int], Batch | None]:
-    # Returns a function: step → this rank's batch, or None if it has none.
-    def read(step: int) -> Batch | None:
-        begin = (step * sharers + rank) * batch
-        if rank >= sharers or begin >= side.n or side.reader is None:
+def _outputs(
+    side: OpenedSet, extractor: Extractor, batch: int, world: World, spatial: bool
+) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    # Yields this rank's part of each step: features of its batch by name, and digests of the images; both empty without a batch.
+    batch = world.of_first(side.reader.batch(batch) if side.reader else batch)
+    sharers = 1 if side.streamed else world.size  # each takes whole batches: the result doesn't depend on world.size
+
+    def read(step: int) -> tuple[int, np.ndarray, list[str]] | None:
+        begin = (step * sharers + world.rank) * batch
+        if world.rank >= sharers or begin >= side.n or side.reader is None:
             return None
         images = side.reader.at(begin, min(batch, side.n - begin))
         # Each digest includes shape and position, so that the sum of all digests identifies the images and their order.
         texts = [f"{begin + k} {image.shape} ".encode() + image.tobytes() for k, image in enumerate(images)]
-        return Batch(begin, images, [hashlib.sha256(text).hexdigest() for text in texts])
+        return begin, images, [hashlib.sha256(text).hexdigest() for text in texts]
 
-    return read if side.streamed else Ahead(read, depth=1).get
+    get = read if side.streamed else Ahead(read, depth=1).get
+    for step in range(-(-side.n // (batch * sharers))):
+        outputs, digests = dict[str, Tensor](), list[str]()
+        with world.together():
+            if part := get(step):
+                begin, images, digests = part
+                outputs = _features_of(images, extractor, world.device, spatial, side.name, begin)
+        yield outputs, digests
+        progress(min((step + 1) * batch * sharers, side.n), side.n, "img", of=side.name)
 
 
-def _outputs(part: Batch, extractor: Extractor, device: torch.device, where: str, spatial: bool) -> dict[str, Tensor]:
-    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`.
+def _features_of(
+    images: np.ndarray, extractor: Extractor, device: torch.device, spatial: bool, where: str, begin: int
+) -> dict[str, Tensor]:
+    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. For errors: where, begin.
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
-        pixels = sent(torch.from_numpy(part.images), device).permute(0, 3, 1, 2)
+        pixels = sent(torch.from_numpy(images), device).permute(0, 3, 1, 2)
         features, logits, maps = extractor.with_spatial(pixels) if spatial else (*extractor(pixels), None)
-    tensors = {"values": features, "logits": logits, "spatial_values": maps}
-    outputs = {name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}
+    named = {"values": features, "logits": logits, "spatial_values": maps}
+    outputs = {name: tensor.cpu() for name, tensor in named.items() if tensor is not None}
     for tensor in outputs.values():
         usable = (tensor.abs() <= LARGEST_FEATURE).all(1)
         if not usable.all():
             raise DataError(
-                f"{where}: features of image {part.begin + int(usable.int().argmin())} are not finite, or larger than "
+                f"{where}: features of image {begin + int(usable.int().argmin())} are not finite, or larger than "
                 f"{LARGEST_FEATURE:g}; the extractor {extractor.name} doesn't suit these images; choose another --extractor"
             )
     return outputs

@@ -118,9 +118,9 @@ class Sides(NamedTuple, Generic[T]):
         return [side for side in (self.reference, self.held_out) if side]
 
     def map(self, function: Callable[[T], U]) -> Sides[U]:
-        """Return function(set) for each set."""
-        reference, held_out = (None if side is None else function(side) for side in (self.reference, self.held_out))
-        return Sides([function(side) for side in self.samples], reference, held_out)
+        """Return function(set) for each set, the samples first."""
+        samples = [function(side) for side in self.samples]
+        return Sides(samples, *(None if side is None else function(side) for side in (self.reference, self.held_out)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,11 +274,11 @@ def check_facts(opened: Opened) -> None:
         for other in () if settings.allow_mismatch else opened.sides.references:
             remedy = "such scores are not comparable; use images made alike, or 'elbo eval --allow-mismatch'"
             refuse(mismatches(fingerprint(other.about), facts), other.name, side.name, remedy)
-    for each in (*samples, reference) if opened.spatial else ():
-        features: Any = each and (each.statistics or each.saved or opened.extractor)
-        if each and features.spatial is None:
+    for side in filter(None, (*samples, reference)) if opened.spatial else ():
+        features: Any = side.statistics or side.saved or opened.extractor
+        if features.spatial is None:
             raise UsageError(
-                f"{each.name}: no spatial features, which {opened.spatial[0]} needs; score images with --extractor {DEFAULT}"
+                f"{side.name}: no spatial features, which {opened.spatial[0]} needs; score images with --extractor {DEFAULT}"
             )
 
 

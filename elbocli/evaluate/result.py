@@ -157,9 +157,9 @@ class EvalResult(Record):
     def common(self) -> dict[str, Any]:
         """Return metadata equal for all sets of samples, with every set's `mismatch` and `deviates`."""
         facts = [repeat.facts.json() for repeat in self.repeats]
-        common = {**shared(facts), "made": shared([each["made"] for each in facts])}
+        common = {**shared(facts), "made": shared([repeat["made"] for repeat in facts])}
         for name in ("mismatch", "deviates"):
-            if pairs := {key: pair for each in facts for key, pair in each.get(name, {}).items()}:
+            if pairs := {key: pair for repeat in facts for key, pair in repeat.get(name, {}).items()}:
                 common[name] = pairs
         return common
 
@@ -193,9 +193,9 @@ def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
 
 
-def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> Pairs:
-    """Return values that differ: key in both dicts → [value in `mine`, value in `other`]."""
-    return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
+def mismatches(first: dict[str, Any], second: dict[str, Any]) -> Pairs:
+    """Return values that differ: key in both dicts → [value in `first`, value in `second`]."""
+    return {key: [value, second[key]] for key, value in first.items() if key in second and value != second[key]}
 
 
 def refuse(pairs: Pairs, where: object, other: object, then: str, kind: type[ElboError] = DataError) -> None:
@@ -204,7 +204,7 @@ def refuse(pairs: Pairs, where: object, other: object, then: str, kind: type[Elb
     pairs: key → [value of the file `where`, value of the file `other`], where they differ. then: end of the message: what to do.
     """
     if pairs:
-        differences = "; ".join(f"{key} is {one}, but {another} for {other}" for key, (one, another) in pairs.items())
+        differences = "; ".join(f"{key} is {value}, but {expected} for {other}" for key, (value, expected) in pairs.items())
         raise kind(f"{where}: {differences}: {then}")
 
 
@@ -222,7 +222,7 @@ def numbers() -> dict[str, Number]:
 def result_of(content: bytes, where: str) -> EvalResult:
     """Parse a result file. where: path, for messages. Raises FormatError."""
     result = EvalResult.of(parse_json(content, where), where)
-    if any(one.facts.n_samples is None or not one.values for one in result.repeats):
+    if any(repeat.facts.n_samples is None or not repeat.values for repeat in result.repeats):
         raise FormatError(
             f"{where}: not a result of 'elbo eval' (one JSON object); 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
         )

@@ -164,9 +164,9 @@ def p_of_same_classes(samples: OpenedSet, reference: OpenedSet) -> float | None:
     if all(names):
         if not (set(names[0]) <= set(names[1]) or set(names[0]) >= set(names[1])):
             return None
-        counts = [{its[label]: count for label, count in one.items()} for its, one in zip(names, counts)]
-    classes = sorted({*counts[0], *counts[1]})
-    return p_of_equal_shares(*(np.array([one.get(name, 0) for name in classes]) for one in counts))
+        counts = [{classes[label]: count for label, count in by_label.items()} for classes, by_label in zip(names, counts)]
+    union = sorted({*counts[0], *counts[1]})
+    return p_of_equal_shares(*(np.array([by_class.get(name, 0) for name in union]) for by_class in counts))
 
 
 ROWS, BESIDE = 12, 5  # rows in the picture of --neighbours, and reference images in each row

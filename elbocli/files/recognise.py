@@ -15,7 +15,7 @@ from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.atomic import PIPE, special, undo_unfinished
 from elbocli.files.reading import open_file
 
-PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPEG"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MISSING, EMPTY, UNKNOWN = "no file or folder", "an empty file", "a file that is none of elbo's"
 FOLDER = "a folder of PNGs"
 HERE = "/"  # begins Kind.names of folders
@@ -42,6 +42,18 @@ def _is_idx(path: Path, head: bytes) -> bool:
     return head.startswith(b"\0\0\x08\3")
 
 
+def _has_pictures(path: Path, head: bytes = b"") -> bool:
+    # Ends at the first picture: a folder may have millions.
+    if not path.is_dir():
+        return False
+    with os.scandir(path) as entries:
+        return any(entry.name.lower().endswith(PICTURES) for entry in entries)
+
+
+def _has_class_folders(path: Path, head: bytes) -> bool:
+    return path.is_dir() and any(map(_has_pictures, path.iterdir()))
+
+
 class Kind(NamedTuple):
     """A kind of file or folder.
 
@@ -66,8 +78,8 @@ KINDS = [
     Kind("an autoencoder of diffusers", b"AutoencoderKL", "/config.json"),
     Kind("a model of diffusers", b"_class_name", "/config.json"),
     Kind("a scheduler of diffusers", names="/scheduler_config.json"),
-    Kind("a folder of images", names=f"/{PICTURES}"),
-    Kind("images in class folders", names="/*/" + PICTURES.replace(" ", " */")),
+    Kind("a folder of images", test=_has_pictures),
+    Kind("images in class folders", test=_has_class_folders),
     Kind("a folder that is none of elbo's", names="/*"),
     Kind("a dataset", rb"\A\x89HDF\r\n\x1a\n"),
     Kind("samples", rb"\A\x93NUMPY"),
@@ -81,7 +93,7 @@ KINDS = [
     Kind("a parquet file", rb"\APAR1"),
     Kind("a CIFAR batch", names="data_batch_*.bin test_batch.bin train.bin test.bin"),
     Kind("an IDX file", test=_is_idx),
-    Kind("images", names=PICTURES),
+    Kind("images", names="*" + " *".join(PICTURES)),
     Kind("a page", rb"\A<!doctype html"),
     Kind("a figure", rb"\A<\?xml|\A%PDF"),
     Kind("a table", rb"\Aindex\t|\Alogsnr_low\t"),
@@ -153,7 +165,7 @@ def _fits(kind: Kind, path: Path, head: bytes) -> bool:
     names = kind.names.removeprefix(HERE).split()
     if kind.names.startswith(HERE):
         return any(re.search(kind.content, _head(file) if kind.content else b"") for name in names for file in path.glob(name))
-    named = any(fnmatch(path.name.lower(), name.lower()) for name in names)
+    named = any(fnmatch(path.name.lower(), name) for name in names)
     return bool(named and re.search(kind.content, head, re.DOTALL) and kind.test(path, head))
 
 

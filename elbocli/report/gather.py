@@ -204,11 +204,11 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         previews=[row.name for row in pictures.previews],
         samples=ShownSamples(pictures.source, [row.name for row in pictures.drawn]),
         excess=folder.ask(_excess, files["optimum"][-1], logs, objective, folder.config) if files["optimum"] else None,
-        per_image=[str(each.path) for each in pictures.extremes],
+        per_image=[str(pair.path) for pair in pictures.extremes],
         commands=[CommandReport(*command) for command in _commands(folder, samples, files["scores"])],
         missing=folder.missing,
         **{
-            kind: [{"file": str(each.path), **each.content} for each in of_kind]
+            kind: [{"file": str(file.path), **file.content} for file in of_kind]
             for kind, of_kind in files.items()
             if kind != "optimum"
         },
@@ -222,8 +222,8 @@ def _read_results(run: Path, paths: Sequence[Path]) -> Results:
 
 
 def _read_objective(folder: RunFolder) -> ReadObjective:
-    known = {"weighting", "schedule"} <= folder.stated.keys()
-    return (known and folder.ask(read_objective, folder.path, folder.settings)) or ReadObjective()
+    complete = {"weighting", "schedule"} <= folder.stated.keys()
+    return (complete and folder.ask(read_objective, folder.path, folder.settings)) or ReadObjective()
 
 
 def _read_logs(folder: RunFolder) -> Logs:
@@ -308,7 +308,7 @@ def _excess(file: ResultFile, logs: Logs, objective: ReadObjective, config: RunC
         least, se = optimum.least(log.edges, training=key == "training")
         above[key] = excess(ErrorMoments.of_sums(log.edges, errors), least, se, objective.effective[-1].weighting)
     return {
-        "excess": {key: {"nats_per_dimension": each.value, "se": each.se} for key, each in above.items()},
+        "excess": {key: {"nats_per_dimension": estimate.value, "se": estimate.se} for key, estimate in above.items()},
         "copying": copying(above["training"], above["held_out"]) if validation else None,
         "edges": training.edges.tolist(),
         "least": optimum.least(training.edges, training=True)[0].tolist(),
@@ -336,6 +336,8 @@ def _commands(folder: RunFolder, samples: Path | None, scores: Sequence[ResultFi
             yield from (("Draw these samples", line) for line in drawn_by(reader.made.more))
     for file in scores:
         repeats = file.record.repeats
-        yield from ((f"Draw the samples of {file.path.name}", line) for line in drawn_by(*(one.facts.made for one in repeats)))
+        yield from (
+            (f"Draw the samples of {file.path.name}", line) for line in drawn_by(*(repeat.facts.made for repeat in repeats))
+        )
         if line := repeats[0].facts.command:
             yield f"Find {file.path.name}", line

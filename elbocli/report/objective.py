@@ -64,7 +64,7 @@ def read_objective(run: Path, settings: TrainSettings) -> ReadObjective:
         verdict=effective[-1].verdict,
         auxiliary=[*auxiliary],
         logsnr=[settings.logsnr_min, settings.logsnr_max],
-        over_time=[each.json() for each in effective] if weighting.learned else None,
+        over_time=[item.json() for item in effective] if weighting.learned else None,
         terms=[
             *weighting_terms(weighting),
             schedule_term(schedule),

@@ -151,7 +151,7 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
     """Return column `name` of metrics.jsonl against the number of training images; None without values."""
     at, values = curve(facts.report.curves, name)
     _, errors = curve(facts.report.curves, error_of(name))
-    x, y, spread = (torch.tensor(each, dtype=torch.float64) for each in (at, values, errors))
+    x, y, spread = (torch.tensor(column, dtype=torch.float64) for column in (at, values, errors))
     return Line(x, y, 2 * spread if len(spread) == len(y) else None) if values else None
 
 

@@ -74,8 +74,8 @@ def strips(pick: Callable[[Sequence[int]], np.ndarray], groups: list[Group]) -> 
     pick: function: indices → images, [N, H, W, C]. groups: indices of images by class.
     """
     if len(groups) == 1:
-        found = groups[0].images[: ROW * ROW]
-        rows = [("", found[start : start + ROW]) for start in range(0, len(found), ROW)]
+        images = groups[0].images[: ROW * ROW]
+        rows = [("", images[start : start + ROW]) for start in range(0, len(images), ROW)]
     else:
         rows = [(group.name, group.images[:ROW]) for group in groups]
     return [thumbnails_of(name, pick(row)) for name, row in rows]
@@ -132,12 +132,12 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     if not same or digest not in (None, data.payload_sha256):
         raise DataError(f"{data.path}: holds other images than {path}; run 'elbo bound --per-image' again")
     order = np.argsort(values, kind="stable")
-    some = min(ROWS * ROW, len(order) // 2) or 1
+    count = min(ROWS * ROW, len(order) // 2) or 1
 
     def rows(places: np.ndarray) -> list[Thumbnails]:
         return [
             thumbnails_of(f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} nats", data.batch(index[part]))
-            for part in np.split(places, range(ROW, some, ROW))
+            for part in np.split(places, range(ROW, count, ROW))
         ]
 
-    return Extremes(path, by, len(order), rows(order[:some]), rows(order[::-1][:some]))
+    return Extremes(path, by, len(order), rows(order[:count]), rows(order[::-1][:count]))

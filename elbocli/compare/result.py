@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,7 +40,7 @@ class Difference(Record, kw_only=True):
     how: str
 
 
-class Compared(Record, kw_only=True):
+class Compared(Record):
     """Differences between a file's scores and the first file's."""
 
     file: str
@@ -87,7 +86,7 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
         scores = _differences(first, other)
         if not scores:
             raise DataError(f"{file}: has no score in common with {first_file}; score both with the same --metrics")
-        compared.append(Compared(file=file, scores=scores))
+        compared.append(Compared(file, scores))
     return compared, shared([result.alike() for _, result in results])
 
 
@@ -114,19 +113,12 @@ def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
     return values if 1 < len(values) == len(result.repeats) else {}
 
 
-@dataclass(frozen=True)
-class Distance:
+class Distance(NamedTuple):
     """Fréchet distance of saved features from a reference. influence: effects of the images on the distance."""
 
-    file: str
     saved: SavedFeatures
     value: float
     influence: Influence
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Settings that compared files must share."""
-        return {"n_samples": len(self.saved.features), **fingerprint(self.saved.about)}
 
     def minus(self, other: Distance) -> tuple[Estimate, str]:
         """Return the difference, and the method of its standard error."""
@@ -149,16 +141,15 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     target = reference.statistics or (reference.saved and FeatureMoments.of(reference.saved.features.numpy()))
     if target is None:
         raise UsageError(f"{ref}: has no statistics or features; make statistics: elbo eval {ref} --save-stats ref.npz")
-    distances, compared = (_distance(path, reference, target) for path in paths), list[Compared]()
-    first = next(distances)
-    about = first.saved.about
-    for other in distances:
-        refuse(mismatches(other.facts, first.facts), other.file, first.file, ALIKE)
+    first, compared = _distance(paths[0], reference, target), []
+    about, facts = first.saved.about, _facts(first.saved)
+    for path in paths[1:]:
+        other = _distance(path, reference, target)
+        refuse(mismatches(_facts(other.saved), facts), path, paths[0], ALIKE)
         score = numbers()[FID].name(naming_network(about))
-        difference = difference_of(score, first.value, other.value, *other.minus(first))
-        compared.append(Compared(file=other.file, scores=[difference]))
+        compared.append(Compared(str(path), [difference_of(score, first.value, other.value, *other.minus(first))]))
     return compared, {
-        "n_samples": len(first.saved.features),
+        "n_samples": facts["n_samples"],
         "n_ref": reference.about.n,
         "ref": str(ref),
         "ref_sha256": reference.about.sha256 or reference.about.images_sha256,
@@ -166,6 +157,10 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         "extractor_sha256": about.weights_sha256,
         "feature_precision": about.feature_precision,
     }
+
+
+def _facts(saved: SavedFeatures) -> dict[str, Any]:
+    return {"n_samples": len(saved.features), **fingerprint(saved.about)}
 
 
 def _distance(path: Path, reference: OpenedSet, target: Gaussian) -> Distance:
@@ -177,5 +172,4 @@ def _distance(path: Path, reference: OpenedSet, target: Gaussian) -> Distance:
         raise DataError(f"{path}: {sizes}; both files need the same extractor, and at least 2 images")
     refuse(mismatches(fingerprint(saved.about), fingerprint(reference.about)), path, reference.name, ALIKE)
     moments = FeatureMoments.of(features)
-    distance, influence = frechet_distance(moments, target), frechet_influence(features, moments, target)
-    return Distance(str(path), saved, distance, influence)
+    return Distance(saved, frechet_distance(moments, target), frechet_influence(features, moments, target))

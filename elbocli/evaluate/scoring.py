@@ -81,14 +81,19 @@ def _mismatch(samples: OpenedSet, reference: OpenedSet | None) -> Pairs:
 def facts_of(samples: OpenedSet, extracted: Extracted) -> Facts:
     """Return the metadata on the scores of one set of samples."""
     settings, (_, reference, held_out) = extracted.opened.settings, extracted.sides.map(lambda side: side.opened)
-    sides: dict[str, Any] = {"samples": samples, "ref": reference, "held_out": held_out}
-    about, ref, _ = (side.about if side else FeatureFacts() for side in sides.values())
+    about, ref, apart = (side.about if side else FeatureFacts() for side in (samples, reference, held_out))
     counts = [*samples.class_counts().values()]
     return Facts(
-        **{name: side and side.name for name, side in sides.items()},
-        **{f"{name}_sha256": side and (side.about.sha256 or side.about.images_sha256) for name, side in sides.items()},
-        **{f"n_{name}": side and side.about.n for name, side in sides.items()},
+        samples=samples.name,
+        n_samples=about.n,
+        samples_sha256=about.images_sha256,
+        ref=reference.name if reference else None,
+        n_ref=ref.n,
         n_ref_images=ref.images,
+        ref_sha256=ref.sha256 or ref.images_sha256,
+        held_out=held_out.name if held_out else None,
+        n_held_out=apart.n,
+        held_out_sha256=apart.images_sha256,
         extractor=about.extractor,
         extractor_sha256=about.weights_sha256,
         feature_precision=about.feature_precision,

@@ -120,6 +120,11 @@ class RunFolder:
         written = self.settings.written().items()
         return {key: value for key, value in written if key in self.config.settings or not self.imported}
 
+    @property
+    def status(self) -> dict[str, Any]:
+        status = None if self.imported else self.ask(read_status, self.path)
+        return (status and {**status.facts(), "time": status.when}) or {}
+
     def ask(self, read: Callable[..., Any], *args: Any) -> Any:
         """Return read(*args), or None, with the message in `missing`, if it raises an ElboError."""
         try:
@@ -191,7 +196,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     pictures = _read_pictures(folder, samples, tables, files)
     report = RunReport(
         run=folder.name,
-        status=_status(folder),
+        status=folder.status,
         objective=objective.report,
         settings=folder.stated,
         source=folder.config.source.json() if folder.config.source else None,
@@ -255,11 +260,6 @@ def _extremes(file: ResultFile, folder: RunFolder) -> Extremes | None:
     measured = Path(str(file.content.get("dataset")))
     dataset = measured if measured.is_file() else folder.dataset
     return read_extremes(file.path.parent / Path(table).name, dataset, file.content.get("payload_sha256"))
-
-
-def _status(folder: RunFolder) -> dict[str, Any]:
-    status = None if folder.imported else folder.ask(read_status, folder.path)
-    return {} if status is None else {**status.facts(), "time": status.when}
 
 
 def _network(folder: RunFolder) -> dict[str, Any]:

@@ -172,4 +172,5 @@ def _distance(path: Path, reference: OpenedSet, target: Gaussian) -> Distance:
         raise DataError(f"{path}: {sizes}; both files need the same extractor, and at least 2 images")
     refuse(mismatches(fingerprint(saved.about), fingerprint(reference.about)), path, reference.name, ALIKE)
     moments = FeatureMoments.of(features)
-    return Distance(saved, frechet_distance(moments, target), frechet_influence(features, moments, target))
+    influence = frechet_influence(features, moments, target, saved.labels)
+    return Distance(saved, frechet_distance(moments, target), influence)

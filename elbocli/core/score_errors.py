@@ -3,6 +3,7 @@
 A score of n independent images x is, to second order, its limit plus Σ a(x)/n + Σ b(x, x′)/2n², where a is the derivative by the
 weight of an image, and b by the weights of two. The images' effects, as the jackknife finds them, have the variance
 var a + E b²/n, but n times the score's variance is var a + E b²/2n. For samples like the reference, b has the larger share.
+Images drawn in equal numbers from K classes vary only within the classes, so a and b are then centred in each class.
 Source: Hoeffding 1948; Efron & Stein 1981, The jackknife estimate of variance. Shares of the reference are no such scores, as
 they depend on the samples near an image of the reference; they have estimates of their own.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,6 +56,48 @@ class Influence:
         return Influence(self.first - other.first, self.second - other.second)
 
 
+def equal_classes(labels: Any) -> np.ndarray | None:
+    """Return the class of each image, numbered from 0, [N]; None unless images were drawn in equal numbers from two or more classes.
+
+    labels: [N], or None.
+    """
+    if labels is None or not len(labels):
+        return None
+    _, classes, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    return classes if len(counts) > 1 and counts.min() > 1 and np.ptp(counts) <= 1 else None
+
+
+def _centre(effects: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
+    # Returned: effects less their mean, in each class, on the scale on which np.var(…, ddof=1) is their variance.
+    if classes is None:
+        return effects - effects.mean()
+    counts, n = np.bincount(classes), len(effects)
+    return (effects - (np.bincount(classes, effects) / counts)[classes]) * math.sqrt((n - 1) / (n - len(counts)))
+
+
+def _classmates(classes: np.ndarray) -> np.ndarray:
+    # Returned: for each image the next image of its class, and the class's first for its last, [N].
+    order, ends = np.argsort(classes, kind="stable"), np.cumsum(np.bincount(classes))
+    following = np.roll(order, -1)
+    following[ends - 1] = order[np.r_[0, ends[:-1]]]
+    classmates = np.empty_like(order)
+    classmates[order] = following
+    return classmates
+
+
+def _of_pairs(derivative: Callable[[np.ndarray, np.ndarray], np.ndarray], n: int, classes: np.ndarray | None) -> np.ndarray:
+    # Returned: derivatives b for pairs, centred in each class. derivative: function of the pairs' indices, [P] each → [P].
+    first, second = some_pairs(n)
+    if classes is None:
+        return derivative(first, second)
+    mates = _classmates(classes)
+    apart = (mates[first] != second) & (mates[second] != first)
+    first, second = first[apart], second[apart]
+    # This difference has four times the mean square of the centred b, without any mean over a class.
+    near, far = derivative(first, second) + derivative(mates[first], mates[second]), derivative(mates[first], second)
+    return (near - far - derivative(first, mates[second])) / 2
+
+
 def some_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return indices of PAIRS random pairs of two different images of n, [PAIRS] each; equal n give equal pairs."""
     random = Stream(0, "pairs").at(0)
@@ -62,13 +105,13 @@ def some_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     return first, (first + random.integers(1, n, size=PAIRS)) % n
 
 
-def frechet_influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> Influence:
+def frechet_influence(features: np.ndarray, own: Gaussian, reference: Gaussian, labels: Any = None) -> Influence:
     """Return the effects of images on the Fréchet distance.
 
-    features: [N, D], N ≥ 2. own: mean and covariance of the features.
+    features: [N, D], N ≥ 2. own: mean and covariance of the features. labels: [N], or None.
     """
     # With c = x − μ and the optimal map T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, a is 2 c·(μ − μᵣ) + cᵀ(1 − T)c.
-    # T is not formed: with the eigenvectors and eigenvalues m of AᵀΣA, A = root(Σᵣ), on the range of Σ, and the coordinates
+    # No step forms T: with the eigenvectors and eigenvalues m of AᵀΣA, A = root(Σᵣ), on the range of Σ, and the coordinates
     # y = m^−¼ vectorsᵀ Aᵀ c, cᵀTc is |y|². The derivative of −T by Σ, by the divided differences of m^−½ (Daleckii & Krein
     # 1965), is Σₖₗ yₖyₗ y′ₖy′ₗ/(√mₖ + √mₗ), less the terms that centre it.
     factor = root(reference.sigma)
@@ -83,46 +126,65 @@ def frechet_influence(features: np.ndarray, own: Gaussian, reference: Gaussian) 
         lengths = np.square(one).sum(1) + np.square(other).sum(1)
         return 2 * product.sum(1) + ((product @ shares) * product).sum(1) + (roots.sum() - lengths) / 2
 
-    n = len(features)
-    first, second = np.empty(n), np.empty(PAIRS)
+    def of_pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        parts = np.array_split(np.stack([one, other]), math.ceil(len(one) / ROWS), axis=1)
+        return np.concatenate([both(*((features[indices] - own.mu) @ across for indices in part)) for part in parts])
+
+    n, classes = len(features), equal_classes(labels)
+    first = np.empty(n)
     for start in range(0, n, ROWS):
         c = features[start : start + ROWS] - own.mu
         y = c @ across
         # A deletion changes the score by a/n − b(x, x)/2n².
         first[start : start + ROWS] = c @ toward + np.square(c).sum(1) - np.square(y).sum(1) - both(y, y) / (2 * n)
-    for start in range(0, PAIRS, ROWS):
-        one, other = ((features[some[start : start + ROWS]] - own.mu) @ across for some in some_pairs(n))
-        second[start : start + ROWS] = both(one, other)
-    return Influence(first - first.mean(), second)
+    return Influence(_centre(first, classes), _of_pairs(of_pairs, n, classes))
 
 
 def kernel_influence(
-    samples: Tensor, reference: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], device: torch.device | str = "cpu"
+    samples: Tensor,
+    reference: Tensor,
+    kernel: Callable[[Tensor, Tensor], Tensor],
+    labels: Any = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Influence, float]:
     """Return the effects of images on the squared kernel distance (MMD²), and the kernel's variance between the two sides.
 
-    samples: [N, D], N ≥ 2; of more than ROWS, ROWS evenly spaced ones are used. reference: [M, D].
+    samples: [N, D], N ≥ 2; of more than ROWS, ROWS evenly spaced ones are used. reference: [M, D]. labels: [N], or None.
     kernel: function of float64 vectors [n, D], [m, D] → [n, m].
-    Returns: also the mean square of k(x, r), for samples x and references r, less its means over x and over r.
+    Returns: also the mean square of k(x, r), for samples x and references r, less its means over the x of a class and over r.
     """
     import torch
 
-    some = samples[torch.linspace(0, len(samples) - 1, min(ROWS, len(samples))).long()].to(device).double()
+    rows = torch.linspace(0, len(samples) - 1, min(ROWS, len(samples))).long()
+    some, classes = samples[rows].to(device).double(), equal_classes(labels)
+    if classes is not None:
+        _, classes, counts = np.unique(classes[rows.numpy()], return_inverse=True, return_counts=True)
+        classes = classes if counts.min() > 1 else None
     n, m = len(some), len(reference)
     among = kernel(some, some).fill_diagonal_(0)
     mean = among.sum(1) / (n - 1)
     among -= mean + mean[:, None] - mean.mean()
     off = ~torch.eye(n, dtype=torch.bool, device=among.device)
-    toward, columns, squares = torch.zeros_like(mean), [], 0.0
+    groups = np.zeros(n, np.int64) if classes is None else classes
+    counts = np.bincount(groups)
+    shares = torch.from_numpy((groups == np.arange(len(counts))[:, None]) / counts[:, None]).to(
+        some
+    )  # of each class's mean, [K, n]
+    weights = torch.from_numpy(counts / n).to(some)
+    toward, across = torch.zeros_like(mean), 0.0
     for part in reference.split(ROWS):
         block = kernel(some, part.to(device).double())
         toward += block.sum(1) / m
-        columns.append(block.mean(0))
-        squares += float(block.square().sum()) / (n * m)
-    centre = float(toward.mean())
-    across = squares - float(toward.square().mean()) - float(torch.cat(columns).square().mean()) + centre**2
-    first, second = 2 * (mean - toward), 2 * among[off]
-    return Influence((first - first.mean()).cpu().numpy(), second.cpu().numpy()), max(across, 0.0)
+        across += float(block.square().sum() / n - (weights @ (shares @ block).square()).sum()) / m
+    across -= float(toward.square().mean() - weights @ (shares @ toward).square())
+    first = 2 * (mean - toward).cpu().numpy()
+    among *= 2
+    if classes is not None:
+        mates = torch.from_numpy(_classmates(classes)).to(among.device)
+        moved = among[mates]
+        off[torch.arange(n, device=mates.device), mates] = off[mates, torch.arange(n, device=mates.device)] = False
+        among = (among + moved[:, mates] - moved - among[:, mates]) / 2  # as in _of_pairs
+    return Influence(_centre(first, classes), among[off].cpu().numpy()), max(across, 0.0)
 
 
 def inception_influence(logits: Tensor) -> Influence:

@@ -4,7 +4,8 @@
 
 Each world draws independent sets of samples, in equal numbers for each of --references: `equal` draws samples like the
 references', normal; `apart` moves, scales and mixes them; `clusters` has five clusters of unlike size with Student's t of 10 degrees
-of freedom. Logits are linear in the features, and labels are drawn by them. Each row has a score's mean over sets, its standard
+of freedom. Logits are linear in the features, and labels are drawn by them. In `classes` the clusters have equal sizes and are the
+labels: samples have equally many of each, as `--classes balanced` draws them. Each row has a score's mean over sets, its standard
 deviation for a fixed reference, the mean standard error divided by that deviation, with the ratio's own standard error, and the
 share of 95 % intervals that contain the mean for that reference; those of FID-infinity should contain the distance of the samples'
 distribution. Of a score with an interval only, half its width divided by 1.96 stands for the standard error.
@@ -40,8 +41,10 @@ class World:
 
     def draw(self, n: int, random: np.random.Generator, samples: bool) -> np.ndarray:
         """Return n features, [n, width], of samples or of reference images."""
-        if self.name == "clusters":
+        if self.name in ("clusters", "classes"):
             which = random.choice(CLUSTERS, n, p=np.arange(1, CLUSTERS + 1) / 15)
+            if self.name == "classes":
+                which = np.arange(n) % CLUSTERS if samples else random.integers(CLUSTERS, size=n)
             noise = random.standard_t(10, (n, self.width)) * self.scales
             return (self.centres[which] + noise) * (1.05 if samples else 1)
         z = random.standard_normal((n, self.width))
@@ -52,6 +55,8 @@ class World:
         values, spatial = (self.draw(n, random, samples).astype(np.float32) for _ in range(2))
         logits = values @ self.to_logits
         labels = (logits + random.gumbel(size=logits.shape)).argmax(1)
+        if self.name == "classes":
+            labels = np.arange(n) % CLUSTERS
         return Features(
             FeatureMoments.of(values),
             torch.from_numpy(values),
@@ -69,7 +74,7 @@ class World:
         return sums.moments()
 
 
-WORLDS = ("equal", "apart", "clusters")
+WORLDS = ("equal", "apart", "clusters", "classes")
 
 
 class Row(NamedTuple):

@@ -17,9 +17,10 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from elbocli.core import neighbours
-from elbocli.core.estimate import FeatureMoments
+from elbocli.core.estimate import FeatureMoments, frechet_distance
 from elbocli.core.metrics import METRICS, Features, Number, Option, Role, asked, metric
 from elbocli.core.metrics.coverage import COMPONENTS, PRC_PROTOCOLS, PrcProtocol
+from elbocli.core.metrics.distances import FID, KID
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError
 
@@ -77,6 +78,29 @@ def drawn(n, seed=0, width=6, shift=0.0):
     spatial = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, 9)))
     of_spatial = FeatureMoments.of(spatial.numpy())
     return Features(moments, values, torch.randn(n, 5), np.arange(n) % 5, of_spatial, spatial)
+
+
+def test_standard_errors_and_limit_of_equally_drawn_classes_are_those_of_new_equal_draws():
+    """Distances of five far clusters from a reference of independent draws; spread over 80 sets of 60 of each."""
+    centres, draw = np.random.default_rng(0).normal(size=(5, 6)) * 3, np.random.default_rng(1)
+
+    def clusters(classes):
+        return centres[classes] + draw.normal(size=(len(classes), 6))
+
+    labels, reference, scores = np.arange(300) % 5, features(clusters(draw.integers(5, size=600))), []
+    chosen = asked("fid,kid,cmmd", kid_subset_size=60, fid_infinity=True)
+    for _ in range(80):
+        own, values = features(clusters(labels), labels=labels), {}
+        for name, options in chosen.items():
+            values |= METRICS[name].make(own, reference, options)
+        scores.append(values)
+    for key, error in ((f"{KID}_mean", f"{KID}_se"), (FID, f"{FID}_se"), ("gaussian_mmd", "gaussian_mmd_se")):
+        mean_square = np.mean([values[error] ** 2 for values in scores])
+        assert mean_square**0.5 == pytest.approx(np.std([values[key] for values in scores]), rel=0.25)
+    limit = frechet_distance(FeatureMoments.of(clusters(np.arange(200_000) % 5)), reference.moments)
+    low, high = np.array([values[f"{FID}_infinity_interval"] for values in scores]).T
+    assert ((low <= limit) & (limit <= high)).mean() > 0.9
+    assert (high - low).mean() < 5 * np.std([values[f"{FID}_infinity"] for values in scores])
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -82,7 +82,7 @@ def test_the_loss_of_a_step_is_the_paper_s(fresh):
     assert torch.equal(given[2], (levels + 1).float()) and not torch.equal(given[0], terms.loss)
 
 
-AUXILIARY = ["dispersive:weight=0.7,temperature=0.4,block=2", "brightness:weight=0.3,block=3"]
+AUXILIARY = ["dispersive:weight=0.7,temperature=0.4,block=2", "test-brightness:weight=0.3,block=3"]
 
 
 def stated(state, part):

@@ -26,15 +26,17 @@ def fid(samples, reference, options):
     import numpy as np
 
     from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance
-    from elbocli.core.score_errors import frechet_influence
+    from elbocli.core.score_errors import equal_classes, frechet_influence
     from elbocli.core.streams import Stream
 
     values, theirs = samples.values.numpy(), reference.moments
     n, width = values.shape
-    error = frechet_influence(values, samples.moments, theirs).se
+    error = frechet_influence(values, samples.moments, theirs, samples.labels).se
     found: dict[str, Value] = {FID: frechet_distance(samples.moments, theirs), f"{FID}_se": error}
     if options.fid_infinity:
         order = Stream(options.seed, "fid-infinity").permutation(0, n)
+        if (classes := equal_classes(samples.labels)) is not None:
+            order = order[np.argsort(classes[order], kind="stable")]  # each part has its share of each class
         parts = [FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)]
         beyond, curvature = extrapolate(parts, theirs)
         half = float(np.hypot(NORMAL_95 * error, curvature))
@@ -60,7 +62,8 @@ def sfid(samples, reference, options):
     from elbocli.core.score_errors import frechet_influence
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
-    return {SFID: frechet_distance(own, theirs), f"{SFID}_se": frechet_influence(values.numpy(), own, theirs).se}
+    error = frechet_influence(values.numpy(), own, theirs, samples.labels).se
+    return {SFID: frechet_distance(own, theirs), f"{SFID}_se": error}
 
 
 KID = "kernel_inception_distance"
@@ -92,7 +95,11 @@ def kid(samples, reference, options):
 
     own, theirs, size = samples.values, reference.values, options.kid_subset_size
     found = dict(kid_features_to_metric(own, theirs, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False))
-    effects, across = kernel_influence(own, theirs, lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3, samples.device)
+
+    def cubic(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    effects, across = kernel_influence(own, theirs, cubic, samples.labels, samples.device)
     # Two subsets share images, so their covariance is the variance for all n images. Each subset also has a part of its own: the
     # variance for `size` images, with the choice of its reference images.
     alone = effects.variance(size) + 4 * across * (1 / size - 1 / len(theirs)) / size
@@ -135,7 +142,7 @@ def cmmd(samples, reference, options):
 
     distance, error = among - 2 * total(first, second) / (len(first) * len(second)), None
     if len(first) > 1:
-        error = SCALE * kernel_influence(first, second, kernel, samples.device)[0].variance(len(first)) ** 0.5
+        error = SCALE * kernel_influence(first, second, kernel, samples.labels, samples.device)[0].variance(len(first)) ** 0.5
     return {"gaussian_mmd": SCALE * distance, "gaussian_mmd_se": error}
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.optimum import copying, excess
+from elbocli.core.optimum import Excess, copying, excess
 from elbocli.errors import DataError, ElboError
 from elbocli.files.checkpoint import CONFIG, RunConfig, checkpoints, read_checkpoint
 from elbocli.files.dataset import Dataset
@@ -92,10 +94,16 @@ class RunReport(Record, kw_only=True):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder. missing: messages about files that could not be read so far."""
+    """A run's folder, and the files that the user names beside it.
+
+    samples: file of images to show by class, or None. results: result files, and tables of 'elbo bound --per-image'.
+    missing: messages about files that could not be read so far.
+    """
 
     path: Path
     config: RunConfig
+    samples: Path | None
+    results: Sequence[Path]
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -110,6 +118,15 @@ class RunFolder:
     def dataset(self) -> Path:
         return dataset_of(self.config.data, self.path)
 
+    @property
+    def sheets(self) -> list[Path]:
+        """Contact sheets of `elbo train`, the oldest first."""
+        return sorted(self.path.glob("previews/step-*.png"))
+
+    @property
+    def tables(self) -> list[Path]:
+        return [path for path in self.results if recognise(path) == "a table"]
+
     @cached_property
     def settings(self) -> TrainSettings:
         return run_settings(self.config.settings, self.path / CONFIG)
@@ -119,11 +136,6 @@ class RunFolder:
         """Settings of the run; of an imported run, only those that its config states."""
         written = self.settings.written().items()
         return {key: value for key, value in written if key in self.config.settings or not self.imported}
-
-    @property
-    def status(self) -> dict[str, Any]:
-        status = None if self.imported else self.ask(read_status, self.path)
-        return (status and {**status.facts(), "time": status.when}) or {}
 
     def ask(self, read: Callable[..., Any], *args: Any) -> Any:
         """Return read(*args), or None, with the message in `missing`, if it raises an ElboError."""
@@ -188,15 +200,19 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     results: more result files (JSON) of elbo, or tables of 'elbo bound --per-image'.
     Raises FormatError: `run` is not a run. Raises ElboError: unusable `samples` or `results`.
     """
-    folder = RunFolder(run, read_run_config(run))
-    tables = [path for path in results if recognise(path) == "a table"]
-    files = _read_results(run, [path for path in results if path not in tables])
+    folder = RunFolder(run, read_run_config(run), samples, results)
+    files = _read_results(folder)
     objective = _read_objective(folder)
     logs = _read_logs(folder)
-    pictures = _read_pictures(folder, samples, tables, files)
-    report = RunReport(
+    pictures = Pictures(_read_previews(folder), *_read_samples(folder), _read_extremes(folder, files))
+    report = _report(folder, objective, logs, pictures, files)
+    return RunFacts(report, folder.settings, objective, logs, pictures, files)
+
+
+def _report(folder: RunFolder, objective: ReadObjective, logs: Logs, pictures: Pictures, files: Results) -> RunReport:
+    return RunReport(
         run=folder.name,
-        status=folder.status,
+        status=_status(folder),
         objective=objective.report,
         settings=folder.stated,
         source=folder.config.source.json() if folder.config.source else None,
@@ -210,7 +226,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         samples=ShownSamples(pictures.source, [row.name for row in pictures.drawn]),
         excess=folder.ask(_excess, files["optimum"][-1], logs, objective, folder.config) if files["optimum"] else None,
         per_image=[str(pair.path) for pair in pictures.extremes],
-        commands=[CommandReport(*command) for command in _commands(folder, samples, files["scores"])],
+        commands=[CommandReport(*command) for command in _commands(folder, files["scores"])],
         missing=folder.missing,
         **{
             kind: [{"file": str(file.path), **file.content} for file in of_kind]
@@ -218,11 +234,11 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
             if kind != "optimum"
         },
     )
-    return RunFacts(report, folder.settings, objective, logs, pictures, files)
 
 
-def _read_results(run: Path, paths: Sequence[Path]) -> Results:
-    files = {file.path.resolve(): file for file in (*results_in(run), *map(read_result, paths))}.values()
+def _read_results(folder: RunFolder) -> Results:
+    named = [read_result(path) for path in folder.results if path not in folder.tables]
+    files = {file.path.resolve(): file for file in (*results_in(folder.path), *named)}.values()
     return {kind: [file for file in files if file.kind == kind] for kind, _ in RESULTS.values()}
 
 
@@ -237,20 +253,25 @@ def _read_logs(folder: RunFolder) -> Logs:
     return Logs(curves, *(folder.ask(read_log_history, folder.path / name, folder.missing) for name in names))
 
 
-def _read_pictures(folder: RunFolder, samples: Path | None, tables: Sequence[Path], files: Results) -> Pictures:
-    # tables: files of 'elbo bound --per-image' that the user names; others are named by result files.
-    sheets = sorted(folder.path.glob("previews/step-*.png"))
-    previews = [row for index in chosen_times(len(sheets)) if (row := folder.ask(read_preview, sheets[index]))]
-    source, drawn = samples or (sheets[-1] if sheets else ""), list[Thumbnails]()
-    if samples:
-        drawn = read_by_class(samples, folder.config.data.class_names or [])
-    elif sheets:
-        drawn = folder.ask(read_strips, source) or []
-    extremes = [read_extremes(path, folder.dataset, None) for path in tables]
-    for file in (file for of_kind in files.values() for file in of_kind):
-        if pair := folder.ask(_extremes, file, folder):
-            extremes.append(pair)
-    return Pictures(previews, drawn, str(source), extremes)
+def _read_previews(folder: RunFolder) -> list[Thumbnails]:
+    sheets = folder.sheets
+    rows = (folder.ask(read_preview, sheets[index]) for index in chosen_times(len(sheets)))
+    return [row for row in rows if row]
+
+
+def _read_samples(folder: RunFolder) -> tuple[list[Thumbnails], str]:
+    # Rows of samples per class, and their file.
+    if folder.samples:
+        return read_by_class(folder.samples, folder.config.data.class_names or []), str(folder.samples)
+    if not folder.sheets:
+        return [], ""
+    return folder.ask(read_strips, folder.sheets[-1]) or [], str(folder.sheets[-1])
+
+
+def _read_extremes(folder: RunFolder, files: Results) -> list[Extremes]:
+    named = [read_extremes(path, folder.dataset, None) for path in folder.tables]
+    of_results = (folder.ask(_extremes, file, folder) for of_kind in files.values() for file in of_kind)
+    return [*named, *filter(None, of_results)]
 
 
 def _extremes(file: ResultFile, folder: RunFolder) -> Extremes | None:
@@ -260,6 +281,11 @@ def _extremes(file: ResultFile, folder: RunFolder) -> Extremes | None:
     measured = Path(str(file.content.get("dataset")))
     dataset = measured if measured.is_file() else folder.dataset
     return read_extremes(file.path.parent / Path(table).name, dataset, file.content.get("payload_sha256"))
+
+
+def _status(folder: RunFolder) -> dict[str, Any]:
+    status = None if folder.imported else folder.ask(read_status, folder.path)
+    return {} if status is None else {**status.facts(), "time": status.when}
 
 
 def _network(folder: RunFolder) -> dict[str, Any]:
@@ -302,14 +328,17 @@ def _excess(file: ResultFile, logs: Logs, objective: ReadObjective, config: RunC
         raise DataError(
             f"{file.path}: has least possible errors for {optimum.dataset}, not the training images; use 'elbo optimum --like RUN'"
         )
-    sums = {"training": (training, training.late())} | ({"held_out": (validation, validation.last())} if validation else {})
-    above = {}
-    for key, (log, errors) in sums.items():
-        least, se = optimum.least(log.edges, training=key == "training")
-        above[key] = excess(ErrorMoments.of_sums(log.edges, errors), least, se, objective.effective[-1].weighting)
+
+    def above(log: LogHistory, sums: Tensor) -> Excess:
+        least, se = optimum.least(log.edges, training=log is training)
+        return excess(ErrorMoments.of_sums(log.edges, sums), least, se, objective.effective[-1].weighting)
+
+    estimates = {"training": above(training, training.late())}
+    if validation:
+        estimates["held_out"] = above(validation, validation.last())
     return {
-        "excess": {key: {"nats_per_dimension": estimate.value, "se": estimate.se} for key, estimate in above.items()},
-        "copying": copying(above["training"], above["held_out"]) if validation else None,
+        "excess": {key: {"nats_per_dimension": estimate.value, "se": estimate.se} for key, estimate in estimates.items()},
+        "copying": copying(estimates["training"], estimates["held_out"]) if validation else None,
         "edges": training.edges.tolist(),
         "least": optimum.least(training.edges, training=True)[0].tolist(),
     }
@@ -322,7 +351,7 @@ def _packed(folder: RunFolder) -> str | None:
     return dataset.attributes.command
 
 
-def _commands(folder: RunFolder, samples: Path | None, scores: Sequence[ResultFile]) -> Iterator[tuple[str, str]]:
+def _commands(folder: RunFolder, scores: Sequence[ResultFile]) -> Iterator[tuple[str, str]]:
     # (purpose, command line) of each command.
     if not folder.imported and (packed := folder.ask(_packed, folder)):
         yield "Pack the images", packed
@@ -331,8 +360,8 @@ def _commands(folder: RunFolder, samples: Path | None, scores: Sequence[ResultFi
     if not folder.imported:
         again = ["elbo", "train", folder.dataset, "--config", folder.path / CONFIG, "-o", f"{folder.name}-again"]
         yield "Train again with the same settings, whatever the environment says by then", shlex.join(map(str, again))
-    if samples is not None:
-        with read_samples(samples) as reader:
+    if folder.samples:
+        with read_samples(folder.samples) as reader:
             yield from (("Draw these samples", line) for line in drawn_by(reader.made.more))
     for file in scores:
         repeats = file.record.repeats

@@ -106,26 +106,37 @@ def draw_lines(
 
     label: of the vertical axis. names: legend entries. over: formats the horizontal axis.
     """
-    from matplotlib.ticker import LogLocator
-
-    drawn = [(line, index) for index, line in enumerate(lines) if line is not None]
+    drawn = [index for index, line in enumerate(lines) if line is not None]
     if not drawn:
         return None
     axis = new_panel(label)
-    for (x, y, spread), index in drawn:
-        style = line_style(index, LINES)
-        if spread is not None:
-            below = (y - spread).maximum(0.5 * y)  # a logarithmic axis has no place for 0
-            axis.fill_between(x, below, y + spread, color=style["color"], alpha=0.3, linewidth=0)
-        axis.plot(x, y, marker="" if len(y) > 1 else "o", **style)
-    least, largest = axis.dataLim.intervaly
-    if (over is over_images or label == ERROR) and least > 0:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        if largest / 1000 < least:
-            axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5)), minor_formatter="")
+    for index in drawn:
+        _draw(axis, lines[index], line_style(index, LINES))
+    if over is over_images or label == ERROR:
+        _scale_log(axis)
     over(axis)
-    return axis, [(swatch(index), names[index]) for _, index in drawn if names]
+    return axis, [(swatch(index), names[index]) for index in drawn if names]
+
+
+def _draw(axis: Any, line: Any, style: dict[str, Any]) -> None:
+    x, y, spread = line
+    if spread is not None:
+        below = (y - spread).maximum(0.5 * y)  # a logarithmic axis has no place for 0
+        axis.fill_between(x, below, y + spread, color=style["color"], alpha=0.3, linewidth=0)
+    axis.plot(x, y, marker="" if len(y) > 1 else "o", **style)
+
+
+def _scale_log(axis: Any) -> None:
+    # Makes the vertical axis logarithmic, unless it has values below 0.
+    from matplotlib.ticker import LogLocator
+
+    least, largest = axis.dataLim.intervaly
+    if least <= 0:
+        return
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    if largest / 1000 < least:
+        axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5)), minor_formatter="")
 
 
 def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
@@ -230,25 +241,30 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
     if not facts.objective.effective:
         return {}
-    w, at, course = facts.objective.effective[-1].weighting, levels_of(facts), facts.logs.training
+    *earlier, last = facts.objective.effective
+    w, at = last.weighting, levels_of(facts)
     panels = {
         "weighting": draw_lines(WEIGHT, [weighting_line(facts)]),
         "noise": draw_lines("−dw/dλ over max w", [Line(at, -w.slope(at) / (float(w(at).max()) or 1.0))]),
+        "schedule": _schedule_panel(facts),
     }
-    for earlier in facts.objective.effective[:-1]:
-        value = earlier.weighting(at)
+    for before in earlier:
+        value = before.weighting(at)
         panels["weighting"][0].plot(at, value / value.max(), color=MUTED, linewidth=0.5, zorder=1)
-    if facts.objective.schedule:
-        density = facts.objective.schedule.density(at)
-        lines = [Line(at, density.where(density > 0, torch.nan))]
-        if course:
-            whole = LogHistory(course.edges, [1], [course.between(0, course.images[-1])])
-            lines.append(Line(bin_middles(course.edges), whole.density[0]))
-        panels["schedule"] = draw_lines("density", lines, ["p(λ)", "drawn"])
-    elif course:
-        density = course.density
-        panels["schedule"] = draw_map("density p(λ)", course, density, vmin=0.0, vmax=float(density.quantile(0.995)))
     return panels
+
+
+def _schedule_panel(facts: RunFacts) -> Any:
+    schedule, log = facts.objective.schedule, facts.logs.training
+    if schedule is None:
+        return log and draw_map("density p(λ)", log, log.density, vmin=0.0, vmax=float(log.density.quantile(0.995)))
+    at = levels_of(facts)
+    density = schedule.density(at)
+    lines = [Line(at, density.where(density > 0, torch.nan))]
+    if log:
+        whole = LogHistory(log.edges, [1], [log.between(0, log.images[-1])])
+        lines.append(Line(bin_middles(log.edges), whole.density[0]))
+    return draw_lines("density", lines, ["p(λ)", "drawn"])
 
 
 def render(*runs: RunFacts) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from elbocli.bound.result import Bound, Classification, Likelihoods, Theorem
 from elbocli.core.metrics import Role
 from elbocli.errors import FormatError
-from elbocli.evaluate.result import ENOUGH, EvalResult
+from elbocli.evaluate.result import ENOUGH, EvalResult, Score
 from elbocli.files.losslog import Optimum
 from elbocli.files.reading import read_bytes
 from elbocli.files.recognise import instead, recognise
@@ -54,25 +54,20 @@ class Row(NamedTuple):
 
 def score_rows(result: EvalResult) -> list[Row]:
     """Return a table row for each score."""
-    rows, n = [], result.repeats[0].facts.n_samples
-    for score in result.scores:
-        number = score.number
-        if number.role not in (Role.NUMBER, Role.LIMIT):
-            continue
-        spread: Any = score.sd
-        spread_is, note = "sd of repeats", ""
-        if spread is None:
-            of = result.about(score, Role.PARTS) or result.about(score, Role.ERROR)
-            spread, spread_is = (of.value, of.number.role.value) if of else (None, "")
-        interval = result.interval(score)
-        if interval is None and isinstance(score.value, float):
-            interval = result.estimate(score).interval
-        if number.role is Role.NUMBER and n is not None and n < ENOUGH:
-            note = f"n = {n}"
-        network = (number.by_network and result.network) or ""
-        name = number.stem(result.network).removesuffix("_mean").replace("_", " ")
-        rows.append(Row(name, network, score.value, spread, spread_is, note, interval))
-    return rows
+    return [_score_row(score, result) for score in result.scores if score.number.role in (Role.NUMBER, Role.LIMIT)]
+
+
+def _score_row(score: Score, result: EvalResult) -> Row:
+    number, n, interval = score.number, result.repeats[0].facts.n_samples, result.interval(score)
+    if interval is None and isinstance(score.value, float):
+        interval = result.estimate(score).interval
+    spread: tuple[Any, str] = (score.sd, "sd of repeats")
+    if score.sd is None:
+        part = result.about(score, Role.PARTS) or result.about(score, Role.ERROR)
+        spread = (part.value, part.number.role.value) if part else (None, "")
+    note = f"n = {n}" if number.role is Role.NUMBER and n is not None and n < ENOUGH else ""
+    name = number.stem(result.network).removesuffix("_mean").replace("_", " ")
+    return Row(name, (number.by_network and result.network) or "", score.value, *spread, note, interval)
 
 
 def drawn_by(*made: dict[str, Any]) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 from elbocli.core.estimate import Estimate
 from elbocli.files.records import Record, stored
 from elbocli.report.gather import RunFacts, RunReport
-from elbocli.report.log_history import curve, error_of, score_columns
-from elbocli.report.results import Row, score_rows
+from elbocli.report.log_history import Curve, curve, error_of, score_columns
+from elbocli.report.results import ResultFile, Row, score_rows
 
 DIGEST = 12  # hex digits of a digest on the page
 NATS, BITS = "nats per dimension", "bits per dimension"
@@ -30,19 +30,22 @@ class ComparisonReport(Record):
 
 def logged(facts: RunFacts) -> list[Row]:
     """Return the last losses, scores and bound of a run."""
-    curves, rows = facts.logs.curves, []
+    curves = facts.logs.curves
     scores = {name: (title, "while training") for name, title in score_columns(curves).items()}
-    for name, (title, unit) in (CURVES | scores).items():
-        values, errors = (curve(curves, key)[1] for key in (name, error_of(name)))
-        if values:
-            last = Estimate(values[-1], *errors[-1:])
-            rows.append(Row(title, unit, last.value, interval=last.interval))
-    for file in facts.results["bound"][-1:]:
-        bound = Estimate(*file.record.per_dimension)
-        note = "on training images" if facts.trains_on(file) else ""
-        unit = ", ".join([file.record.unit, *Path(str(file.content.get("dataset", ""))).parts[-1:]])
-        rows.append(Row("variational bound", unit, bound.value, note=note, interval=bound.interval))
-    return rows
+    rows = [_last_row(curves, name, *heads) for name, heads in (CURVES | scores).items() if curve(curves, name)[1]]
+    return rows + [_bound_row(file, facts.trains_on(file)) for file in facts.results["bound"][-1:]]
+
+
+def _last_row(curves: dict[str, Curve], name: str, title: str, unit: str) -> Row:
+    values, errors = (curve(curves, key)[1] for key in (name, error_of(name)))
+    last = Estimate(values[-1], *errors[-1:])
+    return Row(title, unit, last.value, interval=last.interval)
+
+
+def _bound_row(file: ResultFile, trains_on: bool) -> Row:
+    bound = Estimate(*file.record.per_dimension)
+    unit = ", ".join([file.record.unit, *Path(str(file.content.get("dataset", ""))).parts[-1:]])
+    return Row("variational bound", unit, bound.value, note="on training images" * trains_on, interval=bound.interval)
 
 
 def headline(facts: RunFacts) -> list[Row]:

@@ -122,7 +122,10 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     """
     kind = recognise(root)
     if kind not in SOURCES:
-        raise DataError(f"{root}: is {kind}; give {', '.join(SOURCES)}; unpack a compressed file first")
+        raise DataError(
+            f"{root}: is {kind}, no source of images; give a folder, zip, tar, .npy, .npz, dataset, or files of MNIST, CIFAR or "
+            "parquet; unpack a compressed file first, and name a plug-in for other kinds"
+        )
     source, stem = SOURCES[kind], root.resolve().name if root.is_dir() else root.stem
     if source.form == "tree":
         entries = {}

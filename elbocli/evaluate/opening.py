@@ -16,7 +16,7 @@ from msgspec import structs
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.result import Pairs, mismatches, refuse
-from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
+from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings, Protocol
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, read_features, read_statistics
 from elbocli.files.reading import file_sha256
 from elbocli.files.recognise import arrays_in, recognise
@@ -343,29 +343,11 @@ def deviations(settings: EvalSettings, samples: OpenedSet | None = None, referen
     """
     if not settings.protocol:
         return {}
-    protocol, unknown = PROTOCOLS[settings.protocol], "not known"
-    usual, options = asked(protocol.metrics, **protocol.options), options_of(settings.metrics)
-    named = EXTRACTORS.named(settings.extractor)
-    others = [name for name in settings.metrics if name not in usual]  # metrics of the protocol may be omitted
-    pairs: Pairs = {
-        "extractor": [named.name if named else settings.extractor, protocol.extractor],
-        "feature_precision": [settings.precision, STRICT],
-        "metrics": [", ".join(others or usual), ", ".join(usual)],
-        **{name: [options[name], value] for name, value in options_of(usual).items() if name in options},
-    }
+    protocol = PROTOCOLS[settings.protocol]
+    pairs = _setting_pairs(settings, protocol)
     if samples:
-        pairs |= {
-            "n": [samples.n, protocol.n],
-            "extractor": [samples.about.extractor or unknown, protocol.extractor],
-            "feature_precision": [samples.about.feature_precision or STRICT, STRICT],
-        }
-        if samples.about.extractor == protocol.extractor == DEFAULT:
-            pairs["extractor_weights"] = [str(samples.about.weights_sha256 or unknown)[:8], PUBLISHED_INCEPTION]
-        if protocol.classes:
-            text, counts = "{}, each with {} to {} samples", [*samples.class_counts().values()]
-            classes = text.format(len(counts), min(counts), max(counts)) if counts else unknown
-            pairs["classes"] = [classes, text.format(protocol.classes, protocol.per_class, protocol.per_class)]
-    if protocol.ref_images and reference:
+        pairs |= _sample_pairs(samples, protocol)
+    if reference and protocol.ref_images:
         text, images = "statistics with {} images beside them", protocol.ref_images
         beside = text.format(reference.n if settings.needing(Need.REFERENCE_FEATURES) else images)
         pairs["reference"] = [beside if reference.statistics else "no statistics", text.format(images)]
@@ -374,4 +356,32 @@ def deviations(settings: EvalSettings, samples: OpenedSet | None = None, referen
         remedy = "follow the protocol, or add --allow-mismatch, and the result says what deviates"
         where, kind = (samples.name, DataError) if samples else ("settings", UsageError)
         refuse(pairs, where, f"--protocol {settings.protocol}", remedy, kind)
+    return pairs
+
+
+def _setting_pairs(settings: EvalSettings, protocol: Protocol) -> Pairs:
+    usual, options = asked(protocol.metrics, **protocol.options), options_of(settings.metrics)
+    extractor = EXTRACTORS.named(settings.extractor)
+    more = [name for name in settings.metrics if name not in usual]  # metrics of the protocol may be omitted
+    return {
+        "extractor": [extractor.name if extractor else settings.extractor, protocol.extractor],
+        "feature_precision": [settings.precision, STRICT],
+        "metrics": [", ".join(more or usual), ", ".join(usual)],
+        **{name: [options[name], value] for name, value in options_of(usual).items() if name in options},
+    }
+
+
+def _sample_pairs(samples: OpenedSet, protocol: Protocol) -> Pairs:
+    about, unknown = samples.about, "not known"
+    pairs: Pairs = {
+        "n": [samples.n, protocol.n],
+        "extractor": [about.extractor or unknown, protocol.extractor],
+        "feature_precision": [about.feature_precision or STRICT, STRICT],
+    }
+    if about.extractor == protocol.extractor == DEFAULT:
+        pairs["extractor_weights"] = [str(about.weights_sha256 or unknown)[:8], PUBLISHED_INCEPTION]
+    if protocol.classes:
+        text, counts = "{}, each with {} to {} samples", [*samples.class_counts().values()]
+        classes = text.format(len(counts), min(counts), max(counts)) if counts else unknown
+        pairs["classes"] = [classes, text.format(protocol.classes, protocol.per_class, protocol.per_class)]
     return pairs

@@ -19,8 +19,9 @@ from elbocli import main
 from elbocli.cli.commands import ADDED, Command
 from elbocli.core.registry import Registry
 from elbocli.files import plugins
+from elbocli.files.recognise import KINDS
 from elbocli.images import sources  # noqa: F401 - declares elbo's own kinds
-from elbocli.images.registry import KINDS
+from elbocli.images.registry import SOURCES
 
 Result = subprocess.CompletedProcess[bytes]
 ROOT = Path(__file__).parent.parent
@@ -68,7 +69,7 @@ def registries() -> list[Registry]:
 @contextlib.contextmanager
 def declarations_kept() -> Iterator[None]:
     """Remove what a plug-in declares inside the block, and the command's state, at the end."""
-    tables: list[dict[str, Any]] = [*registries(), ADDED, plugins._RUN]  # type: ignore[list-item]
+    tables: list[dict[str, Any]] = [*registries(), ADDED, SOURCES, plugins._RUN]  # type: ignore[list-item]
     before = [dict(table) for table in tables]
     state = {name: getattr(Command, name) for name in ("path", "overwrite", "quiet", "verbose", "silent")}
     lists: list[list[Any]] = [sys.path, KINDS]

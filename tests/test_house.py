@@ -28,14 +28,15 @@ BELOW = {
 """Package → packages that it may import besides itself: only those below it."""
 DOORS = {
     ("train", "sample.draw"): "previews are drawn, and latents decoded, as `elbo sample` does",
-    ("train", "evaluate.extract"): "samples are scored while training as `elbo eval` scores them",
+    ("train", "evaluate.opening"): "samples are scored while training as `elbo eval` scores them",
+    ("train", "evaluate.extract"): "the same",
     ("train", "evaluate.scoring"): "the same",
     ("train", "evaluate.settings"): "the same",
     ("grid", "sample.draw"): "a grid is made for the guided denoiser that `elbo sample` walks with",
     ("report", "evaluate.result"): "the page reads what `elbo eval` found",
     ("report", "evaluate.settings"): "the page says what a protocol is",
     ("compare", "evaluate.result"): "it compares what `elbo eval` found",
-    ("compare", "evaluate.extract"): "features and their reference must be made alike, as for `elbo eval`",
+    ("compare", "evaluate.opening"): "features and their reference must be made alike, as for `elbo eval`",
     ("report", "bound.result"): "the page reads what `elbo bound` found",
 }
 """Which module of another subcommand a subcommand's package may import, and why."""

@@ -59,12 +59,12 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
         others, alike = compare_features(files, ref)
     else:
         contents = [stdin_or_fail("results").read() if path == STREAM else read_bytes(path) for path in files]
-        said = ["standard input" if path == STREAM else str(path) for path in files]
-        results = [(str(path), result_of(content, name)) for path, name, content in zip(files, said, contents)]
+        names = ["standard input" if path == STREAM else str(path) for path in files]
+        results = [(str(path), result_of(content, name)) for path, name, content in zip(files, names, contents)]
         others, alike = compare_results(results)
     if table:
         heads = [*map(str.upper, Difference.__struct_fields__), "OF"]
-        rows = [[*map(_cell, (*each.json().values(), other.file))] for other in others for each in other.scores]
+        rows = [[*map(_cell, (*score.json().values(), other.file))] for other in others for score in other.scores]
         print_table([heads, *rows])
         return
     print_json(

@@ -1,21 +1,23 @@
 """Compare each file with the first: scores in results of `elbo eval`, or Fréchet distances of saved features."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from elbocli.core.estimate import Estimate
-from elbocli.core.frechet import FeatureMoments, frechet_distance
+from elbocli.core.frechet import FeatureMoments, Gaussian, frechet_distance
 from elbocli.core.metrics import Role
 from elbocli.core.metrics.distances import FID
-from elbocli.core.score_errors import frechet_influence
+from elbocli.core.score_errors import Influence, frechet_influence
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import fingerprint, naming_network, open_reference
-from elbocli.evaluate.result import EvalResult, numbers, refuse, shared
-from elbocli.files.features import read_features
+from elbocli.evaluate.opening import OpenedSet, fingerprint, open_reference
+from elbocli.evaluate.result import EvalResult, mismatches, naming_network, numbers, refuse, shared
+from elbocli.files.features import SavedFeatures, read_features
 from elbocli.files.records import Record, Rest, stored
 
 ALIKE = "such scores are not comparable; score both files with the same settings"
@@ -39,7 +41,7 @@ class Difference(Record, kw_only=True):
     how: str
 
 
-class Compared(Record, kw_only=True):
+class Compared(Record):
     """Differences between a file's scores and the first file's."""
 
     file: str
@@ -78,31 +80,54 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
     results: (file, result) pairs.
     Returns: comparison of each further result; metadata that are equal in all results.
     """
-    (name, first), compared = results[0], []
-    seeds = _by_seed(first)
-    for beside, other in results[1:]:
-        refuse(other.alike(), first.alike(), beside, name, ALIKE)
-        theirs, their_seeds, scores = {score.number.key: score for score in other.scores}, _by_seed(other), []
-        for mine in first.scores:
-            key, number, its = mine.number.key, mine.number, theirs.get(mine.number.key)
-            if number.role not in (Role.NUMBER, Role.LIMIT) or its is None or None in (mine.value, its.value):
-                continue
-            before, after = first.estimate(mine), other.estimate(its)
-            change, how = after.minus(before), "unpaired"
-            if seeds and set(seeds) == set(their_seeds):
-                change = Estimate.of_repeats([their_seeds[seed][key] - seeds[seed][key] for seed in seeds])
-                how = f"paired by {len(seeds)} seeds"
-            scores.append(difference_of(number.name(first.network), before.value, after.value, change, how))
+    (first_file, first), *others = results
+    compared = []
+    for file, other in others:
+        refuse(mismatches(other.alike(), first.alike()), file, first_file, ALIKE)
+        scores = _differences(first, other)
         if not scores:
-            raise DataError(f"{beside}: has no score in common with {name}; score both with the same --metrics")
-        compared.append(Compared(file=beside, scores=scores))
+            raise DataError(f"{file}: has no score in common with {first_file}; score both with the same --metrics")
+        compared.append(Compared(file, scores))
     return compared, shared([result.alike() for _, result in results])
+
+
+def _differences(first: EvalResult, other: EvalResult) -> list[Difference]:
+    seeds, other_seeds = _by_seed(first), _by_seed(other)
+    paired = bool(seeds) and set(seeds) == set(other_seeds)
+    other_scores, differences = {score.number.key: score for score in other.scores}, []
+    for score in first.scores:
+        number, other_score = score.number, other_scores.get(score.number.key)
+        if number.role not in (Role.NUMBER, Role.LIMIT) or other_score is None or None in (score.value, other_score.value):
+            continue
+        before, after = first.estimate(score), other.estimate(other_score)
+        change, how = after.minus(before), "unpaired"
+        if paired:
+            change = Estimate.of_repeats([other_seeds[seed][number.key] - seeds[seed][number.key] for seed in seeds])
+            how = f"paired by {len(seeds)} seeds"
+        differences.append(difference_of(number.name(first.network), before.value, after.value, change, how))
+    return differences
 
 
 def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
     """Return {seed: {score: value}} of two or more sets of samples; {} if there is only one, or seeds are missing or equal."""
-    found = {str(seed): one.values for one in result.repeats if (seed := one.facts.made.get("seed")) is not None}
-    return found if 1 < len(found) == len(result.repeats) else {}
+    values = {str(seed): repeat.values for repeat in result.repeats if (seed := repeat.facts.made.get("seed")) is not None}
+    return values if 1 < len(values) == len(result.repeats) else {}
+
+
+class Distance(NamedTuple):
+    """Fréchet distance of saved features from a reference. influence: effects of the images on the distance."""
+
+    saved: SavedFeatures
+    value: float
+    influence: Influence
+
+    def minus(self, other: Distance) -> tuple[Estimate, str]:
+        """Return the difference, and the method of its standard error."""
+        seeds = [(saved.about.made or {}).get("seed") for saved in (self.saved, other.saved)]
+        labels: list[Any] = [saved.labels for saved in (self.saved, other.saved)]
+        if None not in seeds and seeds[0] == seeds[1] and np.array_equal(*labels):  # image k has equal noise in both files
+            return Estimate(self.value - other.value, (self.influence - other.influence).se), "paired by image"
+        return Estimate(self.value, self.influence.se).minus(Estimate(other.value, other.influence.se)), "unpaired"
 
 
 def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], dict[str, Any]]:
@@ -114,37 +139,18 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     """
     with contextlib.ExitStack() as stack:
         reference = open_reference(ref, stack)
-    if reference.width is None:
+    target = reference.statistics or (reference.saved and FeatureMoments.of(reference.saved.features.numpy()))
+    if target is None:
         raise UsageError(f"{ref}: has no statistics or features; make statistics: elbo eval {ref} --save-stats ref.npz")
-    points: Any = reference.statistics
-    if reference.saved:
-        points = FeatureMoments.of(reference.saved.features.numpy())
-    first: Any = None
-    compared = []
-    for path in paths:
-        saved: Any = read_features(path)
-        values, seed = saved.features.numpy(), (saved.about.made or {}).get("seed")
-        n, width = values.shape
-        if width != reference.width or 1 in (n, reference.n):
-            sizes = f"{n} images x {width} features, and {ref} has {reference.n or 'any number of'} images x {reference.width}"
-            raise DataError(f"{path}: {sizes}; both files need the same extractor, and at least 2 images")
-        own, moments = {"n_samples": n, **fingerprint(saved.about)}, FeatureMoments.of(values)
-        refuse(own, fingerprint(reference.about), path, ref, ALIKE)
-        distance, moved = frechet_distance(moments, points), frechet_influence(values, moments, points, saved.labels)
-        if first is None:
-            first = own, saved, seed, distance, moved
-            continue
-        facts, before, its_seed, its_distance, its_moved = first
-        refuse(own, facts, path, paths[0], ALIKE)
-        change, how = Estimate(distance, moved.se).minus(Estimate(its_distance, its_moved.se)), "unpaired"
-        if seed is not None and seed == its_seed and np.array_equal(before.labels, saved.labels):
-            # image k has the same noise in both files
-            change, how = Estimate(distance - its_distance, (moved - its_moved).se), "paired by image"
-        score = difference_of(numbers()[FID].name(naming_network(before.about)), its_distance, distance, change, how)
-        compared.append(Compared(file=str(path), scores=[score]))
-    about = first[1].about
+    first, compared = _distance(paths[0], reference, target), []
+    about, facts = first.saved.about, _facts(first.saved)
+    for path in paths[1:]:
+        other = _distance(path, reference, target)
+        refuse(mismatches(_facts(other.saved), facts), path, paths[0], ALIKE)
+        score = numbers()[FID].name(naming_network(about))
+        compared.append(Compared(str(path), [difference_of(score, first.value, other.value, *other.minus(first))]))
     return compared, {
-        "n_samples": n,
+        "n_samples": facts["n_samples"],
         "n_ref": reference.about.n,
         "ref": str(ref),
         "ref_sha256": reference.about.sha256 or reference.about.images_sha256,
@@ -152,3 +158,20 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         "extractor_sha256": about.weights_sha256,
         "feature_precision": about.feature_precision,
     }
+
+
+def _facts(saved: SavedFeatures) -> dict[str, Any]:
+    return {"n_samples": len(saved.features), **fingerprint(saved.about)}
+
+
+def _distance(path: Path, reference: OpenedSet, target: Gaussian) -> Distance:
+    saved = read_features(path)
+    features = saved.features.numpy()
+    (n, width), ref_width = features.shape, len(target.mu)
+    if width != ref_width or 1 in (n, reference.n):
+        sizes = f"{n} images x {width} features, and {reference.name} has {reference.n or 'any number of'} images x {ref_width}"
+        raise DataError(f"{path}: {sizes}; both files need the same extractor, and at least 2 images")
+    refuse(mismatches(fingerprint(saved.about), fingerprint(reference.about)), path, reference.name, ALIKE)
+    moments = FeatureMoments.of(features)
+    influence = frechet_influence(features, moments, target, saved.labels)
+    return Distance(saved, frechet_distance(moments, target), influence)

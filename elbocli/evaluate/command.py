@@ -30,7 +30,9 @@ from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, FEATURE_PRECISIONS, STRICT
 
 # option → (metric, declaration); only --protocol sets is_order
-OPTIONS = {own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"}
+OPTIONS = {
+    item.name: (name, item) for name, metric in METRICS.items() for item in metric.traits.options if item.name != "is_order"
+}
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
@@ -42,11 +44,11 @@ GROUPS = {
 
 def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of all metrics to a command."""
-    for name, (_, own) in reversed(OPTIONS.items()):
-        kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
-        flag = isinstance(own.default, bool)
+    for name, (_, item) in reversed(OPTIONS.items()):
+        kind: Any = click.Choice(list(item.choices)) if item.choices else value(int, ge=item.least, le=item.most)
+        flag = isinstance(item.default, bool)
         names = f"--{name.replace('_', '-')}"
-        option(names, default=own.default, help=own.help, is_flag=flag, type=bool if flag else kind)(function)
+        option(names, default=item.default, help=item.help, is_flag=flag, type=bool if flag else kind)(function)
     return function
 
 
@@ -151,7 +153,7 @@ def evaluate(
 ) -> None:
     """Score SAMPLES against a reference: FID and others.
 
-    SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. With features of the published
+    SAMPLES are a stream, .npy, .npz, .h5, saved features, or what 'elbo prep' reads, of one size. With features of the published
     Inception network, FID is named frechet_inception_distance, and with those of another extractor frechet_distance[NAME].
     Several SAMPLES count as repeats with different seeds: scores are means over the repeats, with standard deviations.
     Under torchrun, processes share the images, except those of a stream.
@@ -163,10 +165,9 @@ def evaluate(
 
     context = click.get_current_context()
     source = click.core.ParameterSource
-    decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
-    given = {key: each for key, each in decided.items() if context.get_parameter_source(key) is not source.DEFAULT}
-    chosen = settings_of(protocol or "", given, options["seed"])
-    settings = EvalSettings(command=command_line(), **chosen, **options)
+    by_protocol = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
+    by_user = {name: setting for name, setting in by_protocol.items() if context.get_parameter_source(name) is not source.DEFAULT}
+    settings = EvalSettings(command=command_line(), **settings_of(protocol or "", by_user, options["seed"]), **options)
     for name, (metric, _) in OPTIONS.items():
         if metric not in settings.metrics and context.get_parameter_source(name) is source.COMMANDLINE:
             raise click.UsageError(

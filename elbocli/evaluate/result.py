@@ -16,9 +16,10 @@ from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.core.metrics import METRICS, Number, Role, Value
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.evaluate.settings import PROTOCOLS
+from elbocli.files.features import FeatureFacts
 from elbocli.files.losslog import LARGEST
 from elbocli.files.records import Record, Rest, convert, parse_json, plain, stored
-from elbocli.nn.extractors import STRICT
+from elbocli.nn.extractors import DEFAULT, PUBLISHED_INCEPTION, STRICT
 
 SD = "_sd"  # suffix of the names of standard deviations over repeats
 # Key of metadata → [value, expected value], where they differ
@@ -112,30 +113,30 @@ class EvalResult(Record):
     @property
     def scores(self) -> list[Score]:
         """Scores; for several sets of samples, means and standard deviations."""
-        found = []
-        for key, first in self.repeats[0].values.items():
-            number, column = numbers()[key], [one.values[key] for one in self.repeats]
-            if len(column) == 1:
-                found.append(Score(number, first))
-            elif isinstance(first, float):
-                values = np.array(column, float)
-                sd = None if number.role == Role.ERROR else float(np.std(values, ddof=1))
-                found.append(Score(number, float(np.mean(values)), sd))
-        return found
+        scores = []
+        for key, value in self.repeats[0].values.items():
+            number, sd = numbers()[key], None
+            if len(self.repeats) > 1:
+                if not isinstance(value, float):
+                    continue
+                values = np.array([repeat.values[key] for repeat in self.repeats], float)
+                value, sd = float(np.mean(values)), None if number.role == Role.ERROR else float(np.std(values, ddof=1))
+            scores.append(Score(number, value, sd))
+        return scores
 
     def about(self, score: Score, role: Role) -> Score | None:
         """Return a statistic of a score; None: none exists. role: which statistic, such as Role.ERROR."""
-        return next((each for each in self.scores if each.number.role == role and each.number.of == score.number.key), None)
+        return next((other for other in self.scores if other.number.role == role and other.number.of == score.number.key), None)
 
     def interval(self, score: Score) -> Any:
         """Return (low, high) of a score's 95 % interval, or None."""
-        within = self.about(score, Role.INTERVAL)
-        return within and within.value
+        interval = self.about(score, Role.INTERVAL)
+        return interval and interval.value
 
     def estimate(self, score: Score) -> Estimate:
         # The standard error comes from repeats, else from the interval, else from the metric.
         if score.sd is not None:
-            return Estimate.of_repeats([one.values[score.number.key] for one in self.repeats])  # type: ignore[misc]
+            return Estimate.of_repeats([repeat.values[score.number.key] for repeat in self.repeats])  # type: ignore[misc]
         value: Any = score.value
         error: Any = self.about(score, Role.ERROR)
         if ends := self.interval(score):
@@ -144,48 +145,47 @@ class EvalResult(Record):
 
     def named(self) -> dict[str, Value]:
         """Return all scores and their standard deviations, by their names in the JSON result."""
-        found: dict[str, Value] = {}
+        values: dict[str, Value] = {}
         for score in self.scores:
             for end, value in {"": score.value, SD: score.sd}.items():
                 if value is not None or not end:
-                    found[score.number.name(self.network, end)] = value
+                    values[score.number.name(self.network, end)] = value
                     if self.network is None and score.number.alias:
-                        found[score.number.alias + end] = value
-        return found
+                        values[score.number.alias + end] = value
+        return values
 
     def common(self) -> dict[str, Any]:
         """Return metadata equal for all sets of samples, with every set's `mismatch` and `deviates`."""
-        facts = [one.facts.json() for one in self.repeats]
-        common = {**shared(facts), "made": shared([each["made"] for each in facts])}
+        facts = [repeat.facts.json() for repeat in self.repeats]
+        common = {**shared(facts), "made": shared([repeat["made"] for repeat in facts])}
         for name in ("mismatch", "deviates"):
-            if pairs := {key: pair for each in facts for key, pair in each.get(name, {}).items()}:
+            if pairs := {key: pair for repeat in facts for key, pair in repeat.get(name, {}).items()}:
                 common[name] = pairs
         return common
 
     def alike(self) -> dict[str, Any]:
         """Return the metadata that must be equal in comparable results."""
-        facts, found = self.common(), dict[str, Any]()
-        for key in [*ALIKE, *(own.name for metric in METRICS.values() for own in metric.traits.options)]:
-            if isinstance(facts.get(key), dict):
-                found |= {f"{key}.{part}": value for part, value in facts[key].items()}
-            elif facts.get(key) is not None:
-                found[key] = facts[key]
-        found.setdefault("feature_precision", STRICT)  # earlier versions had no other precision
-        return found
+        # earlier versions had no other precision than STRICT
+        facts, alike = {"feature_precision": STRICT, **self.common()}, dict[str, Any]()
+        for key in [*ALIKE, *(option.name for metric in METRICS.values() for option in metric.traits.options)]:
+            parts = facts.get(key)
+            named = {f"{key}.{part}": value for part, value in parts.items()} if isinstance(parts, dict) else {key: parts}
+            alike |= {name: value for name, value in named.items() if value is not None}
+        return alike
 
     def json(self) -> dict[str, Any]:
-        found = {**self.head(), **self.named(), **self.common()}
+        content = {**self.head(), **self.named(), **self.common()}
         if len(self.repeats) > 1:
-            found["repeats"] = [EvalResult([one]).json() for one in self.repeats]
-        return found
+            content["repeats"] = [EvalResult([repeat]).json() for repeat in self.repeats]
+        return content
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> EvalResult:
         """Convert a parsed JSON result. where: file, for messages. Raises FormatError."""
         cls.check_head(content, where)
-        found = convert(content, dict[str, Any], where)
-        repeats = convert(found.get("repeats", [found]), list[dict[str, Any]], f"{where}: repeats")
-        return cls([_scores(one, where) for one in repeats])
+        content = convert(content, dict[str, Any], where)
+        repeats = convert(content.get("repeats", [content]), list[dict[str, Any]], f"{where}: repeats")
+        return cls([_scores(repeat, where) for repeat in repeats])
 
 
 def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -193,28 +193,25 @@ def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
 
 
-def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> Pairs:
-    """Return values that differ: key in both dicts → [value in `mine`, value in `other`]."""
-    return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
+def mismatches(first: dict[str, Any], second: dict[str, Any]) -> Pairs:
+    """Return values that differ: key in both dicts → [value in `first`, value in `second`]."""
+    return {key: [value, second[key]] for key, value in first.items() if key in second and value != second[key]}
 
 
-def refuse(
-    mine: dict[str, Any],
-    theirs: dict[str, Any],
-    where: object,
-    other: object,
-    then: str,
-    kind: type[ElboError] = DataError,
-) -> None:
+def refuse(pairs: Pairs, where: object, other: object, then: str, kind: type[ElboError] = DataError) -> None:
     """Raise an error if the metadata of two files differ.
 
-    mine, where: metadata and name of the first file.
-    theirs, other: metadata and name of the second file.
-    then: end of the message: what to do.
+    pairs: key → [value of the file `where`, value of the file `other`], where they differ. then: end of the message: what to do.
     """
-    if pairs := mismatches(mine, theirs):
-        told = "; ".join(f"{key} is {one}, but {another} for {other}" for key, (one, another) in pairs.items())
-        raise kind(f"{where}: {told}: {then}")
+    if pairs:
+        differences = "; ".join(f"{key} is {value}, but {expected} for {other}" for key, (value, expected) in pairs.items())
+        raise kind(f"{where}: {differences}: {then}")
+
+
+def naming_network(about: FeatureFacts) -> str | None:
+    """Return the extractor's name, for names of scores; None for the published Inception in fp32, whose scores omit it."""
+    published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
+    return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 
 
 def numbers() -> dict[str, Number]:
@@ -225,7 +222,7 @@ def numbers() -> dict[str, Number]:
 def result_of(content: bytes, where: str) -> EvalResult:
     """Parse a result file. where: path, for messages. Raises FormatError."""
     result = EvalResult.of(parse_json(content, where), where)
-    if any(one.facts.n_samples is None or not one.values for one in result.repeats):
+    if any(repeat.facts.n_samples is None or not repeat.values for repeat in result.repeats):
         raise FormatError(
             f"{where}: not a result of 'elbo eval' (one JSON object); 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
         )
@@ -233,17 +230,18 @@ def result_of(content: bytes, where: str) -> EvalResult:
 
 
 def _scores(content: dict[str, Any], where: object) -> Scores:
-    network, known = str(content.get("extractor")), numbers().values()
-    named = {number.name(by): number for by in (network, None) for number in known}
-    aliases = {number.alias for number in known}
+    declared = numbers().values()
+    published = any(number.by_network and number.key in content for number in declared)
+    network = None if published else str(content.get("extractor"))
+    named = {number.name(network): number for number in declared}
     values: dict[str, Value] = {}
     for name, value in content.items():
         if number := named.get(name):
             hint: Any = tuple[Bounded, Bounded] if number.role is Role.INTERVAL else Bounded
             values[number.key] = plain(convert(value, hint | None, f"{where}: {name}"))
-    facts = {name: value for name, value in content.items() if name not in aliases | named.keys()}
-    published = any(number.by_network and number.key in content for number in known)
-    return Scores(None if published else network, values, Facts.of(facts, where))
+    names = named.keys() | {number.alias for number in declared}
+    facts = {name: value for name, value in content.items() if name not in names}
+    return Scores(network, values, Facts.of(facts, where))
 
 
 UNKNOWN = "*not known*"
@@ -286,7 +284,7 @@ def said(value: Any) -> str:
     if value in (None, "", {}):
         return UNKNOWN
     if isinstance(value, dict):
-        return ", ".join(f"{code(key)} {said(each)}" for key, each in value.items())
+        return ", ".join(f"{code(key)} {said(part)}" for key, part in value.items())
     if isinstance(value, list):
         return ", ".join(map(said, value))
     if isinstance(value, float):

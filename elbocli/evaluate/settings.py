@@ -40,6 +40,11 @@ class EvalSettings:
     def needing(self, need: Need) -> list[str]:
         return [name for name in self.metrics if need in METRICS[name].traits.needs]
 
+    @property
+    def draws(self) -> bool:
+        """Whether scores depend on the seed."""
+        return self.classes == "random" or any(METRICS[name].traits.draws(options) for name, options in self.metrics.items())
+
 
 class Protocol(NamedTuple):
     """Settings of a published evaluation.
@@ -99,16 +104,16 @@ PROTOCOLS = {
 USUAL = Protocol("", "", "", extractor="", metrics="fid,is")  # for evaluations without a protocol
 
 
-def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def settings_of(name: str, by_user: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return the fields protocol, metrics and extractor of EvalSettings.
 
     name: protocol; '': no protocol. seed: seed of the metrics' random draws.
-    given: option → the user's value, instead of the protocol's: `metrics`, `extractor`, and options of metrics.
+    by_user: option → value instead of the protocol's: `metrics`, `extractor`, and options of metrics.
     """
     protocol = PROTOCOLS.get(name, USUAL)
-    extractor, metrics = given.get("extractor", protocol.extractor), protocol.metrics
+    extractor, metrics = by_user.get("extractor", protocol.extractor), protocol.metrics
     named = EXTRACTORS.lookup(extractor or DEFAULT)
     if protocol is USUAL and not (named and named.name == DEFAULT):
         metrics = "fid"  # other networks have no logits, or random ones, or classes of their own
-    chosen = asked(given.get("metrics", metrics), seed, **{**protocol.options, **given})
-    return {"protocol": name, "metrics": chosen, "extractor": extractor}
+    metrics_options = asked(by_user.get("metrics", metrics), seed, **{**protocol.options, **by_user})
+    return {"protocol": name, "metrics": metrics_options, "extractor": extractor}

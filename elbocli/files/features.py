@@ -7,9 +7,7 @@ Statistics: npz with `mu` [D] and `sigma` [D, D], float64. Optional: `mu_s` and 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:  # for types only, because packing images needs no torch
 
 FORMAT = "elbo-features"
 TENSORS = ("features", "logits", "labels", "spatial")
-SUFFIX = ".safetensors"
 LARGEST_FEATURE = 1e20  # in absolute value; metrics compute sixth powers, which then fit into float64
 SYMMETRIC = 1e-5  # largest accepted asymmetry of a covariance, relative to its largest entry: float32 rounds
 
@@ -108,13 +105,6 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     more: Any = {} if spatial is None else {"mu_s": spatial.mu, "sigma_s": spatial.sigma}
     with new_file(path) as file:
         np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=np.array(json.dumps(statistics.about.json())), **more)
-
-
-def arrays_in(path: Path) -> set[str]:
-    """Return the names of the arrays in an npz; none for another file."""
-    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
-        return {name.removesuffix(".npy") for name in archive.namelist()}
-    return set()
 
 
 def read_statistics(path: Path) -> Statistics:

@@ -1,6 +1,12 @@
 """Recognise kinds of files."""
 
+import os
 import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
@@ -9,60 +15,106 @@ from elbocli.errors import FormatError
 from elbocli.files.atomic import PIPE, special
 from elbocli.files.reading import open_file
 
-PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPEG"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MISSING, EMPTY, UNKNOWN = "no file or folder", "an empty file", "a file that is none of elbo's"
 FOLDER = "a folder of PNGs"
 HERE = "/"  # begins Kind.names of folders
+HEAD = 1 << 14  # bytes of a file that are looked at
+
+
+def arrays_in(path: Path) -> set[str]:
+    """Return the names of the arrays in an npz; none for another file."""
+    with suppress(Exception), zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+    return set()
+
+
+def _is_tar(path: Path, head: bytes) -> bool:
+    with suppress(tarfile.TarError):
+        return bool(tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape"))
+    return False
+
+
+def _is_idx(path: Path, head: bytes) -> bool:
+    # IDX begins with two zero bytes, a type (8 for uint8) and the number of dimensions; it may be gzipped.
+    with suppress(zlib.error):
+        head = zlib.decompressobj(31).decompress(head)
+    return head.startswith(b"\0\0\x08\3")
+
+
+def _has_pictures(path: Path, head: bytes = b"") -> bool:
+    # Ends at the first picture: a folder may have millions.
+    if not path.is_dir():
+        return False
+    with os.scandir(path) as entries:
+        return any(entry.name.lower().endswith(PICTURES) for entry in entries)
+
+
+def _has_class_folders(path: Path, head: bytes) -> bool:
+    return path.is_dir() and any(map(_has_pictures, path.iterdir()))
 
 
 class Kind(NamedTuple):
     """A kind of file or folder.
 
+    content: regular expression to find in the first HEAD bytes of such a file; b"": any.
     names: glob patterns of a file's name, with spaces between; for a folder: "/", then patterns of names inside.
-    content: regular expression to find in the first 4 kB of such a file; b"": any.
+    test: further condition: function of the path and its first bytes (b"" for a folder).
     """
 
     name: str
-    names: str
-    content: bytes
+    content: bytes = b""
+    names: str = "*"
+    test: Callable[[Path, bytes], bool] = lambda path, head: True
 
 
-# a path has the first kind that matches
+# A path has the first kind that matches. `images.registry.source` says how images of a kind are read, and puts the kinds of
+# plug-ins before these.
 KINDS = [
-    Kind("a run", "/config.yaml", b""),
-    Kind("a snapshot", "/meta.json", b"elbo-snapshot"),
-    Kind("a checkpoint of a run", "/meta.json", b""),
-    Kind("a pipeline of diffusers", "/model_index.json", b""),
-    Kind("an autoencoder of diffusers", "/config.json", b"AutoencoderKL"),
-    Kind("a model of diffusers", "/config.json", b"_class_name"),
-    Kind("a scheduler of diffusers", "/scheduler_config.json", b""),
-    Kind("images", f"/{PICTURES}", b""),
-    Kind("images in class folders", "/*/" + PICTURES.replace(" ", " */"), b""),
-    Kind("a folder that is none of elbo's", "/*", b""),
-    Kind("a dataset", "*", rb"\A\x89HDF\r\n\x1a\n"),
-    Kind("samples", "*", rb"\A\x93NUMPY"),
-    Kind("a program of torch.export", "*.pt2", rb"\APK"),
-    Kind("statistics", "*.npz", rb"\APK.{28}(mu|sigma)\.npy"),
-    Kind("samples", "*.npz", rb"\APK"),
-    Kind("images in an archive", "*", rb"\APK|\A.{257}ustar"),
-    Kind("images in an archive", "*.tar *.tar.gz *.tgz", b""),
-    Kind("images", PICTURES, b""),
-    Kind("a page", "*", rb"\A<!doctype html"),
-    Kind("a figure", "*", rb"\A<\?xml|\A%PDF"),
-    Kind("a table", "*", rb"\Aindex\t|\Alogsnr_low\t"),
-    Kind("a model card", "*", rb"\A---\nlibrary_name: elbo\n"),
-    Kind("a score card", "*", rb"\A# Score card"),
-    Kind("numbers by step", "*", rb'\A{"step"'),
-    Kind("an average of weights", "*", b"elbo-ema"),
-    Kind("features", "*", b"elbo-features"),
-    Kind("a loss log", "*", b"elbo-losslog"),
-    Kind("a schedule", "*", b"elbo-schedule"),
-    Kind("an optimum", "*", b"elbo-optimum"),
-    Kind("a config of a run", "*", b"format: elbo-run"),
-    Kind("a scheduler of diffusers", "*", rb"_class_name\W+\w*Scheduler"),
-    Kind("a model of diffusers", "*", b"_class_name"),
-    Kind("a pickle, which could run code", "*", rb"\A\x80[\x02-\x05][^\0]"),
-    Kind(UNKNOWN, "*", b""),
+    Kind("a run", b"format: elbo-run", "/config.yaml"),
+    Kind("a snapshot", b"elbo-snapshot", "/meta.json"),
+    Kind("a checkpoint of a run", b"elbo-checkpoint", "/meta.json"),
+    Kind("a pipeline of diffusers", names="/model_index.json"),
+    Kind("an autoencoder of diffusers", b"AutoencoderKL", "/config.json"),
+    Kind("a model of diffusers", b"_class_name", "/config.json"),
+    Kind("a scheduler of diffusers", names="/scheduler_config.json"),
+    Kind("a folder of images", test=_has_pictures),
+    Kind("images in class folders", test=_has_class_folders),
+    Kind("a folder that is none of elbo's", names="/*"),
+    Kind("a dataset", rb"\A\x89HDF\r\n\x1a\n"),
+    Kind("samples", rb"\A\x93NUMPY"),
+    Kind("a program of torch.export", rb"\APK", "*.pt2"),
+    Kind("statistics", rb"\APK", "*.npz", lambda path, head: arrays_in(path) >= {"mu", "sigma"}),
+    Kind("samples", rb"\APK", "*.npz"),
+    Kind("a zip archive", rb"\APK"),
+    Kind("a compressed archive", names="*.tar.gz *.tgz"),
+    Kind("a tar archive", names="*.tar"),
+    Kind("a tar archive", test=_is_tar),
+    Kind("a parquet file", rb"\APAR1"),
+    Kind("a CIFAR batch", names="data_batch_*.bin test_batch.bin train.bin test.bin"),
+    Kind("an IDX file", test=_is_idx),
+    Kind("images", names="*" + " *".join(PICTURES)),
+    Kind("a page", rb"\A<!doctype html"),
+    Kind("a figure", rb"\A<\?xml|\A%PDF"),
+    Kind("a table", rb"\Aindex\t|\Alogsnr_low\t"),
+    Kind("a model card", rb"\A---\nlibrary_name: elbo\n"),
+    Kind("a score card", rb"\A# Score card"),
+    Kind("numbers by step", rb'\A{"step"'),
+    Kind("likelihoods", rb'\A{(?=.*"estimates":)(?=.*"differences":)'),
+    Kind("a classification", rb'\A{(?=.*"accuracy":)(?=.*"reliability":)'),
+    Kind("a check of the theorem", rb'\A{(?=.*"agree":)(?=.*"checks":)'),
+    Kind("a bound", rb'\A{(?=.*"(?:bpd|nats_per_latent_dimension)":)(?=.*"diffusion":)'),
+    Kind("scores", rb'\A{(?=.*"n_samples":)(?=.*"extractor":)'),
+    Kind("an average of weights", b"elbo-ema"),
+    Kind("features", b"elbo-features"),
+    Kind("a loss log", b"elbo-losslog"),
+    Kind("a schedule", b"elbo-schedule"),
+    Kind("an optimum", b"elbo-optimum"),
+    Kind("a config of a run", b"format: elbo-run"),
+    Kind("a scheduler of diffusers", rb"_class_name\W+\w*Scheduler"),
+    Kind("a model of diffusers", b"_class_name"),
+    Kind("a pickle, which could run code", rb"\A\x80[\x02-\x05][^\0]"),
+    Kind(UNKNOWN),
 ]
 # expected kind of file → how to make such files, for messages
 MAKERS = {
@@ -71,42 +123,43 @@ MAKERS = {
     "a loss log": "'elbo train' writes one into its run",
     "a schedule": "'elbo adapt RUN -o FILE' makes one",
     "an optimum": "'elbo optimum DATA.h5 -o FILE' makes one",
+    "a result": "'elbo eval', 'elbo bound' and 'elbo optimum' print them as JSON",
     "images": "'elbo sample RUN -o FILE' draws some, and 'elbo prep SRC OUT.h5' packs them",
     "a file made by elbo": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
-    "features and samples",
+    "features, samples and results",
 }
 
 
 def recognise(path: Path) -> str:
-    """Return a file's kind: name of a Kind, MISSING, EMPTY, PIPE, "an empty folder", or "out of reach (reason)"."""
+    """Return a path's kind: name of a Kind, MISSING, EMPTY, PIPE, "an empty folder", or "out of reach (reason)"."""
     try:
         if not path.exists():
             return MISSING
         if special(path):
             return PIPE
-        if path.is_dir() and not any(path.iterdir()):
-            return "an empty folder"
-        if path.is_file() and not path.stat().st_size:
-            return EMPTY
-        return next(kind.name for kind in KINDS if _fits(path, kind))
+        if path.is_dir():
+            return kind_of(path, b"") if any(path.iterdir()) else "an empty folder"
+        return kind_of(path, _head(path)) if path.stat().st_size else EMPTY
     except OSError as error:
         return f"out of reach ({error.strerror})"
 
 
-def _fits(path: Path, kind: Kind) -> bool:
-    folder, names = kind.names.startswith(HERE), kind.names.removeprefix(HERE).split()
-    if path.is_dir() != folder:
-        return False
-    if folder:
-        files = [file for name in names for file in path.glob(name)]
-    else:
-        files = [path for name in names if fnmatch(path.name.lower(), name)]
-    return any(not kind.content or re.search(kind.content, _head(file), re.DOTALL) for file in files)
+def kind_of(path: Path, head: bytes) -> str:
+    """Return the name of the first Kind that fits a file, or the member of an archive, with these first HEAD bytes."""
+    return next(kind.name for kind in KINDS if _fits(kind, path, head))
+
+
+def _fits(kind: Kind, path: Path, head: bytes) -> bool:
+    names = kind.names.removeprefix(HERE).split()
+    if kind.names.startswith(HERE):
+        return any(re.search(kind.content, _head(file) if kind.content else b"") for name in names for file in path.glob(name))
+    named = any(fnmatch(path.name.lower(), name) for name in names)
+    return bool(named and re.search(kind.content, head, re.DOTALL) and kind.test(path, head))
 
 
 def _head(path: Path) -> bytes:
     with open_file(path) as file:
-        return file.read(4096)
+        return file.read(HEAD)
 
 
 def wrong_kind(path: Path, wanted: str) -> str:

@@ -9,6 +9,7 @@ def frames(path):
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,10 +22,10 @@ import numpy as np
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import open_file, reading
+from elbocli.files.recognise import KINDS, Kind
 
 Shape = tuple[int, ...]
 Word = str | int  # class of an image: the name of a folder, or a number
-HEAD = 512
 
 
 class ImageRef(Protocol):
@@ -150,9 +151,8 @@ def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
     return labels.astype(np.int64).reshape(count)
 
 
-@dataclass(frozen=True)
-class SourceKind:
-    """Type of image source. Files of this type begin with `magic`, end in `suffix`, and pass `test`.
+class Source(NamedTuple):
+    """Reader of the images of a kind of file or folder.
 
     form 'images': open(path) returns Images, or yields (name, class or None, ImageRef) for each image.
     form 'tree': open(path) yields (file's path in the source, ImageRef) for each file; folders may be classes. The entry of a
@@ -160,38 +160,30 @@ class SourceKind:
     form 'parts': like 'images', but open(names, folder) reads the files `names`, which belong together. folder: name → ImageRef.
     """
 
-    name: str
     open: Callable[..., Any]
-    magic: bytes = b""
-    suffix: str = ""
-    test: Callable[[Path, bytes], bool] = lambda path, head: True
     form: str = "images"
 
 
-KINDS: list[SourceKind] = []
+SOURCES: dict[str, Source] = {}  # by the name of a Kind
 
 
-def source(name: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def source(
+    name: str,
+    magic: bytes = b"",
+    suffix: str = "",
+    test: Callable[[Path, bytes], bool] | None = None,
+    form: str = "images",
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare an image source: a function of a path that yields (name, class or None, reference) for each image.
 
-    how: fields of SourceKind: magic (first bytes of a file), suffix (of the file name), test(path, first 512 bytes) → bool.
+    name: a kind of file in recognise.KINDS, or a new kind with these properties:
+    magic: first bytes of a file. suffix: of the file name. test: function of the path and its first HEAD bytes.
     """
+    if magic or suffix or test:
+        KINDS.insert(0, Kind(name, b"\\A" + re.escape(magic), f"*{suffix.lower()}", test or (lambda path, head: True)))
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
-        KINDS.append(SourceKind(name, function, **how))
+        SOURCES[name] = Source(function, form)
         return function
 
     return declare
-
-
-def kinds() -> list[SourceKind]:
-    """Return all declared image sources, by name; sources of plug-ins come first."""
-    return sorted(KINDS, key=lambda kind: (kind.open.__module__.startswith("elbocli."), kind.name))
-
-
-def kind_of(path: Path, head: bytes) -> SourceKind | None:
-    """Return a path's SourceKind, or None. head: first HEAD bytes of the file, or b"" for a folder."""
-    for kind in kinds():
-        if head.startswith(kind.magic) and path.name.lower().endswith(kind.suffix) and kind.test(path, head):
-            return kind
-    return None

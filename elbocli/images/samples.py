@@ -1,4 +1,4 @@
-"""Read samples: an NPY stream, .npy, .npz, .h5, or a folder of images."""
+"""Read samples: an NPY stream, .npy, .npz, .h5, or any other image source."""
 
 import contextlib
 import math
@@ -17,37 +17,47 @@ from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.records import parse_json
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.decode import DecodeOptions, decode, is_picture
-from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_labels, npz_rows, open_zip
-from elbocli.images.registry import DatasetRows, Span
+from elbocli.images.kinds.arrays import NPZ, StreamRows, npy_rows, npz_labels, npz_rows, open_zip
+from elbocli.images.registry import SOURCES, DatasetRows, Images
+from elbocli.images.sources import open_source
 
 BATCH_BYTES = 256 << 20  # largest size of a batch
 
 
-class FolderRows:
-    """Images of a folder in the order of file names; slicing reads images."""
+class DecodedRows:
+    """Images of an image source; slicing reads them. shape: (N, H, W, C), by the first image."""
 
-    def __init__(self, folder: Path):
-        self.files = sorted(path for path in folder.iterdir() if is_picture(path.name))
-        if not self.files:
-            raise DataError(wrong_kind(folder, "images"))
-        self.shape = (len(self.files), *self._pixels(self.files[0]).shape)
+    def __init__(self, images: Images):
+        self.images = images
+        self.shape = (len(images), *self._pixels(0).shape)
 
-    def _pixels(self, path: Path) -> np.ndarray:
-        with reading(path, kind=DataError):
-            array = np.asarray(decode(Span(str(path)).read(), DecodeOptions(channels=0))[0])
+    def _pixels(self, index: int) -> np.ndarray:
+        with reading(f"{self.images.prefix}{self.images.files[index]}", kind=DataError):
+            content = self.images.refs[index].read()
+            array = np.asarray(decode(content, DecodeOptions(channels=0))[0]) if isinstance(content, bytes) else content
         return array.reshape(*array.shape[:2], -1)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        images = []
-        for path in self.files[rows]:
-            images.append(self._pixels(path))
-            if images[-1].shape != self.shape[1:]:
-                both = f"{images[-1].shape}, but {self.files[0].name} has {self.shape[1:]}"
-                raise DataError(f"{path}: (height, width, channels) is {both}; pack the images to one size with 'elbo prep'")
-        return np.stack(images)
+        pixels = []
+        for index in range(*rows.indices(len(self.images))):
+            pixels.append(self._pixels(index))
+            if pixels[-1].shape != self.shape[1:]:
+                name, first = self.images.files[index], self.images.files[0]
+                shapes = f"{pixels[-1].shape}, but {first} has {self.shape[1:]}"
+                raise DataError(
+                    f"{self.images.prefix}{name}: (height, width, channels) is {shapes}; pack the images to one size with 'elbo prep'"
+                )
+        return np.stack(pixels)
 
 
-Rows = np.ndarray | StreamRows | DatasetRows | FolderRows
+def open_pictures(path: Path) -> Images:
+    """Open an image source without the files that are no pictures, if it has pictures. Raises DataError, FormatError."""
+    images = open_source([path])
+    pictures = [index for index, name in enumerate(images.files) if is_picture(name)]
+    return images.take(pictures) if pictures else images
+
+
+Rows = np.ndarray | StreamRows | DatasetRows | DecodedRows
 
 
 @dataclass
@@ -106,32 +116,34 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 
     Raises FormatError or DataError: unsupported file kind, unsupported number type, or truncated file.
     """
-    name = str(source) if isinstance(source, Path) else "standard input"
+    name, kind = (str(source), recognise(source)) if isinstance(source, Path) else ("standard input", PIPE)
     rows: Rows
     labels, names, made, about = None, list[str](), SamplesAbout(), dict[str, Any]()
     with contextlib.ExitStack() as stack:
         if not isinstance(source, Path):
             rows = StreamRows(source, name)
-        elif source.is_dir():
-            rows = FolderRows(source)
-        elif source.suffix == ".h5":
+        elif kind == PIPE:
+            rows = StreamRows(stack.enter_context(open(source, "rb")), name)
+        elif kind == "a dataset":
             data = Dataset(source)
             rows, about = DatasetRows(data), data.attributes.json()
             made = about_samples(data.attributes.samples, name)
-            if data.num_classes > 1:  # a dataset without labels has one class
-                labels, names = data.labels, data.class_names
-        elif source.suffix == ".npz":
+            labels, names = data.labels, data.class_names
+        elif kind in ("samples", "statistics") and source.suffix.lower() == NPZ:
             archive = stack.enter_context(open_zip(source))
             with reading(source, kind=DataError):
                 rows = npz_rows(archive, source)
                 labels = npz_labels(archive, source, rows.shape[0])
                 made = about_samples(archive.get("about"), name)
-        elif recognise(source) == PIPE:
-            rows = StreamRows(stack.enter_context(open(source, "rb")), name)
-        elif recognise(source) == "samples":
+        elif kind == "samples":
             rows = npy_rows(source)
+        elif kind in SOURCES:
+            images = open_pictures(source)
+            rows, labels, names = DecodedRows(images), np.array(images.labels), images.class_names
         else:
             raise FormatError(wrong_kind(source, "images"))
+        if len(names) == 1:  # a source without labels has one class
+            labels, names = None, []
         about = made.more | about
         yield SampleReader(name, rows, labels, made, names, {key: about[key] for key in PREPROCESSING if key in about})
 

@@ -13,9 +13,10 @@ import elbocli.images.kinds  # noqa: F401 importing declares them
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError
 from elbocli.files.reading import reading
+from elbocli.files.recognise import HEAD, kind_of, recognise
 from elbocli.images.decode import is_picture
 from elbocli.images.labels import assign, edm_labels, read_labels_file, sidecar_labels, some
-from elbocli.images.registry import HEAD, Entries, Images, SourceKind, Span, Word, kind_of, kinds
+from elbocli.images.registry import SOURCES, Entries, Images, Span, Word
 from elbocli.runtime.progress import log
 
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
@@ -123,14 +124,16 @@ def list_source(root: Path, among: bool, skip: bool, label_files: Sequence[str])
     skip: as in `open_source`. label_files: names of the files of --labels and --class-names, which are left out.
     Raises DataError or FormatError.
     """
-    kind = kind_of(root, b"" if root.is_dir() else Span(str(root)).read(HEAD))
-    if kind is None:
-        names = ", ".join(kind.name for kind in kinds())
-        raise DataError(f"is none of the kinds {names}; give a folder or file of such a kind; unpack a compressed file first")
-    stem = root.resolve().name if root.is_dir() else root.stem
-    if kind.form == "tree":
+    kind = recognise(root)
+    if kind not in SOURCES:
+        raise DataError(
+            f"{root}: is {kind}, no source of images; give a folder, zip, tar, .npy, .npz, dataset, or files of MNIST, CIFAR or "
+            "parquet; unpack a compressed file first, and name a plug-in for other kinds"
+        )
+    source, stem = SOURCES[kind], root.resolve().name if root.is_dir() else root.stem
+    if source.form == "tree":
         entries = {}
-        for name, ref in kind.open(root):
+        for name, ref in source.open(root):
             if isinstance(ref, DataError):
                 if not skip:
                     raise ref
@@ -139,10 +142,10 @@ def list_source(root: Path, among: bool, skip: bool, label_files: Sequence[str])
             elif not OWN.search(name) and name.rpartition("/")[2] not in label_files:
                 entries[name] = ref
         images, stem = _sort_files(entries, stem, among)
-    elif kind.form == "parts":
-        images = kind.open([root.name], {path.name: Span(str(path)) for path in root.parent.iterdir()})
+    elif source.form == "parts":
+        images = source.open([root.name], {path.name: Span(str(path)) for path in root.parent.iterdir()})
     else:
-        images = kind.open(root)
+        images = source.open(root)
     if not isinstance(images, Images):
         rows = list(images)
         images = Images(*([row[column] for row in rows] for column in range(3)))
@@ -202,25 +205,26 @@ def _published_set(entries: Entries) -> Images | None:
     Raises DataError: several data sets, or damaged files.
     """
     # If no file name says "train", all files are used.
-    sets: dict[tuple[SourceKind, int | None, str], list[str]] = {}  # files by kind, split and folder
+    sets: dict[tuple[str, int | None, str], list[str]] = {}  # files by kind, split and folder
     for name, ref in entries.items():
         with contextlib.suppress(ElboError):
             kind = kind_of(Path(name), bytes(ref.read(HEAD)))
-            if kind and kind.form == "parts" and not (name.endswith(".gz") and name.removesuffix(".gz") in entries):
+            parts = kind in SOURCES and SOURCES[kind].form == "parts"
+            if parts and not (name.endswith(".gz") and name.removesuffix(".gz") in entries):
                 split, folder = SPLIT.search(name.lower()), name[: name.rfind("/") + 1]
                 sets.setdefault((kind, split and split.lastindex, folder), []).append(name)
-    chosen = [group for group in sets if group[1] == 1] or list(sets)
+    chosen = [key for key in sets if key[1] == 1] or list(sets)
     if not chosen:
         return None
     kind, _, folder = chosen[0]
-    taken = [name for group in chosen for name in sets[group]]
-    if len(chosen) > 1 or (kind.name == "IDX" and len(taken) > 1):
+    taken = [name for key in chosen for name in sets[key]]
+    if len(chosen) > 1 or (kind == "an IDX file" and len(taken) > 1):
         raise DataError(f"holds several data sets ({some(taken)}); name the file of the data set to pack")
-    others = [name for group in sets if group not in chosen for name in sets[group]]
+    others = [name for key in sets if key not in chosen for name in sets[key]]
     if others:
         log.warning(f"{taken[0]}: the training images are taken; left out: {some(others)}")
-    siblings = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
-    images: Images = kind.open([name.removeprefix(folder) for name in taken], siblings)
+    beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
+    images: Images = SOURCES[kind].open([name.removeprefix(folder) for name in taken], beside)
     return images
 
 

@@ -11,7 +11,9 @@ from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint, snaps
 from elbocli.files.contact_sheet import MOST_CLASSES, Layout, by_class, lay_out
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
+from elbocli.files.reading import read_bytes
 from elbocli.files.recognise import recognise, wrong_kind
+from elbocli.files.records import parse_json
 from elbocli.files.schedule_file import read_table
 from elbocli.files.yaml_text import read_yaml
 from elbocli.images.samples import read_samples
@@ -38,10 +40,9 @@ def describe(path: Path) -> Facts:
 
 def _dataset(path: Path) -> Facts:
     data = Dataset(path, latents=True)
-    latents = data.latent_space is not None
     return {
         "images": len(data),
-        "store": "latents" if latents else data.store,
+        "store": data.store if data.latent_space is None else "latents",
         "bytes_per_image": round(data.block.nbytes / len(data)),
         "size": data.image_size,
         "channels": data.channels,
@@ -66,11 +67,8 @@ def _features(path: Path) -> Facts:
 
 def _saved(path: Path) -> Facts:
     saved = read_checkpoint(path, verify=False)
-    return {
-        **saved.meta.json(),
-        "files": ", ".join(saved.meta.files),
-        "averages": ", ".join(name for name in saved.names if name != "model"),
-    }
+    averages = ", ".join(name for name in saved.names if name != "model")
+    return {**saved.meta.json(), "files": ", ".join(saved.meta.files), "averages": averages}
 
 
 def _run(path: Path) -> Facts:
@@ -78,14 +76,14 @@ def _run(path: Path) -> Facts:
     from elbocli.run.folder import read_status
 
     config, checkpoint = read_config(path), latest(path)
-    saved = checkpoint.step if checkpoint else 0
-    state: Facts = {"state": "unknown", "step": saved}
+    step = checkpoint.step if checkpoint else 0
+    state: Facts = {"state": "unknown", "step": step}
     if (path / "status.json").exists():
         status = read_status(path)
         state = {**status.json(), "as_of": status.when}
     return {
         **state,
-        "saved_step": saved,
+        "saved_step": step,
         "snapshots": len(snapshots(path)),
         "elbo_version": config.elbo_version,
         **(config.source.result_facts() if config.source else {}),
@@ -106,38 +104,30 @@ def _statistics(path: Path) -> Facts:
 def _samples(path: Path) -> Facts:
     with read_samples(path) as reader:
         n, height, width, channels = reader.shape
-        return {
-            "images": n,
-            "size": f"{height} x {width}",
-            "channels": channels,
-            "labels": reader.labels is not None,
-            **reader.made.json(),
-        }
+        labels = reader.labels is not None
+        return {"images": n, "size": f"{height} x {width}", "channels": channels, "labels": labels, **reader.made.json()}
 
 
 def _losslog(path: Path) -> Facts:
     from elbocli.files.losslog import read_logs
 
     log = read_logs([path])
-    return {
-        "bins": log.sums.shape[1],
-        "logsnr": f"{float(log.edges[0]):g} to {float(log.edges[-1]):g}",
-        "intervals": log.lines,
-        "images": log.images,
-        "errors": int(log.sums[0].sum()),
-        **log.header.json(),
-    }
+    facts = {"intervals": log.lines, "images": log.images, "errors": int(log.sums[0].sum())}
+    return {**_bins(log.edges.tolist()), **facts, **log.header.json()}
+
+
+def _bins(edges: list[float]) -> Facts:
+    return {"bins": len(edges) - 1, "logsnr": f"{edges[0]:g} to {edges[-1]:g}"}
 
 
 def _optimum(path: Path) -> Facts:
     from elbocli.files.losslog import read_optimum
 
-    optimum = read_optimum(path)
-    return {
-        "bins": len(optimum.eps_mse),
-        "logsnr": f"{optimum.edges[0]:g} to {optimum.edges[-1]:g}",
-        **{key: value for key, value in optimum.json().items() if not isinstance(value, list | dict)},
-    }
+    return {**_bins(read_optimum(path).edges), **_result(path)}
+
+
+def _result(path: Path) -> Facts:
+    return {key: value for key, value in parse_json(read_bytes(path), path).items() if not isinstance(value, list | dict)}
 
 
 def _config(path: Path) -> Facts:
@@ -157,6 +147,7 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "a loss log": _losslog,
     "a schedule": _schedule,
     "an optimum": _optimum,
+    **dict.fromkeys(("scores", "a bound", "likelihoods", "a check of the theorem", "a classification"), _result),
     "a config of a run": _config,
     "samples": _samples,
     "an average of weights": _average,
@@ -172,11 +163,9 @@ def verify(path: Path) -> Facts:
     """
     facts, kind = describe(path), recognise(path)
     if kind == "a dataset":
-        recorded = Dataset(path, latents=True).verify()
-        return facts | {
-            "verified": [name for name in recorded if recorded[name]],
-            "unverified": [name for name in recorded if not recorded[name]],
-        }
+        digests = Dataset(path, latents=True).verify()
+        verified = [name for name in digests if digests[name]]
+        return facts | {"verified": verified, "unverified": [name for name in digests if name not in verified]}
     if kind in ("an average of weights", "features"):
         from elbocli.files.tensor_files import check_tensors
 

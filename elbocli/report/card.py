@@ -4,8 +4,9 @@ import re
 from pathlib import Path, PurePath
 
 from elbocli.evaluate.result import code, fill_template, said
-from elbocli.report.gather import BITS, RunFacts
+from elbocli.report.gather import RunFacts
 from elbocli.report.results import score_rows
+from elbocli.report.summary import BITS, logged
 from elbocli.version import __version__
 
 PREVIEW = re.compile(r"step-[0-9]+\.png")
@@ -15,12 +16,14 @@ PLAIN = re.compile(r"[A-Za-z][\w.-]*")  # a name that YAML takes without quotes
 def model_card(facts: RunFacts) -> str:
     """Return a run's model card as Markdown."""
     run, family = facts.report, str(facts.report.network.get("family"))
-    metrics = {row.name.replace(" ", "_") for result in facts.results["scores"] for row in score_rows(result.found)}
-    if any(row.unit.startswith(BITS) for row in facts.logged):
+    metrics = {row.name.replace(" ", "_") for result in facts.results["scores"] for row in score_rows(result.record)}
+    figures = logged(facts)
+    if any(row.unit.startswith(BITS) for row in figures):
         metrics.add("bits_per_dimension")
     preview = PurePath(run.samples.file).name
     values = {
         "facts": facts,
+        "figures": figures,
         "version": __version__,
         "metrics": sorted(filter(PLAIN.fullmatch, metrics)),
         "family": family if PLAIN.fullmatch(family) else "",

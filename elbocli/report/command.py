@@ -68,7 +68,8 @@ def report(
     Several runs are compared: settings that differ, losses and errors in shared plots, and samples of each run. The JSON
     of several runs has 'runs', a list with the JSON of each run, and 'differences'.
     """
-    from elbocli.report.gather import gather, report_of
+    from elbocli.report.gather import gather
+    from elbocli.report.summary import report_of
 
     if samples and len(samples) != len(runs):
         raise click.UsageError(f"--samples: {len(samples)} files for {len(runs)} runs; give one file per run, or omit --samples")

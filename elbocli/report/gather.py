@@ -1,70 +1,33 @@
 """Read everything that a report on a run shows."""
 
-import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.criteria import CRITERIA
-from elbocli.core.estimate import Estimate
-from elbocli.core.optimum import copying, excess
-from elbocli.core.prediction import Prediction
-from elbocli.core.schedule import Schedule
-from elbocli.core.weighting import ForeignLoss, LearnedCurve, ScheduleDensity, Weighting
+from elbocli.core.optimum import Excess, copying, excess
 from elbocli.errors import DataError, ElboError
-from elbocli.files.checkpoint import CONFIG, Checkpoint, checkpoints, read_checkpoint
+from elbocli.files.checkpoint import CONFIG, checkpoints, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.files.recognise import recognise
 from elbocli.files.records import Record, stored
 from elbocli.images.samples import read_samples
-from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.nn.networks import count_parameters
-from elbocli.report.log_history import Curve, LogHistory, curve, error_of, read_curves, read_log_history, score_columns
-from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
+from elbocli.report.log_history import Curve, LogHistory, curve, read_curves, read_log_history
+from elbocli.report.objective import ObjectiveReport, ReadObjective, read_objective
+from elbocli.report.results import RESULTS, ResultFile, drawn_by, read_result, results_in
 from elbocli.report.thumbnails import Extremes, Thumbnails, chosen_times, read_by_class, read_extremes, read_preview
 from elbocli.run.config import RunConfig, read_run_config
 from elbocli.run.folder import read_status
-from elbocli.run.open import OBJECTIVE, EffectiveWeighting, dataset_of, effective_weightings, empty_network, schedule_of
-from elbocli.run.train_settings import ADAPTIVE, TrainSettings
+from elbocli.run.open import OBJECTIVE, dataset_of, empty_network
+from elbocli.run.train_settings import TrainSettings
 
 DIGITS = 6  # significant digits of the numbers in an ErrorMap
-DIGEST = 12  # hex digits of a digest on the page
-NATS, BITS = "nats per dimension", "bits per dimension"
-CURVES = {
-    "loss": ("training loss", NATS),
-    "val_loss": ("validation loss", NATS),
-    "val_bpd": ("variational bound", f"{BITS}, validation images"),
-}
-
-
-class Term(Record):
-    """Component of the objective. what: role, such as "weighting". name: SPEC. source: paper."""
-
-    what: str
-    name: str
-    formula: str
-    source: str
-
-
-class ObjectiveReport(Record, kw_only=True):
-    """The training objective, and a verdict on whether the objective is an ELBO.
-
-    logsnr: range of λ. rising: intervals of λ where the weighting rises. auxiliary: SPECs of auxiliary losses.
-    over_time: `monotone` and `rising` of a learned weighting, by step; None: fixed weighting.
-    """
-
-    weighting: str
-    monotone: bool
-    rising: list[list[float]]
-    verdict: str
-    logsnr: list[float]
-    auxiliary: list[str] = []
-    over_time: list[dict[str, Any]] | None = None
-    terms: list[Term]
 
 
 class ErrorMap(Record):
@@ -128,34 +91,88 @@ class RunReport(Record, kw_only=True):
     missing: list[str]
 
 
-@stored("result of elbo report --json, of several runs (JSON)")
-class ComparisonReport(Record):
-    """Reports on several runs. differences: setting → value in each run; None: no such setting."""
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder, and the files that the user names beside it.
 
-    runs: list[RunReport]
-    differences: dict[str, list[Any]]
+    samples: file of images to show by class, or None. results: result files, and tables of 'elbo bound --per-image'.
+    missing: messages about files that could not be read so far.
+    """
+
+    path: Path
+    config: RunConfig
+    samples: Path | None
+    results: Sequence[Path]
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.path) if self.path.name not in ("", "..") else self.path.resolve().name  # "." is no name for a page
+
+    @property
+    def imported(self) -> bool:
+        return self.config.source is not None
+
+    @property
+    def dataset(self) -> Path:
+        return dataset_of(self.config.data, self.path)
+
+    @property
+    def sheets(self) -> list[Path]:
+        """Contact sheets of `elbo train`, the oldest first."""
+        return sorted(self.path.glob("previews/step-*.png"))
+
+    @property
+    def tables(self) -> list[Path]:
+        return [path for path in self.results if recognise(path) == "a table"]
+
+    @property
+    def settings(self) -> TrainSettings:
+        return self.config.settings
+
+    def ask(self, read: Callable[..., Any], *args: Any) -> Any:
+        """Return read(*args), or None, with the message in `missing`, if it raises an ElboError."""
+        try:
+            return read(*args)
+        except ElboError as error:
+            self.missing.append(str(error))
+            return None
+
+
+class Logs(NamedTuple):
+    """Logs of a run. curves: columns of metrics.jsonl. training, validation: errors by λ; None: no such log."""
+
+    curves: dict[str, Curve]
+    training: LogHistory | None
+    validation: LogHistory | None
+
+
+class Pictures(NamedTuple):
+    """Pictures of a report.
+
+    previews: a row per contact sheet of `elbo train`. drawn: a row of samples per class, from the file `source`.
+    extremes: likeliest and least likely images per file of likelihoods.
+    """
+
+    previews: list[Thumbnails]
+    drawn: list[Thumbnails]
+    source: str
+    extremes: list[Extremes]
+
+
+Results = dict[str, list[ResultFile]]  # name in RESULTS → result files
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run's report, with data for plots and pictures; None or empty: missing.
-
-    schedule: training schedule; None: adaptive. effective: weighting by step; one entry: fixed weighting.
-    course, held_out: training errors and validation errors, by λ and step.
-    previews: contact sheets of `elbo train`. drawn: a row of --samples per class.
-    results: name in KINDS → result files. extremes: likeliest and least likely images per file of likelihoods.
-    """
+    """A run's report, with data for plots and pictures; None or empty: missing."""
 
     report: RunReport
     settings: TrainSettings
-    schedule: Schedule | None
-    effective: list[EffectiveWeighting]
-    course: LogHistory | None
-    held_out: LogHistory | None
-    previews: list[Thumbnails]
-    drawn: list[Thumbnails]
-    results: dict[str, list[ResultFile]]
-    extremes: list[Extremes]
+    objective: ReadObjective
+    logs: Logs
+    pictures: Pictures
+    results: Results
 
     @property
     def trained_on(self) -> Any:
@@ -163,68 +180,10 @@ class RunFacts:
         count = self.report.data.get("count", "?")
         return count - self.settings.val_split if isinstance(count, int) else count
 
-    def trains_on(self, result: ResultFile) -> bool:
+    def trains_on(self, file: ResultFile) -> bool:
         """Return whether a result was computed on the training dataset."""
-        known = self.report.data.get("payload_sha256")
-        return known is not None and result.content.get("payload_sha256") == known
-
-    @property
-    def headline(self) -> list[Row]:
-        """Main results of the run."""
-        return self.logged + [
-            row._replace(unit=row.unit or result.path.name)
-            for result in self.results["scores"][-1:]
-            for row in score_rows(result.found)[:2]
-        ]
-
-    @property
-    def logged(self) -> list[Row]:
-        """Last losses, scores and bound of the run."""
-        found = []
-        scores = {name: (title, "while training") for name, title in score_columns(self.report.curves).items()}
-        for name, (what, unit) in (CURVES | scores).items():
-            values, errors = (curve(self.report.curves, key)[1] for key in (name, error_of(name)))
-            if values:
-                last = Estimate(values[-1], *errors[-1:])
-                found.append(Row(what, unit, last.value, interval=last.interval))
-        for bound in self.results["bound"][-1:]:
-            last = Estimate(*bound.found.per_dimension)
-            note = "on training images" if self.trains_on(bound) else ""
-            unit = ", ".join([bound.found.unit, *Path(str(bound.content.get("dataset", ""))).parts[-1:]])
-            found.append(Row("variational bound", unit, last.value, note=note, interval=last.interval))
-        return found
-
-
-def table(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
-    """Merge dicts: key → list with a value per dict; None: the dict lacks the key."""
-    names = dict.fromkeys(name for column in columns for name in column)
-    return {name: [column.get(name) for column in columns] for name in names}
-
-
-def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
-    """Return the settings that differ between runs: name → value in each run."""
-    columns = [
-        {
-            **facts.report.settings,
-            "data": facts.report.data.get("path"),
-            "images": facts.trained_on,
-            "data sha256": str(facts.report.data.get("payload_sha256"))[:DIGEST],
-            **{f"network {key}": value for key, value in facts.report.network.items()},
-        }
-        for facts in runs
-    ]
-    return {name: values for name, values in table(columns).items() if any(value != values[0] for value in values)}
-
-
-def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
-    """Return the main results: (name, unit) → a Row per run; None: no such result."""
-    return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
-
-
-def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """Return the JSON report on one or several runs; NaN and infinity become None."""
-    report = ComparisonReport([facts.report for facts in runs], differences(runs)) if len(runs) > 1 else runs[0].report
-    return dict(json.loads(json.dumps(report.json()), parse_constant=lambda _: None))
+        digest = self.report.data.get("payload_sha256")
+        return digest is not None and file.content.get("payload_sha256") == digest
 
 
 def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
@@ -234,208 +193,171 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     results: more result files (JSON) of elbo, or tables of 'elbo bound --per-image'.
     Raises FormatError: `run` is not a run. Raises ElboError: unusable `samples` or `results`.
     """
-    name = str(run) if run.name not in ("", "..") else run.resolve().name  # "." is no name for a page
-    missing = list[str]()
+    folder = RunFolder(run, read_run_config(run), samples, results)
+    files = _read_results(folder)
+    objective = _read_objective(folder)
+    logs = _read_logs(folder)
+    pictures = Pictures(_read_previews(folder), *_read_samples(folder), _read_extremes(folder, files))
+    report = _report(folder, objective, logs, pictures, files)
+    return RunFacts(report, folder.settings, objective, logs, pictures, files)
 
-    def ask(read: Callable[..., Any], *given: Any) -> Any:
-        try:
-            return read(*given)
-        except ElboError as error:
-            missing.append(str(error))
-            return None
 
-    config = read_run_config(run)
-    settings = config.settings
-    tables = [path for path in results if recognise(path) == "a table"]
-    named = [read_result(path) for path in results if path not in tables]
-    found = list({each.path.resolve(): each for each in (*results_in(run), *named)}.values())
-    shown = {kind: [each for each in found if each.kind == kind] for kind, _, _ in KINDS}
-    sheets = sorted(run.glob("previews/step-*.png"))
-    drawn_from = samples or (sheets[-1] if sheets else "")
-    drawn = [] if samples is None else read_by_class(samples, config.data.class_names or [])
-    imported = config.source is not None
-    objective, schedule, effective = None, None, list[EffectiveWeighting]()
-    if all(map(settings.states, OBJECTIVE)) and (found_objective := ask(_objective, run, settings)):
-        objective, schedule, effective = found_objective
-    curves: dict[str, Curve] = ask(read_curves, run / "metrics.jsonl", missing) or {}
-    status = None if imported else ask(read_status, run)
-    course = ask(read_log_history, run / "losslog.jsonl", missing)
-    held_out = ask(read_log_history, run / "validation.jsonl", missing)
-    network = ask(empty_network, config, run / CONFIG)
-    optima = shown["optimum"]
-    excess_found = ask(_excess, optima[-1], course, held_out, effective, config) if optima else None
-    previews = [row for index in chosen_times(len(sheets)) if (row := ask(read_preview, sheets[index]))]
-    extremes = [read_extremes(path, dataset_of(config.data, run), None) for path in tables]
-    extremes += [pair for each in found if (pair := ask(_extremes, each, config, run))]
-    checkpoint = next(filter(None, (ask(read_checkpoint, path, False) for path in reversed(checkpoints(run)))), None)
-    packed = None if imported else ask(_packed, dataset_of(config.data, run), config)
-    report = RunReport(
-        run=name,
-        status={} if status is None else {**status.facts(), "time": status.when},
-        objective=objective,
-        settings=settings.written(),
-        source=config.source.json() if config.source else None,
-        data=config.data.json(),
-        network=config.network | ({} if network is None else {"parameters": count_parameters(network)}),
-        environment=_environment(config, settings, curves, checkpoint),
-        curves=curves,
-        errors=_map(course),
-        validation_errors=_map(held_out),
-        previews=[row.name for row in previews],
-        samples=ShownSamples(str(drawn_from), [row.name for row in drawn]),
-        excess=excess_found,
-        per_image=[str(each.path) for each in extremes],
-        commands=[CommandReport(*each) for each in _commands(run, name, config, samples, shown["scores"], packed)],
-        missing=missing,
+def _report(folder: RunFolder, objective: ReadObjective, logs: Logs, pictures: Pictures, files: Results) -> RunReport:
+    return RunReport(
+        run=folder.name,
+        status=_status(folder),
+        objective=objective.report,
+        settings=folder.settings.written(),
+        source=folder.config.source.json() if folder.config.source else None,
+        data=folder.config.data.json(),
+        network=_network(folder),
+        environment=_environment(folder, logs.curves),
+        curves=logs.curves,
+        errors=_error_map(logs.training),
+        validation_errors=_error_map(logs.validation),
+        previews=[row.name for row in pictures.previews],
+        samples=ShownSamples(pictures.source, [row.name for row in pictures.drawn]),
+        excess=folder.ask(_excess, files["optimum"][-1], logs, objective, folder.config) if files["optimum"] else None,
+        per_image=[str(pair.path) for pair in pictures.extremes],
+        commands=[CommandReport(*command) for command in _commands(folder, files["scores"])],
+        missing=folder.missing,
         **{
-            kind: [{"file": str(each.path), **each.content} for each in files]
-            for kind, files in shown.items()
+            kind: [{"file": str(file.path), **file.content} for file in of_kind]
+            for kind, of_kind in files.items()
             if kind != "optimum"
         },
     )
-    return RunFacts(report, settings, schedule, effective, course, held_out, previews, drawn, shown, extremes)
 
 
-def _map(course: LogHistory | None) -> ErrorMap | None:
-    if course is None:
+def _read_results(folder: RunFolder) -> Results:
+    named = [read_result(path) for path in folder.results if path not in folder.tables]
+    files = {file.path.resolve(): file for file in (*results_in(folder.path), *named)}.values()
+    return {kind: [file for file in files if file.kind == kind] for kind, _ in RESULTS.values()}
+
+
+def _read_objective(folder: RunFolder) -> ReadObjective:
+    complete = all(map(folder.settings.states, OBJECTIVE))
+    return (complete and folder.ask(read_objective, folder.path, folder.settings)) or ReadObjective()
+
+
+def _read_logs(folder: RunFolder) -> Logs:
+    curves = folder.ask(read_curves, folder.path / "metrics.jsonl", folder.missing) or {}
+    names = ("losslog.jsonl", "validation.jsonl")
+    return Logs(curves, *(folder.ask(read_log_history, folder.path / name, folder.missing) for name in names))
+
+
+def _read_previews(folder: RunFolder) -> list[Thumbnails]:
+    sheets = folder.sheets
+    rows = (folder.ask(read_preview, sheets[index]) for index in chosen_times(len(sheets)))
+    return [row for row in rows if row]
+
+
+def _read_samples(folder: RunFolder) -> tuple[list[Thumbnails], str]:
+    # Rows of samples per class, and their file.
+    if folder.samples:
+        return read_by_class(folder.samples, folder.config.data.class_names or []), str(folder.samples)
+    return [], str(folder.sheets[-1]) if folder.sheets else ""
+
+
+def _read_extremes(folder: RunFolder, files: Results) -> list[Extremes]:
+    named = [read_extremes(path, folder.dataset, None) for path in folder.tables]
+    of_results = (folder.ask(_extremes, file, folder) for of_kind in files.values() for file in of_kind)
+    return [*named, *filter(None, of_results)]
+
+
+def _extremes(file: ResultFile, folder: RunFolder) -> Extremes | None:
+    table = file.content.get("per_image")
+    if not isinstance(table, str) or file.kind == "classification":
         return None
-    maps: list[Any] = [
-        [[float(f"{value:.{DIGITS}g}") for value in row] for row in rows.tolist()] for rows in (course.error, course.density)
-    ]
-    return ErrorMap(course.edges.tolist(), course.images, *maps)
+    measured = Path(str(file.content.get("dataset")))
+    dataset = measured if measured.is_file() else folder.dataset
+    return read_extremes(file.path.parent / Path(table).name, dataset, file.content.get("payload_sha256"))
 
 
-def _excess(
-    result: ResultFile,
-    course: LogHistory | None,
-    held: LogHistory | None,
-    effective: list[EffectiveWeighting],
-    config: RunConfig,
-) -> dict[str, Any]:
-    # Errors above the least possible errors, and a verdict on memorisation.
-    optimum, path = result.found, result.path
-    if course is None or not effective:
-        raise DataError(f"{path}: not shown, because the run lacks losslog.jsonl or a weighting; report on a run of 'elbo train'")
-    if optimum.payload_sha256 != config.data.payload_sha256:
-        raise DataError(
-            f"{path}: has least possible errors for {optimum.dataset}, not the training images; use 'elbo optimum --like RUN'"
-        )
-    logs = {"training": (course, course.late())} | ({"held_out": (held, held.last())} if held else {})
-    sums = {}
-    for key, (log, errors) in logs.items():
-        least, se = optimum.least(log.edges, training=key == "training")
-        sums[key] = excess(ErrorMoments.of_sums(log.edges, errors), least, se, effective[-1].weighting)
-    return {
-        "excess": {key: {"nats_per_dimension": each.value, "se": each.se} for key, each in sums.items()},
-        "copying": copying(sums["training"], sums["held_out"]) if held else None,
-        "edges": course.edges.tolist(),
-        "least": optimum.least(course.edges, training=True)[0].tolist(),
-    }
+def _status(folder: RunFolder) -> dict[str, Any]:
+    status = None if folder.imported else folder.ask(read_status, folder.path)
+    return {} if status is None else {**status.facts(), "time": status.when}
 
 
-def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | None:
-    named = result.content.get("per_image")
-    if not isinstance(named, str) or result.kind == "classification":
-        return None
-    said = Path(str(result.content.get("dataset")))
-    dataset = said if said.is_file() else dataset_of(config.data, run)
-    return read_extremes(result.path.parent / Path(named).name, dataset, result.content.get("payload_sha256"))
+def _network(folder: RunFolder) -> dict[str, Any]:
+    network = folder.ask(empty_network, folder.config, folder.path / CONFIG)
+    return folder.config.network | ({} if network is None else {"parameters": count_parameters(network)})
 
 
-def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Schedule | None, list[EffectiveWeighting]]:
-    schedule, effective = schedule_of(settings), effective_weightings(run, settings)
-    *_, weighting, ends, auxiliary = effective[-1]
-    rising = weighting.rising(*ends)
-    report = ObjectiveReport(
-        weighting=weighting.spec,
-        monotone=not rising,
-        rising=[list(stretch) for stretch in rising],
-        verdict=effective[-1].verdict,
-        auxiliary=[*auxiliary],
-        logsnr=[settings.logsnr_min, settings.logsnr_max],
-        over_time=[each.json() for each in effective] if weighting.learned else None,
-        terms=[
-            *weighting_terms(weighting),
-            schedule_term(schedule),
-            _term("prediction", settings.prediction, Prediction(settings.prediction).declared),
-            *(_term("auxiliary loss", spec, AUXILIARIES.parse(spec)) for spec in auxiliary),
-        ],
-    )
-    return report, schedule, effective
-
-
-def _environment(
-    config: RunConfig, settings: TrainSettings, curves: dict[str, Curve], newest: Checkpoint | None
-) -> dict[str, Any]:
-    rates = curve(curves, "images_per_s")[1]
-    found = {
+def _environment(folder: RunFolder, curves: dict[str, Curve]) -> dict[str, Any]:
+    config, rates = folder.config, curve(curves, "images_per_s")[1]
+    facts = {
         **{key: getattr(config, key) for key in ("elbo_version", "torch_version", "python_version", "device_name", "processes")},
-        "precision": settings.precision,
+        "precision": folder.settings.precision,
         "images_per_s": median(rates) if rates else None,
         **(config.init.result_facts() if config.init else {}),
     }
-    if newest is not None:
-        size = sum(known.bytes for known in newest.meta.files.values()) / 1e6
-        found |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
-    return {key: value for key, value in found.items() if value is not None}
+    saved = (folder.ask(read_checkpoint, path, False) for path in reversed(checkpoints(folder.path)))
+    if newest := next(filter(None, saved), None):
+        size = sum(file.bytes for file in newest.meta.files.values()) / 1e6
+        facts |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
+    return {key: value for key, value in facts.items() if value is not None}
 
 
-def _packed(data: Path, config: RunConfig) -> str | None:
-    dataset = Dataset(data, latents=True)
-    if dataset.identity().differs(config.data):
-        raise DataError(f"{data}: has changed since the training, so its pack command is unknown; restore the dataset")
+def _error_map(log: LogHistory | None) -> ErrorMap | None:
+    if log is None:
+        return None
+    rounded: list[Any] = [
+        [[float(f"{value:.{DIGITS}g}") for value in row] for row in rows.tolist()] for rows in (log.error, log.density)
+    ]
+    return ErrorMap(log.edges.tolist(), log.images, *rounded)
+
+
+def _excess(file: ResultFile, logs: Logs, objective: ReadObjective, config: RunConfig) -> dict[str, Any]:
+    # Errors above the least possible errors, and a verdict on memorisation.
+    optimum, (_, training, validation) = file.record, logs
+    if training is None or not objective.effective:
+        raise DataError(
+            f"{file.path}: not shown, because the run lacks losslog.jsonl or a weighting; report on a run of 'elbo train'"
+        )
+    if optimum.payload_sha256 != config.data.payload_sha256:
+        raise DataError(
+            f"{file.path}: has least possible errors for {optimum.dataset}, not the training images; use 'elbo optimum --like RUN'"
+        )
+
+    def above(log: LogHistory, sums: Tensor) -> Excess:
+        least, se = optimum.least(log.edges, training=log is training)
+        return excess(ErrorMoments.of_sums(log.edges, sums), least, se, objective.effective[-1].weighting)
+
+    estimates = {"training": above(training, training.late())}
+    if validation:
+        estimates["held_out"] = above(validation, validation.last())
+    return {
+        "excess": {key: {"nats_per_dimension": estimate.value, "se": estimate.se} for key, estimate in estimates.items()},
+        "copying": copying(estimates["training"], estimates["held_out"]) if validation else None,
+        "edges": training.edges.tolist(),
+        "least": optimum.least(training.edges, training=True)[0].tolist(),
+    }
+
+
+def _packed(folder: RunFolder) -> str | None:
+    dataset = Dataset(folder.dataset, latents=True)
+    if dataset.identity().differs(folder.config.data):
+        raise DataError(f"{dataset.path}: has changed since the training, so its pack command is unknown; restore the dataset")
     return dataset.attributes.command
 
 
-def _commands(
-    run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], packed: str | None
-) -> Iterator[tuple[str, str]]:
-    # (purpose, command line) of each command. name: the run's name on the page.
-    if packed:
+def _commands(folder: RunFolder, scores: Sequence[ResultFile]) -> Iterator[tuple[str, str]]:
+    # (purpose, command line) of each command.
+    if not folder.imported and (packed := folder.ask(_packed, folder)):
         yield "Pack the images", packed
-    for line in config.commands:
-        yield "Import, as typed" if config.source else "Train, as typed", line
-    if not config.source:
-        again = ["elbo", "train", dataset_of(config.data, run), "--config", run / CONFIG, "-o", f"{name}-again"]
+    for line in folder.config.commands:
+        yield "Import, as typed" if folder.imported else "Train, as typed", line
+    if not folder.imported:
+        again = ["elbo", "train", folder.dataset, "--config", folder.path / CONFIG, "-o", f"{folder.name}-again"]
         yield "Train again with the same settings, whatever the environment says by then", shlex.join(map(str, again))
-    if samples is not None:
-        with read_samples(samples) as reader:
+    if folder.samples:
+        with read_samples(folder.samples) as reader:
             yield from (("Draw these samples", line) for line in drawn_by(reader.made.more))
-    for each in scores:
+    for file in scores:
+        repeats = file.record.repeats
         yield from (
-            (f"Draw the samples of {each.path.name}", line) for line in drawn_by(*(one.facts.made for one in each.found.repeats))
+            (f"Draw the samples of {file.path.name}", line) for line in drawn_by(*(repeat.facts.made for repeat in repeats))
         )
-        if line := each.found.repeats[0].facts.command:
-            yield f"Find {each.path.name}", line
-
-
-FORMULAS = {  # class of a curve that no registry declares → (formula, source)
-    LearnedCurve: ("p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect"),
-    ScheduleDensity: ("p(logsnr) / max p", "the eps loss under the schedule"),
-    ForeignLoss: ("2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
-    Schedule: ("a table of t and logsnr", "a file"),
-}
-
-
-def weighting_terms(weighting: Weighting) -> list[Term]:
-    """Return a Term (name, formula, source) for a weighting and for each target, factor and schedule in its SPEC."""
-    curve = weighting.curve
-    terms = [_term("weighting", weighting.spec, curve)]
-    if isinstance(curve, ForeignLoss):
-        terms.append(_term("target", curve.prediction.spec, curve.prediction.declared))
-        terms += [_term("factor F", curve.factor.spec, curve.factor)] if curve.factor else []
-    if weighting.schedule and not weighting.learned:
-        terms.append(schedule_term(weighting.schedule, "its schedule"))
-    return terms
-
-
-def schedule_term(schedule: Schedule | None, what: str = "schedule") -> Term:
-    """Return the Term of a schedule; None: adaptive. what: component's name on the page."""
-    if schedule is None:
-        loss = CRITERIA["loss"]
-        return Term(what, ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)
-    return _term(what, schedule.base, schedule.declared or schedule)
-
-
-def _term(what: str, spec: str, of: Any) -> Term:
-    return Term(what, spec, *(FORMULAS.get(type(of)) or (of.formula, of.source)))
+        if line := repeats[0].facts.command:
+            yield f"Find {file.path.name}", line

@@ -68,8 +68,8 @@ def score_columns(columns: dict[str, Curve]) -> dict[str, str]:
 def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float]]:
     """Return a column as (numbers of images, values), without None. columns: from `read_curves`."""
     pairs = zip(columns.get("images", []), columns.get(name, []))
-    known = [(at, value) for at, value in pairs if at is not None and value is not None]
-    return [at for at, _ in known], [value for _, value in known]
+    points = [(images, value) for images, value in pairs if images is not None and value is not None]
+    return [images for images, _ in points], [value for _, value in points]
 
 
 @dataclass
@@ -94,7 +94,7 @@ class LogHistory:
             raise FormatError(f"an interval ends at {images} images, the one before at {before}; remove the line")
         if len(self.images) == 2 * CELLS:
             self.images = self.images[1::2]
-            self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]
+            self.sums = [first + second for first, second in zip(self.sums[::2], self.sums[1::2])]
         self.images.append(images)  # not merged yet, so that `last` is the log's last interval
         self.sums.append(sums)
 

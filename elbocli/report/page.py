@@ -18,9 +18,10 @@ from elbocli.cli.text import visible_lines
 from elbocli.core.adaptive import ErrorMoments, bin_middles
 from elbocli.evaluate.result import fill_template
 from elbocli.evaluate.settings import PROTOCOLS
-from elbocli.report.gather import RunFacts, differences, figures
+from elbocli.report.gather import RunFacts
 from elbocli.report.log_history import LogHistory, curve, error_of, score_columns
 from elbocli.report.results import score_rows
+from elbocli.report.summary import differences, figures, headline
 
 NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
 INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}  # placeholder → CSS variable
@@ -105,26 +106,37 @@ def draw_lines(
 
     label: of the vertical axis. names: legend entries. over: formats the horizontal axis.
     """
-    from matplotlib.ticker import LogLocator
-
-    drawn = [(line, index) for index, line in enumerate(lines) if line is not None]
+    drawn = [index for index, line in enumerate(lines) if line is not None]
     if not drawn:
         return None
     axis = new_panel(label)
-    for (x, y, spread), index in drawn:
-        style = line_style(index, LINES)
-        if spread is not None:
-            below = (y - spread).maximum(0.5 * y)  # a logarithmic axis has no place for 0
-            axis.fill_between(x, below, y + spread, color=style["color"], alpha=0.3, linewidth=0)
-        axis.plot(x, y, marker="" if len(y) > 1 else "o", **style)
-    least, largest = axis.dataLim.intervaly
-    if (over is over_images or label == ERROR) and least > 0:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        if largest / 1000 < least:
-            axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5)), minor_formatter="")
+    for index in drawn:
+        _draw(axis, lines[index], line_style(index, LINES))
+    if over is over_images or label == ERROR:
+        _scale_log(axis)
     over(axis)
-    return axis, [(swatch(index), names[index]) for _, index in drawn if names]
+    return axis, [(swatch(index), names[index]) for index in drawn if names]
+
+
+def _draw(axis: Any, line: Any, style: dict[str, Any]) -> None:
+    x, y, spread = line
+    if spread is not None:
+        below = (y - spread).maximum(0.5 * y)  # a logarithmic axis has no place for 0
+        axis.fill_between(x, below, y + spread, color=style["color"], alpha=0.3, linewidth=0)
+    axis.plot(x, y, marker="" if len(y) > 1 else "o", **style)
+
+
+def _scale_log(axis: Any) -> None:
+    # Makes the vertical axis logarithmic, unless it has values below 0.
+    from matplotlib.ticker import LogLocator
+
+    least, largest = axis.dataLim.intervaly
+    if least <= 0:
+        return
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    if largest / 1000 < least:
+        axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5)), minor_formatter="")
 
 
 def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
@@ -150,7 +162,7 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
     """Return column `name` of metrics.jsonl against the number of training images; None without values."""
     at, values = curve(facts.report.curves, name)
     _, errors = curve(facts.report.curves, error_of(name))
-    x, y, spread = (torch.tensor(each, dtype=torch.float64) for each in (at, values, errors))
+    x, y, spread = (torch.tensor(column, dtype=torch.float64) for column in (at, values, errors))
     return Line(x, y, 2 * spread if len(spread) == len(y) else None) if values else None
 
 
@@ -170,9 +182,9 @@ def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -
 
 def weighting_line(facts: RunFacts) -> Line | None:
     """Return a run's current weighting, scaled to maximum 1; None if unknown."""
-    if not facts.effective:
+    if not facts.objective.effective:
         return None
-    value = facts.effective[-1].weighting(at := levels_of(facts))
+    value = facts.objective.effective[-1].weighting(at := levels_of(facts))
     return Line(at, value / (float(value.max()) or 1.0))
 
 
@@ -198,14 +210,14 @@ def _panels_of_several(runs: Sequence[RunFacts], names: Sequence[str]) -> dict[s
             name: draw_lines(label, [curve_line(facts, name) for facts in runs], names, over_images)
             for name, label in (("loss", NATS), ("val_loss", NATS), ("val_bpd", BITS))
         },
-        "profiles": draw_lines(ERROR, [profile_line(facts.course, LogHistory.late) for facts in runs], names),
-        "held_out": draw_lines(ERROR, [profile_line(facts.held_out, LogHistory.last) for facts in runs], names),
+        "profiles": draw_lines(ERROR, [profile_line(facts.logs.training, LogHistory.late) for facts in runs], names),
+        "held_out": draw_lines(ERROR, [profile_line(facts.logs.validation, LogHistory.last) for facts in runs], names),
     }
 
 
 def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
-    course = facts.course
-    profiles = [profile_line(course, LogHistory.late), profile_line(facts.held_out, LogHistory.last)]
+    course = facts.logs.training
+    profiles = [profile_line(course, LogHistory.late), profile_line(facts.logs.validation, LogHistory.last)]
     names = ["training, last fifth", "validation, last"]
     panels = {
         **_objective_panels(facts),
@@ -227,27 +239,32 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 
 
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
-    if not facts.effective:
+    if not facts.objective.effective:
         return {}
-    w, at, course = facts.effective[-1].weighting, levels_of(facts), facts.course
+    *earlier, last = facts.objective.effective
+    w, at = last.weighting, levels_of(facts)
     panels = {
         "weighting": draw_lines(WEIGHT, [weighting_line(facts)]),
         "noise": draw_lines("−dw/dλ over max w", [Line(at, -w.slope(at) / (float(w(at).max()) or 1.0))]),
+        "schedule": _schedule_panel(facts),
     }
-    for earlier in facts.effective[:-1]:
-        value = earlier.weighting(at)
+    for before in earlier:
+        value = before.weighting(at)
         panels["weighting"][0].plot(at, value / value.max(), color=MUTED, linewidth=0.5, zorder=1)
-    if facts.schedule:
-        density = facts.schedule.density(at)
-        lines = [Line(at, density.where(density > 0, torch.nan))]
-        if course:
-            whole = LogHistory(course.edges, [1], [course.between(0, course.images[-1])])
-            lines.append(Line(bin_middles(course.edges), whole.density[0]))
-        panels["schedule"] = draw_lines("density", lines, ["p(λ)", "drawn"])
-    elif course:
-        density = course.density
-        panels["schedule"] = draw_map("density p(λ)", course, density, vmin=0.0, vmax=float(density.quantile(0.995)))
     return panels
+
+
+def _schedule_panel(facts: RunFacts) -> Any:
+    schedule, log = facts.objective.schedule, facts.logs.training
+    if schedule is None:
+        return log and draw_map("density p(λ)", log, log.density, vmin=0.0, vmax=float(log.density.quantile(0.995)))
+    at = levels_of(facts)
+    density = schedule.density(at)
+    lines = [Line(at, density.where(density > 0, torch.nan))]
+    if log:
+        whole = LogHistory(log.edges, [1], [log.between(0, log.images[-1])])
+        lines.append(Line(bin_middles(log.edges), whole.density[0]))
+    return draw_lines("density", lines, ["p(λ)", "drawn"])
 
 
 def render(*runs: RunFacts) -> str:
@@ -261,6 +278,7 @@ def render(*runs: RunFacts) -> str:
         "scores": scores(runs).values(),
         "differences": differences(runs),
         "figures": figures(runs),
+        "headline": headline(runs[0]),
         "protocols": PROTOCOLS,
     }
     template = Path(__file__).with_name("page.html" if len(runs) == 1 else "several.html")

@@ -8,30 +8,30 @@ from typing import Any, NamedTuple
 from elbocli.bound.result import Bound, Classification, Likelihoods, Theorem
 from elbocli.core.metrics import Role
 from elbocli.errors import FormatError
-from elbocli.evaluate.result import ENOUGH, EvalResult
+from elbocli.evaluate.result import ENOUGH, EvalResult, Score
 from elbocli.files.losslog import Optimum
 from elbocli.files.reading import read_bytes
+from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.records import parse_json
 
-KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [  # name on the report page, keys of every such result, class
-    ("scores", ("n_samples", "extractor"), EvalResult),
-    ("bound", ("bpd", "diffusion"), Bound),
-    ("bound", ("nats_per_latent_dimension", "diffusion"), Bound),
-    ("theorem", ("agree", "checks"), Theorem),
-    ("optimum", ("eps_mse", "log_images"), Optimum),
-    ("likelihoods", ("estimates", "differences"), Likelihoods),
-    ("classification", ("accuracy", "reliability"), Classification),
-]
+RESULTS: dict[str, tuple[str, type[Any]]] = {  # kind of file → (name on the report page, class)
+    "scores": ("scores", EvalResult),
+    "a bound": ("bound", Bound),
+    "a check of the theorem": ("theorem", Theorem),
+    "an optimum": ("optimum", Optimum),
+    "likelihoods": ("likelihoods", Likelihoods),
+    "a classification": ("classification", Classification),
+}
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A file with one result. kind: such as 'bound'. content: parsed JSON. found: content as an EvalResult, Bound or the like."""
+    """A file with one result. kind: such as 'bound'. content: parsed JSON. record: content as an EvalResult, Bound or the like."""
 
     path: Path
     kind: str
     content: dict[str, Any]
-    found: Any
+    record: Any
 
 
 class Row(NamedTuple):
@@ -54,47 +54,41 @@ class Row(NamedTuple):
 
 def score_rows(result: EvalResult) -> list[Row]:
     """Return a table row for each score."""
-    rows, n = [], result.repeats[0].facts.n_samples
-    for score in result.scores:
-        number = score.number
-        if number.role not in (Role.NUMBER, Role.LIMIT):
-            continue
-        spread: Any = score.sd
-        spread_is, note = "sd of repeats", ""
-        if spread is None:
-            of = result.about(score, Role.PARTS) or result.about(score, Role.ERROR)
-            spread, spread_is = (of.value, of.number.role.value) if of else (None, "")
-        interval = result.interval(score)
-        if interval is None and isinstance(score.value, float):
-            interval = result.estimate(score).interval
-        if number.role is Role.NUMBER and n is not None and n < ENOUGH:
-            note = f"n = {n}"
-        network = (number.by_network and result.network) or ""
-        name = number.stem(result.network).removesuffix("_mean").replace("_", " ")
-        rows.append(Row(name, network, score.value, spread, spread_is, note, interval))
-    return rows
+    return [_score_row(score, result) for score in result.scores if score.number.role in (Role.NUMBER, Role.LIMIT)]
+
+
+def _score_row(score: Score, result: EvalResult) -> Row:
+    number, n, interval = score.number, result.repeats[0].facts.n_samples, result.interval(score)
+    if interval is None and isinstance(score.value, float):
+        interval = result.estimate(score).interval
+    spread: tuple[Any, str] = (score.sd, "sd of repeats")
+    if score.sd is None:
+        part = result.about(score, Role.PARTS) or result.about(score, Role.ERROR)
+        spread = (part.value, part.number.role.value) if part else (None, "")
+    note = f"n = {n}" if number.role is Role.NUMBER and n is not None and n < ENOUGH else ""
+    name = number.stem(result.network).removesuffix("_mean").replace("_", " ")
+    return Row(name, (number.by_network and result.network) or "", score.value, *spread, note, interval)
 
 
 def drawn_by(*made: dict[str, Any]) -> list[str]:
     """Return the command lines that drew samples. made: how each set was drawn; key `command`: a line, or a list of lines."""
-    told = [each.get("command") or [] for each in made]
-    lines = [line for lines in told for line in (lines if isinstance(lines, list) else [lines])]
+    commands = [about.get("command") or [] for about in made]
+    lines = [line for lines in commands for line in (lines if isinstance(lines, list) else [lines])]
     return list(dict.fromkeys(map(str, lines)))
 
 
 def read_result(path: Path) -> ResultFile:
     """Read a result file. Raises FormatError for any other file."""
-    content = parse_json(read_bytes(path), path)
-    for kind, keys, record in KINDS:
-        if set(keys) <= set(content):
-            return ResultFile(path, kind, content, record.of(content, f"{path}: a damaged result"))
-    raise FormatError(f"{path}: not a JSON result of 'elbo eval', 'elbo bound' or 'elbo optimum'; name a file with such a result")
+    if (kind := recognise(path)) not in RESULTS:
+        raise FormatError(wrong_kind(path, "a result"))
+    content, (name, record) = parse_json(read_bytes(path), path), RESULTS[kind]
+    return ResultFile(path, name, content, record.of(content, f"{path}: a damaged result"))
 
 
 def results_in(run: Path) -> list[ResultFile]:
     """Read all results among a run folder's JSON files."""
-    found = []
+    results = []
     for path in sorted(run.glob("*.json")):
         with suppress(FormatError):
-            found.append(read_result(path))
-    return found
+            results.append(read_result(path))
+    return results

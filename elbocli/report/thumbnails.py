@@ -109,20 +109,22 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     """
     table, data = read_table(path), Dataset(dataset, latents=True)
     by = [*table][2]
-    index, values = table["index"], table[by]
     if not by.startswith(NATS) or data.kind == LATENTS:
         raise DataError(f"{path}: holds {by!r} of {data.kind}; a page shows only nats of pixels; leave this file out")
     with reading(path, kind=DataError):
+        index = table["index"]
         same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.payload_sha256):
         raise DataError(f"{data.path}: holds other images than {path}; run 'elbo bound --per-image' again")
-    order = np.argsort(values, kind="stable")
-    some = min(ROWS * ROW, len(order) // 2) or 1
+    order = np.argsort(table[by], kind="stable")
+    count = min(ROWS * ROW, len(order) // 2) or 1
+    likeliest, least = (_rows_of(places[:count], table[by], data, index) for places in (order, order[::-1]))
+    return Extremes(path, by, len(order), likeliest, least)
 
-    def rows(places: np.ndarray) -> list[Thumbnails]:
-        return [
-            thumbnails_of(f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} nats", data.batch(index[part]))
-            for part in np.split(places, range(ROW, some, ROW))
-        ]
 
-    return Extremes(path, by, len(order), rows(order[:some]), rows(order[::-1][:some]))
+def _rows_of(places: np.ndarray, nats: np.ndarray, data: Dataset, index: np.ndarray) -> list[Thumbnails]:
+    # places: of images in the table, whose columns are nats and index.
+    return [
+        thumbnails_of(f"{nats[part[0]]:.4g} to {nats[part[-1]]:.4g} nats", data.batch(index[part]))
+        for part in np.split(places, range(ROW, len(places), ROW))
+    ]

@@ -15,8 +15,9 @@ from elbocli.core.noise import Noise
 from elbocli.core.samplers import parse_sampler
 from elbocli.core.spacing import logsnr_grid
 from elbocli.errors import UsageError
-from elbocli.evaluate.extract import FeatureSource, open_reference, source_of
-from elbocli.evaluate.scoring import Task, check_extraction, check_features, check_sources, extract, score
+from elbocli.evaluate.extract import Extracted, extract_set
+from elbocli.evaluate.opening import Opened, Sides, open_reference, prepare, set_of
+from elbocli.evaluate.scoring import score
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.losslog import EVAL
@@ -87,23 +88,17 @@ class Evaluation:
             made = make_extractor(extractor, weights, world.device)
         with ExitStack() as stack:
             reference, spatial = open_reference(path, stack, world), asks.needing(Need.SPATIAL)
-            black = torch.zeros(1, *output.shape, dtype=torch.uint8)
-            drawn = self.source(black.expand(self.how.n, -1, -1, -1))
-            self.task = Task(asks, world, [drawn], reference, extractor=made, spatial=spatial)
-            check_sources(self.task)
-            check_extraction(self.task)
-            with world.together(), torch.inference_mode():
-                features, logits = made(sent(black, world.device).permute(0, 3, 1, 2))
-                found = {"values": features} if logits is None else {"values": features, "logits": logits}
-                check_features(found, drawn, self.task)
+            black = torch.zeros(1, *output.shape, dtype=torch.uint8).expand(self.how.n, -1, -1, -1)
+            samples = set_of(self.reader(black))
+            self.opened = prepare(Opened(asks, world, Sides([samples], reference), made, spatial))
             log.info("%s: extracting features, against which samples are scored", path)
-            extract(self.task._replace(samples=[]))
+            self.references = [extract_set(side, self.opened) for side in self.opened.sides.references]
 
-    def source(self, images: Tensor) -> FeatureSource:
-        """Return drawn images, uint8 [n, H, W, C], as a source of features."""
+    def reader(self, images: Tensor) -> SampleReader:
+        """Return a reader of drawn images, uint8 [n, H, W, C]."""
         data, name = self.state.resolved.data, f"--eval-samples {len(images)}"
         crop = {key: value for key in PREPROCESSING if (value := getattr(data, key)) is not None}
-        return source_of(SampleReader(name, images.numpy(), self.labels, SamplesAbout(), [], crop))
+        return SampleReader(name, images.numpy(), self.labels, SamplesAbout(), [], crop)
 
     def values(self) -> dict[str, Any]:
         """Draw and score samples; return numbers for metrics.jsonl, or {} on ranks other than 0.
@@ -112,8 +107,9 @@ class Evaluation:
         """
         begun = time.monotonic()
         images = draw_averaged(self.state, self.output, self.how, self.labels)
+        samples = replace(self.opened.sides.samples[0], reader=self.reader(images))
         with self.state.world.together():
-            result = score(self.task._replace(samples=[self.source(images)]))
+            result = score(Extracted(self.opened, Sides([extract_set(samples, self.opened)], *self.references)))
         if result is None:
             return {}
         scores = {

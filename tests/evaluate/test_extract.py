@@ -19,7 +19,9 @@ from PIL import Image
 from elbocli.core.metrics import asked
 from elbocli.errors import DataError
 from elbocli.evaluate import scoring
-from elbocli.evaluate.extract import extract_features, naming_network, open_source
+from elbocli.evaluate.extract import extract_features
+from elbocli.evaluate.opening import open_set
+from elbocli.evaluate.result import naming_network
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import FeatureFacts, SavedFeatures, read_features, read_statistics, write_features
@@ -37,18 +39,17 @@ def network():
 
 
 def extracted(path, monkeypatch, extractor, asked):
-    """The source after its features are extracted in batches of 4; `asked` has the start and the thread of each read."""
+    """The file's images with their features, extracted in batches of 4; `asked` has the start and the thread of each read."""
     with contextlib.ExitStack() as stack:
-        source = open_source(path, stack, ALONE)
-        at_once = source.reader.at
+        images = open_set(path, stack, ALONE)
+        at_once = images.reader.at
 
         def at(start, count):
             asked.append((start, threading.current_thread() is threading.main_thread()))
             return at_once(start, count)
 
-        monkeypatch.setattr(source.reader, "at", at)
-        extract_features(source, extractor, 4, ALONE, {"values"})
-    return source
+        monkeypatch.setattr(images.reader, "at", at)
+        return extract_features(images, extractor, 4, ALONE, {"values"})
 
 
 def test_a_thread_reads_files_one_batch_ahead_and_the_main_thread_pipes(tmp_path, monkeypatch, network, within):
@@ -80,7 +81,20 @@ def test_a_thread_reads_files_one_batch_ahead_and_the_main_thread_pipes(tmp_path
     writer.join()
     assert asked == [(start, True) for start in starts]
     assert torch.equal(piped.features.values, files.features.values) and len(files.features.values) == 22
-    assert piped.about.images_sha256 == files.about.images_sha256 != None  # noqa: E711
+    assert piped.opened.about.images_sha256 == files.opened.about.images_sha256 != None  # noqa: E711
+
+
+def test_what_is_opened_stays_as_it_is(digits, network):
+    """So each extraction of a set keeps what it is asked for, and only its result knows the images' digest."""
+    with contextlib.ExitStack() as stack:
+        images = open_set(digits, stack, ALONE)
+        few, more = (extract_features(images, network, 64, ALONE, keep) for keep in (set(), {"values", "logits"}))
+    assert few.features.values is None and len(more.features.values) == len(more.features.logits) == images.n
+    assert few.opened.about == more.opened.about != images.about
+    assert images.about.images_sha256 is None
+    for stage, name in ((images, "labels"), (more, "features"), (more.opened, "about")):
+        with pytest.raises(AttributeError):
+            setattr(stage, name, None)
 
 
 def test_the_batch_changes_no_number(digits, tmp_path):

@@ -12,8 +12,7 @@ import torch
 from elbocli.core.frechet import frechet_distance
 from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource
-from elbocli.evaluate.scoring import deviations
+from elbocli.evaluate.opening import OpenedSet, deviations
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features
@@ -32,13 +31,13 @@ def settings(name, allow_mismatch=False, precision="fp32", **given):
 def samples(name="adm", n=N, labels=BALANCED, **about):
     """Samples of which only that is known, by the protocol's extractor."""
     known = {"extractor": PROTOCOLS[name].extractor, "weights_sha256": PUBLISHED_INCEPTION + "0" * 56, **about}
-    return FeatureSource("a.npz", n, FeatureFacts(n=n, **known), labels=labels)
+    return OpenedSet("a.npz", n, FeatureFacts(n=n, **known), labels=labels)
 
 
 def reference(images=10_000, statistics=True):
     """A reference of that many images, with statistics or not."""
     held = Statistics(np.zeros(4), np.eye(4)) if statistics else None
-    return FeatureSource("ref.npz", images, FeatureFacts(), statistics=held)
+    return OpenedSet("ref.npz", images, FeatureFacts(), statistics=held)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

@@ -21,13 +21,13 @@ from elbocli.files.features import (
     FeatureFacts,
     SavedFeatures,
     Statistics,
-    arrays_in,
     read_features,
     read_statistics,
     write_features,
     write_statistics,
 )
 from elbocli.files.pickles import Foreign, class_name, module_tensors, read_torch_file
+from elbocli.files.recognise import arrays_in
 from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, check_tensors, load, read_average_facts, write_tensors
 
 # Safetensors, and averages of weights

@@ -1,5 +1,6 @@
 """Folders, archives and several sources: their images in one order, their classes, and a choice of them."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -26,8 +27,9 @@ import elbocli.plugin as elbo
 
 @elbo.source("pairs", magic=b"PK", suffix=".pairs")
 def pairs(path):
-    rows = np.memmap(path, np.uint8, "r", 2, (3, 8, 8, 1))
-    for row in range(3):
+    count = path.stat().st_size // 64
+    rows = np.memmap(path, np.uint8, "r", 2, (count, 8, 8, 1))
+    for row in range(count):
         yield f"{row}", "even" if row % 2 == 0 else "odd", elbo.ArrayRow(rows, row)
 """
 
@@ -42,6 +44,32 @@ def test_a_plug_in_adds_a_kind_which_comes_before_elbos_own(elbo, tmp_path):
     data = Dataset(tmp_path / "a.h5")
     assert np.array_equal(data.batch(np.arange(3)), pixels)
     assert data.class_names == ["even", "odd"] and data.labels.tolist() == [0, 1, 0]
+
+
+def test_eval_scores_the_images_of_a_plug_ins_kind_on_both_sides(elbo, tmp_path):
+    """As it does the same images and classes in .npz."""
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    pixels, scores = np.random.default_rng(0).integers(0, 256, (2, 30, 8, 8, 1), np.uint8), []
+    for name, images in zip("ab", pixels):
+        (tmp_path / f"{name}.pairs").write_bytes(b"PK" + images.tobytes())
+        np.savez(tmp_path / f"{name}.npz", images, np.arange(30) % 2)
+    for end in ("pairs", "npz"):
+        line = (
+            "eval",
+            f"a.{end}",
+            "--ref",
+            f"b.{end}",
+            "--plugin",
+            "mine.py",
+            "--extractor",
+            "elbo-tiny",
+            "--metrics",
+            "fid,accuracy",
+        )
+        done = elbo(*line, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        scores.append({key: value for key, value in json.loads(done.stdout).items() if key not in ("samples", "ref", "command")})
+    assert scores[0] == scores[1] and scores[0]["frechet_distance[elbo-tiny]"] > 0 and scores[0]["classes"] == 2
 
 
 def test_a_folder_its_tar_and_its_zip_list_the_same_and_leave_hidden_files_out(tmp_path):
@@ -63,12 +91,12 @@ def test_a_folder_its_tar_and_its_zip_list_the_same_and_leave_hidden_files_out(t
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("file", "is none of"),
-        ("gone", "No such file"),
-        ("empty", "no files inside"),
+        ("file", "an empty file"),
+        ("gone", "no file or folder"),
+        ("empty", "an empty folder"),
         ("hollow", "no files inside"),
         ("mixed", "with a class: 1"),
-        ("pickle.pkl", "is none of"),
+        ("pickle.pkl", "a pickle"),
     ],
 )
 def test_no_folder_of_images_is_refused_by_name_and_a_pickle_not_run(tmp_path, bomb, name, word):
@@ -82,11 +110,16 @@ def test_no_folder_of_images_is_refused_by_name_and_a_pickle_not_run(tmp_path, b
 
 
 def test_a_folder_that_can_not_be_listed_is_named(tmp_path, monkeypatch):
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
+    listed = os.scandir
 
+    def refuse(path):
+        if str(path).endswith("/sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    touch(tmp_path, "1.png", "sub/2.png")
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(ElboError, match=rf"{tmp_path.name}.*could not list"):
+    with pytest.raises(ElboError, match=r"/sub: could not list"):
         open_source(tmp_path)
 
 

@@ -15,7 +15,7 @@ import torch
 from harness import run_code
 from PIL import Image
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import FormatError
 from elbocli.files.contact_sheet import draw_contact_sheet
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import FeatureFacts, SavedFeatures, write_features
@@ -197,7 +197,7 @@ def test_samples_without_classes_are_shown_in_order(tmp_path):
 def test_files_without_images_are_refused(latents, trained):
     with pytest.raises(FormatError):
         images_of(latents)
-    with pytest.raises(DataError):
+    with pytest.raises(FormatError):
         images_of(trained)
 
 

@@ -96,7 +96,7 @@ def test_scores(network, metrics, count, photos, inception_weights, tmp_path):
     for name, value in cpu.items():  # numbers, intervals and None
         assert cuda[name] == (value if value is None else pytest.approx(value, rel=1e-4, abs=1e-6)), name
     batches = -(-count // 32) * (1 if ref is None else 2)
-    seeing = (*ONCE, "scored")  # when all is seen, pairs are compared block by block
+    seeing = (*ONCE, "score_set")  # when all is seen, pairs are compared block by block
     assert len(device.waits.outside(*seeing)) == 2 * batches, "features and logits come to the host"
     assert device.copies.outside(*seeing) == []
 

@@ -169,13 +169,13 @@ def written(path, content):
 
 @pytest.mark.parametrize(("kind", "content"), [(EvalResult, SCORES), (Bound, BOUND), (Theorem, THEOREM)])
 def test_each_kind_is_known_by_its_content_and_read_whole(kind, content, path):
-    found = read_result(written(path, content)).found
+    found = read_result(written(path, content)).record
     assert isinstance(found, kind)
     assert found.json().items() >= content.items(), "nothing is lost, of other versions too"
 
 
 def test_scores_are_told_from_what_is_said_about_them(path):
-    assert score_rows(read_result(written(path, SCORES)).found) == [
+    assert score_rows(read_result(written(path, SCORES)).record) == [
         ("frechet distance", "a.pt2", 1.5, None, "", "n = 900", None),
         ("inception score", "a.pt2", 8.0, 0.2, "sd of parts", "n = 900", None),
         ("accuracy", "", 1.0, None, "", "n = 900", None),
@@ -192,7 +192,7 @@ def test_the_spread_of_repeats_comes_before_others_and_nothing_is_shown_twice(pa
     ]
     facts = [{"n_samples": 9, "extractor": "x", "made": {"command": f"sample {k}"}} for k in range(2)]
     repeats = [Scores(None, each, Facts.of(about)) for each, about in zip(values, facts)]
-    found = read_result(written(path, EvalResult(repeats).json())).found
+    found = read_result(written(path, EvalResult(repeats).json())).record
     assert found == EvalResult(repeats) and drawn_by(*(one.facts.made for one in found.repeats)) == ["sample 0", "sample 1"]
     name, spread = "frechet inception distance", (pytest.approx(2**0.5), "sd of repeats")
     within = pytest.approx(stats.t(1, 2.0, 1.0).interval(0.95))
@@ -210,7 +210,7 @@ def test_the_spread_of_repeats_comes_before_others_and_nothing_is_shown_twice(pa
     ("content", "word"),
     [
         ([], "JSON"),
-        ({"state": "running"}, "not a JSON result"),
+        ({"state": "running"}, "expected a result"),
         ({**BOUND, "diffusion": 5}, "diffusion"),
         ({**BOUND, "nats": 10**399}, ""),
         ({**SCORES, "accuracy": 1e308}, "accuracy"),

@@ -19,8 +19,10 @@ from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files import losslog
 from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
 from elbocli.report.card import model_card
-from elbocli.report.gather import BITS, RunReport, differences, figures, gather, report_of, weighting_terms
+from elbocli.report.gather import RunReport, gather
+from elbocli.report.objective import weighting_terms
 from elbocli.report.page import INKS, LINES, number, pictures, render, swatch
+from elbocli.report.summary import BITS, differences, figures, headline, report_of
 from elbocli.version import __version__
 
 VALIDATION = {"val_loss": 0.5, "val_loss_se": 0.01, "val_bpd": 4.5, "val_bpd_se": 0.02}
@@ -65,8 +67,8 @@ def test_a_finished_run_says_everything(trained):
         assert term.formula in text and term.source in text
     told = (facts.report.objective.verdict, facts.report.environment["device_name"], "elbo prep")
     assert all(fact in read.text for fact in told)
-    assert [strip.name for strip in facts.previews] == ["20", "40"]
-    assert facts.drawn == [] and "after 40 steps" in text
+    assert [strip.name for strip in facts.pictures.previews] == ["20", "40"]
+    assert facts.pictures.drawn == [] and "after 40 steps" in text
     drawn = pictures(facts)
     assert [*drawn] == ["weighting", "noise", "schedule", "loss", "errors", "profiles"]
     for svg, _ in drawn.values():
@@ -86,7 +88,7 @@ def test_scores_while_training_are_curves_with_bands_and_their_last_values(runs)
     )
     assert "fill-opacity: 0.3" in one["score0"][0] and "fill-opacity: 0.3" not in one["score1"][0]
     assert [len(many[name][1]) for name in ("score0", "score1")] == [2, 1]
-    last = {row.name: (row.value, row.interval is not None) for row in gather(runs[0]).headline}
+    last = {row.name: (row.value, row.interval is not None) for row in headline(gather(runs[0]))}
     assert last["frechet distance, elbo-tiny"] == (7.25, True) and last["kernel distance, elbo-tiny"] == (7.25, False)
     for read in (shown(runs[0]), shown(*runs)):
         assert "kernel distance, elbo-tiny" in read.text and "Of 50 samples" in read.text

@@ -18,7 +18,8 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset, prepare_input_from_id
 
 from elbocli.core.frechet import FeatureMoments, frechet_distance
-from elbocli.evaluate.extract import FeatureSource, extract_features, open_source
+from elbocli.evaluate.extract import ExtractedSet, extract_features
+from elbocli.evaluate.opening import OpenedSet, open_set
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
 
@@ -109,16 +110,15 @@ def folder_of_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def seen(source: FeatureSource, extractor: Extractor) -> FeatureSource:
-    """The source, with features as `elbo eval` extracts them."""
-    extract_features(source, extractor, BATCH, ALONE, {"values"})
-    return source
+def seen(images: OpenedSet, extractor: Extractor) -> ExtractedSet:
+    """Images with their features as `elbo eval` extracts them."""
+    return extract_features(images, extractor, BATCH, ALONE, {"values"})
 
 
 def loops(folder: Path, weights: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Row]:
     """Yield Inception's loop against torch-fidelity's; and one whose network needs none of the processor, with and without
     decoding ahead."""
-    ours, source = make_extractor("inception-v3-compat", weights, "cpu"), open_source(folder, stack, ALONE)
+    ours, source = make_extractor("inception-v3-compat", weights, "cpu"), open_set(folder, stack, ALONE)
     theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
     dataset = prepare_input_from_id(1, input1=str(folder), verbose=False)
 
@@ -126,7 +126,6 @@ def loops(folder: Path, weights: Path, stack: contextlib.ExitStack, small: bool)
         return get_featuresdict_from_dataset(dataset, theirs, BATCH, False, False, False)["2048"]
 
     mine, other = seen(source, ours).features, peer()
-    assert mine is not None and mine.values is not None
     if (mine.values - other).norm() > 1e-4 * (other - other.mean(0)).norm():
         raise RuntimeError("the features are not torch-fidelity's")
     name = f"Inception, a PNG of {SIZE} pixels / torch-fidelity's loop"
@@ -137,7 +136,7 @@ def loops(folder: Path, weights: Path, stack: contextlib.ExitStack, small: bool)
     yield compare(name, ahead, after, BOUND_AHEAD, rounds=1 if small else 5, warm_up=1, per=source.n)
 
 
-def _decoding(source: FeatureSource) -> float:
+def _decoding(source: OpenedSet) -> float:
     """Seconds that a batch takes to decode."""
     assert source.reader is not None
     start = time.perf_counter()

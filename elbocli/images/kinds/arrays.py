@@ -20,6 +20,7 @@ from elbocli.images.registry import DatasetRows, Images, check_labels, images_of
 # Names of the arrays (images, labels) in an .npz: NumPy's default names, and names in published data sets.
 PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
 MORE = "more bytes follow the array's last image; write all images into one array, or name each array alone"
+NPZ = ".npz"
 LOCAL_HEADER = struct.Struct("<26xHH")
 
 
@@ -64,10 +65,11 @@ class StreamRows:
         return np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:])
 
 
-@source("npy", magic=b"\x93NUMPY")
-def open_npy(path: Path) -> Images:
-    """Open a .npy file of images. Raises FormatError."""
-    return images_of_array(npy_rows(path))
+@source("samples")
+@source("statistics")
+def open_arrays(path: Path) -> Images:
+    """Open a .npy file of images, or an .npz of images and labels. Raises FormatError."""
+    return _open_npz(path) if path.suffix.lower() == NPZ else images_of_array(npy_rows(path))
 
 
 def npy_rows(path: Path) -> np.ndarray:
@@ -79,9 +81,7 @@ def npy_rows(path: Path) -> np.ndarray:
         return np.memmap(path, np.uint8, "r", file.tell(), shape)
 
 
-@source("npz", magic=b"PK", suffix=".npz")
-def open_npz(path: Path) -> Images:
-    """Open an .npz of images and labels. Raises FormatError."""
+def _open_npz(path: Path) -> Images:
     with open_zip(path) as archive, reading(path), open_file(path) as file:
         images, labels = next((pair for pair in PAIRS if pair[0] in archive), PAIRS[0])
         rows = npz_rows(archive, path, images)
@@ -124,7 +124,7 @@ def npz_labels(archive: NpzFile, path: Path, count: int, name: str = "arr_1") ->
         return check_labels(archive[name], count) if name in archive else None
 
 
-@source("dataset", magic=b"\x89HDF\r\n\x1a\n")
+@source("a dataset")
 def open_dataset(path: Path) -> Images:
     """Open a dataset of images or samples. Raises FormatError for latents, DataError if it differs from its digests."""
     data = Dataset(path)

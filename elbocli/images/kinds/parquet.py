@@ -45,7 +45,7 @@ class ParquetRow(NamedTuple):
             return bytes(_row_group(*self.group)[self.row].as_py())
 
 
-@source("parquet", magic=b"PAR1", form="parts")
+@source("a parquet file", form="parts")
 def open_parquet(files: Sequence[str], folder: Entries) -> Images:
     """Open the images in the parquet files of one data set.
 

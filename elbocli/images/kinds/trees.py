@@ -1,6 +1,5 @@
 """List the files of folders, zips and tars without extracting them."""
 
-import contextlib
 import os
 import tarfile
 import zipfile
@@ -10,7 +9,6 @@ from typing import IO
 
 from elbocli.errors import DataError
 from elbocli.files.reading import one_line, open_file
-from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.images.registry import ImageRef, Span, ZipEntry, source
 
 FOLDER = Span("")  # stands for a folder in a listing, where the folder's path ends in '/'; never read
@@ -27,14 +25,14 @@ def clean(name: str) -> str:
     return "" if hidden(path) else path
 
 
-@source("folder", test=lambda path, head: path.is_dir(), form="tree")
+@source("a folder of images", form="tree")
+@source("images in class folders", form="tree")
+@source("a folder that is none of elbo's", form="tree")
 def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | DataError]]:
     """List files as (path below `root`, reference); NAME.tar is listed like a folder NAME.
 
-    Raises DataError if a folder can't be listed, or if `root` is a run.
+    Raises DataError if a folder can't be listed.
     """
-    if recognise(root / "config.yaml") == "a config of a run":
-        raise DataError(wrong_kind(root, "images"))
 
     def stop(error: OSError) -> None:
         raise DataError(f"{error.filename}: could not list the folder: {error.strerror}; check its permissions") from error
@@ -57,7 +55,7 @@ def _leads_up(path: Path) -> bool:
     return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
-@source("zip", magic=b"PK", form="tree")
+@source("a zip archive", form="tree")
 def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | DataError]]:
     """List files as (path, reference). Raises zipfile's errors for a damaged zip."""
     archive = zipfile.ZipFile(path)
@@ -67,13 +65,7 @@ def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | DataError]]:
             yield (f"{name}/", FOLDER) if info.is_dir() else (name, ZipEntry(archive, info))
 
 
-def _begins_like_tar(path: Path, head: bytes) -> bool:
-    with contextlib.suppress(tarfile.TarError):
-        return bool(tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape"))
-    return False
-
-
-@source("tar", test=_begins_like_tar, form="tree")
+@source("a tar archive", form="tree")
 def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | DataError]]:
     """List files as (`prefix` + path, reference); inner tars are listed like folders.
 

@@ -1,0 +1,387 @@
+"""Open the files of an evaluation, and check before any extraction that they fit the metrics and each other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from msgspec import structs
+
+from elbocli.core.metrics import METRICS, Need, asked
+from elbocli.errors import DataError, UsageError
+from elbocli.evaluate.result import Pairs, mismatches, refuse
+from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings, Protocol
+from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, read_features, read_statistics
+from elbocli.files.reading import file_sha256
+from elbocli.files.recognise import arrays_in, recognise
+from elbocli.images.samples import SampleReader, read_samples
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT, Extractor, make_extractor
+from elbocli.run.classes import DATA, choose_labels
+from elbocli.runtime.device import sent
+from elbocli.runtime.processes import ALONE, World
+
+BLACK = 2  # images in the test call of an extractor: a program may not work for a single image
+
+# Files
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedSet:
+    """An opened set of images, saved features or statistics.
+
+    name: of the file, for messages. n: number of images or features; 0 for statistics alone.
+    about: how images and features were made.
+    image_shape: (H, W, C); None: the file has no images.
+    reader: of the images; None on a rank that doesn't read them. streamed: whether only rank 0 reads them, once and in order.
+    saved, statistics: None if not in the file.
+    labels: class of each image, [n]; None: unknown. class_names: (): unknown.
+    """
+
+    name: str
+    n: int
+    about: FeatureFacts
+    image_shape: tuple[int, ...] | None = None
+    reader: SampleReader | None = None
+    streamed: bool = False
+    saved: SavedFeatures | None = None
+    statistics: Statistics | None = None
+    labels: np.ndarray | None = None
+    class_names: Sequence[str] = ()
+
+    def class_counts(self) -> dict[int, int]:
+        """Return the number of images of each non-empty class; {} without labels."""
+        if self.labels is None:
+            return {}
+        classes, counts = np.unique(self.labels, return_counts=True)
+        return dict(zip(classes.tolist(), counts.tolist(), strict=True))
+
+
+def open_set(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> OpenedSet:
+    """Open saved features (a path) or images (a path or stream) until `stack` closes. Raises FormatError, DataError."""
+    if isinstance(source, Path) and recognise(source) == "features":
+        saved = read_features(source)
+        n, labels = len(saved.features), None if saved.labels is None else saved.labels.numpy()
+        return OpenedSet(str(source), n, structs.replace(saved.about, n=n), saved=saved, labels=labels)
+    streamed = not isinstance(source, Path) or source.is_fifo()
+    reader: SampleReader | None = None
+    opened: Any = None
+    with world.together():
+        if world.first or not streamed:
+            reader = stack.enter_context(read_samples(source))
+            opened = replace(set_of(reader), reader=None, streamed=streamed)
+    return replace(world.of_first(opened), reader=reader)
+
+
+def set_of(reader: SampleReader) -> OpenedSet:
+    """Return images as an opened set."""
+    n, height, width, channels = reader.shape
+    size = {"image_size": height if height == width else [height, width], "channels": channels}
+    about = FeatureFacts(n=n, preprocessing={**size, **reader.preprocessing}, made=reader.made.facts() or None)
+    shape, names = reader.shape[1:], reader.class_names
+    return OpenedSet(reader.name, n, about, shape, reader, labels=reader.labels, class_names=names)
+
+
+def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> OpenedSet:
+    """Open a reference (images, features or statistics) until `stack` closes. Raises FormatError, DataError."""
+    if recognise(path) != "statistics":
+        return open_set(path, stack, world)
+    statistics = read_statistics(path)
+    about = structs.replace(statistics.about, sha256=file_sha256(path))
+    if "arr_0" not in arrays_in(path):
+        return OpenedSet(str(path), 0, about, statistics=statistics)
+    images = open_set(path, stack, world)
+    about = structs.replace(about, preprocessing=about.preprocessing or images.about.preprocessing, images=images.n)
+    return replace(images, about=about, statistics=statistics)
+
+
+# An evaluation
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Sides(NamedTuple, Generic[T]):
+    """Sets of an evaluation: sets of samples that differ in the seed, the reference, and images not used in training."""
+
+    samples: Sequence[T]
+    reference: T | None = None
+    held_out: T | None = None
+
+    @property
+    def references(self) -> list[T]:
+        return [side for side in (self.reference, self.held_out) if side]
+
+    def map(self, function: Callable[[T], U]) -> Sides[U]:
+        """Return function(set) for each set, the samples first."""
+        samples = [function(side) for side in self.samples]
+        return Sides(samples, *(None if side is None else function(side) for side in (self.reference, self.held_out)))
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """Opened files and settings of an evaluation.
+
+    extractor: None if all files are saved features or statistics. spatial: names of the metrics that need spatial features.
+    """
+
+    settings: EvalSettings
+    world: World
+    sides: Sides[OpenedSet]
+    extractor: Extractor | None = None
+    spatial: Sequence[str] = ()
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether features of each reference image are needed."""
+        return bool(self.settings.needing(Need.REFERENCE_FEATURES) or self.settings.neighbours)
+
+    @property
+    def by_image(self) -> list[OpenedSet]:
+        """Sets of which the features of each image are needed, not statistics alone."""
+        sides = (*self.sides.samples, *self.sides.references)
+        return [side for side in sides if side.statistics is None or self.compares_images]
+
+
+def open_evaluation(
+    sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World, stack: contextlib.ExitStack
+) -> Opened:
+    """Open and check the files of an evaluation until `stack` closes.
+
+    sources: paths of sets of samples that differ in the seed; or one NPY stream.
+    ref: None if the metrics need no reference. --save-stats and --save-features then remove metrics that need a reference.
+    Raises UsageError, DataError and FormatError for files that are truncated, too small or don't fit each other.
+    """
+    deviations(settings)
+    if settings.classes == DATA:
+        raise UsageError(
+            "--classes data: a stream doesn't say these classes; draw the samples into .h5 or .npz, which keep labels"
+        )
+    spatial = settings.needing(Need.SPATIAL)  # --save-stats saves spatial features also for the metrics that are removed here
+    if ref is None and (settings.save_stats or settings.save_features):
+        rest = {name: options for name, options in settings.metrics.items() if Need.REFERENCE not in METRICS[name].traits.needs}
+        settings = replace(settings, metrics=rest)
+    sides = Sides(
+        [open_set(source, stack, world) for source in sources],
+        open_reference(ref, stack, world) if ref else None,
+        open_set(settings.held_out, stack, world) if settings.held_out else None,
+    )
+    return prepare(Opened(settings, world, sides, spatial=spatial))
+
+
+def prepare(opened: Opened) -> Opened:
+    """Make the extractor, unless there is one; add the extractor's facts and the labels to the sets; and check all of them.
+
+    Raises UsageError, DataError, FormatError: files that don't suit the metrics or don't fit each other.
+    """
+    check_inputs(opened)
+    extractor = opened.extractor or _make_extractor(opened)
+    opened = replace(opened, extractor=extractor, sides=opened.sides.map(partial(_with_extractor, extractor=extractor)))
+    check_facts(opened)
+    with opened.world.together():
+        logits = check_sizes(opened)
+    samples = [_with_labels(side, count, opened) for side, count in zip(opened.sides.samples, logits)]
+    for side in samples:
+        deviations(opened.settings, side, opened.sides.reference)
+    return replace(opened, sides=opened.sides._replace(samples=samples))
+
+
+def _make_extractor(opened: Opened) -> Extractor | None:
+    settings = opened.settings
+    named = [side for side in opened.by_image if side.saved and side.about.extractor]
+    name = settings.extractor or str(named[0].about.extractor if named else DEFAULT)
+    with opened.world.together():
+        if all(side.saved for side in opened.by_image):
+            return None
+        if not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
+            raise UsageError(f"{named[0].name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
+        return make_extractor(name, settings.extractor_weights, opened.world.device, settings.precision)
+
+
+def _with_extractor(side: OpenedSet, extractor: Extractor | None) -> OpenedSet:
+    if extractor is None or side.image_shape is None or side.about.extractor:
+        return side
+    facts = {"weights_sha256": extractor.weights_sha256, "feature_precision": extractor.precision}
+    return replace(side, about=structs.replace(side.about, extractor=extractor.name, **facts))
+
+
+def _with_labels(side: OpenedSet, logits: int, opened: Opened) -> OpenedSet:
+    # Labels that the metrics or the protocol need: the file's, or those of --classes. logits: number of the extractor's logits.
+    settings, labels, reference = opened.settings, side.labels, opened.sides.reference
+    classes, names = PROTOCOLS.get(settings.protocol, USUAL).classes, reference.class_names if reference else ()
+    needed = bool(logits and settings.needing(Need.LABELS))
+    if labels is None and settings.classes and (classes or needed):
+        labels = choose_labels(settings.classes, side.n, classes or len(names) or logits, settings.seed, names)
+    if needed and labels is not None and not 0 <= labels.min() <= labels.max() < logits:
+        raise DataError(
+            f"{side.name}: labels from {labels.min()} to {labels.max()}, but the extractor knows classes 0 to {logits - 1}; "
+            "use an extractor that knows all labels, or other --metrics"
+        )
+    return replace(side, labels=labels)
+
+
+# Checks
+
+
+def check_inputs(opened: Opened) -> None:
+    """Check that the files suffice for the metrics.
+
+    Raises UsageError: for metrics that lack an input. Raises DataError: for too few images.
+    """
+    settings, (samples, reference, held_out) = opened.settings, opened.sides
+    inputs = {
+        Need.REFERENCE: reference,
+        Need.REFERENCE_FEATURES: reference is None or reference.n,
+        Need.HELD_OUT: held_out,
+        Need.LABELS: settings.classes or all(side.labels is not None for side in samples),
+    }
+    for need, there in inputs.items():
+        if not there and (needing := settings.needing(need)):
+            raise UsageError(f"{needing[0]} needs {need.value}")
+    for name, options in settings.metrics.items():
+        for side, least in zip((samples[0], reference, held_out), METRICS[name].traits.least(options)):
+            if side and side.n < least and (side.n or not side.statistics):
+                raise DataError(f"{side.name}: has {side.n} images; --metrics {name} needs at least {least}; add images")
+    if settings.save_stats and samples[0].n < 2:
+        raise DataError(f"{samples[0].name}: has one image; --save-stats needs at least 2; add images")
+    if len(samples) > 1 and (settings.save_stats or settings.save_features or settings.neighbours):
+        raise UsageError(f"--save-stats, --save-features and --neighbours take 1 set of samples, not {len(samples)}; name 1 set")
+    if settings.neighbours:
+        shapes = {side and not side.streamed and side.image_shape for side in (samples[0], reference)}
+        if not all(shapes) or len(shapes) > 1:
+            raise UsageError("--neighbours needs images of one size in SAMPLES and --ref; name files, not streams or features")
+
+
+def check_facts(opened: Opened) -> None:
+    """Check by their metadata that files fit the metrics and each other.
+
+    Raises UsageError: if a metric isn't defined for the extractor.
+    Raises DataError: if sets of samples were made differently; without --allow-mismatch, also if --ref or --held-out was.
+    """
+    settings, (samples, reference, _) = opened.settings, opened.sides
+    for side in samples:
+        facts = fingerprint(side.about)
+        for name, options in settings.metrics.items():
+            if (network := METRICS[name].traits.network(options)) not in (None, facts.get("extractor")):
+                raise UsageError(f"{side.name}: --metrics {name} needs other features; score images with --extractor {network}")
+        difference = mismatches({"n": side.n, **facts}, {"n": samples[0].n, **fingerprint(samples[0].about)})
+        refuse(difference, side.name, samples[0].name, "score one set at a time, or sets made alike")
+        for other in () if settings.allow_mismatch else opened.sides.references:
+            remedy = "such scores are not comparable; use images made alike, or 'elbo eval --allow-mismatch'"
+            refuse(mismatches(fingerprint(other.about), facts), other.name, side.name, remedy)
+    for side in filter(None, (*samples, reference)) if opened.spatial else ():
+        features: Any = side.statistics or side.saved or opened.extractor
+        if features.spatial is None:
+            raise UsageError(
+                f"{side.name}: no spatial features, which {opened.spatial[0]} needs; score images with --extractor {DEFAULT}"
+            )
+
+
+def check_sizes(opened: Opened) -> list[int]:
+    """Check that all files have equally many features, and the logits that metrics need; return each set's number of logits.
+
+    Raises DataError, UsageError, FormatError.
+    """
+    sizes = [(side.name, *_sizes_of(side, opened)) for side in opened.by_image]
+    sizes += [(side.name, len(side.statistics.mu), 0) for side in opened.sides.references if side.statistics]
+    name, width, _ = sizes[0]
+    for other, other_width, _ in sizes:
+        if other_width != width:
+            raise DataError(
+                f"{name}: has {width} features per image, but {other} has {other_width}; use features of one extractor"
+            )
+    sizes = sizes[: len(opened.sides.samples)]
+    for name, _, logits in sizes:
+        if not logits and (needing := opened.settings.needing(Need.LOGITS)):
+            raise UsageError(f"{name}: has no logits, which {needing[0]} needs; choose other --metrics")
+    return [logits for *_, logits in sizes]
+
+
+def _sizes_of(side: OpenedSet, opened: Opened) -> tuple[int, int]:
+    # Numbers of features and of logits of an image: of saved ones, or as the extractor gives for black images.
+    if side.saved:
+        features, logits = side.saved.features, side.saved.logits
+    else:
+        assert opened.extractor and side.image_shape
+        black = torch.zeros(BLACK, *side.image_shape, dtype=torch.uint8)
+        with torch.inference_mode():
+            features, logits = opened.extractor(sent(black, opened.world.device).permute(0, 3, 1, 2))
+    return features.shape[1], 0 if logits is None else logits.shape[1]
+
+
+def fingerprint(about: FeatureFacts) -> dict[str, Any]:
+    """Return the settings that samples and reference must share, where known."""
+    facts = {
+        **(about.preprocessing or {}),
+        "extractor": about.extractor,
+        "weights_sha256": about.weights_sha256,
+        # absent in files of earlier versions
+        "feature_precision": about.feature_precision or (STRICT if about.extractor else None),
+    }
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+# Protocols
+
+
+def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all metrics' options, name → value, without `seed` and on/off options. metrics: metric → namespace of options."""
+    options = (option for namespace in metrics.values() for option in vars(namespace).items())
+    return {name: value for name, value in options if name != "seed" and not isinstance(value, bool)}
+
+
+def deviations(settings: EvalSettings, samples: OpenedSet | None = None, reference: OpenedSet | None = None) -> Pairs:
+    """Return deviations from the protocol: name → [value, the protocol's value].
+
+    samples, reference: opened files; None: only the settings are checked.
+    Raises UsageError for settings, DataError for files that deviate without --allow-mismatch.
+    """
+    if not settings.protocol:
+        return {}
+    protocol = PROTOCOLS[settings.protocol]
+    pairs = _setting_pairs(settings, protocol)
+    if samples:
+        pairs |= _sample_pairs(samples, protocol)
+    if reference and protocol.ref_images:
+        text, images = "statistics with {} images beside them", protocol.ref_images
+        beside = text.format(reference.n if settings.needing(Need.REFERENCE_FEATURES) else images)
+        pairs["reference"] = [beside if reference.statistics else "no statistics", text.format(images)]
+    pairs = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    if not settings.allow_mismatch:
+        remedy = "follow the protocol, or add --allow-mismatch, and the result says what deviates"
+        where, kind = (samples.name, DataError) if samples else ("settings", UsageError)
+        refuse(pairs, where, f"--protocol {settings.protocol}", remedy, kind)
+    return pairs
+
+
+def _setting_pairs(settings: EvalSettings, protocol: Protocol) -> Pairs:
+    usual, options = asked(protocol.metrics, **protocol.options), options_of(settings.metrics)
+    extractor = EXTRACTORS.lookup(settings.extractor)
+    more = [name for name in settings.metrics if name not in usual]  # metrics of the protocol may be omitted
+    return {
+        "extractor": [extractor.name if extractor else settings.extractor, protocol.extractor],
+        "feature_precision": [settings.precision, STRICT],
+        "metrics": [", ".join(more or usual), ", ".join(usual)],
+        **{name: [options[name], value] for name, value in options_of(usual).items() if name in options},
+    }
+
+
+def _sample_pairs(samples: OpenedSet, protocol: Protocol) -> Pairs:
+    about, unknown = samples.about, "not known"
+    pairs: Pairs = {
+        "n": [samples.n, protocol.n],
+        "extractor": [about.extractor or unknown, protocol.extractor],
+        "feature_precision": [about.feature_precision or STRICT, STRICT],
+    }
+    if about.extractor == protocol.extractor == DEFAULT:
+        pairs["extractor_weights"] = [str(about.weights_sha256 or unknown)[:8], PUBLISHED_INCEPTION]
+    if protocol.classes:
+        text, counts = "{}, each with {} to {} samples", [*samples.class_counts().values()]
+        classes = text.format(len(counts), min(counts), max(counts)) if counts else unknown
+        pairs["classes"] = [classes, text.format(protocol.classes, protocol.per_class, protocol.per_class)]
+    return pairs

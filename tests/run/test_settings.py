@@ -201,7 +201,7 @@ def test_refinements_are_in_the_settings_that_they_refine(resolved, digits):
     options = {"bias": 3.0, "shift": 1.0, "monotone": True, "beta2": 0.99, "adam_eps": 1e-12, "conditional": False}
     found = resolved("batch: 4", **options)
     assert set(found.config().settings) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
-    assert found.settings.weighting == found.weighting.spec == "sigmoid:bias=3,shift=1,monotone"
+    assert found.settings.weighting == found.objective.weighting.spec == "sigmoid:bias=3,shift=1,monotone"
     assert found.network.num_classes == 0
     assert resolved("lr_decay: rsqrt").settings.lr_decay == "rsqrt:ref=70000"
     for run, wanted in ((found, (0.99, 1e-12)), (resolved("batch: 4"), (0.999, 1e-8))):

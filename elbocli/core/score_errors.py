@@ -146,12 +146,13 @@ def kernel_influence(
     kernel: Callable[[Tensor, Tensor], Tensor],
     labels: Any = None,
     device: torch.device | str = "cpu",
-) -> tuple[Influence, float]:
-    """Return the effects of images on the squared kernel distance (MMD²), and the kernel's variance between the two sides.
+) -> tuple[Influence, float, float]:
+    """Return the effects of images on the squared kernel distance (MMD²), and two variances of the kernel, for subsets.
 
     samples: [N, D], N ≥ 2; of more than ROWS, ROWS evenly spaced ones are used. reference: [M, D]. labels: [N], or None.
     kernel: function of float64 vectors [n, D], [m, D] → [n, m].
-    Returns: also the mean square of k(x, r), for samples x and references r, less its means over the x of a class and over r.
+    Returns: also the mean square of k(x, r), for samples x and references r, less its means over the x of a class and over r; and
+    that of b(x, x′) averaged over the x′ of a class, less its mean over the x of a class (0: no classes).
     """
     import torch
 
@@ -179,12 +180,15 @@ def kernel_influence(
     across -= float(toward.square().mean() - weights @ (shares @ toward).square())
     first = 2 * (mean - toward).cpu().numpy()
     among *= 2
+    unequal = 0.0
     if classes is not None:
         mates = torch.from_numpy(_classmates(classes)).to(among.device)
         moved = among[mates]
         off[torch.arange(n, device=mates.device), mates] = off[mates, torch.arange(n, device=mates.device)] = False
+        unequal = float((among - moved)[off].square().mean()) / 2
         among = (among + moved[:, mates] - moved - among[:, mates]) / 2  # as in _of_pairs
-    return Influence(_centre(first, classes), among[off].cpu().numpy()), max(across, 0.0)
+        unequal -= float(among[off].square().mean())
+    return Influence(_centre(first, classes), among[off].cpu().numpy()), max(across, 0.0), max(unequal, 0.0)
 
 
 def inception_influence(logits: Tensor) -> Influence:

@@ -99,10 +99,10 @@ def kid(samples, reference, options):
     def cubic(x, y):
         return (x @ y.T / x.shape[1] + 1) ** 3
 
-    effects, across = kernel_influence(own, theirs, cubic, samples.labels, samples.device)
+    effects, across, unequal = kernel_influence(own, theirs, cubic, samples.labels, samples.device)
     # Two subsets share images, so their covariance is the variance for all n images. Each subset also has a part of its own: the
-    # variance for `size` images, with the choice of its reference images.
-    alone = effects.variance(size) + 4 * across * (1 / size - 1 / len(theirs)) / size
+    # variance for `size` images, with the choice of its reference images, and with other numbers of each class than all images have.
+    alone = effects.variance(size) + 4 * across * (1 / size - 1 / len(theirs)) / size + unequal / size**2
     variance = effects.variance(len(own)) * (1 - 1 / SUBSETS) + alone / SUBSETS
     return {**found, f"{KID}_se": variance**0.5}
 

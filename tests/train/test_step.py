@@ -281,7 +281,7 @@ def test_a_batch_is_shared_in_as_few_parts_as_can_be_or_in_parts_of_one_size(bat
 def test_threads_that_ask_for_different_epochs_at_once_get_their_own_orders(fresh, monkeypatch):
     """The thread that reads ahead asks while another one has begun to draw an order."""
     batches, wanted = fresh().batches, fresh().batches
-    count, at, orders = len(batches._rows) // batches.batch + 1, Stream.at, []
+    count, at, orders = len(batches.examples.rows) // batches.batch + 1, Stream.at, []
 
     def interrupted(stream, index):
         generator = at(stream, index)

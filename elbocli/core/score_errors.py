@@ -168,16 +168,14 @@ def kernel_influence(
     off = ~torch.eye(n, dtype=torch.bool, device=among.device)
     groups = np.zeros(n, np.int64) if classes is None else classes
     counts = np.bincount(groups)
-    shares = torch.from_numpy((groups == np.arange(len(counts))[:, None]) / counts[:, None]).to(
-        some
-    )  # of each class's mean, [K, n]
-    weights = torch.from_numpy(counts / n).to(some)
+    shares = torch.from_numpy((groups == np.arange(len(counts))[:, None]) / counts[:, None]).to(some)  # in a class's mean, [K, n]
+    weights = torch.from_numpy(counts[:, None] / n).to(some)
     toward, across = torch.zeros_like(mean), 0.0
     for part in reference.split(ROWS):
         block = kernel(some, part.to(device).double())
         toward += block.sum(1) / m
-        across += float(block.square().sum() / n - (weights @ (shares @ block).square()).sum()) / m
-    across -= float(toward.square().mean() - weights @ (shares @ toward).square())
+        across += float(block.square().sum() / n - (weights * (shares @ block).square()).sum()) / m
+    across -= float(toward.square().mean() - (weights * (shares @ toward[:, None]).square()).sum())
     first = 2 * (mean - toward).cpu().numpy()
     among *= 2
     unequal = 0.0

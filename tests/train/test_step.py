@@ -70,7 +70,7 @@ def batches(digits, preset):
 # --- loss and gradient ---
 
 
-AUXILIARY = ["dispersive:weight=0.7,temperature=0.4,block=2", "brightness:weight=0.3,block=3"]
+AUXILIARY = ["dispersive:weight=0.7,temperature=0.4,block=2", "test-brightness:weight=0.3,block=3"]
 
 
 def stated(state, part):

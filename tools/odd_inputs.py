@@ -18,7 +18,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -330,7 +329,9 @@ def source_of(odd: Odd, folder: Path) -> Path:
 
 def pack(source: Path, out: Path, **settings: Any) -> list[str]:
     """Pack a source; return the messages that were logged."""
-    handler, level = BufferingHandler(1 << 20), log.level
+    handler, level, messages = logging.Handler(logging.INFO), log.level, list[str]()
+    # As text at once: a record may hold an error, whose traceback holds this frame and open files.
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
@@ -338,7 +339,7 @@ def pack(source: Path, out: Path, **settings: Any) -> list[str]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-    return [record.getMessage() for record in handler.buffer]
+    return messages
 
 
 def outcome(odd: Odd, folder: Path) -> Outcome:

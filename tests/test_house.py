@@ -37,6 +37,7 @@ DOORS = {
     ("report", "evaluate.settings"): "the page says what a protocol is",
     ("compare", "evaluate.result"): "it compares what `elbo eval` found",
     ("compare", "evaluate.opening"): "features and their reference must be made alike, as for `elbo eval`",
+    ("compare", "bound.result"): "it compares bounds as it does scores",
     ("report", "bound.result"): "the page reads what `elbo bound` found",
 }
 """Which module of another subcommand a subcommand's package may import, and why."""

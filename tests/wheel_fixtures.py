@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 from harness import run_elbo
-from release import install, make_wheel
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -46,6 +45,8 @@ class Installed:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     """Build a wheel of this tree."""
+    from release import make_wheel  # not there where this file runs as a script
+
     return make_wheel(tmp_path_factory.mktemp("wheel"))
 
 
@@ -53,6 +54,8 @@ def wheel(tmp_path_factory):
 def installed(wheel, tmp_path_factory):
     """The wheel, installed."""
     folder = tmp_path_factory.mktemp("installed") / "env"
+    from release import install  # not there where this file runs as a script
+
     install(wheel, folder)
     return Installed(folder)
 

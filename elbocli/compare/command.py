@@ -28,13 +28,16 @@ from elbocli.cli.text import visible
     help="The reference for features: statistics (.npz) or features that 'elbo eval' saved.",
 )
 @option("--table", is_flag=True, help="A table instead of the JSON.")
+@option("--csv", is_flag=True, help="CSV instead of the JSON.")
 @plugin_option
 @common
-def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
+def compare(files: tuple[Path, ...], ref: Path | None, table: bool, csv: bool) -> None:
     """Tell differences between scores from chance.
 
-    FIRST and OTHER are results of 'elbo eval' (JSON; - is a stream). Sets of samples with the same seeds in both files
-    are compared in pairs; otherwise, the standard errors of both scores are combined.
+    FIRST and OTHER are results of 'elbo eval' or of 'elbo bound' (JSON; - is a stream). Results of trainings that differ
+    in the seed alone form one side, and each side is compared with that of FIRST. With two or more trainings on both
+    sides, the interval covers trainings: in pairs if the training seeds are equal. Otherwise it covers the noise of
+    sampling only, and the result doesn't tell the sides apart, except for samples of the same weights.
 
     FIRST and OTHER may also be features of 'elbo eval --save-features'. Then Fréchet distances to --ref are compared.
     Images of equal seed and classes are compared in pairs, which often finds smaller differences.
@@ -42,8 +45,10 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     Results must have equal extractor, reference, number of images, preprocessing, protocol and options of metrics. Each
     interval has a confidence of 95 %: of twenty scores without a difference, one looks different.
     """
-    from elbocli.compare.result import Comparison, Difference, compare_features, compare_results
-    from elbocli.evaluate.result import result_of
+    import csv as csv_format
+    import sys
+
+    from elbocli.compare.result import Compared, Comparison, Difference, compare_features, compare_results, read_scored
     from elbocli.files.reading import read_bytes
     from elbocli.version import __version__
 
@@ -55,21 +60,41 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
         )
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
         raise click.UsageError("pass either only features (.safetensors), with --ref, or only results (JSON), without --ref")
+    if table and csv:
+        raise click.UsageError("--table and --csv exclude each other")
     if ref:
+        first = Compared(file=str(files[0]), files=[str(files[0])], scores=[])
         others, alike = compare_features(files, ref)
     else:
         contents = [stdin_or_fail("results").read() if path == STREAM else read_bytes(path) for path in files]
         names = ["standard input" if path == STREAM else str(path) for path in files]
-        results = [(str(path), result_of(content, name)) for path, name, content in zip(files, names, contents)]
-        others, alike = compare_results(results)
+        first, others, alike = compare_results(
+            [read_scored(content, name)._replace(file=str(path)) for content, name, path in zip(contents, names, files)]
+        )
+    heads = [*Difference.__struct_fields__, "of"]
+    rows = [[*score.json().values(), other.file] for other in others for score in other.scores]
     if table:
-        heads = [*map(str.upper, Difference.__struct_fields__), "OF"]
-        rows = [[*map(_cell, (*score.json().values(), other.file))] for other in others for score in other.scores]
-        print_table([heads, *rows])
-        return
-    print_json(
-        Comparison(first=str(files[0]), others=others, alike=alike, elbo_version=__version__, command=command_line()).json()
-    )
+        print_table([[*map(str.upper, heads)], *([*map(_cell, row)] for row in rows)])
+    elif csv:
+        csv_format.writer(sys.stdout).writerows([_columns(heads, heads), *(_columns(heads, row) for row in rows)])
+    else:
+        comparison = Comparison(
+            first=first.file,
+            first_files=first.files,
+            first_trainings=first.trainings,
+            others=others,
+            alike=alike,
+            elbo_version=__version__,
+            command=command_line(),
+        )
+        print_json(comparison.json())
+
+
+def _columns(heads: list[str], row: list[Any]) -> list[Any]:
+    # In CSV, the interval has two columns.
+    at = heads.index("interval")
+    ends = ["interval_low", "interval_high"] if row is heads else row[at] or [None, None]
+    return [*row[:at], *ends, *row[at + 1 :]]
 
 
 def _cell(value: Any) -> str:

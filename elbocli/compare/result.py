@@ -1,14 +1,16 @@
-"""Compare each file with the first: scores in results of `elbo eval`, or Fréchet distances of saved features."""
+"""Compare results of `elbo eval` and `elbo bound` by their trainings, or Fréchet distances of saved features."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from elbocli.bound.result import Bound, Likelihoods, Nats
 from elbocli.core.estimate import Estimate
 from elbocli.core.frechet import FeatureMoments, Gaussian, frechet_distance
 from elbocli.core.metrics import Role
@@ -16,19 +18,35 @@ from elbocli.core.metrics.distances import FID
 from elbocli.core.score_errors import Influence, frechet_influence
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.opening import OpenedSet, fingerprint, open_reference
-from elbocli.evaluate.result import EvalResult, mismatches, naming_network, numbers, refuse, shared
+from elbocli.evaluate.result import EvalResult, mismatches, naming_network, numbers, refuse, result_of, shared
 from elbocli.files.features import SavedFeatures, read_features
-from elbocli.files.records import Record, Rest, stored
+from elbocli.files.records import Record, Rest, parse_json, stored
 
 ALIKE = "such scores are not comparable; score both files with the same settings"
 
 
+VARYING = (
+    "run",
+    "run_id",
+    "training_seed",
+    "weights_sha256",
+    "weights_file",
+    "checkpoint",
+    "grid_sha256",
+    "seed",
+    "command",
+    "per_image",
+)
+"""Facts on a training and its samples that differ between repetitions of one recipe; a learned schedule has a grid of its own."""
+ALIKE_BOUNDS = ("n_images", "draws_per_image", "payload_sha256", "dimensions", "conditional", "excess")
+
+
 class Difference(Record, kw_only=True):
-    """Difference of a score between two files, other − first.
+    """Difference of a score between two sides, other − first.
 
     se, interval: standard error and 95 % interval of the difference; None: unknown.
-    apart: whether 0 lies outside the interval; None: unknown.
-    how: method of the standard error, such as "paired by 3 seeds".
+    apart: whether 0 lies outside the interval; None: unknown, because the interval covers no difference between trainings.
+    how: method of the standard error, such as "paired by 3 training seeds".
     """
 
     score: str
@@ -41,26 +59,36 @@ class Difference(Record, kw_only=True):
     how: str
 
 
-class Compared(Record):
-    """Differences between a file's scores and the first file's."""
+class Compared(Record, kw_only=True):
+    """Differences between a side's scores and the first side's.
+
+    file: the side's first file. files: all its files. trainings: number of trainings; None: unknown.
+    """
 
     file: str
+    files: list[str] = []
+    trainings: int | None = None
     scores: list[Difference]
 
 
 @stored("result of elbo compare (JSON)")
 class Comparison(Record, kw_only=True):
-    """Result of `elbo compare`. alike: metadata that are equal in all files."""
+    """Result of `elbo compare`. first_*: as in Compared. alike: metadata that are equal in all files."""
 
     first: str
+    first_files: list[str] = []
+    first_trainings: int | None = None
     others: list[Compared]
     alike: Rest = {}
     elbo_version: str | None
     command: str | None
 
 
-def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str) -> Difference:
-    """Make the Difference of a score between two files. estimate: other − first, with standard error. how: as in Difference."""
+def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str, conclusive: bool = False) -> Difference:
+    """Make the Difference of a score between two sides. estimate: other − first, with standard error. how: as in Difference.
+
+    conclusive: whether the interval covers all chance between the sides, so that `apart` may be told.
+    """
     ends = estimate.interval
     return Difference(
         score=score,
@@ -69,49 +97,166 @@ def difference_of(score: str, first: float, other: float, estimate: Estimate, ho
         difference=estimate.value,
         se=estimate.se,
         interval=[*ends] if ends else None,
-        apart=not ends[0] <= 0 <= ends[1] if ends else None,
-        how=how if ends else "no standard error: score several seeds of each",
+        apart=not ends[0] <= 0 <= ends[1] if ends and conclusive else None,
+        how=how if ends else "no standard error: score several sets of samples of each",
     )
 
 
-def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Compared], dict[str, Any]]:
-    """Compare each result's scores with the first result's. Raises DataError: results are not comparable.
+class ScoredSet(NamedTuple):
+    """Scores of one set of samples, or a bound. made: facts on the training and on the samples."""
 
-    results: (file, result) pairs.
-    Returns: comparison of each further result; metadata that are equal in all results.
+    scores: dict[str, Estimate]
+    made: Mapping[str, Any]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Everything that is equal in repetitions with other seeds; {} if the settings of the training are unknown."""
+        return {key: value for key, value in self.made.items() if key not in VARYING} if "settings_sha256" in self.made else {}
+
+
+class ScoredFile(NamedTuple):
+    """A result file. alike: metadata that must be equal in comparable results."""
+
+    file: str
+    alike: dict[str, Any]
+    sets: list[ScoredSet]
+
+
+class Side(NamedTuple):
+    """Results of one recipe: of trainings with equal settings, whose samples were drawn with equal settings."""
+
+    files: list[str]
+    sets: list[ScoredSet]
+
+    @property
+    def trainings(self) -> dict[str, list[ScoredSet]]:
+        """Sets of samples by training; {}: the trainings are unknown."""
+        trainings = defaultdict[str, list[ScoredSet]](list)
+        for scored in self.sets:
+            trainings[scored.made.get("run_id") or scored.made.get("weights_sha256") or ""].append(scored)
+        return {} if "" in trainings else trainings
+
+    @property
+    def n_trainings(self) -> int | None:
+        return len(self.trainings) or None
+
+    def by_training_seed(self, score: str) -> dict[Any, float]:
+        """Return each training's mean score; keys: training seeds, or run ids if two trainings have one seed."""
+        means = {run: float(np.mean([scored.scores[score].value for scored in sets])) for run, sets in self.trainings.items()}
+        seeds = {run: sets[0].made.get("training_seed") for run, sets in self.trainings.items()}
+        distinct = len({*seeds.values()} - {None}) == len(seeds)
+        return {seeds[run] if distinct else run: mean for run, mean in means.items()}
+
+    def by_seed(self, score: str) -> dict[Any, float]:
+        """Return {seed of the samples: score} of two or more sets; {} if there is only one, or seeds are missing or equal."""
+        values = {scored.made.get("seed"): scored.scores[score].value for scored in self.sets}
+        return values if 1 < len(values) == len(self.sets) and None not in values else {}
+
+    def estimate(self, score: str) -> Estimate:
+        """Return the mean over sets of samples, with the standard error of their sampling."""
+        values = [scored.scores[score] for scored in self.sets]
+        return values[0] if len(values) == 1 else Estimate.of_repeats([value.value for value in values])
+
+
+def read_scored(content: bytes, where: str) -> ScoredFile:
+    """Read a result of `elbo eval` or `elbo bound`. where: the file, for messages. Raises FormatError."""
+    parsed = parse_json(content, where)
+    keys = parsed.keys() if isinstance(parsed, dict) else set()
+    if "estimates" in keys:
+        likelihoods = Likelihoods.of(parsed, where)
+        bounds = {f"[{estimate.estimator}]": estimate for estimate in likelihoods.estimates}
+        return _scored_bound(where, likelihoods, bounds)
+    if {"reconstruction", "diffusion"} <= keys:
+        bound = Bound.of(parsed, where)
+        return _scored_bound(where, bound, {"": bound})
+    result = result_of(content, where)
+    sets = []
+    for repeat in result.repeats:
+        alone = EvalResult([repeat])
+        scores = {
+            score.number.name(alone.network): alone.estimate(score)
+            for score in alone.scores
+            if score.number.role in (Role.NUMBER, Role.LIMIT) and score.value is not None
+        }
+        sets.append(ScoredSet(scores, repeat.facts.made))
+    return ScoredFile(where, result.alike(), sets)
+
+
+def _scored_bound(where: str, result: Bound | Likelihoods, bounds: Mapping[str, Nats]) -> ScoredFile:
+    name = "bpd" if all(bound.bpd is not None for bound in bounds.values()) else "nats_per_latent_dimension"
+    scores = {f"{name}{key}": Estimate(*bound.per_dimension) for key, bound in bounds.items()}
+    facts = {"n_images": result.n_images, "draws_per_image": result.draws_per_image, **result.about}
+    alike = {key: value for key, value in facts.items() if key in ALIKE_BOUNDS}
+    return ScoredFile(where, alike, [ScoredSet(scores, result.about)])
+
+
+def compare_results(results: Sequence[ScoredFile]) -> tuple[Compared, list[Compared], dict[str, Any]]:
+    """Compare the scores of results, grouped by recipe, with those of the first recipe. Results of one recipe are compared singly.
+
+    Returns: the first side, without scores; comparison of each further side; metadata that are equal in all results.
+    Raises DataError: results are not comparable.
     """
-    (first_file, first), *others = results
+    sides = list[Side]()
+    recipes = [[scored.recipe for scored in result.sets] for result in results]
+    same = all(recipe == recipes[0][0] for of_file in recipes for recipe in of_file)
+    known = list[dict[str, Any]]()
+    for result, of_file in zip(results, recipes, strict=True):
+        refuse(mismatches(result.alike, results[0].alike), result.file, results[0].file, ALIKE)
+        recipe = of_file[0] if all(other == of_file[0] for other in of_file) and not same else {}
+        if recipe and recipe in known:
+            side = sides[known.index(recipe)]
+            side.files.append(result.file)
+            side.sets.extend(result.sets)
+        else:
+            sides.append(Side([result.file], list(result.sets)))
+            known.append(recipe)
+    first, *others = sides
     compared = []
-    for file, other in others:
-        refuse(mismatches(other.alike(), first.alike()), file, first_file, ALIKE)
-        scores = _differences(first, other)
+    for side in others:
+        scores = [score for score in first.sets[0].scores if all(score in scored.scores for scored in first.sets + side.sets)]
         if not scores:
-            raise DataError(f"{file}: has no score in common with {first_file}; score both with the same --metrics")
-        compared.append(Compared(file, scores))
-    return compared, shared([result.alike() for _, result in results])
+            raise DataError(f"{side.files[0]}: has no score in common with {first.files[0]}; score both with the same --metrics")
+        differences = [_difference(first, side, score) for score in scores]
+        compared.append(Compared(file=side.files[0], files=side.files, trainings=side.n_trainings, scores=differences))
+    start = Compared(file=first.files[0], files=first.files, trainings=first.n_trainings, scores=[])
+    return start, compared, shared([result.alike for result in results])
 
 
-def _differences(first: EvalResult, other: EvalResult) -> list[Difference]:
-    seeds, other_seeds = _by_seed(first), _by_seed(other)
-    paired = bool(seeds) and set(seeds) == set(other_seeds)
-    other_scores, differences = {score.number.key: score for score in other.scores}, []
-    for score in first.scores:
-        number, other_score = score.number, other_scores.get(score.number.key)
-        if number.role not in (Role.NUMBER, Role.LIMIT) or other_score is None or None in (score.value, other_score.value):
-            continue
-        before, after = first.estimate(score), other.estimate(other_score)
-        change, how = after.minus(before), "unpaired"
-        if paired:
-            change = Estimate.of_repeats([other_seeds[seed][number.key] - seeds[seed][number.key] for seed in seeds])
-            how = f"paired by {len(seeds)} seeds"
-        differences.append(difference_of(number.name(first.network), before.value, after.value, change, how))
-    return differences
+def _difference(first: Side, other: Side, score: str) -> Difference:
+    n_first, n_other = first.n_trainings or 0, other.n_trainings or 0
+    if min(n_first, n_other) > 1:
+        before, after = first.by_training_seed(score), other.by_training_seed(score)
+        means = Estimate.of_repeats([*before.values()]), Estimate.of_repeats([*after.values()])
+        change, how = means[1].minus(means[0]), f"{n_first} and {n_other} trainings, unpaired"
+        if before.keys() == after.keys():
+            change, how = _paired(before, after), f"paired by {n_first} training seeds"
+        return difference_of(score, means[0].value, means[1].value, change, how, conclusive=True)
+    sampled = first.estimate(score), other.estimate(score)
+    change, how = sampled[1].minus(sampled[0]), "unpaired"
+    before, after = first.by_seed(score), other.by_seed(score)
+    if before and before.keys() == after.keys():
+        change, how = _paired(before, after), f"paired by {len(before)} seeds"
+    scope, conclusive = _scope([[scored.made for scored in side.sets] for side in (first, other)])
+    return difference_of(score, sampled[0].value, sampled[1].value, change, f"{scope}, {how}", conclusive)
 
 
-def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
-    """Return {seed: {score: value}} of two or more sets of samples; {} if there is only one, or seeds are missing or equal."""
-    values = {str(seed): repeat.values for repeat in result.repeats if (seed := repeat.facts.made.get("seed")) is not None}
-    return values if 1 < len(values) == len(result.repeats) else {}
+def _paired(before: Mapping[Any, float], after: Mapping[Any, float]) -> Estimate:
+    return Estimate.of_repeats([after[seed] - before[seed] for seed in before])
+
+
+def _scope(made: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[str, bool]:
+    """Return which chance a standard error from sampling covers, and whether that is all chance between two sides.
+
+    made: facts on the samples of both sides.
+    """
+    weights = [{facts.get("weights_sha256") for facts in side} for side in made]
+    if weights[0] == weights[1] and len(weights[0]) == 1 and None not in weights[0]:
+        return "the same weights: sampling noise", True
+    trainings = [{facts.get("run_id") for facts in side} for side in made]
+    if any(None in side for side in trainings):
+        return "trainings unknown: sampling noise only", False
+    few = "1 training each" if {len(side) for side in trainings} == {1} else "1 training of one side"
+    return f"{few}: sampling noise only", False
 
 
 class Distance(NamedTuple):
@@ -148,7 +293,12 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         other = _distance(path, reference, target)
         refuse(mismatches(_facts(other.saved), facts), path, paths[0], ALIKE)
         score = numbers()[FID].name(naming_network(about))
-        compared.append(Compared(str(path), [difference_of(score, first.value, other.value, *other.minus(first))]))
+        (change, how), (scope, conclusive) = (
+            other.minus(first),
+            _scope([[side.saved.about.made or {}] for side in (first, other)]),
+        )
+        difference = difference_of(score, first.value, other.value, change, f"{scope}, {how}", conclusive)
+        compared.append(Compared(file=str(path), files=[str(path)], scores=[difference]))
     return compared, {
         "n_samples": facts["n_samples"],
         "n_ref": reference.about.n,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+
+import msgspec
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import write_text
@@ -15,7 +18,9 @@ from elbocli.files.reading import reading
 from elbocli.files.recognise import wrong_kind
 from elbocli.files.records import Count, Record, Rest, escaped, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
-from elbocli.run.train_settings import TrainSettings, convert_settings
+from elbocli.run.train_settings import KEPT, SETTINGS, SPEED, VALIDATION, TrainSettings, convert_settings
+
+NOT_LEARNED = (SPEED, KEPT, VALIDATION)  # groups of settings that don't change the weights, but for val_split and precision
 
 
 def read_settings(section: Mapping[str, Any], where: object) -> TrainSettings:
@@ -101,6 +106,26 @@ class RunConfig(Record, kw_only=True):
                 settings = replace(settings, stated=frozenset(section))
             content = {**content, "settings": settings}
         return super().of(content, where)
+
+    def training_facts(self) -> dict[str, Any]:
+        """Return what identifies a training in result files: run_id, training_seed and settings_sha256; {} for an imported run.
+
+        settings_sha256 is equal for trainings that differ in nothing but the seed, the machine and what they keep.
+        """
+        if self.source is not None:
+            return {}
+        settings = {key: value for key, value in self.settings.written().items() if SETTINGS[key].group not in NOT_LEARNED}
+        settings = {key: value for key, value in settings.items() if key not in ("seed", "preset", "time_limit")}
+        recipe = {
+            "settings": {**settings, "val_split": self.settings.val_split, "precision": self.settings.precision},
+            "network": self.network,
+            "data": [self.data.payload_sha256, self.data.labels_sha256],
+            "files": sorted(self.files.values()),
+            "init": self.init and self.init.sha256,
+            "plugins": sorted(plugin.sha256 for plugin in self.plugins or ()),
+        }
+        digest = hashlib.sha256(msgspec.json.encode(recipe, order="deterministic")).hexdigest()
+        return {"run_id": self.run_id, "training_seed": self.settings.seed, "settings_sha256": digest}
 
     def facts(self) -> dict[str, Any]:
         """Return the content of config.yaml, without format and version."""

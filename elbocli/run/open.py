@@ -183,7 +183,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
         "trained_on": config.data.payload_sha256,
         **{key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None},
         **(config.init.result_facts() if config.init else {}),
-        **(config.source.result_facts() if config.source else trained),
+        **(config.source.result_facts() if config.source else {**trained, **config.training_facts()}),
     }
     where = checkpoint.path
     if name in checkpoint.names:

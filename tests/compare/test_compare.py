@@ -1,5 +1,6 @@
 """`elbo compare` gives differences with their intervals, by seeds, by images, or each by itself, of what compares."""
 
+import csv
 import json
 
 import numpy as np
@@ -7,9 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from elbocli.compare.result import compare_features, compare_results
+from elbocli.compare.result import compare_features, compare_results, read_scored
 from elbocli.errors import DataError
-from elbocli.evaluate.result import EvalResult
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 
 FID, SE = "frechet_distance[a.pt2]", "frechet_distance_se[a.pt2]"
@@ -40,9 +40,15 @@ def repeats(values, seeds):
     return {**common, "repeats": each}
 
 
+def scored(name, content):
+    """A result file with these entries besides, or instead of, those of BASE."""
+    merged = {**BASE, **content}
+    return read_scored(json.dumps(merged).replace("[a.pt2]", f"[{merged['extractor']}]").encode(), name)
+
+
 def compared(first, other, score=FID):
     """The difference of a score between two results, from their contents."""
-    (beside,), _ = compare_results([("a", EvalResult.of({**BASE, **first})), ("b", EvalResult.of({**BASE, **other}))])
+    _, (beside,), _ = compare_results([scored("a", first), scored("b", other)])
     (found,) = (each for each in beside.scores if each.score == score)
     return found
 
@@ -51,14 +57,14 @@ def test_repeats_of_the_same_seeds_are_paired_whatever_their_order():
     found = compared(repeats(A, [0, 1, 2]), repeats(B[::-1], [2, 1, 0]))
     wanted = stats.ttest_rel(B, A).confidence_interval()
     assert found.interval == pytest.approx([*wanted]) and found.difference == pytest.approx(0.2)
-    assert found.how == "paired by 3 seeds" and found.apart == (wanted[0] > 0)
+    assert found.how.endswith("paired by 3 seeds") and found.apart is None
 
 
 @pytest.mark.parametrize("seeds", [([0, 1, 2], [3, 4, 5]), ([None] * 3,) * 2, ([0, 0, 1],) * 2])
 def test_repeats_without_common_seeds_are_not_paired(seeds):
     found = compared(repeats(A, seeds[0]), repeats(B, seeds[1]))
     assert found.interval == pytest.approx([*stats.ttest_ind(B, A, equal_var=False).confidence_interval()])
-    assert found.how == "unpaired" and found.apart is False
+    assert found.how.endswith("unpaired") and found.apart is None
 
 
 @pytest.mark.parametrize(
@@ -69,14 +75,70 @@ def test_repeats_without_common_seeds_are_not_paired(seeds):
         ("accuracy", {"accuracy": 0.995}, 0.01 * 2**0.5 / 1.959964, False),
     ],
 )
-def test_single_results_differ_by_their_standard_errors_or_intervals(score, other, se, apart):
-    """A share of 1 is not certain: its interval counts, not its standard error of 0."""
-    told = {"accuracy": 1.0, "accuracy_se": 0.0, "accuracy_interval": [0.98, 1.0]}
+@pytest.mark.parametrize("weights", ["ab", None])
+def test_single_results_differ_by_their_standard_errors_or_intervals(score, other, se, apart, weights):
+    """A share of 1 is not certain: its interval counts, not its standard error of 0. One training tells apart only itself."""
+    told = {"accuracy": 1.0, "accuracy_se": 0.0, "accuracy_interval": [0.98, 1.0], "made": {"weights_sha256": weights}}
     found = compared(told, {**told, **other}, score)
-    assert found.se == (se and pytest.approx(se)) and found.apart is apart
+    assert found.se == (se and pytest.approx(se)) and found.apart is (apart if weights else None)
     assert found.difference == found.other - found.first
     wanted = se and pytest.approx([*stats.norm(found.difference, se).interval(0.95)])
     assert found.interval == wanted
+
+
+def trained(name, values, seeds, **content):
+    """Results of trainings with these seeds and settings `name`."""
+    facts = [{"run_id": f"{name}{seed}", "training_seed": seed, "settings_sha256": name, "seed": 0} for seed in seeds]
+    return [scored(f"{name}{at}", {FID: value, "made": made, **content}) for at, (value, made) in enumerate(zip(values, facts))]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "interval"),
+    [
+        ([0, 1, 2], stats.ttest_rel(B, A).confidence_interval()),
+        ([3, 4, 5], stats.ttest_ind(B, A, equal_var=False).confidence_interval()),
+    ],
+)
+def test_results_of_equal_settings_are_one_side_whose_trainings_count(seeds, interval):
+    """In any order of files; pairs are those of equal training seeds."""
+    files = trained("a", A, [0, 1, 2]) + trained("b", B, seeds)[::-1]
+    start, (beside,), _ = compare_results(files)
+    assert (start.trainings, beside.trainings) == (3, 3) and sorted(beside.files) == ["b0", "b1", "b2"]
+    found = next(score for score in beside.scores if score.score == FID)
+    assert found.interval == pytest.approx([*interval]) and found.apart == (not interval[0] <= 0 <= interval[1])
+
+
+def test_further_samples_of_one_training_are_no_further_training():
+    a, b = trained("a", A[:1], [0]), trained("b", B, [0, 0, 0])
+    _, (beside,), _ = compare_results([*a, *b])
+    assert beside.trainings == 1 and beside.scores[0].apart is None
+    more = [*a, *trained("a", [1.1], [1]), *b, *trained("b", [2.0], [1])]
+    _, (beside,), _ = compare_results(more)
+    assert beside.trainings == 2 and beside.scores[0].other == pytest.approx((np.mean(B) + 2) / 2)
+
+
+def test_results_of_one_recipe_alone_are_compared_file_by_file():
+    _, others, _ = compare_results(trained("a", A, [0, 1, 2]))
+    assert [other.scores[0].difference for other in others] == [1, 2]
+
+
+def test_bounds_compare_as_scores_do(digits, preset, elbo, tmp_path):
+    for run in ("--lr 1e-3 --seed 0", "--lr 1e-3 --seed 1", "--lr 2e-3 --seed 0", "--lr 2e-3 --seed 1"):
+        name = run.replace(" ", "").strip("-")
+        assert elbo("train", digits, "-o", name, "--preset", preset, "--steps", 2, *run.split(), cwd=tmp_path).returncode == 0
+        bound = elbo("bound", name, "-n", 8, "--draws", 2, cwd=tmp_path)
+        (tmp_path / f"{name}.json").write_bytes(bound.stdout)
+    files = sorted(path.name for path in tmp_path.glob("*.json"))
+    compared = elbo("compare", *files, cwd=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    found = json.loads(compared.stdout)
+    values = [json.loads((tmp_path / name).read_text())["bpd"] for name in files]
+    (score,) = found["others"][0]["scores"]
+    interval = stats.ttest_rel(values[2:], values[:2]).confidence_interval()
+    assert found["first_trainings"] == found["others"][0]["trainings"] == 2 and score["score"] == "bpd"
+    assert score["interval"] == pytest.approx([*interval])
+    rows = [*csv.DictReader(elbo("compare", *files, "--csv", cwd=tmp_path).stdout.decode().splitlines())]
+    assert float(rows[0]["interval_low"]) == pytest.approx(interval[0])
 
 
 @pytest.mark.parametrize("key", ALIKE)
@@ -137,7 +199,7 @@ def test_pairs_of_images_have_the_error_that_repeats_show(ref, saved):
 def test_images_are_paired_by_seed_and_class(first, other, paired, ref, saved):
     values = np.random.default_rng(0).normal(size=(2, 20, 3))
     (beside,), _ = compare_features([saved("a", values[0], **first), saved("b", values[1], **other)], ref)
-    assert beside.scores[0].how == ("paired by image" if paired else "unpaired")
+    assert beside.scores[0].how.endswith(", paired by image" if paired else ", unpaired")
 
 
 def test_features_that_do_not_compare_are_refused(ref, saved):
@@ -170,9 +232,9 @@ def test_the_command_prints_json_or_a_table(elbo, folder):
     lines = ("compare", "a.json", "-", "c.json")
     found = json.loads(elbo(*lines, cwd=folder, stdin=(folder / "b.json").read_bytes()).stdout)
     assert found["first"] == "a.json" and [each["file"] for each in found["others"]] == ["-", "c.json"]
-    assert [each["scores"][0]["apart"] for each in found["others"]] == [False, True]
+    assert [each["scores"][0]["apart"] for each in found["others"]] == [None, None]
     table = elbo("compare", "a.json", "c.json", "--table", cwd=folder).stdout.decode().splitlines()
-    assert table[1].split()[1:8] == ["1.5", "0.5", "-1", "0.14142", "-1.2772", "to", "-0.72282"] and " yes " in table[1]
+    assert table[1].split()[1:8] == ["1.5", "0.5", "-1", "0.14142", "-1.2772", "to", "-0.72282"] and " yes " not in table[1]
     assert table[2].split()[4:7] == ["-"] * 3
 
 

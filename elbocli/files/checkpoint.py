@@ -174,6 +174,9 @@ def save(
 ) -> Path:
     """Write a checkpoint or a snapshot; return the path of the folder.
 
+    The files go to a hidden folder in this order: the weights, as `weights` has them (model, then averages), state.pt, and
+    meta.json with the digests of all. They are flushed, and the folder gets its name last.
+
     weights: `model` or `ema-…` → tensors by name. state: content of state.pt; None: no state.pt.
     meta: fields of meta.json, at least `images`. kind: CheckpointMeta or SnapshotMeta.
     Raises DataError if the disk is full.

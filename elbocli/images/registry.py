@@ -180,7 +180,9 @@ def source(
     magic: first bytes of a file. suffix: of the file name. test: function of the path and its first HEAD bytes.
     """
     if magic or suffix or test:
-        KINDS.insert(0, Kind(name, b"\\A" + re.escape(magic), f"*{suffix.lower()}", test or (lambda path, head: True)))
+        KINDS.insert(
+            0, Kind(name, b"\\A" + re.escape(magic), f"*{suffix.lower()}", test or (lambda path, head: not path.is_dir()))
+        )
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         SOURCES[name] = Source(function, form)

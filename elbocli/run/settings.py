@@ -302,6 +302,8 @@ def _network(
     else:
         assert existing
         where, section = str(existing.path), existing.config.network
+    if overrides.get("family") not in (None, section.get("family")):  # the other settings are those of the preset's family
+        section = {key: value for key, value in section.items() if key in ("image_size", "num_classes")}
     several = (data.num_classes or 0) > 1
     if conditional is None:
         conditional = section.get("num_classes", several) and (several or not begins)

@@ -215,6 +215,11 @@ def test_refinements_are_in_the_settings_that_they_refine(resolved, digits):
         assert (group["betas"], group["eps"]) == ((0.9, wanted[0]), wanted[1])
 
 
+def test_another_family_of_networks_drops_the_settings_of_the_presets(resolved):
+    network = resolved(**{"network.family": "dit", "network.patch": 2}).network
+    assert declaration_of(network).name == "dit" and network.patch == 2 and network.num_classes == 10
+
+
 def test_the_images_size_is_told_to_what_asks_for_it(resolved):
     found = resolved("schedule: interpolated, weighting: v-mse@interpolated").settings
     assert found.schedule == "interpolated:low=32,high=256,size=8" and found.weighting == f"v-mse@{found.schedule}"

@@ -23,7 +23,7 @@ from elbocli.files.recognise import arrays_in, recognise
 from elbocli.images.samples import SampleReader, read_samples
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT, Extractor, make_extractor
 from elbocli.run.classes import DATA, choose_labels
-from elbocli.runtime.device import sent
+from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import ALONE, World
 
 BLACK = 2  # images in the test call of an extractor: a program may not work for a single image
@@ -309,7 +309,8 @@ def _sizes_of(side: OpenedSet, opened: Opened) -> tuple[int, int]:
     else:
         assert opened.extractor and side.image_shape
         black = torch.zeros(BLACK, *side.image_shape, dtype=torch.uint8)
-        with torch.inference_mode():
+        precision = Precision(opened.extractor.precision, opened.world.device)
+        with torch.inference_mode(), precision.applied(), precision.autocast():
             features, logits = opened.extractor(sent(black, opened.world.device).permute(0, 3, 1, 2))
     return features.shape[1], 0 if logits is None else logits.shape[1]
 

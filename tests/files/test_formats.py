@@ -84,7 +84,7 @@ OWNERS = {
     r"(import|from) (pickle|marshal|shelve|dill|joblib|cloudpickle)\b": {"files/pickles.py", "files/tensor_files.py"},
     r"pickle\.(loads?|Unpickler)\b|allow_pickle=True|weights_only=False|extractall": set(),
     r"pickle\._Unpickler|find_class": {"files/pickles.py"},
-    r"(import|from) tarfile\b": {"images/kinds/trees.py"},
+    r"(import|from) tarfile\b": {"files/recognise.py", "images/kinds/trees.py"},
     r"(import|from) h5py\b": {"files/dataset.py"},
     r"(import|from) safetensors\b": {"files/checkpoint.py", "files/tensor_files.py"},
     r"(torch|export)\.load\(": {"files/tensor_files.py"},

@@ -216,7 +216,8 @@ def test_refinements_are_in_the_settings_that_they_refine(resolved, digits):
 
 
 def test_another_family_of_networks_drops_the_settings_of_the_presets(resolved):
-    network = resolved(**{"network.family": "dit", "network.patch": 2}).network
+    options = {"family": "dit", "width": 16, "depth": 1, "heads": 2, "patch": 2}
+    network = resolved(**{f"network.{key}": value for key, value in options.items()}).network
     assert declaration_of(network).name == "dit" and network.patch == 2 and network.num_classes == 10
 
 

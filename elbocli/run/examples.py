@@ -149,7 +149,7 @@ class Examples:
         stored, eta = self.dataset.batch(rows), None
         if mirrored is not None:
             stored[mirrored] = stored[mirrored, :, ::-1]
-        if self.scaling is not None:
+        if self.dataset.latent_space is not None:
             height, width, channels = self.shape
             eta = self.posterior.normal(places, (channels, height, width), self.device.type == "cuda")
         labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None

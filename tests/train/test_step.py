@@ -154,7 +154,7 @@ def test_auxiliary_losses_that_do_not_suit_the_network_are_refused(fresh, monkey
         ({"auxiliary": ["dispersive:block=6"]}, "block 6: the network has 5 blocks"),
         ({"auxiliary": ["dispersive:block=.5"]}, "block 0.5"),
         ({"auxiliary": ["dispersive", "dispersive:block=0"]}, "given twice"),
-        *(({"auxiliary": 5}, "expected losses"), ({"auxiliary": "repa"}, "'repa'"), ({"features": "x"}, "'features'")),
+        *(({"auxiliary": 5}, "auxiliary"), ({"auxiliary": "repa"}, "'repa'"), ({"features": "x"}, "'features'")),
     ]
     for options, words in cases:
         with pytest.raises(UsageError, match=words):

@@ -131,7 +131,7 @@ def test_each_file_and_option_that_a_page_names_is_there(page):
 
 
 def test_guidance_in_examples_is_within_the_published_interval():
-    """Of EDM2-XXL: sigma from .19 to 1.61 (Kynkäänniemi et al. 2024)."""
+    """The interval is that of EDM2-XXL: sigma from .19 to 1.61 (Kynkäänniemi et al. 2024)."""
     text = "".join(path.read_text() for path in [*PAGES, ROOT / "elbocli/cli/examples.txt"] if path.name != "CHANGELOG.md")
     intervals = {tuple(map(float, found)) for found in re.findall(r"--guidance-interval (\S+) ([\d.]+)", text)}
     assert intervals == {tuple(round(-2 * math.log(sigma), 1) for sigma in (1.61, 0.19))}

@@ -87,7 +87,7 @@ def test_the_elbos_weighting_has_the_better_bound_and_the_sigmoid_the_better_ima
 
 @pytest.mark.long
 def test_the_four_lines_of_the_readme(tmp_path, digits_folder):
-    """As typed, in an empty folder that holds only imagenet/; small, by settings from the environment."""
+    """The lines run as typed in a folder that holds only imagenet/; variables of the environment make them small."""
     (tmp_path / "imagenet").symlink_to(digits_folder)
     script = re.findall(r"^```\n(elbo prep imagenet/.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     small = {"PREP_SIZE": "16", "TRAIN_STEPS": "3", "TRAIN_PREVIEW_EVERY": "0", "SAMPLE_STEPS": "3"}

@@ -204,7 +204,9 @@ def entries(*sources: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
                 if isinstance(entry, LossLogHeader):
                     first = first or entry
                     if entry.edges != first.edges:
-                        raise FormatError(f"{name}: a header has other bins of logsnr than the first; use each log alone")
+                        raise FormatError(
+                            f"{name}: the bins of logsnr in one header differ from those in the first; use each log alone"
+                        )
                     if (HELD_OUT in entry.about) != (HELD_OUT in first.about):
                         raise FormatError(f"{name}: validation errors can't be added to training errors; use each log alone")
                 yield entry
@@ -239,7 +241,7 @@ class LossLogWriter:
         for number, entry in enumerate([] if new else entries(self.path)):
             if isinstance(entry, LossLogHeader):
                 if entry.edges != edges.tolist():
-                    raise FormatError(f"{path}: has other bins of logsnr than this loss; give a new file")
+                    raise FormatError(f"{path}: its bins of logsnr differ from those of this loss; name a new file")
                 lines += [text_line(entry)] if number else []
             elif step is None or entry.step <= step:
                 lines.append(text_line(entry))

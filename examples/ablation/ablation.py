@@ -44,7 +44,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """Return the name of its files."""
         return "-".join(map(str, self)).replace(":", "-").replace("=", "-")
 
 

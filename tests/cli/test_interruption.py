@@ -134,7 +134,7 @@ class Done(NamedTuple):
 
     @property
     def made(self):
-        """Files and folders by name."""
+        """Return the files and folders, sorted by name."""
         paths = [path for path in self.folder.rglob("*") if path.name not in CHANGING]
         files = {path: path.read_bytes() if path.is_file() else b"" for path in paths}
         return {str(path.relative_to(self.folder)): content for path, content in files.items()}

@@ -47,7 +47,7 @@ def test_a_plug_in_adds_a_kind_which_comes_before_elbos_own(elbo, tmp_path):
 
 
 def test_eval_scores_the_images_of_a_plug_ins_kind_on_both_sides(elbo, tmp_path):
-    """As it does the same images and classes in .npz."""
+    """The scores equal those of the same images and classes in .npz."""
     (tmp_path / "mine.py").write_text(PLUGIN)
     pixels, scores = np.random.default_rng(0).integers(0, 256, (2, 30, 8, 8, 1), np.uint8), []
     for name, images in zip("ab", pixels):

@@ -1,4 +1,4 @@
-"""A network of anyone's is an extractor: its features are the module's, and what doesn't fit is refused."""
+"""An exported network is an extractor with the features of the module; networks that don't fit are refused."""
 
 import re
 

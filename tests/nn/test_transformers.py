@@ -164,7 +164,7 @@ def test_rotary_products_depend_on_the_distance_alone_and_tokens_before_are_not_
 
 
 def test_a_jit_block_drops_the_projection_of_attention_and_the_input_of_swiglus_last_layer():
-    """As JiT's own block with the same random numbers: LTH14/JiT, model_jit.py, `Attention.proj_drop` and `SwiGLUFFN.ffn_dropout`."""
+    """Dropout acts where JiT's own block has it (LTH14/JiT, model_jit.py, `Attention.proj_drop` and `SwiGLUFFN.ffn_dropout`)."""
     block = awake(JiTBlock(24, 2, dropout=0.5)).train()
     torch.manual_seed(2)
     x, code, angle = torch.randn(3, 9, 24).double(), torch.randn(3, 24).double(), rotary_angles(3, 12, 0, torch.device("cpu"))

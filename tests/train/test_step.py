@@ -374,7 +374,7 @@ def test_units_are_all_compiled_however_many_kinds_there_are(compiler):
 def test_a_run_compiles_its_network_once_for_training_and_once_for_validation(
     whole, compiler, digits, preset, tmp_path, monkeypatch
 ):
-    """Of grey images, whose only channel may have any stride; a small network on CUDA is compiled as a whole."""
+    """The only channel of grey images may have any stride; a small network on CUDA is compiled as a whole."""
     if whole:
         monkeypatch.setattr(Parallel, "compile", lambda spread, parts: spread.network.compile(dynamic=False))
     compiler("eager")
@@ -434,7 +434,7 @@ def test_a_network_whose_backward_pass_does_not_compile_trains_uncompiled(compil
 
 
 def test_an_update_of_muon_has_a_root_mean_square_of_a_fifth_of_the_rate(fresh):
-    """As docs/training.md says: whatever the shape and the size of the gradient, once flattened."""
+    """The update's size is that of docs/training.md for any shape and size of the gradient, once flattened."""
     network = fresh().network
     for weight in network.parameters():
         weight.grad = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))

@@ -64,7 +64,7 @@ def test_rates_and_memory_are_taken(module, session):
 
 
 def test_losses_images_and_bits_are_compared(module, session, monkeypatch):
-    """As many losses as on a card: Muon's error grows from step to step."""
+    """The number of losses is that on a card: Muon's error grows from step to step."""
     device_runs = module("device_runs")
     real = device_runs.losses
     monkeypatch.setattr(device_runs, "losses", lambda data, device, steps, **options: real(data, device, 20, **options))

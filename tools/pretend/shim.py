@@ -14,7 +14,7 @@ import torch
 
 SOURCE = Path(__file__).with_name("shim.cpp")
 CARDS = 2
-"""As many as the source says."""
+"""Number of pretend cards, as in shim.cpp."""
 
 
 def lacking() -> str:

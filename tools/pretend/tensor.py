@@ -247,7 +247,7 @@ def _views(func: Any) -> bool:
 
 @cache
 def _changed(func: Any) -> list[int | str | None]:
-    """Of each result: the position or name of the argument that it is, None for a new tensor."""
+    """Return for each result the position or name of the argument that it is; None: a new tensor."""
     found: list[int | str | None] = []
     for result in func._schema.returns:
         alias, place = result.alias_info, None

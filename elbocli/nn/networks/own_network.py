@@ -1,4 +1,4 @@
-"""Networks of users: any torch.nn.Module of a plug-in."""
+"""Use a torch.nn.Module of a plug-in as a network."""
 
 import inspect
 import re

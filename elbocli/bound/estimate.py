@@ -143,7 +143,7 @@ def estimate_bound(
 
 
 def _mean_of(rounds: list[PairedMoments]) -> PairedEstimate:
-    # Of complete rounds, which have as many images as the first round.
+    # Only complete rounds count: they have as many images as the first round.
     return PairedEstimate.pooled([each.estimate() for each in rounds if each.n == rounds[0].n])
 
 

@@ -34,7 +34,7 @@ STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")  # k
 NAMED = ("weights", "prefix", "rename")  # ImportOptions that `state_dict` uses
 OWN = "import it as a class of yours, by --network FILE.py:CLASS"  # remedy for networks that elbo lacks
 TABLES = read_yaml(Path(__file__).with_name("formats.yaml"))
-# Of published latent networks: autoencoder, downsampling factor, and scale of latents (sd-vae-ft-ema has the same).
+# Published latent networks: autoencoder, downsampling factor, and scale of latents (sd-vae-ft-ema has the same).
 AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
 
 

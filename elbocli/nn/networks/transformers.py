@@ -124,7 +124,7 @@ class DiT(Network):
 
     @torch.no_grad()
     def _start(self) -> None:
-        # As in the code of the DiT paper; layers of zeros stay zero.
+        # The code of the DiT paper does the same; layers of zeros stay zero.
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.any():
                 nn.init.xavier_uniform_(module.weight.flatten(1))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Generic, NamedTuple, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class OpenedSet:
     reader: of the images; None on a rank that doesn't read them. streamed: whether only rank 0 reads them, once and in order.
     saved, statistics: None if not in the file.
     labels: class of each image, [n]; None: unknown. class_names: (): unknown.
+    features: Features, from `extract`; on ranks other than 0, without features per image. None: not extracted.
     """
 
     name: str
@@ -53,6 +54,7 @@ class OpenedSet:
     statistics: Statistics | None = None
     labels: np.ndarray | None = None
     class_names: Sequence[str] = ()
+    features: Any = None
 
     def class_counts(self) -> dict[int, int]:
         """Return the number of images of each non-empty class; {} without labels."""
@@ -102,39 +104,33 @@ def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE
 
 # An evaluation
 
-T = TypeVar("T")
-U = TypeVar("U")
-
-
-class Sides(NamedTuple, Generic[T]):
-    """Sets of an evaluation: sets of samples that differ in the seed, the reference, and images not used in training."""
-
-    samples: Sequence[T]
-    reference: T | None = None
-    held_out: T | None = None
-
-    @property
-    def references(self) -> list[T]:
-        return [side for side in (self.reference, self.held_out) if side]
-
-    def map(self, function: Callable[[T], U]) -> Sides[U]:
-        """Return function(set) for each set, the samples first."""
-        samples = [function(side) for side in self.samples]
-        return Sides(samples, *(None if side is None else function(side) for side in (self.reference, self.held_out)))
-
 
 @dataclass(frozen=True, eq=False)
 class Opened:
     """Opened files and settings of an evaluation.
 
+    samples: sets of samples that differ in the seed. held_out: images that were not used in training.
     extractor: None if all files are saved features or statistics. spatial: names of the metrics that need spatial features.
     """
 
     settings: EvalSettings
     world: World
-    sides: Sides[OpenedSet]
+    samples: Sequence[OpenedSet]
+    reference: OpenedSet | None = None
+    held_out: OpenedSet | None = None
     extractor: Extractor | None = None
     spatial: Sequence[str] = ()
+
+    @property
+    def references(self) -> list[OpenedSet]:
+        """The reference and the held-out images, if there are any."""
+        return [side for side in (self.reference, self.held_out) if side]
+
+    def map(self, function: Callable[[OpenedSet], OpenedSet]) -> Opened:
+        """Return the evaluation with function(set) in place of each set, applied to the samples first."""
+        samples = [function(side) for side in self.samples]
+        reference, held_out = (side and function(side) for side in (self.reference, self.held_out))
+        return replace(self, samples=samples, reference=reference, held_out=held_out)
 
     @property
     def compares_images(self) -> bool:
@@ -144,8 +140,7 @@ class Opened:
     @property
     def by_image(self) -> list[OpenedSet]:
         """Sets of which the features of each image are needed, not statistics alone."""
-        sides = (*self.sides.samples, *self.sides.references)
-        return [side for side in sides if side.statistics is None or self.compares_images]
+        return [side for side in (*self.samples, *self.references) if side.statistics is None or self.compares_images]
 
 
 def open_evaluation(
@@ -166,12 +161,10 @@ def open_evaluation(
     if ref is None and (settings.save_stats or settings.save_features):
         rest = {name: options for name, options in settings.metrics.items() if Need.REFERENCE not in METRICS[name].traits.needs}
         settings = replace(settings, metrics=rest)
-    sides = Sides(
-        [open_set(source, stack, world) for source in sources],
-        open_reference(ref, stack, world) if ref else None,
-        open_set(settings.held_out, stack, world) if settings.held_out else None,
-    )
-    return prepare(Opened(settings, world, sides, spatial=spatial))
+    samples = [open_set(source, stack, world) for source in sources]
+    reference = open_reference(ref, stack, world) if ref else None
+    held_out = open_set(settings.held_out, stack, world) if settings.held_out else None
+    return prepare(Opened(settings, world, samples, reference, held_out, spatial=spatial))
 
 
 def prepare(opened: Opened) -> Opened:
@@ -181,14 +174,14 @@ def prepare(opened: Opened) -> Opened:
     """
     check_inputs(opened)
     extractor = opened.extractor or _make_extractor(opened)
-    opened = replace(opened, extractor=extractor, sides=opened.sides.map(partial(_with_extractor, extractor=extractor)))
+    opened = replace(opened, extractor=extractor).map(partial(_with_extractor, extractor=extractor))
     check_facts(opened)
     with opened.world.together():
         logits = check_sizes(opened)
-    samples = [_with_labels(side, count, opened) for side, count in zip(opened.sides.samples, logits)]
+    samples = [_with_labels(side, count, opened) for side, count in zip(opened.samples, logits)]
     for side in samples:
-        deviations(opened.settings, side, opened.sides.reference)
-    return replace(opened, sides=opened.sides._replace(samples=samples))
+        deviations(opened.settings, side, opened.reference)
+    return replace(opened, samples=samples)
 
 
 def _make_extractor(opened: Opened) -> Extractor | None:
@@ -212,7 +205,7 @@ def _with_extractor(side: OpenedSet, extractor: Extractor | None) -> OpenedSet:
 
 def _with_labels(side: OpenedSet, logits: int, opened: Opened) -> OpenedSet:
     # Labels that the metrics or the protocol need: the file's, or those of --classes. logits: number of the extractor's logits.
-    settings, labels, reference = opened.settings, side.labels, opened.sides.reference
+    settings, labels, reference = opened.settings, side.labels, opened.reference
     classes, names = PROTOCOLS.get(settings.protocol, USUAL).classes, reference.class_names if reference else ()
     needed = bool(logits and settings.needing(Need.LABELS))
     if labels is None and settings.classes and (classes or needed):
@@ -233,7 +226,7 @@ def check_inputs(opened: Opened) -> None:
 
     Raises UsageError: for metrics that lack an input. Raises DataError: for too few images.
     """
-    settings, (samples, reference, held_out) = opened.settings, opened.sides
+    settings, samples, reference, held_out = opened.settings, opened.samples, opened.reference, opened.held_out
     inputs = {
         Need.REFERENCE: reference,
         Need.REFERENCE_FEATURES: reference is None or reference.n,
@@ -263,7 +256,7 @@ def check_facts(opened: Opened) -> None:
     Raises UsageError: if a metric isn't defined for the extractor.
     Raises DataError: if sets of samples were made differently; without --allow-mismatch, also if --ref or --held-out was.
     """
-    settings, (samples, reference, _) = opened.settings, opened.sides
+    settings, samples = opened.settings, opened.samples
     for side in samples:
         facts = fingerprint(side.about)
         for name, options in settings.metrics.items():
@@ -271,10 +264,10 @@ def check_facts(opened: Opened) -> None:
                 raise UsageError(f"{side.name}: --metrics {name} needs other features; score images with --extractor {network}")
         difference = mismatches({"n": side.n, **facts}, {"n": samples[0].n, **fingerprint(samples[0].about)})
         refuse(difference, side.name, samples[0].name, "score one set at a time, or sets made alike")
-        for other in () if settings.allow_mismatch else opened.sides.references:
+        for other in () if settings.allow_mismatch else opened.references:
             remedy = "such scores are not comparable; use images made alike, or 'elbo eval --allow-mismatch'"
             refuse(mismatches(fingerprint(other.about), facts), other.name, side.name, remedy)
-    for side in filter(None, (*samples, reference)) if opened.spatial else ():
+    for side in filter(None, (*samples, opened.reference)) if opened.spatial else ():
         features: Any = side.statistics or side.saved or opened.extractor
         if features.spatial is None:
             raise UsageError(
@@ -288,14 +281,14 @@ def check_sizes(opened: Opened) -> list[int]:
     Raises DataError, UsageError, FormatError.
     """
     sizes = [(side.name, *_sizes_of(side, opened)) for side in opened.by_image]
-    sizes += [(side.name, len(side.statistics.mu), 0) for side in opened.sides.references if side.statistics]
+    sizes += [(side.name, len(side.statistics.mu), 0) for side in opened.references if side.statistics]
     name, width, _ = sizes[0]
     for other, other_width, _ in sizes:
         if other_width != width:
             raise DataError(
                 f"{name}: has {width} features per image, but {other} has {other_width}; use features of one extractor"
             )
-    sizes = sizes[: len(opened.sides.samples)]
+    sizes = sizes[: len(opened.samples)]
     for name, _, logits in sizes:
         if not logits and (needing := opened.settings.needing(Need.LOGITS)):
             raise UsageError(f"{name}: has no logits, which {needing[0]} needs; choose other --metrics")

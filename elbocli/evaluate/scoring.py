@@ -14,8 +14,8 @@ from msgspec import structs
 from elbocli.core.metrics import METRICS, Need, Value
 from elbocli.core.neighbours import nearest
 from elbocli.errors import DataError
-from elbocli.evaluate.extract import Extracted, ExtractedSet, extract
-from elbocli.evaluate.opening import Opened, OpenedSet, Sides, deviations, fingerprint, open_evaluation, options_of
+from elbocli.evaluate.extract import extract
+from elbocli.evaluate.opening import Opened, OpenedSet, deviations, fingerprint, open_evaluation, options_of
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, naming_network
 from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
 from elbocli.files.contact_sheet import Group, lay_out, write_contact_sheet
@@ -32,54 +32,52 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
     sources, ref, and errors raised: as in `open_evaluation`.
     """
     with contextlib.ExitStack() as stack:
-        extracted = extract(open_evaluation(sources, ref, settings, world, stack))
-        result = score(extracted)
+        opened = extract(open_evaluation(sources, ref, settings, world, stack))
+        result = score(opened)
         if result and settings.neighbours:
-            write_sheet(settings.neighbours, extracted.sides)
+            write_sheet(settings.neighbours, opened)
     if result:
-        _save(extracted.sides.samples[0], settings)
+        _save(opened.samples[0], settings)
         _warn(result, settings)
-        _warn_of_classes(extracted.opened)
+        _warn_of_classes(opened)
     return result
 
 
-def score(extracted: Extracted) -> EvalResult | None:
-    """Compute the metrics; return the result on rank 0, None on other ranks, which don't wait for rank 0's hour on many images.
+def score(opened: Opened) -> EvalResult | None:
+    """Compute the metrics; return the result on rank 0, None on other ranks, which don't wait for rank 0.
 
+    opened: from `extract`.
     Raises DataError: two sets of samples hold the same images, or their features don't suit a metric.
     """
-    if not extracted.opened.world.first:
+    if not opened.world.first:
         return None
-    samples = extracted.sides.samples
-    digests = [digest for side in samples if (digest := side.opened.about.images_sha256)]
+    digests = [digest for side in opened.samples if (digest := side.about.images_sha256)]
     if len(set(digests)) < len(digests):
         raise DataError(
-            f"two of {[side.opened.name for side in samples]} hold the same images; draw each with a --seed of its own"
+            f"two of {[side.name for side in opened.samples]} hold the same images; draw each with a --seed of its own"
         )
-    return EvalResult([score_set(side, extracted) for side in samples])
+    return EvalResult([score_set(side, opened) for side in opened.samples])
 
 
-def score_set(samples: ExtractedSet, extracted: Extracted) -> Scores:
+def score_set(samples: OpenedSet, opened: Opened) -> Scores:
     """Compute all metrics of one set of samples. Raises DataError when a metric can't be computed from these features."""
-    opened, (_, reference, held_out) = extracted.opened, extracted.sides.map(lambda side: side.features)
-    if reference and held_out:
-        reference = replace(reference, held_out=held_out)
-    values = dict[str, Value]()
+    reference, values = opened.reference and opened.reference.features, dict[str, Value]()
+    if reference and opened.held_out:
+        reference = replace(reference, held_out=opened.held_out.features)
     for name, options in opened.settings.metrics.items():
         values |= METRICS[name].make(samples.features, reference, options)
-    mismatched = any(_mismatch(side, opened.sides.reference) for side in opened.sides.samples)
-    about = samples.opened.about
-    network = str(about.extractor) if mismatched else naming_network(about)  # part of the names of scores
-    return Scores(network, values, facts_of(samples.opened, extracted))
+    mismatched = any(_mismatch(side, opened.reference) for side in opened.samples)
+    network = str(samples.about.extractor) if mismatched else naming_network(samples.about)  # part of the names of scores
+    return Scores(network, values, facts_of(samples, opened))
 
 
 def _mismatch(samples: OpenedSet, reference: OpenedSet | None) -> Pairs:
     return mismatches(fingerprint(samples.about), fingerprint(reference.about)) if reference else {}
 
 
-def facts_of(samples: OpenedSet, extracted: Extracted) -> Facts:
+def facts_of(samples: OpenedSet, opened: Opened) -> Facts:
     """Return the metadata on the scores of one set of samples."""
-    settings, (_, reference, held_out) = extracted.opened.settings, extracted.sides.map(lambda side: side.opened)
+    settings, reference, held_out = opened.settings, opened.reference, opened.held_out
     about, ref, apart = (side.about if side else FeatureFacts() for side in (samples, reference, held_out))
     counts = [*samples.class_counts().values()]
     return Facts(
@@ -117,8 +115,8 @@ def facts_of(samples: OpenedSet, extracted: Extracted) -> Facts:
 # Files and warnings
 
 
-def _save(samples: ExtractedSet, settings: EvalSettings) -> None:
-    features, about = samples.features, samples.opened.about
+def _save(samples: OpenedSet, settings: EvalSettings) -> None:
+    features, about = samples.features, samples.about
     if settings.save_stats:
         write_statistics(settings.save_stats, Statistics(features.moments.mu, features.moments.sigma, about, features.spatial))
     if settings.save_features:
@@ -141,10 +139,10 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
 
 
 def _warn_of_classes(opened: Opened) -> None:
-    settings, reference = opened.settings, opened.sides.reference
+    settings, reference = opened.settings, opened.reference
     if reference is None or not settings.needing(Need.REFERENCE) or PROTOCOLS.get(settings.protocol, USUAL).classes:
         return
-    for side in opened.sides.samples:
+    for side in opened.samples:
         p = p_of_same_classes(side, reference)
         if p is not None and p < CHANCE:
             remedy = "draw samples by 'elbo sample … --classes data'"
@@ -176,16 +174,16 @@ def p_of_same_classes(samples: OpenedSet, reference: OpenedSet) -> float | None:
 ROWS, BESIDE = 12, 5  # rows in the picture of --neighbours, and reference images in each row
 
 
-def write_sheet(out: Path, sides: Sides[ExtractedSet]) -> None:
+def write_sheet(out: Path, opened: Opened) -> None:
     """Draw a row for each of the samples closest to the reference: the sample, then the nearest reference images."""
-    samples: Any = sides.samples[0]
-    reference: Any = sides.reference
-    columns = 1 + min(BESIDE, reference.opened.n)
+    samples: Any = opened.samples[0]
+    reference: Any = opened.reference
+    columns = 1 + min(BESIDE, reference.n)
     device = samples.features.device
     distances, neighbours = nearest(samples.features.values, reference.features.values, columns - 1, device)
     rows = distances[:, 0].argsort(stable=True)[:ROWS].tolist()
-    closest = samples.opened.reader.pick(rows)
-    others = reference.opened.reader.pick(neighbours[rows].flatten().tolist())
+    closest = samples.reader.pick(rows)
+    others = reference.reader.pick(neighbours[rows].flatten().tolist())
     images = np.concatenate([closest[:, None], others.reshape(len(rows), -1, *closest.shape[1:])], 1)
     groups = [
         Group(f"{index}: {distances[index, 0]:.3g}", range(row * columns, (row + 1) * columns)) for row, index in enumerate(rows)

@@ -81,7 +81,7 @@ def test_a_thread_reads_files_one_batch_ahead_and_the_main_thread_pipes(tmp_path
     writer.join()
     assert asked == [(start, True) for start in starts]
     assert torch.equal(piped.features.values, files.features.values) and len(files.features.values) == 22
-    assert piped.opened.about.images_sha256 == files.opened.about.images_sha256 != None  # noqa: E711
+    assert piped.about.images_sha256 == files.about.images_sha256 != None  # noqa: E711
 
 
 def test_what_is_opened_stays_as_it_is(digits, network):
@@ -90,9 +90,9 @@ def test_what_is_opened_stays_as_it_is(digits, network):
         images = open_set(digits, stack, ALONE)
         few, more = (extract_features(images, network, 64, ALONE, keep) for keep in (set(), {"values", "logits"}))
     assert few.features.values is None and len(more.features.values) == len(more.features.logits) == images.n
-    assert few.opened.about == more.opened.about != images.about
+    assert few.about == more.about != images.about
     assert images.about.images_sha256 is None
-    for stage, name in ((images, "labels"), (more, "features"), (more.opened, "about")):
+    for stage, name in ((images, "labels"), (more, "features")):
         with pytest.raises(AttributeError):
             setattr(stage, name, None)
 

@@ -18,7 +18,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset, prepare_input_from_id
 
 from elbocli.core.frechet import FeatureMoments, frechet_distance
-from elbocli.evaluate.extract import ExtractedSet, extract_features
+from elbocli.evaluate.extract import extract_features
 from elbocli.evaluate.opening import OpenedSet, open_set
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
@@ -110,7 +110,7 @@ def folder_of_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def seen(images: OpenedSet, extractor: Extractor) -> ExtractedSet:
+def seen(images: OpenedSet, extractor: Extractor) -> OpenedSet:
     """Images with their features as `elbo eval` extracts them."""
     return extract_features(images, extractor, BATCH, ALONE, {"values"})
 

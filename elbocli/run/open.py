@@ -108,16 +108,15 @@ class TrainedRun:
 
         name: `auto`: on CUDA, the precision in `settings`; fp32 elsewhere, or if `settings` has `auto`.
         """
-        trained_in = self.settings.precision if device.type == "cuda" else AUTO
-        return Precision(name if name != AUTO else trained_in if trained_in != AUTO else "fp32", device)
+        if name == AUTO and device.type == "cuda":
+            name = self.settings.precision
+        return Precision("fp32" if name == AUTO else name, device)
 
     def schedule(self) -> Schedule:
         """Return the training schedule; if adaptive, computed from the checkpoint. Raises FormatError, DataError."""
         fixed = schedule_of(self.settings)
         if fixed is None:
-            low, high = self.settings.logsnr_min, self.settings.logsnr_max
-            weighting, uniform = resolve_weighting(self.settings.weighting), parse_schedule("uniform", low, high)
-            return self._followed(Objective(weighting, uniform, self.prediction)).schedule
+            return self._fitted(parse_schedule("uniform", self.settings.logsnr_min, self.settings.logsnr_max)).schedule
         file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
             raise DataError(f"{file}: has changed since {self.path} was trained; choose a schedule by --schedule")
@@ -126,9 +125,7 @@ class TrainedRun:
     def weighting(self) -> Weighting:
         """Return the training weighting; if learned, computed from the checkpoint. Raises FormatError, DataError."""
         weighting = resolve_weighting(self.settings.weighting)
-        if not weighting.learned:
-            return weighting
-        return self._followed(Objective(weighting, self.schedule(), self.prediction)).weighting
+        return self._fitted(self.schedule()).weighting if weighting.learned else weighting
 
     def class_counts(self) -> np.ndarray | None:
         """Return the number of training images of each of the network's classes, int64 [K]; None: no classes, or unknown.
@@ -144,8 +141,9 @@ class TrainedRun:
                     counts = dataset.identity().class_counts
         return counts_for(classes, counts, self.path / CONFIG)
 
-    def _followed(self, objective: Objective) -> Objective:
-        """Fit an objective to the checkpoint's errors."""
+    def _fitted(self, schedule: Schedule) -> Objective:
+        """Return the objective, fitted to the checkpoint's errors. schedule: the training schedule; uniform if adaptive."""
+        objective = Objective(resolve_weighting(self.settings.weighting), schedule, self.prediction)
         with reading(f"{self.checkpoint.path / 'state.pt'}: lacks the errors per noise level", "; use another checkpoint"):
             return OnlineObjective(objective, True, self.settings.floor, self.checkpoint.state()["online"]).objective
 
@@ -304,9 +302,6 @@ class Initial(TrainedRun):
         left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored().items()
         return {key: value for key, value in stored if key != "time_limit" and SETTINGS[key].group not in left}
-
-    def check_data(self, data: RunData) -> None:
-        check_alike(data, self.data, self.source)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
         """Return the old run's class number for each new class; None: the old run lacks the class.

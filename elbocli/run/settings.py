@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import structs
 
@@ -17,7 +17,7 @@ from elbocli.core.averages import canonical, parse_average
 from elbocli.core.learning_rate import LR_DECAYS
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction, resolution_shift
-from elbocli.core.schedule import Schedule, check_range, parse_schedule
+from elbocli.core.schedule import Schedule
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
@@ -31,8 +31,8 @@ from elbocli.nn import auxiliary
 from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, section_of
 from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.run.config import ConfigFile, InitFacts, RunConfig
-from elbocli.run.open import Initial
-from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, STORED, TrainSettings, convert_settings
+from elbocli.run.open import Initial, check_alike
+from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, STORED, TrainSettings, convert_settings
 from elbocli.runtime import AUTO, PRECISIONS
 from elbocli.runtime.device import card_bytes, resolve_device, usual_precision
 from elbocli.runtime.progress import log
@@ -115,28 +115,23 @@ class Resolved:
         )
 
 
-@dataclass(frozen=True)
-class Layers:
+class Layers(NamedTuple):
     """Settings of a run by source. A source has priority over those below it.
 
     options: given by the user, on the command line or in the file of --config.
     config: of the config.yaml of the run to resume, or of --config; {}: no such file.
-    preset: file of the preset; None: not read, because config.yaml or the run of --init was made with the preset.
+    train: section `train` of the preset; {}: the preset is not read.
     init: inherited from the run of --init; {}: random weights, or a run to resume.
     name: of the preset.
+    preset: content of its file; None: not read, because config.yaml or the run of --init was made with the preset.
     """
 
     options: Values
     config: Values
-    preset: Preset | None
+    train: Values
     init: Values
     name: str
-
-    def source(self, setting: str) -> str:
-        """Return the layer that a setting comes from: name of a field, or "" for the default."""
-        train = self.preset.train if self.preset else {}
-        layers = {"options": self.options, "config": self.config, "preset": train, "init": self.init}
-        return next((layer for layer, values in layers.items() if setting in values), "")
+    preset: Preset | None
 
     def chosen(self) -> Values:
         """Return the settings that were chosen for this very run, which nothing adapts to its length."""
@@ -145,10 +140,11 @@ class Layers:
     def merged(self) -> Values:
         """Return all settings. Numbers of updates that nobody chose shrink in proportion in a run shorter than usual."""
         chosen = self.chosen()
-        usual = {**TrainSettings().stored(), "snapshot_every": None, **self.init, **(self.preset.train if self.preset else {})}
+        usual = {**TrainSettings().stored(), "snapshot_every": None, **self.init, **self.train}
         values = {**usual, **chosen, "preset": self.name}
-        for key in PACED - chosen.keys():
-            values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
+        for key, setting in SETTINGS.items():
+            if setting.paced and key not in chosen:
+                values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
         return values
 
 
@@ -166,7 +162,7 @@ def resolve(
         data = data.identity()
     assert data.image_size
     if initial:
-        initial.check_data(data)
+        check_alike(data, initial.data, initial.source)
     if existing:
         check_plugins(existing.config.plugins, existing.path)
     given = {key: value for key, value in options.items() if value is not None}
@@ -182,21 +178,41 @@ def resolve(
         raise UsageError(
             f"--flip: {data.path} holds latents, which can't be mirrored; leave --flip out, and pack by 'elbo prep --mirror'"
         )
-    weighting, schedule = _weighting(layers, values, data.image_size, initial), _schedule(layers, values, data.image_size)
-    if schedule:
-        values |= {"schedule": schedule.base, "logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
+    objective = Objective(
+        _weighting(layers, values, data.image_size, initial), _schedule(layers, values, data.image_size), prediction
+    )
+    settings = _settings(layers, values, objective, initial)
+    curves = objective.schedule, objective.weighting.schedule
+    files = {str(curve.file): file_sha256(curve.file) for curve in curves if curve and curve.file}
+    init = existing.config.init if existing else None
+    if initial and init and init.sha256 == initial.about["weights_sha256"]:  # the run began from these weights
+        network = _network(layers, overrides, values, data, existing)
+        init = structs.replace(init, run=str(initial.source))  # the run of --init may have moved
     else:
-        refuse_adaptive(weighting)
-    weighting.check(values["logsnr_min"], values["logsnr_max"])
-    values |= {"weighting": weighting.spec, "precision": _precision(layers, values, initial), **_averages(values)}
-    values |= {"lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, "auxiliary": auxiliary.canonical(values["auxiliary"])}
-    settings = TrainSettings(**{key: values[key] for key in STORED})
-    files = {str(curve.file): file_sha256(curve.file) for curve in (schedule, weighting.schedule) if curve and curve.file}
-    begins = _begins(existing, initial)
-    network = _network(layers, overrides, values.get("conditional"), data, existing, begins)
-    init = begins.facts(settings, network, data) if begins else _recorded_init(existing, initial)
-    objective = Objective(weighting, schedule or parse_schedule("uniform", settings.logsnr_min, settings.logsnr_max), prediction)
+        network = _network(layers, overrides, values, data, existing, initial)
+        init = initial.facts(settings, network, data) if initial else init
     return Resolved(settings, network, data, files, objective, init, initial)
+
+
+def _settings(layers: Layers, values: Values, objective: Objective, initial: Initial | None) -> TrainSettings:
+    # The merged settings, as config.yaml has them: complete SPECs, and numbers for words such as auto.
+    weighting, schedule = objective.weighting, objective.schedule
+    if values["schedule"] == ADAPTIVE:
+        refuse_adaptive(weighting)
+    else:
+        values = {**values, "schedule": schedule.base}
+    weighting.check(schedule.logsnr_min, schedule.logsnr_max)
+    values = {
+        **values,
+        **_averages(values),
+        "weighting": weighting.spec,
+        "logsnr_min": schedule.logsnr_min,
+        "logsnr_max": schedule.logsnr_max,
+        "precision": _precision(layers, values, initial),
+        "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec,
+        "auxiliary": auxiliary.canonical(values["auxiliary"]),
+    }
+    return TrainSettings(**{key: values[key] for key in STORED})
 
 
 def _layers(options: Values, data: RunData, existing: ConfigFile | None, initial: Initial | None) -> Layers:
@@ -206,7 +222,7 @@ def _layers(options: Values, data: RunData, existing: ConfigFile | None, initial
         del options["precision"]
     name = {**init, **config, **options}.get("preset") or _choose(data, options.get("device", AUTO))
     if name == config.get("preset") or (init and "preset" not in options):
-        return Layers(options, config, None, init, name)
+        return Layers(options, config, {}, init, name, None)
     preset = load_preset(name)
     if preset.data and preset.data.kind and not data.latents:
         raise UsageError(f"--preset {name} is for latents, and {data.path} holds pixels; pack latents with 'elbo prep --latents'")
@@ -214,7 +230,7 @@ def _layers(options: Values, data: RunData, existing: ConfigFile | None, initial
         train = convert_settings(preset.train, PRESET_SETTINGS)
     if initial:
         train.pop("prediction", None)  # a network with weights keeps its prediction
-    return Layers(options, config, structs.replace(preset, train=train), init, name)
+    return Layers(options, config, train, init, name, preset)
 
 
 def _choose(data: RunData, device: str) -> str:
@@ -242,10 +258,10 @@ def _precision(layers: Layers, values: Values, initial: Initial | None) -> str:
 def _weighting(layers: Layers, values: Values, size: int, initial: Initial | None) -> Weighting:
     # The SPEC of a config.yaml, or of the run of --init, already includes shift, bias and monotone.
     spec, shift = values["weighting"], values.get("shift")
-    if layers.source("shift") == "preset" and "weighting" in layers.chosen():
+    if "shift" not in layers.options and "weighting" in layers.chosen():
         shift = None  # the preset's shift is for the preset's weighting
     moved = resolution_shift(size) if shift == AUTO else shift or 0.0
-    refined = layers.source("weighting") in ("config", "init")
+    refined = "weighting" not in layers.options and (layers.config or (layers.init and "weighting" not in layers.train))
     if refined and shift is not None:
         moved -= resolve_weighting(spec).shift  # --shift replaces the spec's shift, which may come from the same option
     elif refined and initial and layers.init:
@@ -254,12 +270,11 @@ def _weighting(layers: Layers, values: Values, size: int, initial: Initial | Non
     return resolve_weighting(spec, shift=moved, monotone=bool(values.get("monotone")), given=bias, size=size)
 
 
-def _schedule(layers: Layers, values: Values, size: int) -> Schedule | None:
-    # None: adaptive. A schedule file's own range of λ applies unless a range was chosen.
+def _schedule(layers: Layers, values: Values, size: int) -> Schedule:
+    # A schedule file's own range of λ applies unless a range was chosen.
     spec, ends = values["schedule"], (values["logsnr_min"], values["logsnr_max"])
     if spec == ADAPTIVE:
-        check_range(*ends)
-        return None
+        spec = "uniform"
     if {"logsnr_min", "logsnr_max"}.isdisjoint(layers.chosen()) and SCHEDULES.lookup(spec.partition(":")[0]) is None:
         ends = None, None
     return resolve_schedule(spec, *ends, size=size)
@@ -275,37 +290,22 @@ def _averages(values: Values) -> Values:
     return {"ema": specs, "snapshot_every": every}
 
 
-def _begins(existing: ConfigFile | None, initial: Initial | None) -> Initial | None:
-    # The run of --init, unless config.yaml records that its weights are those that the run began from.
-    recorded = existing.config.init if existing else None
-    return None if initial and recorded and recorded.sha256 == initial.about["weights_sha256"] else initial
-
-
-def _recorded_init(existing: ConfigFile | None, initial: Initial | None) -> InitFacts | None:
-    recorded = existing.config.init if existing else None
-    return structs.replace(recorded, run=str(initial.source)) if recorded and initial else recorded  # the run may have moved
-
-
 def _network(
-    layers: Layers,
-    overrides: Values,
-    conditional: bool | None,
-    data: RunData,
-    existing: ConfigFile | None,
-    begins: Initial | None,
+    layers: Layers, overrides: Values, values: Values, data: RunData, existing: ConfigFile | None, initial: Initial | None = None
 ) -> NetworkConfig:
-    # The config comes from the run of --init, from the preset, or from config.yaml.
-    if begins:
-        where, section = str(begins.source), section_of(begins.network.config)
+    # The config comes from `initial`, the run that has the first weights; from the preset; or from config.yaml.
+    if initial:
+        where, section = str(initial.source), section_of(initial.network.config)
     elif layers.preset:
         where, section = f"preset {layers.name}", _preset_network(layers.preset, data)
     else:
         assert existing
         where, section = str(existing.path), existing.config.network
-    several = (data.num_classes or 0) > 1
+    classes, conditional = data.num_classes or 0, values.get("conditional")
     if conditional is None:
-        conditional = section.get("num_classes", several) and (several or not begins)
-    return _fitted({**section, **overrides}, where, data, (data.num_classes or 0) if conditional else 0)
+        several = classes > 1
+        conditional = section.get("num_classes", several) and (several or not initial)
+    return _fitted({**section, **overrides}, where, data, classes if conditional else 0)
 
 
 def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:

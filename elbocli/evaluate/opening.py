@@ -56,12 +56,9 @@ class OpenedSet:
     class_names: Sequence[str] = ()
     features: Any = None
 
-    def class_counts(self) -> dict[int, int]:
-        """Return the number of images of each non-empty class; {} without labels."""
-        if self.labels is None:
-            return {}
-        classes, counts = np.unique(self.labels, return_counts=True)
-        return dict(zip(classes.tolist(), counts.tolist(), strict=True))
+    def class_sizes(self) -> list[int]:
+        """Return the number of images of each non-empty class; [] without labels."""
+        return [] if self.labels is None else np.unique(self.labels, return_counts=True)[1].tolist()
 
 
 def open_set(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> OpenedSet:
@@ -159,8 +156,8 @@ def open_evaluation(
         )
     spatial = settings.needing(Need.SPATIAL)  # --save-stats saves spatial features also for the metrics that are removed here
     if ref is None and (settings.save_stats or settings.save_features):
-        rest = {name: options for name, options in settings.metrics.items() if Need.REFERENCE not in METRICS[name].traits.needs}
-        settings = replace(settings, metrics=rest)
+        removed = settings.needing(Need.REFERENCE)
+        settings = replace(settings, metrics={key: options for key, options in settings.metrics.items() if key not in removed})
     samples = [open_set(source, stack, world) for source in sources]
     reference = open_reference(ref, stack, world) if ref else None
     held_out = open_set(settings.held_out, stack, world) if settings.held_out else None
@@ -374,7 +371,7 @@ def _sample_pairs(samples: OpenedSet, protocol: Protocol) -> Pairs:
     if about.extractor == protocol.extractor == DEFAULT:
         pairs["extractor_weights"] = [str(about.weights_sha256 or unknown)[:8], PUBLISHED_INCEPTION]
     if protocol.classes:
-        text, counts = "{}, each with {} to {} samples", [*samples.class_counts().values()]
+        text, counts = "{}, each with {} to {} samples", samples.class_sizes()
         classes = text.format(len(counts), min(counts), max(counts)) if counts else unknown
         pairs["classes"] = [classes, text.format(protocol.classes, protocol.per_class, protocol.per_class)]
     return pairs

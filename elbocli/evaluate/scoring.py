@@ -79,7 +79,7 @@ def facts_of(samples: OpenedSet, opened: Opened) -> Facts:
     """Return the metadata on the scores of one set of samples."""
     settings, reference, held_out = opened.settings, opened.reference, opened.held_out
     about, ref, apart = (side.about if side else FeatureFacts() for side in (samples, reference, held_out))
-    counts = [*samples.class_counts().values()]
+    counts = samples.class_sizes()
     return Facts(
         samples=samples.name,
         n_samples=about.n,
@@ -159,16 +159,16 @@ def p_of_same_classes(samples: OpenedSet, reference: OpenedSet) -> float | None:
 
     Returns None if one of them has no labels, or they have classes of different names.
     """
-    counts: list[dict[Any, int]] = [side.class_counts() for side in (samples, reference)]
-    names = [side.class_names for side in (samples, reference)]
-    if not all(counts):
+    labels: list[Any] = [samples.labels, reference.labels]
+    if labels[0] is None or labels[1] is None:
         return None
+    names = [side.class_names for side in (samples, reference)]
     if all(names):
         if not (set(names[0]) <= set(names[1]) or set(names[0]) >= set(names[1])):
             return None
-        counts = [{classes[label]: count for label, count in by_label.items()} for classes, by_label in zip(names, counts)]
-    union = sorted({*counts[0], *counts[1]})
-    return p_of_equal_shares(*(np.array([by_class.get(name, 0) for name in union]) for by_class in counts))
+        labels = [np.array(of_class)[numbers] for of_class, numbers in zip(names, labels)]
+    classes, numbers = np.unique(np.concatenate(labels), return_inverse=True)
+    return p_of_equal_shares(*(np.bincount(part, minlength=len(classes)) for part in np.split(numbers, [samples.n])))
 
 
 ROWS, BESIDE = 12, 5  # rows in the picture of --neighbours, and reference images in each row

@@ -174,8 +174,8 @@ def test_another_size_shifts_the_weighting_unless_told(trained):
     found = resolved(trained, data)
     assert found.network.image_size == 32 and found.init and {*found.init.changed} >= {"weighting", "image_size"}
     for options, shift in (({}, 8 / 32), ({"shift": "auto"}, 64 / 32), ({"weighting": "edm"}, 1)):
-        assert resolved(trained, data, **options).weighting.shift == pytest.approx(2 * np.log(shift))
-    assert resolved(trained, data, shift=0.5).weighting.shift == 0.5
+        assert resolved(trained, data, **options).objective.weighting.shift == pytest.approx(2 * np.log(shift))
+    assert resolved(trained, data, shift=0.5).objective.weighting.shift == 0.5
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from torch_fidelity.utils import get_featuresdict_from_dataset, prepare_input_fr
 
 from elbocli.core.frechet import FeatureMoments, frechet_distance
 from elbocli.evaluate.extract import extract_features
-from elbocli.evaluate.opening import OpenedSet, open_set
+from elbocli.evaluate.opening import Opened, OpenedSet, open_set
+from elbocli.evaluate.settings import EvalSettings
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
 
@@ -112,7 +113,8 @@ def folder_of_images(folder: Path, count: int) -> Path:
 
 def seen(images: OpenedSet, extractor: Extractor) -> OpenedSet:
     """Images with their features as `elbo eval` extracts them."""
-    return extract_features(images, extractor, BATCH, ALONE, {"values"})
+    opened = Opened(EvalSettings({}, batch_size=BATCH), ALONE, [images], extractor=extractor)
+    return extract_features(images, opened, {"values"})
 
 
 def loops(folder: Path, weights: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Row]:

@@ -122,7 +122,7 @@ def _outputs(side: OpenedSet, opened: Opened, spatial: bool) -> Iterator[tuple[d
 
 
 def _features_of(images: np.ndarray, opened: Opened, spatial: bool, where: str, begin: int) -> dict[str, Tensor]:
-    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. For errors: where, begin.
+    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. where, begin: for messages.
     extractor, device = opened.extractor, opened.world.device
     assert extractor
     precision = Precision(extractor.precision, device)

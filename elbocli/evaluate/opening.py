@@ -16,7 +16,7 @@ from msgspec import structs
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.result import Pairs, mismatches, refuse
-from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings, Protocol
+from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, Protocol
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, read_features, read_statistics
 from elbocli.files.reading import file_sha256
 from elbocli.files.recognise import arrays_in, recognise
@@ -68,13 +68,12 @@ def open_set(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World
         n, labels = len(saved.features), None if saved.labels is None else saved.labels.numpy()
         return OpenedSet(str(source), n, structs.replace(saved.about, n=n), saved=saved, labels=labels)
     streamed = not isinstance(source, Path) or source.is_fifo()
-    reader: SampleReader | None = None
-    opened: Any = None
+    images: Any = None
     with world.together():
         if world.first or not streamed:
-            reader = stack.enter_context(read_samples(source))
-            opened = replace(set_of(reader), reader=None, streamed=streamed)
-    return replace(world.of_first(opened), reader=reader)
+            images = replace(set_of(stack.enter_context(read_samples(source))), streamed=streamed)
+    of_first = world.of_first(images and replace(images, reader=None))
+    return replace(of_first, reader=images and images.reader)
 
 
 def set_of(reader: SampleReader) -> OpenedSet:
@@ -194,6 +193,7 @@ def _make_extractor(opened: Opened) -> Extractor | None:
 
 
 def _with_extractor(side: OpenedSet, extractor: Extractor | None) -> OpenedSet:
+    # The set, with the extractor's facts if it has images without known features.
     if extractor is None or side.image_shape is None or side.about.extractor:
         return side
     facts = {"weights_sha256": extractor.weights_sha256, "feature_precision": extractor.precision}
@@ -202,11 +202,11 @@ def _with_extractor(side: OpenedSet, extractor: Extractor | None) -> OpenedSet:
 
 def _with_labels(side: OpenedSet, logits: int, opened: Opened) -> OpenedSet:
     # Labels that the metrics or the protocol need: the file's, or those of --classes. logits: number of the extractor's logits.
-    settings, labels, reference = opened.settings, side.labels, opened.reference
-    classes, names = PROTOCOLS.get(settings.protocol, USUAL).classes, reference.class_names if reference else ()
+    settings, labels, names = opened.settings, side.labels, opened.reference.class_names if opened.reference else ()
     needed = bool(logits and settings.needing(Need.LABELS))
-    if labels is None and settings.classes and (classes or needed):
-        labels = choose_labels(settings.classes, side.n, classes or len(names) or logits, settings.seed, names)
+    if labels is None and settings.classes and (needed or settings.classes_of_protocol):
+        number = settings.classes_of_protocol or len(names) or logits
+        labels = choose_labels(settings.classes, side.n, number, settings.seed, names)
     if needed and labels is not None and not 0 <= labels.min() <= labels.max() < logits:
         raise DataError(
             f"{side.name}: labels from {labels.min()} to {labels.max()}, but the extractor knows classes 0 to {logits - 1}; "

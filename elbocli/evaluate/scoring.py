@@ -17,7 +17,7 @@ from elbocli.errors import DataError
 from elbocli.evaluate.extract import extract
 from elbocli.evaluate.opening import Opened, OpenedSet, deviations, fingerprint, open_evaluation, options_of
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, naming_network
-from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
+from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.contact_sheet import Group, lay_out, write_contact_sheet
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 from elbocli.run.classes import CHANCE, DATA, p_of_equal_shares
@@ -140,7 +140,7 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
 
 def _warn_of_classes(opened: Opened) -> None:
     settings, reference = opened.settings, opened.reference
-    if reference is None or not settings.needing(Need.REFERENCE) or PROTOCOLS.get(settings.protocol, USUAL).classes:
+    if reference is None or not settings.needing(Need.REFERENCE) or settings.classes_of_protocol:
         return
     for side in opened.samples:
         p = p_of_same_classes(side, reference)

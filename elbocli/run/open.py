@@ -171,9 +171,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     settings = config.settings
     if weights == "ema":  # an imported run has only one set of weights
         weights = checkpoint.names[0] if config.source else settings.ema[0]
-    name = weights
-    with suppress(UsageError):
-        name = parse_average(weights).name
+    where, tensors, origin = _read_weights(weights, checkpoint, config)
     trained = {"step": checkpoint.step, "images_trained": checkpoint.images}
     about: dict[str, Any] = {
         **{f"trained_{key}": getattr(settings, key) for key in OBJECTIVE if settings.states(key)},
@@ -182,15 +180,8 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
         **{key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None},
         **(config.init.result_facts() if config.init else {}),
         **(config.source.result_facts() if config.source else trained),
+        **origin,
     }
-    where = checkpoint.path
-    if name in checkpoint.names:
-        tensors = checkpoint.weights(name).all()
-        about |= {"weights": name, "weights_sha256": checkpoint.meta.files[name + WEIGHTS].sha256}
-    else:
-        where = Path(weights)
-        tensors, origin = _average(where, checkpoint, config)
-        about |= origin
     network = empty_network(config, run / CONFIG)
     with reading(f"{where}: its weights don't fit {run / CONFIG}", on=(RuntimeError,)):
         network = loaded(network, tensors)
@@ -199,17 +190,24 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     return TrainedRun(run, network, settings, config.data, config.files, checkpoint, about)
 
 
-def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_weights(weights: str, checkpoint: Checkpoint, config: RunConfig) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    # Returns the checkpoint or file, the weights, and their entries of `about`. weights: name, or path of a file of 'elbo ema'.
+    name, file = weights, Path(weights)
+    with suppress(UsageError):
+        name = parse_average(weights).name
+    if name in checkpoint.names:
+        digest = checkpoint.meta.files[name + WEIGHTS].sha256
+        return checkpoint.path, checkpoint.weights(name).all(), {"weights": name, "weights_sha256": digest}
     if not file.is_file():
         raise UsageError(
-            f"weights {str(file)!r}: no such file or name; choose a name in {checkpoint.path}: {', '.join(checkpoint.names)}"
+            f"weights {weights!r}: no such file or name; choose a name in {checkpoint.path}: {', '.join(checkpoint.names)}"
         )
     facts, digest = read_average_facts(file)
     if facts.run_id not in (None, config.run_id):
         raise DataError(f"{file}: is an average of another run, {facts.run}; name an average of {checkpoint.path.parent.parent}")
     check_tensors(file)
     trained = {"weights": parse_average(facts.spec).name, "step": facts.step, "images_trained": facts.images}
-    return load(file), {**trained, "weights_file": str(file), "weights_sha256": digest}
+    return file, load(file), {**trained, "weights_file": str(file), "weights_sha256": digest}
 
 
 class EffectiveWeighting(NamedTuple):
@@ -255,10 +253,9 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     if not weighting.learned:
         return [EffectiveWeighting(0, 0, weighting, ends, settings.auxiliary)]
     assert schedule is not None
-    path, intervals = run / "losslog.jsonl", list[LossLogRow]()
+    path = run / "losslog.jsonl"
     online = OnlineObjective(Objective(weighting, schedule, Prediction(settings.prediction)))
-    if path.exists():
-        intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)]
+    intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)] if path.exists() else []
     chosen = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
     effective = []
     for number, interval in enumerate([LossLogRow(0, 0, *torch.zeros(3, len(online.edges) - 1).tolist()), *intervals]):
@@ -291,10 +288,10 @@ class Initial(TrainedRun):
         """
         self.weights(network, data)  # so that a bad choice is refused before the run begins
         about, before = self.about, _compared(self.settings, self.network.config, self.data)
-        seen = {key: value for key, value in about.items() if key.startswith("imported_")}
+        imported = {key: value for key, value in about.items() if key.startswith("imported_")}
         changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]
         which = about["weights"], about["weights_sha256"], about.get("step"), about.get("images_trained")
-        return InitFacts(str(self.source), *which, changed, **seen)
+        return InitFacts(str(self.source), *which, changed, **imported)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
         """Return the settings that a new run inherits. data: dataset of the new run."""

@@ -25,8 +25,9 @@ from elbocli.runtime.progress import log, progress
 def extract(opened: Opened) -> Opened:
     """Return the evaluation with the features of all sets. Raises DataError: when features are not finite or too large."""
     if opened.extractor:
-        name, device, precision = opened.extractor.name, opened.world.device, opened.settings.precision
-        log.info("extracting features with %s on %s, in %s precision", name, device, precision)
+        log.info(
+            f"extracting features with {opened.extractor.name} on {opened.world.device}, in {opened.extractor.precision} precision"
+        )
     return opened.map(partial(extract_set, opened=opened))
 
 

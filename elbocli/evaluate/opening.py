@@ -181,14 +181,14 @@ def prepare(opened: Opened) -> Opened:
 
 
 def _make_extractor(opened: Opened) -> Extractor | None:
-    settings = opened.settings
-    named = [side for side in opened.by_image if side.saved and side.about.extractor]
-    name = settings.extractor or str(named[0].about.extractor if named else DEFAULT)
+    settings, saved = opened.settings, [side for side in opened.by_image if side.saved]
+    if len(saved) == len(opened.by_image):
+        return None
+    source = next((side for side in saved if side.about.extractor), None)
+    name = settings.extractor or (source and source.about.extractor) or DEFAULT
     with opened.world.together():
-        if all(side.saved for side in opened.by_image):
-            return None
-        if not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
-            raise UsageError(f"{named[0].name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
+        if source and not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
+            raise UsageError(f"{source.name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
         return make_extractor(name, settings.extractor_weights, opened.world.device, settings.precision)
 
 
@@ -230,8 +230,8 @@ def check_inputs(opened: Opened) -> None:
         Need.HELD_OUT: held_out,
         Need.LABELS: settings.classes or all(side.labels is not None for side in samples),
     }
-    for need, there in inputs.items():
-        if not there and (needing := settings.needing(need)):
+    for need, value in inputs.items():
+        if not value and (needing := settings.needing(need)):
             raise UsageError(f"{needing[0]} needs {need.value}")
     for name, options in settings.metrics.items():
         for side, least in zip((samples[0], reference, held_out), METRICS[name].traits.least(options)):

@@ -78,7 +78,7 @@ def _mismatch(samples: OpenedSet, reference: OpenedSet | None) -> Pairs:
 def facts_of(samples: OpenedSet, opened: Opened) -> Facts:
     """Return the metadata on the scores of one set of samples."""
     settings, reference, held_out = opened.settings, opened.reference, opened.held_out
-    about, ref, apart = (side.about if side else FeatureFacts() for side in (samples, reference, held_out))
+    about, ref, others = (side.about if side else FeatureFacts() for side in (samples, reference, held_out))
     counts = samples.class_sizes()
     return Facts(
         samples=samples.name,
@@ -89,8 +89,8 @@ def facts_of(samples: OpenedSet, opened: Opened) -> Facts:
         n_ref_images=ref.images,
         ref_sha256=ref.sha256 or ref.images_sha256,
         held_out=held_out.name if held_out else None,
-        n_held_out=apart.n,
-        held_out_sha256=apart.images_sha256,
+        n_held_out=others.n,
+        held_out_sha256=others.images_sha256,
         extractor=about.extractor,
         extractor_sha256=about.weights_sha256,
         feature_precision=about.feature_precision,
@@ -130,12 +130,15 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
     facts = result.repeats[0].facts
     if few and (facts.n_samples or 0) < ENOUGH:
-        message = "%s: has %s images; with fewer than %s, scores depend on the number of images: %s"
-        log.warning(message, facts.samples, facts.n_samples, ENOUGH, few)
+        log.warning(
+            f"{facts.samples}: has {facts.n_samples} images; with fewer than {ENOUGH}, scores depend on the number of images: {few}"
+        )
     keys = {key for scores in result.repeats for key in scores.facts.made}
     if differ := keys - result.common()["made"].keys() - {"seed", "command"}:
-        names = ", ".join(sorted(differ))
-        log.warning("sets of samples differ in more than the seed: %s; so the standard deviation is not over seeds alone", names)
+        log.warning(
+            f"sets of samples differ in more than the seed: {', '.join(sorted(differ))}; so the standard deviation is not over "
+            "seeds alone"
+        )
 
 
 def _warn_of_classes(opened: Opened) -> None:

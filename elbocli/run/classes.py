@@ -32,9 +32,9 @@ def counts_for(num_classes: int, counts: list[int] | None, where: object) -> np.
     if not num_classes or counts is None:
         return None
     if len(counts) > num_classes or not 0 < sum(counts) <= MOST_IMAGES:
-        found = f"class_counts are {len(counts)} numbers with the sum {sum(counts)}"
         raise FormatError(
-            f"{where}: {found}, expected at most {num_classes}, and a sum from 1 to {MOST_IMAGES}; delete this entry"
+            f"{where}: class_counts are {len(counts)} numbers with the sum {sum(counts)}, expected at most {num_classes}, and a "
+            f"sum from 1 to {MOST_IMAGES}; delete this entry"
         )
     return np.array(counts + [0] * (num_classes - len(counts)))
 

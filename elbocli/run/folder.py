@@ -139,21 +139,20 @@ class Status:
     """
 
     def __init__(self, run: Path, steps: int, writes: bool = True):
-        self.run, self.writes, self._lock, self._noted = run, writes, Lock(), time.monotonic()
+        self.run, self.writes, self._lock, self._written = run, writes, Lock(), time.monotonic()
         self.now = RunStatus("", 0, steps, 0, 0.0)
         with suppress(FormatError):
             self.now = structs.replace(read_status(run), steps=steps)
 
     def reached(self, **values: Any) -> None:
-        """Change fields of the status, such as `step`; write status.json at most every EVERY_S seconds."""
-        due = time.monotonic() - self._noted >= EVERY_S
-        if due:
-            self._noted = time.monotonic()
-        self.write(RUNNING, due, **values)
+        """Change fields of the status, such as `step`; write status.json if its last write was EVERY_S seconds ago."""
+        self.write(RUNNING, time.monotonic() - self._written >= EVERY_S, **values)
 
     def write(self, state: str, due: bool = True, **values: Any) -> None:
         """Change fields of the status, and write status.json. Thread-safe. due: False only changes the fields."""
         with self._lock, suppress(DataError):  # the checkpoint writer reports write errors
             self.now = structs.replace(self.now, **{"message": "", "state": state, "time": round(time.time(), 3), **values})
-            if self.writes and due:
+            if due:
+                self._written = time.monotonic()
+            if due and self.writes:
                 write_json(self.run / STATUS, self.now.json())

@@ -165,10 +165,10 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
                 averages = {each.name: state.copies(state.ema[each.name]) for each in state.ema.averages if each.stored}
                 start(partial(store.save, out, step, averages, None, {"images": state.images}, store.SnapshotMeta))
             values = recorder.after(bool(preview))
-            speed = {key: value for key, value in values.items() if key == "images_per_s"}
             if store.due(step, settings.save_every, settings.keep_every) or last:
                 save()
-            status.reached(step=step, images=state.images, **speed)
+            speed = values.get("images_per_s", status.now.images_per_s)
+            status.reached(step=step, images=state.images, images_per_s=speed)
             if writing.done():
                 writing.result()
             hook.poll()

@@ -4,55 +4,37 @@ import hashlib
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from msgspec import structs
 from torch import Tensor
 
-from elbocli.core.frechet import NOTHING, StreamingFeatureMoments
+from elbocli.core.frechet import NOTHING, FeatureMoments, StreamingFeatureMoments
 from elbocli.core.metrics import Features, Need
 from elbocli.errors import DataError
-from elbocli.evaluate.opening import Opened, OpenedSet, Sides
+from elbocli.evaluate.opening import Opened, OpenedSet
 from elbocli.files.features import LARGEST_FEATURE, SavedFeatures
 from elbocli.files.reading import add_digests
-from elbocli.nn.extractors import Extractor
 from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import Precision, sent
-from elbocli.runtime.processes import World
 from elbocli.runtime.progress import log, progress
 
 
-class ExtractedSet(NamedTuple):
-    """A set with its features.
-
-    opened: the set; its `about` has the digest of the images. features: on other ranks than 0, without features per image.
-    """
-
-    opened: OpenedSet
-    features: Features
-
-
-class Extracted(NamedTuple):
-    """An evaluation with the features of its sets."""
-
-    opened: Opened
-    sides: Sides[ExtractedSet]
-
-
-def extract(opened: Opened) -> Extracted:
-    """Extract the features of all sets, the samples first. Raises DataError: when features are not finite or too large."""
+def extract(opened: Opened) -> Opened:
+    """Return the evaluation with the features of all sets. Raises DataError: when features are not finite or too large."""
     if opened.extractor:
-        name, device, precision = opened.extractor.name, opened.world.device, opened.settings.precision
-        log.info("extracting features with %s on %s, in %s precision", name, device, precision)
-    return Extracted(opened, opened.sides.map(partial(extract_set, opened=opened)))
+        log.info(
+            f"extracting features with {opened.extractor.name} on {opened.world.device}, in {opened.extractor.precision} precision"
+        )
+    return opened.map(partial(extract_set, opened=opened))
 
 
-def extract_set(side: OpenedSet, opened: Opened) -> ExtractedSet:
-    """Extract the features that the metrics need: those of the reference, of held-out images, or of samples otherwise."""
-    settings, (_, reference, held_out) = opened.settings, opened.sides
-    samples = side is not reference and side is not held_out
+def extract_set(side: OpenedSet, opened: Opened) -> OpenedSet:
+    """Return a set with the features that the metrics need. side: the evaluation's reference or held-out images, or samples."""
+    settings, held_out = opened.settings, opened.held_out
+    samples = side is not opened.reference and side is not held_out
     wanted = {
         "values": opened.compares_images
         or side is held_out
@@ -60,59 +42,48 @@ def extract_set(side: OpenedSet, opened: Opened) -> ExtractedSet:
         "logits": samples and (settings.needing(Need.LOGITS) or settings.save_features),
         "spatial_values": samples and opened.spatial,
     }
-    keep, spatial = {name for name, reason in wanted.items() if reason}, bool(opened.spatial) and side is not held_out
-    return extract_features(side, opened.extractor, settings.batch_size, opened.world, keep, spatial)
+    keep = {name for name, reason in wanted.items() if reason}
+    return extract_features(side, opened, keep, bool(opened.spatial) and side is not held_out)
 
 
-def extract_features(
-    side: OpenedSet, extractor: Extractor | None, batch: int, world: World, keep: Set[str], spatial: bool = False
-) -> ExtractedSet:
-    """Return a set with its features, extracted on all ranks.
+def extract_features(side: OpenedSet, opened: Opened, keep: Set[str], spatial: bool = False) -> OpenedSet:
+    """Return a set with its features, extracted on all ranks, and the digest of its images.
 
-    extractor: None if the set has no images.
-    batch: number of images at a time, on each rank.
+    opened: the evaluation, for its extractor, batch size and ranks.
     keep: features to keep for each image: `values`, `logits`, `spatial_values`.
     spatial: whether to compute mean and covariance of spatial features, too.
     Raises DataError: when features are not finite or too large.
     """
-    statistics, about, moments, kept = side.statistics, side.about, Moments(), dict[str, Tensor]()
-    names = ("values", "spatial_values")[: 1 + spatial]
+    about, statistics = side.about, side.statistics
+    names = () if statistics else ("values", "spatial_values")[: 1 + spatial]
+    if side.saved:
+        kept, moments = _of_saved(side.saved, keep, names)
+    elif names or keep:
+        kept, moments, digest = _of_images(side, opened, keep, names)
+        about = about if statistics else structs.replace(about, images_sha256=digest)
+    else:
+        kept, moments, about = {}, {}, structs.replace(about, images=None)
     if statistics:
         moments = {"values": statistics, "spatial_values": statistics.spatial}
-        if keep:
-            kept, _, _ = _of_images(side, extractor, batch, world, keep, ())
-        else:
-            about = structs.replace(about, images=None)
-    elif side.saved:
-        kept, moments = _of_saved(side.saved, keep, names)
-    else:
-        kept, moments, digest = _of_images(side, extractor, batch, world, keep, names)
-        about = structs.replace(about, images_sha256=digest)
     spatial_moments = moments.get("spatial_values")
-    features = Features(moments["values"], labels=side.labels, spatial=spatial_moments, device=world.device, **kept)
-    return ExtractedSet(replace(side, about=about), features)
+    features = Features(moments["values"], labels=side.labels, spatial=spatial_moments, device=opened.world.device, **kept)
+    return replace(side, about=about, features=features)
 
 
-Moments = dict[str, Any]  # name of features → Gaussian of these
-
-
-def _of_saved(saved: SavedFeatures, keep: Set[str], names: Sequence[str]) -> tuple[dict[str, Tensor], Moments]:
+def _of_saved(saved: SavedFeatures, keep: Set[str], names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Any] = {"values": saved.features, "logits": saved.logits, "spatial_values": saved.spatial}
-    moments = {}
-    for name in names:
-        sums = StreamingFeatureMoments()
-        for part in tensors[name].split(sums.ROWS):
-            sums.add(part.numpy())
-        moments[name] = sums.moments()
+    rows = StreamingFeatureMoments.ROWS
+    moments = {name: sum((FeatureMoments.of(part.numpy()) for part in tensors[name].split(rows)), NOTHING) for name in names}
     return {name: tensor for name, tensor in tensors.items() if name in keep and tensor is not None}, moments
 
 
 def _of_images(
-    side: OpenedSet, extractor: Any, batch: int, world: World, keep: Set[str], names: Sequence[str]
-) -> tuple[dict[str, Tensor], Moments, str]:
+    side: OpenedSet, opened: Opened, keep: Set[str], names: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     # Returns the features `keep` of each image (on rank 0), moments of the features `names`, and the digest of all images.
     sums, kept, digests, done = {name: StreamingFeatureMoments() for name in names}, dict[str, Tensor](), list[str](), 0
-    for outputs, some_digests in _outputs(side, extractor, batch, world, "spatial_values" in {*names, *keep}):
+    world = opened.world
+    for outputs, some_digests in _outputs(side, opened, "spatial_values" in {*names, *keep}):
         digests += some_digests
         for name in names if outputs else ():
             sums[name].add(outputs[name].numpy())
@@ -125,10 +96,9 @@ def _of_images(
     return kept, moments, add_digests(world.all(add_digests(digests)))
 
 
-def _outputs(
-    side: OpenedSet, extractor: Extractor, batch: int, world: World, spatial: bool
-) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+def _outputs(side: OpenedSet, opened: Opened, spatial: bool) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
     # Yields this rank's part of each step: features of its batch by name, and digests of the images; both empty without a batch.
+    world, batch = opened.world, opened.settings.batch_size
     batch = world.of_first(side.reader.batch(batch) if side.reader else batch)
     sharers = 1 if side.streamed else world.size  # each takes whole batches: the result doesn't depend on world.size
 
@@ -147,15 +117,15 @@ def _outputs(
         with world.together():
             if part := get(step):
                 begin, images, digests = part
-                outputs = _features_of(images, extractor, world.device, spatial, side.name, begin)
+                outputs = _features_of(images, opened, spatial, side.name, begin)
         yield outputs, digests
         progress(min((step + 1) * batch * sharers, side.n), side.n, "img", of=side.name)
 
 
-def _features_of(
-    images: np.ndarray, extractor: Extractor, device: torch.device, spatial: bool, where: str, begin: int
-) -> dict[str, Tensor]:
-    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. For errors: where, begin.
+def _features_of(images: np.ndarray, opened: Opened, spatial: bool, where: str, begin: int) -> dict[str, Tensor]:
+    # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. where, begin: for messages.
+    extractor, device = opened.extractor, opened.world.device
+    assert extractor
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
         pixels = sent(torch.from_numpy(images), device).permute(0, 3, 1, 2)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Generic, NamedTuple, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from msgspec import structs
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.result import Pairs, mismatches, refuse
-from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings, Protocol
+from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, Protocol
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, read_features, read_statistics
 from elbocli.files.reading import file_sha256
 from elbocli.files.recognise import arrays_in, recognise
@@ -41,6 +41,7 @@ class OpenedSet:
     reader: of the images; None on a rank that doesn't read them. streamed: whether only rank 0 reads them, once and in order.
     saved, statistics: None if not in the file.
     labels: class of each image, [n]; None: unknown. class_names: (): unknown.
+    features: Features, from `extract`; on ranks other than 0, without features per image. None: not extracted.
     """
 
     name: str
@@ -53,13 +54,11 @@ class OpenedSet:
     statistics: Statistics | None = None
     labels: np.ndarray | None = None
     class_names: Sequence[str] = ()
+    features: Any = None
 
-    def class_counts(self) -> dict[int, int]:
-        """Return the number of images of each non-empty class; {} without labels."""
-        if self.labels is None:
-            return {}
-        classes, counts = np.unique(self.labels, return_counts=True)
-        return dict(zip(classes.tolist(), counts.tolist(), strict=True))
+    def class_sizes(self) -> list[int]:
+        """Return the number of images of each non-empty class; [] without labels."""
+        return [] if self.labels is None else np.unique(self.labels, return_counts=True)[1].tolist()
 
 
 def open_set(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> OpenedSet:
@@ -69,13 +68,12 @@ def open_set(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World
         n, labels = len(saved.features), None if saved.labels is None else saved.labels.numpy()
         return OpenedSet(str(source), n, structs.replace(saved.about, n=n), saved=saved, labels=labels)
     streamed = not isinstance(source, Path) or source.is_fifo()
-    reader: SampleReader | None = None
-    opened: Any = None
+    images: Any = None
     with world.together():
         if world.first or not streamed:
-            reader = stack.enter_context(read_samples(source))
-            opened = replace(set_of(reader), reader=None, streamed=streamed)
-    return replace(world.of_first(opened), reader=reader)
+            images = replace(set_of(stack.enter_context(read_samples(source))), streamed=streamed)
+    of_first = world.of_first(images and replace(images, reader=None))
+    return replace(of_first, reader=images and images.reader)
 
 
 def set_of(reader: SampleReader) -> OpenedSet:
@@ -102,39 +100,33 @@ def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE
 
 # An evaluation
 
-T = TypeVar("T")
-U = TypeVar("U")
-
-
-class Sides(NamedTuple, Generic[T]):
-    """Sets of an evaluation: sets of samples that differ in the seed, the reference, and images not used in training."""
-
-    samples: Sequence[T]
-    reference: T | None = None
-    held_out: T | None = None
-
-    @property
-    def references(self) -> list[T]:
-        return [side for side in (self.reference, self.held_out) if side]
-
-    def map(self, function: Callable[[T], U]) -> Sides[U]:
-        """Return function(set) for each set, the samples first."""
-        samples = [function(side) for side in self.samples]
-        return Sides(samples, *(None if side is None else function(side) for side in (self.reference, self.held_out)))
-
 
 @dataclass(frozen=True, eq=False)
 class Opened:
     """Opened files and settings of an evaluation.
 
+    samples: sets of samples that differ in the seed. held_out: images that were not used in training.
     extractor: None if all files are saved features or statistics. spatial: names of the metrics that need spatial features.
     """
 
     settings: EvalSettings
     world: World
-    sides: Sides[OpenedSet]
+    samples: Sequence[OpenedSet]
+    reference: OpenedSet | None = None
+    held_out: OpenedSet | None = None
     extractor: Extractor | None = None
     spatial: Sequence[str] = ()
+
+    @property
+    def references(self) -> list[OpenedSet]:
+        """The reference and the held-out images, if there are any."""
+        return [side for side in (self.reference, self.held_out) if side]
+
+    def map(self, function: Callable[[OpenedSet], OpenedSet]) -> Opened:
+        """Return the evaluation with function(set) in place of each set, applied to the samples first."""
+        samples = [function(side) for side in self.samples]
+        reference, held_out = (side and function(side) for side in (self.reference, self.held_out))
+        return replace(self, samples=samples, reference=reference, held_out=held_out)
 
     @property
     def compares_images(self) -> bool:
@@ -144,8 +136,7 @@ class Opened:
     @property
     def by_image(self) -> list[OpenedSet]:
         """Sets of which the features of each image are needed, not statistics alone."""
-        sides = (*self.sides.samples, *self.sides.references)
-        return [side for side in sides if side.statistics is None or self.compares_images]
+        return [side for side in (*self.samples, *self.references) if side.statistics is None or self.compares_images]
 
 
 def open_evaluation(
@@ -164,14 +155,12 @@ def open_evaluation(
         )
     spatial = settings.needing(Need.SPATIAL)  # --save-stats saves spatial features also for the metrics that are removed here
     if ref is None and (settings.save_stats or settings.save_features):
-        rest = {name: options for name, options in settings.metrics.items() if Need.REFERENCE not in METRICS[name].traits.needs}
-        settings = replace(settings, metrics=rest)
-    sides = Sides(
-        [open_set(source, stack, world) for source in sources],
-        open_reference(ref, stack, world) if ref else None,
-        open_set(settings.held_out, stack, world) if settings.held_out else None,
-    )
-    return prepare(Opened(settings, world, sides, spatial=spatial))
+        removed = settings.needing(Need.REFERENCE)
+        settings = replace(settings, metrics={key: options for key, options in settings.metrics.items() if key not in removed})
+    samples = [open_set(source, stack, world) for source in sources]
+    reference = open_reference(ref, stack, world) if ref else None
+    held_out = open_set(settings.held_out, stack, world) if settings.held_out else None
+    return prepare(Opened(settings, world, samples, reference, held_out, spatial=spatial))
 
 
 def prepare(opened: Opened) -> Opened:
@@ -181,29 +170,30 @@ def prepare(opened: Opened) -> Opened:
     """
     check_inputs(opened)
     extractor = opened.extractor or _make_extractor(opened)
-    opened = replace(opened, extractor=extractor, sides=opened.sides.map(partial(_with_extractor, extractor=extractor)))
+    opened = replace(opened, extractor=extractor).map(partial(_with_extractor, extractor=extractor))
     check_facts(opened)
     with opened.world.together():
         logits = check_sizes(opened)
-    samples = [_with_labels(side, count, opened) for side, count in zip(opened.sides.samples, logits)]
+    samples = [_with_labels(side, count, opened) for side, count in zip(opened.samples, logits)]
     for side in samples:
-        deviations(opened.settings, side, opened.sides.reference)
-    return replace(opened, sides=opened.sides._replace(samples=samples))
+        deviations(opened.settings, side, opened.reference)
+    return replace(opened, samples=samples)
 
 
 def _make_extractor(opened: Opened) -> Extractor | None:
-    settings = opened.settings
-    named = [side for side in opened.by_image if side.saved and side.about.extractor]
-    name = settings.extractor or str(named[0].about.extractor if named else DEFAULT)
+    settings, saved = opened.settings, [side for side in opened.by_image if side.saved]
+    if len(saved) == len(opened.by_image):
+        return None
+    source = next((side for side in saved if side.about.extractor), None)
+    name = settings.extractor or (source and source.about.extractor) or DEFAULT
     with opened.world.together():
-        if all(side.saved for side in opened.by_image):
-            return None
-        if not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
-            raise UsageError(f"{named[0].name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
+        if source and not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
+            raise UsageError(f"{source.name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
         return make_extractor(name, settings.extractor_weights, opened.world.device, settings.precision)
 
 
 def _with_extractor(side: OpenedSet, extractor: Extractor | None) -> OpenedSet:
+    # The set, with the extractor's facts if it has images without known features.
     if extractor is None or side.image_shape is None or side.about.extractor:
         return side
     facts = {"weights_sha256": extractor.weights_sha256, "feature_precision": extractor.precision}
@@ -212,11 +202,11 @@ def _with_extractor(side: OpenedSet, extractor: Extractor | None) -> OpenedSet:
 
 def _with_labels(side: OpenedSet, logits: int, opened: Opened) -> OpenedSet:
     # Labels that the metrics or the protocol need: the file's, or those of --classes. logits: number of the extractor's logits.
-    settings, labels, reference = opened.settings, side.labels, opened.sides.reference
-    classes, names = PROTOCOLS.get(settings.protocol, USUAL).classes, reference.class_names if reference else ()
+    settings, labels, names = opened.settings, side.labels, opened.reference.class_names if opened.reference else ()
     needed = bool(logits and settings.needing(Need.LABELS))
-    if labels is None and settings.classes and (classes or needed):
-        labels = choose_labels(settings.classes, side.n, classes or len(names) or logits, settings.seed, names)
+    if labels is None and settings.classes and (needed or settings.classes_of_protocol):
+        number = settings.classes_of_protocol or len(names) or logits
+        labels = choose_labels(settings.classes, side.n, number, settings.seed, names)
     if needed and labels is not None and not 0 <= labels.min() <= labels.max() < logits:
         raise DataError(
             f"{side.name}: labels from {labels.min()} to {labels.max()}, but the extractor knows classes 0 to {logits - 1}; "
@@ -233,15 +223,15 @@ def check_inputs(opened: Opened) -> None:
 
     Raises UsageError: for metrics that lack an input. Raises DataError: for too few images.
     """
-    settings, (samples, reference, held_out) = opened.settings, opened.sides
+    settings, samples, reference, held_out = opened.settings, opened.samples, opened.reference, opened.held_out
     inputs = {
         Need.REFERENCE: reference,
         Need.REFERENCE_FEATURES: reference is None or reference.n,
         Need.HELD_OUT: held_out,
         Need.LABELS: settings.classes or all(side.labels is not None for side in samples),
     }
-    for need, there in inputs.items():
-        if not there and (needing := settings.needing(need)):
+    for need, value in inputs.items():
+        if not value and (needing := settings.needing(need)):
             raise UsageError(f"{needing[0]} needs {need.value}")
     for name, options in settings.metrics.items():
         for side, least in zip((samples[0], reference, held_out), METRICS[name].traits.least(options)):
@@ -263,7 +253,7 @@ def check_facts(opened: Opened) -> None:
     Raises UsageError: if a metric isn't defined for the extractor.
     Raises DataError: if sets of samples were made differently; without --allow-mismatch, also if --ref or --held-out was.
     """
-    settings, (samples, reference, _) = opened.settings, opened.sides
+    settings, samples = opened.settings, opened.samples
     for side in samples:
         facts = fingerprint(side.about)
         for name, options in settings.metrics.items():
@@ -271,10 +261,10 @@ def check_facts(opened: Opened) -> None:
                 raise UsageError(f"{side.name}: --metrics {name} needs other features; score images with --extractor {network}")
         difference = mismatches({"n": side.n, **facts}, {"n": samples[0].n, **fingerprint(samples[0].about)})
         refuse(difference, side.name, samples[0].name, "score one set at a time, or sets made alike")
-        for other in () if settings.allow_mismatch else opened.sides.references:
+        for other in () if settings.allow_mismatch else opened.references:
             remedy = "such scores are not comparable; use images made alike, or 'elbo eval --allow-mismatch'"
             refuse(mismatches(fingerprint(other.about), facts), other.name, side.name, remedy)
-    for side in filter(None, (*samples, reference)) if opened.spatial else ():
+    for side in filter(None, (*samples, opened.reference)) if opened.spatial else ():
         features: Any = side.statistics or side.saved or opened.extractor
         if features.spatial is None:
             raise UsageError(
@@ -288,14 +278,14 @@ def check_sizes(opened: Opened) -> list[int]:
     Raises DataError, UsageError, FormatError.
     """
     sizes = [(side.name, *_sizes_of(side, opened)) for side in opened.by_image]
-    sizes += [(side.name, len(side.statistics.mu), 0) for side in opened.sides.references if side.statistics]
+    sizes += [(side.name, len(side.statistics.mu), 0) for side in opened.references if side.statistics]
     name, width, _ = sizes[0]
     for other, other_width, _ in sizes:
         if other_width != width:
             raise DataError(
                 f"{name}: has {width} features per image, but {other} has {other_width}; use features of one extractor"
             )
-    sizes = sizes[: len(opened.sides.samples)]
+    sizes = sizes[: len(opened.samples)]
     for name, _, logits in sizes:
         if not logits and (needing := opened.settings.needing(Need.LOGITS)):
             raise UsageError(f"{name}: has no logits, which {needing[0]} needs; choose other --metrics")
@@ -382,7 +372,7 @@ def _sample_pairs(samples: OpenedSet, protocol: Protocol) -> Pairs:
     if about.extractor == protocol.extractor == DEFAULT:
         pairs["extractor_weights"] = [str(about.weights_sha256 or unknown)[:8], PUBLISHED_INCEPTION]
     if protocol.classes:
-        text, counts = "{}, each with {} to {} samples", [*samples.class_counts().values()]
+        text, counts = "{}, each with {} to {} samples", samples.class_sizes()
         classes = text.format(len(counts), min(counts), max(counts)) if counts else unknown
         pairs["classes"] = [classes, text.format(protocol.classes, protocol.per_class, protocol.per_class)]
     return pairs

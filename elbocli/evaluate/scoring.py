@@ -14,10 +14,10 @@ from msgspec import structs
 from elbocli.core.metrics import METRICS, Need, Value
 from elbocli.core.neighbours import nearest
 from elbocli.errors import DataError
-from elbocli.evaluate.extract import Extracted, ExtractedSet, extract
-from elbocli.evaluate.opening import Opened, OpenedSet, Sides, deviations, fingerprint, open_evaluation, options_of
+from elbocli.evaluate.extract import extract
+from elbocli.evaluate.opening import Opened, OpenedSet, deviations, fingerprint, open_evaluation, options_of
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, naming_network
-from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
+from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.contact_sheet import Group, lay_out, write_contact_sheet
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 from elbocli.run.classes import CHANCE, DATA, p_of_equal_shares
@@ -32,56 +32,54 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
     sources, ref, and errors raised: as in `open_evaluation`.
     """
     with contextlib.ExitStack() as stack:
-        extracted = extract(open_evaluation(sources, ref, settings, world, stack))
-        result = score(extracted)
+        opened = extract(open_evaluation(sources, ref, settings, world, stack))
+        result = score(opened)
         if result and settings.neighbours:
-            write_sheet(settings.neighbours, extracted.sides)
+            write_sheet(settings.neighbours, opened)
     if result:
-        _save(extracted.sides.samples[0], settings)
+        _save(opened.samples[0], settings)
         _warn(result, settings)
-        _warn_of_classes(extracted.opened)
+        _warn_of_classes(opened)
     return result
 
 
-def score(extracted: Extracted) -> EvalResult | None:
-    """Compute the metrics; return the result on rank 0, None on other ranks, which don't wait for rank 0's hour on many images.
+def score(opened: Opened) -> EvalResult | None:
+    """Compute the metrics; return the result on rank 0, None on other ranks, which don't wait for rank 0.
 
+    opened: from `extract`.
     Raises DataError: two sets of samples hold the same images, or their features don't suit a metric.
     """
-    if not extracted.opened.world.first:
+    if not opened.world.first:
         return None
-    samples = extracted.sides.samples
-    digests = [digest for side in samples if (digest := side.opened.about.images_sha256)]
+    digests = [digest for side in opened.samples if (digest := side.about.images_sha256)]
     if len(set(digests)) < len(digests):
         raise DataError(
-            f"two of {[side.opened.name for side in samples]} hold the same images; draw each with a --seed of its own"
+            f"two of {[side.name for side in opened.samples]} hold the same images; draw each with a --seed of its own"
         )
-    return EvalResult([score_set(side, extracted) for side in samples])
+    return EvalResult([score_set(side, opened) for side in opened.samples])
 
 
-def score_set(samples: ExtractedSet, extracted: Extracted) -> Scores:
+def score_set(samples: OpenedSet, opened: Opened) -> Scores:
     """Compute all metrics of one set of samples. Raises DataError when a metric can't be computed from these features."""
-    opened, (_, reference, held_out) = extracted.opened, extracted.sides.map(lambda side: side.features)
-    if reference and held_out:
-        reference = replace(reference, held_out=held_out)
-    values = dict[str, Value]()
+    reference, values = opened.reference and opened.reference.features, dict[str, Value]()
+    if reference and opened.held_out:
+        reference = replace(reference, held_out=opened.held_out.features)
     for name, options in opened.settings.metrics.items():
         values |= METRICS[name].make(samples.features, reference, options)
-    mismatched = any(_mismatch(side, opened.sides.reference) for side in opened.sides.samples)
-    about = samples.opened.about
-    network = str(about.extractor) if mismatched else naming_network(about)  # part of the names of scores
-    return Scores(network, values, facts_of(samples.opened, extracted))
+    mismatched = any(_mismatch(side, opened.reference) for side in opened.samples)
+    network = str(samples.about.extractor) if mismatched else naming_network(samples.about)  # part of the names of scores
+    return Scores(network, values, facts_of(samples, opened))
 
 
 def _mismatch(samples: OpenedSet, reference: OpenedSet | None) -> Pairs:
     return mismatches(fingerprint(samples.about), fingerprint(reference.about)) if reference else {}
 
 
-def facts_of(samples: OpenedSet, extracted: Extracted) -> Facts:
+def facts_of(samples: OpenedSet, opened: Opened) -> Facts:
     """Return the metadata on the scores of one set of samples."""
-    settings, (_, reference, held_out) = extracted.opened.settings, extracted.sides.map(lambda side: side.opened)
-    about, ref, apart = (side.about if side else FeatureFacts() for side in (samples, reference, held_out))
-    counts = [*samples.class_counts().values()]
+    settings, reference, held_out = opened.settings, opened.reference, opened.held_out
+    about, ref, others = (side.about if side else FeatureFacts() for side in (samples, reference, held_out))
+    counts = samples.class_sizes()
     return Facts(
         samples=samples.name,
         n_samples=about.n,
@@ -91,8 +89,8 @@ def facts_of(samples: OpenedSet, extracted: Extracted) -> Facts:
         n_ref_images=ref.images,
         ref_sha256=ref.sha256 or ref.images_sha256,
         held_out=held_out.name if held_out else None,
-        n_held_out=apart.n,
-        held_out_sha256=apart.images_sha256,
+        n_held_out=others.n,
+        held_out_sha256=others.images_sha256,
         extractor=about.extractor,
         extractor_sha256=about.weights_sha256,
         feature_precision=about.feature_precision,
@@ -117,8 +115,8 @@ def facts_of(samples: OpenedSet, extracted: Extracted) -> Facts:
 # Files and warnings
 
 
-def _save(samples: ExtractedSet, settings: EvalSettings) -> None:
-    features, about = samples.features, samples.opened.about
+def _save(samples: OpenedSet, settings: EvalSettings) -> None:
+    features, about = samples.features, samples.about
     if settings.save_stats:
         write_statistics(settings.save_stats, Statistics(features.moments.mu, features.moments.sigma, about, features.spatial))
     if settings.save_features:
@@ -132,19 +130,22 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
     facts = result.repeats[0].facts
     if few and (facts.n_samples or 0) < ENOUGH:
-        message = "%s: has %s images; with fewer than %s, scores depend on the number of images: %s"
-        log.warning(message, facts.samples, facts.n_samples, ENOUGH, few)
+        log.warning(
+            f"{facts.samples}: has {facts.n_samples} images; with fewer than {ENOUGH}, scores depend on the number of images: {few}"
+        )
     keys = {key for scores in result.repeats for key in scores.facts.made}
     if differ := keys - result.common()["made"].keys() - {"seed", "command"}:
-        names = ", ".join(sorted(differ))
-        log.warning("sets of samples differ in more than the seed: %s; so the standard deviation is not over seeds alone", names)
+        log.warning(
+            f"sets of samples differ in more than the seed: {', '.join(sorted(differ))}; so the standard deviation is not over "
+            "seeds alone"
+        )
 
 
 def _warn_of_classes(opened: Opened) -> None:
-    settings, reference = opened.settings, opened.sides.reference
-    if reference is None or not settings.needing(Need.REFERENCE) or PROTOCOLS.get(settings.protocol, USUAL).classes:
+    settings, reference = opened.settings, opened.reference
+    if reference is None or not settings.needing(Need.REFERENCE) or settings.classes_of_protocol:
         return
-    for side in opened.sides.samples:
+    for side in opened.samples:
         p = p_of_same_classes(side, reference)
         if p is not None and p < CHANCE:
             remedy = "draw samples by 'elbo sample … --classes data'"
@@ -161,31 +162,31 @@ def p_of_same_classes(samples: OpenedSet, reference: OpenedSet) -> float | None:
 
     Returns None if one of them has no labels, or they have classes of different names.
     """
-    counts: list[dict[Any, int]] = [side.class_counts() for side in (samples, reference)]
-    names = [side.class_names for side in (samples, reference)]
-    if not all(counts):
+    labels: list[Any] = [samples.labels, reference.labels]
+    if labels[0] is None or labels[1] is None:
         return None
+    names = [side.class_names for side in (samples, reference)]
     if all(names):
         if not (set(names[0]) <= set(names[1]) or set(names[0]) >= set(names[1])):
             return None
-        counts = [{classes[label]: count for label, count in by_label.items()} for classes, by_label in zip(names, counts)]
-    union = sorted({*counts[0], *counts[1]})
-    return p_of_equal_shares(*(np.array([by_class.get(name, 0) for name in union]) for by_class in counts))
+        labels = [np.array(of_class)[numbers] for of_class, numbers in zip(names, labels)]
+    classes, numbers = np.unique(np.concatenate(labels), return_inverse=True)
+    return p_of_equal_shares(*(np.bincount(part, minlength=len(classes)) for part in np.split(numbers, [samples.n])))
 
 
 ROWS, BESIDE = 12, 5  # rows in the picture of --neighbours, and reference images in each row
 
 
-def write_sheet(out: Path, sides: Sides[ExtractedSet]) -> None:
+def write_sheet(out: Path, opened: Opened) -> None:
     """Draw a row for each of the samples closest to the reference: the sample, then the nearest reference images."""
-    samples: Any = sides.samples[0]
-    reference: Any = sides.reference
-    columns = 1 + min(BESIDE, reference.opened.n)
+    samples: Any = opened.samples[0]
+    reference: Any = opened.reference
+    columns = 1 + min(BESIDE, reference.n)
     device = samples.features.device
     distances, neighbours = nearest(samples.features.values, reference.features.values, columns - 1, device)
     rows = distances[:, 0].argsort(stable=True)[:ROWS].tolist()
-    closest = samples.opened.reader.pick(rows)
-    others = reference.opened.reader.pick(neighbours[rows].flatten().tolist())
+    closest = samples.reader.pick(rows)
+    others = reference.reader.pick(neighbours[rows].flatten().tolist())
     images = np.concatenate([closest[:, None], others.reshape(len(rows), -1, *closest.shape[1:])], 1)
     groups = [
         Group(f"{index}: {distances[index, 0]:.3g}", range(row * columns, (row + 1) * columns)) for row, index in enumerate(rows)

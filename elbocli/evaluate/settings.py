@@ -38,7 +38,13 @@ class EvalSettings:
     precision: str = STRICT
 
     def needing(self, need: Need) -> list[str]:
+        """Return the names of the metrics that need an input."""
         return [name for name in self.metrics if need in METRICS[name].traits.needs]
+
+    @property
+    def classes_of_protocol(self) -> int:
+        """Number of classes that the protocol requires; 0: any."""
+        return PROTOCOLS.get(self.protocol, USUAL).classes
 
     @property
     def draws(self) -> bool:

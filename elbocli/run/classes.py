@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +32,9 @@ def counts_for(num_classes: int, counts: list[int] | None, where: object) -> np.
     if not num_classes or counts is None:
         return None
     if len(counts) > num_classes or not 0 < sum(counts) <= MOST_IMAGES:
-        found = f"class_counts are {len(counts)} numbers with the sum {sum(counts)}"
         raise FormatError(
-            f"{where}: {found}, expected at most {num_classes}, and a sum from 1 to {MOST_IMAGES}; delete this entry"
+            f"{where}: class_counts are {len(counts)} numbers with the sum {sum(counts)}, expected at most {num_classes}, and a "
+            f"sum from 1 to {MOST_IMAGES}; delete this entry"
         )
     return np.array(counts + [0] * (num_classes - len(counts)))
 
@@ -75,16 +75,13 @@ def choose_labels(
         if counts is None:
             raise UsageError(f"--classes data: {UNKNOWN}; put the dataset back, or give --classes balanced")
         return random_classes_of(counts, n, seed)
-    by_name: dict[str, set[int]] = defaultdict(set)
-    for number, name in enumerate(names[:num_classes]):
-        by_name[name].add(number)
-    by_number = {str(number): {number} for number in range(num_classes)}
+    name_of = dict(enumerate(names))
 
-    def find(word: str | int) -> set[int]:
-        if isinstance(word, int):
-            return {word}.intersection(range(num_classes))
-        digits = (word.lstrip("0") or "0") if word.isdecimal() else ""
-        return by_name.get(word, set()) | by_number.get(digits, set())
+    @cache
+    def find(word: str | int) -> list[int]:
+        # The class may be a number, its digits, or its name.
+        digits = (word.lstrip("0") or "0") if isinstance(word, str) and word.isdecimal() else ""
+        return [number for number in range(num_classes) if word in (number, name_of.get(number)) or digits == str(number)]
 
     words: Sequence[str | int] = [word.strip() for word in classes.split(",")]
     where: str = "--classes"
@@ -93,7 +90,7 @@ def choose_labels(
         words, where, kind = _read_labels(Path(classes)), classes, DataError
     numbers = list[int]()
     for word in words:
-        matches = sorted(find(word))
+        matches = find(word)
         if len(matches) != 1:
             hint = " or ".join(f"write 0{number}" for number in matches)
             hint = hint or nearest(str(word), names or [f"0 to {num_classes - 1}"])
@@ -140,13 +137,13 @@ def p_of_equal_shares(first: np.ndarray, second: np.ndarray) -> float:
     table = np.stack([first, second])
     table = table[:, np.argsort(table.sum(0), kind="stable")]
     expected = table.sum(0) * (table.sum(1).min() / table.sum())
-    starts, held = [0], 0.0
+    starts, pooled = [0], 0.0
     for place, images in enumerate(expected):
-        if held >= LEAST_EXPECTED:
+        if pooled >= LEAST_EXPECTED:
             starts.append(place)
-            held = 0.0
-        held += images
-    if held < LEAST_EXPECTED and len(starts) > 1:
+            pooled = 0.0
+        pooled += images
+    if pooled < LEAST_EXPECTED and len(starts) > 1:
         starts.pop()
     cells = np.add.reduceat(table, starts, axis=1)
     return float(chi2_contingency(cells, correction=False).pvalue) if len(starts) > 1 else 1.0

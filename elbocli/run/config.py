@@ -145,7 +145,7 @@ def read_config(run: Path) -> RunConfig:
 
 
 def read_run_config(run: Path) -> RunConfig:
-    """Read a run's config.yaml. Raises FormatError, and UsageError if a plug-in is missing."""
+    """Read config.yaml of a run, and check that the run's plug-ins are loaded. Raises FormatError, UsageError."""
     config = read_config(run)
     check_plugins(config.plugins, run)
     return config

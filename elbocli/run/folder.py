@@ -51,13 +51,9 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     Raises DataError: another process keeps the lock, or the checkpoints are gone.
     """
     with writing(out):
-        is_run = (out / CONFIG).exists()
         # A start that failed or was killed leaves a lock, hidden temporary files, and status.json.
-        if (
-            out.exists()
-            and not is_run
-            and (not out.is_dir() or any(p.name[0] != "." and p.name != STATUS for p in out.iterdir()))
-        ):
+        taken = out.exists() and (not out.is_dir() or any(path.name[0] != "." and path.name != STATUS for path in out.iterdir()))
+        if taken and not (out / CONFIG).exists():
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(out / LOCK, str(out), patience))
@@ -69,7 +65,7 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
                 f"{out}: holds a run with other settings; choose another -o, or leave out these options:\n  "
                 + "\n  ".join(changed)
             )
-        if not anew and Status(out, 0).saved is not None and not store.checkpoints(out):
+        if not anew and Status(out, 0).now.saved is not None and not store.checkpoints(out):
             raise DataError(f"{out}: holds a run whose checkpoints are gone; put them back, or begin anew with --overwrite")
     store.clean(out)
 
@@ -77,14 +73,12 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
 def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> None:
     """Write config.yaml. command: command line as typed. about: fields `processes` and `device_name`."""
     config = resolved.config()
-    commands, run_id = list[str](), None
-    if store.checkpoints(out):
-        before = read_config(out)
-        commands, run_id = before.commands, before.run_id
+    before = read_config(out) if store.checkpoints(out) else config
+    commands = before.commands
     text = json.dumps(config.json(), sort_keys=True)
     new = structs.replace(
         config,
-        run_id=run_id or hashlib.sha256(text.encode()).hexdigest()[:32],
+        run_id=before.run_id or hashlib.sha256(text.encode()).hexdigest()[:32],
         elbo_version=__version__,
         torch_version=str(torch.__version__),
         python_version=python_version(),
@@ -141,29 +135,24 @@ def read_status(run: Path) -> RunStatus:
 class Status:
     """Writer of a run's status.json. Write errors are ignored.
 
-    step, images, saved, images_per_s, state: as in RunStatus; the initial values come from status.json.
-    writes: False on ranks other than 0.
+    now: the status; at the beginning, that of status.json. writes: False on ranks other than 0.
     """
 
     def __init__(self, run: Path, steps: int, writes: bool = True):
-        self.run, self.writes, self._lock, self._noted = run, writes, Lock(), time.monotonic()
-        now = RunStatus("", 0, steps, 0, 0.0)
+        self.run, self.writes, self._lock, self._written = run, writes, Lock(), time.monotonic()
+        self.now = RunStatus("", 0, steps, 0, 0.0)
         with suppress(FormatError):
-            now = read_status(run)
-        self.state, self.step, self.steps, self.images, self.saved = now.state, now.step, steps, now.images, now.saved
-        self.images_per_s = now.images_per_s
+            self.now = structs.replace(read_status(run), steps=steps)
 
-    def reached(self, step: int, images: int) -> None:
-        """Set `step` and `images`; write status.json at most every EVERY_S seconds."""
-        self.step, self.images = step, images
-        if time.monotonic() - self._noted >= EVERY_S:
-            self._noted = time.monotonic()
-            self.write(RUNNING)
+    def reached(self, **values: Any) -> None:
+        """Change fields of the status, such as `step`; write status.json if its last write was EVERY_S seconds ago."""
+        self.write(RUNNING, time.monotonic() - self._written >= EVERY_S, **values)
 
-    def write(self, state: str, message: str = "") -> None:
-        """Write status.json with the given state. Thread-safe."""
-        reached = self.step, self.steps, self.images, round(time.time(), 3)
-        now = RunStatus(state, *reached, message, self.saved, self.images_per_s)
+    def write(self, state: str, due: bool = True, **values: Any) -> None:
+        """Change fields of the status, and write status.json. Thread-safe. due: False only changes the fields."""
         with self._lock, suppress(DataError):  # the checkpoint writer reports write errors
-            if self.writes:
-                write_json(self.run / STATUS, now.json())
+            self.now = structs.replace(self.now, **{"message": "", "state": state, "time": round(time.time(), 3), **values})
+            if due:
+                self._written = time.monotonic()
+            if due and self.writes:
+                write_json(self.run / STATUS, self.now.json())

@@ -108,16 +108,15 @@ class TrainedRun:
 
         name: `auto`: on CUDA, the precision in `settings`; fp32 elsewhere, or if `settings` has `auto`.
         """
-        trained_in = self.settings.precision if device.type == "cuda" else AUTO
-        return Precision(name if name != AUTO else trained_in if trained_in != AUTO else "fp32", device)
+        if name == AUTO and device.type == "cuda":
+            name = self.settings.precision
+        return Precision("fp32" if name == AUTO else name, device)
 
     def schedule(self) -> Schedule:
         """Return the training schedule; if adaptive, computed from the checkpoint. Raises FormatError, DataError."""
         fixed = schedule_of(self.settings)
         if fixed is None:
-            low, high = self.settings.logsnr_min, self.settings.logsnr_max
-            weighting, uniform = resolve_weighting(self.settings.weighting), parse_schedule("uniform", low, high)
-            return self._followed(Objective(weighting, uniform, self.prediction)).schedule
+            return self._fitted(parse_schedule("uniform", self.settings.logsnr_min, self.settings.logsnr_max)).schedule
         file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
             raise DataError(f"{file}: has changed since {self.path} was trained; choose a schedule by --schedule")
@@ -126,9 +125,7 @@ class TrainedRun:
     def weighting(self) -> Weighting:
         """Return the training weighting; if learned, computed from the checkpoint. Raises FormatError, DataError."""
         weighting = resolve_weighting(self.settings.weighting)
-        if not weighting.learned:
-            return weighting
-        return self._followed(Objective(weighting, self.schedule(), self.prediction)).weighting
+        return self._fitted(self.schedule()).weighting if weighting.learned else weighting
 
     def class_counts(self) -> np.ndarray | None:
         """Return the number of training images of each of the network's classes, int64 [K]; None: no classes, or unknown.
@@ -144,8 +141,9 @@ class TrainedRun:
                     counts = dataset.identity().class_counts
         return counts_for(classes, counts, self.path / CONFIG)
 
-    def _followed(self, objective: Objective) -> Objective:
-        """Fit an objective to the checkpoint's errors."""
+    def _fitted(self, schedule: Schedule) -> Objective:
+        """Return the objective, fitted to the checkpoint's errors. schedule: the training schedule; uniform if adaptive."""
+        objective = Objective(resolve_weighting(self.settings.weighting), schedule, self.prediction)
         with reading(f"{self.checkpoint.path / 'state.pt'}: lacks the errors per noise level", "; use another checkpoint"):
             return OnlineObjective(objective, True, self.settings.floor, self.checkpoint.state()["online"]).objective
 
@@ -173,9 +171,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     settings = config.settings
     if weights == "ema":  # an imported run has only one set of weights
         weights = checkpoint.names[0] if config.source else settings.ema[0]
-    name = weights
-    with suppress(UsageError):
-        name = parse_average(weights).name
+    where, tensors, origin = _read_weights(weights, checkpoint, config)
     trained = {"step": checkpoint.step, "images_trained": checkpoint.images}
     about: dict[str, Any] = {
         **{f"trained_{key}": getattr(settings, key) for key in OBJECTIVE if settings.states(key)},
@@ -184,15 +180,8 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
         **{key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None},
         **(config.init.result_facts() if config.init else {}),
         **(config.source.result_facts() if config.source else {**trained, **config.training_facts()}),
+        **origin,
     }
-    where = checkpoint.path
-    if name in checkpoint.names:
-        tensors = checkpoint.weights(name).all()
-        about |= {"weights": name, "weights_sha256": checkpoint.meta.files[name + WEIGHTS].sha256}
-    else:
-        where = Path(weights)
-        tensors, origin = _average(where, checkpoint, config)
-        about |= origin
     network = empty_network(config, run / CONFIG)
     with reading(f"{where}: its weights don't fit {run / CONFIG}", on=(RuntimeError,)):
         network = loaded(network, tensors)
@@ -201,17 +190,24 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     return TrainedRun(run, network, settings, config.data, config.files, checkpoint, about)
 
 
-def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_weights(weights: str, checkpoint: Checkpoint, config: RunConfig) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    # Returns the checkpoint or file, the weights, and their entries of `about`. weights: name, or path of a file of 'elbo ema'.
+    name, file = weights, Path(weights)
+    with suppress(UsageError):
+        name = parse_average(weights).name
+    if name in checkpoint.names:
+        digest = checkpoint.meta.files[name + WEIGHTS].sha256
+        return checkpoint.path, checkpoint.weights(name).all(), {"weights": name, "weights_sha256": digest}
     if not file.is_file():
         raise UsageError(
-            f"weights {str(file)!r}: no such file or name; choose a name in {checkpoint.path}: {', '.join(checkpoint.names)}"
+            f"weights {weights!r}: no such file or name; choose a name in {checkpoint.path}: {', '.join(checkpoint.names)}"
         )
     facts, digest = read_average_facts(file)
     if facts.run_id not in (None, config.run_id):
         raise DataError(f"{file}: is an average of another run, {facts.run}; name an average of {checkpoint.path.parent.parent}")
     check_tensors(file)
     trained = {"weights": parse_average(facts.spec).name, "step": facts.step, "images_trained": facts.images}
-    return load(file), {**trained, "weights_file": str(file), "weights_sha256": digest}
+    return file, load(file), {**trained, "weights_file": str(file), "weights_sha256": digest}
 
 
 class EffectiveWeighting(NamedTuple):
@@ -257,10 +253,9 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     if not weighting.learned:
         return [EffectiveWeighting(0, 0, weighting, ends, settings.auxiliary)]
     assert schedule is not None
-    path, intervals = run / "losslog.jsonl", list[LossLogRow]()
+    path = run / "losslog.jsonl"
     online = OnlineObjective(Objective(weighting, schedule, Prediction(settings.prediction)))
-    if path.exists():
-        intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)]
+    intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)] if path.exists() else []
     chosen = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
     effective = []
     for number, interval in enumerate([LossLogRow(0, 0, *torch.zeros(3, len(online.edges) - 1).tolist()), *intervals]):
@@ -293,10 +288,10 @@ class Initial(TrainedRun):
         """
         self.weights(network, data)  # so that a bad choice is refused before the run begins
         about, before = self.about, _compared(self.settings, self.network.config, self.data)
-        seen = {key: value for key, value in about.items() if key.startswith("imported_")}
+        imported = {key: value for key, value in about.items() if key.startswith("imported_")}
         changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]
         which = about["weights"], about["weights_sha256"], about.get("step"), about.get("images_trained")
-        return InitFacts(str(self.source), *which, changed, **seen)
+        return InitFacts(str(self.source), *which, changed, **imported)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
         """Return the settings that a new run inherits. data: dataset of the new run."""
@@ -304,9 +299,6 @@ class Initial(TrainedRun):
         left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored().items()
         return {key: value for key, value in stored if key != "time_limit" and SETTINGS[key].group not in left}
-
-    def check_data(self, data: RunData) -> None:
-        check_alike(data, self.data, self.source)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
         """Return the old run's class number for each new class; None: the old run lacks the class.

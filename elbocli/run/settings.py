@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import structs
 
@@ -17,7 +17,7 @@ from elbocli.core.averages import canonical, parse_average
 from elbocli.core.learning_rate import LR_DECAYS
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction, resolution_shift
-from elbocli.core.schedule import Schedule, check_range, parse_schedule
+from elbocli.core.schedule import Schedule
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
@@ -31,8 +31,8 @@ from elbocli.nn import auxiliary
 from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, section_of
 from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.run.config import ConfigFile, InitFacts, RunConfig
-from elbocli.run.open import Initial
-from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, STORED, TrainSettings, convert_settings
+from elbocli.run.open import Initial, check_alike
+from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, STORED, TrainSettings, convert_settings
 from elbocli.runtime import AUTO, PRECISIONS
 from elbocli.runtime.device import card_bytes, resolve_device, usual_precision
 from elbocli.runtime.progress import log
@@ -115,41 +115,20 @@ class Resolved:
         )
 
 
-@dataclass(frozen=True)
-class Layers:
-    """Settings of a run by source. A source has priority over those below it.
+class Merged(NamedTuple):
+    """Settings of all sources.
 
-    options: given by the user, on the command line or in the file of --config.
-    config: of the config.yaml of the run to resume, or of --config; {}: no such file.
-    preset: file of the preset; None: not read, because config.yaml or the run of --init was made with the preset.
-    init: inherited from the run of --init; {}: random weights, or a run to resume.
-    name: of the preset.
+    values: all settings. chosen: those that were chosen for this very run, which nothing adapts to its length.
+    network: keys of the network's config among the options.
+    refined: whether the weighting is that of a run, whose SPEC includes shift, bias and monotone.
+    preset: content of its file; None: not read, because config.yaml or the run of --init was made with the preset.
     """
 
-    options: Values
-    config: Values
+    values: Values
+    chosen: Values
+    network: Values
+    refined: bool
     preset: Preset | None
-    init: Values
-    name: str
-
-    def source(self, setting: str) -> str:
-        """Return the layer that a setting comes from: name of a field, or "" for the default."""
-        train = self.preset.train if self.preset else {}
-        layers = {"options": self.options, "config": self.config, "preset": train, "init": self.init}
-        return next((layer for layer, values in layers.items() if setting in values), "")
-
-    def chosen(self) -> Values:
-        """Return the settings that were chosen for this very run, which nothing adapts to its length."""
-        return {**({} if self.preset else self.init), **self.config, **self.options}
-
-    def merged(self) -> Values:
-        """Return all settings. Numbers of updates that nobody chose shrink in proportion in a run shorter than usual."""
-        chosen = self.chosen()
-        usual = {**TrainSettings().stored(), "snapshot_every": None, **self.init, **(self.preset.train if self.preset else {})}
-        values = {**usual, **chosen, "preset": self.name}
-        for key in PACED - chosen.keys():
-            values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
-        return values
 
 
 def resolve(
@@ -166,13 +145,11 @@ def resolve(
         data = data.identity()
     assert data.image_size
     if initial:
-        initial.check_data(data)
+        check_alike(data, initial.data, initial.source)
     if existing:
         check_plugins(existing.config.plugins, existing.path)
-    given = {key: value for key, value in options.items() if value is not None}
-    overrides = {key.removeprefix(NETWORK): given.pop(key) for key in [*given] if key.startswith(NETWORK)}
-    layers = _layers(convert_settings(given), data, existing, initial)
-    values = layers.merged()
+    merged = _merge(options, data, existing, initial)
+    values = merged.values
     prediction = Prediction(values["prediction"])
     if initial and prediction.spec != initial.prediction.spec:
         raise UsageError(
@@ -182,31 +159,68 @@ def resolve(
         raise UsageError(
             f"--flip: {data.path} holds latents, which can't be mirrored; leave --flip out, and pack by 'elbo prep --mirror'"
         )
-    weighting, schedule = _weighting(layers, values, data.image_size, initial), _schedule(layers, values, data.image_size)
-    if schedule:
-        values |= {"schedule": schedule.base, "logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
+    weighting = _weighting(merged, data.image_size, None if existing else initial)
+    objective = Objective(weighting, _schedule(merged, data.image_size), prediction)
+    settings = _settings(merged, objective, initial)
+    curves = objective.schedule, weighting.schedule
+    files = {str(curve.file): file_sha256(curve.file) for curve in curves if curve and curve.file}
+    init = existing.config.init if existing else None
+    if initial and init and init.sha256 == initial.about["weights_sha256"]:  # the run began from these weights
+        network = _network(merged, data, existing)
+        init = structs.replace(init, run=str(initial.source))  # the run of --init may have moved
     else:
-        refuse_adaptive(weighting)
-    weighting.check(values["logsnr_min"], values["logsnr_max"])
-    values |= {"weighting": weighting.spec, "precision": _precision(layers, values, initial), **_averages(values)}
-    values |= {"lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, "auxiliary": auxiliary.canonical(values["auxiliary"])}
-    settings = TrainSettings(**{key: values[key] for key in STORED})
-    files = {str(curve.file): file_sha256(curve.file) for curve in (schedule, weighting.schedule) if curve and curve.file}
-    begins = _begins(existing, initial)
-    network = _network(layers, overrides, values.get("conditional"), data, existing, begins)
-    init = begins.facts(settings, network, data) if begins else _recorded_init(existing, initial)
-    objective = Objective(weighting, schedule or parse_schedule("uniform", settings.logsnr_min, settings.logsnr_max), prediction)
+        network = _network(merged, data, existing, initial)
+        init = initial.facts(settings, network, data) if initial else init
     return Resolved(settings, network, data, files, objective, init, initial)
 
 
-def _layers(options: Values, data: RunData, existing: ConfigFile | None, initial: Initial | None) -> Layers:
+def _settings(merged: Merged, objective: Objective, initial: Initial | None) -> TrainSettings:
+    # The merged settings, as config.yaml has them: complete SPECs, and numbers for words such as auto.
+    values, weighting, schedule = merged.values, objective.weighting, objective.schedule
+    if values["schedule"] == ADAPTIVE:
+        refuse_adaptive(weighting)
+    else:
+        values = {**values, "schedule": schedule.base}
+    weighting.check(schedule.logsnr_min, schedule.logsnr_max)
+    values = {
+        **values,
+        **_averages(values),
+        "weighting": weighting.spec,
+        "logsnr_min": schedule.logsnr_min,
+        "logsnr_max": schedule.logsnr_max,
+        "precision": _precision(merged, initial),
+        "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec,
+        "auxiliary": auxiliary.canonical(values["auxiliary"]),
+    }
+    return TrainSettings(**{key: values[key] for key in STORED})
+
+
+def _merge(given: Mapping[str, Any], data: RunData, existing: ConfigFile | None, initial: Initial | None) -> Merged:
+    given = {key: value for key, value in given.items() if value is not None}
+    network = {key.removeprefix(NETWORK): given.pop(key) for key in [*given] if key.startswith(NETWORK)}
+    options = convert_settings(given)
     config = existing.config.settings.stored() if existing else {}
     init = initial.inherited(data) if initial and not existing else {}
     if existing and options.get("precision") == AUTO:  # the run keeps its precision
         del options["precision"]
     name = {**init, **config, **options}.get("preset") or _choose(data, options.get("device", AUTO))
-    if name == config.get("preset") or (init and "preset" not in options):
-        return Layers(options, config, None, init, name)
+    read = name != config.get("preset") and ("preset" in options or not init)
+    preset = _read_preset(name, data, initial) if read else None
+    train = preset.train if preset else {}
+    chosen = {**({} if preset else init), **config, **options}
+    usual = {**TrainSettings().stored(), "snapshot_every": None, **init, **train}
+    values = {**usual, **chosen, "preset": name}
+    for key, setting in SETTINGS.items():
+        if setting.paced and key not in chosen:  # in a run shorter than usual, updates between events shrink in proportion
+            values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
+    if "weighting" in chosen and "shift" not in options:
+        values["shift"] = None  # the preset's shift is for the preset's weighting
+    refined = "weighting" not in options and ("weighting" in config or "weighting" in init.keys() - train.keys())
+    return Merged(values, chosen, network, refined, preset)
+
+
+def _read_preset(name: str, data: RunData, initial: Initial | None) -> Preset:
+    # Its settings are converted.
     preset = load_preset(name)
     if preset.data and preset.data.kind and not data.latents:
         raise UsageError(f"--preset {name} is for latents, and {data.path} holds pixels; pack latents with 'elbo prep --latents'")
@@ -214,7 +228,7 @@ def _layers(options: Values, data: RunData, existing: ConfigFile | None, initial
         train = convert_settings(preset.train, PRESET_SETTINGS)
     if initial:
         train.pop("prediction", None)  # a network with weights keeps its prediction
-    return Layers(options, config, structs.replace(preset, train=train), init, name)
+    return structs.replace(preset, train=train)
 
 
 def _choose(data: RunData, device: str) -> str:
@@ -232,35 +246,32 @@ def _choose(data: RunData, device: str) -> str:
     return name
 
 
-def _precision(layers: Layers, values: Values, initial: Initial | None) -> str:
-    if values["precision"] != AUTO:
-        return str(values["precision"])
+def _precision(merged: Merged, initial: Initial | None) -> str:
+    if merged.values["precision"] != AUTO:
+        return str(merged.values["precision"])
     half = bool(initial and initial.settings.precision in PRECISIONS[2:])
-    return usual_precision(values["device"], layers.preset.about.gpu if layers.preset else half)
+    return usual_precision(merged.values["device"], merged.preset.about.gpu if merged.preset else half)
 
 
-def _weighting(layers: Layers, values: Values, size: int, initial: Initial | None) -> Weighting:
-    # The SPEC of a config.yaml, or of the run of --init, already includes shift, bias and monotone.
+def _weighting(merged: Merged, size: int, source: Initial | None) -> Weighting:
+    # source: the run of --init if settings are inherited from it.
+    values = merged.values
     spec, shift = values["weighting"], values.get("shift")
-    if layers.source("shift") == "preset" and "weighting" in layers.chosen():
-        shift = None  # the preset's shift is for the preset's weighting
     moved = resolution_shift(size) if shift == AUTO else shift or 0.0
-    refined = layers.source("weighting") in ("config", "init")
-    if refined and shift is not None:
+    if merged.refined and shift is not None:
         moved -= resolve_weighting(spec).shift  # --shift replaces the spec's shift, which may come from the same option
-    elif refined and initial and layers.init:
-        moved = resolution_shift(size) - resolution_shift(initial.network.config.image_size)
+    elif merged.refined and source:
+        moved = resolution_shift(size) - resolution_shift(source.network.config.image_size)
     bias = {} if values.get("bias") is None else {"bias": values["bias"]}
     return resolve_weighting(spec, shift=moved, monotone=bool(values.get("monotone")), given=bias, size=size)
 
 
-def _schedule(layers: Layers, values: Values, size: int) -> Schedule | None:
-    # None: adaptive. A schedule file's own range of λ applies unless a range was chosen.
-    spec, ends = values["schedule"], (values["logsnr_min"], values["logsnr_max"])
+def _schedule(merged: Merged, size: int) -> Schedule:
+    # A schedule file's own range of λ applies unless a range was chosen.
+    spec, ends = merged.values["schedule"], (merged.values["logsnr_min"], merged.values["logsnr_max"])
     if spec == ADAPTIVE:
-        check_range(*ends)
-        return None
-    if {"logsnr_min", "logsnr_max"}.isdisjoint(layers.chosen()) and SCHEDULES.lookup(spec.partition(":")[0]) is None:
+        spec = "uniform"
+    if {"logsnr_min", "logsnr_max"}.isdisjoint(merged.chosen) and SCHEDULES.lookup(spec.partition(":")[0]) is None:
         ends = None, None
     return resolve_schedule(spec, *ends, size=size)
 
@@ -275,39 +286,22 @@ def _averages(values: Values) -> Values:
     return {"ema": specs, "snapshot_every": every}
 
 
-def _begins(existing: ConfigFile | None, initial: Initial | None) -> Initial | None:
-    # The run of --init, unless config.yaml records that its weights are those that the run began from.
-    recorded = existing.config.init if existing else None
-    return None if initial and recorded and recorded.sha256 == initial.about["weights_sha256"] else initial
-
-
-def _recorded_init(existing: ConfigFile | None, initial: Initial | None) -> InitFacts | None:
-    recorded = existing.config.init if existing else None
-    return structs.replace(recorded, run=str(initial.source)) if recorded and initial else recorded  # the run may have moved
-
-
-def _network(
-    layers: Layers,
-    overrides: Values,
-    conditional: bool | None,
-    data: RunData,
-    existing: ConfigFile | None,
-    begins: Initial | None,
-) -> NetworkConfig:
-    # The config comes from the run of --init, from the preset, or from config.yaml.
-    if begins:
-        where, section = str(begins.source), section_of(begins.network.config)
-    elif layers.preset:
-        where, section = f"preset {layers.name}", _preset_network(layers.preset, data)
+def _network(merged: Merged, data: RunData, existing: ConfigFile | None, initial: Initial | None = None) -> NetworkConfig:
+    # The config comes from `initial`, the run that has the first weights; from the preset; or from config.yaml.
+    if initial:
+        where, section = str(initial.source), section_of(initial.network.config)
+    elif merged.preset:
+        where, section = f"preset {merged.values['preset']}", _preset_network(merged.preset, data)
     else:
         assert existing
         where, section = str(existing.path), existing.config.network
-    if overrides.get("family") not in (None, section.get("family")):  # the other settings are those of the preset's family
+    if merged.network.get("family") not in (None, section.get("family")):  # the other settings are those of the preset's family
         section = {key: value for key, value in section.items() if key in ("image_size", "num_classes")}
-    several = (data.num_classes or 0) > 1
+    classes, conditional = data.num_classes or 0, merged.values.get("conditional")
     if conditional is None:
-        conditional = section.get("num_classes", several) and (several or not begins)
-    return _fitted({**section, **overrides}, where, data, (data.num_classes or 0) if conditional else 0)
+        several = classes > 1
+        conditional = section.get("num_classes", several) and (several or not initial)
+    return _fitted({**section, **merged.network}, where, data, classes if conditional else 0)
 
 
 def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Setting(NamedTuple):
     zero: word for 0, such as 'none'. flags: the option's name; "": no option; None: as the setting is called.
     metavar: placeholder of the value in the help. shown: default in the help; "": no default, or the preset's.
     paced: whether the default shrinks with --steps when a run is shorter than its preset.
-    free: whether a resumed run may change the setting. preset: whether presets may set it; None: as `stored`.
+    free: whether a resumed run may change the setting. preset: whether presets may set it.
     stored: whether config.yaml has the setting; False: `resolve` merges the setting into another one.
     hint, kind: type with bounds; type without bounds and `| None`. Both, and the group, follow from TrainSettings.
     """
@@ -88,7 +88,7 @@ class Setting(NamedTuple):
     shown: str = ""
     paced: bool = False
     free: bool = False
-    preset: bool | None = None
+    preset: bool = True
     stored: bool = True
     hint: Any = None
     kind: Any = None
@@ -136,11 +136,11 @@ class TrainSettings:
         names="elbocli.core.weighting_curves.WEIGHTINGS",
         words=(LEARNED,),
     )
-    bias: Number | None = setting(None, "Parameter bias of the weighting; 2 is :bias=2.", stored=False)
+    bias: Number | None = setting(None, "Parameter bias of the weighting; 2 is :bias=2.", stored=False, preset=False)
     shift: Number | Literal["auto"] | None = setting(
-        None, "Shift w in logsnr; auto is 2 log(64/d) at d pixels.", metavar="NUMBER|auto", stored=False, preset=True
+        None, "Shift w in logsnr; auto is 2 log(64/d) at d pixels.", metavar="NUMBER|auto", stored=False
     )
-    monotone: bool | None = setting(None, "Hold the weighting constant left of its peak.", stored=False)
+    monotone: bool | None = setting(None, "Hold the weighting constant left of its peak.", stored=False, preset=False)
     prediction: str = setting("v", "Network's output; see 'elbo list predictions'.", names="elbocli.core.prediction.PREDICTIONS")
     auxiliary: tuple[str, ...] = setting(
         (),
@@ -172,7 +172,7 @@ class TrainSettings:
 
     flip: bool = setting(False, "Mirror half of the images; refused for latents.")
     conditional: bool | None = setting(
-        None, "Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False
+        None, "Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False, preset=False
     )
     label_dropout: float = setting(0.1, "Share of images trained without class, for guidance.", ge=0, le=1)
 
@@ -339,10 +339,7 @@ def _settings() -> Iterator[tuple[str, Setting]]:
 
 SETTINGS = dict(_settings())
 STORED = [name for name, declared in SETTINGS.items() if declared.stored]
-PRESET_SETTINGS = [
-    name for name, declared in SETTINGS.items() if (declared.stored if declared.preset is None else declared.preset)
-]
-PACED = {name for name, declared in SETTINGS.items() if declared.paced}
+PRESET_SETTINGS = [name for name, declared in SETTINGS.items() if declared.preset]
 
 
 def convert_text(value: Any, hint: Any) -> Any:

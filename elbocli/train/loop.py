@@ -75,9 +75,8 @@ def run(
         saved = world.of_first(saved)
         status = Status(out, settings.steps, world.first)
         if saved is not None and saved.step == settings.steps:
-            if status.state != DONE:  # a process was killed after its last checkpoint
-                status.step, status.images, status.saved = saved.step, saved.images, saved.step
-                status.write(DONE)
+            if status.now.state != DONE:  # a process was killed after its last checkpoint
+                status.write(DONE, step=saved.step, images=saved.images, saved=saved.step)
             log.info("%s: done, %d steps, trained on %d images", out, saved.step, saved.images)
             return
         try:
@@ -101,7 +100,7 @@ def run(
             _train(state, out, recorder, status, hook, Ending(signals, settings.time_limit, world.size > 1))
         except BaseException as error:
             ended = isinstance(error, (KeyboardInterrupt, Interrupted)) or signals.received
-            status.write("interrupted" if ended else "failed", str(error))
+            status.write("interrupted" if ended else "failed", message=str(error))
             raise
 
 
@@ -139,15 +138,12 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
                 hook.newest = path
                 held = [store.step_of(hook.begun)] if hook.poll() else []
                 store.drop(out, step, settings.keep_last, settings.keep_every, held)
-                status.saved = step
-                status.write(RUNNING)
+                status.write(RUNNING, saved=step)
 
             start(write)
 
         log.info(_introduction(state, out))
-        status.reached(state.steps_done, state.images)
-        status.saved = state.steps_done or None
-        status.write(RUNNING)
+        status.write(RUNNING, step=state.steps_done, images=state.images, saved=state.steps_done or None)
         progress(state.steps_done, settings.steps, "step")
         while (step := state.steps_done) < settings.steps:
             reason, preview = world.most([ending.reason(), recorder.first_preview_due()])
@@ -158,7 +154,7 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
                 saved += "; the same command goes on from there"
                 if reason != TIME:
                     raise interrupted(reason, saved)
-                status.write("stopped", f"ended by its time limit; {saved}")
+                status.write("stopped", message=f"ended by its time limit; {saved}")
                 log.info("%s: ended by its time limit; %s", out, saved)
                 return
             update(state)
@@ -169,10 +165,10 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
                 averages = {each.name: state.copies(state.ema[each.name]) for each in state.ema.averages if each.stored}
                 start(partial(store.save, out, step, averages, None, {"images": state.images}, store.SnapshotMeta))
             values = recorder.after(bool(preview))
-            status.images_per_s = values.get("images_per_s", status.images_per_s)
             if store.due(step, settings.save_every, settings.keep_every) or last:
                 save()
-            status.reached(step, state.images)
+            speed = values.get("images_per_s", status.now.images_per_s)
+            status.reached(step=step, images=state.images, images_per_s=speed)
             if writing.done():
                 writing.result()
             hook.poll()

@@ -15,8 +15,8 @@ from elbocli.core.noise import Noise
 from elbocli.core.samplers import parse_sampler
 from elbocli.core.spacing import logsnr_grid
 from elbocli.errors import UsageError
-from elbocli.evaluate.extract import Extracted, extract_set
-from elbocli.evaluate.opening import Opened, Sides, open_reference, prepare, set_of
+from elbocli.evaluate.extract import extract_set
+from elbocli.evaluate.opening import Opened, open_reference, prepare, set_of
 from elbocli.evaluate.scoring import score
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import PREPROCESSING
@@ -90,9 +90,9 @@ class Evaluation:
             reference, spatial = open_reference(path, stack, world), asks.needing(Need.SPATIAL)
             black = torch.zeros(1, *output.shape, dtype=torch.uint8).expand(self.how.n, -1, -1, -1)
             samples = set_of(self.reader(black))
-            self.opened = prepare(Opened(asks, world, Sides([samples], reference), made, spatial))
+            opened = prepare(Opened(asks, world, [samples], reference, extractor=made, spatial=spatial))
             log.info("%s: extracting features, against which samples are scored", path)
-            self.references = [extract_set(side, self.opened) for side in self.opened.sides.references]
+            self.opened = replace(opened, reference=opened.reference and extract_set(opened.reference, opened))
 
     def reader(self, images: Tensor) -> SampleReader:
         """Return a reader of drawn images, uint8 [n, H, W, C]."""
@@ -107,9 +107,9 @@ class Evaluation:
         """
         begun = time.monotonic()
         images = draw_averaged(self.state, self.output, self.how, self.labels)
-        samples = replace(self.opened.sides.samples[0], reader=self.reader(images))
+        samples = replace(self.opened.samples[0], reader=self.reader(images))
         with self.state.world.together():
-            result = score(Extracted(self.opened, Sides([extract_set(samples, self.opened)], *self.references)))
+            result = score(replace(self.opened, samples=[extract_set(samples, self.opened)]))
         if result is None:
             return {}
         scores = {

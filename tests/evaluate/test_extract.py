@@ -20,7 +20,7 @@ from elbocli.core.metrics import asked
 from elbocli.errors import DataError
 from elbocli.evaluate import scoring
 from elbocli.evaluate.extract import extract_features
-from elbocli.evaluate.opening import open_set
+from elbocli.evaluate.opening import Opened, open_set
 from elbocli.evaluate.result import naming_network
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
@@ -38,6 +38,11 @@ def network():
     return make_extractor("elbo-tiny", None, "cpu")
 
 
+def evaluation(images, extractor, batch):
+    """An evaluation of these images, without metrics."""
+    return Opened(EvalSettings({}, batch_size=batch), ALONE, [images], extractor=extractor)
+
+
 def extracted(path, monkeypatch, extractor, asked):
     """The file's images with their features, extracted in batches of 4; `asked` has the start and the thread of each read."""
     with contextlib.ExitStack() as stack:
@@ -49,7 +54,7 @@ def extracted(path, monkeypatch, extractor, asked):
             return at_once(start, count)
 
         monkeypatch.setattr(images.reader, "at", at)
-        return extract_features(images, extractor, 4, ALONE, {"values"})
+        return extract_features(images, evaluation(images, extractor, 4), {"values"})
 
 
 def test_a_thread_reads_files_one_batch_ahead_and_the_main_thread_pipes(tmp_path, monkeypatch, network, within):
@@ -81,18 +86,19 @@ def test_a_thread_reads_files_one_batch_ahead_and_the_main_thread_pipes(tmp_path
     writer.join()
     assert asked == [(start, True) for start in starts]
     assert torch.equal(piped.features.values, files.features.values) and len(files.features.values) == 22
-    assert piped.opened.about.images_sha256 == files.opened.about.images_sha256 != None  # noqa: E711
+    assert piped.about.images_sha256 == files.about.images_sha256 != None  # noqa: E711
 
 
 def test_what_is_opened_stays_as_it_is(digits, network):
     """So each extraction of a set keeps what it is asked for, and only its result knows the images' digest."""
     with contextlib.ExitStack() as stack:
         images = open_set(digits, stack, ALONE)
-        few, more = (extract_features(images, network, 64, ALONE, keep) for keep in (set(), {"values", "logits"}))
+        opened = evaluation(images, network, 64)
+        few, more = (extract_features(images, opened, keep) for keep in (set(), {"values", "logits"}))
     assert few.features.values is None and len(more.features.values) == len(more.features.logits) == images.n
-    assert few.opened.about == more.opened.about != images.about
+    assert few.about == more.about != images.about
     assert images.about.images_sha256 is None
-    for stage, name in ((images, "labels"), (more, "features"), (more.opened, "about")):
+    for stage, name in ((images, "labels"), (more, "features")):
         with pytest.raises(AttributeError):
             setattr(stage, name, None)
 

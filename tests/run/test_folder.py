@@ -128,9 +128,8 @@ def held(resolved, tmp_path):
 
 def test_a_status_is_read_as_it_was_written(held):
     status = Status(held, 100)
-    status.step, status.images, status.saved = 7, 112, 5
-    status.write("failed", "no more disk")
-    found, later = read_status(held), Status(held, 100)
+    status.write("failed", step=7, images=112, saved=5, message="no more disk")
+    found, later = read_status(held), Status(held, 100).now
     assert (found.state, found.steps, found.message) == ("failed", 100, "no more disk")
     for each in (found, later):
         assert (each.step, each.images, each.saved) == (7, 112, 5)
@@ -176,8 +175,8 @@ def test_the_step_is_written_every_few_seconds(held, monkeypatch):
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(module, "time", clock)
     status, written = Status(held, 100), []
-    monkeypatch.setattr(status, "write", lambda state: written.append((state, status.step)))
+    monkeypatch.setattr(module, "write_json", lambda path, content: written.append((content["state"], content["step"])))
     for step in range(1, 13):
         clock.now = step
-        status.reached(step, 16 * step)
+        status.reached(step=step, images=16 * step)
     assert written == [("running", 5), ("running", 10)]

@@ -18,8 +18,9 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset, prepare_input_from_id
 
 from elbocli.core.frechet import FeatureMoments, frechet_distance
-from elbocli.evaluate.extract import ExtractedSet, extract_features
-from elbocli.evaluate.opening import OpenedSet, open_set
+from elbocli.evaluate.extract import extract_features
+from elbocli.evaluate.opening import Opened, OpenedSet, open_set
+from elbocli.evaluate.settings import EvalSettings
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
 
@@ -110,9 +111,10 @@ def folder_of_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def seen(images: OpenedSet, extractor: Extractor) -> ExtractedSet:
+def seen(images: OpenedSet, extractor: Extractor) -> OpenedSet:
     """Images with their features as `elbo eval` extracts them."""
-    return extract_features(images, extractor, BATCH, ALONE, {"values"})
+    opened = Opened(EvalSettings({}, batch_size=BATCH), ALONE, [images], extractor=extractor)
+    return extract_features(images, opened, {"values"})
 
 
 def loops(folder: Path, weights: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Row]:

@@ -174,7 +174,7 @@ class RunFacts:
             errors=_error_map(self.training),
             validation_errors=_error_map(self.validation),
             previews=[row.name for row in self.previews],
-            samples=ShownSamples(str(self.samples or [*self.sheets, ""][-1]), [row.name for row in self.drawn]),
+            samples=ShownSamples(str(self.samples or ["", *self.sheets][-1]), [row.name for row in self.drawn]),
             excess=self.ask(self._excess, optima[-1]) if optima else None,
             per_image=[str(pair.path) for pair in self.extremes],
             commands=[*self._commands()],

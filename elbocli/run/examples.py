@@ -103,8 +103,10 @@ class ImageBatch(NamedTuple):
         rows = torch.tensor(self.rows)
         for part in torch.arange(count * len(rows)).split(size):
             image = part // count
-            labels = None if self.labels is None else self.labels[image]
-            yield ImageBatch(self.content[image], labels, (rows[image] * count + part % count).tolist())
+            labels = None if self.labels is None else self.labels[sent(image, self.labels.device)]
+            yield ImageBatch(
+                self.content[sent(image, self.content.device)], labels, (rows[image] * count + part % count).tolist()
+            )
 
     def placed(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Return (x, float32 [B, C, H, W], scaled for the network; labels or None) on the device."""

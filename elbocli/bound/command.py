@@ -144,8 +144,8 @@ def bound(
     ctx = click.get_current_context()
     if launched() > 1:
         raise click.UsageError("elbo bound measures in one process; start elbo bound without torchrun")
-    chosen = estimate.parse_estimators(estimator or ("variational",))
-    names = [each.name for each in chosen]
+    estimators = estimate.parse_estimators(estimator or ("variational",))
+    names = [each.name for each in estimators]
     alone = names == ["variational"]
     drawn = ("curve", "plot", "log", "optimum")
     rules = (
@@ -161,34 +161,34 @@ def bound(
         for name in refused if holds else ():
             if ctx.params[name]:
                 raise click.UsageError(f"--{name.replace('_', '-')} can't be combined with {other}; leave one of them out")
-    asked = open_measurement(run, data, images=images or (None if target_se else IMAGES), **how)
-    own = judge.open_own(asked, optimum) if optimum else asked
+    measured = open_measurement(run, data, images=images or (None if target_se else IMAGES), **how)
+    training = judge.open_training_images(measured, optimum) if optimum else measured
     result: Any
-    found: Any = None
+    profile: Any = None
     table: Any = None
     if check:
-        result = judge.check_theorem(asked, weighting)
+        result = judge.check_theorem(measured, weighting)
     elif classify:
-        result, table = judge.classify(asked, schedule, prior or "")
+        result, table = judge.classify(measured, schedule, prior or "")
     elif alone and not per_image:
-        found = estimate.measure_bound(asked, schedule, target_se)
-        result = found.bound
+        profile = estimate.measure_bound(measured, schedule, target_se)
+        result = profile.bound
     else:
-        several = estimate.measure_likelihoods(asked, chosen, schedule)
-        found, table = several.bound, several.table(asked.rows, asked.dataset.labels)
-        result = found.bound if alone else several.result
+        several = estimate.measure_likelihoods(measured, estimators, schedule)
+        profile, table = several.bound, several.table(measured.rows, measured.dataset.labels)
+        result = profile.bound if alone else several.result
     facts: dict[str, Any] = {}
     if optimum:
-        facts["excess"], found = judge.add_excess(asked, own, optimum, found, schedule)
+        facts["excess"], profile = judge.add_excess(measured, training, optimum, profile, schedule)
     if per_image:
         facts["per_image"] = str(per_image)
         write_text(per_image, table_text(table))
-    print_json({**result.json(), **facts, **asked.about()})
+    print_json({**result.json(), **facts, **measured.about()})
     if curve:
-        write_text(curve, found.tsv())
+        write_text(curve, profile.tsv())
     if log:
-        write_text(log, found.log_text(asked))
+        write_text(log, profile.log_text(measured))
     if plot:
-        found.plot(plot)
+        profile.plot(plot)
     if check and not result.agree:
         ctx.exit(1)

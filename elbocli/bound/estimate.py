@@ -3,8 +3,8 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import NONE, PLAIN, Draws, Measurement, RunMeasurement
+from elbocli.bound.measure import PLAIN, Draws, Measurement, RunMeasurement
 from elbocli.bound.result import Bound, LikelihoodDifference, LikelihoodEstimate, Likelihoods, Nats
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
-from elbocli.core.elbo import GaussianModel, by_cell, fit_gaussian, log_density, rows_to_fit, with_trace
+from elbocli.core.elbo import by_cell, fit_gaussian, log_density, rows_to_fit, with_trace
 from elbocli.core.estimate import PairedEstimate, PairedMoments, image_errors
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import alpha_sigma
@@ -85,85 +85,106 @@ class BoundEstimate:
         finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
 
 
-def in_units(nats: float, se: float, batch: ImageBatch) -> dict[str, float]:
-    """Return fields of `Nats`: a value and the value's standard error, per image and per dimension.
+class Sweep:
+    """Passes over all images of a measurement, at random noise levels; the bound follows from them.
 
-    nats, se: per image. batch: any batch of the images; gives the unit and the number of dimensions.
+    schedule: distribution of the noise levels; changes only the variance of estimates. batch: the first batch of images.
+    passes: for each pass, moments of the images' prior, reconstruction, and diffusion term in each bin of λ.
+    Raises UsageError if there are no images.
     """
-    unit = UNITS[batch.latent]
-    return {"nats": nats, "nats_se": se, unit: nats / batch.divisor, f"{unit}_se": se / batch.divisor}
+
+    def __init__(self, measured: Measurement, schedule: Schedule):
+        self.measured, self.schedule = measured, schedule
+        self.edges, self.errors = bin_edges(measured.low, measured.high), BinSums(measured.low, measured.high)
+        self.passes = list[PairedMoments]()
+        if (first := next(iter(measured.images), None)) is None:
+            raise UsageError(f"{measured.name}: there are no images to measure; give two or more")
+        self.batch = first
+
+    def draw_pass(self) -> Iterator[Draws]:
+        """Draw new noise for all images, and yield the Draws of each batch."""
+        measured = self.measured
+        objective = Objective(PLAIN, self.schedule, measured.prediction)
+        self.passes.append(PairedMoments())
+        for batch in measured.images:
+            draws = measured.draw(batch, objective, f"bound-{len(self.passes) - 1}")
+            fixed = torch.stack([draws.prior, draws.reconstruction], 1)[:, None].expand(-1, 2, -1)
+            self.passes[-1].add(torch.cat([fixed, by_cell(draws.shares(self.schedule), draws.logsnr, self.edges)], 2))
+            self.errors.add(draws.logsnr.flatten(), draws.error.flatten() / batch.content[0].numel())
+            if self.passes[0].n > 1:
+                values = {UNITS[batch.latent]: self.means.value(self.share), "se": self.se}
+                progress(self.passes[-1].n, measured.total, "img", **values)
+            yield draws
+
+    @cached_property
+    def draws(self) -> Draws:
+        """Draws of all images, from one pass."""
+        return Draws(*map(torch.cat, zip(*self.draw_pass())))
+
+    @property
+    def means(self) -> PairedEstimate:
+        """Means over images, from the complete passes, which have as many images as the first pass."""
+        return PairedEstimate.pooled([terms.estimate() for terms in self.passes if terms.n == self.passes[0].n])
+
+    @property
+    def share(self) -> np.ndarray:
+        """Coefficients of the terms, [C], for the bound per dimension."""
+        return np.full(len(self.edges) + 1, 1 / self.batch.divisor)
+
+    @property
+    def se(self) -> float:
+        """Standard error of the bound per dimension. Raises UsageError for fewer than two images."""
+        return self.means.se(self.share, self.measured.population)
+
+    def nats(self, means: PairedEstimate, of: np.ndarray, solver: float = 0.0) -> dict[str, Any]:
+        """Return fields of `Nats`: mean and standard error, per image and per dimension.
+
+        means: of terms in nats, [C]. of: the terms' coefficients, [C]. solver: error of the ODE solver in nats.
+        """
+        value, se = means.value(of), math.hypot(means.se(of, self.measured.population), solver)
+        unit, divisor = UNITS[self.batch.latent], self.batch.divisor
+        return {"nats": value, "nats_se": se, unit: value / divisor, f"{unit}_se": se / divisor}
+
+    def bound(self) -> BoundEstimate:
+        """Return the bound. Raises UsageError for fewer than two images."""
+        means, share, unit = self.means, self.share, UNITS[self.batch.latent]
+        place = np.arange(len(share))
+        prior, reconstruction, diffusion = (Nats(**self.nats(means, of)) for of in (place == 0, place == 1, place > 1))
+        errors = {f"{unit}_se_noise": means.noise_se(share), f"{unit}_se_population": means.se(share, math.inf)}
+        bound = Bound(
+            **self.nats(means, np.ones(len(place))) | {unit: means.value(share), f"{unit}_se": self.se} | errors,
+            prior=prior,
+            reconstruction=reconstruction,
+            diffusion=diffusion,
+            n_images=means.n,
+            draws_per_image=self.measured.draws * len(self.passes),
+            schedule=self.schedule.base,
+        )
+        sums, upto = self.errors.values, [(place != 1) & (place <= k) for k in place[2:]]
+        numbers = [(means.value(of), means.se(of, self.measured.population)) for of in upto]
+        profile = torch.tensor(numbers, dtype=torch.float64)
+        return BoundEstimate(bound, sums, ErrorMoments.of_sums(self.edges, sums), *profile.T)
+
+    def integral(self, error: Tensor) -> Tensor:
+        """Return two estimates per image of ½ ∫ error dλ, each from K noise levels. error: at draws.logsnr, [N, 2, K]."""
+        return (0.5 * error / self.schedule.density(self.draws.logsnr)).mean(2)
 
 
-def estimate_bound(
-    measured: Measurement,
-    schedule: Schedule,
-    target_se: float | None = None,
-    gaussian: GaussianModel | None = None,
-    kept: list[Draws] | None = None,
-) -> BoundEstimate:
+def estimate_bound(measured: Measurement, schedule: Schedule, target_se: float | None = None) -> BoundEstimate:
     """Estimate the variational bound of a network on images.
 
-    measured: its images are drawn again, with new noise, until target_se is reached.
     schedule: distribution of the noise levels; changes only the variance of the estimate.
-    target_se: standard error per dimension at which to stop; None: one pass over the images.
-    gaussian: model whose exact denoiser is also evaluated, for `kept`; None: no model.
-    kept: list to which the Draws of each batch are appended; None: Draws are not kept.
+    target_se: standard error per dimension at which to stop drawing new noise; None: one pass over the images.
     Raises UsageError for fewer than two images, NonFiniteError for a NaN or infinite output.
     """
-    edges, sums = bin_edges(measured.low, measured.high), BinSums(measured.low, measured.high)
-    rounds, se = list[PairedMoments](), math.inf
-    objective = Objective(PLAIN, schedule, measured.prediction)
-    while not rounds or (target_se is not None and rounds[-1].n and se >= target_se):
-        rounds.append(PairedMoments())
-        for batch in measured.images:
-            drawn = measured.draw(batch, objective, f"bound-{len(rounds) - 1}", gaussian)
-            if kept is not None:
-                kept.append(drawn)
-            fixed = torch.stack([drawn.below, drawn.above], 1)[:, None].expand(-1, 2, -1)
-            rounds[-1].add(torch.cat([fixed, by_cell(drawn.shares(schedule), drawn.logsnr, edges)], 2))  # [B, 2, 2 + bins]
-            sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / batch.content[0].numel())
-            if rounds[0].n > 1:
-                estimate = _mean_of(rounds)
-                share = np.full(len(estimate.mean), 1 / batch.divisor)
-                value, se = estimate.value(share), estimate.se(share, measured.population)
-                progress(rounds[-1].n, measured.total, "img", **{UNITS[batch.latent]: value, "se": se})
-            if target_se is not None and len(rounds) == 1 and rounds[0].n >= TRUSTED and se < target_se:
+    sweep = Sweep(measured, schedule)
+    while True:
+        for _ in sweep.draw_pass():
+            trusted = len(sweep.passes) == 1 and sweep.passes[0].n >= TRUSTED
+            if target_se is not None and trusted and sweep.se < target_se:
                 break
-    estimate = _mean_of(rounds)
-    bound = Bound(
-        **_terms(estimate, measured.population, batch),
-        n_images=estimate.n,
-        draws_per_image=measured.draws * len(rounds),
-        schedule=schedule.base,
-    )
-    place = np.arange(len(estimate.mean))
-    upto = [(place != 1) & (place <= k) for k in place[2:]]
-    profile = torch.tensor([_nats(estimate, of, measured.population) for of in upto], dtype=torch.float64)
-    return BoundEstimate(bound, sums.values, ErrorMoments.of_sums(edges, sums.values), *profile.T)
-
-
-def _mean_of(rounds: list[PairedMoments]) -> PairedEstimate:
-    # Only complete rounds count: they have as many images as the first round.
-    return PairedEstimate.pooled([each.estimate() for each in rounds if each.n == rounds[0].n])
-
-
-def _nats(estimate: PairedEstimate, of: np.ndarray, population: float) -> tuple[float, float]:
-    return estimate.value(of), estimate.se(of, population)
-
-
-def _terms(estimate: PairedEstimate, population: float, batch: ImageBatch) -> dict[str, Any]:
-    """Return the numbers of a Bound. estimate: means of prior, reconstruction, and the diffusion term of each bin of λ."""
-    place, unit = np.arange(len(estimate.mean)), UNITS[batch.latent]
-    share = np.full(len(place), 1 / batch.divisor)
-    parts = {"prior": place == 0, "reconstruction": place == 1, "diffusion": place > 1}
-    return {
-        **{name: Nats(**in_units(*_nats(estimate, of, population), batch)) for name, of in parts.items()},
-        **in_units(*_nats(estimate, np.ones(len(place)), population), batch),
-        unit: estimate.value(share),
-        f"{unit}_se": estimate.se(share, population),
-        f"{unit}_se_noise": estimate.noise_se(share),
-        f"{unit}_se_population": estimate.se(share, math.inf),
-    }
+        if target_se is None or sweep.se < target_se:
+            return sweep.bound()
 
 
 def measure_bound(measured: RunMeasurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
@@ -197,33 +218,8 @@ class Terms(NamedTuple):
     solver: float = 0.0
 
 
-class EstimatorInput(NamedTuple):
-    """Input of an estimator.
-
-    batch: one of the images' batches.
-    draws, bound: errors at random λ and noise, and the bound from them, for the estimators variational and information; else
-    empty and None.
-    """
-
-    measured: Measurement
-    schedule: Schedule
-    batch: ImageBatch
-    draws: Draws
-    bound: BoundEstimate | None
-
-    @property
-    def latent(self) -> bool:
-        """Whether images are latents."""
-        return self.batch.latent
-
-    def integral(self, error: Tensor) -> Tensor:
-        """Return two estimates per image of ½ ∫ error dλ, each from K noise levels. error: at draws.logsnr, [N, 2, K]."""
-        return (0.5 * error / self.schedule.density(self.draws.logsnr)).mean(2)
-
-
 ESTIMATORS = Registry("estimator")
-"""Functions (EstimatorInput, **parameters) → Terms. traits: the −log p that the sum of the terms bounds from above, in words."""
-DRAWN = ("variational", "information")  # estimators that use random draws of noise level and noise
+"""Functions (Sweep, **parameters) → Terms. traits: the −log p that the sum of the terms bounds from above, in words."""
 
 
 @ESTIMATORS.declare(
@@ -233,8 +229,9 @@ DRAWN = ("variational", "information")  # estimators that use random draws of no
     traits="-log p of the model that draws in many small random steps",
     known_as=["elbo", "vlb"],
 )
-def variational(asked: EstimatorInput) -> Terms:
-    return _parts(asked.draws, asked.draws.below, asked.draws.above, asked.integral(asked.draws.error))
+def variational(sweep: Sweep) -> Terms:
+    draws = sweep.draws
+    return _drawn_terms(draws, draws.prior, draws.reconstruction, sweep.integral(draws.error))
 
 
 @ESTIMATORS.declare(
@@ -244,36 +241,42 @@ def variational(asked: EstimatorInput) -> Terms:
     traits="-log p of the model that draws in random steps, with the better denoiser at each noise level",
     known_as=["i-mmse"],
 )
-def information(asked: EstimatorInput) -> Terms:
+def information(sweep: Sweep) -> Terms:
     """Estimate ½ ∫ E‖ε−ε̂‖² dλ over all λ, with a Gaussian as a control variate."""
-    edges = bin_edges(asked.schedule.logsnr_min, asked.schedule.logsnr_max, CELLS)
-    draws, error = asked.draws, asked.draws.error.clone()
-    cell, noise = cell_of(draws.logsnr, edges), draws.gaussian - draws.expected
-    for half, k in itertools.product((0, 1), range(CELLS)):
-        here, there = cell[:, half] == k, cell[:, 1 - half] == k
-        error_there, rounded, expected, away = (
-            values[:, 1 - half][there] for values in (draws.error, draws.rounded, draws.expected, noise)
-        )
-        if len(away) < ENOUGH:
-            continue
-        better = not asked.latent and rounded.mean() < error_there.mean()
-        chosen, target = (draws.rounded, rounded) if better else (draws.error, error_there)
-        by = torch.stack([torch.ones_like(away), expected, away], 1)
-        # Control variate of a draw: the deviation of the Gaussian's error from its expectation, on the same noise.
-        beta = torch.linalg.lstsq(by, target[:, None], driver="gelsd").solution[2, 0]
-        error[:, half][here] = chosen[:, half][here] - beta * noise[:, half][here]
-    sampled = asked.integral(error)
+    draws, sampled = sweep.draws, sweep.integral(_controlled_errors(sweep))
     # λ below the network's range: the Gaussian's error. λ above: the same for latents, the reconstruction term for pixels.
     below, end = draws.ends.unbind(1)
     # Control variate of the integral: the deviation of the Gaussian's sampled integral from its closed form.
-    away = asked.integral(draws.expected) - (end - below)[:, None]
-    inside = sampled - slopes(sampled, away)[:, None] * away
-    return _parts(draws, below, draws.nats - end if asked.latent else draws.above, inside)
+    deviation = sweep.integral(draws.expected) - (end - below)[:, None]
+    inside = sampled - slopes(sampled, deviation)[:, None] * deviation
+    return _drawn_terms(draws, below, draws.nats - end if sweep.batch.latent else draws.reconstruction, inside)
 
 
-def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Terms:
-    fixed = [part[:, None].expand(-1, 2) for part in (below, above)]
-    return Terms(("prior", "reconstruction", "diffusion"), torch.stack([*fixed, inside], 2), draws.error[0].numel())
+def _controlled_errors(sweep: Sweep) -> Tensor:
+    """Return the error of x̂, or of x̂ rounded where that is smaller, less a control variate, [N, 2, K].
+
+    The control variate is the deviation of the Gaussian's error from its expectation, on the same noise. In each half of the
+    draws and cell of λ, its coefficient, and whether to round, are found on the other half.
+    """
+    draws, schedule = sweep.draws, sweep.schedule
+    deviation, error = draws.gaussian - draws.expected, draws.error.clone()
+    cell = cell_of(draws.logsnr, bin_edges(schedule.logsnr_min, schedule.logsnr_max, CELLS))
+    halves = torch.arange(2)[:, None]
+    for half, k in itertools.product((0, 1), range(CELLS)):
+        here, there = (cell == k) & (halves == half), (cell == k) & (halves != half)
+        if there.sum() < ENOUGH:
+            continue
+        errors = [draws.error] if sweep.batch.latent else [draws.error, draws.rounded]
+        least = min(errors, key=lambda values: float(values[there].mean()))
+        by = torch.stack([torch.ones(int(there.sum())).double(), draws.expected[there], deviation[there]], 1)
+        beta = torch.linalg.lstsq(by, least[there][:, None], driver="gelsd").solution[2, 0]
+        error[here] = least[here] - beta * deviation[here]
+    return error
+
+
+def _drawn_terms(draws: Draws, prior: Tensor, reconstruction: Tensor, diffusion: Tensor) -> Terms:
+    fixed = [part[:, None].expand(-1, 2) for part in (prior, reconstruction)]
+    return Terms(("prior", "reconstruction", "diffusion"), torch.stack([*fixed, diffusion], 2), draws.error[0].numel())
 
 
 @ESTIMATORS.declare(
@@ -284,7 +287,7 @@ def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Terms:
     known_as=["flow", "pf-ode"],
     within={"steps": (4, 100000), "draws": (2, 1000), "probes": (1, 1000), "exact": (0, 4096)},
 )
-def ode(asked: EstimatorInput, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Terms:
+def ode(sweep: Sweep, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Terms:
     """Estimate −log p by the probability-flow ODE, solved by Heun's method.
 
     steps: even number of steps, evenly spaced in λ.
@@ -295,162 +298,134 @@ def ode(asked: EstimatorInput, steps: float = 64.0, draws: float = 2.0, probes: 
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
         raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, and {probes=:g} and {exact=:g} integers")
-    measured, count, many = asked.measured, int(steps), int(draws)
-    logs, reads, halved = list[Tensor](), list[Tensor](), list[Tensor]()
-    # A piece of a batch has a quarter of the network's batch size, because backward passes need more memory.
-    size = max(1, measured.batch_size // 4 // many)
-    for piece in (part for batch in measured.images for part in _pieces(batch, size)):
-        flow = partial(_flow, asked, piece, draws=many, probes=int(probes), exact=int(exact))
-        logs.append(flow(count))
-        reads.append(piece.decoder_nats(measured.high)[:, None].expand(-1, 2))
-        done = sum(map(len, logs))
-        if len(logs) == 1 or done <= CHECKED:
-            halved.append(flow(count // 2)[..., 0].mean())
+    measured, count, many = sweep.measured, int(steps), int(draws)
+    signs = 0 if sweep.batch.content[0].numel() <= exact else int(probes)
+    # A quarter of the network's batch size, because backward passes need more memory.
+    size = max(1, measured.batch_size // 4 // many) * many
+    values, fine, coarse = list[Tensor](), list[Tensor](), list[Tensor]()
+    for copies in (part for batch in measured.images for part in batch.copies(many, size)):
+        values.append(_flow(measured, copies, count, signs))
+        done = sum(map(len, values)) // many
+        if not fine or done <= CHECKED:
+            fine.append(values[-1][:, 1].mean())
+            coarse.append(_flow(measured, copies, count // 2, signs)[:, 1].mean())
         progress(done, measured.total, "img")
-    of_q, square = torch.cat(logs).unbind(2)
-    flowed = of_q - slopes(of_q, square)[:, None] * square
+    reconstruction, flow, square = torch.cat(values).view(-1, 2, many // 2, 3).mean(2).unbind(2)
+    flow = flow - slopes(flow, square)[:, None] * square
     # Heun's method has order 2: half the steps have four times the error, so a third of the difference is the error.
-    fine = torch.stack([log[..., 0].mean() for log in logs[: len(halved)]])
-    solver = float(torch.stack(halved).mean() - fine.mean()) / 3
-    return Terms(("reconstruction", "flow"), torch.stack([torch.cat(reads), flowed], 2), 2 * count * many, solver)
+    solver = float(torch.stack(coarse).mean() - torch.stack(fine).mean()) / 3
+    return Terms(("reconstruction", "flow"), torch.stack([reconstruction, flow], 2), 2 * count * many, solver)
 
 
-def _pieces(batch: ImageBatch, size: int) -> Iterator[ImageBatch]:
-    for start in range(0, len(batch.rows), size):
-        part = slice(start, start + size)
-        yield ImageBatch(batch.content[part], None if batch.labels is None else batch.labels[part], batch.rows[part])
+def _flow(measured: Measurement, copies: ImageBatch, steps: int, probes: int) -> Tensor:
+    """Solve the ODE from one noisy version z₀ of each image, in float64. probes: as in `ode`; 0: exact trace.
 
-
-def _flow(asked: EstimatorInput, images: ImageBatch, steps: int, draws: int, probes: int, exact: int) -> Tensor:
-    """Solve the ODE for a batch of images. Parameters: as in `ode`. Returns: means over draws, [B, 2, 2].
-
-    Axis 1: first and second half of the draws. Axis 2: E[log q(z₀|x)] − log p(z₀); control variate ½‖ε‖² − D/2.
+    Returns: [B, 3], in nats: reconstruction term; E[log q(z₀|x)] − log p(z₀); control variate ½‖ε‖² − D/2.
     """
-    measured = asked.measured
-    noise, random_signs = (Stream(measured.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
-    x, labels = images.placed(measured.precision.device)
-    size, low, high = x[0].numel(), measured.low, measured.high
-    alpha, sigma = alpha_sigma(high)
-    rows = [row * draws + k for row in images.rows for k in range(draws)]
-    shape = (*x.shape[2:], x.shape[1])
-    eps = draw_noise(noise, rows, x).double()
-    signs = [random_signs.signs([row * probes + k for row in rows], shape) for k in range(probes)]
-    z = alpha * x.double().repeat_interleave(draws, 0) + sigma * eps
-
-    def network(z: Tensor, *rest: Any) -> Tensor:  # the ODE is solved in float64
-        with measured.precision.applied(), measured.precision.autocast():
-            return measured.network(z.float(), *rest)
-
-    denoise = Denoiser(network, measured.prediction, labels=None if labels is None else labels.repeat_interleave(draws, 0))
-    with torch.no_grad():
-        traced = with_trace(denoise, None if size <= exact else [sent(each, x.device).movedim(-1, 1).double() for each in signs])
-        log_p = log_density(z, traced, high, low, steps)
+    noise, random_signs = (Stream(measured.seed, f"bound-ode-{name}") for name in ("noise", "signs"))
+    x, labels = copies.placed(measured.precision.device)
+    eps, size, shape = draw_noise(noise, copies.rows, x).double(), x[0].numel(), (*x.shape[2:], x.shape[1])
+    signs = (random_signs.signs([row * probes + k for row in copies.rows], shape) for k in range(probes))
+    denoise = with_trace(
+        Denoiser(measured.network, measured.prediction, labels=labels),
+        [sent(vectors, x.device).movedim(-1, 1).double() for vectors in signs] or None,
+    )
+    alpha, sigma = alpha_sigma(measured.high)
+    with torch.no_grad(), measured.precision.applied(), measured.precision.autocast():
+        log_p = log_density(alpha * x.double() + sigma * eps, denoise, measured.high, measured.low, steps)
     if not log_p.isfinite().all():
         raise NonFiniteError(f"{measured.name}: the ODE's solution is not finite; try precision fp32, or a narrower logsnr range")
     log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
     square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
-    return torch.stack([log_q - log_p, square], 1).cpu().view(-1, 2, draws // 2, 2).mean(2)
+    return torch.stack([copies.decoder_nats(measured.high), (log_q - log_p).cpu(), square.cpu()], 1)
 
 
-def slopes(value: Tensor, known: Tensor) -> Tensor:
-    """Return each image's factor c, [N], for which value − c · known has the least variance.
+def slopes(value: Tensor, control: Tensor) -> Tensor:
+    """Return each image's factor c, [N], for which value − c · control has the least variance.
 
-    value: two estimates per image, [N, 2]. known: their control variates, of expectation 0, [N, 2].
+    value: two estimates per image, [N, 2]. control: their control variates, of expectation 0, [N, 2].
     """
     odd = torch.arange(len(value)) % 2 == 1  # coefficients of odd images are fitted on even images, and vice versa
-    found = torch.zeros(len(value), dtype=torch.float64)
-    for here, told in ((odd, ~odd), (~odd, odd)):
-        if told.sum() >= ENOUGH:
-            by, of = known[told].diff(dim=1), value[told].diff(dim=1)
-            found[here] = (by * of).sum() / by.square().sum().clamp(min=1e-30)
-    return found
+    factors = torch.zeros(len(value), dtype=torch.float64)
+    for here, there in ((odd, ~odd), (~odd, odd)):
+        if there.sum() >= ENOUGH:
+            by, of = control[there].diff(dim=1), value[there].diff(dim=1)
+            factors[here] = (by * of).sum() / by.square().sum().clamp(min=1e-30)
+    return factors
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Estimates:
     """Several estimates of −log p of the same images.
 
-    result: means over images, for JSON output.
-    parts: SPEC of an estimator → estimates for each image.
-    bound: None unless `variational` or `information` was requested.
+    result: means over images, for JSON output. terms: SPEC of an estimator → estimates for each image.
     """
 
     result: Likelihoods
-    parts: dict[str, Terms]
-    bound: BoundEstimate | None
+    terms: dict[str, Terms]
+    sweep: Sweep
+
+    @property
+    def bound(self) -> BoundEstimate | None:
+        """The bound from the estimators' random draws; None if no estimator drew any."""
+        return self.sweep.bound() if self.sweep.passes else None
 
     def table(self, rows: np.ndarray, labels: np.ndarray) -> losslog.Columns:
         """Return a row per image in the dataset's order: index, label, each estimator's nats, nats_se and value per dimension.
 
         rows: dataset row of each image, [N]. labels: labels of the whole dataset.
         """
-        order = np.argsort(rows)
+        order, batch = np.argsort(rows), self.sweep.batch
         table: losslog.Columns = {"index": rows[order], "label": labels[rows[order]]}
-        for each in self.result.estimates:
-            parts = self.parts[each.estimator]
-            halves = parts.nats.sum(2).numpy()[order]
-            nats, end = halves.mean(1), "" if len(self.parts) == 1 else f"_{each.estimator.partition(':')[0]}"
-            share = each.per_dimension[0] / each.nats if each.nats else 0.0
-            errors = np.hypot(image_errors(halves), parts.solver)
-            table |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{UNITS[each.bpd is None]}{end}": nats * share}
+        for spec, terms in self.terms.items():
+            halves = terms.nats.sum(2).numpy()[order]
+            nats, end = halves.mean(1), "" if len(self.terms) == 1 else f"_{spec.partition(':')[0]}"
+            errors = np.hypot(image_errors(halves), terms.solver)
+            table |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{UNITS[batch.latent]}{end}": nats / batch.divisor}
         return table
 
 
 def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
     """Parse SPECs such as `ode:steps=32`. Raises UsageError for an unknown or repeated estimator."""
-    found = {each.name: each for each in map(ESTIMATORS.parse, specs)}
-    if len(found) < len(specs):
+    estimators = {estimator.name: estimator for estimator in map(ESTIMATORS.parse, specs)}
+    if len(estimators) < len(specs):
         raise UsageError(f"--estimator {', '.join(specs)}: an estimator is named twice; name each estimator once")
-    return [*found.values()]
+    return [*estimators.values()]
 
 
-def draw_for(
-    estimators: list[Declaration], measured: Measurement, schedule: Schedule, gaussian: GaussianModel | None = None
-) -> EstimatorInput:
-    """Return the input of estimators, with random draws if one of the estimators uses them.
-
-    schedule: distribution of the noise levels. gaussian: fitted to similar data, for the estimator `information`.
-    Raises UsageError: fewer than two images. NonFiniteError: NaN or infinite output.
-    """
-    kept, bound = list[Draws](), None
-    if any(each.name in DRAWN for each in estimators):
-        bound = estimate_bound(measured, schedule, None, gaussian, kept)
-    draws = Draws(*map(torch.cat, zip(*kept))) if kept else Draws(*[NONE] * 5)
-    return EstimatorInput(measured, schedule, next(iter(measured.images)), draws, bound)
-
-
-def estimate_likelihoods(asked: EstimatorInput, estimators: list[Declaration]) -> Found:
+def estimate_likelihoods(measured: Measurement, estimators: list[Declaration], schedule: Schedule) -> Estimates:
     """Estimate −log p of images by several estimators, and compare the estimates.
 
-    asked: made by `draw_for` for these estimators.
+    schedule: distribution of the noise levels. The estimator `information` needs `measured.gaussian`.
     Raises UsageError: fewer than two images or invalid parameters. NonFiniteError: NaN or infinite output.
     """
-    parts = {each.spec: each(asked) for each in estimators}
-    estimates = [_estimate(each, parts[each.spec], asked) for each in estimators]
-    differences = [_difference(one, other, parts) for one, other in itertools.combinations(estimates, 2)]
-    how = (asked.measured.draws, asked.schedule.base) if asked.bound else (0, "")
-    count = len(parts[estimates[0].estimator].nats)
-    return Found(Likelihoods(estimates, differences, *how, n_images=count), parts, asked.bound)
+    sweep = Sweep(measured, schedule)
+    terms = {estimator.spec: estimator(sweep) for estimator in estimators}
+    estimates = [_estimate(estimator, terms[estimator.spec], sweep) for estimator in estimators]
+    differences = [_difference(one, other, terms) for one, other in itertools.combinations(estimates, 2)]
+    how = (measured.draws, schedule.base) if sweep.passes else (0, "")
+    count = len(terms[estimates[0].estimator].nats)
+    return Estimates(Likelihoods(estimates, differences, *how, n_images=count), terms, sweep)
 
 
-def _estimate(estimator: Declaration, terms: Terms, asked: EstimatorInput) -> LikelihoodEstimate:
-    pooled, whole = _pooled(terms.nats), np.ones(len(terms.names))
-    se, population_se = (math.hypot(pooled.se(whole, size), terms.solver) for size in (asked.measured.population, math.inf))
+def _estimate(estimator: Declaration, terms: Terms, sweep: Sweep) -> LikelihoodEstimate:
+    means, whole = _means(terms.nats), np.ones(len(terms.names))
     return LikelihoodEstimate(
         estimator=estimator.spec,
         bounds=estimator.traits,
-        nats_se_noise=pooled.noise_se(whole),
-        nats_se_population=population_se,
-        terms=dict(zip(terms.names, pooled.mean.tolist(), strict=True)),
+        nats_se_noise=means.noise_se(whole),
+        nats_se_population=math.hypot(means.se(whole, math.inf), terms.solver),
+        terms=dict(zip(terms.names, means.mean.tolist(), strict=True)),
         evaluations=terms.evaluations,
         solver_nats=terms.solver or None,
-        **in_units(pooled.value(whole), se, asked.batch),
+        **sweep.nats(means, whole, terms.solver),
     )
 
 
-def _difference(one: LikelihoodEstimate, other: LikelihoodEstimate, parts: dict[str, Terms]) -> LikelihoodDifference:
-    of, minus = parts[one.estimator], parts[other.estimator]
-    apart = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
-    nats, se = float(apart.mean[0]), apart.noise_se(np.ones(1))
+def _difference(one: LikelihoodEstimate, other: LikelihoodEstimate, terms: dict[str, Terms]) -> LikelihoodDifference:
+    of, minus = terms[one.estimator], terms[other.estimator]
+    means = _means((of.nats.sum(2) - minus.nats.sum(2))[..., None])
+    nats, se = float(means.mean[0]), means.noise_se(np.ones(1))
     whole = math.hypot(se, of.solver, minus.solver)
     # A smaller `whole` is rounding: both use the same draws, and their difference has no error.
     in_se = nats / whole if whole > ROUNDING * abs(one.nats) else 0.0
@@ -463,16 +438,16 @@ def flat(content: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def _pooled(nats: Tensor) -> PairedEstimate:
+def _means(nats: Tensor) -> PairedEstimate:
     moments = PairedMoments()
     moments.add(nats)
     return moments.estimate()
 
 
-def measure_likelihoods(measured: RunMeasurement, estimators: list[Declaration], schedule: str = "") -> Found:
+def measure_likelihoods(measured: RunMeasurement, estimators: list[Declaration], schedule: str = "") -> Estimates:
     """Estimate −log p of images under a run, by several estimators. schedule: as in `measure_bound`."""
-    n, gaussian = len(measured.dataset), None
-    if "information" in (each.name for each in estimators):
+    n, chosen = len(measured.dataset), measured.schedule(schedule)
+    if "information" in (estimator.name for estimator in estimators):
         some = Stream(measured.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, measured.dimensions)]
-        gaussian = fit_gaussian(flat(measured.images.images(some).content))
-    return estimate_likelihoods(draw_for(estimators, measured, measured.schedule(schedule), gaussian), estimators)
+        measured = replace(measured, gaussian=fit_gaussian(flat(measured.images.images(some).content)))
+    return estimate_likelihoods(measured, estimators, chosen)

@@ -32,8 +32,6 @@ FLOOR = 0.1
 FITTED = "fitted"
 PIXELS = 256 * 3072  # values in a default batch: 256 images of 32 × 32 × 3
 PLAIN = parse_weighting("elbo")
-
-
 NONE = torch.empty(0, dtype=torch.float64)
 
 
@@ -42,8 +40,8 @@ class Draws(NamedTuple):
 
     Axis 1 of [B, 2, K]: two independent sets of noise levels.
     logsnr: λ, [B, 2, K]. loss, error: weighted loss and ‖ε−ε̂‖², summed over dimensions, [B, 2, K].
-    below, above: prior term and reconstruction term of the bound, nats, [B].
-    Further fields are empty if `draw` gets no GaussianModel.
+    prior, reconstruction: terms of the bound, nats, [B].
+    Further fields are empty without a GaussianModel.
     rounded: ‖ε−ε̂‖² of x̂ rounded to pixel levels, [B, 2, K].
     gaussian: ‖ε−ε̂‖² of the model's exact denoiser, [B, 2, K]. expected: expectation of `gaussian` over ε, [B, 2, K].
     ends: ½ ∫ `expected` dλ from −∞ to each end of the range of λ, nats, [B, 2].
@@ -53,8 +51,8 @@ class Draws(NamedTuple):
     logsnr: Tensor
     loss: Tensor
     error: Tensor
-    below: Tensor
-    above: Tensor
+    prior: Tensor
+    reconstruction: Tensor
     rounded: Tensor = NONE
     gaussian: Tensor = NONE
     expected: Tensor = NONE
@@ -76,6 +74,7 @@ class Measurement:
     draws: noise levels per image, even.
     population: size of the dataset that the images come from; inf: images from a distribution.
     total: number of images, for progress messages; None: unknown.
+    gaussian: model of similar images, whose exact denoiser is also evaluated; None: no model.
     """
 
     network: NetworkFunction
@@ -90,46 +89,37 @@ class Measurement:
     name: str = "the network"
     population: float = math.inf
     total: int | None = None
+    gaussian: GaussianModel | None = None
 
     def draw_all(self, objective: Objective, purpose: str) -> Iterator[Draws]:
         """Yield the Draws of each batch, and report progress. objective, purpose: as for `draw`."""
         done = 0
-        for some in self.images:
-            yield self.draw(some, objective, purpose)
-            done += len(some.rows)
+        for batch in self.images:
+            yield self.draw(batch, objective, purpose)
+            done += len(batch.rows)
             progress(done, self.total, "img")
 
     @torch.inference_mode()
-    def draw(
-        self,
-        images: ImageBatch,
-        objective: Objective,
-        purpose: str,
-        gaussian: GaussianModel | None = None,
-    ) -> Draws:
+    def draw(self, images: ImageBatch, objective: Objective, purpose: str) -> Draws:
         """Evaluate the network on images at `draws` noise levels each.
 
-        objective: its schedule draws the noise levels. gaussian: model whose exact denoiser is also evaluated; None: no model.
+        objective: its schedule draws the noise levels.
         purpose: name of the random stream; different purposes give independent draws.
         Raises UsageError: `draws` is odd or less than 2. Raises NonFiniteError: the loss is not finite.
         """
         if self.draws < 2 or self.draws % 2:
             raise UsageError(f"draws is {self.draws}; give an even number of 2 or more")
         logsnr = self._levels(images.rows, objective.schedule, purpose)
-        x, labels = images.placed(self.precision.device)
-        noise, rows, parts = Stream(self.seed, f"bound-noise-{purpose}"), torch.tensor(images.rows), list[Tensor]()
-        for part in torch.arange(logsnr.numel()).split(self.batch_size):
-            image = part // self.draws
-            eps = draw_noise(noise, (rows[image] * self.draws + part % self.draws).tolist(), x)
-            place = sent(image, x.device)
-            given = None if labels is None else labels[place]
-            parts.append(self._errors(objective, gaussian, x[place], eps, given, logsnr.flatten()[part]))
-        loss, error, *more = torch.cat(parts, 1).view(-1, *logsnr.shape)
+        batches = zip(images.copies(self.draws, self.batch_size), logsnr.flatten().split(self.batch_size))
+        noise = Stream(self.seed, f"bound-noise-{purpose}")
+        errors = torch.cat([self._errors(objective, copies, noise, levels) for copies, levels in batches], 1)
+        loss, error, *more = errors.view(-1, *logsnr.shape)
         if not loss.isfinite().all():
             raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower logsnr range")
-        if gaussian:
-            seen = images.x if images.latent else images.x.permute(0, 3, 1, 2)  # channels first, as for the network
-            more += [gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64)), gaussian.nats(seen)]
+        if self.gaussian:
+            x = images.x if images.latent else images.x.permute(0, 3, 1, 2)  # channels first, as for the network
+            ends = torch.tensor([self.low, self.high], dtype=torch.float64)
+            more += [self.gaussian.upto(x, ends), self.gaussian.nats(x)]
         return Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high), *more)
 
     def _levels(self, rows: Sequence[int], schedule: Schedule, purpose: str) -> Tensor:
@@ -138,21 +128,15 @@ class Measurement:
         t = (np.stack([offsets.uniform(row, 2) for row in rows])[:, :, None] + comb) % 1.0
         return schedule.logsnr(torch.from_numpy(t))
 
-    def _errors(
-        self,
-        objective: Objective,
-        gaussian: GaussianModel | None,
-        x: Tensor,
-        eps: Tensor,
-        labels: Tensor | None,
-        logsnr: Tensor,
-    ) -> Tensor:
-        """Return loss and error of n inputs of the network, [2, n]; with a model also its fields of Draws, [5, n]."""
+    def _errors(self, objective: Objective, copies: ImageBatch, noise: Stream, logsnr: Tensor) -> Tensor:
+        """Return loss and error of n images at one λ each, [2, n]; with a model also its fields of Draws, [5, n]."""
+        x, labels = copies.placed(self.precision.device)
+        eps = draw_noise(noise, copies.rows, x)
         with self.precision.applied(), self.precision.autocast():
             loss, error, _, out = objective.losses(self.network, x, eps, labels, logsnr)
         values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
-        if gaussian:
-            values += [self._rounded_error(x, eps, logsnr, out), *gaussian.errors(x, eps, logsnr)]
+        if self.gaussian:
+            values += [self._rounded_error(x, eps, logsnr, out), *self.gaussian.errors(x, eps, logsnr)]
         return torch.stack(values)
 
     def _rounded_error(self, x: Tensor, eps: Tensor, logsnr: Tensor, out: Tensor) -> Tensor:
@@ -247,15 +231,15 @@ def open_measurement(
     """
     place = choose_device(device)
     trained = open_run(path, place, weights)
-    dataset, usual = open_data(trained, data), trained.settings
-    low = usual.logsnr_min if logsnr_min is None else logsnr_min
-    high = usual.logsnr_max if logsnr_max is None else logsnr_max
+    dataset, settings = open_data(trained, data), trained.settings
+    low = settings.logsnr_min if logsnr_min is None else logsnr_min
+    high = settings.logsnr_max if logsnr_max is None else logsnr_max
     check_range(low, high)
     rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:images]
     batch_size = batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:])))
     posterior, conditional = Stream(seed, "bound-posterior"), trained.network.config.num_classes > 0
     size = max(1, batch_size // draws)  # all draws of the images are one network batch
-    asked = RunMeasurement(
+    measured = RunMeasurement(
         trained.network,
         trained.prediction,
         low,
@@ -272,10 +256,10 @@ def open_measurement(
         limit=images,
     )
     log.info(
-        f"{asked.name}: evaluating on {len(rows)} of {len(dataset)} images, {asked.draws} noise levels each; "
-        f"{place}, {asked.precision}"
+        f"{measured.name}: evaluating on {len(rows)} of {len(dataset)} images, {measured.draws} noise levels each; "
+        f"{place}, {measured.precision}"
     )
-    return asked
+    return measured
 
 
 def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
@@ -283,13 +267,13 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
 
     data: dataset; None: the run's training dataset.
     """
-    known, config = trained.data, trained.network.config
-    if data is None and known.path is None:
+    identity, config = trained.data, trained.network.config
+    if data is None and identity.path is None:
         raise UsageError(f"{trained.path}: names no dataset to evaluate on; add a dataset, as in RUN DATA.h5")
-    dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
+    dataset = Dataset(data or dataset_of(identity, trained.path), latents=True)
     dataset.check_square()
-    check_alike(dataset.identity(), known, trained.path, ["image_size", "channels"])
-    if data is None and dataset.identity().differs(known):
+    check_alike(dataset.identity(), identity, trained.path, ["image_size", "channels"])
+    if data is None and dataset.identity().differs(identity):
         raise DataError(f"{dataset.path}: has changed since the run was trained on it; restore it, or add a dataset: RUN DATA.h5")
     if dataset.num_classes > config.num_classes > 0:
         raise UsageError(

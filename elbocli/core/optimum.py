@@ -122,6 +122,10 @@ class Excess(NamedTuple):
     se: float
     least_se: float
 
+    def facts(self) -> dict[str, float]:
+        """Return the entries of JSON results."""
+        return {"nats_per_dimension": self.value, "se": self.se}
+
 
 def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: Weighting) -> Excess:
     """Return the weighted excess of a network's errors over the least possible errors.

@@ -68,7 +68,7 @@ def report(
     Several runs are compared: settings that differ, losses and errors in shared plots, and samples of each run. The JSON
     of several runs has 'runs', a list with the JSON of each run, and 'differences'.
     """
-    from elbocli.report.gather import gather
+    from elbocli.report.gather import RunFacts
     from elbocli.report.summary import report_of
 
     if samples and len(samples) != len(runs):
@@ -81,18 +81,18 @@ def report(
         if len(runs) > 1 or samples or results or as_json:
             raise click.UsageError("--card takes one RUN, and no --samples, --scores or --json; put results into RUN's folder")
         from elbocli.files.outputs import check_outputs
-        from elbocli.report.card import model_card
+        from elbocli.report.page import model_card
 
         (run,) = runs
         if click.get_current_context().get_parameter_source("out") is click.core.ParameterSource.DEFAULT:
             out = run / CARD
-        text = model_card(gather(run))
+        text = model_card(RunFacts(run))
         if out == run / CARD:
             check_outputs([(out, ["a model card"])], [], Command.overwrite)
         return hand_out(text, out)
-    gathered = [gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
+    facts = [RunFacts(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
     if as_json and out == STREAM:
-        return print_json(report_of(gathered))
+        return print_json(report_of(facts))
     from elbocli.report.page import render
 
-    hand_out(render(*gathered), out, report_of(gathered) if as_json else None)
+    hand_out(render(*facts), out, report_of(facts) if as_json else None)

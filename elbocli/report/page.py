@@ -1,4 +1,4 @@
-"""Render runs as a self-contained HTML page with SVG plots."""
+"""Render runs as a self-contained HTML page with SVG plots, and a run as a model card for the Hugging Face Hub."""
 
 # The template library escapes all text from files, and the page's Content-Security-Policy forbids scripts and external
 # addresses. Equal runs give equal bytes.
@@ -6,7 +6,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +16,13 @@ from torch import Tensor
 from elbocli.cli.figure import STYLE, import_matplotlib, level_ticks, line_style
 from elbocli.cli.text import visible_lines
 from elbocli.core.adaptive import ErrorMoments, bin_middles
-from elbocli.evaluate.result import fill_template
+from elbocli.evaluate.result import code, fill_template, said
 from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.report.gather import RunFacts
 from elbocli.report.log_history import LogHistory, curve, error_of, score_columns
 from elbocli.report.results import score_rows
-from elbocli.report.summary import differences, figures, headline
+from elbocli.report.summary import BITS, NATS, differences, figures, headline, logged
+from elbocli.version import __version__
 
 NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
 INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}  # placeholder → CSS variable
@@ -43,7 +44,7 @@ OWN: dict[Any, Any] = {
 }
 LEVEL, ERROR, WEIGHT = "noise  ←  λ  →  data", "‖ε − ε̂‖² / D", "w(λ) / max w"
 POINTS = 241
-NATS, BITS = "loss, nats per dimension", "bound, bits per dimension"
+LOSS, BOUND = f"loss, {NATS}", f"bound, {BITS}"
 
 
 class Line(NamedTuple):
@@ -96,26 +97,21 @@ def over_levels(axis: Any) -> None:
     axis.set_xlabel(LEVEL)
 
 
-def draw_lines(
-    label: str,
-    lines: Sequence[Line | None],
-    names: Sequence[str] = (),
-    over: Callable[[Any], None] = over_levels,
-) -> Any:
-    """Draw lines in a new figure; return (Axes, legend: [(swatch, name)]), or None without lines.
+def draw_lines(label: str, lines: Sequence[tuple[str, Line | None]], over: Callable[[Any], None] = over_levels) -> Any:
+    """Draw named lines in a new figure; return (Axes, legend: [(swatch, name)]), or None without lines.
 
-    label: of the vertical axis. names: legend entries. over: formats the horizontal axis.
+    label: of the vertical axis. lines: (name in the legend; "": none, line). over: formats the horizontal axis.
     """
-    drawn = [index for index, line in enumerate(lines) if line is not None]
+    drawn = [(index, name, line) for index, (name, line) in enumerate(lines) if line]
     if not drawn:
         return None
     axis = new_panel(label)
-    for index in drawn:
-        _draw(axis, lines[index], line_style(index, LINES))
+    for index, _, line in drawn:
+        _draw(axis, line, line_style(index, LINES))
     if over is over_images or label == ERROR:
         _scale_log(axis)
     over(axis)
-    return axis, [(swatch(index), names[index]) for index in drawn if names]
+    return axis, [(swatch(index), name) for index, name, _ in drawn if name]
 
 
 def _draw(axis: Any, line: Any, style: dict[str, Any]) -> None:
@@ -160,15 +156,15 @@ def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> An
 
 def curve_line(facts: RunFacts, name: str) -> Line | None:
     """Return column `name` of metrics.jsonl against the number of training images; None without values."""
-    at, values = curve(facts.report.curves, name)
-    _, errors = curve(facts.report.curves, error_of(name))
+    at, values = curve(facts.curves, name)
+    _, errors = curve(facts.curves, error_of(name))
     x, y, spread = (torch.tensor(column, dtype=torch.float64) for column in (at, values, errors))
     return Line(x, y, 2 * spread if len(spread) == len(y) else None) if values else None
 
 
 def scores(runs: Sequence[RunFacts]) -> dict[str, str]:
     """Return the scores of --eval-every: column of metrics.jsonl → title."""
-    return {name: title for facts in runs for name, title in score_columns(facts.report.curves).items()}
+    return {name: title for facts in runs for name, title in score_columns(facts.curves).items()}
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
@@ -180,11 +176,11 @@ def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -
     return Line(moments.middle[seen], moments.mean[seen], 2 * moments.mean_se[seen]) if seen.any() else None
 
 
-def weighting_line(facts: RunFacts) -> Line | None:
-    """Return a run's current weighting, scaled to maximum 1; None if unknown."""
+def weighting_line(facts: RunFacts, place: int = -1) -> Line | None:
+    """Return a run's weighting, scaled to maximum 1; None if unknown. place: index in the list of weightings over time."""
     if not facts.objective.effective:
         return None
-    value = facts.objective.effective[-1].weighting(at := levels_of(facts))
+    value = facts.objective.effective[place].weighting(at := levels_of(facts))
     return Line(at, value / (float(value.max()) or 1.0))
 
 
@@ -196,75 +192,76 @@ def levels_of(facts: RunFacts) -> Tensor:
 def pictures(*runs: RunFacts) -> dict[str, tuple[str, Any]]:
     """Return the plots that have data: name in the templates → (SVG, legend)."""
     with import_matplotlib().rc_context({**STYLE, **OWN}):
-        names = [facts.report.run for facts in runs] if len(runs) > 1 else []
-        panels = _panels_of_several(runs, names) if names else _panels_of_one(runs[0])
-        for place, (name, title) in enumerate(scores(runs).items()):
-            panels[f"score{place}"] = draw_lines(title, [curve_line(facts, name) for facts in runs], names, over_images)
+        panels = _panels_of_several(runs) if len(runs) > 1 else _panels_of_one(runs[0])
+        for place, (column, title) in enumerate(scores(runs).items()):
+            panels[f"score{place}"] = _draw_curve(title, column, runs)
         return {name: (_svg(panel[0].figure, name), panel[1]) for name, panel in panels.items() if panel}
 
 
-def _panels_of_several(runs: Sequence[RunFacts], names: Sequence[str]) -> dict[str, Any]:
+def _draw_curve(label: str, column: str, runs: Sequence[RunFacts]) -> Any:
+    named = [(facts.name if len(runs) > 1 else "", curve_line(facts, column)) for facts in runs]
+    return draw_lines(label, named, over_images)
+
+
+def _panels_of_several(runs: Sequence[RunFacts]) -> dict[str, Any]:
+    def draw(label: str, line: Callable[[RunFacts], Line | None]) -> Any:
+        return draw_lines(label, [(facts.name, line(facts)) for facts in runs])
+
     return {
-        "weighting": draw_lines(WEIGHT, [weighting_line(facts) for facts in runs], names),
-        **{
-            name: draw_lines(label, [curve_line(facts, name) for facts in runs], names, over_images)
-            for name, label in (("loss", NATS), ("val_loss", NATS), ("val_bpd", BITS))
-        },
-        "profiles": draw_lines(ERROR, [profile_line(facts.logs.training, LogHistory.late) for facts in runs], names),
-        "held_out": draw_lines(ERROR, [profile_line(facts.logs.validation, LogHistory.last) for facts in runs], names),
+        "weighting": draw(WEIGHT, weighting_line),
+        **{name: _draw_curve(label, name, runs) for name, label in (("loss", LOSS), ("val_loss", LOSS), ("val_bpd", BOUND))},
+        "profiles": draw(ERROR, lambda facts: profile_line(facts.training, LogHistory.late)),
+        "held_out": draw(ERROR, lambda facts: profile_line(facts.validation, LogHistory.last)),
     }
 
 
 def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
-    course = facts.logs.training
-    profiles = [profile_line(course, LogHistory.late), profile_line(facts.logs.validation, LogHistory.last)]
-    names = ["training, last fifth", "validation, last"]
+    log = facts.training
+    profiles = [
+        ("training, last fifth", profile_line(log, LogHistory.late)),
+        ("validation, last", profile_line(facts.validation, LogHistory.last)),
+    ]
+    losses = [("training", curve_line(facts, "loss")), ("validation", curve_line(facts, "val_loss"))]
     panels = {
         **_objective_panels(facts),
-        "loss": draw_lines(
-            NATS, [curve_line(facts, name) for name in ("loss", "val_loss")], ["training", "validation"], over_images
-        ),
-        "bits": draw_lines(BITS, [None, None, None, curve_line(facts, "val_bpd")], over=over_images),
+        "loss": draw_lines(LOSS, losses, over_images),
+        "bits": _draw_curve(BOUND, "val_bpd", [facts]),
     }
-    if course:
-        if course.error.nan_to_num(0).max() > 0:
-            panels["errors"] = draw_map(ERROR, course, course.error, norm="log")
-        panels["profiles"] = draw_lines(
-            ERROR, [*profiles, profile_line(course, LogHistory.early)], [*names, "training, first tenth"]
-        )
+    if log:
+        if log.error.nan_to_num(0).max() > 0:
+            panels["errors"] = draw_map(ERROR, log, log.error, norm="log")
+        panels["profiles"] = draw_lines(ERROR, [*profiles, ("training, first tenth", profile_line(log, LogHistory.early))])
         if facts.report.excess:
-            least = Line(bin_middles(course.edges), torch.tensor(facts.report.excess["least"], dtype=torch.float64))
-            panels["excess"] = draw_lines(ERROR, [*profiles, least], [*names, "least error on these images"])
+            least = Line(bin_middles(log.edges), torch.tensor(facts.report.excess["least"], dtype=torch.float64))
+            panels["excess"] = draw_lines(ERROR, [*profiles, ("least error on these images", least)])
     return panels
 
 
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
     if not facts.objective.effective:
         return {}
-    *earlier, last = facts.objective.effective
-    w, at = last.weighting, levels_of(facts)
+    w, at = facts.objective.effective[-1].weighting, levels_of(facts)
     panels = {
-        "weighting": draw_lines(WEIGHT, [weighting_line(facts)]),
-        "noise": draw_lines("−dw/dλ over max w", [Line(at, -w.slope(at) / (float(w(at).max()) or 1.0))]),
+        "weighting": draw_lines(WEIGHT, [("", weighting_line(facts))]),
+        "noise": draw_lines("−dw/dλ over max w", [("", Line(at, -w.slope(at) / (float(w(at).max()) or 1.0)))]),
         "schedule": _schedule_panel(facts),
     }
-    for before in earlier:
-        value = before.weighting(at)
-        panels["weighting"][0].plot(at, value / value.max(), color=MUTED, linewidth=0.5, zorder=1)
+    for place in range(len(facts.objective.effective) - 1):
+        _draw(panels["weighting"][0], weighting_line(facts, place), {"color": MUTED, "linewidth": 0.5, "zorder": 1})
     return panels
 
 
 def _schedule_panel(facts: RunFacts) -> Any:
-    schedule, log = facts.objective.schedule, facts.logs.training
+    schedule, log = facts.objective.schedule, facts.training
     if schedule is None:
         return log and draw_map("density p(λ)", log, log.density, vmin=0.0, vmax=float(log.density.quantile(0.995)))
     at = levels_of(facts)
     density = schedule.density(at)
-    lines = [Line(at, density.where(density > 0, torch.nan))]
+    lines = [("p(λ)", Line(at, density.where(density > 0, torch.nan)))]
     if log:
         whole = LogHistory(log.edges, [1], [log.between(0, log.images[-1])])
-        lines.append(Line(bin_middles(log.edges), whole.density[0]))
-    return draw_lines("density", lines, ["p(λ)", "drawn"])
+        lines.append(("drawn", Line(bin_middles(log.edges), whole.density[0])))
+    return draw_lines("density", lines)
 
 
 def render(*runs: RunFacts) -> str:
@@ -292,3 +289,31 @@ def number(value: Any, digits: int = 4) -> str:
     if isinstance(value, int):
         return Markup(f"{value:,}".replace(",", "&#8239;"))
     return re.sub(r"e([+-])0*", r"e\1", f"{value:.{digits}g}").replace("e+", "e").replace("-", "\u2212")
+
+
+PREVIEW = re.compile(r"step-[0-9]+\.png")
+PLAIN = re.compile(r"[A-Za-z][\w.-]*")  # a name that YAML takes without quotes
+
+
+def model_card(facts: RunFacts) -> str:
+    """Return a run's model card: Markdown that begins with metadata in YAML."""
+    run, family = facts.report, str(facts.report.network.get("family"))
+    metrics = {row.name.replace(" ", "_") for result in facts.results["scores"] for row in score_rows(result.record)}
+    figures = logged(facts)
+    if any(row.unit.startswith(BITS) for row in figures):
+        metrics.add("bits_per_dimension")
+    preview = PurePath(run.samples.file).name
+    values = {
+        "facts": facts,
+        "figures": figures,
+        "version": __version__,
+        "metrics": sorted(filter(PLAIN.fullmatch, metrics)),
+        "family": family if PLAIN.fullmatch(family) else "",
+        "name": PurePath(run.run).name,  # no path of the machine is published
+        "environment": {key: PurePath(value).name if key == "init_run" else value for key, value in run.environment.items()},
+        "file": PurePath(str(run.data.get("path") or "")).name,
+        "picture": f"previews/{preview}" if PREVIEW.fullmatch(preview) else "",
+    }
+    # Text from files must appear only in code spans, and in YAML.
+    filters = {"code": code, "said": said, "rows": score_rows}
+    return fill_template(Path(__file__).with_name("model_card.md"), filters, values)

@@ -72,9 +72,9 @@ def _score_row(score: Score, result: EvalResult) -> Row:
 
 def drawn_by(*made: dict[str, Any]) -> list[str]:
     """Return the command lines that drew samples. made: how each set was drawn; key `command`: a line, or a list of lines."""
-    commands = [about.get("command") or [] for about in made]
-    lines = [line for lines in commands for line in (lines if isinstance(lines, list) else [lines])]
-    return list(dict.fromkeys(map(str, lines)))
+    commands = (about.get("command") or [] for about in made)
+    lines = (line for command in commands for line in (command if isinstance(command, list) else [command]))
+    return [*dict.fromkeys(map(str, lines))]
 
 
 def read_result(path: Path) -> ResultFile:

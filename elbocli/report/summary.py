@@ -30,7 +30,7 @@ class ComparisonReport(Record):
 
 def logged(facts: RunFacts) -> list[Row]:
     """Return the last losses, scores and bound of a run."""
-    curves = facts.logs.curves
+    curves = facts.curves
     scores = {name: (title, "while training") for name, title in score_columns(curves).items()}
     rows = [_last_row(curves, name, *heads) for name, heads in (CURVES | scores).items() if curve(curves, name)[1]]
     return rows + [_bound_row(file, facts.trains_on(file)) for file in facts.results["bound"][-1:]]

@@ -35,23 +35,27 @@ class Thumbnails:
 
 def thumbnails_of(name: str, images: np.ndarray) -> Thumbnails:
     """Make a row of pictures. images: uint8 [N, H, W, C]."""
-    shown, buffer = [], io.BytesIO()
+    shown = []
     for image in images:
         factor = whole_factor(max(image.shape[:2]))
         picture = picture_of(image.repeat(factor, 0).repeat(factor, 1))
         picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
         shown.append(np.asarray(picture))
-    Image.fromarray(np.concatenate(shown, 1)).save(buffer, "png", optimize=True)
-    return Thumbnails(name, base64.b64encode(buffer.getvalue()).decode(), len(images))
+    return Thumbnails(name, _png(Image.fromarray(np.concatenate(shown, 1))), len(images))
+
+
+def _png(picture: Image.Image) -> str:
+    # Returned: PNG in base64.
+    buffer = io.BytesIO()
+    picture.save(buffer, "png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def read_preview(path: Path) -> Thumbnails:
     """Return a contact sheet of `elbo train` as one picture, titled by its step. Raises DataError."""
-    buffer = io.BytesIO()
     with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
         sheet.thumbnail((SHEET, SHEET), Image.Resampling.LANCZOS)
-        sheet.save(buffer, "png", optimize=True)
-    return Thumbnails(path.stem.removeprefix("step-").lstrip("0") or "0", base64.b64encode(buffer.getvalue()).decode(), 1)
+        return Thumbnails(path.stem.removeprefix("step-").lstrip("0") or "0", _png(sheet), 1)
 
 
 def chosen_times(count: int) -> list[int]:

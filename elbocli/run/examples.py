@@ -98,6 +98,16 @@ class ImageBatch(NamedTuple):
         """Nats per image / divisor = bits per dimension; for latents, nats per dimension."""
         return self.content[0].numel() * (1.0 if self.latent else math.log(2))
 
+    def copies(self, count: int, size: int) -> Iterator["ImageBatch"]:
+        """Yield `count` copies of each image, `size` copies at a time; row numbers give each copy noise of its own."""
+        rows = torch.tensor(self.rows)
+        for part in torch.arange(count * len(rows)).split(size):
+            image = part // count
+            labels = None if self.labels is None else self.labels[sent(image, self.labels.device)]
+            yield ImageBatch(
+                self.content[sent(image, self.content.device)], labels, (rows[image] * count + part % count).tolist()
+            )
+
     def placed(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Return (x, float32 [B, C, H, W], scaled for the network; labels or None) on the device."""
         x = sent(self.content, device) if self.latent else normalised(self.content, device)

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from identities import Levels, Mixture
 from torch import Tensor
 
 from elbocli.bound import estimate
-from elbocli.bound.estimate import ESTIMATORS, Found, draw_for, estimate_likelihoods, flat, parse_estimators
+from elbocli.bound.estimate import ESTIMATORS, Estimates, estimate_likelihoods, flat, parse_estimators
 from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.adaptive import ErrorMoments, loss_variance
@@ -50,13 +51,14 @@ def images_of(content: Tensor, size: int = 1000) -> list[ImageBatch]:
     return [ImageBatch(content[rows], None, rows.tolist()) for rows in torch.arange(len(content)).split(size)]
 
 
-def estimated(network: Any, content: Tensor, specs: Sequence[str] = tuple(ESTIMATORS), gaussian: Any = None, **how: Any) -> Found:
+def estimated(
+    network: Any, content: Tensor, specs: Sequence[str] = tuple(ESTIMATORS), gaussian: Any = None, **how: Any
+) -> Estimates:
     """Estimates on images of an exact denoiser."""
     asked = measured(network, images_of(content), len(content), **how)
     schedule = parse_schedule("uniform", LOW, asked.high)
-    known = gaussian or fit_gaussian(flat(content))
-    estimators = parse_estimators(specs)
-    return estimate_likelihoods(draw_for(estimators, asked, schedule, known), estimators)
+    asked = replace(asked, gaussian=gaussian or fit_gaussian(flat(content)))
+    return estimate_likelihoods(asked, parse_estimators(specs), schedule)
 
 
 def bound_of(
@@ -154,7 +156,7 @@ def test_nothing_is_left_to_chance_where_the_data_are_the_gaussian():
     found = estimated(NORMAL, x, DRAWN, exact)
     variational, information = found.result.estimates
     assert information.nats_se_noise < 1e-3 * variational.nats_se_noise
-    assert found.parts["information"].nats.sum(2).mean(1).numpy() == pytest.approx(NORMAL.nats(x).numpy(), abs=2e-3)
+    assert found.terms["information"].nats.sum(2).mean(1).numpy() == pytest.approx(NORMAL.nats(x).numpy(), abs=2e-3)
 
 
 def test_any_gaussian_gives_the_same_number():
@@ -195,9 +197,9 @@ def test_errors_of_images_are_honest():
 
 
 def test_fewer_than_two_images_or_draws_and_odd_ones_are_refused():
-    for count, draws in ((0, 2), (1, 2), (4, 1), (4, 5)):
+    for count, draws, target_se in ((0, 2, None), (1, 2, None), (1, 2, 0.1), (4, 1, None), (4, 5, None)):
         with pytest.raises(UsageError):
-            bound_of(NORMAL, images_of(NORMAL.draw(count, 1, 1, 1)) if count else [], draws=draws)
+            bound_of(NORMAL, images_of(NORMAL.draw(count, 1, 1, 1)) if count else [], draws=draws, target_se=target_se)
 
 
 # A run

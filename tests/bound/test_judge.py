@@ -12,7 +12,7 @@ from identities import ByClass, Mixture
 from msgspec import structs
 
 from elbocli.bound import estimate, judge
-from elbocli.bound.judge import class_scores, judge_scores
+from elbocli.bound.judge import ClassScores, class_scores, judge_scores
 from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.bound.result import Classification, Theorem
 from elbocli.core.estimate import image_errors
@@ -90,7 +90,7 @@ def test_a_broken_loss_does_not_pass(trained, elbo, monkeypatch):
 # The classifier
 
 
-def scored(draws: int) -> tuple[tuple[torch.Tensor, np.ndarray, np.ndarray], np.ndarray]:
+def scored(draws: int) -> tuple[ClassScores, np.ndarray]:
     """Scores of 60 examples of each of two classes, and the exact log odds of the first."""
     x = torch.cat([FIRST.draw(60, 1, 2, 1), SECOND.draw(60, 1, 2, 1, seed=1)])
     images, network = [ImageBatch(x, torch.arange(120) // 60, range(120))], ByClass(FIRST, SECOND)
@@ -105,7 +105,7 @@ def test_it_is_bayes_posterior_for_exact_denoisers():
     off = (odds.mean(1) - exact) / image_errors(odds)
     assert (np.abs(off) < 1.96).mean() > 0.88 and abs(off.mean()) < 4 / np.sqrt(len(off))
     assert np.corrcoef(odds.mean(1), exact)[0, 1] > 0.95
-    found, _ = judge_scores(*scores, 128, COSINE)
+    found, _ = judge_scores(scores)
     right = (exact < 0) == (np.arange(120) >= 60)
     assert found.accuracy_low < right.mean() < found.accuracy_high and found.accuracy_low < found.accuracy
     likelihood = np.where(np.arange(120) < 60, 1, -1) * exact
@@ -119,13 +119,13 @@ def test_a_prior_is_bayes_too():
     """Odds are multiplied by the prior's; a class that the training data lack is never the guess."""
     scores, _ = scored(16)
     for prior in (np.array([0.9, 0.1]), np.array([1.0, 0.0])):
-        found, table = judge_scores(*scores, 16, COSINE, prior)
+        found, table = judge_scores(scores, prior)
         weights = prior * (-scores[0].mean(1)).softmax(1).numpy()
         expected = weights / weights.sum(1, keepdims=True)
         assert table["probability"] == pytest.approx(expected[np.arange(120), scores[1]])
         assert found.prior == prior.tolist() and math.isfinite(found.log_loss)
     assert found.class_accuracy == {"0": 1.0, "1": 0.0} and found.undecided == 0
-    plain, uniform = (judge_scores(*scores, 16, COSINE, prior)[0] for prior in (None, np.array([0.5, 0.5])))
+    plain, uniform = (judge_scores(scores, prior)[0] for prior in (None, np.array([0.5, 0.5])))
     assert plain.log_loss == pytest.approx(uniform.log_loss)
 
 

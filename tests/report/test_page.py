@@ -18,10 +18,9 @@ from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files import losslog
 from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
-from elbocli.report.card import model_card
-from elbocli.report.gather import RunReport, gather
+from elbocli.report.gather import RunFacts, RunReport
 from elbocli.report.objective import weighting_terms
-from elbocli.report.page import INKS, LINES, number, pictures, render, swatch
+from elbocli.report.page import INKS, LINES, model_card, number, pictures, render, swatch
 from elbocli.report.summary import BITS, differences, figures, headline, report_of
 from elbocli.version import __version__
 
@@ -48,7 +47,7 @@ def runs(copy):
 
 def shown(*runs):
     """The page of runs, as a browser reads it."""
-    return Reader(render(*map(gather, runs)))
+    return Reader(render(*map(RunFacts, runs)))
 
 
 def drawings(page):
@@ -58,7 +57,7 @@ def drawings(page):
 
 
 def test_a_finished_run_says_everything(trained):
-    facts = gather(trained)
+    facts = RunFacts(trained)
     page = render(facts)
     read = Reader(page)
     text = " ".join(read.text.split())
@@ -67,8 +66,8 @@ def test_a_finished_run_says_everything(trained):
         assert term.formula in text and term.source in text
     told = (facts.report.objective.verdict, facts.report.environment["device_name"], "elbo prep")
     assert all(fact in read.text for fact in told)
-    assert [strip.name for strip in facts.pictures.previews] == ["20", "40"]
-    assert facts.pictures.drawn == [] and "after 40 steps" in text
+    assert [strip.name for strip in facts.previews] == ["20", "40"]
+    assert facts.drawn == [] and "after 40 steps" in text
     drawn = pictures(facts)
     assert [*drawn] == ["weighting", "noise", "schedule", "loss", "errors", "profiles"]
     for svg, _ in drawn.values():
@@ -82,13 +81,13 @@ def test_scores_while_training_are_curves_with_bands_and_their_last_values(runs)
             for step, value in ((20, 12.5), (40, 7.25)):
                 scores = {f"{key}[elbo-tiny]": value for key in keys} | {f"{keys[0]}_se[elbo-tiny]": 0.5}
                 file.write(json.dumps({"step": step, "images": 16 * step, **scores, "eval_samples": 50, "eval_s": 1.0}) + "\n")
-    one, many = pictures(gather(runs[0])), pictures(*map(gather, runs))
+    one, many = pictures(RunFacts(runs[0])), pictures(*map(RunFacts, runs))
     assert (
         {name for name in one if name.startswith("score")} == {name for name in many if "score" in name} == {"score0", "score1"}
     )
     assert "fill-opacity: 0.3" in one["score0"][0] and "fill-opacity: 0.3" not in one["score1"][0]
     assert [len(many[name][1]) for name in ("score0", "score1")] == [2, 1]
-    last = {row.name: (row.value, row.interval is not None) for row in headline(gather(runs[0]))}
+    last = {row.name: (row.value, row.interval is not None) for row in headline(RunFacts(runs[0]))}
     assert last["frechet distance, elbo-tiny"] == (7.25, True) and last["kernel distance, elbo-tiny"] == (7.25, False)
     for read in (shown(runs[0]), shown(*runs)):
         assert "kernel distance, elbo-tiny" in read.text and "Of 50 samples" in read.text
@@ -97,9 +96,9 @@ def test_scores_while_training_are_curves_with_bands_and_their_last_values(runs)
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.long
 def test_a_page_needs_nothing_but_itself_and_is_the_same_bytes_every_time(count, runs):
-    page = render(*map(gather, runs[:count]))
+    page = render(*map(RunFacts, runs[:count]))
     assert "default-src 'none'" in page
-    assert count == 1 or page == render(*map(gather, runs))  # one: as a file and on standard output, below
+    assert count == 1 or page == render(*map(RunFacts, runs))  # one: as a file and on standard output, below
     read = Reader(page)
     addresses = [value for name, value in read.attributes if name in ("src", "href", "xlink:href")]
     assert addresses and all(value.startswith(("data:image/png;base64,", "#")) for value in addresses)
@@ -180,9 +179,9 @@ STATES = {
 @pytest.mark.long
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 def test_a_run_in_any_state_is_shown_and_what_is_missing_is_said(state, copy):
-    before = set(gather(copy).report.missing)
+    before = set(RunFacts(copy).report.missing)
     state(copy)
-    facts = gather(copy)
+    facts = RunFacts(copy)
     said = [sentence for sentence in facts.report.missing if sentence not in before]
     assert all(any(word in sentence for sentence in said) for word in STATES[state])
     assert bool(said) == bool(STATES[state])
@@ -195,14 +194,14 @@ def test_runs_in_all_states_are_shown_beside_another(trained, tmp_path):
     paths = [trained, *(Path(shutil.copytree(trained, tmp_path / state.__name__)) for state in STATES)]
     for state, path in zip(STATES, paths[1:]):
         state(path)
-    facts = [gather(path) for path in paths]
+    facts = [RunFacts(path) for path in paths]
     text = Reader(render(*facts)).text
     assert all(sentence in text for each in facts for sentence in each.report.missing)
     json.dumps(report_of(facts), allow_nan=False)
 
 
 def test_the_facts_are_json_with_the_errors_of_the_log(trained):
-    facts = json.loads(json.dumps(report_of([gather(trained)]), allow_nan=False))
+    facts = json.loads(json.dumps(report_of([RunFacts(trained)]), allow_nan=False))
     assert RunReport.of(facts, "it").json() == facts
     assert facts["status"]["step"] == facts["curves"]["step"][-1] == 40 and facts["objective"]["monotone"]
     errors, last = facts["errors"], json.loads((trained / "losslog.jsonl").read_text().splitlines()[-1])
@@ -216,7 +215,7 @@ def test_a_weighting_says_what_it_is_made_of_and_where_it_rises(spec, copy):
     weighting = parse_weighting(spec)
     just_begun(copy)
     change(copy, "settings", weighting=weighting.spec)
-    facts, terms = gather(copy), weighting_terms(weighting)
+    facts, terms = RunFacts(copy), weighting_terms(weighting)
     assert terms[0].name == weighting.spec and all(term.formula and term.source for term in terms)
     assert len(terms) == {"x": 4}.get(spec[0], 1)
     assert facts.report.objective.rising == [list(stretch) for stretch in weighting.rising(-10, 10)]
@@ -227,7 +226,7 @@ def test_a_weighting_says_what_it_is_made_of_and_where_it_rises(spec, copy):
 
 def test_a_run_named_by_where_one_stands_has_its_name(copy, monkeypatch):
     monkeypatch.chdir(copy / "checkpoints")
-    report = gather(Path("..")).report
+    report = RunFacts(Path("..")).report
     assert report.run == "run" and any(each.command.endswith(" -o run-again") for each in report.commands)
 
 
@@ -244,7 +243,7 @@ def test_a_result_is_shown_once_with_its_interval_and_the_images_that_it_is_of(c
         assert text.count("on training images") == times and "trained on 250 images" in text
         assert text.count("n = 60") == 2
         assert "1.402 to 1.598" in text and text.count("1.01 to 1.99") == 2, "95 % intervals, 1.96 standard errors wide"
-    assert len(gather(copy, results=[copy / "checkpoints" / ".." / "bound.json"]).results["bound"]) == 1
+    assert len(RunFacts(copy, files=[copy / "checkpoints" / ".." / "bound.json"]).results["bound"]) == 1
 
 
 # --- the model card ---
@@ -252,7 +251,7 @@ def test_a_result_is_shown_once_with_its_interval_and_the_images_that_it_is_of(c
 
 def card_of(run):
     """The metadata and the Markdown of the card that the command writes into a run."""
-    text = model_card(gather(run))
+    text = model_card(RunFacts(run))
     _, block, body = text.split("---\n", 2)
     return parse_yaml(block, "card"), body
 
@@ -265,7 +264,7 @@ def test_a_card_has_the_metadata_and_the_facts_of_the_run(runs):
     change(other, "settings", weighting="edm")
     for run, classes, metrics in ((alone, 10, ["frechet_distance"]), (other, 0, ["bits_per_dimension"])):
         block, body = card_of(run)
-        config, verdict = read_yaml(run / "config.yaml"), gather(run).report.objective.verdict
+        config, verdict = read_yaml(run / "config.yaml"), RunFacts(run).report.objective.verdict
         assert (block["library_name"], block["license"]) == ("elbo", "unknown") and block["metrics"] == metrics
         assert block["pipeline_tag"] == "unconditional-image-generation" and ("class-conditional" in block["tags"]) == bool(
             classes
@@ -340,7 +339,7 @@ def test_a_run_in_its_first_steps_has_its_plots_and_no_complaints(loss, schedule
     metrics = {"step": 1, "images": 16, **VALIDATION, "loss": loss, "val_loss": loss, "val_bpd_se": 5.0}
     (copy / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
     always, errors = {"schedule", "loss", "bits"}, {"errors", "profiles"}
-    page = render(gather(copy))
+    page = render(RunFacts(copy))
     assert {*drawings(page)} & (always | errors) == always | (errors if draws in ("one bin", "two") else set())
     assert ("fitted while training" in Reader(page).text) == (schedule == "adaptive")
 
@@ -355,7 +354,7 @@ def test_numbers_are_for_people():
 
 
 def test_only_the_settings_that_differ_are_told_and_each_number_has_a_place_for_each_run(runs):
-    facts = [gather(run) for run in runs]
+    facts = [RunFacts(run) for run in runs]
     assert differences(facts) == {"weighting": ["sigmoid:bias=2", "elbo"], "batch_size": [16, 8]}
     assert differences(facts[:1] * 2) == {}
     rows = {name: [row and row.value for row in values] for name, values in figures(facts).items()}
@@ -367,7 +366,7 @@ def test_only_the_settings_that_differ_are_told_and_each_number_has_a_place_for_
 
 def test_every_run_has_its_line_on_every_plot_and_no_two_are_alike(runs):
     inks = {INKS[line].removeprefix("--") for line in LINES}
-    drawn = pictures(*map(gather, runs))
+    drawn = pictures(*map(RunFacts, runs))
     lines = {name: set(re.findall(r"stroke: var\(--(\w+)\)", svg)) & inks for name, (svg, _) in drawn.items()}
     assert all(len(legend) == len(lines[name]) for name, (_, legend) in drawn.items())
     assert lines == {

@@ -124,7 +124,7 @@ class RunConfig(Record, kw_only=True):
             "init": self.init and self.init.sha256,
             "plugins": sorted(plugin.sha256 for plugin in self.plugins or ()),
         }
-        digest = hashlib.sha256(msgspec.json.encode(recipe, order="deterministic")).hexdigest()
+        digest = hashlib.sha256(msgspec.json.encode(escaped(recipe), order="deterministic")).hexdigest()
         return {"run_id": self.run_id, "training_seed": self.settings.seed, "settings_sha256": digest}
 
     def facts(self) -> dict[str, Any]:

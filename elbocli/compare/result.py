@@ -37,7 +37,7 @@ VARYING = (
     "command",
     "per_image",
 )
-"""Facts on a training and its samples that differ between repetitions of one recipe; a learned schedule has a grid of its own."""
+"""Keys of facts that differ between repetitions of one recipe. `grid_sha256` is one, as a learned schedule gives each run a grid of its own."""
 ALIKE_BOUNDS = ("n_images", "draws_per_image", "payload_sha256", "dimensions", "conditional", "excess")
 
 

@@ -64,7 +64,7 @@ class StreamingFeatureMoments:
             self.moments()
 
     def moments(self) -> FeatureMoments:
-        """Return the moments of all features added."""
+        """Return mean and covariance of all features that were added."""
         if self._waiting:
             self._sum += FeatureMoments.of(np.concatenate(self._waiting))
             self._waiting = []

@@ -35,7 +35,7 @@ class LossTerms(NamedTuple):
 
 
 def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
-    """Check the shape of a network's output, and return the output.
+    """Return a network's output after a check of its shape.
 
     z: the network's input, [B, C, …].
     variance: also accept [B, 2C, …], the prediction followed by a learned variance.

@@ -93,7 +93,7 @@ def _of_pairs(derivative: Callable[[np.ndarray, np.ndarray], np.ndarray], n: int
     mates = _classmates(classes)
     apart = (mates[first] != second) & (mates[second] != first)
     first, second = first[apart], second[apart]
-    # This difference has four times the mean square of the centred b, without any mean over a class.
+    # The sum of these four derivatives has four times the mean square of b centred in each class, and needs no mean over a class.
     near, far = derivative(first, second) + derivative(mates[first], mates[second]), derivative(mates[first], second)
     return (near - far - derivative(first, mates[second])) / 2
 

@@ -321,7 +321,7 @@ def fingerprint(about: FeatureFacts) -> dict[str, Any]:
 
 
 def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all metrics' options, name → value, without `seed` and on/off options. metrics: metric → namespace of options."""
+    """Return the options of all metrics by name, except `seed` and on/off options. metrics: options by metric."""
     options = (option for namespace in metrics.values() for option in vars(namespace).items())
     return {name: value for name, value in options if name != "seed" and not isinstance(value, bool)}
 

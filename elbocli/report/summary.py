@@ -49,7 +49,7 @@ def _bound_row(file: ResultFile, trains_on: bool) -> Row:
 
 
 def headline(facts: RunFacts) -> list[Row]:
-    """Return the main results of a run."""
+    """Return the main results of a run for the top of its report."""
     scores = [(row, file) for file in facts.results["scores"][-1:] for row in score_rows(file.record)[:2]]
     return logged(facts) + [row._replace(unit=row.unit or file.path.name) for row, file in scores]
 

@@ -107,7 +107,7 @@ class LogTargets:
                 target(step, values)
 
     def finish(self) -> None:
-        """Wait until trackio has sent all values; wandb does so at the end of the process."""
+        """Wait until trackio has sent all values. wandb itself sends its values at the end of the process."""
         if "trackio" in self._targets:
             with self._dropping("trackio"):
                 import trackio

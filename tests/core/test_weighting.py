@@ -72,7 +72,7 @@ FORMULA = {
     "edm-monotonic": edm_monotonic,
     "sigmoid": lambda lam, bias=2: 1 / (1 + np.exp(lam - bias)),
 }
-"""With the authors' defaults. The other weightings are derived from objectives in test_foreign_loss.py."""
+"""Formulas of weightings, with their authors' defaults. test_foreign_loss.py derives the other weightings from objectives."""
 NORMAL = {"mean": st.floats(-3, 1), "std": st.floats(0.6, 2), "sigma_data": st.floats(0.1, 2)}
 PARAMETERS = {
     "p2": {"gamma": st.floats(0.1, 3)},

@@ -271,7 +271,7 @@ class Distance(NamedTuple):
         seeds = [(saved.about.made or {}).get("seed") for saved in (self.saved, other.saved)]
         labels: list[Any] = [saved.labels for saved in (self.saved, other.saved)]
         if None not in seeds and seeds[0] == seeds[1] and np.array_equal(*labels):  # image k has equal noise in both files
-            return Estimate(self.value - other.value, (self.influence - other.influence).se), "paired by image"
+            return Estimate(self.value - other.value, self.influence.se_of_difference(other.influence)), "paired by image"
         return Estimate(self.value, self.influence.se).minus(Estimate(other.value, other.influence.se)), "unpaired"
 
 

@@ -4,8 +4,10 @@ A score of n independent images x is, to second order, its limit plus Σ a(x)/n 
 weight of an image, and b by the weights of two. The images' effects, as the jackknife finds them, have the variance
 var a + E b²/n, but n times the score's variance is var a + E b²/2n. For samples like the reference, b has the larger share.
 Images drawn in equal numbers from K classes vary only within the classes, so a and b are then centred in each class.
-Source: Hoeffding 1948; Efron & Stein 1981, The jackknife estimate of variance. Shares of the reference are no such scores, as
-they depend on the samples near an image of the reference; they have estimates of their own.
+The variance grows with a distance, so sets with a low score have a low standard error too; intervals allow for this.
+Source: Hoeffding 1948; Efron & Stein 1981, The jackknife estimate of variance; Hall 1988, Theoretical comparison of bootstrap
+confidence intervals. Shares of the reference are no such scores, as they depend on the samples near an image of the reference;
+they have estimates of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from elbocli.core.estimate import NORMAL_95
 from elbocli.core.frechet import Gaussian, root
 from elbocli.core.streams import Stream
 
@@ -36,24 +39,48 @@ class Influence:
     """Effects of independent images on a score.
 
     first: n times the change of the score by each of its n images, [N]. second: the derivative b for pairs of images.
+    joint: mean of a(x) b(x, x′) a(x′) over the pairs.
     """
 
     first: np.ndarray
     second: np.ndarray
+    joint: float
 
     def variance(self, n: int) -> float:
         """Return the variance of the score of n images."""
-        pairs = float(np.mean(np.square(self.second)))
-        return max(float(np.var(self.first, ddof=1)) - pairs / len(self.first), 0.0) / n + pairs / (2 * n**2)
+        return _variance(self.first, self.second, n)
 
     @property
     def se(self) -> float:
         """Standard error of the score of these images."""
         return math.sqrt(self.variance(len(self.first)))
 
-    def __sub__(self, other: Influence) -> Influence:
-        """Return the effects on the difference of two scores, whose images k belong together."""
-        return Influence(self.first - other.first, self.second - other.second)
+    def se_of_difference(self, other: Influence) -> float:
+        """Return the standard error of the difference of two scores, whose images k belong together."""
+        return math.sqrt(_variance(self.first - other.first, self.second - other.second, len(self.first)))
+
+    def interval(self, value: float, variance: float) -> list[float]:
+        """Return the 95 % interval of the mean score over sets of as many images.
+
+        value: the score. variance: its variance V.
+        """
+        # The score has the third cumulant (E a³ + 3 E aba)/n², and its covariance with the estimate of V is (E a³ + 2 E aba)/n².
+        # So V at the mean value + d is V + slope d. With one term of the Cornish-Fisher expansion, (d + skew)² ≤ z²(V + slope d).
+        # The expansion needs a small slope. With one standard error as its limit, intervals held the mean in simulations.
+        if variance == 0:
+            return [value, value]
+        cubes, scale = float(np.mean(self.first**3)), variance * len(self.first) ** 2
+        slope, skew = (cubes + 2 * self.joint) / scale, (cubes + 3 * self.joint) / scale * (NORMAL_95**2 - 1) / 6
+        limited = min(1.0, math.sqrt(variance) / abs(slope)) if slope else 1.0
+        slope, skew = limited * slope, limited * skew
+        centre = NORMAL_95**2 * slope / 2 - skew
+        half = math.sqrt(max(centre**2 - skew**2 + NORMAL_95**2 * variance, 0.0))
+        return [value + centre - half, value + centre + half]
+
+
+def _variance(first: np.ndarray, second: np.ndarray, n: int) -> float:
+    pairs = float(np.mean(np.square(second)))
+    return max(float(np.var(first, ddof=1)) - pairs / len(first), 0.0) / n + pairs / (2 * n**2)
 
 
 def equal_classes(labels: Any) -> np.ndarray | None:
@@ -85,17 +112,21 @@ def _classmates(classes: np.ndarray) -> np.ndarray:
     return classmates
 
 
-def _of_pairs(derivative: Callable[[np.ndarray, np.ndarray], np.ndarray], n: int, classes: np.ndarray | None) -> np.ndarray:
-    # Returned: derivatives b for pairs, centred in each class. derivative: function of the pairs' indices, [P] each → [P].
-    first, second = some_pairs(n)
+def _influence(
+    effects: np.ndarray, derivative: Callable[[np.ndarray, np.ndarray], np.ndarray], classes: np.ndarray | None
+) -> Influence:
+    # effects: a, [N]. derivative: function of the pairs' indices, [P] each → b of the pairs, [P].
+    a, (first, second) = _centre(effects, classes), some_pairs(len(effects))
     if classes is None:
-        return derivative(first, second)
+        b = derivative(first, second)
+        return Influence(a, b, float(np.mean(a[first] * b * a[second])))
     mates = _classmates(classes)
     apart = (mates[first] != second) & (mates[second] != first)
     first, second = first[apart], second[apart]
     # The sum of these four derivatives has four times the mean square of b centred in each class, and needs no mean over a class.
     near, far = derivative(first, second) + derivative(mates[first], mates[second]), derivative(mates[first], second)
-    return (near - far - derivative(first, mates[second])) / 2
+    b, change = (near - far - derivative(first, mates[second])) / 2, a - a[mates]
+    return Influence(a, b, float(np.mean(change[first] * b * change[second])) / 2)
 
 
 def some_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -137,7 +168,7 @@ def frechet_influence(features: np.ndarray, own: Gaussian, reference: Gaussian, 
         y = c @ across
         # A deletion changes the score by a/n − b(x, x)/2n².
         first[start : start + ROWS] = c @ toward + np.square(c).sum(1) - np.square(y).sum(1) - both(y, y) / (2 * n)
-    return Influence(_centre(first, classes), _of_pairs(of_pairs, n, classes))
+    return _influence(first, of_pairs, classes)
 
 
 def kernel_influence(
@@ -176,7 +207,8 @@ def kernel_influence(
         toward += block.sum(1) / m
         across += float(block.square().sum() / n - (weights * (shares @ block).square()).sum()) / m
     across -= float(toward.square().mean() - (weights * (shares @ toward[:, None]).square()).sum())
-    first = 2 * (mean - toward).cpu().numpy()
+    effects = _centre(2 * (mean - toward).cpu().numpy(), classes)
+    change = torch.from_numpy(effects).to(among)
     among *= 2
     unequal = 0.0
     if classes is not None:
@@ -184,9 +216,11 @@ def kernel_influence(
         moved = among[mates]
         off[torch.arange(n, device=mates.device), mates] = off[mates, torch.arange(n, device=mates.device)] = False
         unequal = float((among - moved)[off].square().mean()) / 2
-        among = (among + moved[:, mates] - moved - among[:, mates]) / 2  # as in _of_pairs
+        among = (among + moved[:, mates] - moved - among[:, mates]) / 2  # as in _influence
+        change = (change - change[mates]) / math.sqrt(2)
         unequal -= float(among[off].square().mean())
-    return Influence(_centre(first, classes), among[off].cpu().numpy()), max(across, 0.0), max(unequal, 0.0)
+    joint = float(change @ (among * off) @ change) / int(off.sum())
+    return Influence(effects, among[off].cpu().numpy(), joint), max(across, 0.0), max(unequal, 0.0)
 
 
 def inception_influence(logits: Tensor) -> Influence:
@@ -200,8 +234,11 @@ def inception_influence(logits: Tensor) -> Influence:
     # The mean KL(p‖mean p) has a = KL, as its effect through mean p cancels, and b(x, x′) = 1 − Σ p p′/mean p.
     scaled = (p / mean.sqrt()).nan_to_num(0)
     first = (p * (logs - mean.log())).nan_to_num(0).sum(1) - (1 - scaled.square().sum(1)) / (2 * n)
-    one, other = (scaled[torch.from_numpy(some)] for some in some_pairs(n))
-    return Influence((first - first.mean()).numpy(), (1 - (one * other).sum(1)).numpy())
+
+    def of_pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return (1 - (scaled[torch.from_numpy(one)] * scaled[torch.from_numpy(other)]).sum(1)).numpy()
+
+    return _influence(first.numpy(), of_pairs, None)
 
 
 def coverage_error(counts: np.ndarray, contents: np.ndarray, n: int) -> float | None:

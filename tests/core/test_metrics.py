@@ -21,6 +21,7 @@ from elbocli.core.frechet import FeatureMoments, frechet_distance
 from elbocli.core.metrics import METRICS, Features, Number, Option, Role, asked, metric
 from elbocli.core.metrics.coverage import COMPONENTS, PRC_PROTOCOLS, PrcProtocol
 from elbocli.core.metrics.distances import FID, KID
+from elbocli.core.score_errors import frechet_influence
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError
 
@@ -101,6 +102,21 @@ def test_standard_errors_and_limit_of_equally_drawn_classes_are_those_of_new_equ
     low, high = np.array([values[f"{FID}_infinity_interval"] for values in scores]).T
     assert ((low <= limit) & (limit <= high)).mean() > 0.9
     assert (high - low).mean() < 5 * np.std([values[f"{FID}_infinity"] for values in scores])
+
+
+@pytest.mark.parametrize("width", [2, 8])
+def test_intervals_miss_the_mean_equally_often_on_both_sides_of_samples_like_the_reference(width):
+    """The standard error of a low distance is low: so value ± 1.96 errors lies below the mean in a tenth of sets."""
+    draw, intervals = np.random.default_rng(width), []
+    reference = FeatureMoments.of(draw.normal(size=(2000, width)))
+    for _ in range(1000):
+        values = draw.normal(size=(200, width)) + 0.3 / width
+        moments = FeatureMoments.of(values)
+        effects, distance = frechet_influence(values, moments, reference), frechet_distance(moments, reference)
+        intervals.append((distance, *effects.interval(distance, effects.variance(200))))
+    distances, low, high = np.array(intervals).T
+    assert (high < distances.mean()).mean() < 0.06
+    assert (low > distances.mean()).mean() < 0.06
 
 
 @pytest.mark.parametrize("name", METRICS)

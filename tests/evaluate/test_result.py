@@ -102,7 +102,7 @@ def test_all_that_is_known_stands_on_the_card_once(scored):
         assert card.count(found[fact]) == 1
     assert "10, each with 10 to 10 images" in card and "elbo eval 0.npz" in card
     number, error = (found[f"frechet_distance{part}[elbo-tiny]"] for part in ("", "_se"))
-    assert f"**{number:.5g}** ± {error:.5g} (standard error, n = 100); of infinitely" in card
+    assert f"**{number:.5g}** ± {error:.5g} (standard error, n = 100), 95 % interval " in card
     assert "10 splits" in card and "subsets of 50" in card and "FID" not in card
 
 

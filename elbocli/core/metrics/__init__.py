@@ -126,8 +126,7 @@ class Number(NamedTuple):
                 name and f"{name.removesuffix('_mean')}_{part}" for name in (self.key, self.elsewhere, self.alias)
             )
             role = PARTS[part.rpartition("_")[2]]
-            # An interval belongs to the number whose name precedes `_interval`.
-            of = key.removesuffix("_interval") if role is Role.INTERVAL else self.key
+            of = key.removesuffix("_interval") if part == "infinity_interval" else self.key
             found.append(self._replace(key=key, elsewhere=elsewhere, alias=alias, role=role, of=of))
         return found
 

@@ -1,6 +1,19 @@
 """Distances between the features of samples and reference, and scores of the samples' logits."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from elbocli.core.metrics import BOTH, Need, Number, Option, Value, metric
+
+if TYPE_CHECKING:
+    from elbocli.core.score_errors import Influence
+
+
+def _with_error(key: str, value: float, effects: Influence, variance: float) -> dict[str, Value]:
+    name = key.removesuffix("_mean")
+    return {key: value, f"{name}_se": variance**0.5, f"{name}_interval": effects.interval(value, variance)}
+
 
 FID = "frechet_inception_distance"
 
@@ -9,7 +22,11 @@ FID = "frechet_inception_distance"
     "fid",
     formula="Fréchet distance of the features, with its standard error",
     source="Heusel et al. 2017",
-    numbers=[Number(FID, "frechet_distance", "FID", "Fréchet distance", "fid", parts=["se", "infinity", "infinity_interval"])],
+    numbers=[
+        Number(
+            FID, "frechet_distance", "FID", "Fréchet distance", "fid", parts=["se", "interval", "infinity", "infinity_interval"]
+        )
+    ],
     needs={Need.REFERENCE},
     least=lambda options: (20 if options.fid_infinity else 2, 2),
     options=[
@@ -32,15 +49,15 @@ def fid(samples, reference, options):
 
     values, theirs = samples.values.numpy(), reference.moments
     n, width = values.shape
-    error = frechet_influence(values, samples.moments, theirs, samples.labels).se
-    found: dict[str, Value] = {FID: frechet_distance(samples.moments, theirs), f"{FID}_se": error}
+    effects = frechet_influence(values, samples.moments, theirs, samples.labels)
+    found = _with_error(FID, frechet_distance(samples.moments, theirs), effects, effects.variance(n))
     if options.fid_infinity:
         order = Stream(options.seed, "fid-infinity").permutation(0, n)
         if (classes := equal_classes(samples.labels)) is not None:
             order = order[np.argsort(classes[order], kind="stable")]  # each part has its share of each class
         parts = [FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)]
         beyond, curvature = extrapolate(parts, theirs)
-        half = float(np.hypot(NORMAL_95 * error, curvature))
+        half = float(np.hypot(NORMAL_95 * effects.se, curvature))
         found[f"{FID}_infinity"] = beyond
         found[f"{FID}_infinity_interval"] = [beyond - half, beyond + half] if n >= 2 * width else None
     return found
@@ -53,7 +70,9 @@ SFID = "spatial_frechet_inception_distance"
     "sfid",
     formula="Fréchet distance of spatial features: the first 7 channels of Inception's mixed_6/conv, as ADM; with its standard error",
     source="Nash et al. 2021; Dhariwal & Nichol 2021",
-    numbers=[Number(SFID, "spatial_frechet_distance", "sFID", "Fréchet distance of spatial features", "sfid", parts=["se"])],
+    numbers=[
+        Number(SFID, "spatial_frechet_distance", "sFID", "Fréchet distance of spatial features", "sfid", parts=["se", "interval"])
+    ],
     needs={Need.REFERENCE, Need.SPATIAL},
     least=lambda options: (2, 2),
     few="sFID is biased upwards, so compare it at the same n only",
@@ -63,8 +82,8 @@ def sfid(samples, reference, options):
     from elbocli.core.score_errors import frechet_influence
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
-    error = frechet_influence(values.numpy(), own, theirs, samples.labels).se
-    return {SFID: frechet_distance(own, theirs), f"{SFID}_se": error}
+    effects = frechet_influence(values.numpy(), own, theirs, samples.labels)
+    return _with_error(SFID, frechet_distance(own, theirs), effects, effects.variance(len(values)))
 
 
 KID = "kernel_inception_distance"
@@ -81,7 +100,7 @@ SUBSETS = 100
             "kernel_distance_mean",
             "KID",
             "kernel distance",
-            parts=["std", "se"],
+            parts=["std", "se", "interval"],
             told="over subsets of {kid_subset_size}",
         )
     ],
@@ -105,7 +124,7 @@ def kid(samples, reference, options):
     # variance for `size` images, with the choice of its reference images, and with other numbers of each class than all images have.
     alone = effects.variance(size) + 4 * across * (1 / size - 1 / len(theirs)) / size + unequal / size**2
     variance = effects.variance(len(own)) * (1 - 1 / SUBSETS) + alone / SUBSETS
-    return {**found, f"{KID}_se": variance**0.5}
+    return {**found, **_with_error(f"{KID}_mean", found[f"{KID}_mean"], effects, variance)}
 
 
 WIDTH = 10.0  # σ of CMMD's Gaussian kernel exp(−|x−y|²/2σ²)
@@ -116,12 +135,17 @@ SCALE = 1000.0
     "cmmd",
     formula="1000 MMD² of the features scaled to length 1, Gaussian kernel of width 10; published for CLIP's",
     source="Jayasumana et al. 2024",
-    numbers=[Number("gaussian_mmd", "cmmd", title="MMD² × 1000 of features of length 1", title_elsewhere="CMMD", parts=["se"])],
+    numbers=[
+        Number(
+            "gaussian_mmd", "cmmd", title="MMD² × 1000 of features of length 1", title_elsewhere="CMMD", parts=["se", "interval"]
+        )
+    ],
     needs=BOTH,
     least=lambda options: (1, 1),
     few="CMMD, as it was published, is biased upwards, so compare it at the same n only",
 )
 def cmmd(samples, reference, options):
+    import numpy as np
     from torch.nn.functional import normalize
 
     from elbocli.core.neighbours import squares
@@ -141,10 +165,12 @@ def cmmd(samples, reference, options):
     def kernel(x, y):
         return ((normalize(x) @ normalize(y).T - 1) / WIDTH**2).exp()
 
-    distance, error = among - 2 * total(first, second) / (len(first) * len(second)), None
-    if len(first) > 1:
-        error = SCALE * kernel_influence(first, second, kernel, samples.labels, samples.device)[0].variance(len(first)) ** 0.5
-    return {"gaussian_mmd": SCALE * distance, "gaussian_mmd_se": error}
+    distance = among - 2 * total(first, second) / (len(first) * len(second))
+    if len(first) == 1:
+        return {"gaussian_mmd": SCALE * distance, "gaussian_mmd_se": None, "gaussian_mmd_interval": None}
+    effects = kernel_influence(first, second, kernel, samples.labels, samples.device)[0]
+    found = _with_error("gaussian_mmd", distance, effects, effects.variance(len(first)))
+    return {key: np.multiply(SCALE, value).tolist() for key, value in found.items()}
 
 
 IS = "inception_score"

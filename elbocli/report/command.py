@@ -36,7 +36,6 @@ CARD = "README.md"
     type=PATH,
     multiple=True,
     help="A result of 'elbo eval', 'elbo bound' or 'elbo optimum', recognised by its content; may be repeated. Results in RUN are always shown.",
-    more="So is a file of 'elbo bound --per-image' (.tsv, .h5): the page shows the likeliest and the least likely images.",
 )
 @option("--json", "as_json", is_flag=True, help="Print the facts as one JSON object; the page only goes to the file of -o.")
 @option(

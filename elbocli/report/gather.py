@@ -13,14 +13,13 @@ from elbocli.core.optimum import Excess, copying, excess
 from elbocli.errors import DataError, ElboError
 from elbocli.files.checkpoint import CONFIG, checkpoints, read_checkpoint
 from elbocli.files.dataset import Dataset
-from elbocli.files.recognise import recognise
 from elbocli.files.records import Record, stored
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, read_curves, read_log_history
 from elbocli.report.objective import ObjectiveReport, ReadObjective, read_objective
 from elbocli.report.results import RESULTS, ResultFile, drawn_by, read_result, results_in
-from elbocli.report.thumbnails import Extremes, Thumbnails, chosen_times, read_by_class, read_extremes, read_preview
+from elbocli.report.thumbnails import Thumbnails, chosen_times, read_by_class, read_preview
 from elbocli.run.config import read_run_config
 from elbocli.run.folder import read_status
 from elbocli.run.open import OBJECTIVE, dataset_of, empty_network
@@ -60,7 +59,7 @@ class RunReport(Record, kw_only=True):
     """Report on a run, for --json.
 
     status, settings, source, data, network, environment: keys as in the run's files. status: {} if unknown.
-    curves: columns of metrics.jsonl. missing: messages about missing or damaged files. per_image: files of `bound --per-image`.
+    curves: columns of metrics.jsonl. missing: messages about missing or damaged files.
     scores, bound, theorem (`bound --check`), likelihoods, classification: contents of result files, and the path as key `file`.
     excess: None, or keys edges (of λ), least (possible errors), excess (over least), copying. previews: steps of contact sheets.
     """
@@ -83,7 +82,6 @@ class RunReport(Record, kw_only=True):
     theorem: list[dict[str, Any]]
     excess: dict[str, Any] | None
     likelihoods: list[dict[str, Any]]
-    per_image: list[str]
     classification: list[dict[str, Any]]
     commands: list[CommandReport]
     missing: list[str]
@@ -95,7 +93,7 @@ class RunFacts:
     results: result files of elbo, by their name in RESULTS. missing: messages about files that could not be read.
     curves: columns of metrics.jsonl. training, validation: errors by λ.
     sheets: contact sheets of `elbo train`, the oldest first. previews: pictures of some of them.
-    drawn: a row of samples per class. extremes: likeliest and least likely images, per table of likelihoods.
+    drawn: a row of samples per class.
     report: the facts for --json.
     """
 
@@ -103,13 +101,12 @@ class RunFacts:
         """Read a run.
 
         samples: file of images to show by class; None: the last contact sheet of `elbo train`.
-        files: more result files (JSON) of elbo, or tables of 'elbo bound --per-image'.
+        files: more result files (JSON) of elbo.
         Raises FormatError: `path` is not a run. Raises ElboError: unusable `samples` or `files`.
         """
         self.path, self.config, self.samples, self.missing = path, read_run_config(path), samples, list[str]()
         self.settings, self.dataset = self.config.settings, dataset_of(self.config.data, path)
-        tables = [file for file in files if recognise(file) == "a table"]
-        results = [*results_in(path), *(read_result(file) for file in files if file not in tables)]
+        results = [*results_in(path), *map(read_result, files)]
         by_path = {result.path.resolve(): result for result in results}.values()
         self.results = {kind: [result for result in by_path if result.kind == kind] for kind, _ in RESULTS.values()}
         complete = all(map(self.settings.states, OBJECTIVE))
@@ -121,8 +118,6 @@ class RunFacts:
         previews = (self.ask(read_preview, self.sheets[index]) for index in chosen_times(len(self.sheets)))
         self.previews: list[Thumbnails] = [*filter(None, previews)]
         self.drawn = read_by_class(samples, self.config.data.class_names or []) if samples else []
-        likelihoods = (self.ask(self._extremes, result) for results in self.results.values() for result in results)
-        self.extremes = [*(read_extremes(file, self.dataset, None) for file in tables), *filter(None, likelihoods)]
         self.report = self._report()
 
     def ask(self, read: Callable[..., Any], *args: Any) -> Any:
@@ -136,14 +131,6 @@ class RunFacts:
     @property
     def name(self) -> str:
         return str(self.path) if self.path.name not in ("", "..") else self.path.resolve().name  # "." is no name for a page
-
-    def _extremes(self, file: ResultFile) -> Extremes | None:
-        table = file.content.get("per_image")
-        if not isinstance(table, str) or file.kind == "classification":
-            return None
-        measured = Path(str(file.content.get("dataset")))
-        dataset = measured if measured.is_file() else self.dataset
-        return read_extremes(file.path.parent / Path(table).name, dataset, file.content.get("payload_sha256"))
 
     @property
     def trained_on(self) -> Any:
@@ -176,7 +163,6 @@ class RunFacts:
             previews=[row.name for row in self.previews],
             samples=ShownSamples(str(self.samples or ["", *self.sheets][-1]), [row.name for row in self.drawn]),
             excess=self.ask(self._excess, optima[-1]) if optima else None,
-            per_image=[str(pair.path) for pair in self.extremes],
             commands=[*self._commands()],
             missing=self.missing,
             **{

@@ -12,10 +12,7 @@ from PIL import Image
 from elbocli.errors import DataError
 from elbocli.files.contact_sheet import CELL, Group, by_class, whole_factor
 from elbocli.files.contact_sheet import picture as picture_of
-from elbocli.files.dataset import Dataset
-from elbocli.files.losslog import NATS, read_table
 from elbocli.files.reading import reading
-from elbocli.files.resumable import LATENTS
 from elbocli.images.samples import read_samples
 
 ROW = 8  # pictures in a row
@@ -81,54 +78,3 @@ def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
     with read_samples(path) as reader:
         groups = by_class(reader.shape[0], reader.labels, names, CLASSES)
         return strips(reader.pick, groups)
-
-
-ROWS = 2  # of the likeliest images, and of the least likely
-
-
-@dataclass(frozen=True)
-class Extremes:
-    """Pictures of the likeliest and the least likely images.
-
-    path: file of `elbo bound --per-image`.
-    by: column of the file that ranks the images.
-    count: number of images in the file.
-    likeliest, least: rows of pictures, the most extreme images first.
-    """
-
-    path: Path
-    by: str
-    count: int
-    likeliest: list[Thumbnails]
-    least: list[Thumbnails]
-
-
-def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
-    """Return pictures of a dataset's likeliest and least likely images.
-
-    path: file of 'elbo bound --per-image'.
-    dataset: file of the measured images.
-    digest: sha256 of the measured images; None: unknown.
-    Raises FormatError, DataError: for a damaged file or other images.
-    """
-    table, data = read_table(path), Dataset(dataset, latents=True)
-    by = [*table][2]
-    if not by.startswith(NATS) or data.kind == LATENTS:
-        raise DataError(f"{path}: holds {by!r} of {data.kind}; a page shows only nats of pixels; leave this file out")
-    with reading(path, kind=DataError):
-        index = table["index"]
-        same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
-    if not same or digest not in (None, data.payload_sha256):
-        raise DataError(f"{data.path}: holds other images than {path}; run 'elbo bound --per-image' again")
-    order = np.argsort(table[by], kind="stable")
-    count = min(ROWS * ROW, len(order) // 2) or 1
-    likeliest, least = (_rows_of(places[:count], table[by], data, index) for places in (order, order[::-1]))
-    return Extremes(path, by, len(order), likeliest, least)
-
-
-def _rows_of(places: np.ndarray, nats: np.ndarray, data: Dataset, index: np.ndarray) -> list[Thumbnails]:
-    # places: of images in the table, whose columns are nats and index.
-    return [
-        thumbnails_of(f"{nats[part[0]]:.4g} to {nats[part[-1]]:.4g} nats", data.batch(index[part]))
-        for part in np.split(places, range(ROW, len(places), ROW))
-    ]

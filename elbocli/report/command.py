@@ -35,7 +35,7 @@ CARD = "README.md"
     "results",
     type=PATH,
     multiple=True,
-    help="A result of 'elbo eval', 'elbo bound' or 'elbo optimum', recognised by its content; may be repeated. Results in RUN are always shown.",
+    help="A result of 'elbo eval' or 'elbo bound'; may be repeated. Results in RUN are always shown.",
 )
 @option("--json", "as_json", is_flag=True, help="Print the facts as one JSON object; the page only goes to the file of -o.")
 @option(
@@ -60,9 +60,8 @@ def report(
     """Show a run, or several, on one page of HTML.
 
     The page shows the settings, whether the loss is an ELBO, losses and validation, the error by noise level, the noise
-    levels drawn over time, previews, samples by class, scores, the bound, and the commands that repeat the run. With a
-    result of 'elbo optimum', the page also shows by how much further training can lower the loss, and whether the network
-    copies images. The run may be unfinished or damaged; the page names missing files.
+    levels drawn over time, previews, samples by class, scores, the bound, and the commands that repeat the run. The run may
+    be unfinished or damaged; the page names missing files.
 
     Several runs are compared: settings that differ, losses and errors in shared plots, and samples of each run. The JSON
     of several runs has 'runs', a list with the JSON of each run, and 'differences'.

@@ -6,10 +6,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from torch import Tensor
-
-from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.optimum import Excess, copying, excess
 from elbocli.errors import DataError, ElboError
 from elbocli.files.checkpoint import CONFIG, checkpoints, read_checkpoint
 from elbocli.files.dataset import Dataset
@@ -61,7 +57,7 @@ class RunReport(Record, kw_only=True):
     status, settings, source, data, network, environment: keys as in the run's files. status: {} if unknown.
     curves: columns of metrics.jsonl. missing: messages about missing or damaged files.
     scores, bound, theorem (`bound --check`), likelihoods, classification: contents of result files, and the path as key `file`.
-    excess: None, or keys edges (of λ), least (possible errors), excess (over least), copying. previews: steps of contact sheets.
+    previews: steps of contact sheets.
     """
 
     run: str
@@ -80,7 +76,6 @@ class RunReport(Record, kw_only=True):
     scores: list[dict[str, Any]]
     bound: list[dict[str, Any]]
     theorem: list[dict[str, Any]]
-    excess: dict[str, Any] | None
     likelihoods: list[dict[str, Any]]
     classification: list[dict[str, Any]]
     commands: list[CommandReport]
@@ -147,7 +142,6 @@ class RunFacts:
         config, path = self.config, self.path
         status = None if config.source else self.ask(read_status, path)
         network = self.ask(empty_network, config, path / CONFIG)
-        optima = self.results["optimum"]
         return RunReport(
             run=self.name,
             status={} if status is None else {**status.facts(), "time": status.when},
@@ -162,14 +156,9 @@ class RunFacts:
             validation_errors=_error_map(self.validation),
             previews=[row.name for row in self.previews],
             samples=ShownSamples(str(self.samples or ["", *self.sheets][-1]), [row.name for row in self.drawn]),
-            excess=self.ask(self._excess, optima[-1]) if optima else None,
             commands=[*self._commands()],
             missing=self.missing,
-            **{
-                kind: [{"file": str(file.path), **file.content} for file in files]
-                for kind, files in self.results.items()
-                if kind != "optimum"
-            },
+            **{kind: [{"file": str(file.path), **file.content} for file in files] for kind, files in self.results.items()},
         )
 
     def _environment(self) -> dict[str, Any]:
@@ -186,33 +175,6 @@ class RunFacts:
             size = sum(file.bytes for file in newest.meta.files.values()) / 1e6
             facts |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
         return {key: value for key, value in facts.items() if value is not None}
-
-    def _excess(self, file: ResultFile) -> dict[str, Any]:
-        # Errors above the least possible errors, and a verdict on memorisation.
-        optimum, training, objective = file.record, self.training, self.objective.effective
-        if training is None or not objective:
-            raise DataError(
-                f"{file.path}: not shown, because the run lacks losslog.jsonl or a weighting; report on a run of 'elbo train'"
-            )
-        if optimum.payload_sha256 != self.config.data.payload_sha256:
-            raise DataError(
-                f"{file.path}: has least possible errors for {optimum.dataset}, not the training images; "
-                "use 'elbo optimum --like RUN'"
-            )
-
-        def above(log: LogHistory, sums: Tensor) -> Excess:
-            least, se = optimum.least(log.edges, training=log is training)
-            return excess(ErrorMoments.of_sums(log.edges, sums), least, se, objective[-1].weighting)
-
-        estimates = {"training": above(training, training.late())}
-        if self.validation:
-            estimates["held_out"] = above(self.validation, self.validation.last())
-        return {
-            "excess": {name: estimate.facts() for name, estimate in estimates.items()},
-            "copying": copying(*estimates.values()) if self.validation else None,
-            "edges": training.edges.tolist(),
-            "least": optimum.least(training.edges, training=True)[0].tolist(),
-        }
 
     def _packed(self) -> str | None:
         dataset = Dataset(self.dataset, latents=True)

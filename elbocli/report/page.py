@@ -231,9 +231,6 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
         if log.error.nan_to_num(0).max() > 0:
             panels["errors"] = draw_map(ERROR, log, log.error, norm="log")
         panels["profiles"] = draw_lines(ERROR, [*profiles, ("training, first tenth", profile_line(log, LogHistory.early))])
-        if facts.report.excess:
-            least = Line(bin_middles(log.edges), torch.tensor(facts.report.excess["least"], dtype=torch.float64))
-            panels["excess"] = draw_lines(ERROR, [*profiles, ("least error on these images", least)])
     return panels
 
 

@@ -14,10 +14,9 @@ from markupsafe import Markup
 from torch import Tensor
 
 from elbocli.cli.figure import STYLE, import_matplotlib, level_ticks, line_style
-from elbocli.cli.text import visible_lines
+from elbocli.cli.text import visible, visible_lines
 from elbocli.core.adaptive import ErrorMoments, bin_middles
 from elbocli.core.schedule import Schedule
-from elbocli.evaluate.result import code, fill_template, said
 from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.report.gather import RunFacts
 from elbocli.report.log_history import LogHistory, curve, error_of, score_columns
@@ -247,6 +246,46 @@ def _density_lines(schedule: Schedule | None, facts: RunFacts) -> list[tuple[str
         ("schedule", Line(at, density.where(density > 0, torch.nan))),
         ("drawn", drawn_line(log, LogHistory.whole)),
     ]
+
+
+UNKNOWN = "*not known*"
+
+
+def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -> str:
+    """Render a Jinja template. filters: functions by name."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        autoescape=path.suffix == ".html",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(path.name).render(**values)
+
+
+def code(value: Any) -> str:
+    """Return a Markdown code span on one line; UNKNOWN for empty text."""
+    text = visible(" ".join(str(value).split()))
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}" if text else UNKNOWN
+
+
+def said(value: Any) -> str:
+    """Format a value for the model card; UNKNOWN for None and empty values."""
+    if value in (None, "", {}):
+        return UNKNOWN
+    if isinstance(value, dict):
+        return ", ".join(f"{code(key)} {said(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(said, value))
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return str(value) if type(value) is int else code(value)
 
 
 def render(*runs: RunFacts) -> str:

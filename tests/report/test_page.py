@@ -10,8 +10,11 @@ import markdown
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from run_pages import ALERT, BOUND, HOSTILE, Reader, beyond_numbers, change, just_begun
 
+from elbocli.cli.text import visible
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import parse_weighting
@@ -20,7 +23,7 @@ from elbocli.files import losslog
 from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
 from elbocli.report.gather import RunFacts
 from elbocli.report.objective import weighting_terms
-from elbocli.report.page import INKS, LINES, model_card, number, pictures, render, swatch
+from elbocli.report.page import INKS, LINES, code, model_card, number, pictures, render, swatch
 from elbocli.report.summary import BITS, differences, figures, headline
 from elbocli.version import __version__
 
@@ -302,6 +305,19 @@ def test_a_card_lands_in_its_run_and_replaces_only_a_card_that_one_gives_up(copy
     (copy / "README.md").write_text("# Mine\n")
     assert [card("--overwrite").returncode, card(copy).returncode] == [2] * 2
     assert (copy / "README.md").read_text() == "# Mine\n" and card("-o", "a.md").returncode == 0
+
+
+@given(st.text())
+def test_a_code_span_ends_where_it_should(text):
+    """By CommonMark: at the next run of as many backticks as began it."""
+    span, words = code(text), visible(" ".join(text.split()))
+    if not words:
+        assert span == "*not known*"
+        return
+    fence = span[: len(span) - len(span.lstrip("`"))]
+    inside = span[len(fence) : -len(fence)]
+    assert span.endswith(fence) and inside.strip(" ") == words.strip(" ") and "\n" not in inside
+    assert "`" not in (inside[0], inside[-1]) and fence not in re.findall("`+", inside)
 
 
 DRAWS = {"one bin": {5: (1, 0.5, 0.25)}, "two": {5: (1, 0.5, 0.25), 9: (1, 0.4, 0.16)}, "no": {}}

@@ -21,7 +21,6 @@ from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.elbo import fit_gaussian, prior, reconstruction
-from elbocli.core.estimate import image_errors
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
@@ -181,18 +180,6 @@ def test_a_difference_is_said_with_all_that_it_may_be_wrong_by():
     assert same.in_se == 0 and same.se < 1e-9
     solver = found.result.estimates[2].solver_nats
     assert solver is not None and flow.in_se == pytest.approx(flow.nats / np.hypot(flow.se, solver))
-
-
-def test_errors_of_images_are_honest():
-    """Variances from an inverse chi-square of 8 degrees, known by half a difference each: intervals hold as Student's of 9."""
-    random = np.random.default_rng(0)
-    spread = np.sqrt(8 / random.chisquare(8, 4000))
-    halves = random.normal(size=(4000, 2)) * spread[:, None]
-    inside = (np.abs(halves.mean(1)) < 1.96 * image_errors(halves)).mean()
-    assert inside == pytest.approx(0.918, abs=0.015)
-    same = random.normal(size=(4000, 2))
-    assert image_errors(same) == pytest.approx(np.full(4000, 0.5**0.5), rel=0.1)
-    assert (image_errors(np.ones((2, 2))) == 0).all()
 
 
 def test_fewer_than_two_images_or_draws_and_odd_ones_are_refused():

@@ -85,8 +85,7 @@ def test_logs_cut_anywhere_lose_one_line_at_most(path):
 @pytest.mark.parametrize(
     "line",
     [
-        *("", "[1]", "\x00\xff", "[" * 100_000, '{"step": 1}', '{"step": 1, "images": "many"}'),
-        *(f'{{"step": 1, "images": 5, "loss": {number}}}' for number in ("NaN", "-Infinity", "1e999")),
+        *("[1]", "\x00\xff", "[" * 100_000, '{"step": 1, "images": "many"}', '{"step": 1, "images": 5, "loss": NaN}'),
     ],
 )
 def test_a_line_that_is_none_is_left_out_and_counted(line, path):

@@ -51,7 +51,7 @@ OF_WEIGHTS = [
     *(SAMPLE, f"info {CHECKPOINT}", "info --verify run", "train -o run --steps 11 -q", "bound run -n 2 --draws 2"),
     *(f"{DRY} --init run", "ema run --std .1 -o x.safetensors"),
 ]
-OF_RESULTS = ["report run --json", REPORT]
+OF_RESULTS = [REPORT]
 READERS = {
     "data.h5": [
         *("info --verify {0}", "prep {0} x.h5 -q", "bound run {0} -n 2 --draws 2 -q"),

@@ -39,6 +39,7 @@ DOORS = {
     ("compare", "evaluate.opening"): "features and their reference must be made alike, as for `elbo eval`",
     ("compare", "bound.result"): "it compares bounds as it does scores",
     ("report", "bound.result"): "the page reads what `elbo bound` found",
+    ("report", "info.describe"): "samples are shown as `elbo info --sheet` shows them",
 }
 """Which module of another subcommand a subcommand's package may import, and why."""
 HEAVY = {"torch", "numpy", "scipy", "matplotlib", "h5py", "PIL", "yaml", "safetensors", "torch_fidelity", "jinja2"}

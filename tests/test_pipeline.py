@@ -63,7 +63,7 @@ def test_every_path_may_have_bytes_that_are_not_utf_8_and_is_found_again(elbo, d
         ["train", "-o", "i", "--steps", 3],
         *(["sample", "q\udcff", "-n", 4, "--sampler", "ddim", "--steps", 2, "-o", f"x\udcff.{end}"] for end in ("h5", "npz")),
         ["bound", "q\udcff", "-n", 2, "--draws", 2],
-        ["eval", "x\udcff.h5", "--ref", "d\udcff.h5", "--extractor", "elbo-tiny", "--metrics", "fid", "--card", "c.md"],
+        ["eval", "x\udcff.h5", "--ref", "d\udcff.h5", "--extractor", "elbo-tiny", "--metrics", "fid"],
         *(["info", name] for name in ("d\udcff.h5", "q\udcff", "x\udcff.h5", "x\udcff.npz", "s\udcff.yaml")),
         ["info", "--verify", "q\udcff"],
         ["report", "q\udcff", "-o", "page.html"],

@@ -30,7 +30,7 @@ from elbocli.cli.commands import (
 IMAGES = 1000
 GROUPS = {
     "Questions": ("estimator", "check", "classify", "prior", "optimum", "weighting", "schedule"),
-    "Precision of the answer": ("images", "draws", "target_se", "seed", "logsnr_min", "logsnr_max"),
+    "Precision of the answer": ("images", "draws", "seed", "logsnr_min", "logsnr_max"),
     "Outputs": ("per_image", "curve", "plot", "log", "overwrite"),
     "Weights": ("weights",),
     "Speed and memory": ("batch_size", "device", "precision"),
@@ -62,10 +62,10 @@ GROUPS = {
     "-n",
     "--images",
     type=value(int, ge=2, le=10**9),
-    help=f"Number of images.  [default: {IMAGES}, or all with --target-se]",
+    default=IMAGES,
+    help="Number of images.",
 )
 @option("--draws", type=value(int, ge=2, le=10**6), default=16, help="Noise levels for each image, an even number.")
-@option("--target-se", type=value(float, gt=0, le=1e6), help="Draw until the standard error, per dimension, is below this.")
 @option(
     "--weighting",
     type=WEIGHTING,
@@ -109,8 +109,6 @@ def bound(
     run: Path,
     data: Path | None,
     estimator: tuple[str, ...],
-    images: int | None,
-    target_se: float | None,
     weighting: tuple[str, ...],
     schedule: str,
     optimum: Path | None,
@@ -149,19 +147,17 @@ def bound(
     alone = names == ["variational"]
     drawn = ("curve", "plot", "log", "optimum")
     rules = (
-        (check, "--check", ("classify", "schedule", "per_image", "estimator", "target_se", *drawn)),
-        (classify, "--classify", ("weighting", "estimator", "target_se", *drawn)),
+        (check, "--check", ("classify", "schedule", "per_image", "estimator", *drawn)),
+        (classify, "--classify", ("weighting", "estimator", *drawn)),
         (not check, "the bound, only with --check", ("weighting",)),
         (not classify, "the bound, only with --classify", ("prior",)),
-        (not alone, f"--estimator {names[-1]}", ("target_se",)),
-        (target_se, "--target-se", ("per_image",)),
         (names == ["ode"], "--estimator ode alone", drawn),
     )
     for holds, other, refused in rules:
         for name in refused if holds else ():
             if ctx.params[name]:
                 raise click.UsageError(f"--{name.replace('_', '-')} can't be combined with {other}; leave one of them out")
-    measured = open_measurement(run, data, images=images or (None if target_se else IMAGES), **how)
+    measured = open_measurement(run, data, **how)
     training = judge.open_training_images(measured, optimum) if optimum else measured
     result: Any
     profile: Any = None
@@ -171,7 +167,7 @@ def bound(
     elif classify:
         result, table = judge.classify(measured, schedule, prior or "")
     elif alone and not per_image:
-        profile = estimate.measure_bound(measured, schedule, target_se)
+        profile = estimate.measure_bound(measured, schedule)
         result = profile.bound
     else:
         several = estimate.measure_likelihoods(measured, estimators, schedule)

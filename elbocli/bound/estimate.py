@@ -29,7 +29,6 @@ from elbocli.run.examples import ImageBatch, draw_noise
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
 
-TRUSTED = 64  # images seen before --target-se may stop the first pass
 UNITS = ("bpd", "nats_per_latent_dimension")  # per dimension of pixels, of latents
 COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se", "excess", "excess_se")
 
@@ -86,55 +85,45 @@ class BoundEstimate:
 
 
 class Sweep:
-    """Passes over all images of a measurement, at random noise levels; the bound follows from them.
+    """One pass over all images of a measurement, at random noise levels; the bound follows from it.
 
     schedule: distribution of the noise levels; changes only the variance of estimates. batch: the first batch of images.
-    passes: for each pass, moments of the images' prior, reconstruction, and diffusion term in each bin of λ.
+    terms: moments of the images' prior, reconstruction, and diffusion term in each bin of λ.
     Raises UsageError if there are no images.
     """
 
     def __init__(self, measured: Measurement, schedule: Schedule):
         self.measured, self.schedule = measured, schedule
         self.edges, self.errors = bin_edges(measured.low, measured.high), BinSums(measured.low, measured.high)
-        self.passes = list[PairedMoments]()
+        self.terms = PairedMoments()
         if (first := next(iter(measured.images), None)) is None:
             raise UsageError(f"{measured.name}: there are no images to measure; give two or more")
         self.batch = first
 
-    def draw_pass(self) -> Iterator[Draws]:
-        """Draw new noise for all images, and yield the Draws of each batch."""
+    def draw_all(self) -> Iterator[Draws]:
+        """Draw noise for all images, and yield the Draws of each batch."""
         measured = self.measured
         objective = Objective(PLAIN, self.schedule, measured.prediction)
-        self.passes.append(PairedMoments())
         for batch in measured.images:
-            draws = measured.draw(batch, objective, f"bound-{len(self.passes) - 1}")
+            draws = measured.draw(batch, objective, "bound-0")
             fixed = torch.stack([draws.prior, draws.reconstruction], 1)[:, None].expand(-1, 2, -1)
-            self.passes[-1].add(torch.cat([fixed, by_cell(draws.shares(self.schedule), draws.logsnr, self.edges)], 2))
+            self.terms.add(torch.cat([fixed, by_cell(draws.shares(self.schedule), draws.logsnr, self.edges)], 2))
             self.errors.add(draws.logsnr.flatten(), draws.error.flatten() / batch.content[0].numel())
-            if self.passes[0].n > 1:
-                values = {UNITS[batch.latent]: self.means.value(self.share), "se": self.se}
-                progress(self.passes[-1].n, measured.total, "img", **values)
+            if self.terms.n > 1:
+                means = self.terms.estimate()
+                values = {UNITS[batch.latent]: means.value(self.share), "se": means.se(self.share, measured.population)}
+                progress(self.terms.n, measured.total, "img", **values)
             yield draws
 
     @cached_property
     def draws(self) -> Draws:
-        """Draws of all images, from one pass."""
-        return Draws(*map(torch.cat, zip(*self.draw_pass())))
-
-    @property
-    def means(self) -> PairedEstimate:
-        """Means over images, from the complete passes, which have as many images as the first pass."""
-        return PairedEstimate.pooled([terms.estimate() for terms in self.passes if terms.n == self.passes[0].n])
+        """Draws of all images."""
+        return Draws(*map(torch.cat, zip(*self.draw_all())))
 
     @property
     def share(self) -> np.ndarray:
         """Coefficients of the terms, [C], for the bound per dimension."""
         return np.full(len(self.edges) + 1, 1 / self.batch.divisor)
-
-    @property
-    def se(self) -> float:
-        """Standard error of the bound per dimension. Raises UsageError for fewer than two images."""
-        return self.means.se(self.share, self.measured.population)
 
     def nats(self, means: PairedEstimate, of: np.ndarray, solver: float = 0.0) -> dict[str, Any]:
         """Return fields of `Nats`: mean and standard error, per image and per dimension.
@@ -147,21 +136,23 @@ class Sweep:
 
     def bound(self) -> BoundEstimate:
         """Return the bound. Raises UsageError for fewer than two images."""
-        means, share, unit = self.means, self.share, UNITS[self.batch.latent]
+        means, share, unit, population = self.terms.estimate(), self.share, UNITS[self.batch.latent], self.measured.population
         place = np.arange(len(share))
         prior, reconstruction, diffusion = (Nats(**self.nats(means, of)) for of in (place == 0, place == 1, place > 1))
         errors = {f"{unit}_se_noise": means.noise_se(share), f"{unit}_se_population": means.se(share, math.inf)}
         bound = Bound(
-            **self.nats(means, np.ones(len(place))) | {unit: means.value(share), f"{unit}_se": self.se} | errors,
+            **self.nats(means, np.ones(len(place)))
+            | {unit: means.value(share), f"{unit}_se": means.se(share, population)}
+            | errors,
             prior=prior,
             reconstruction=reconstruction,
             diffusion=diffusion,
             n_images=means.n,
-            draws_per_image=self.measured.draws * len(self.passes),
+            draws_per_image=self.measured.draws,
             schedule=self.schedule.base,
         )
         sums, upto = self.errors.values, [(place != 1) & (place <= k) for k in place[2:]]
-        numbers = [(means.value(of), means.se(of, self.measured.population)) for of in upto]
+        numbers = [(means.value(of), means.se(of, population)) for of in upto]
         profile = torch.tensor(numbers, dtype=torch.float64)
         return BoundEstimate(bound, sums, ErrorMoments.of_sums(self.edges, sums), *profile.T)
 
@@ -170,30 +161,24 @@ class Sweep:
         return (0.5 * error / self.schedule.density(self.draws.logsnr)).mean(2)
 
 
-def estimate_bound(measured: Measurement, schedule: Schedule, target_se: float | None = None) -> BoundEstimate:
+def estimate_bound(measured: Measurement, schedule: Schedule) -> BoundEstimate:
     """Estimate the variational bound of a network on images.
 
     schedule: distribution of the noise levels; changes only the variance of the estimate.
-    target_se: standard error per dimension at which to stop drawing new noise; None: one pass over the images.
     Raises UsageError for fewer than two images, NonFiniteError for a NaN or infinite output.
     """
     sweep = Sweep(measured, schedule)
-    while True:
-        for _ in sweep.draw_pass():
-            trusted = len(sweep.passes) == 1 and sweep.passes[0].n >= TRUSTED
-            if target_se is not None and trusted and sweep.se < target_se:
-                break
-        if target_se is None or sweep.se < target_se:
-            return sweep.bound()
+    for _ in sweep.draw_all():
+        pass
+    return sweep.bound()
 
 
-def measure_bound(measured: RunMeasurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
+def measure_bound(measured: RunMeasurement, schedule: str = "") -> BoundEstimate:
     """Estimate the variational bound of a run on images.
 
     schedule: SPEC of the schedule of noise levels; '' fits a schedule to the run's loss log.
-    target_se: as in `estimate_bound`.
     """
-    return estimate_bound(measured, measured.schedule(schedule), target_se)
+    return estimate_bound(measured, measured.schedule(schedule))
 
 
 # Several estimates of −log p of the same images.
@@ -298,46 +283,54 @@ def ode(sweep: Sweep, steps: float = 64.0, draws: float = 2.0, probes: float = 1
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
         raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, and {probes=:g} and {exact=:g} integers")
-    measured, count, many = sweep.measured, int(steps), int(draws)
     signs = 0 if sweep.batch.content[0].numel() <= exact else int(probes)
+    values, solver = _solve(sweep.measured, int(steps), int(draws), signs)
+    reconstruction, flow, square = values.view(-1, 2, int(draws) // 2, 3).mean(2).unbind(2)
+    flow = flow - slopes(flow, square)[:, None] * square
+    return Terms(("reconstruction", "flow"), torch.stack([reconstruction, flow], 2), int(2 * steps * draws), solver)
+
+
+def _solve(measured: Measurement, steps: int, draws: int, signs: int) -> tuple[Tensor, float]:
+    """Return the results of `_flow` for `draws` noisy versions of each image, [N · draws, 3], and the solver's error in nats."""
     # A quarter of the network's batch size, because backward passes need more memory.
-    size = max(1, measured.batch_size // 4 // many) * many
+    size = max(1, measured.batch_size // 4 // draws) * draws
     values, fine, coarse = list[Tensor](), list[Tensor](), list[Tensor]()
-    for copies in (part for batch in measured.images for part in batch.copies(many, size)):
-        values.append(_flow(measured, copies, count, signs))
-        done = sum(map(len, values)) // many
+    for copies in (part for batch in measured.images for part in batch.copies(draws, size)):
+        values.append(_flow(measured, copies, steps, signs))
+        done = sum(map(len, values)) // draws
         if not fine or done <= CHECKED:
             fine.append(values[-1][:, 1].mean())
-            coarse.append(_flow(measured, copies, count // 2, signs)[:, 1].mean())
+            coarse.append(_flow(measured, copies, steps // 2, signs)[:, 1].mean())
         progress(done, measured.total, "img")
-    reconstruction, flow, square = torch.cat(values).view(-1, 2, many // 2, 3).mean(2).unbind(2)
-    flow = flow - slopes(flow, square)[:, None] * square
     # Heun's method has order 2: half the steps have four times the error, so a third of the difference is the error.
-    solver = float(torch.stack(coarse).mean() - torch.stack(fine).mean()) / 3
-    return Terms(("reconstruction", "flow"), torch.stack([reconstruction, flow], 2), 2 * count * many, solver)
+    return torch.cat(values), float(torch.stack(coarse).mean() - torch.stack(fine).mean()) / 3
 
 
-def _flow(measured: Measurement, copies: ImageBatch, steps: int, probes: int) -> Tensor:
-    """Solve the ODE from one noisy version z₀ of each image, in float64. probes: as in `ode`; 0: exact trace.
+def _flow(measured: Measurement, copies: ImageBatch, steps: int, signs: int) -> Tensor:
+    """Solve the ODE from one noisy version z₀ of each image, in float64.
 
+    signs: random sign vectors for the trace; 0: exact trace.
     Returns: [B, 3], in nats: reconstruction term; E[log q(z₀|x)] − log p(z₀); control variate ½‖ε‖² − D/2.
     """
-    noise, random_signs = (Stream(measured.seed, f"bound-ode-{name}") for name in ("noise", "signs"))
     x, labels = copies.placed(measured.precision.device)
-    eps, size, shape = draw_noise(noise, copies.rows, x).double(), x[0].numel(), (*x.shape[2:], x.shape[1])
-    signs = (random_signs.signs([row * probes + k for row in copies.rows], shape) for k in range(probes))
-    denoise = with_trace(
-        Denoiser(measured.network, measured.prediction, labels=labels),
-        [sent(vectors, x.device).movedim(-1, 1).double() for vectors in signs] or None,
-    )
+    eps = draw_noise(Stream(measured.seed, "bound-ode-noise"), copies.rows, x).double()
     alpha, sigma = alpha_sigma(measured.high)
+    denoiser = Denoiser(measured.network, measured.prediction, labels=labels)
     with torch.no_grad(), measured.precision.applied(), measured.precision.autocast():
+        denoise = with_trace(denoiser, _sign_vectors(measured.seed, copies.rows, x, signs) or None)
         log_p = log_density(alpha * x.double() + sigma * eps, denoise, measured.high, measured.low, steps)
     if not log_p.isfinite().all():
         raise NonFiniteError(f"{measured.name}: the ODE's solution is not finite; try precision fp32, or a narrower logsnr range")
-    log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
-    square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
+    log_q = -x[0].numel() * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
+    square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * x[0].numel()
     return torch.stack([copies.decoder_nats(measured.high), (log_q - log_p).cpu(), square.cpu()], 1)
+
+
+def _sign_vectors(seed: int, rows: Sequence[int], x: Tensor, count: int) -> list[Tensor]:
+    """Return `count` tensors of random signs, float64, shaped like x and on its device."""
+    stream, shape = Stream(seed, "bound-ode-signs"), (*x.shape[2:], x.shape[1])
+    numbers = (stream.signs([row * count + k for row in rows], shape) for k in range(count))
+    return [sent(signs, x.device).movedim(-1, 1).double() for signs in numbers]
 
 
 def slopes(value: Tensor, control: Tensor) -> Tensor:
@@ -368,7 +361,7 @@ class Estimates:
     @property
     def bound(self) -> BoundEstimate | None:
         """The bound from the estimators' random draws; None if no estimator drew any."""
-        return self.sweep.bound() if self.sweep.passes else None
+        return self.sweep.bound() if self.sweep.terms.n else None
 
     def table(self, rows: np.ndarray, labels: np.ndarray) -> losslog.Columns:
         """Return a row per image in the dataset's order: index, label, each estimator's nats, nats_se and value per dimension.
@@ -403,7 +396,7 @@ def estimate_likelihoods(measured: Measurement, estimators: list[Declaration], s
     terms = {estimator.spec: estimator(sweep) for estimator in estimators}
     estimates = [_estimate(estimator, terms[estimator.spec], sweep) for estimator in estimators]
     differences = [_difference(one, other, terms) for one, other in itertools.combinations(estimates, 2)]
-    how = (measured.draws, schedule.base) if sweep.passes else (0, "")
+    how = (measured.draws, schedule.base) if sweep.terms.n else (0, "")
     count = len(terms[estimates[0].estimator].nats)
     return Estimates(Likelihoods(estimates, differences, *how, n_images=count), terms, sweep)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elbocli.bound.estimate import BoundEstimate, measure_bound
 from elbocli.bound.measure import PLAIN, Measurement, RunMeasurement, open_data
-from elbocli.bound.result import Check, Classification, NoiseShares, Side, Theorem
+from elbocli.bound.result import Check, Classification, Side, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
 from elbocli.core.estimate import PairedEstimate, PairedMoments, error_of_share, standard_error
@@ -34,7 +34,6 @@ from elbocli.run.examples import training_rows
 from elbocli.runtime.progress import progress
 
 AGREE = 4.0  # largest difference between the theorem's two sides that counts as agreement, in standard errors
-SHARES = 10  # number of bins of λ for which −dw is reported
 
 
 def check_theorem(measured: RunMeasurement, specs: Sequence[str] = ()) -> Theorem:
@@ -87,19 +86,16 @@ def _right_sides(measured: RunMeasurement, measures: list[Augmented], schedules:
 def _check(weighting: Weighting, measure: Augmented, left: Side, rights: PairedEstimate, of: np.ndarray) -> Check:
     # of: coefficients of the weighting's right side.
     low, high, right = float(measure.levels[0]), float(measure.levels[-1]), _side(rights, of)
-    se, cells = math.hypot(left.se, right.se), bin_edges(low, high, SHARES)
+    se = math.hypot(left.se, right.se)
     in_se = (left.nats - right.nats) / se if se > 0 else 0.0
-    mass, point = measure.shares(cells)
-    histogram = point, cells.tolist(), mass.tolist()
     rises = rising(weighting, low, high)  # the theorem is on the whole range, also where w is 0
     sides = (weighting.spec, not rises, left, right, in_se, abs(in_se) <= AGREE)
     if rises:
-        signs = (float(part.sum()) / measure.largest for part in (measure.mass.clamp(min=0), measure.mass.clamp(max=0)))
-        return Check(*sides, [[*interval] for interval in rises], NoiseShares(*histogram, *signs))
+        return Check(*sides, [[*interval] for interval in rises])
     # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
     of = of / float(measure.values[0])
     of[-1] = 1
-    return Check(*sides, augmented_elbo=_side(rights, of), p_w=NoiseShares(*histogram))
+    return Check(*sides, augmented_elbo=_side(rights, of))
 
 
 def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:

@@ -118,26 +118,12 @@ class Side(Record):
     relative_se: float
 
 
-class NoiseShares(Record):
-    """Histogram over logsnr of the measure −dw / max w of a weighting w.
-
-    at_logsnr_max: mass at logsnr_max. logsnr: bin boundaries. mass: mass in each bin.
-    positive, negative: total mass of each sign; None for a monotone weighting.
-    """
-
-    at_logsnr_max: float
-    logsnr: list[float]
-    mass: list[float]
-    positive: float | None = None
-    negative: float | None = None
-
-
 class Check(Record):
     """Both sides of Kingma & Gao's theorem 1 for one weighting. agree: whether the sides differ by at most 4 standard errors.
 
     left: weighted loss as in training. right: the same loss as an integral of bounds over noise levels.
-    rising: intervals of logsnr where the weighting rises. signed_mass: measure −dw / max w. Both None if monotone.
-    augmented_elbo: ELBO of noise-augmented data. p_w: distribution of the augmentation noise. Both None if not monotone.
+    rising: intervals of logsnr where the weighting rises; None if monotone.
+    augmented_elbo: ELBO of noise-augmented data; None if not monotone.
     """
 
     weighting: str
@@ -147,9 +133,7 @@ class Check(Record):
     difference_in_se: float
     agree: bool
     rising: list[list[float]] | None = None
-    signed_mass: NoiseShares | None = None
     augmented_elbo: Side | None = None
-    p_w: NoiseShares | None = None
 
 
 @stored("result of elbo bound --check (JSON)")

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import bin_middles
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.samplers import Denoise, no_noise, parse_sampler, walk
 from elbocli.core.schedule import cell_of
@@ -92,18 +91,10 @@ class Augmented:
         self.levels = torch.linspace(low, high, GRID + 1, dtype=torch.float64)
         self.values = weighting(self.levels)
         self.largest = float(self.values.max())
-        self.mass = -self.values.diff()  # differences are correct at kinks and jumps of w, too
 
     def above(self, logsnr: Tensor) -> Tensor:
         """Return w(λ) for each λ in `logsnr`: the measure above λ, and w(λmax)."""
         return torch.from_numpy(np.interp(logsnr, self.levels, self.values))
-
-    def shares(self, edges: Tensor) -> tuple[Tensor, float]:
-        """Return the measure of each bin, [bins], and w(λmax), both divided by the largest w.
-
-        edges: limits of the bins in λ, [bins + 1].
-        """
-        return by_cell(self.mass, bin_middles(self.levels), edges) / self.largest, float(self.values[-1]) / self.largest
 
 
 DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]  # (z [B, …], λ) → (x̂, tr ∂x̂/∂z [B])

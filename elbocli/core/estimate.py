@@ -120,12 +120,6 @@ class PairedEstimate:
     between: np.ndarray
     noise: np.ndarray
 
-    @staticmethod
-    def pooled(rounds: list[PairedEstimate]) -> PairedEstimate:
-        """Average independent rounds of estimates on the same images."""
-        mean, between, noise = (np.mean([getattr(e, key) for e in rounds], axis=0) for key in ("mean", "between", "noise"))
-        return PairedEstimate(rounds[0].n, mean, between, noise / len(rounds))
-
     def value(self, of: np.ndarray) -> float:
         """Return the mean of the linear combination with coefficients `of`, [C]."""
         return float(self.mean @ of)

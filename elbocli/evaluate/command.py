@@ -36,7 +36,7 @@ OPTIONS = {
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
-    "Outputs": ("card", "neighbours", "save_stats", "save_features", "overwrite"),
+    "Outputs": ("neighbours", "save_stats", "save_features", "overwrite"),
     "A stream's draw": ("classes", "seed"),
     "Speed and memory": ("batch_size", "device", "precision"),
 }
@@ -107,12 +107,6 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Also save the samples' features, for use as SAMPLES or --ref.",
 )
 @option(
-    "--card",
-    type=Output("a score card"),
-    metavar="FILE.md",
-    help="Also write the result as a page to publish.",
-)
-@option(
     "--neighbours",
     type=Output("images"),
     metavar="FILE.png",
@@ -147,7 +141,6 @@ def evaluate(
     samples: tuple[Path, ...],
     ref: Path | None,
     protocol: str | None,
-    card: Path | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -159,8 +152,6 @@ def evaluate(
     Under torchrun, processes share the images, except those of a stream.
     """
     from elbocli.evaluate import scoring
-    from elbocli.evaluate.result import score_card
-    from elbocli.files.atomic import write_text
     from elbocli.runtime.processes import joined
 
     context = click.get_current_context()
@@ -184,5 +175,3 @@ def evaluate(
         result = scoring.run(sources, ref, settings, world)
     if result:
         print_json(result.json())
-        if card:
-            write_text(card, score_card(result))

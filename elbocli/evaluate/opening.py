@@ -148,7 +148,7 @@ def open_evaluation(
     ref: None if the metrics need no reference. --save-stats and --save-features then remove metrics that need a reference.
     Raises UsageError, DataError and FormatError for files that are truncated, too small or don't fit each other.
     """
-    deviations(settings)
+    check_protocol(settings)
     if settings.classes == DATA:
         raise UsageError(
             "--classes data: a stream doesn't say these classes; draw the samples into .h5 or .npz, which keep labels"
@@ -176,7 +176,7 @@ def prepare(opened: Opened) -> Opened:
         logits = check_sizes(opened)
     samples = [_with_labels(side, count, opened) for side, count in zip(opened.samples, logits)]
     for side in samples:
-        deviations(opened.settings, side, opened.reference)
+        check_protocol(opened.settings, side, opened.reference)
     return replace(opened, samples=samples)
 
 
@@ -329,8 +329,7 @@ def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def deviations(settings: EvalSettings, samples: OpenedSet | None = None, reference: OpenedSet | None = None) -> Pairs:
     """Return deviations from the protocol: name → [value, the protocol's value].
 
-    samples, reference: opened files; None: only the settings are checked.
-    Raises UsageError for settings, DataError for files that deviate without --allow-mismatch.
+    samples, reference: opened files; None: only the settings are compared.
     """
     if not settings.protocol:
         return {}
@@ -342,12 +341,18 @@ def deviations(settings: EvalSettings, samples: OpenedSet | None = None, referen
         text, images = "statistics with {} images beside them", protocol.ref_images
         beside = text.format(reference.n if settings.needing(Need.REFERENCE_FEATURES) else images)
         pairs["reference"] = [beside if reference.statistics else "no statistics", text.format(images)]
-    pairs = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def check_protocol(settings: EvalSettings, samples: OpenedSet | None = None, reference: OpenedSet | None = None) -> None:
+    """Raise UsageError for settings, DataError for files, that deviate from the protocol without --allow-mismatch.
+
+    samples, reference: as in `deviations`.
+    """
     if not settings.allow_mismatch:
         remedy = "follow the protocol, or add --allow-mismatch, and the result says what deviates"
         where, kind = (samples.name, DataError) if samples else ("settings", UsageError)
-        refuse(pairs, where, f"--protocol {settings.protocol}", remedy, kind)
-    return pairs
+        refuse(deviations(settings, samples, reference), where, f"--protocol {settings.protocol}", remedy, kind)
 
 
 def _setting_pairs(settings: EvalSettings, protocol: Protocol) -> Pairs:

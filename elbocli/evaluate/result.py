@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
 
-from elbocli.cli.text import visible
 from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.core.metrics import METRICS, Number, Role, Value
 from elbocli.errors import DataError, ElboError, FormatError
-from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.files.features import FeatureFacts
 from elbocli.files.losslog import LARGEST
 from elbocli.files.records import Record, Rest, convert, parse_json, plain, stored
@@ -242,51 +238,3 @@ def _scores(content: dict[str, Any], where: object) -> Scores:
     names = named.keys() | {number.alias for number in declared}
     facts = {name: value for name, value in content.items() if name not in names}
     return Scores(network, values, Facts.of(facts, where))
-
-
-UNKNOWN = "*not known*"
-
-
-def score_card(result: EvalResult) -> str:
-    """Return a Markdown page with all scores and metadata."""
-    facts = result.common()
-    shown = {key: said(value) for key, value in facts.items()}
-    values = {"result": result, "facts": facts, "shown": shown, "protocols": PROTOCOLS, "Role": Role}
-    return fill_template(Path(__file__).with_name("card.md"), {"code": code, "said": said}, values)
-
-
-def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -> str:
-    """Render a Jinja template. filters: functions by name."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(path.parent),
-        autoescape=path.suffix == ".html",
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters.update(filters)
-    return environment.get_template(path.name).render(**values)
-
-
-def code(value: Any) -> str:
-    """Return a Markdown code span on one line; UNKNOWN for empty text."""
-    text = visible(" ".join(str(value).split()))
-    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{pad}{text}{pad}{fence}" if text else UNKNOWN
-
-
-def said(value: Any) -> str:
-    """Format a value for the score card; UNKNOWN for None and empty values."""
-    if value in (None, "", {}):
-        return UNKNOWN
-    if isinstance(value, dict):
-        return ", ".join(f"{code(key)} {said(part)}" for key, part in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(said, value))
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return str(value) if type(value) is int else code(value)

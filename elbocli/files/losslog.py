@@ -19,7 +19,7 @@ from torch import Tensor
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
-from elbocli.files.reading import read_text, reading, whole_lines
+from elbocli.files.reading import reading, whole_lines
 from elbocli.files.recognise import expect
 from elbocli.files.records import Count, Positive, Record, Rest, parse_json, read_json, stored
 
@@ -267,7 +267,6 @@ class LossLogWriter:
 
 
 CLOSE = 1e-9  # tolerance when ranges of λ are compared, as a fraction of the narrowest bin
-NATS = "nats"
 Values = Annotated[list[Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]], Bins]
 
 
@@ -376,14 +375,3 @@ def table_text(table: Mapping[str, Any]) -> str:
     """Return columns as TSV. table: name of a column → array or tensor."""
     rows = zip(*(column.tolist() for column in table.values()))
     return "".join("\t".join(map(str, row)) + "\n" for row in [table, *rows])
-
-
-def read_table(path: Path) -> Columns:
-    """Read the columns of a file of 'elbo bound --per-image'. Raises FormatError."""
-    with reading(f"{path}: not usable as likelihoods"):
-        names, *lines = [line.split("\t") for line in read_text(path).splitlines()]
-        values = np.array(lines, np.float64)
-        table = dict(zip(names, values.T, strict=True))
-        if len(table) < 3 or not np.isfinite(values).all():
-            raise ValueError("fewer than 3 columns, or numbers that are not finite; make the table again with --per-image")
-        return {**table, "index": table["index"].astype(np.int64), "label": table["label"].astype(np.int64)}

@@ -15,7 +15,6 @@ from elbocli.cli.commands import (
     out_option,
     overwrite_option,
     plugin_option,
-    print_json,
 )
 
 CARD = "README.md"
@@ -35,10 +34,8 @@ CARD = "README.md"
     "results",
     type=PATH,
     multiple=True,
-    help="A result of 'elbo eval', 'elbo bound' or 'elbo optimum', recognised by its content; may be repeated. Results in RUN are always shown.",
-    more="So is a file of 'elbo bound --per-image' (.tsv, .h5): the page shows the likeliest and the least likely images.",
+    help="A result of 'elbo eval' or 'elbo bound'; may be repeated. Results in RUN are always shown.",
 )
-@option("--json", "as_json", is_flag=True, help="Print the facts as one JSON object; the page only goes to the file of -o.")
 @option(
     "--card",
     is_flag=True,
@@ -55,33 +52,29 @@ def report(
     out: Path,
     samples: tuple[Path, ...],
     results: tuple[Path, ...],
-    as_json: bool,
     card: bool,
 ) -> None:
     """Show a run, or several, on one page of HTML.
 
     The page shows the settings, whether the loss is an ELBO, losses and validation, the error by noise level, the noise
-    levels drawn over time, previews, samples by class, scores, the bound, and the commands that repeat the run. With a
-    result of 'elbo optimum', the page also shows by how much further training can lower the loss, and whether the network
-    copies images. The run may be unfinished or damaged; the page names missing files.
+    levels drawn, previews, samples by class, scores, the bound, and the commands that repeat the run. The run may
+    be unfinished or damaged; the page names missing files.
 
-    Several runs are compared: settings that differ, losses and errors in shared plots, and samples of each run. The JSON
-    of several runs has 'runs', a list with the JSON of each run, and 'differences'.
+    Several runs are compared: settings that differ, losses and errors in shared plots, and samples of each run.
     """
     from elbocli.report.gather import RunFacts
-    from elbocli.report.summary import report_of
+    from elbocli.report.page import model_card, render
 
     if samples and len(samples) != len(runs):
         raise click.UsageError(f"--samples: {len(samples)} files for {len(runs)} runs; give one file per run, or omit --samples")
     if results and len(runs) > 1:
         raise click.UsageError("--scores needs a single RUN; for several runs, put each result file into its run's folder")
-    if out == STREAM and sys.stdout.isatty() and not (as_json or card):
+    if out == STREAM and sys.stdout.isatty() and not card:
         raise click.UsageError("standard output is a terminal; add -o FILE")
     if card:
-        if len(runs) > 1 or samples or results or as_json:
-            raise click.UsageError("--card takes one RUN, and no --samples, --scores or --json; put results into RUN's folder")
+        if len(runs) > 1 or samples or results:
+            raise click.UsageError("--card takes one RUN, and no --samples or --scores; put results into RUN's folder")
         from elbocli.files.outputs import check_outputs
-        from elbocli.report.page import model_card
 
         (run,) = runs
         if click.get_current_context().get_parameter_source("out") is click.core.ParameterSource.DEFAULT:
@@ -91,8 +84,4 @@ def report(
             check_outputs([(out, ["a model card"])], [], Command.overwrite)
         return hand_out(text, out)
     facts = [RunFacts(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
-    if as_json and out == STREAM:
-        return print_json(report_of(facts))
-    from elbocli.report.page import render
-
-    hand_out(render(*facts), out, report_of(facts) if as_json else None)
+    hand_out(render(*facts), out)

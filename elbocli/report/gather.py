@@ -1,129 +1,84 @@
 """Read everything that a report on a run shows."""
 
+import base64
+import io
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from PIL import Image
 
-from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.optimum import Excess, copying, excess
 from elbocli.errors import DataError, ElboError
-from elbocli.files.checkpoint import CONFIG, checkpoints, read_checkpoint
+from elbocli.files.checkpoint import CONFIG
+from elbocli.files.contact_sheet import CELL, draw_contact_sheet
 from elbocli.files.dataset import Dataset
-from elbocli.files.recognise import recognise
-from elbocli.files.records import Record, stored
+from elbocli.files.reading import reading
 from elbocli.images.samples import read_samples
+from elbocli.info.describe import images_of
 from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, read_curves, read_log_history
-from elbocli.report.objective import ObjectiveReport, ReadObjective, read_objective
+from elbocli.report.objective import RunObjective, read_objective
 from elbocli.report.results import RESULTS, ResultFile, drawn_by, read_result, results_in
-from elbocli.report.thumbnails import Extremes, Thumbnails, chosen_times, read_by_class, read_extremes, read_preview
 from elbocli.run.config import read_run_config
 from elbocli.run.folder import read_status
 from elbocli.run.open import OBJECTIVE, dataset_of, empty_network
 
-DIGITS = 6  # significant digits of the numbers in an ErrorMap
+TIMES = 7  # largest number of previews
+SHEET = 4 * CELL  # largest side of a preview in pixels
 
 
-class ErrorMap(Record):
-    """Errors in a loss log, by interval of training and bin of λ.
+class Picture(NamedTuple):
+    """A contact sheet. png: PNG image in base64."""
 
-    images: number of images trained on by the end of each interval.
-    eps_mse, density: mean ε error and density of the drawn λ, [intervals][bins] each.
-    """
-
-    edges: list[float]
-    images: list[int]
-    eps_mse: list[Curve]
-    density: list[Curve]
+    name: str
+    png: str
 
 
-class ShownSamples(Record):
-    """Samples on the page. file: file of samples, or contact sheet of `elbo train`. classes: titles of rows."""
-
-    file: str
-    classes: list[str]
-
-
-class CommandReport(Record):
+class CommandReport(NamedTuple):
     """A command line, and its purpose."""
 
     does: str
     command: str
 
 
-@stored("result of elbo report --json (JSON)")
-class RunReport(Record, kw_only=True):
-    """Report on a run, for --json.
-
-    status, settings, source, data, network, environment: keys as in the run's files. status: {} if unknown.
-    curves: columns of metrics.jsonl. missing: messages about missing or damaged files. per_image: files of `bound --per-image`.
-    scores, bound, theorem (`bound --check`), likelihoods, classification: contents of result files, and the path as key `file`.
-    excess: None, or keys edges (of λ), least (possible errors), excess (over least), copying. previews: steps of contact sheets.
-    """
-
-    run: str
-    status: dict[str, Any]
-    objective: ObjectiveReport | None
-    settings: dict[str, Any]
-    source: dict[str, Any] | None = None
-    data: dict[str, Any]
-    network: dict[str, Any]
-    environment: dict[str, Any]
-    curves: dict[str, Curve]
-    errors: ErrorMap | None
-    validation_errors: ErrorMap | None
-    previews: list[str]
-    samples: ShownSamples
-    scores: list[dict[str, Any]]
-    bound: list[dict[str, Any]]
-    theorem: list[dict[str, Any]]
-    excess: dict[str, Any] | None
-    likelihoods: list[dict[str, Any]]
-    per_image: list[str]
-    classification: list[dict[str, Any]]
-    commands: list[CommandReport]
-    missing: list[str]
-
-
 class RunFacts:
     """Everything that a report on a run shows; None or empty: missing.
 
+    status, data, network, environment: as in the run's files. objective: None: unknown.
     results: result files of elbo, by their name in RESULTS. missing: messages about files that could not be read.
     curves: columns of metrics.jsonl. training, validation: errors by λ.
     sheets: contact sheets of `elbo train`, the oldest first. previews: pictures of some of them.
-    drawn: a row of samples per class. extremes: likeliest and least likely images, per table of likelihoods.
-    report: the facts for --json.
+    drawn: contact sheet of samples by class.
     """
 
     def __init__(self, path: Path, samples: Path | None = None, files: Sequence[Path] = ()):
         """Read a run.
 
-        samples: file of images to show by class; None: the last contact sheet of `elbo train`.
-        files: more result files (JSON) of elbo, or tables of 'elbo bound --per-image'.
+        samples: file of images to show by class. files: more result files (JSON) of elbo.
         Raises FormatError: `path` is not a run. Raises ElboError: unusable `samples` or `files`.
         """
         self.path, self.config, self.samples, self.missing = path, read_run_config(path), samples, list[str]()
         self.settings, self.dataset = self.config.settings, dataset_of(self.config.data, path)
-        tables = [file for file in files if recognise(file) == "a table"]
-        results = [*results_in(path), *(read_result(file) for file in files if file not in tables)]
-        by_path = {result.path.resolve(): result for result in results}.values()
+        self.data: dict[str, Any] = self.config.data.json()
+        by_path = {result.path.resolve(): result for result in [*results_in(path), *map(read_result, files)]}.values()
         self.results = {kind: [result for result in by_path if result.kind == kind] for kind, _ in RESULTS.values()}
         complete = all(map(self.settings.states, OBJECTIVE))
-        self.objective: ReadObjective = (complete and self.ask(read_objective, path, self.settings)) or ReadObjective()
+        self.objective: RunObjective | None = self.ask(read_objective, path, self.settings) if complete else None
         self.curves: dict[str, Curve] = self.ask(read_curves, path / "metrics.jsonl", self.missing) or {}
         self.training: LogHistory | None = self.ask(read_log_history, path / "losslog.jsonl", self.missing)
         self.validation: LogHistory | None = self.ask(read_log_history, path / "validation.jsonl", self.missing)
         self.sheets = sorted(path.glob("previews/step-*.png"))
         previews = (self.ask(read_preview, self.sheets[index]) for index in chosen_times(len(self.sheets)))
-        self.previews: list[Thumbnails] = [*filter(None, previews)]
-        self.drawn = read_by_class(samples, self.config.data.class_names or []) if samples else []
-        likelihoods = (self.ask(self._extremes, result) for results in self.results.values() for result in results)
-        self.extremes = [*(read_extremes(file, self.dataset, None) for file in tables), *filter(None, likelihoods)]
-        self.report = self._report()
+        self.previews: list[Picture] = [*filter(None, previews)]
+        self.drawn = samples and picture_of(str(samples), draw_contact_sheet(*images_of(samples)))
+        status = None if self.config.source else self.ask(read_status, path)
+        self.status = {} if status is None else {**status.facts(), "time": status.when}
+        network = self.ask(empty_network, self.config, path / CONFIG)
+        self.network = self.config.network | ({} if network is None else {"parameters": count_parameters(network)})
+        self.environment = self._environment()
+        self.commands = [*self._commands()]
 
     def ask(self, read: Callable[..., Any], *args: Any) -> Any:
         """Return read(*args), or None, with the message in `missing`, if it raises an ElboError."""
@@ -137,54 +92,16 @@ class RunFacts:
     def name(self) -> str:
         return str(self.path) if self.path.name not in ("", "..") else self.path.resolve().name  # "." is no name for a page
 
-    def _extremes(self, file: ResultFile) -> Extremes | None:
-        table = file.content.get("per_image")
-        if not isinstance(table, str) or file.kind == "classification":
-            return None
-        measured = Path(str(file.content.get("dataset")))
-        dataset = measured if measured.is_file() else self.dataset
-        return read_extremes(file.path.parent / Path(table).name, dataset, file.content.get("payload_sha256"))
-
     @property
     def trained_on(self) -> Any:
         """Number of training images, without validation images; "?": unknown."""
-        count = self.report.data.get("count", "?")
+        count = self.data.get("count", "?")
         return count - self.settings.val_split if isinstance(count, int) else count
 
     def trains_on(self, file: ResultFile) -> bool:
         """Return whether a result was computed on the training dataset."""
         digest = self.config.data.payload_sha256
         return digest is not None and file.content.get("payload_sha256") == digest
-
-    def _report(self) -> RunReport:
-        config, path = self.config, self.path
-        status = None if config.source else self.ask(read_status, path)
-        network = self.ask(empty_network, config, path / CONFIG)
-        optima = self.results["optimum"]
-        return RunReport(
-            run=self.name,
-            status={} if status is None else {**status.facts(), "time": status.when},
-            objective=self.objective.report,
-            settings=self.settings.written(),
-            source=config.source.json() if config.source else None,
-            data=config.data.json(),
-            network=config.network | ({} if network is None else {"parameters": count_parameters(network)}),
-            environment=self._environment(),
-            curves=self.curves,
-            errors=_error_map(self.training),
-            validation_errors=_error_map(self.validation),
-            previews=[row.name for row in self.previews],
-            samples=ShownSamples(str(self.samples or ["", *self.sheets][-1]), [row.name for row in self.drawn]),
-            excess=self.ask(self._excess, optima[-1]) if optima else None,
-            per_image=[str(pair.path) for pair in self.extremes],
-            commands=[*self._commands()],
-            missing=self.missing,
-            **{
-                kind: [{"file": str(file.path), **file.content} for file in files]
-                for kind, files in self.results.items()
-                if kind != "optimum"
-            },
-        )
 
     def _environment(self) -> dict[str, Any]:
         config, rates = self.config, curve(self.curves, "images_per_s")[1]
@@ -195,38 +112,7 @@ class RunFacts:
             "images_per_s": median(rates) if rates else None,
             **(config.init.result_facts() if config.init else {}),
         }
-        saved = (self.ask(read_checkpoint, path, False) for path in reversed(checkpoints(self.path)))
-        if newest := next(filter(None, saved), None):
-            size = sum(file.bytes for file in newest.meta.files.values()) / 1e6
-            facts |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
         return {key: value for key, value in facts.items() if value is not None}
-
-    def _excess(self, file: ResultFile) -> dict[str, Any]:
-        # Errors above the least possible errors, and a verdict on memorisation.
-        optimum, training, objective = file.record, self.training, self.objective.effective
-        if training is None or not objective:
-            raise DataError(
-                f"{file.path}: not shown, because the run lacks losslog.jsonl or a weighting; report on a run of 'elbo train'"
-            )
-        if optimum.payload_sha256 != self.config.data.payload_sha256:
-            raise DataError(
-                f"{file.path}: has least possible errors for {optimum.dataset}, not the training images; "
-                "use 'elbo optimum --like RUN'"
-            )
-
-        def above(log: LogHistory, sums: Tensor) -> Excess:
-            least, se = optimum.least(log.edges, training=log is training)
-            return excess(ErrorMoments.of_sums(log.edges, sums), least, se, objective[-1].weighting)
-
-        estimates = {"training": above(training, training.late())}
-        if self.validation:
-            estimates["held_out"] = above(self.validation, self.validation.last())
-        return {
-            "excess": {name: estimate.facts() for name, estimate in estimates.items()},
-            "copying": copying(*estimates.values()) if self.validation else None,
-            "edges": training.edges.tolist(),
-            "least": optimum.least(training.edges, training=True)[0].tolist(),
-        }
 
     def _packed(self) -> str | None:
         dataset = Dataset(self.dataset, latents=True)
@@ -257,10 +143,23 @@ class RunFacts:
                 yield CommandReport(f"Find {file.path.name}", line)
 
 
-def _error_map(log: LogHistory | None) -> ErrorMap | None:
-    if log is None:
-        return None
-    rounded: list[Any] = [
-        [[float(f"{value:.{DIGITS}g}") for value in row] for row in rows.tolist()] for rows in (log.error, log.density)
-    ]
-    return ErrorMap(log.edges.tolist(), log.images, *rounded)
+# Pictures
+
+
+def picture_of(name: str, image: Image.Image) -> Picture:
+    """Return an image as a Picture."""
+    buffer = io.BytesIO()
+    image.save(buffer, "png", optimize=True)
+    return Picture(name, base64.b64encode(buffer.getvalue()).decode())
+
+
+def read_preview(path: Path) -> Picture:
+    """Return a contact sheet of `elbo train` as a picture, named by its step. Raises DataError."""
+    with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
+        sheet.thumbnail((SHEET, SHEET), Image.Resampling.LANCZOS)
+        return picture_of(path.stem.removeprefix("step-").lstrip("0") or "0", sheet)
+
+
+def chosen_times(count: int) -> list[int]:
+    """Return indices of previews at geometric intervals. count: number of previews."""
+    return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)}) if count else []

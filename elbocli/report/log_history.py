@@ -1,19 +1,18 @@
 """Read the logs of a run, which may be incomplete or damaged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.losslog import EVAL, LossLogRow, MetricsRow, entries
+from elbocli.files.losslog import EVAL, LossLogHeader, LossLogRow, MetricsRow, entries
 from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.records import parse_json
 
 POINTS = 400  # largest number of points in a curve; neighbouring points of longer curves are averaged
-CELLS = 48  # at 2·CELLS intervals, a LogHistory merges pairs of neighbouring intervals
 LATE = 0.2  # last fraction of the training images, for `LogHistory.late`
 EARLY = 0.1  # first fraction of the training images, for `LogHistory.early`
 Curve = list[float | None]
@@ -76,54 +75,27 @@ def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float
 class LogHistory:
     """Errors of a run per bin of λ, in consecutive intervals of training.
 
-    edges: bin boundaries in λ. images: number of training images at each interval's end.
-    sums: count, sum and sum of squares of the errors, [3, bins] per interval.
+    edges: bin boundaries in λ. images: number of training images at each interval's end, increasing.
+    sums: count, sum and sum of squares of the errors, [intervals, 3, bins].
     """
 
     edges: Tensor
-    images: list[int] = field(default_factory=list)
-    sums: list[Tensor] = field(default_factory=list)
-
-    def add(self, images: int, sums: Tensor) -> None:
-        """Append an interval. Raises FormatError if `images` doesn't increase.
-
-        images: number of training images at the interval's end. sums: [3, bins].
-        """
-        before = (self.images or [0])[-1]
-        if images <= before:
-            raise FormatError(f"an interval ends at {images} images, the one before at {before}; remove the line")
-        if len(self.images) == 2 * CELLS:
-            self.images = self.images[1::2]
-            self.sums = [first + second for first, second in zip(self.sums[::2], self.sums[1::2])]
-        self.images.append(images)  # not merged yet, so that `last` is the log's last interval
-        self.sums.append(sums)
-
-    @property
-    def error(self) -> Tensor:
-        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; bins without draws: error of the previous interval, else NaN."""
-        count, total, _ = torch.stack(self.sums).unbind(1)
-        last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
-        return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)
-
-    @property
-    def density(self) -> Tensor:
-        count = torch.stack(self.sums)[:, 0]
-        return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
-
-    def between(self, start: float, end: float) -> Tensor:
-        """Add up `sums` of intervals with start < images ≤ end, [3, bins]."""
-        return torch.stack([sums for at, sums in zip(self.images, self.sums) if start < at <= end]).sum(0)
+    images: Tensor
+    sums: Tensor
 
     def late(self) -> Tensor:
         """Add up `sums` over the last fraction LATE of the images, [3, bins]."""
-        return self.between(self.images[-1] * (1 - LATE), self.images[-1])
+        return self.sums[self.images > self.images[-1] * (1 - LATE)].sum(0)
 
     def early(self) -> Tensor:
         """Add up `sums` over the first fraction EARLY of the images, at least one interval, [3, bins]."""
-        return self.between(0, max(self.images[-1] * EARLY, self.images[0]))
+        return self.sums[self.images <= max(self.images[-1] * EARLY, self.images[0])].sum(0)
 
     def last(self) -> Tensor:
         return self.sums[-1]
+
+    def whole(self) -> Tensor:
+        return self.sums.sum(0)
 
 
 def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
@@ -131,14 +103,18 @@ def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
 
     missing: list to which a message about a damaged line is appended.
     """
-    history = LogHistory(torch.empty(0))
+    edges, rows = list[float](), list[LossLogRow]()
     try:
-        if path.exists() and path.stat().st_size:
-            for entry in entries(path):
-                if isinstance(entry, LossLogRow):
-                    history.add(entry.images, entry.sums)
-                else:
-                    history.edges = torch.tensor(entry.edges, dtype=torch.float64)
+        for entry in entries(path) if path.exists() and path.stat().st_size else ():
+            if isinstance(entry, LossLogHeader):
+                edges = entry.edges
+            elif entry.images <= (rows[-1].images if rows else 0):
+                raise FormatError(f"an interval ends at {entry.images} images, no more than before; remove the line")
+            else:
+                rows.append(entry)
     except FormatError as error:
         missing.append(f"{path}: shown only up to a line that can't be used ({error})")
-    return history if history.images else None
+    if not rows:
+        return None
+    images = torch.tensor([row.images for row in rows], dtype=torch.float64)
+    return LogHistory(torch.tensor(edges, dtype=torch.float64), images, torch.stack([row.sums for row in rows]))

@@ -7,13 +7,12 @@ from elbocli.core.criteria import CRITERIA
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import ForeignLoss, LearnedCurve, ScheduleDensity, Weighting
-from elbocli.files.records import Record
 from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.run.open import EffectiveWeighting, effective_weightings, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
 
-class Term(Record):
+class Term(NamedTuple):
     """Component of the objective. what: role, such as "weighting". name: SPEC. source: paper."""
 
     what: str
@@ -22,56 +21,34 @@ class Term(Record):
     source: str
 
 
-class ObjectiveReport(Record, kw_only=True):
-    """The training objective, and a verdict on whether the objective is an ELBO.
+class RunObjective(NamedTuple):
+    """Objective of a run. schedule: of training; None: adaptive. effective: weighting by step; one entry: fixed weighting."""
 
-    logsnr: range of λ. rising: intervals of λ where the weighting rises. auxiliary: SPECs of auxiliary losses.
-    over_time: `monotone` and `rising` of a learned weighting, by step; None: fixed weighting.
-    """
-
-    weighting: str
-    monotone: bool
-    rising: list[list[float]]
-    verdict: str
-    logsnr: list[float]
-    auxiliary: list[str] = []
-    over_time: list[dict[str, Any]] | None = None
+    schedule: Schedule | None
+    effective: list[EffectiveWeighting]
     terms: list[Term]
 
+    @property
+    def last(self) -> EffectiveWeighting:
+        """Weighting at the end of the run."""
+        return self.effective[-1]
 
-class ReadObjective(NamedTuple):
-    """Objective of a run.
-
-    report: None: unknown. schedule: training schedule; None: adaptive, or unknown.
-    effective: weighting by step; one entry: fixed weighting; none: unknown.
-    """
-
-    report: ObjectiveReport | None = None
-    schedule: Schedule | None = None
-    effective: list[EffectiveWeighting] = []
+    @property
+    def rises(self) -> bool:
+        """Whether the weighting rises somewhere."""
+        return bool(self.last.weighting.rising(*self.last.ends))
 
 
-def read_objective(run: Path, settings: TrainSettings) -> ReadObjective:
+def read_objective(run: Path, settings: TrainSettings) -> RunObjective:
     """Return a run's objective. Raises ElboError for a damaged loss log."""
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
-    *_, weighting, ends, auxiliary = effective[-1]
-    rising = weighting.rising(*ends)
-    report = ObjectiveReport(
-        weighting=weighting.spec,
-        monotone=not rising,
-        rising=[list(interval) for interval in rising],
-        verdict=effective[-1].verdict,
-        auxiliary=[*auxiliary],
-        logsnr=[settings.logsnr_min, settings.logsnr_max],
-        over_time=[item.json() for item in effective] if weighting.learned else None,
-        terms=[
-            *weighting_terms(weighting),
-            schedule_term(schedule),
-            _term("prediction", settings.prediction, Prediction(settings.prediction).declared),
-            *(_term("auxiliary loss", spec, AUXILIARIES.parse(spec)) for spec in auxiliary),
-        ],
-    )
-    return ReadObjective(report, schedule, effective)
+    terms = [
+        *weighting_terms(effective[-1].weighting),
+        schedule_term(schedule),
+        _term("prediction", settings.prediction, Prediction(settings.prediction).declared),
+        *(_term("auxiliary loss", spec, AUXILIARIES.parse(spec)) for spec in settings.auxiliary),
+    ]
+    return RunObjective(schedule, effective, terms)
 
 
 FORMULAS = {  # class of a curve that no registry declares → (formula, source)

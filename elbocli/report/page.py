@@ -14,9 +14,9 @@ from markupsafe import Markup
 from torch import Tensor
 
 from elbocli.cli.figure import STYLE, import_matplotlib, level_ticks, line_style
-from elbocli.cli.text import visible_lines
+from elbocli.cli.text import visible, visible_lines
 from elbocli.core.adaptive import ErrorMoments, bin_middles
-from elbocli.evaluate.result import code, fill_template, said
+from elbocli.core.schedule import Schedule
 from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.report.gather import RunFacts
 from elbocli.report.log_history import LogHistory, curve, error_of, score_columns
@@ -135,25 +135,6 @@ def _scale_log(axis: Any) -> None:
         axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5)), minor_formatter="")
 
 
-def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
-    """Draw values as colours over training images and λ; return (Axes, empty legend).
-
-    label: of the colour bar. values: [intervals of the log, bins of λ]. scale: matplotlib's arguments for the colours.
-    """
-    axis = new_panel(LEVEL)
-    images = torch.tensor([0, *course.images], dtype=torch.float64)
-    shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", **scale)
-    axis.grid(False)
-    axis.figure.subplots_adjust(right=0.8)  # room for the colour bar
-    bar = axis.figure.colorbar(shown, axis.inset_axes((1.02, 0, 0.04, 1)), label=label)
-    bar.ax.grid(False)
-    bar.solids.set_rasterized(True)
-    bar.ax.yaxis.set_major_formatter("{x:g}")
-    over_images(axis)
-    level_ticks(axis.yaxis)
-    return axis, []
-
-
 def curve_line(facts: RunFacts, name: str) -> Line | None:
     """Return column `name` of metrics.jsonl against the number of training images; None without values."""
     at, values = curve(facts.curves, name)
@@ -176,9 +157,17 @@ def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -
     return Line(moments.middle[seen], moments.mean[seen], 2 * moments.mean_se[seen]) if seen.any() else None
 
 
+def drawn_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
+    """Return the density of the drawn λ; None without a log. sums: as in `profile_line`."""
+    if log is None:
+        return None
+    count = sums(log)[0]
+    return Line(bin_middles(log.edges), count / count.sum().clamp(min=1) / log.edges.diff())
+
+
 def weighting_line(facts: RunFacts, place: int = -1) -> Line | None:
     """Return a run's weighting, scaled to maximum 1; None if unknown. place: index in the list of weightings over time."""
-    if not facts.objective.effective:
+    if facts.objective is None:
         return None
     value = facts.objective.effective[place].weighting(at := levels_of(facts))
     return Line(at, value / (float(value.max()) or 1.0))
@@ -216,52 +205,87 @@ def _panels_of_several(runs: Sequence[RunFacts]) -> dict[str, Any]:
 
 
 def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
-    log = facts.training
     profiles = [
-        ("training, last fifth", profile_line(log, LogHistory.late)),
+        ("training, last fifth", profile_line(facts.training, LogHistory.late)),
         ("validation, last", profile_line(facts.validation, LogHistory.last)),
+        ("training, first tenth", profile_line(facts.training, LogHistory.early)),
     ]
     losses = [("training", curve_line(facts, "loss")), ("validation", curve_line(facts, "val_loss"))]
-    panels = {
+    return {
         **_objective_panels(facts),
         "loss": draw_lines(LOSS, losses, over_images),
         "bits": _draw_curve(BOUND, "val_bpd", [facts]),
+        "profiles": draw_lines(ERROR, profiles),
     }
-    if log:
-        if log.error.nan_to_num(0).max() > 0:
-            panels["errors"] = draw_map(ERROR, log, log.error, norm="log")
-        panels["profiles"] = draw_lines(ERROR, [*profiles, ("training, first tenth", profile_line(log, LogHistory.early))])
-        if facts.report.excess:
-            least = Line(bin_middles(log.edges), torch.tensor(facts.report.excess["least"], dtype=torch.float64))
-            panels["excess"] = draw_lines(ERROR, [*profiles, ("least error on these images", least)])
-    return panels
 
 
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
-    if not facts.objective.effective:
+    if facts.objective is None:
         return {}
-    w, at = facts.objective.effective[-1].weighting, levels_of(facts)
+    w, at = facts.objective.last.weighting, levels_of(facts)
     panels = {
         "weighting": draw_lines(WEIGHT, [("", weighting_line(facts))]),
         "noise": draw_lines("−dw/dλ over max w", [("", Line(at, -w.slope(at) / (float(w(at).max()) or 1.0)))]),
-        "schedule": _schedule_panel(facts),
+        "schedule": draw_lines("density p(λ)", _density_lines(facts.objective.schedule, facts)),
     }
     for place in range(len(facts.objective.effective) - 1):
         _draw(panels["weighting"][0], weighting_line(facts, place), {"color": MUTED, "linewidth": 0.5, "zorder": 1})
     return panels
 
 
-def _schedule_panel(facts: RunFacts) -> Any:
-    schedule, log = facts.objective.schedule, facts.training
+def _density_lines(schedule: Schedule | None, facts: RunFacts) -> list[tuple[str, Line | None]]:
+    log = facts.training
     if schedule is None:
-        return log and draw_map("density p(λ)", log, log.density, vmin=0.0, vmax=float(log.density.quantile(0.995)))
+        return [
+            ("drawn, last fifth", drawn_line(log, LogHistory.late)),
+            ("drawn, first tenth", drawn_line(log, LogHistory.early)),
+        ]
     at = levels_of(facts)
     density = schedule.density(at)
-    lines = [("p(λ)", Line(at, density.where(density > 0, torch.nan)))]
-    if log:
-        whole = LogHistory(log.edges, [1], [log.between(0, log.images[-1])])
-        lines.append(("drawn", Line(bin_middles(log.edges), whole.density[0])))
-    return draw_lines("density", lines)
+    return [
+        ("schedule", Line(at, density.where(density > 0, torch.nan))),
+        ("drawn", drawn_line(log, LogHistory.whole)),
+    ]
+
+
+UNKNOWN = "*not known*"
+
+
+def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -> str:
+    """Render a Jinja template. filters: functions by name."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        autoescape=path.suffix == ".html",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(path.name).render(**values)
+
+
+def code(value: Any) -> str:
+    """Return a Markdown code span on one line; UNKNOWN for empty text."""
+    text = visible(" ".join(str(value).split()))
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}" if text else UNKNOWN
+
+
+def said(value: Any) -> str:
+    """Format a value for the model card; UNKNOWN for None and empty values."""
+    if value in (None, "", {}):
+        return UNKNOWN
+    if isinstance(value, dict):
+        return ", ".join(f"{code(key)} {said(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(said, value))
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return str(value) if type(value) is int else code(value)
 
 
 def render(*runs: RunFacts) -> str:
@@ -297,21 +321,21 @@ PLAIN = re.compile(r"[A-Za-z][\w.-]*")  # a name that YAML takes without quotes
 
 def model_card(facts: RunFacts) -> str:
     """Return a run's model card: Markdown that begins with metadata in YAML."""
-    run, family = facts.report, str(facts.report.network.get("family"))
+    family = str(facts.network.get("family"))
     metrics = {row.name.replace(" ", "_") for result in facts.results["scores"] for row in score_rows(result.record)}
     figures = logged(facts)
     if any(row.unit.startswith(BITS) for row in figures):
         metrics.add("bits_per_dimension")
-    preview = PurePath(run.samples.file).name
+    preview = facts.sheets[-1].name if facts.sheets else ""
     values = {
         "facts": facts,
         "figures": figures,
         "version": __version__,
         "metrics": sorted(filter(PLAIN.fullmatch, metrics)),
         "family": family if PLAIN.fullmatch(family) else "",
-        "name": PurePath(run.run).name,  # no path of the machine is published
-        "environment": {key: PurePath(value).name if key == "init_run" else value for key, value in run.environment.items()},
-        "file": PurePath(str(run.data.get("path") or "")).name,
+        "name": PurePath(facts.name).name,  # no path of the machine is published
+        "environment": {key: PurePath(value).name if key == "init_run" else value for key, value in facts.environment.items()},
+        "file": PurePath(str(facts.data.get("path") or "")).name,
         "picture": f"previews/{preview}" if PREVIEW.fullmatch(preview) else "",
     }
     # Text from files must appear only in code spans, and in YAML.

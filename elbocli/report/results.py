@@ -1,4 +1,4 @@
-"""Read results of 'elbo eval', 'elbo bound' and 'elbo optimum' from JSON files."""
+"""Read results of 'elbo eval' and 'elbo bound' from JSON files."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from elbocli.bound.result import Bound, Classification, Likelihoods, Theorem
 from elbocli.core.metrics import Role
 from elbocli.errors import FormatError
 from elbocli.evaluate.result import ENOUGH, EvalResult, Score
-from elbocli.files.losslog import Optimum
 from elbocli.files.reading import read_bytes
 from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.records import parse_json
@@ -18,7 +17,6 @@ RESULTS: dict[str, tuple[str, type[Any]]] = {  # kind of file → (name on the r
     "scores": ("scores", EvalResult),
     "a bound": ("bound", Bound),
     "a check of the theorem": ("theorem", Theorem),
-    "an optimum": ("optimum", Optimum),
     "likelihoods": ("likelihoods", Likelihoods),
     "a classification": ("classification", Classification),
 }

@@ -1,13 +1,11 @@
 """Main results of one run, and of several runs side by side."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from elbocli.core.estimate import Estimate
-from elbocli.files.records import Record, stored
-from elbocli.report.gather import RunFacts, RunReport
+from elbocli.report.gather import RunFacts
 from elbocli.report.log_history import Curve, curve, error_of, score_columns
 from elbocli.report.results import ResultFile, Row, score_rows
 
@@ -18,14 +16,6 @@ CURVES = {
     "val_loss": ("validation loss", NATS),
     "val_bpd": ("variational bound", f"{BITS}, validation images"),
 }
-
-
-@stored("result of elbo report --json, of several runs (JSON)")
-class ComparisonReport(Record):
-    """Reports on several runs. differences: setting → value in each run; None: no such setting."""
-
-    runs: list[RunReport]
-    differences: dict[str, list[Any]]
 
 
 def logged(facts: RunFacts) -> list[Row]:
@@ -64,11 +54,11 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
     """Return the settings that differ between runs: name → value in each run."""
     columns = [
         {
-            **facts.report.settings,
-            "data": facts.report.data.get("path"),
+            **facts.settings.written(),
+            "data": facts.data.get("path"),
             "images": facts.trained_on,
-            "data sha256": str(facts.report.data.get("payload_sha256"))[:DIGEST],
-            **{f"network {key}": value for key, value in facts.report.network.items()},
+            "data sha256": str(facts.data.get("payload_sha256"))[:DIGEST],
+            **{f"network {key}": value for key, value in facts.network.items()},
         }
         for facts in runs
     ]
@@ -78,9 +68,3 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
 def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
     """Return the main results: (name, unit) → a Row per run; None: no such result."""
     return table([{(row.name, row.unit): row for row in headline(facts)} for facts in runs])
-
-
-def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """Return the JSON report on one or several runs; NaN and infinity become None."""
-    report = ComparisonReport([facts.report for facts in runs], differences(runs)) if len(runs) > 1 else runs[0].report
-    return dict(json.loads(json.dumps(report.json()), parse_constant=lambda _: None))

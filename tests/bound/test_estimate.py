@@ -21,7 +21,6 @@ from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.elbo import fit_gaussian, prior, reconstruction
-from elbocli.core.estimate import image_errors
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
@@ -64,9 +63,8 @@ def estimated(
 def bound_of(
     network: Any, images: list[ImageBatch], schedule: str = "uniform", population: float = math.inf, **how: Any
 ) -> Bound:
-    target_se = how.pop("target_se", None)
     asked = measured(network, images, population, **how)
-    return estimate.estimate_bound(asked, parse_schedule(schedule, LOW, asked.high), target_se).bound
+    return estimate.estimate_bound(asked, parse_schedule(schedule, LOW, asked.high)).bound
 
 
 # Exact denoisers
@@ -184,30 +182,18 @@ def test_a_difference_is_said_with_all_that_it_may_be_wrong_by():
     assert solver is not None and flow.in_se == pytest.approx(flow.nats / np.hypot(flow.se, solver))
 
 
-def test_errors_of_images_are_honest():
-    """Variances from an inverse chi-square of 8 degrees, known by half a difference each: intervals hold as Student's of 9."""
-    random = np.random.default_rng(0)
-    spread = np.sqrt(8 / random.chisquare(8, 4000))
-    halves = random.normal(size=(4000, 2)) * spread[:, None]
-    inside = (np.abs(halves.mean(1)) < 1.96 * image_errors(halves)).mean()
-    assert inside == pytest.approx(0.918, abs=0.015)
-    same = random.normal(size=(4000, 2))
-    assert image_errors(same) == pytest.approx(np.full(4000, 0.5**0.5), rel=0.1)
-    assert (image_errors(np.ones((2, 2))) == 0).all()
-
-
 def test_fewer_than_two_images_or_draws_and_odd_ones_are_refused():
-    for count, draws, target_se in ((0, 2, None), (1, 2, None), (1, 2, 0.1), (4, 1, None), (4, 5, None)):
+    for count, draws in ((0, 2), (1, 2), (4, 1), (4, 5)):
         with pytest.raises(UsageError):
-            bound_of(NORMAL, images_of(NORMAL.draw(count, 1, 1, 1)) if count else [], draws=draws, target_se=target_se)
+            bound_of(NORMAL, images_of(NORMAL.draw(count, 1, 1, 1)) if count else [], draws=draws)
 
 
 # A run
 
 
-def bpd(run: Path, schedule: str = "", target_se: float | None = None, **settings: Any) -> Bound:
+def bpd(run: Path, schedule: str = "", **settings: Any) -> Bound:
     """The bound; its JSON reads back as it was."""
-    found: Bound = estimate.measure_bound(open_measurement(run, None, **settings), schedule, target_se).bound
+    found: Bound = estimate.measure_bound(open_measurement(run, None, **settings), schedule).bound
     assert Bound.of(json.loads(json.dumps(found.json(), allow_nan=False))) == found
     return found
 
@@ -250,15 +236,6 @@ def test_the_curve_ends_at_the_bound_and_the_log_and_other_estimators_have_its_d
     first = estimate.measure_likelihoods(asked, parse_estimators(DRAWN)).result.estimates[0]
     assert first.bpd == pytest.approx(result.bpd, rel=1e-6) and first.bpd_se == pytest.approx(result.bpd_se, rel=1e-4)
     assert first.terms["diffusion"] == pytest.approx(result.diffusion.nats, rel=1e-6)
-
-
-def test_drawing_goes_on_until_the_error_is_small_enough(trained):
-    """More images first, then more noise on all of them."""
-    rough = bpd(trained, draws=2)
-    some = bpd(trained, target_se=rough.bpd_se_population * 1.5, draws=2, batch_size=64)
-    assert some.n_images < 300 and some.bpd_se < rough.bpd_se_population * 1.5
-    fine = bpd(trained, target_se=rough.bpd_se / 2, draws=2)
-    assert fine.n_images == 300 and fine.draws_per_image >= 6 and fine.bpd_se < rough.bpd_se / 2
 
 
 @pytest.fixture(scope="module")

@@ -39,8 +39,7 @@ COMMANDS = {
     "bound": "bound {run} -n 4 --draws 2 --curve x.tsv --plot x.png --log x.jsonl",
     "bound images": "bound {run} -n 4 --draws 2 --per-image x.tsv",
     "ema": "ema {run} --std .1 -o x.safetensors",
-    "eval": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --card x.md --save-stats x.npz "
-    "--save-features x.safetensors",
+    "eval": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --save-stats x.npz --save-features x.safetensors",
     "grid": "grid {run} -n 2 --steps 3 -o x.yaml",
     "info": "info {data} --sheet x.png",
     "optimum": "optimum {data} -n 4 -o x.json --plot x.svg",

@@ -132,24 +132,6 @@ def test_the_measure_above_a_level_is_the_weight_there(spec):
     np.testing.assert_allclose(above, w(at), rtol=3e-4, atol=1e-4 * float(w(at).max()))
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_shares_add_up_to_the_weight_at_the_noisy_end_over_the_largest(spec):
-    """Which is a distribution where w never rises."""
-    w, edges = parse_weighting(spec), torch.linspace(-10, 10, 11, dtype=torch.float64)
-    shares, point = Augmented(w, -10, 10).shares(edges)
-    value = w(torch.linspace(-10, 10, 20001, dtype=torch.float64))
-    assert float(shares.sum()) + point == pytest.approx(float(value[0] / value.max()), rel=1e-3)
-    assert float(shares.min()) >= 0 or w.rising(-10, 10)
-
-
-def test_shares_follow_the_paper_for_a_sigmoid():
-    """p_w of sigmoid(b − λ) is Logistic(b, 1)."""
-    edges = torch.linspace(-30, 30, 13, dtype=torch.float64)
-    shares, _ = Augmented(parse_weighting("sigmoid:bias=2"), -30, 30).shares(edges)
-    wanted = (edges[1:] - 2).sigmoid() - (edges[:-1] - 2).sigmoid()
-    np.testing.assert_allclose(shares, wanted, atol=2e-3)
-
-
 def test_values_are_added_up_in_their_cells():
     edges = torch.tensor([-2.0, 0.0, 1.0, 4.0], dtype=torch.float64)
     logsnr = torch.tensor([[-2.0, -0.1, 3.0], [0.0, 4.0, 1.5]], dtype=torch.float64)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from elbocli.bound.judge import calibration_error, reliability
-from elbocli.core.estimate import Estimate, PairedEstimate, PairedMoments, error_of_share, image_errors
+from elbocli.core.estimate import Estimate, PairedMoments, error_of_share, image_errors
 from elbocli.core.frechet import FeatureMoments, StreamingFeatureMoments
 from elbocli.run.classes import p_of_equal_shares, p_of_uniform
 
@@ -100,16 +100,6 @@ def test_when_every_image_was_drawn_only_the_noise_is_left():
     found = estimated(np.random.default_rng(2), 50)
     assert found.se(ONE, 50) == found.noise_se(ONE)
     assert found.noise_se(ONE) < found.se(ONE, 51) < found.se(ONE, np.inf)
-
-
-def test_rounds_on_the_same_images_share_what_the_images_add():
-    random = np.random.default_rng(4)
-    population = random.multivariate_normal([3, -1], BETWEEN, 5000)
-    rounds = [estimated(random, 5000, population) for _ in range(4)]
-    pooled = PairedEstimate.pooled(rounds)
-    assert pooled.value(ONE) == pytest.approx(np.mean([r.value(ONE) for r in rounds]), rel=1e-12)
-    np.testing.assert_allclose(pooled.noise, NOISE / 4, atol=0.02)
-    np.testing.assert_allclose(pooled.between, np.cov(population.T), atol=0.06)
 
 
 @pytest.mark.parametrize("freedom", [4, 1e6])

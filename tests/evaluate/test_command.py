@@ -24,21 +24,19 @@ def folder(tmp_path_factory, digits):
     return folder
 
 
-def test_features_repeats_pictures_and_a_card(elbo, folder):
+def test_features_repeats_and_pictures(elbo, folder):
     assert elbo("eval", "data.h5", *LINE, "--save-features", "ref.safetensors", cwd=folder).returncode == 0
-    outputs = ("--card", "card.md", "--precision", "bf16")
-    both = elbo("eval", "a.npy", "b.npy", "--ref", "ref.safetensors", *outputs, "--allow-mismatch", cwd=folder)
+    how = ("--precision", "bf16", "--allow-mismatch")
+    both = elbo("eval", "a.npy", "b.npy", "--ref", "ref.safetensors", *how, cwd=folder)
     assert both.returncode == 0 and b"120 images" in both.stderr, both.stderr
-    found, card = json.loads(both.stdout), (folder / "card.md").read_text()
+    found = json.loads(both.stdout)
     assert found["extractor"] == "elbo-tiny" and len(found["repeats"]) == 2 and found["feature_precision"] == "bf16"
-    assert card.startswith("# Score card\n") and "2 repeats" in card and "eval a.npy" in card and "`bf16`" in card
     line = ("eval", "a.npy", "--ref", "data.h5", *LINE, "--neighbours", "n.png")
     assert elbo(*line, cwd=folder).returncode == 0
     with Image.open(folder / "n.png") as image:
         assert image.format == "PNG"
-    for again in (line, (*line[:-2], "--card", "card.md")):
-        refused = elbo(*again, cwd=folder)
-        assert refused.returncode == 2 and b"already exists" in refused.stderr
+    refused = elbo(*line, cwd=folder)
+    assert refused.returncode == 2 and b"already exists" in refused.stderr
 
 
 OPTIONS = {
@@ -63,9 +61,7 @@ OPTIONS = {
         ("- --metrics fid --neighbours m.png", 2, "--neighbours"),
         ("a.npy --save-stats none/x.npz", 1, "none"),
         ("a.npy --save-features none/x.safetensors", 1, "none"),
-        ("a.npy --card none/x.md", 1, "none"),
         ("a.npy --save-stats x.safetensors --save-features x.safetensors", 2, "two"),
-        ("a.npy --card -", 2, "--card"),
         ("nowhere.npy --protocol adm --splits 5", 2, "splits is 5"),
         ("nowhere.npy --protocol edm --splits 10", 2, "--metrics is"),
         ("nowhere.npy --protocol edm3", 2, "edm3"),

@@ -89,20 +89,6 @@ def test_a_thread_reads_files_one_batch_ahead_and_the_main_thread_pipes(tmp_path
     assert piped.about.images_sha256 == files.about.images_sha256 != None  # noqa: E711
 
 
-def test_what_is_opened_stays_as_it_is(digits, network):
-    """So each extraction of a set keeps what it is asked for, and only its result knows the images' digest."""
-    with contextlib.ExitStack() as stack:
-        images = open_set(digits, stack, ALONE)
-        opened = evaluation(images, network, 64)
-        few, more = (extract_features(images, opened, keep) for keep in (set(), {"values", "logits"}))
-    assert few.features.values is None and len(more.features.values) == len(more.features.logits) == images.n
-    assert few.about == more.about != images.about
-    assert images.about.images_sha256 is None
-    for stage, name in ((images, "labels"), (more, "features")):
-        with pytest.raises(AttributeError):
-            setattr(stage, name, None)
-
-
 def test_the_batch_changes_no_number(digits, tmp_path):
     path = save(tmp_path / "a.npy", Dataset(digits).batch(np.arange(100)))
     found = [score(path, digits, batch_size=batch) for batch in (1, 7, 300)]

@@ -1,20 +1,11 @@
-"""Results: repeats have a mean and a spread, and the score card has every fact, escaped, or says that it isn't known."""
+"""Results: repeats have a mean and a spread."""
 
-import re
-from dataclasses import replace
-
-import markdown
 import numpy as np
 import pytest
 import yaml
 from calls import TINY, result, save, score
-from hypothesis import given
-from hypothesis import strategies as st
-from msgspec import structs
 
-from elbocli.cli.text import visible
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.result import EvalResult, code, said, score_card
 from elbocli.files.dataset import Dataset
 
 SPREAD = TINY.replace("[", "_sd[")
@@ -28,7 +19,6 @@ spacing: even, start: edm, rounding: truncate, threshold: none, classes: balance
 imported_format: edm, imported_file: net.pkl, command: elbo sample
 }""")
 MADE |= {"weights_sha256": "ab" * 32, "trained_on": "cd" * 32, "init_sha256": "ef" * 32, "imported_sha256": "ef" * 32}
-NASTY = ["<script>alert(1)</script>", "`</code><b>x", "``", "a | b", "[x](http://y)", "*a* _b_ # c\n# d", "![i](j)", "\\`<i>"]
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +57,11 @@ def test_files_that_are_no_repeats_are_refused_or_warned_of(paths, digits, tmp_p
 
 
 def test_a_mismatch_of_any_repeat_stands_at_the_top(digits, tmp_path):
-    """One that knows its crop, after one that doesn't: the mean bears no published name, and the card says so."""
+    """One that knows its crop, after one that doesn't: the mean bears no published name, and the result says so."""
     images = Dataset(digits).batch(np.arange(200))
     paths = [save(tmp_path / "0.npy", images[:100]), save(tmp_path / "1.npz", images[100:], np.arange(100) % 10, crop="none")]
     found = result(paths, digits, allow_mismatch=True)
     assert found.json()["mismatch"] == {"crop": ["none", "center"]} and found.network == "elbo-tiny"
-    card = score_card(found)
-    assert "`crop` `none` against `center`" in card and "10, each with 10 to 10 images" in card
 
 
 def test_few_images_are_warned_of_and_why(paths, digits, caplog):
@@ -81,63 +69,3 @@ def test_few_images_are_warned_of_and_why(paths, digits, caplog):
         caplog.clear()
         score(paths[0], digits, metrics, kid_subset_size=50) if "kid" in metrics else score(paths[0], digits, metrics)
         assert word in caplog.text and bool(word) == ("100 images" in caplog.text)
-
-
-# The score card
-
-
-@pytest.fixture(scope="module")
-def scored(paths, digits):
-    """scored(count): the result of so many repeats."""
-    metrics, options = ("fid", "is", "kid", "prc", "accuracy"), {"fid_infinity": True, "kid_subset_size": 50}
-    return lambda count: result(paths[:count], digits, metrics, command="elbo eval 0.npz", **options)
-
-
-def test_all_that_is_known_stands_on_the_card_once(scored):
-    card, found = score_card(scored(1)), scored(1).json()
-    assert "not known" not in card
-    for value in MADE.values():
-        assert f": {said(value)}\n" in card
-    for fact in ("samples_sha256", "ref_sha256", "extractor_sha256", "torch_version"):
-        assert card.count(found[fact]) == 1
-    assert "10, each with 10 to 10 images" in card and "elbo eval 0.npz" in card
-    number, error = (found[f"frechet_distance{part}[elbo-tiny]"] for part in ("", "_se"))
-    assert f"**{number:.5g}** ± {error:.5g} (standard error, n = 100), 95 % interval " in card
-    assert "10 splits" in card and "subsets of 50" in card and "FID" not in card
-
-
-def test_of_repeats_the_card_has_the_spread_and_every_file(scored):
-    card, found = score_card(scored(3)), scored(3).json()
-    assert f"**{found[TINY]:.5g}** ± {found[SPREAD]:.5g} (mean and standard deviation of 3 repeats" in card
-    assert all(f"{k}.npz`, sha256" in card for k in range(3)) and "- seed: 0, 1, 2\n" in card
-    assert card.count("elbo sample") == 1 and "not known" not in card
-
-
-def test_a_fact_that_is_not_known_says_so(digits, tmp_path):
-    card = score_card(result(save(tmp_path / "a.npy", Dataset(digits).batch(np.arange(50))), digits))
-    assert "- seed: *not known*\n" in card and "- guide: " not in card and "- classes: *not known*" in card
-
-
-def test_strings_of_strangers_mean_nothing(scored):
-    found = scored(1)
-    plain, (one,) = markdown.markdown(score_card(found)), found.repeats
-    for text in NASTY:
-        made = {**MADE, "run": text, text: text}
-        facts = structs.replace(one.facts, samples=text, extractor=text, command=text, made=made)
-        nasty = markdown.markdown(score_card(EvalResult([replace(one, network=text, facts=facts)])))
-        assert nasty.count("<li>") == plain.count("<li>") + 1 and nasty.count("<h2>") == plain.count("<h2>")
-        for tag in ("<script", "<b>", "<i>", "<a", "<em>a", "<img", "<h1>d"):
-            assert tag not in nasty, nasty
-
-
-@given(st.text())
-def test_a_code_span_ends_where_it_should(text):
-    """By CommonMark: at the next run of as many backticks as began it."""
-    span, words = code(text), visible(" ".join(text.split()))
-    if not words:
-        assert span == "*not known*"
-        return
-    fence = span[: len(span) - len(span.lstrip("`"))]
-    inside = span[len(fence) : -len(fence)]
-    assert span.endswith(fence) and inside.strip(" ") == words.strip(" ") and "\n" not in inside
-    assert "`" not in (inside[0], inside[-1]) and fence not in re.findall("`+", inside)

@@ -19,7 +19,6 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 
 from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.evaluate.result import score_card
 from elbocli.files.contact_sheet import Group, draw_contact_sheet, lay_out
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics, write_features, write_statistics
@@ -159,7 +158,6 @@ def test_samples_know_how_the_images_were_made_that_their_run_has_seen(trained, 
     found = result(tmp_path / "s.h5", digits)
     made = found.json()["made"]
     assert (made["seed"], made["steps"], made["crop"]) == (4, 2, "center")
-    assert "- seed: 4\n" in score_card(found)
     other = ("--size", 8, "--channels", 1, "--crop", "resize", "--limit", 20)
     assert elbo("prep", digits_folder, tmp_path / "ref.h5", *other).returncode == 0
     with pytest.raises(DataError, match="crop is resize"):
@@ -345,14 +343,13 @@ def sets(images, tmp_path):
     return {name: save(tmp_path / f"{name}.npy", part) for name, part in parts.items()}
 
 
-def test_a_model_that_copies_is_caught_with_an_interval_on_the_card(sets, tmp_path):
+def test_a_model_that_copies_is_caught_with_an_interval(sets, tmp_path):
     line = {"metrics": ("copying", "authenticity"), "held_out": sets["held"], "copying_cells": 1}
     honest, caught = (result(sets[name], sets["training"], **line) for name in ("samples", "copies"))
     low, high = honest.named()["copying_ct_interval[elbo-tiny]"]
     assert low < 0 < high and caught.named()["copying_ct_interval[elbo-tiny]"][1] < 0
-    found, card = caught.json(), score_card(caught)
-    assert found["n_held_out"] == 100 and found["held_out"] == str(sets["held"]) and found["held_out_sha256"] in card
-    assert "95 % interval -" in card and str(sets["held"]) in card
+    found = caught.json()
+    assert found["n_held_out"] == 100 and found["held_out"] == str(sets["held"]) and found["held_out_sha256"]
     saved = tmp_path / "held.safetensors"
     score(sets["held"], None, save_features=saved)
     again = score(sets["copies"], sets["training"], **{**line, "held_out": saved})

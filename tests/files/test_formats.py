@@ -140,7 +140,6 @@ bound run -n 4 --curve data.h5
 bound run -n 4 --per-image mine.tsv
 bound run -n 4 --curve new.tsv --per-image new.tsv
 eval data.h5 --ref data.h5 --extractor elbo-tiny --save-stats mine.npz
-eval data.h5 --ref data.h5 --extractor elbo-tiny --card mine.md
 weights plot -o mine.svg
 prep data.h5 data.h5
 prep photos run/../data.h5/../data.h5 data.h5
@@ -156,7 +155,7 @@ report run -o run/out2.html
 adapt run -o run/out3.yaml --plot out3.pdf
 bound run -n 4 --log out4.jsonl --curve out4.tsv --plot out4.svg
 bound run -n 4 --per-image out5.tsv
-eval data.h5 --ref data.h5 --extractor elbo-tiny --metrics fid --save-stats out6.npz --save-features out6.safetensors --card out6.md
+eval data.h5 --ref data.h5 --extractor elbo-tiny --metrics fid --save-stats out6.npz --save-features out6.safetensors
 optimum data.h5 -n 4 -o out7.json
 prep photos out9.h5 --size 8
 """

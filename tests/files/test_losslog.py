@@ -3,7 +3,6 @@
 import io
 import json
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +12,7 @@ from msgspec import structs
 from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import losslog
-from elbocli.files.losslog import LeastCurve, Optimum, SampleCheck, read_optimum, read_table, table_text
+from elbocli.files.losslog import LeastCurve, Optimum, SampleCheck, read_optimum
 
 EDGES = bin_edges(-5, 7, 4)
 SEEDS = st.lists(st.integers(0, 99), max_size=4)
@@ -226,19 +225,3 @@ def test_a_damaged_optimum_is_refused(change, tmp_path):
     path.write_text(json.dumps({**FOUND.json(), **change}))
     with pytest.raises(FormatError, match=r"o\.json: "):
         read_optimum(path)
-
-
-# Likelihoods
-
-
-def test_likelihoods_read_back_to_the_bit_and_other_tables_are_refused(tmp_path):
-    path, nats = tmp_path / "a.tsv", np.array([1.5, -0.1, 1e-300])
-    columns = {"index": np.array([0, 4, 9]), "label": np.array([1, 0, 1]), "nats": nats, "nats_se": nats / 3}
-    path.write_text(table_text(columns))
-    found = read_table(path)
-    assert [*found] == [*columns] and all(np.array_equal(found[name], columns[name]) for name in columns)
-    head = "index\tlabel\tnats\n"
-    for text in ("", "x", "a\tb\n1\t2\n", head, head + "1\t2\n", head + "1\t0\tnan\n"):
-        path.write_text(text)
-        with pytest.raises(FormatError, match=r"a\.tsv"):
-            read_table(path)

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 
 import numpy as np
 import pytest
@@ -17,10 +16,9 @@ from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError
 from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.files import losslog
-from elbocli.files.contact_sheet import CELL, by_class
-from elbocli.report.log_history import CELLS, POINTS, LogHistory, curve, read_curves, read_log_history
+from elbocli.report.gather import SHEET, TIMES, chosen_times, read_preview
+from elbocli.report.log_history import POINTS, curve, read_curves, read_log_history
 from elbocli.report.results import drawn_by, read_result, results_in, score_rows
-from elbocli.report.thumbnails import CLASSES, ROW, SHEET, TIMES, chosen_times, read_by_class, read_preview, strips, thumbnails_of
 
 EDGES = bin_edges(-5, 5, 3)
 
@@ -81,14 +79,13 @@ def test_logs_cut_anywhere_lose_one_line_at_most(path):
         course, whole = read_log_history(path, []), max(0, text[:cut].count(b"}\n") + text[:cut].endswith(b"}") - 1)
         assert (course is None) == (whole == 0)
         if course is not None:
-            torch.testing.assert_close(sum(course.sums), torch.stack(draws[:whole]).sum(0))
+            assert torch.equal(course.sums, torch.stack(draws[:whole]))
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        *("", "[1]", "\x00\xff", "[" * 100_000, '{"step": 1}', '{"step": 1, "images": "many"}'),
-        *(f'{{"step": 1, "images": 5, "loss": {number}}}' for number in ("NaN", "-Infinity", "1e999")),
+        *("[1]", "\x00\xff", "[" * 100_000, '{"step": 1, "images": "many"}', '{"step": 1, "images": 5, "loss": NaN}'),
     ],
 )
 def test_a_line_that_is_none_is_left_out_and_counted(line, path):
@@ -99,29 +96,12 @@ def test_a_line_that_is_none_is_left_out_and_counted(line, path):
     assert len(said) == 1 and "left out: 1" in said[0]
 
 
-@pytest.mark.parametrize("count", [1, 2 * CELLS - 1, 2 * CELLS, 7 * CELLS + 5])
-def test_a_long_log_is_added_up_and_loses_nothing(count, path):
-    draws = log(path, count)
-    course = read_log_history(path, [])
-    assert len(course.images) <= 2 * CELLS and course.images[-1] == 10 * count
-    torch.testing.assert_close(sum(course.sums), torch.stack(draws).sum(0))
-    assert torch.equal(course.last(), draws[-1])
-
-
 def test_the_late_part_is_of_the_last_fifth_of_the_images_and_the_early_part_of_the_first_tenth(path):
     draws = log(path, 10)
     course = read_log_history(path, [])
     torch.testing.assert_close(course.late(), draws[8] + draws[9])
     torch.testing.assert_close(course.early(), draws[0])
-
-
-def test_densities_integrate_to_one_and_errors_are_carried_on():
-    course = LogHistory(EDGES)
-    course.add(10, torch.tensor([[2, 0, 1], [4, 0, 3], [8, 0, 9]], dtype=torch.float64))
-    course.add(20, torch.tensor([[0, 0, 3], [0, 0, 6], [0, 0, 12]], dtype=torch.float64))
-    torch.testing.assert_close((course.density * EDGES.diff()).sum(1), torch.ones(2, dtype=torch.float64))
-    expected = torch.tensor([[2, math.nan, 3], [2, math.nan, 2]], dtype=torch.float64)
-    torch.testing.assert_close(course.error, expected, equal_nan=True)
+    assert torch.equal(course.last(), draws[-1])
 
 
 def test_a_log_with_another_runs_log_behind_it_is_shown_up_to_there_and_named(path):
@@ -131,7 +111,7 @@ def test_a_log_with_another_runs_log_behind_it_is_shown_up_to_there_and_named(pa
         path.write_text(path.read_text() + losslog.header(edges) + "".join(more))
         said = []
         history = read_log_history(path, said)
-        assert torch.equal(history.edges, EDGES) and torch.equal(torch.stack(history.sums), torch.stack(draws))
+        assert torch.equal(history.edges, EDGES) and torch.equal(history.sums, torch.stack(draws))
         assert len(said) == 1 and str(path) in said[0]
 
 
@@ -141,7 +121,7 @@ def test_a_damaged_log_is_shown_up_to_there_and_named(path):
     for damage in ("rubbish", lines[0]):
         path.write_text("\n".join([header, lines[0], lines[1], damage, lines[2]]))
         said = []
-        assert read_log_history(path, said).images == [10, 20]
+        assert read_log_history(path, said).images.tolist() == [10, 20]
         assert len(said) == 1 and str(path) in said[0]
 
 
@@ -232,24 +212,6 @@ def test_a_folder_gives_its_results_and_passes_over_the_rest(tmp_path):
 # Pictures
 
 
-def numbered(count, channels=1):
-    """Image i is grey i."""
-    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 4, 4, channels)).copy()
-
-
-def made(images, labels, names):
-    return strips(images.__getitem__, by_class(len(images), labels, names, CLASSES))
-
-
-def pixels(row):
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(row.png))))
-
-
-def greys(row):
-    """The grey of each picture of a row."""
-    return pixels(row)[0, ::CELL].tolist()
-
-
 @pytest.mark.parametrize("count", [0, 1, TIMES, TIMES + 1, 1000])
 def test_the_first_and_the_last_preview_are_shown(count):
     chosen = chosen_times(count)
@@ -262,34 +224,5 @@ def test_a_preview_is_the_contact_sheet_made_smaller_where_it_is_large(side, tmp
     sheet = np.broadcast_to(np.arange(9, dtype=np.uint8).repeat(side), (side, 9 * side))
     Image.fromarray(sheet).save(tmp_path / "step-00000040.png")
     preview = read_preview(tmp_path / "step-00000040.png")
-    width = min(9 * side, SHEET)
-    assert preview.name == "40" and pixels(preview)[0, width // 18 :: width // 9][:9].tolist() == [*range(9)]
-
-
-@pytest.mark.parametrize(("side", "shown"), [(28, 84), (97, 96)])
-def test_small_pictures_are_enlarged_pixel_by_pixel_and_large_ones_made_smaller(side, shown):
-    image = np.random.default_rng(0).integers(0, 256, (side, side, 1), np.uint8)
-    row = pixels(thumbnails_of("", np.stack([image, image])))
-    assert row.shape == (shown, 2 * shown)
-    if side <= shown:
-        assert np.array_equal(row, np.kron(np.hstack([image[..., 0]] * 2), np.ones((shown // side,) * 2, np.uint8)))
-
-
-def test_each_class_has_its_first_images():
-    rows = made(numbered(40), np.arange(40) % 3, ["ant", "bee"])
-    assert [row.name for row in rows] == ["ant", "bee", "2"]
-    for number, row in enumerate(rows):
-        assert greys(row) == [number + 3 * i for i in range(ROW)]
-    assert len(made(numbered(200), np.arange(200) // 2, [])) == CLASSES
-
-
-def test_without_classes_to_tell_apart_all_are_shown_in_order():
-    rows = made(numbered(20), np.zeros(20, np.int64), ["all"])
-    assert [row.count for row in rows] == [8, 8, 4] and not any(row.name for row in rows)
-    assert greys(rows[2]) == [16, 17, 18, 19]
-
-
-def test_of_a_file_of_samples_the_same_are_shown(tmp_path):
-    images, labels, names = numbered(150, 3), np.arange(150) // 15, [f"n{i}" for i in range(10)]
-    np.savez(tmp_path / "s.npz", images, labels)
-    assert read_by_class(tmp_path / "s.npz", names) == made(images, labels, names)
+    width, shown = min(9 * side, SHEET), np.asarray(Image.open(io.BytesIO(base64.b64decode(preview.png))))
+    assert preview.name == "40" and shown[0, width // 18 :: width // 9][:9].tolist() == [*range(9)]

@@ -10,18 +10,21 @@ import markdown
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from run_pages import ALERT, BOUND, HOSTILE, Reader, beyond_numbers, change, just_begun
 
+from elbocli.cli.text import visible
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files import losslog
 from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
-from elbocli.report.gather import RunFacts, RunReport
+from elbocli.report.gather import RunFacts
 from elbocli.report.objective import weighting_terms
-from elbocli.report.page import INKS, LINES, model_card, number, pictures, render, swatch
-from elbocli.report.summary import BITS, differences, figures, headline, report_of
+from elbocli.report.page import INKS, LINES, code, model_card, number, pictures, render, swatch
+from elbocli.report.summary import BITS, differences, figures, headline
 from elbocli.version import __version__
 
 VALIDATION = {"val_loss": 0.5, "val_loss_se": 0.01, "val_bpd": 4.5, "val_bpd_se": 0.02}
@@ -64,12 +67,12 @@ def test_a_finished_run_says_everything(trained):
     assert "step 40 of 40 (40 saved), 640 images" in text and f"--config {trained}/config.yaml" in text
     for term in (WEIGHTINGS["sigmoid"], SCHEDULES["cosine"]):
         assert term.formula in text and term.source in text
-    told = (facts.report.objective.verdict, facts.report.environment["device_name"], "elbo prep")
+    told = (facts.objective.last.verdict, facts.environment["device_name"], "elbo prep")
     assert all(fact in read.text for fact in told)
     assert [strip.name for strip in facts.previews] == ["20", "40"]
-    assert facts.drawn == [] and "after 40 steps" in text
+    assert not facts.drawn and "after 40 steps" in text
     drawn = pictures(facts)
-    assert [*drawn] == ["weighting", "noise", "schedule", "loss", "errors", "profiles"]
+    assert [*drawn] == ["weighting", "noise", "schedule", "loss", "profiles"]
     for svg, _ in drawn.values():
         assert page.count(svg) == 1 and "var(--ink)" in svg and not any(ink in svg for ink in INKS)
 
@@ -144,7 +147,6 @@ def in_training(run):
 
 
 def damaged(run):
-    (max((run / "checkpoints").iterdir()) / "meta.json").write_text("{}")
     for path in (run / "previews").iterdir():
         path.write_bytes(path.read_bytes()[:50])
     (run / "status.json").write_text('{"state": "done", "time": 1e999}')
@@ -168,7 +170,7 @@ STATES = {
     no_checkpoint: [],
     in_training: [],
     just_begun: ["status.json"],
-    damaged: ["elbo-checkpoint", "step-00000020.png", "step-00000040.png", "status.json"],
+    damaged: ["step-00000020.png", "step-00000040.png", "status.json"],
     gone: ["nowhere.h5", "nowhere.yaml"],
     too_large: ["config.yaml: network"],
     beyond_numbers: ["losslog.jsonl"],
@@ -179,15 +181,14 @@ STATES = {
 @pytest.mark.long
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 def test_a_run_in_any_state_is_shown_and_what_is_missing_is_said(state, copy):
-    before = set(RunFacts(copy).report.missing)
+    before = set(RunFacts(copy).missing)
     state(copy)
     facts = RunFacts(copy)
-    said = [sentence for sentence in facts.report.missing if sentence not in before]
+    said = [sentence for sentence in facts.missing if sentence not in before]
     assert all(any(word in sentence for sentence in said) for word in STATES[state])
     assert bool(said) == bool(STATES[state])
     text = Reader(render(facts)).text
-    assert all(sentence in text for sentence in facts.report.missing)
-    json.dumps(report_of([facts]), allow_nan=False)
+    assert all(sentence in text for sentence in facts.missing)
 
 
 def test_runs_in_all_states_are_shown_beside_another(trained, tmp_path):
@@ -196,18 +197,7 @@ def test_runs_in_all_states_are_shown_beside_another(trained, tmp_path):
         state(path)
     facts = [RunFacts(path) for path in paths]
     text = Reader(render(*facts)).text
-    assert all(sentence in text for each in facts for sentence in each.report.missing)
-    json.dumps(report_of(facts), allow_nan=False)
-
-
-def test_the_facts_are_json_with_the_errors_of_the_log(trained):
-    facts = json.loads(json.dumps(report_of([RunFacts(trained)]), allow_nan=False))
-    assert RunReport.of(facts, "it").json() == facts
-    assert facts["status"]["step"] == facts["curves"]["step"][-1] == 40 and facts["objective"]["monotone"]
-    errors, last = facts["errors"], json.loads((trained / "losslog.jsonl").read_text().splitlines()[-1])
-    assert len(errors["eps_mse"]) == len(errors["images"])
-    for mean, total, count in zip(errors["eps_mse"][-1], last["sum"], last["count"]):
-        assert not count or mean == pytest.approx(total / count, rel=1e-5)
+    assert all(sentence in text for each in facts for sentence in each.missing)
 
 
 @pytest.mark.parametrize("spec", ["elbo", "edm", "edm:monotone", "x-mse:min-snr:5@linear-beta"])
@@ -218,16 +208,15 @@ def test_a_weighting_says_what_it_is_made_of_and_where_it_rises(spec, copy):
     facts, terms = RunFacts(copy), weighting_terms(weighting)
     assert terms[0].name == weighting.spec and all(term.formula and term.source for term in terms)
     assert len(terms) == {"x": 4}.get(spec[0], 1)
-    assert facts.report.objective.rising == [list(stretch) for stretch in weighting.rising(-10, 10)]
     page = render(facts)
     assert "nan" not in drawings(page)["noise"]
-    assert ("Not monotone" in Reader(page).text) == bool(facts.report.objective.rising)
+    assert ("Not monotone" in Reader(page).text) == bool(weighting.rising(-10, 10))
 
 
 def test_a_run_named_by_where_one_stands_has_its_name(copy, monkeypatch):
     monkeypatch.chdir(copy / "checkpoints")
-    report = RunFacts(Path("..")).report
-    assert report.run == "run" and any(each.command.endswith(" -o run-again") for each in report.commands)
+    facts = RunFacts(Path(".."))
+    assert facts.name == "run" and any(each.command.endswith(" -o run-again") for each in facts.commands)
 
 
 def test_a_result_is_shown_once_with_its_interval_and_the_images_that_it_is_of(copy, monkeypatch):
@@ -264,7 +253,7 @@ def test_a_card_has_the_metadata_and_the_facts_of_the_run(runs):
     change(other, "settings", weighting="edm")
     for run, classes, metrics in ((alone, 10, ["frechet_distance"]), (other, 0, ["bits_per_dimension"])):
         block, body = card_of(run)
-        config, verdict = read_yaml(run / "config.yaml"), RunFacts(run).report.objective.verdict
+        config, verdict = read_yaml(run / "config.yaml"), RunFacts(run).objective.last.verdict
         assert (block["library_name"], block["license"]) == ("elbo", "unknown") and block["metrics"] == metrics
         assert block["pipeline_tag"] == "unconditional-image-generation" and ("class-conditional" in block["tags"]) == bool(
             classes
@@ -314,8 +303,21 @@ def test_a_card_lands_in_its_run_and_replaces_only_a_card_that_one_gives_up(copy
     (copy / "README.md").write_text(written.replace("unknown", "mit"))
     assert card("--overwrite").returncode == 0 and (copy / "README.md").read_text() == written
     (copy / "README.md").write_text("# Mine\n")
-    assert [card("--overwrite").returncode, card("--json").returncode, card(copy).returncode] == [2] * 3
+    assert [card("--overwrite").returncode, card(copy).returncode] == [2] * 2
     assert (copy / "README.md").read_text() == "# Mine\n" and card("-o", "a.md").returncode == 0
+
+
+@given(st.text())
+def test_a_code_span_ends_where_it_should(text):
+    """By CommonMark: at the next run of as many backticks as began it."""
+    span, words = code(text), visible(" ".join(text.split()))
+    if not words:
+        assert span == "*not known*"
+        return
+    fence = span[: len(span) - len(span.lstrip("`"))]
+    inside = span[len(fence) : -len(fence)]
+    assert span.endswith(fence) and inside.strip(" ") == words.strip(" ") and "\n" not in inside
+    assert "`" not in (inside[0], inside[-1]) and fence not in re.findall("`+", inside)
 
 
 DRAWS = {"one bin": {5: (1, 0.5, 0.25)}, "two": {5: (1, 0.5, 0.25), 9: (1, 0.4, 0.16)}, "no": {}}
@@ -338,9 +340,9 @@ def test_a_run_in_its_first_steps_has_its_plots_and_no_complaints(loss, schedule
         (copy / name).write_text(losslog.header(bin_edges(-10, 10, 10)) + losslog.line(1, 16, sums))
     metrics = {"step": 1, "images": 16, **VALIDATION, "loss": loss, "val_loss": loss, "val_bpd_se": 5.0}
     (copy / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
-    always, errors = {"schedule", "loss", "bits"}, {"errors", "profiles"}
     page = render(RunFacts(copy))
-    assert {*drawings(page)} & (always | errors) == always | (errors if draws in ("one bin", "two") else set())
+    shown = {*drawings(page)} - {"weighting", "noise"}
+    assert shown == {"schedule", "loss", "bits", *(["profiles"] if draws in ("one bin", "two") else [])}
     assert ("fitted while training" in Reader(page).text) == (schedule == "adaptive")
 
 
@@ -404,32 +406,24 @@ def test_the_page_goes_to_a_file_or_to_standard_output(elbo, folder, tmp_path):
     assert (result.returncode, result.stderr) == (0, b"") and result.stdout == page.read_bytes()
 
 
-def test_everything_that_was_given_is_on_the_page_and_in_the_facts(elbo, folder, tmp_path):
-    names = {"scores": "fid.json", "bound": "bound.json", "theorem": "theorem.json"}
-    words = ["--samples", "s.h5", "--json", "-o", tmp_path / "a.html"]
-    for name in names.values():
-        words += ["--scores", name]
-    facts = json.loads(elbo("report", "run", *words, cwd=folder).stdout)
-    text = Reader((tmp_path / "a.html").read_text()).text
-    for kind, name in names.items():
-        assert facts[kind] == [{"file": name, **json.loads((folder / name).read_text())}] and name in text
-    assert facts["samples"] == {"file": "s.h5", "classes": [*"0123456789"]}
-    commands = [each["command"] for each in facts["commands"]]
-    for word in ("elbo sample", "elbo eval"):
-        assert any(word in command for command in commands)
-    again = next(command for command in commands if "--config" in command)
+def test_everything_that_was_given_is_on_the_page_and_its_command_repeats_the_run(elbo, folder, tmp_path):
+    results = ("fid.json", "bound.json", "theorem.json")
+    words = [word for name in results for word in ("--scores", name)]
+    assert elbo("report", "run", "--samples", "s.h5", *words, "-o", tmp_path / "a.html", cwd=folder).returncode == 0
+    read = Reader((tmp_path / "a.html").read_text())
+    assert all(word in read.text for word in (*results, "elbo sample", "elbo eval"))
+    assert ("alt", "s.h5") in read.attributes
+    again = next(line for line in read.text.splitlines() if "--config" in line)
     line = shlex.split(again)[1:-1]
     assert elbo(*line, tmp_path / "again", "--steps", 5, cwd=folder).returncode == 0
-    assert read_yaml(tmp_path / "again" / "config.yaml")["settings"] == {**facts["settings"], "steps": 5}
+    made, again = (read_yaml(run / "config.yaml")["settings"] for run in (folder / "run", tmp_path / "again"))
+    assert again == {**made, "steps": 5}
 
 
-def test_the_command_compares_runs_with_samples_of_each(elbo, folder, tmp_path):
-    words = ("report", "run", "two", "--samples", "s.h5", "--samples", "grey.npy")
-    facts = json.loads(elbo(*words, "--json", "-o", tmp_path / "r.html", cwd=folder).stdout)
-    text = Reader((tmp_path / "r.html").read_text()).text
-    assert text.index("s.h5") < text.index("grey.npy") and "2 runs" in text
-    assert [each["run"] for each in facts["runs"]] == ["run", "two"] and facts["differences"] == {"batch_size": [16, 8]}
-    assert facts["runs"][0] == json.loads(elbo("report", "run", *words[3:5], "--json", cwd=folder).stdout)
+def test_the_command_compares_runs_with_samples_of_each(elbo, folder):
+    page = elbo("report", "run", "two", "--samples", "s.h5", "--samples", "grey.npy", cwd=folder)
+    text = Reader(page.stdout.decode()).text
+    assert text.index("s.h5") < text.index("grey.npy") and "2 runs" in text and "batch size" in text
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,6 @@ class Number(NamedTuple):
 
     key: name in results for the published Inception; torch-fidelity's name if there is one.
     elsewhere: name in results for other networks; '': same as `key`.
-    title, title_elsewhere: headings of a result in reports, for the published Inception and for other networks.
     alias: second name in results for the published Inception.
     by_network: whether the name in results for other networks ends in `[NETWORK]`.
     parts: for a result, suffixes of the names of its statistics, such as `se`.
@@ -109,8 +108,6 @@ class Number(NamedTuple):
 
     key: str
     elsewhere: str = ""
-    title: str = ""
-    title_elsewhere: str = ""
     alias: str = ""
     by_network: bool = True
     parts: Sequence[str] = ()
@@ -140,9 +137,6 @@ class Number(NamedTuple):
 
     def stem(self, network: str | None) -> str:
         return self.key if network is None else self.elsewhere or self.key
-
-    def heading(self, network: str | None) -> str:
-        return (network is not None and self.title_elsewhere) or self.title or self.key.replace("_", " ")
 
 
 class MetricTraits(NamedTuple):

@@ -41,7 +41,7 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     numbers=[
         Number("precision", parts=["se", "interval"]),
         Number("recall", parts=["se"]),
-        Number("f_score", title="F-score of precision and recall", parts=["se"]),
+        Number("f_score", parts=["se"]),
     ],
     needs=BOTH,
     least=lambda options: (PRC_NEIGHBOURS + 1,) * 2,
@@ -143,7 +143,7 @@ PERCENT = "authenticity_percent"
     "authenticity",
     formula="AuthPct: samples farther from the closest training image (the reference) than that is from its own",
     source="Alaa et al. 2022; in percent as dgm-eval has it (Stein et al. 2023)",
-    numbers=[Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent", parts=["se", "interval"])],
+    numbers=[Number(PERCENT, parts=["se", "interval"])],
     needs=BOTH,
     least=lambda options: (2, 2),
     few="authenticity depends on the number of reference images, so compare it at an equal number only",
@@ -179,7 +179,6 @@ STARTS = 10  # runs of k-means, of which the best is used
     numbers=[
         Number(
             "copying_ct",
-            title="copying, C_T (below 0: samples nearer to training images than held-out ones are)",
             parts=["interval"],
         )
     ],

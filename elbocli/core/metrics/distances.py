@@ -22,11 +22,7 @@ FID = "frechet_inception_distance"
     "fid",
     formula="Fréchet distance of the features, with its standard error",
     source="Heusel et al. 2017",
-    numbers=[
-        Number(
-            FID, "frechet_distance", "FID", "Fréchet distance", "fid", parts=["se", "interval", "infinity", "infinity_interval"]
-        )
-    ],
+    numbers=[Number(FID, "frechet_distance", "fid", parts=["se", "interval", "infinity", "infinity_interval"])],
     needs={Need.REFERENCE},
     least=lambda options: (20 if options.fid_infinity else 2, 2),
     options=[
@@ -70,9 +66,7 @@ SFID = "spatial_frechet_inception_distance"
     "sfid",
     formula="Fréchet distance of spatial features: the first 7 channels of Inception's mixed_6/conv, as ADM; with its standard error",
     source="Nash et al. 2021; Dhariwal & Nichol 2021",
-    numbers=[
-        Number(SFID, "spatial_frechet_distance", "sFID", "Fréchet distance of spatial features", "sfid", parts=["se", "interval"])
-    ],
+    numbers=[Number(SFID, "spatial_frechet_distance", "sfid", parts=["se", "interval"])],
     needs={Need.REFERENCE, Need.SPATIAL},
     least=lambda options: (2, 2),
     few="sFID is biased upwards, so compare it at the same n only",
@@ -98,8 +92,6 @@ SUBSETS = 100
         Number(
             f"{KID}_mean",
             "kernel_distance_mean",
-            "KID",
-            "kernel distance",
             parts=["std", "se", "interval"],
             told="over subsets of {kid_subset_size}",
         )
@@ -135,11 +127,7 @@ SCALE = 1000.0
     "cmmd",
     formula="1000 MMD² of the features scaled to length 1, Gaussian kernel of width 10; published for CLIP's",
     source="Jayasumana et al. 2024",
-    numbers=[
-        Number(
-            "gaussian_mmd", "cmmd", title="MMD² × 1000 of features of length 1", title_elsewhere="CMMD", parts=["se", "interval"]
-        )
-    ],
+    numbers=[Number("gaussian_mmd", "cmmd", parts=["se", "interval"])],
     needs=BOTH,
     least=lambda options: (1, 1),
     few="CMMD, as it was published, is biased upwards, so compare it at the same n only",
@@ -184,7 +172,6 @@ ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidel
     numbers=[
         Number(
             f"{IS}_mean",
-            title="Inception score",
             parts=["std", "se"],
             told="over {splits} splits in the order {is_order}",
         )

@@ -8,7 +8,6 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import ForeignLoss, LearnedCurve, ScheduleDensity, Weighting
 from elbocli.files.records import Record
-from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.run.open import EffectiveWeighting, effective_weightings, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
@@ -25,7 +24,7 @@ class Term(Record):
 class ObjectiveReport(Record, kw_only=True):
     """The training objective, and a verdict on whether the objective is an ELBO.
 
-    logsnr: range of λ. rising: intervals of λ where the weighting rises. auxiliary: SPECs of auxiliary losses.
+    logsnr: range of λ. rising: intervals of λ where the weighting rises.
     over_time: `monotone` and `rising` of a learned weighting, by step; None: fixed weighting.
     """
 
@@ -34,7 +33,6 @@ class ObjectiveReport(Record, kw_only=True):
     rising: list[list[float]]
     verdict: str
     logsnr: list[float]
-    auxiliary: list[str] = []
     over_time: list[dict[str, Any]] | None = None
     terms: list[Term]
 
@@ -54,21 +52,19 @@ class ReadObjective(NamedTuple):
 def read_objective(run: Path, settings: TrainSettings) -> ReadObjective:
     """Return a run's objective. Raises ElboError for a damaged loss log."""
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
-    *_, weighting, ends, auxiliary = effective[-1]
+    *_, weighting, ends = effective[-1]
     rising = weighting.rising(*ends)
     report = ObjectiveReport(
         weighting=weighting.spec,
         monotone=not rising,
         rising=[list(interval) for interval in rising],
         verdict=effective[-1].verdict,
-        auxiliary=[*auxiliary],
         logsnr=[settings.logsnr_min, settings.logsnr_max],
         over_time=[item.json() for item in effective] if weighting.learned else None,
         terms=[
             *weighting_terms(weighting),
             schedule_term(schedule),
             _term("prediction", settings.prediction, Prediction(settings.prediction).declared),
-            *(_term("auxiliary loss", spec, AUXILIARIES.parse(spec)) for spec in auxiliary),
         ],
     )
     return ReadObjective(report, schedule, effective)

@@ -151,8 +151,7 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(resolved, a
 def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(name, resolved):
     now, setting = resolved().config(), SETTINGS[name]
     had = getattr(now.settings, name)
-    specs = ("dispersive",) if name == "auxiliary" else ("0.5",)
-    others = {str: "another", tuple[str, ...]: specs, bool: not had, int: 3, float: 0.5}
+    others = {str: "another", tuple[str, ...]: ("0.5",), bool: not had, int: 3, float: 0.5}
     other = next(each for each in (*get_args(setting.kind), others.get(setting.kind)) if each not in (had, str, ...))
     lines = difference(replace(now, settings=dataclasses.replace(now.settings, **{name: other})), now)
     assert bool(lines) != SETTINGS[name].free

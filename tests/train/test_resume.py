@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -83,16 +82,6 @@ def test_ended_at_any_step_by_any_signal_and_begun_again_a_run_is_the_same_bits(
     assert status_of(tmp_path / "pieces")["state"] == "done" and steps_of(tmp_path / "pieces") == [12]
     weights = load_file(checkpoints(tmp_path / "whole")[-1] / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32}
-
-
-def test_a_run_from_before_runs_had_class_counts_goes_on_and_gets_them(digits, preset, tmp_path):
-    run, options = tmp_path / "run", {"device": "cpu", "save_every": 1}
-    train_here(digits, run, preset, steps=2, **options)
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(re.sub(r"  class_counts:\n(  - \d+\n)+", "", config))
-    assert "class_counts" not in (run / "config.yaml").read_text()
-    train_here(digits, run, preset, steps=3, **options)
-    assert steps_of(run)[-1] == 3 and "class_counts" in (run / "config.yaml").read_text()
 
 
 def test_a_run_that_meets_a_loss_that_is_not_finite_keeps_its_last_good_checkpoint(digits, preset, tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.nn.extractors import Extractor, make_extractor, vit
@@ -59,16 +58,6 @@ def test_inceptions_features_are_torch_fidelitys_up_to_rounding(inception_weight
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in ours.module.modules())
 
 
-@pytest.mark.slow  # half a gigabyte of weights
-def test_vgg16s_features_are_torch_fidelitys(tmp_path):
-    import torchvision
-
-    torch.save(torchvision.models.vgg16(init_weights=False).state_dict(), tmp_path / "vgg.pth")
-    ours = make_extractor("vgg16", tmp_path / "vgg.pth", "cpu")
-    theirs = FeatureExtractorVGG16("vgg16", ["fc2_relu"], feature_extractor_weights_path=str(tmp_path / "vgg.pth"))
-    assert torch.equal(ours(levels_of(2, 8))[0], theirs(levels_of(2, 8))[0]) and ours(levels_of(2, 8))[1] is None
-
-
 @pytest.mark.long
 def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
@@ -94,7 +83,7 @@ def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path, monkeypat
         ("inception-v4", None, "inception-v3-compat"),
         ("elbo-tiny", "other.pth", "weights"),
         ("x.pt2", "other.pth", "weights"),
-        ("vgg16", None, "extractor_weights"),
+        ("dinov2-vitl14", None, "extractor_weights"),
     ],
 )
 def test_names_and_weights_that_do_not_fit_are_refused(name, file, word, tmp_path):

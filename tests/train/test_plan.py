@@ -181,13 +181,11 @@ def test_a_preset_is_planned_without_a_dataset_for_all_processes_by_the_first(el
 @pytest.mark.parametrize(
     ("words", "code", "word"),
     [
-        ("", 1, "0 datasets in the working directory"),
         ("--preset imagenet1024", 2, "imagenet1024"),
         ("--preset digits gone.h5", 1, "gone.h5: expected a dataset"),
         ("--preset digits --batch-size 4 --micro-batch 5", 2, "micro-batch is 5"),
         ("--preset latents256 --flip", 2, "--flip"),
         ("--preset digits --weighting uncertainty --schedule adaptive", 2, "schedule"),
-        ("--preset digits --weighting uncertainty --shift 1", 2, "monotone"),
         ("--preset digits --val-split -1", 2, "--val-split"),
     ],
 )

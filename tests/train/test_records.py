@@ -4,25 +4,22 @@ import io
 import itertools
 import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-import h5py
 import numpy as np
 import pytest
 import torch
 from group import lines_of, train_here, weights_of
-from made_data import cut_up
 from PIL import Image
 
 from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, bin_middles
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import ElboError, UsageError
-from elbocli.files.contact_sheet import CELL, draw_contact_sheet, lay_out, rows_of_classes
+from elbocli.files.contact_sheet import lay_out, rows_of_classes
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import read_table
 from elbocli.run.classes import choose_labels
@@ -63,18 +60,6 @@ def test_a_preview_shows_few_classes_in_turns_or_some_of_many_in_full_rows(class
     elif labels is not None:
         assert len(groups) == 8 and {len(group.images) for group in groups} == {8}
         assert (groups[0].name, groups[-1].name) == ("0", str(classes - 1))
-
-
-@pytest.mark.usefixtures("short_previews")
-def test_a_preview_names_the_classes_of_its_rows(train, digits, tmp_path):
-    path, names = Path(shutil.copy(digits, tmp_path / "named.h5")), [f"digit {k}" for k in range(10)]
-    with h5py.File(path, "r+") as file:
-        file["class_names"][:] = names
-    train("run", data=path, steps=1, preview_every=1)
-    layout = lay_out(8, 8, rows_of_classes(60, np.arange(60) % 10, names))
-    with Image.open(tmp_path / "run" / "previews" / "step-00000001.png") as picture:
-        drawn = draw_contact_sheet(cut_up(picture, layout), layout)
-        assert np.array_equal(picture, drawn) and layout.height * layout.scale == CELL
 
 
 def test_a_preview_asks_for_no_more_images_at_once_than_training_and_is_the_same_picture(digits, preset):
@@ -153,7 +138,7 @@ def test_what_can_not_be_scored_is_refused_before_the_first_step(digits, preset,
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
     data, run = Dataset(digits), tmp_path / "run"
     refused: list[tuple[str, object]] = [("eval_metrics", word) for word in ("nonsense", "copying", "kid", "sfid,")]
-    refused += [("extractor", word) for word in ("nonsense", "none.pt2", "vgg16")]
+    refused += [("extractor", word) for word in ("nonsense", "none.pt2", "dinov2-vitl14")]
     refused += [("eval_ref", str(path)) for path in (tmp_path / "none.h5", preset, tmp_path)]
     for key, value in refused:
         ours = {"preset": str(preset), "steps": 1, "eval_every": 1, **({} if key == "extractor" else {key: value})}

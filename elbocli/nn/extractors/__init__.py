@@ -94,7 +94,7 @@ def inception(weights: Path | None) -> Extractor:
         if isinstance(getattr(block, "bn", None), torch.nn.BatchNorm2d):
             block.conv = fuse_conv_bn_eval(block.conv.double(), block.bn.double()).float()
             block.bn = torch.nn.Identity()
-    module = module.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = module.requires_grad_(False).to(memory_format=torch.channels_last)
     spatial = module.get_submodule("Mixed_6d.branch1x1")  # TensorFlow's `mixed_6/conv`, after batch norm and ReLU
     return Extractor(DEFAULT, module, digest, channels=3, spatial=spatial)
 

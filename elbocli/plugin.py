@@ -15,13 +15,11 @@ from elbocli.core.samplers import Move, SamplerPreset, sampler
 from elbocli.core.schedule_curves import schedule
 from elbocli.core.weighting_curves import weighting
 from elbocli.images.registry import ArrayRow, Span, source
-from elbocli.nn.auxiliary import AuxiliaryBatch, auxiliary, block_of
 from elbocli.nn.extractors import Extractor, extractor
 from elbocli.nn.networks import Network, NetworkConfig, network
 
 __all__ = [
     "ArrayRow",
-    "AuxiliaryBatch",
     "Extractor",
     "Move",
     "Need",
@@ -30,8 +28,6 @@ __all__ = [
     "Number",
     "SamplerPreset",
     "Span",
-    "auxiliary",
-    "block_of",
     "command",
     "extractor",
     "metric",

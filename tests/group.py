@@ -21,7 +21,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import made_loss  # noqa: F401 - declared in the processes, too
 import torch
 import torch._dynamo  # before processes fork: FSDP imports it, which takes long
 from harness import heard, heed_signals
@@ -74,12 +73,12 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
 
 
 def train_here(
-    data: Path, out: Path, preset: Path, counted: Any = lambda *_: None, log_to: Any = (), on_checkpoint: str = "", **options: Any
+    data: Path, out: Path, preset: Path, counted: Any = lambda *_: None, log_to: Any = (), **options: Any
 ) -> list[str]:
     """Train in this process; what is said. counted: is called with each report of progress."""
     resolved = settings.resolve({"preset": str(preset), **options}, Dataset(data))
     with heard(counted) as lines:
-        loop.run(Dataset(data), out, resolved, log_to=log_to, on_checkpoint=on_checkpoint)
+        loop.run(Dataset(data), out, resolved, log_to=log_to)
     return lines
 
 
@@ -156,11 +155,10 @@ def trained(
     options: dict[str, Any],
     ends: tuple[str, int] | None = None,
     poison: tuple[int, int] | None = None,
-    log_to: tuple[str, ...] = (),
     init: str = "",
     node: int = 0,
 ) -> None:
-    """Train, as `elbo train` does. ends: the last process sends itself that signal at that step. log_to: as loop.run takes it.
+    """Train, as `elbo train` does. ends: the last process sends itself that signal at that step.
 
     node: number of processes on a node, as torchrun tells it; 0 for all.
     """
@@ -180,7 +178,7 @@ def trained(
             signal.raise_signal(number)
 
     with heard(counted):
-        loop.run(dataset, Path(out), resolved, world, log_to=log_to)
+        loop.run(dataset, Path(out), resolved, world)
 
 
 if __name__ == "__main__":

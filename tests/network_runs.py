@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -33,11 +32,8 @@ def train(
 ) -> Path:
     """Train into a folder, which may hold the beginning of the run. Returns the folder. tell: is told what is said.
 
-    micro_batch: 0 searches for it.
+    micro_batch: 0 takes the planned size.
     """
-    if options.get("micro_batch") == 0:  # it collects garbage a dozen times, of all that the tests are made of, too
-        gc.collect()
-        gc.freeze()
     out.parent.mkdir(exist_ok=True, parents=True)
     preset = out.parent / f"{out.name}.yaml"
     preset.write_text(PRESET % NETWORKS[network])

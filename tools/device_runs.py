@@ -18,7 +18,6 @@ from elbocli.core.samplers import parse_sampler
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.resumable import LATENTS
-from elbocli.nn.auxiliary import Auxiliary
 from elbocli.nn.networks import NetworkConfig, build, place
 from elbocli.run.config import write_config
 from elbocli.run.settings import Resolved, resolve
@@ -110,7 +109,7 @@ def sharded_and_whole(config: NetworkConfig, device: str, precision: str) -> tup
             network = build(config)
             for parameter in network.parameters():  # a new network's last layers are zero, and so would gradients be
                 torch.nn.init.normal_(parameter, 0, 0.1)
-            spread = Parallel(network, world, precision, sharded, Auxiliary((), network, 0))
+            spread = Parallel(network, world, precision, sharded)
             z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(world.device)
             labels = torch.arange(4, device=world.device) % config.num_classes if config.num_classes else None
             for _ in range(2 if sharded else 1):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
@@ -270,26 +270,15 @@ class Weighting:
         at = torch.linspace(low, high, POINTS, dtype=torch.float64)
         return sum(float(self(float64([b])) - self(float64([a]))) for a, b in self.rising(low, high)) / float(self(at).max())
 
-    def verdict(self, low: float, high: float, auxiliary: Sequence[str] = ()) -> str:
-        """Say whether the loss is an ELBO on [low, high].
-
-        auxiliary: SPECs of auxiliary losses that training adds.
-        """
-        without = no_elbo(auxiliary)
+    def verdict(self, low: float, high: float) -> str:
+        """Say whether the loss is an ELBO on [low, high]."""
         if self.learned and not self.schedule:
-            kind = f"is learned while training and {'never rises' if self.monotone else 'rises in general'}"
-            return f"{kind}: {without}" if without else kind
+            return f"is learned while training and {'never rises' if self.monotone else 'rises in general'}"
         if faults := self.faults(low, high):
-            return f"is {faults}: {without or 'its loss is not an ELBO'}"
+            return f"is {faults}: its loss is not an ELBO"
         if intervals := self.rising(low, high):
-            return f"rises for logsnr {in_words(intervals)}: {without or 'its loss is not an ELBO'}"
-        return f"never rises for logsnr {low:.7g} to {high:.7g}: {without or 'its loss is the ELBO of noise-augmented data'}"
-
-
-def no_elbo(auxiliary: Sequence[str]) -> str:
-    """Say that auxiliary losses, given as SPECs, make the loss no ELBO; '' without auxiliary losses."""
-    names = dict.fromkeys(spec.partition(":")[0] for spec in auxiliary)
-    return f"with the auxiliary loss {' and '.join(names)} added, the loss is no longer an ELBO" if names else ""
+            return f"rises for logsnr {in_words(intervals)}: its loss is not an ELBO"
+        return f"never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"
 
 
 def parse_weighting(

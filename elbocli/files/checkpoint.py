@@ -8,7 +8,7 @@ snapshots/step-00001000/: ema-power-*.safetensors, meta.json
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,6 @@ class CheckpointMeta(Record, kw_only=True):
     """Content of the meta.json of a checkpoint or snapshot.
 
     world_size: number of ranks. parallel: ddp or fsdp.
-    micro_batch: size that the search found; None: not searched. micro_batch_for: GPU and settings of the search.
     log_bytes: file name of a log → size in bytes at this step; None for a snapshot.
     files: name of another file in the folder → size and digest. more: other keys.
     """
@@ -92,8 +91,6 @@ class CheckpointMeta(Record, kw_only=True):
     seed: int | None = None
     world_size: Count | None = None
     parallel: str | None = None
-    micro_batch: Count | None = None
-    micro_batch_for: list[Any] = []
     more: Rest = {}
     log_bytes: dict[str, Count] | None = None
     files: dict[str, Seal]
@@ -252,19 +249,18 @@ def due(step: int, save_every: int, keep_every: int) -> bool:
     return step % save_every == 0 or (keep_every > 0 and step % keep_every == 0)
 
 
-def drop(run: Path, step: int, keep: int, keep_every: int, held: Collection[int]) -> None:
+def drop(run: Path, step: int, keep: int, keep_every: int) -> None:
     """Delete old checkpoints. Raises DataError.
 
     step: step of the newest good checkpoint; later checkpoints are deleted, too.
     keep: number of newest checkpoints to keep. keep_every: steps between milestones, which are kept; 0: none.
-    held: steps of the checkpoints in use, which are kept.
     """
     paths = checkpoints(run)
     newest = [path for path in paths if step_of(path) <= step][-keep:]
     for path in paths:
         number = step_of(path)
         milestone = number <= step and keep_every > 0 and number % keep_every == 0
-        if not (path in newest or number in held or milestone):
+        if not (path in newest or milestone):
             remove_folder(path)
 
 

@@ -72,7 +72,6 @@ def _saved(path: Path) -> Facts:
 
 
 def _run(path: Path) -> Facts:
-    from elbocli.core.weighting import no_elbo
     from elbocli.run.folder import read_status
 
     config, checkpoint = read_config(path), latest(path)
@@ -88,7 +87,6 @@ def _run(path: Path) -> Facts:
         "elbo_version": config.elbo_version,
         **(config.source.result_facts() if config.source else {}),
         **config.settings.written(),
-        "verdict": no_elbo(config.settings.auxiliary),
         "data": config.data.path,
         "init": config.init and config.init.json(),
         "parameters_of": config.network,

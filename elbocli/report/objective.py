@@ -7,7 +7,6 @@ from elbocli.core.criteria import CRITERIA
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import ForeignLoss, LearnedCurve, ScheduleDensity, Weighting
-from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.run.open import EffectiveWeighting, effective_weightings, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
@@ -46,7 +45,6 @@ def read_objective(run: Path, settings: TrainSettings) -> RunObjective:
         *weighting_terms(effective[-1].weighting),
         schedule_term(schedule),
         _term("prediction", settings.prediction, Prediction(settings.prediction).declared),
-        *(_term("auxiliary loss", spec, AUXILIARIES.parse(spec)) for spec in settings.auxiliary),
     ]
     return RunObjective(schedule, effective, terms)
 

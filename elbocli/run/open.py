@@ -211,18 +211,17 @@ def _read_weights(weights: str, checkpoint: Checkpoint, config: RunConfig) -> tu
 
 
 class EffectiveWeighting(NamedTuple):
-    """Weighting in effect after `step` updates of a run. ends: range of λ. auxiliary: SPECs of auxiliary losses."""
+    """Weighting in effect after `step` updates of a run. ends: range of λ."""
 
     step: int
     images: int
     weighting: Weighting
     ends: tuple[float, float]
-    auxiliary: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
         """Text after "the weighting": whether w rises, and whether the loss is an ELBO."""
-        return self.weighting.verdict(*self.ends, self.auxiliary)
+        return self.weighting.verdict(*self.ends)
 
     def json(self) -> dict[str, Any]:
         """Return the JSON form. rising: intervals of λ where w rises. rise: total rise / largest w."""
@@ -251,7 +250,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     low, high = settings.logsnr_min, settings.logsnr_max
     ends = weighting.within_support(low, high)
     if not weighting.learned:
-        return [EffectiveWeighting(0, 0, weighting, ends, settings.auxiliary)]
+        return [EffectiveWeighting(0, 0, weighting, ends)]
     assert schedule is not None
     path = run / "losslog.jsonl"
     online = OnlineObjective(Objective(weighting, schedule, Prediction(settings.prediction)))
@@ -262,8 +261,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
         with reading(path):  # FormatError if the log's number of bins is wrong
             online.refit(interval.sums)
         if number in chosen:
-            now = EffectiveWeighting(interval.step, interval.images, online.objective.weighting, ends, settings.auxiliary)
-            effective.append(now)
+            effective.append(EffectiveWeighting(interval.step, interval.images, online.objective.weighting, ends))
     return effective
 
 

@@ -27,7 +27,6 @@ from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
-from elbocli.nn import auxiliary
 from elbocli.nn.networks import NetworkConfig, build_empty, config_of, count_parameters, section_of
 from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.run.config import ConfigFile, InitFacts, RunConfig
@@ -66,7 +65,7 @@ def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[
     else:
         words = [*values.pop("set", ()), *words]
         merged = {key: Path(str(values.pop(key))) for key in ("data", "init") if key in values}
-        with reading(path, kind=UsageError):  # a file can't set --out or --on-checkpoint
+        with reading(path, kind=UsageError):  # a file can't set --out
             merged |= convert_settings(values)
     merged |= {key: value for key, value in options.items() if value not in (None, ())}
     for word in words:
@@ -190,7 +189,6 @@ def _settings(merged: Merged, objective: Objective, initial: Initial | None) -> 
         "logsnr_max": schedule.logsnr_max,
         "precision": _precision(merged, initial),
         "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec,
-        "auxiliary": auxiliary.canonical(values["auxiliary"]),
     }
     return TrainSettings(**{key: values[key] for key in STORED})
 

@@ -21,6 +21,7 @@ LARGEST_SEED = 2**63 - 1
 ADAPTIVE = "adaptive"
 # Former name of a training setting in config.yaml, presets and --config → its present name; "": it is gone, and empty in most runs.
 FORMER = {
+    "auxiliary": "",
     "batch": "batch_size",
     "clip": "grad_clip",
     "features": "",
@@ -52,11 +53,6 @@ def seconds(value: Any) -> Any:
     if not match or not text:
         raise ValueError("expected a duration like 3h50m, 90s, 1.5h or 1:30:00")
     return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1)))
-
-
-def several(value: Any) -> Any:
-    """Return a list of texts for a single text."""
-    return [value] if isinstance(value, str) else value
 
 
 class Setting(NamedTuple):
@@ -142,18 +138,6 @@ class TrainSettings:
     )
     monotone: bool | None = setting(None, "Hold the weighting constant left of its peak.", stored=False, preset=False)
     prediction: str = setting("v", "Network's output; see 'elbo list predictions'.", names="elbocli.core.prediction.PREDICTIONS")
-    auxiliary: tuple[str, ...] = setting(
-        (),
-        "Add a loss of hidden states: no ELBO.",
-        more="May be repeated. NAME:key=value,… of 'elbo list auxiliary', such as dispersive:weight=0.5,temperature=0.5,block=3. block "
-        "counts the network's blocks from 1; 0 is the block at a quarter of the network. The logs have each loss as "
-        "auxiliary_NAME, without its weight, and all other numbers without it. none removes the losses that --init or a "
-        "preset sets.",
-        names="elbocli.nn.auxiliary.AUXILIARIES",
-        words=("none",),
-        metavar="SPEC",
-        parse="elbocli.run.train_settings.several",
-    )
     logsnr_min: float = setting(-15.0, "Noisiest level.", ge=-50, le=50)
     logsnr_max: float = setting(15.0, "Cleanest level.", ge=-50, le=50)
 
@@ -239,7 +223,7 @@ class TrainSettings:
         0,
         "Images per process at a time.",
         more="The gradients of a batch are added up. auto takes the process's whole share of the batch on a CPU, and as many "
-        "as fit on CUDA. elbo takes fewer if all parts then have one size and are fewer than twice as many.",
+        "as are planned to fit on CUDA. elbo takes fewer if all parts then have one size and are fewer than twice as many.",
         le=10**6,
         free=True,
         zero=AUTO,

@@ -46,7 +46,7 @@ for name, setting in SETTINGS.items():
     if setting.flags != "":
         GROUPS.setdefault(setting.group, []).append(name)
 GROUPS[RUN] = ["out", "overwrite", "dry_run", "config", "init", "plugin", *GROUPS[RUN], "words"]
-GROUPS[KEPT] += ["log_to", "on_checkpoint"]
+GROUPS[KEPT] += ["log_to"]
 GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
 
 
@@ -91,22 +91,11 @@ GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
     "--log-to",
     multiple=True,
     metavar="TARGET",
-    help="Also to tensorboard, wandb, trackio, FILE.jsonl.",
-    more="May be repeated. FILE.jsonl gets the lines of metrics.jsonl. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
+    help="Also log to tensorboard or wandb.",
+    more="May be repeated. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
     "RUN/tensorboard. wandb (pip install 'elbocli[wandb]') logs to Weights & Biases, in the project elbo unless "
     "$WANDB_PROJECT names one, and goes on with the same W&B run when the run goes on; $WANDB_MODE=offline keeps it in "
-    "RUN/wandb. trackio (pip install 'elbocli[trackio]') logs in the project elbo unless $TRACKIO_PROJECT names one, to the run that is "
-    "named by RUN's folder and the first 8 digits of its id, also when the run goes on. Errors of these loggers are warnings. Neither a preset nor --config can set this option: give it at each start.",
-)
-@option(
-    "--on-checkpoint",
-    metavar="COMMAND",
-    default="",
-    help="Run this in a shell after each checkpoint.",
-    more="Training goes on meanwhile. $ELBO_CHECKPOINT, $ELBO_RUN and $ELBO_STEP name the checkpoint; the command's output goes "
-    "to stderr. One command runs at a time, next for the newest of the checkpoints saved meanwhile. Training waits for the last "
-    "command at its end; an interrupted or failed run ends the command (SIGTERM, after 5 s SIGKILL). Neither a preset nor "
-    "--config can set this option.",
+    "RUN/wandb. Errors of these loggers are warnings. Neither a preset nor --config can set this option: give it at each start.",
 )
 @option(
     "--eval-extractor",
@@ -133,7 +122,6 @@ def train(
     init: Path | None,
     words: tuple[str, ...],
     log_to: tuple[str, ...],
-    on_checkpoint: str,
     eval_extractor: str,
     eval_weights: Path | None,
     dry_run: bool,
@@ -166,13 +154,13 @@ def train(
         return
     with joined(given.get("device") or (existing.config.settings.device if existing else "auto")) as world:
         with world.together():
-            check_targets(log_to, out)
+            check_targets(log_to)
             initial = initial_of(init, existing, out) if world.first else None  # only rank 0 reads the weights
         initial = world.of_first(initial)
         with world.together():
             dataset = Dataset(data or dataset_for(existing), latents=True)
             resolved = settings.resolve(given, dataset, existing, initial)
         extractor = eval_extractor, eval_weights
-        loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite, extractor)
+        loop.run(dataset, out, resolved, world, command_line(), log_to, Command.overwrite, extractor)
     if world.first:
         click.echo(os.fsencode(out))  # the unescaped path, for scripts

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
-import subprocess
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from threading import Lock
 
-from elbocli.core.weighting import no_elbo
 from elbocli.errors import Interrupted, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
@@ -32,11 +26,6 @@ from elbocli.train.step import check, update
 from elbocli.train.validation import open_held_out
 
 GLANCE_S = 0.5  # seconds to wait for a run's lock, which other commands may hold for a moment
-GRACE_S, LOOK_S = 5.0, 0.1  # for a command of --on-checkpoint: seconds from SIGTERM to SIGKILL, and between checks for its end
-STDERR = 2
-LAUNCHER = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
-# Prefixes of torchrun's environment variables, with which a command of --on-checkpoint would wait for other ranks. srun's
-# variables stay; WORLD_SIZE=1 says that the command is a single process all the same.
 
 
 def run(
@@ -45,7 +34,6 @@ def run(
     resolved: Resolved,
     world: World | None = None,
     command_line: str = "",
-    on_checkpoint: str = "",
     log_to: Sequence[str] = (),
     overwrite: bool = False,
     extractor: tuple[str, Path | None] = (TINY, None),
@@ -54,8 +42,7 @@ def run(
 
     Every process of `world` calls this function; only rank 0 writes.
     out: run folder. resolved: settings, network and objective. world: None: a single process on the device of the settings.
-    on_checkpoint: shell command to run after each checkpoint; '': none.
-    log_to: further logs: 'tensorboard', 'wandb', 'trackio' or paths of JSONL files.
+    log_to: further logs: 'tensorboard' or 'wandb'.
     extractor: for --eval-every: name or program of the extractor, and file of its weights.
     overwrite: whether to begin again if the run's checkpoints are gone, instead of raising DataError.
     Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
@@ -81,7 +68,7 @@ def run(
             return
         try:
             with world.together():
-                state, lengths = TrainState(resolved, dataset, world, saved), dict[str, int]()
+                state, lengths = TrainState(resolved, dataset, world), dict[str, int]()
                 if saved is not None:
                     state.restore(saved)
                     lengths = saved.meta.log_bytes or {}
@@ -92,19 +79,16 @@ def run(
                     store.drop_snapshots_after(out, state.steps_done)
                     record_start(out, resolved, command_line, processes=world.size, device_name=name_of(world.device))
                 recorder = Recorder(state, held_out, out, lengths, log_to, extractor)
-            hook = CheckpointHook(on_checkpoint, out)
-            stack.callback(hook.stop)
-            stack.callback(recorder.targets.finish)
             gc.freeze()  # the collector skips objects that live as long as the run
             stack.callback(gc.unfreeze)
-            _train(state, out, recorder, status, hook, Ending(signals, settings.time_limit, world.size > 1))
+            _train(state, out, recorder, status, Ending(signals, settings.time_limit, world.size > 1))
         except BaseException as error:
             ended = isinstance(error, (KeyboardInterrupt, Interrupted)) or signals.received
             status.write("interrupted" if ended else "failed", message=str(error))
             raise
 
 
-def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hook: CheckpointHook, ending: Ending) -> None:
+def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, ending: Ending) -> None:
     settings, world, last_saved = state.settings, state.world, state.steps_done
     writing = Future[object]()
     writing.set_result(None)
@@ -129,15 +113,12 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
                 "world_size": world.size,
                 "parallel": settings.parallel,
                 "log_bytes": log_lengths(out),
-                **state.fits,
             }
 
             def write() -> None:
                 flush_logs(out)
-                path = store.save(out, step, weights, rest, meta)
-                hook.newest = path
-                held = [store.step_of(hook.begun)] if hook.poll() else []
-                store.drop(out, step, settings.keep_last, settings.keep_every, held)
+                store.save(out, step, weights, rest, meta)
+                store.drop(out, step, settings.keep_last, settings.keep_every)
                 status.write(RUNNING, saved=step)
 
             start(write)
@@ -171,70 +152,10 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
             status.reached(step=step, images=state.images, images_per_s=speed)
             if writing.done():
                 writing.result()
-            hook.poll()
             progress(step, settings.steps, "step", **values)
         writing.result()
     status.write(DONE)
-    if hook.poll():
-        log.info("waiting for the last command of --on-checkpoint to end")
-        while hook.poll() and not ending.signals.received:
-            time.sleep(LOOK_S)
     log.info("%s: done, %d steps, trained on %d images", out, state.steps_done, state.images)
-
-
-class CheckpointHook:
-    """Runner of the shell command of --on-checkpoint, for one checkpoint at a time.
-
-    newest: checkpoint whose turn is next, unless its command has begun. begun: checkpoint of the last command that was started.
-    """
-
-    def __init__(self, command: str, run: Path):
-        self.command, self.run, self._lock = command, run, Lock()
-        self.newest = self.begun = run  # no checkpoint yet
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def poll(self) -> bool:
-        """Start the command for the newest checkpoint if no command runs. Return whether a command runs now. Thread-safe."""
-        with self._lock:
-            if self._process is not None:
-                if (code := self._process.poll()) is None:
-                    return True
-                if code:
-                    said = "--on-checkpoint: exit code %d for checkpoint %s from the command: %s"
-                    log.warning(said, code, self.begun.name, self.command)
-                self._process = None
-            if not self.command or self.newest == self.begun:
-                return False
-            self.begun = self.newest
-            environment = {
-                **{key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)},
-                "WORLD_SIZE": "1",
-                "ELBO_CHECKPOINT": str(self.begun.absolute()),
-                "ELBO_RUN": str(self.run.absolute()),
-                "ELBO_STEP": str(store.step_of(self.begun)),
-            }
-            try:
-                self._process = subprocess.Popen(
-                    self.command,
-                    shell=True,
-                    env=environment,
-                    start_new_session=True,
-                    stdin=subprocess.DEVNULL,
-                    stdout=STDERR,
-                    stderr=STDERR,
-                )
-            except OSError as error:
-                log.warning("--on-checkpoint: could not start the command: %s", error)
-            return self._process is not None
-
-    def stop(self) -> None:
-        """End the running command."""
-        if self._process is not None and self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(GRACE_S)
-                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _introduction(state: TrainState, out: Path) -> str:
@@ -250,5 +171,5 @@ def _introduction(state: TrainState, out: Path) -> str:
         f"{count_parameters(state.network):,} parameters, {state.device}{many}, "
         f"{Precision(settings.precision, state.device)}; "
         f"weighting {settings.weighting} ({'learned, ' if weighting.learned else ''}{kind}), schedule {settings.schedule}, "
-        f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}{'; ' * bool(state.auxiliary)}{no_elbo(settings.auxiliary)}"
+        f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
     )

@@ -139,7 +139,7 @@ def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
         **({"latents": resolved.data.more} if resolved.data.latents else {}),
         **({"init": resolved.init.json()} if resolved.init else {}),
         "network": {"parameters": step.weights, **config.network},
-        "verdict": resolved.objective.weighting.verdict(settings.logsnr_min, settings.logsnr_max, settings.auxiliary),
+        "verdict": resolved.objective.weighting.verdict(settings.logsnr_min, settings.logsnr_max),
         "images": seen,
         "epochs": round(seen / images, 2),
         "compute": {key: float(f"{value:.4g}") for key, value in compute.items()},

@@ -39,7 +39,7 @@ class Recorder:
 
     held_out: dataset and rows of the validation images; None: no validation.
     lengths: log's file name → bytes at the checkpoint to resume from; longer logs are truncated.
-    log_to: names in PACKAGES, or paths of JSONL files.
+    log_to: names in PACKAGES.
     extractor: values of --eval-extractor and --eval-weights; None: the extractor's default weights.
     Raises UsageError: previews or --eval-every don't fit the run. Raises FormatError, DataError.
     """
@@ -120,14 +120,13 @@ class Recorder:
         state = self.state
         check(state)
         weighting = state.objective.weighting  # before `interval` updates a learned weighting
-        sums, loss, norm, auxiliary = state.interval()
+        sums, loss, norm = state.interval()
         now = time.monotonic()
         rate = (state.steps_done - self._since) * state.settings.batch_size / max(now - self._clock, 1e-9)
         self._clock, self._since = now, state.steps_done
         values = {
             "loss": finite(loss),
             "eps_mse": finite(float(sums[1].sum() / sums[0].sum())),
-            **{key: finite(value) for key, value in auxiliary.items()},
             "lr": float(state.optimizer.param_groups[0]["lr"]),
             "grad_norm": finite(norm),
             "images_per_s": round(rate, 2),

@@ -17,16 +17,14 @@ from elbocli.core.averages import parse_average
 from elbocli.core.learning_rate import LR_DECAYS
 from elbocli.core.objective import Objective
 from elbocli.core.streams import Stream
-from elbocli.errors import OUT_OF_MEMORY, DataError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import one_line, reading
-from elbocli.nn.auxiliary import Auxiliary, AuxiliaryBatch
 from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE
-from elbocli.runtime.device import DTYPES, Precision, card_bytes, choose_device, name_of
+from elbocli.runtime.device import DTYPES, Precision, card_bytes, choose_device
 from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to_stderr, to_local
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches, split
@@ -35,8 +33,7 @@ from elbocli.train.plan import device_memory, measure_step
 
 SMALL = 100_000_000  # parameters, roughly, below which kernel launches limit a step on a large GPU
 RECOMPILATIONS = 1024  # limit for the same code: units of other sizes, micro-batches, validation and previews
-SPARE = 0.08  # memory to leave free, as a fraction of the memory of a test pass, because allocators leave gaps
-PLANNED = 0.6  # largest estimate for a sharded network, as a fraction of device memory; estimates are off by up to 25 %
+PLANNED = 0.6  # largest estimate, as a fraction of device memory; estimates are off by up to 25 %, and allocators leave gaps
 # Largest number of elements of a tensor. For larger tensors, cuDNN has computed addresses outside their memory; after such an
 # error, a process can't use its device again.
 MOST_ELEMENTS = 2**31 - 1
@@ -49,8 +46,8 @@ class Parallel:
     shards: number of processes per copy of the weights.
     """
 
-    def __init__(self, network: Network, world: World, precision: str, sharded: bool, auxiliary: Auxiliary):
-        self.network, self.world, self.sharded, self.auxiliary = network, world, sharded, auxiliary
+    def __init__(self, network: Network, world: World, precision: str, sharded: bool):
+        self.network, self.world, self.sharded = network, world, sharded
         self.precision = Precision(precision, world.device)
         self.forward: nn.Module = network
         self.shards = shard_size(world.size) if sharded else 1
@@ -81,8 +78,8 @@ class Parallel:
 
         # Unit by unit, because equal units are compiled once. Small networks on CUDA are limited by kernel launches: as a whole,
         # with CUDA graphs. A pass then overwrites the gradients of the pass before, so graphs exclude gradient accumulation,
-        # several processes and activation checkpointing. Auxiliary losses need the outputs of the units.
-        alone = self.world.size == 1 and parts == 1 and not self.network.recompute and not self.auxiliary
+        # several processes and activation checkpointing.
+        alone = self.world.size == 1 and parts == 1 and not self.network.recompute
         graphs = self.world.device.type == "cuda" and alone and count_parameters(self.network) <= SMALL
         units = [self.network] if graphs else self.network.units()
         config.optimize_ddp = False  # it would split the compiled units by DDP's gradient buckets
@@ -95,10 +92,9 @@ class Parallel:
         with self.world.device:
             x, logsnr, labels = self.network.config.example(images)
         with self.accumulating(last or self.sharded):  # FSDP would add sums that are not yet exchanged to those of the next pass
-            with self.precision.autocast(), self.auxiliary.recording() as hidden:
+            with self.precision.autocast():
                 out: Tensor = self.forward(x, logsnr, labels)
-            others = self.auxiliary.losses(hidden, AuxiliaryBatch(x, x, labels, logsnr, out))
-            (out.float().square().mean() + self.auxiliary.total(others)).backward()
+            out.float().square().mean().backward()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Return a context for forward and backward; gradients are summed over the copies of the weights only if `last`."""
@@ -114,44 +110,9 @@ class Parallel:
             self.network.reshard()  # type: ignore[operator]
 
 
-def micro_batch(spread: Parallel, images: int) -> int:
-    """Return a micro-batch size that fits on the CUDA device of every rank.
-
-    spread: network, not sharded. images: first size to try, halved until a pass fits in memory.
-    Raises DataError on all ranks: not even one image fits.
-    """
-    world, weights = spread.world, [*spread.network.parameters(), *spread.auxiliary.heads.parameters()]
-    world.added(torch.zeros(1, device=world.device))  # NCCL allocates its buffers with the first exchange
-    while True:
-        beside, lacking = list[Tensor](), False
-        torch.cuda.reset_peak_memory_stats(world.device)  # forget the attempt that failed
-        try:
-            for weight in weights:  # room for the optimizer's moments, which the first update allocates
-                beside += torch.empty_like(weight), torch.empty_like(weight)
-            spread.try_pass(images)
-            spare = int(SPARE * torch.cuda.max_memory_allocated(world.device))
-            beside.append(torch.empty(spare, dtype=torch.uint8, device=world.device))
-            spread.try_pass(images)  # the gradients of the first pass are still in memory
-        except RuntimeError as error:
-            if not OUT_OF_MEMORY.search(repr(error)):
-                raise
-            lacking = True
-        del beside
-        for weight in weights:
-            weight.grad = None
-        torch.cuda.empty_cache()
-        if not world.most([int(lacking)])[0]:
-            return images
-        if images == 1:
-            raise DataError(
-                "not even one image at a time fits into the device's memory; try --activation-checkpointing, "
-                "--parallel fsdp on more devices, or --precision bf16; 'elbo train --dry-run' prints the memory needed"
-            )
-        images = math.ceil(images / 2)
-
-
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
     """Return a micro-batch size that is estimated to fit on every rank. images: largest size, halved until the estimate fits."""
+    images = min(images, max(1, MOST_ELEMENTS // measure_step(resolved.network, cuda=True).largest))
     room = PLANNED * min(world.all(card_bytes(str(world.device)) or 0))
     while images > 1 and sum(device_memory(resolved, world.size, images, cuda=True).values()) > room:
         images = math.ceil(images / 2)
@@ -163,13 +124,12 @@ FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
 
 
 class TrainState:
-    """State of training: objective, network, auxiliary losses, optimizer, averages, sums for the log, and counters.
+    """State of training: objective, network, optimizer, averages, sums for the log, and counters.
 
-    Raises UsageError: the batch can't be split over the processes, or an auxiliary loss doesn't suit the network.
-    Raises DataError: not even one image fits on a device.
+    Raises UsageError: the batch can't be split over the processes.
     """
 
-    def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None, saved: store.Checkpoint | None = None):
+    def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None):
         settings = self.settings = resolved.settings
         self.online = OnlineObjective(resolved.objective, settings.schedule == ADAPTIVE, settings.floor)
         self.resolved, self.dataset = resolved, dataset
@@ -179,34 +139,21 @@ class TrainState:
         network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
         sharded = settings.parallel == "fsdp" and world.size > 1
-        self.auxiliary = Auxiliary(settings.auxiliary, network, settings.seed)
-        self.spread = Parallel(network, world, settings.precision, sharded, self.auxiliary)
+        self.spread = Parallel(network, world, settings.precision, sharded)
         values = settings.lr, (0.9, settings.beta2), settings.adam_eps, settings.weight_decay
         self.optimizer: torch.optim.AdamW = (
             Muon(network, *values, fused=True)
             if settings.optimizer == "muon"
             else torch.optim.AdamW(network.parameters(), *values, fused=True)
         )
-        heads = [*place(self.auxiliary.heads, self.device).parameters()]
-        if heads:  # in a group of their own, because they aren't sharded
-            self.optimizer.add_param_group({"params": heads})
         kept: dict[str, Tensor] = network.state_dict(keep_vars=True)
         self.live = {key: tensor for key, tensor in kept.items() if tensor.is_floating_point()}
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
         self.ema = Averages(tuple(map(parse_average, resolved.settings.ema)), self.live)
 
-        most, self.fits = settings.micro_batch or math.ceil(settings.batch_size / world.size), dict[str, Any]()
+        most = settings.micro_batch or math.ceil(settings.batch_size / world.size)
         if not settings.micro_batch and self.device.type == "cuda":
-            card = [name_of(self.device), world.size, sharded, settings.activation_checkpointing, settings.precision]
-            self.fits["micro_batch_for"] = card
-            if saved is not None and saved.meta.micro_batch and saved.meta.micro_batch_for == card:
-                most = saved.meta.micro_batch
-            else:
-                most = min(most, max(1, MOST_ELEMENTS // measure_step(resolved.network, cuda=True).largest))
-                planned = planned_micro_batch(resolved, world, most)
-                # A sharded network is not searched: when one rank runs out of memory, the other ranks would block.
-                most = planned if sharded else micro_batch(self.spread, min(most, 2 * planned))
-            self.fits["micro_batch"] = most
+            most = planned_micro_batch(resolved, world, most)
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch_size, most))
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
             self._compile()
@@ -217,11 +164,11 @@ class TrainState:
             self.optimizer.zero_grad()
 
         self.scaled = settings.precision == "fp16"
-        zeros = torch.zeros(8 + len(self.auxiliary.keys), dtype=torch.float64, device=self.device)
+        zeros = torch.zeros(8, dtype=torch.float64, device=self.device)
         # Loss scale, and number of steps since the last change of the loss scale.
         self.scale, self.unbroken = zeros[0] + (FIRST_SCALE if self.scaled else 1.0), zeros[1]
         self.first_bad = zeros[2:5]  # number, loss and gradient norm of the first non-finite step; zeros if there was none
-        # Since the last log interval: sum of all images' losses, sum of gradient norms, updates, sums of auxiliary losses.
+        # Since the last log interval: sum of all images' losses, sum of gradient norms, updates.
         self.totals = zeros[5:]
         self.sums = BinSums(settings.logsnr_min, settings.logsnr_max, device=self.device)
         self.steps_done = 0
@@ -282,21 +229,19 @@ class TrainState:
             self.unbroken = unbroken % GROWTH_INTERVAL
         return (self.first_bad[0] > 0) | overflow
 
-    def interval(self) -> tuple[Tensor, float, float, dict[str, float]]:
+    def interval(self) -> tuple[Tensor, float, float]:
         """Return sums and means since the last call, equal on all ranks; refit an adaptive schedule or learned weighting.
 
         Returns: count, sum and sum of squares of the ε error in each bin of λ, [3, bins]; mean loss per image; mean gradient norm
-            per step; mean of each auxiliary loss per image, by key. A mean is NaN if every step was skipped.
+            per step. A mean is NaN if every step was skipped.
         """
         sums = self.world.added(self.sums.values.clone()).cpu()
         self.sums.values.zero_()
-        loss, norm, steps, *others = self.totals.tolist()
+        loss, norm, steps = self.totals.tolist()
         self.totals.zero_()
         self.online.refit(sums)
         steps = steps or math.nan
-        images = steps * self.settings.batch_size
-        auxiliary = {key: other / images for key, other in zip(self.auxiliary.keys, others, strict=True)}
-        return sums, loss / images, norm / steps, auxiliary
+        return sums, loss / (steps * self.settings.batch_size), norm / steps
 
     @torch.no_grad()
     def copies(self, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
@@ -315,7 +260,6 @@ class TrainState:
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
         return weights, {
             "optimizer": optimizer,
-            "auxiliary": self.copies(self.auxiliary.heads.state_dict()),
             "guard": {key: getattr(self, key).cpu().clone() for key in ("scale", "unbroken")},
             "sums": torch.stack(self.world.all(self.sums.values.cpu().clone())),
             "totals": self.totals.cpu().clone(),
@@ -346,9 +290,7 @@ class TrainState:
                 file = saved.weights(name)
                 for key, tensor in tensors.items():
                     tensor.copy_(sharded_like(file.read(key), tensor))
-            for key, tensor in self.auxiliary.heads.state_dict().items():
-                tensor.copy_(state["auxiliary"][key])
-            optimizer, weights = state["optimizer"], [each for group in self.optimizer.param_groups for each in group["params"]]
+            optimizer, weights = state["optimizer"], [*self.network.parameters()]
             for index, one in optimizer["state"].items():
                 for key, value in one.items():
                     # Fused optimizers ignore strides, so moments need the memory format of the weights. "step" is a scalar.

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from elbocli.core.learning_rate import learning_rate
 from elbocli.core.objective import Objective
 from elbocli.errors import NonFiniteError
-from elbocli.nn.auxiliary import Auxiliary, AuxiliaryBatch
 from elbocli.runtime.device import Precision, seed_dropout
 from elbocli.runtime.processes import to_local
 from elbocli.train.batches import Batches
@@ -20,9 +19,8 @@ def step_losses(
     part: int,
     objective: Objective,
     logsnr: Tensor | None = None,
-    auxiliary: Auxiliary | None = None,
-) -> tuple[Tensor, ...]:
-    """Return weighted loss, ‖ε−ε̂‖²/D, λ and unweighted auxiliary losses of the images of a micro-batch, [n] each.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weighted loss, ‖ε−ε̂‖²/D and λ of the images of a micro-batch, [n] each.
 
     The weighted loss is per dimension.
     network: function (z, λ [n], labels [n] or None) → network output [n,C,H,W].
@@ -39,38 +37,28 @@ def step_losses(
     if batches.dropout:
         seed_dropout(device, batches.masks.seed(step) + mine.start)
     with Precision(settings.precision, device).autocast():
-        if not auxiliary:
-            return objective.losses(network, x, eps, labels, level)[:3]
-        with auxiliary.recording() as hidden:
-            terms = objective.losses(network, x, eps, labels, level)
-    batch = AuxiliaryBatch(x, eps, labels, terms.logsnr, terms.out)
-    return *terms[:3], *auxiliary.losses(hidden, batch)
+        return objective.losses(network, x, eps, labels, level)[:3]
 
 
 def update(state: TrainState) -> None:
     """Do one optimizer update; skip it if the loss or the gradient isn't finite."""
-    settings, world, spread, optimizer, auxiliary = state.settings, state.world, state.spread, state.optimizer, state.auxiliary
+    settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
     for part in range(parts):
         with spread.accumulating(last=part == parts - 1):
-            terms = step_losses(spread.forward, state.batches, step, part, state.objective, auxiliary=auxiliary)
-            loss, eps_error, logsnr, *others = terms
+            loss, eps_error, logsnr = step_losses(spread.forward, state.batches, step, part, state.objective)
             # Backward: DDP averages gradients over processes, so the factor world.size makes the result the batch's mean.
-            whole = loss.sum() + auxiliary.total(others) if others else loss.sum()
-            (whole * (scale.float() * (world.size / settings.batch_size))).backward()
-        seen.append((logsnr, eps_error, torch.stack([loss, *others]).detach()))
+            (loss.sum() * (scale.float() * (world.size / settings.batch_size))).backward()
+        seen.append((logsnr, eps_error, loss.detach()))
     for logsnr, eps_error, _ in seen:
         state.sums.add(logsnr, eps_error)
-    losses = torch.cat([losses for _, _, losses in seen], 1).double().sum(1)
-    auxiliary.average_gradients(world)
+    total = torch.cat([loss for _, _, loss in seen]).double().sum()
     gradients = [to_local(weight.grad) for weight in state.live.values() if weight.grad is not None]
     # Not finite? Loss and gradient norm of the whole batch stay on the device, so that the host needn't wait.
     squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
     if world.rank >= spread.shards:
         squares = torch.zeros_like(squares)  # copies have equal gradients: count those of the first copy alone
-    if world.first:
-        squares = squares + auxiliary.gradient_squares()
-    squares, total, *others = world.added(torch.cat([squares[None], losses])).unbind()
+    squares, total = world.added(torch.stack([squares, total])).unbind()
     norm = squares.sqrt() / scale
     left_out = state.leaves_out(total, norm)
 
@@ -81,7 +69,7 @@ def update(state: TrainState) -> None:
     optimizer.grad_scale, optimizer.found_inf = clipped.float(), left_out.float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
-    state.totals += torch.stack([total, norm, torch.ones_like(norm), *others]).where(~left_out, 0)
+    state.totals += torch.stack([total, norm, torch.ones_like(norm)]).where(~left_out, 0)
 
     # Averages of the weights; then the network's own constraint on its weights, such as normalisation.
     state.steps_done += 1

@@ -38,7 +38,6 @@ REGISTRIES = {
     "thresholds": "elbocli.core.guidance.THRESHOLDS",
     "roundings": "elbocli.core.pixels.ROUNDINGS",
     "criteria": "elbocli.core.criteria.CRITERIA",
-    "auxiliary": "elbocli.nn.auxiliary.AUXILIARIES",
     "averages": "elbocli.core.averages.AVERAGES",
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
     "metrics": "elbocli.core.metrics.METRICS",
@@ -61,7 +60,7 @@ def list_(kind: str, as_json: bool) -> None:
 
     Each with its formula, parameters and source; with -v, also aliases; weightings also with whether they are monotone.
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings, noises, starts, thresholds,
-    roundings, criteria, auxiliary (losses), averages, extractors or metrics.
+    roundings, criteria, averages, extractors or metrics.
     """
     from elbocli.core.registry import load_installed
 
@@ -152,8 +151,7 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
     to a constant. The range is limited to the noise levels at which the weightings are not zero.
 
     SPEC may be the folder of a run. The run's own range then applies, and a learned weighting is checked at the start
-    and end of training, and at up to ten steps between: the exit status is 0 if w increases at none of these steps, and
-    the run has no auxiliary loss.
+    and end of training, and at up to ten steps between: the exit status is 0 if w increases at none of these steps.
     """
     from elbocli.core.monotone import likeness
     from elbocli.core.schedule import check_range
@@ -163,14 +161,12 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
     if equals is None and means_run(spec):
         settings, effective = weighting_of_run(Path(spec))
         times = [item.json() for item in effective]
-        falls = all(row["monotone"] for row in times)
-        good = falls and not settings.auxiliary
+        good = all(row["monotone"] for row in times)
         verdict: dict[str, Any] = {
             "run": spec,
             "weighting": settings.weighting,
             "schedule": settings.schedule,
-            "auxiliary": settings.auxiliary,
-            "monotone": falls,
+            "monotone": good,
             "logsnr": [settings.logsnr_min, settings.logsnr_max],
             "times": times,
         }

@@ -6,10 +6,7 @@
 #   sh one-gpu.sh                train; after any interruption the same command continues from the last checkpoint
 #   sh one-gpu.sh --steps 1000   your own options of elbo train come last, so they override those of the script
 #
-# With REF=ref.npz ('elbo eval imagenet64.h5 --metrics fid --save-stats ref.npz'), checkpoints are scored during training.
-# Scoring runs on the CPU, because training fills the card's memory; SCORE_DEVICE=cuda:1 uses a second card. One score
-# takes 5000 images of 16 evaluations at 219 GFLOP each, which is 1.8e16 operations. A CPU that sustains 1 TFLOP/s needs
-# 5 hours for them, another card minutes. Training does not wait; the next score is that of the newest checkpoint.
+# With REF=ref.npz ('elbo eval imagenet64.h5 --metrics fid --save-stats ref.npz'), 5000 samples are scored every 50000 steps.
 #
 # The exit status is that of elbo train: 0 done, 130 or 143 interrupted after saving; any other status is a failure.
 set -eu
@@ -21,12 +18,7 @@ PRESET=${PRESET:-imagenet64}
 set -- --preset "$PRESET" --schedule adaptive --precision bf16 --compile \
     --val-split 10000 --keep-every 50000 --log-to tensorboard "$@"
 if [ -n "${REF:-}" ]; then
-    SCORE_DEVICE=${SCORE_DEVICE:-cpu}
-    export REF SCORE_DEVICE
-    # shellcheck disable=SC2016  # the variables are the command's, not ours
-    set -- --on-checkpoint 'nice elbo sample -q "$ELBO_CHECKPOINT" -n 5000 --sampler dpmpp-2m --steps 16 \
-        --device "$SCORE_DEVICE" | nice elbo eval -q --ref "$REF" --device "$SCORE_DEVICE" \
-        > "$ELBO_RUN/fid-$ELBO_STEP.json"' "$@"
+    set -- --eval-every 50000 --eval-samples 5000 --eval-extractor inception-v3-compat --eval-ref "$REF" "$@"
 fi
 if [ -n "${DRY:-}" ]; then
     exec elbo train "$@" --dry-run

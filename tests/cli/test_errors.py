@@ -13,7 +13,6 @@ from harness import run_code
 
 from elbocli.files.recognise import recognise
 from elbocli.files.sample_files import npy_header
-from elbocli.files.yaml_text import read_yaml, yaml_text
 
 TRAIN = """
 float > 0 | --lr nan
@@ -52,7 +51,7 @@ CONFIGS = r"""
 2 | averages | ema: {power: .1}
 1 | 'key: value' | - lr
 1 | YAML | lr: {
-2 | 'on_checkpoint' | on_checkpoint: touch hacked
+2 | 'log_to' | log_to: hacked.jsonl
 2 | 'out' | out: elsewhere
 1 | YAML | lr: !!python/object/apply:os.system ['touch hacked']
 """
@@ -65,7 +64,7 @@ LINES = """
 1 | link.h5 | train link.h5
 1 | expected a dataset, found no file or folder; 'elbo prep | train none.h5
 1 | nowhere.yaml | train {data} --schedule nowhere.yaml
-1 | 'on_checkpoint' | train {data} --preset stranger.yaml
+1 | 'log_to' | train {data} --preset stranger.yaml
 1 | none of elbo's | info text.h5
 1 | knows | info .
 1 | expected a run, found a folder that is none of elbo's; 'elbo train | sample . -o x.npy
@@ -140,7 +139,7 @@ def odd(digits, preset, trained, elbo, tmp_path_factory):
     with h5py.File(shutil.copy(digits, folder / "link.h5"), "r+") as file:
         del file["images"]
         file["images"] = h5py.ExternalLink("/etc/passwd", "images")
-    stranger = preset.read_text().replace("steps: 40", "steps: 1, on_checkpoint: touch hacked")
+    stranger = preset.read_text().replace("steps: 40", "steps: 1, log_to: hacked")
     (folder / "stranger.yaml").write_text(stranger)
     (folder / "knots.yaml").write_bytes(elbo("adapt", trained).stdout.replace(b"t: 0.0,", b"t: 0.5,"))
     beta = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
@@ -189,18 +188,6 @@ def test_outputs_that_are_no_files(line, kind, elbo, trained, digits, digits_fol
     for more in ("", " --overwrite")[: 1 if "train" in line else 2]:
         refuse(line + more, 2, "another", elbo, tmp_path, run=trained, data=digits, images=digits_folder)
     assert (out.lstat().st_ino, out.lstat().st_mode) == (before.st_ino, before.st_mode)
-
-
-def test_a_command_for_checkpoints_comes_from_no_file(elbo, digits, preset, tmp_path):
-    line = ("train", digits, "--preset", preset, "--save-every", 1, "--steps")
-    assert elbo(*line, 1, "--on-checkpoint", "touch $ELBO_STEP", cwd=tmp_path).returncode == 0
-    assert elbo(*line, 2, cwd=tmp_path, env={"ELBO_TRAIN_ON_CHECKPOINT": "touch $ELBO_STEP-env"}).returncode == 0
-    config = read_yaml(tmp_path / "run/config.yaml")
-    assert "on_checkpoint" not in config["settings"]
-    config["settings"]["on_checkpoint"] = "touch hacked"
-    (tmp_path / "run/config.yaml").write_text(yaml_text(config))
-    check(elbo(*line, 3, cwd=tmp_path), 1, "'on_checkpoint'")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2-env", "run"]
 
 
 def test_a_loss_that_is_not_finite_exits_four(elbo, digits, preset, tmp_path):

@@ -161,7 +161,7 @@ def test_each_help_fits_two_screens_and_the_options_of_training_are_its_settings
             lines = command.get_help(context).splitlines()
         assert len(lines) <= 90 and max(map(len, lines)) <= 80, path
     options = {option.name for option in train.params if isinstance(option, click.Option)}
-    others = "out config init plugin log_to on_checkpoint eval_extractor eval_weights overwrite dry_run words quiet verbose"
+    others = "out config init plugin log_to eval_extractor eval_weights overwrite dry_run words quiet verbose"
     assert options - {*others.split()} == {name for name, each in SETTINGS.items() if each.flags != ""}
     assert {train_settings.SPEED, train_settings.KEPT} <= set(train.groups)
 

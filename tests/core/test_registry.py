@@ -24,7 +24,6 @@ from elbocli.core.weighting import FACTORS, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS, weighting
 from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.auxiliary import AUXILIARIES
 from elbocli.nn.extractors import EXTRACTORS
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
@@ -139,7 +138,7 @@ def test_later_declarations_are_found_wherever_names_are():
 
 
 REGISTRIES: list[Registry] = [WEIGHTINGS, SCHEDULES, PREDICTIONS, FACTORS, SAMPLERS, SPACINGS, NOISES]
-REGISTRIES += [STARTS, THRESHOLDS, ROUNDINGS, CRITERIA, AVERAGES, METRICS, EXTRACTORS, AUXILIARIES]
+REGISTRIES += [STARTS, THRESHOLDS, ROUNDINGS, CRITERIA, AVERAGES, METRICS, EXTRACTORS]
 DECLARED = [(registry, declared) for registry in REGISTRIES for declared in registry.values()]
 IDS = [f"{registry.kind}-{declared.name}" for registry, declared in DECLARED]
 

@@ -272,25 +272,6 @@ def test_averages_and_snapshots_bring_each_other(digits, preset):
     assert found(snapshot_every=5, ema=("power:std=.2", "0.9")) == (("power:std=0.2", "0.9"), 5)
 
 
-def test_several_averages_come_from_every_source(elbo, digits, preset, tmp_path):
-    """A run's config is the same whether its averages come from options, the environment, a config or a preset."""
-    two, spec = ["0.7", "halflife:images=500000,ramp=0"], "halflife:images=5e5,ramp=0"
-    (tmp_path / "c.yaml").write_text(f"ema: [0.7, '{spec}']\n")
-    (tmp_path / "p.yaml").write_text(preset.read_text().replace("ema: 0.9", f"ema: [.7, '{spec}']"))
-    base = ("--preset", preset)
-
-    def averages(*line: Any, **env: str) -> list[str]:
-        run = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        assert elbo("train", digits, "-o", run, "--steps", 1, *line, env=env).returncode == 0
-        return list(yaml.safe_load((run / "config.yaml").read_text())["settings"]["ema"])
-
-    assert averages(*base, "--ema", ".7", "--ema", spec) == two
-    assert averages(*base, "--config", tmp_path / "c.yaml") == two
-    assert averages(*base, "--config", tmp_path / "c.yaml", "--ema", ".7") == two[:1]
-    assert averages("--preset", tmp_path / "p.yaml") == two
-    assert averages(*base, ELBO_TRAIN_EMA=f".7 {spec}") == two
-
-
 # Going on
 
 

@@ -143,8 +143,6 @@ eval data.h5 --ref data.h5 --extractor elbo-tiny --save-stats mine.npz
 weights plot -o mine.svg
 prep data.h5 data.h5
 prep photos run/../data.h5/../data.h5 data.h5
-train data.h5 -o run --steps 50 --log-to run/metrics.jsonl
-train data.h5 -o fresh --log-to fresh/metrics.jsonl
 """
 REPEATED = """
 sample run -n 2 --steps 1 -o out1

@@ -67,19 +67,6 @@ def test_its_space_is_what_its_config_says_and_its_digest_that_of_its_weights(ma
             one.space(convention, 64, True)
 
 
-def test_weights_with_the_old_names_of_attention_open_too(autoencoder, photos, tmp_path):
-    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    copy = Path(shutil.copytree(autoencoder, tmp_path / "copy"))
-    tensors = {}
-    for name, tensor in load_file(copy / WEIGHTS).items():
-        found = [new for new in old if f".{new}." in name]
-        tensors[name.replace(found[0], old[found[0]]) if found else name] = tensor
-    assert any(".query." in name for name in tensors)
-    save_file(tensors, copy / WEIGHTS)
-    both = [Autoencoder(folder, CPU) for folder in (copy, autoencoder)]
-    assert torch.equal(*(opened.encode(photos, opened.space("edm2", 16, False))[0] for opened in both))
-
-
 def resaved(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
     def damage(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)

@@ -27,7 +27,6 @@ from elbocli.nn.networks.transformers import (
     rotary_angles,
     rotated,
 )
-from elbocli.nn.networks.unet import Block
 
 DIT = DiTConfig(8, 3, 100, width=96, depth=2, heads=3, patch=2)
 UVIT = UViTConfig(16, 3, 5, channels=8, levels=(1, 2, 3), blocks=1, depth=2, heads=3, embedding=12, dropout=0.5)
@@ -89,14 +88,6 @@ def test_a_transformer_block_is_attention_and_a_conditioned_mlp():
     h = block.widen((1 + scale) * F.layer_norm(y, (12,)) + shift)
     wide = 0.5 * h * (1 + torch.erf(h / math.sqrt(2)))
     torch.testing.assert_close(block(x, code), y + block.narrow(wide))
-
-
-def test_units_are_the_levels_blocks_around_the_transformers_which_alone_drop_values():
-    units = UViT(replace(UVIT, blocks=2)).units()
-    assert [type(unit) for unit in units] == [Block] * 4 + [TransformerBlock] * 2 + [Block] * 4
-    for unit in units:
-        rates = {module.p for module in unit.modules() if isinstance(module, nn.Dropout)}
-        assert rates == {0.5 if isinstance(unit, TransformerBlock) else 0.0}
 
 
 @pytest.mark.parametrize("patching", ["dwt-1", "dwt-2"])

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from elbocli.core.schedule import LEVEL_CODES
 from elbocli.nn.networks.unet import (
@@ -191,46 +190,3 @@ def test_only_what_is_written_is_rounded(scaled, silu, dtype, mean):
     few = 1 if dtype != torch.float32 else 10
     assert max(roundings[:2]) < few
     assert max(roundings[2:]) < few * max(1, 0.4 * mean)  # sums of a product, in which a large mean cancels
-
-
-class Kernels(TorchDispatchMode):
-    """Notes what each operation writes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[tuple[str, Tensor]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {id(each) for each in tree_leaves(args)}
-        self.written += [(str(func), each) for each in tree_leaves(out) if isinstance(each, Tensor) and id(each) not in given]
-        return out
-
-
-@EVERY
-def test_no_image_is_widened_laid_out_anew_or_kept_but_the_first(scaled, silu):
-    layer, (x, *rest) = group_norm(torch.float32), inputs(scaled, torch.bfloat16)
-    kept = dict[int, Tensor]()
-    with (
-        Kernels() as kernels,
-        torch.autograd.graph.saved_tensors_hooks(lambda each: kept.setdefault(each.data_ptr(), each), lambda each: each),
-    ):
-        out = layer(x, *rest, silu)
-    assert [each.data_ptr() for each in kept.values() if each.numel() >= x.numel()] == [x.data_ptr()]
-    with kernels:
-        layer(x, *rest, silu).sum().backward()
-    images = [(name, each) for name, each in kernels.written if each.numel() >= x.numel()]
-    assert len(images) > 5 and {each.dtype for _, each in images} == {torch.bfloat16}
-    assert not [name for name, _ in images if "clone" in name or "copy" in name]
-    first = layer(x.detach().contiguous(), *rest, silu)
-    assert first.is_contiguous(memory_format=torch.channels_last) and torch.equal(first, out)
-
-
-def test_it_is_used_where_images_are_not_on_a_cpu(monkeypatch):
-    """Meta tensors stand for any device."""
-    torchs: list[Tensor] = []
-    monkeypatch.setattr(nn.GroupNorm, "forward", lambda self, x: torchs.append(x) or x)
-    layer, x = group_norm(torch.float32, fused=None).to("meta"), torch.empty(2, CHANNELS, 4, 4, device="meta")
-    assert layer(x).is_contiguous(memory_format=torch.channels_last) and not torchs
-    layer.fused = False
-    assert layer(x) is x and torchs

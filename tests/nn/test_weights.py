@@ -198,12 +198,6 @@ def test_at_another_size_weights_are_the_same_and_positions_are_interpolated():
     assert torch.equal(made.first.weight, source.first.weight)
 
 
-def test_tables_are_found_by_what_one_class_more_lengthens():
-    assert class_axes(CONFIGS["odd"]) == {"table": 1} and shapes_of(CONFIGS["odd"])["table"] == (6, 6)
-    assert class_axes(CONFIGS["unet"]) == {"conditioning.classes.weight": 0}
-    assert class_axes(replace(CONFIGS["unet"], num_classes=0)) == {}
-
-
 BLIND = BlindConfig(8, 2, 5)
 
 

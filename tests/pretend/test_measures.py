@@ -12,7 +12,7 @@ from network_runs import NETWORKS, train
 from pretend import Pretence, plain_attention, pretending
 
 from elbocli import api
-from elbocli.bound import estimate, judge
+from elbocli.bound import estimate
 from elbocli.bound.measure import RunMeasurement, open_measurement
 from elbocli.core.metrics import asked
 from elbocli.evaluate import scoring
@@ -62,13 +62,6 @@ def test_the_bound(run):
     assert (cuda.bpd, cuda.bpd_se) == pytest.approx((cpu.bpd, cpu.bpd_se), rel=1e-6)
     assert len(device.waits.outside(*ONCE)) == len(device.waits.within("Measurement.draw")) == TIMES
     assert device.waits.within("Objective.losses") == []
-
-
-def test_the_theorem(run):
-    cuda, cpu, device = pretended(lambda asked: judge.check_theorem(asked, ["sigmoid:bias=2"]).checks[0], run)
-    for side in ("left", "right"):
-        assert getattr(cuda, side).nats == pytest.approx(getattr(cpu, side).nats, rel=1e-6)
-    assert len(device.waits.outside(*ONCE)) == 2 * TIMES
 
 
 @pytest.mark.parametrize(

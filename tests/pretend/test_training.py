@@ -2,7 +2,6 @@
 
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,7 @@ from PIL import Image
 from pretend import Pretence, plain_attention, pretending
 
 from elbocli.errors import NonFiniteError
-from elbocli.files.checkpoint import latest
-from elbocli.run.settings import preset_data, resolve
 from elbocli.train.batches import Batches
-from elbocli.train.plan import measure_step
-from elbocli.train.state import Parallel
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_previews")]
 
@@ -67,7 +62,6 @@ def test_every_network_in_every_precision(network, precision, digits, tmp_path):
     "options",
     [
         *({"micro_batch": 3}, {"activation_checkpointing": True}, {"t_sampling": "independent", "label_dropout": 0.0}),
-        {"micro_batch": 0, "auxiliary": ["dispersive", "test-brightness"]},
     ],
     ids=str,
 )
@@ -109,38 +103,6 @@ def test_a_run_goes_on_as_if_it_had_not_stopped_and_on_the_cpu_too(digits, tmp_p
     assert weights_of(parts) == weights_of(whole)
     with plain_attention():
         alike(train(digits, moved, device="cpu"), whole, 1e-6)
-
-
-def test_the_micro_batch_is_looked_for_once_on_each_card(digits, tmp_path, monkeypatch):
-    looked = []
-    monkeypatch.setattr("elbocli.train.state.micro_batch", lambda spread, images: looked.append(images) or 3)
-    with pretending():
-        for steps, again in ((1, False), (2, False), (3, True)):
-            train(digits, tmp_path / "r", device="cuda", micro_batch=0, steps=steps, activation_checkpointing=again)
-            saved = latest(tmp_path / "r")
-            assert saved is not None and saved.meta.micro_batch == 3
-    assert looked == [8, 8]
-
-
-def test_the_search_begins_at_twice_the_plan_and_keeps_tensors_below_the_limit(digits, tmp_path, monkeypatch):
-    """imagenet64's batch of 4096 images in one pass would have a tensor of 3.2e9 elements."""
-    resolved = resolve({"preset": "imagenet64", "device": "cpu"}, preset_data("imagenet64"))
-    network: Any = resolved.network
-    first = network.channels * network.image_size**2
-    assert measure_step(resolved.network, cuda=True).largest >= first and resolved.settings.batch_size * first > 3e9
-
-    tried, real = [], Parallel.try_pass
-    monkeypatch.setattr(
-        Parallel, "try_pass", lambda spread, images, last=False: (tried.append(images), real(spread, images, last))
-    )
-    for most, planned, wanted in ((10**9, 2, 4), (10**9, 8, 8), (3, 8, 3)):
-        tried.clear()
-        monkeypatch.setattr("elbocli.train.state.MOST_ELEMENTS", most)
-        monkeypatch.setattr("elbocli.train.state.measure_step", lambda config, cuda: SimpleNamespace(largest=1))
-        monkeypatch.setattr("elbocli.train.state.planned_micro_batch", lambda resolved, world, images, n=planned: min(images, n))
-        with pretending():
-            train(digits, tmp_path / f"{most} {planned}", device="cuda", micro_batch=0, steps=1)
-        assert tried[0] == max(tried) == wanted
 
 
 def test_a_step_that_is_not_finite_ends_the_run_without_waiting(digits, tmp_path, monkeypatch):

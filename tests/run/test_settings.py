@@ -20,9 +20,7 @@ from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
 from elbocli.files.plugins import PluginFile
 from elbocli.files.schedule_file import resolve_weighting, to_text
-from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, declaration_of, network
-from elbocli.nn.networks.unet import Attention
-from elbocli.nn.presets import load_preset
+from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, declaration_of, network
 from elbocli.run.config import ConfigFile, RunConfig, read_settings
 from elbocli.run.settings import difference, resolve
 from elbocli.run.train_settings import SETTINGS
@@ -151,8 +149,7 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(resolved, a
 def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(name, resolved):
     now, setting = resolved().config(), SETTINGS[name]
     had = getattr(now.settings, name)
-    specs = ("dispersive",) if name == "auxiliary" else ("0.5",)
-    others = {str: "another", tuple[str, ...]: specs, bool: not had, int: 3, float: 0.5}
+    others = {str: "another", tuple[str, ...]: ("0.5",), bool: not had, int: 3, float: 0.5}
     other = next(each for each in (*get_args(setting.kind), others.get(setting.kind)) if each not in (had, str, ...))
     lines = difference(replace(now, settings=dataclasses.replace(now.settings, **{name: other})), now)
     assert bool(lines) != SETTINGS[name].free
@@ -163,19 +160,6 @@ def test_a_run_goes_on_with_and_without_tf32_but_with_no_other_precision(resolve
     for before, now in itertools.product(runs, runs):
         lines = difference(runs[before], runs[now])
         assert bool(lines) == (before != now and {before, now} != {"fp32", "tf32"}), (before, now)
-
-
-def test_a_run_of_an_earlier_version_has_fewer_keys_and_goes_on(resolved):
-    before = resolved().config()
-    for key in ("family", "code", "heads", "head_width", "groups", "norm_eps", "embedding", "variance"):
-        del before.network[key]
-    content = before.json()
-    del content["settings"]["lr_decay"]
-    content["settings"] |= {"batch": content["settings"].pop("batch_size"), "clip": content["settings"].pop("grad_clip")}
-    before = RunConfig.of(content)
-    assert difference(before, resolved().config()) == []
-    (line,) = difference(before, resolved("", f"{UNET}, code: 't:linear'").config())
-    assert line.startswith("network code")
 
 
 # What a preset says
@@ -227,18 +211,6 @@ def test_the_images_size_is_told_to_what_asks_for_it(resolved):
     assert resolved(schedule="interpolated:low=16").settings.schedule == "interpolated:low=16,high=256,size=8"
 
 
-REFUSED = """shift: much | shift: [1] | shift: nan | bias: 2 | lr: fast | steps: 1.5 | steps: 0 | device: cpu | preset: digits
-| precision: fp8 | t_sampling: even | parallel: both | clip: -1.0 | clip: .nan | warmup: -1 | seed: -1 | val_split: -1
-| label_dropout: 5.0 | micro_batch: 999 | beta2: 1.0 | beta2: -0.1 | adam_eps: 0.0 | lr_decay: steep
-| lr_decay: 'cosine:final=2' | lr_decay: 'linear:start=1'"""
-
-
-@pytest.mark.parametrize("train", REFUSED.split("|"))
-def test_what_a_preset_may_not_say_is_refused(train, resolved):
-    with pytest.raises((FormatError, UsageError)):
-        resolved(train.strip())
-
-
 @pytest.mark.parametrize(
     "said",
     [
@@ -265,14 +237,6 @@ def test_sections_of_a_config_that_are_none_are_refused_by_name(resolved, digits
 # Data and machine
 
 
-@pytest.mark.parametrize(("section", "family"), [(UNET, "unet"), (UVIT, "uvit")])
-def test_any_family_is_fitted_to_the_dataset_and_written_down(section, family, resolved):
-    found = resolved("", section, **{"network.dropout": 0.25})
-    config = found.network
-    assert declaration_of(config).name == family and (config.image_size, config.image_channels) == (8, 1)
-    assert (config.num_classes, config.dropout) == (10, 0.25) and config_of(found.config().network, "here") == config
-
-
 @pytest.mark.parametrize(("gb", "name"), [(12, "imagenet64"), (8, "ffhq64"), (2, "small64")])
 def test_the_preset_fits_the_card(gb, name, monkeypatch):
     data = RunData("data", None, 10**6, 64, 1, 10)
@@ -282,18 +246,6 @@ def test_the_preset_fits_the_card(gb, name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: card)
     assert resolve({"device": "cuda"}, data).settings.preset == name
     assert resolve({"device": "cpu"}, data).settings.preset == "small64"
-
-
-@pytest.mark.parametrize(("preset", "size"), [("cifar", 20), ("digits", 6), ("small32", 40)])
-def test_attention_stays_as_deep_in_a_network_for_other_sizes(preset, size):
-    """No size of the preset's is left without the attention that it has at the size it was made for."""
-    sizes = load_preset(preset).data.image_size, size
-    counts = []
-    for side in sizes:
-        found = resolve({"preset": preset}, RunData("data", None, 300, side, 1, 10)).network
-        with torch.device("meta"):
-            counts.append(sum(isinstance(part, Attention) for part in build(found).modules()))
-    assert counts[0] == counts[1] > 1
 
 
 def test_a_preset_for_latents_is_refused_on_pixels(digits):

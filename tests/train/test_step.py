@@ -5,7 +5,6 @@ from functools import partial
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -22,9 +21,8 @@ from torch._dynamo.utils import counters
 
 from elbocli.core.learning_rate import LR_DECAYS, learning_rate
 from elbocli.core.streams import Stream
-from elbocli.errors import DataError, NonFiniteError, UsageError
+from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.nn.auxiliary import Auxiliary
 from elbocli.nn.networks import build
 from elbocli.nn.networks.transformers import UViTConfig
 from elbocli.run.examples import channels_first
@@ -34,7 +32,7 @@ from elbocli.train import loop, recorder
 from elbocli.train.batches import Batches, count_parts, split
 from elbocli.train.muon import Muon, orthogonalised
 from elbocli.train.scores import Evaluation
-from elbocli.train.state import SPARE, Parallel, TrainState, micro_batch
+from elbocli.train.state import Parallel, TrainState
 from elbocli.train.step import check, update
 from elbocli.train.validation import Validation
 
@@ -71,52 +69,29 @@ def batches(digits, preset):
 # --- loss and gradient ---
 
 
-AUXILIARY = ["dispersive:weight=0.7,temperature=0.4,block=2", "test-brightness:weight=0.3,block=3"]
-
-
-def stated(state, part):
-    """Return the diffusion loss of each image in a micro-batch of step 0, and the mean of each loss of AUXILIARY."""
-    mine, hidden = state.batches.parts[part], []
-    hooks = [unit.register_forward_hook(lambda unit, given, out: hidden.append(out)) for unit in state.network.units()]
-    levels = state.objective.schedule.logsnr(state.batches.times(0))[mine.start : mine.stop]
-    x, eps, labels = state.batches.at(0, part)
-    loss = state.objective.losses(state.network, x, eps, labels, levels).loss
-    for hook in hooks:
-        hook.remove()
-    if not state.auxiliary:
-        return loss, []
-    one, read = hidden[1].flatten(1), state.auxiliary.heads[0].read
-    off = (hidden[2].mean((2, 3)) * read.weight).sum(1) + read.bias - x.mean((1, 2, 3))
-    return loss, [(-(one[:, None] - one).square().mean(2) / 0.4).exp().mean().log(), off.square().mean()]
-
-
 @pytest.mark.parametrize(
-    ("auxiliary", "options"),
-    [
-        *(([], {"micro_batch": 5}), ([], {"grad_clip": 1e-3}), (AUXILIARY, {})),
-        (AUXILIARY, {"micro_batch": 8, "activation_checkpointing": True, "compile": True}),
-    ],
+    "options", [{"micro_batch": 5}, {"grad_clip": 1e-3}, {"micro_batch": 8, "activation_checkpointing": True, "compile": True}]
 )
-def test_an_update_follows_the_gradient_of_the_mean_losses_in_parts_and_clipped(auxiliary, options, fresh, compiler):
-    """Where there are auxiliary losses, micro-batches are equal, so that their mean is that of the batch."""
+def test_an_update_follows_the_gradient_of_the_mean_loss_in_parts_and_clipped(options, fresh, compiler):
     compiler("eager")
-    state = fresh(auxiliary=auxiliary, **options)
-    losses, added = zip(*(stated(state, part) for part in range(len(state.batches.parts))))
-    wanted, others = torch.cat(losses).mean(), [sum(parts) / len(losses) for parts in zip(*added)]
-    whole = wanted + sum(weight * other for weight, other in zip((0.7, 0.3), others))
-    gradients = torch.autograd.grad(whole, [*state.network.parameters(), *state.auxiliary.heads.parameters()])
+    state = fresh(**options)
+    levels, losses = state.objective.schedule.logsnr(state.batches.times(0)), []
+    for part, mine in enumerate(state.batches.parts):
+        x, eps, labels = state.batches.at(0, part)
+        losses.append(state.objective.losses(state.network, x, eps, labels, levels[mine.start : mine.stop]).loss)
+    wanted = torch.cat(losses).mean()
+    gradients = torch.autograd.grad(wanted, [*state.network.parameters()])
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
     shrunk = min(1.0, state.settings.grad_clip / float(norm)) if "grad_clip" in options else 1.0
     update(state)
     moments = [one["exp_avg"] for one in state.optimizer.state_dict()["state"].values()]
-    assert (shrunk < 0.9) == ("grad_clip" in options) and state.network.recorded is None
+    assert (shrunk < 0.9) == ("grad_clip" in options)
     for gradient, moment in zip(gradients, moments, strict=True):
-        torch.testing.assert_close(moment, 0.1 * shrunk * gradient, rtol=1e-4, atol=1e-7 if auxiliary else 1e-8)
-    sums, loss, found, logged = state.interval()
+        torch.testing.assert_close(moment, 0.1 * shrunk * gradient, rtol=1e-4, atol=1e-8)
+    sums, loss, found = state.interval()
     assert int(sums[0].sum()) == 16 and state.steps_done == 1 and state.images == 16
     assert (loss, found) == pytest.approx((float(wanted), float(norm)), rel=1e-5)
-    assert [*logged.values()] == pytest.approx([float(other) for other in others], rel=1e-5)
-    sums, loss, *_ = state.interval()
+    sums, loss, _ = state.interval()
     assert float(sums.sum()) == 0 and math.isnan(loss)
 
 
@@ -147,23 +122,6 @@ def test_rates_are_logged_and_a_run_of_more_steps_follows_their_curve(digits, pr
         loop.run(data, tmp_path / "run", resolve({**options, "lr": 1e-3, "lr_decay": decay, "steps": steps}, data))
         wanted += [learning_rate(step, steps, 1e-3, 4, LR_DECAYS.parse(decay)) for step in range(done, steps)]
     assert [row["lr"] for row in lines_of(tmp_path / "run" / "metrics.jsonl")] == wanted
-
-
-def test_auxiliary_losses_that_do_not_suit_the_network_are_refused(fresh, monkeypatch):
-    cases = [
-        ({"auxiliary": ["dispersive:block=6"]}, "block 6: the network has 5 blocks"),
-        ({"auxiliary": ["dispersive:block=.5"]}, "block 0.5"),
-        ({"auxiliary": ["dispersive", "dispersive:block=0"]}, "given twice"),
-        *(({"auxiliary": 5}, "auxiliary"), ({"auxiliary": "repa"}, "'repa'"), ({"features": "x"}, "'features'")),
-    ]
-    for options, words in cases:
-        with pytest.raises(UsageError, match=words):
-            fresh(**options)
-    state = fresh(auxiliary=["none"], features="")  # as runs have it from before the setting went
-    assert state.settings.auxiliary == ()
-    monkeypatch.setattr(type(state.network), "units", list)
-    with pytest.raises(UsageError, match="no blocks"):
-        fresh(auxiliary=["dispersive"])
 
 
 # --- steps that aren't finite ---
@@ -297,44 +255,6 @@ def test_threads_that_ask_for_different_epochs_at_once_get_their_own_orders(fres
     assert all(map(np.array_equal, orders, (wanted.indices(3 * count), wanted.indices(0))))
 
 
-def searched(state, most, error):
-    """Search where passes of more than `most` images raise an error; what is found, what was tried, and sizes of the spare.
-
-    A pass of n images takes 100 n bytes.
-    """
-    tried, taken, empty = [], [], torch.empty
-
-    def enter(_, inputs):
-        tried.append(len(inputs[0]))
-        taken.append(100 * len(inputs[0]))
-        if len(inputs[0]) > most:
-            raise error
-
-    state.network.register_forward_pre_hook(enter)
-    with (
-        patch("torch.cuda.reset_peak_memory_stats", lambda _: taken.clear()),
-        patch("torch.cuda.max_memory_allocated", lambda _: max(taken)),
-        patch("torch.empty", side_effect=empty) as made,
-    ):
-        found = micro_batch(state.spread, 50)
-    return found, tried, [call.args[0] for call in made.mock_calls if call.kwargs.get("dtype") == torch.uint8]
-
-
-def test_batches_are_halved_until_one_fits_twice_and_nothing_is_left(fresh):
-    errors = [RuntimeError("FIND was unable to find an engine"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
-    for error in (torch.OutOfMemoryError("x"), *errors):
-        state = fresh(auxiliary=["dispersive"])
-        assert searched(state, 12, error) == (7, [50, 25, 13, 7, 7], [int(SPARE * 700)])
-        assert all(weight.grad is None for weight in state.network.parameters())
-
-
-def test_other_errors_are_bugs_and_no_room_for_one_image_is_an_error(fresh):
-    with pytest.raises(RuntimeError, match="a bug"):
-        searched(fresh(), 12, RuntimeError("a bug"))
-    with pytest.raises(DataError):
-        searched(fresh(), 0, torch.OutOfMemoryError("x"))
-
-
 # --- the network compiled ---
 
 
@@ -364,7 +284,7 @@ def test_units_are_all_compiled_however_many_kinds_there_are(compiler):
     compiler("eager")
     units = [Unit(kind) for kind in range(12)]
     network = SimpleNamespace(units=lambda: units, recompute=False)
-    Parallel.compile(SimpleNamespace(world=World(), network=network, auxiliary=None), 1)  # type: ignore[arg-type]
+    Parallel.compile(SimpleNamespace(world=World(), network=network), 1)  # type: ignore[arg-type]
     for unit in units:
         unit(torch.zeros(2))
     assert counters["frames"]["ok"] == 12
@@ -405,19 +325,17 @@ def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_gr
     modes, asked = [], set()
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: asked.add(how["mode"]))
     network = build(UViTConfig(8, 1, 0, 8, (1, 2), blocks=1, depth=1, heads=2, embedding=8))
-    replica = Parallel(network, World(), "fp32", False, Auxiliary((), network, 0))
-    for device, processes, parts, recompute, small, added in (
-        *((CUDA, 1, 1, False, 10**8, []), (CPU, 1, 1, False, 10**8, []), (CUDA, 1, 2, False, 10**8, [])),
-        *((CUDA, 2, 1, False, 10**8, []), (CUDA, 1, 1, True, 10**8, []), (CUDA, 1, 1, False, 100, [])),
-        (CUDA, 1, 1, False, 10**8, ["dispersive"]),
+    replica = Parallel(network, World(), "fp32", False)
+    for device, processes, parts, recompute, small in (
+        *((CUDA, 1, 1, False, 10**8), (CPU, 1, 1, False, 10**8), (CUDA, 1, 2, False, 10**8)),
+        *((CUDA, 2, 1, False, 10**8), (CUDA, 1, 1, True, 10**8), (CUDA, 1, 1, False, 100)),
     ):
         replica.world, replica.network.recompute = World(0, processes, device), recompute
-        replica.auxiliary = Auxiliary(added, replica.network, 0)
         monkeypatch.setattr("elbocli.train.state.SMALL", small)
         asked.clear()
         replica.compile(parts)
         modes += asked
-    assert modes == ["reduce-overhead", *[None] * 6]
+    assert modes == ["reduce-overhead", *[None] * 5]
 
 
 def test_a_network_whose_backward_pass_does_not_compile_trains_uncompiled(compiler, fresh):

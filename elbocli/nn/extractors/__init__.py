@@ -79,35 +79,32 @@ def inception(weights: Path | None) -> Extractor:
     from torch.nn.utils.fusion import fuse_conv_bn_eval
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    module, digest = _loaded(FeatureExtractorInceptionV3, DEFAULT, ["2048", "logits_unbiased"], weights or _published())
+    from elbocli.files.tensor_files import load_tensors
+
+    weights = weights or _published()
+    load_tensors(weights)  # raises FormatError for a file with code
+    with reading(f"{weights}: not weights of this {DEFAULT} network"):
+        module: Any = FeatureExtractorInceptionV3(
+            DEFAULT, ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+        )
+    digest = file_sha256(weights)
     # Batch norm is folded and memory is channels-last, so features differ from torch-fidelity's by rounding.
     block: Any
     for block in module.modules():
         if isinstance(getattr(block, "bn", None), torch.nn.BatchNorm2d):
             block.conv = fuse_conv_bn_eval(block.conv.double(), block.bn.double()).float()
             block.bn = torch.nn.Identity()
-    module = module.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = module.requires_grad_(False).to(memory_format=torch.channels_last)
     spatial = module.get_submodule("Mixed_6d.branch1x1")  # TensorFlow's `mixed_6/conv`, after batch norm and ReLU
     return Extractor(DEFAULT, module, digest, channels=3, spatial=spatial)
-
-
-@extractor(
-    "vgg16",
-    formula="VGG16, 4096 features",
-    source="Simonyan & Zisserman 2014; torch-fidelity's default for precision and recall",
-)
-def vgg16(weights: Path | None) -> Extractor:
-    """Make the VGG16 extractor. weights: torchvision's file for VGG16; None raises UsageError."""
-    from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
-
-    module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], _given(weights, "vgg16"))
-    return Extractor("vgg16", module, digest, channels=3)
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
     from elbocli.nn.extractors.vit import load_vit
 
-    return Extractor(name, *load_vit(name, _given(weights, name)), channels=3)
+    if weights is None:
+        raise UsageError(f"{name} needs `extractor_weights` FILE; docs/extractors.md lists suitable files")
+    return Extractor(name, *load_vit(name, weights), channels=3)
 
 
 extractor(
@@ -120,22 +117,6 @@ extractor(
     formula="CLIP's ViT-B/32, 512 features of length 1, resized by antialiased bicubic",
     source="Radford et al. 2021; for CMMD, whose authors have ViT-L/14 at 336 pixels",
 )(partial(_vit, "clip-vitb32"))
-
-
-def _given(weights: Path | None, name: str) -> Path:
-    if weights is None:
-        raise UsageError(f"{name} needs `extractor_weights` FILE; docs/extractors.md lists suitable files")
-    return weights
-
-
-def _loaded(network_class: Any, name: str, outputs: list[str], weights: Path) -> tuple[nn.Module, str]:
-    """Return (network, SHA-256 of the weights). outputs: torch-fidelity's names of features. Raises FormatError."""
-    from elbocli.files.tensor_files import load_tensors
-
-    load_tensors(weights)  # raises FormatError for a file with code
-    with reading(f"{weights}: not weights of this {name} network"):
-        module = network_class(name, outputs, feature_extractor_weights_path=str(weights))
-    return module, file_sha256(weights)
 
 
 def _published() -> Path:

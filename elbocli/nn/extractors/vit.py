@@ -65,20 +65,25 @@ class Vit(nn.Module):
 def load_vit(name: str, path: Path) -> tuple[nn.Module, str]:
     """Return a vision transformer with the weights in a file, and their SHA-256 digest. name: a key of vit.yaml.
 
+    The file has the names of timm, DINOv2's hub or OpenAI's CLIP.
     Raises UsageError if timm is missing, FormatError for weights of another network.
     """
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         import timm
-    table = TABLES[name]
+        from timm.models.vision_transformer import checkpoint_filter_fn
+    table, tensors, wrong = TABLES[name], read_torch_file(path), f"{path}: not weights of {name}"
     with torch.device("meta"):
-        network: Any = timm.create_model(table["timm"], num_classes=0, img_size=SIZE, weight_init="skip")
-        if "embedding" in table:
-            network.head = nn.Linear(network.embed_dim, table["embedding"], bias=False)
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    wanted["pos_embed"] = (1, 1 + table["trained"] ** 2, network.embed_dim)
-    weights = read_weights(path, name, wanted, table["files"])
-    weights["pos_embed"] = fitted_positions(weights["pos_embed"], network.patch_embed.grid_size[0])
-    network.load_state_dict(weights, assign=True)
+        network: Any = timm.create_model(table["timm"], num_classes=table.get("embedding", 0), img_size=SIZE, weight_init="skip")
+    positions = (1 + table["trained"] ** 2) * network.embed_dim
+    with reading(wrong):
+        sizes = {tensor.numel() for tensor in tensors.values()}
+    if not {positions, network.patch_embed.proj.weight.numel()} <= sizes:  # timm would interpolate others
+        raise FormatError(f"{wrong}: it lacks position embeddings or patches of its size; see docs/extractors.md")
+    with reading(wrong):
+        if "pos_embed" in tensors:
+            tensors["pos_embed"] = fitted_positions(tensors["pos_embed"].float(), network.patch_embed.grid_size[0])
+        weights = {key: tensor.float() for key, tensor in checkpoint_filter_fn(tensors, network).items()}
+        network.load_state_dict(weights, assign=True)
     return Vit(network, table).eval().requires_grad_(False), file_sha256(path)
 
 
@@ -91,31 +96,3 @@ def fitted_positions(positions: Tensor, side: int) -> Tensor:
     grid = grid.unflatten(1, (before, before)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, scale_factor=(side + HUB_OFFSET) / before, mode="bicubic")
     return torch.cat([token, grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
-
-
-def read_weights(path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read a network's tensors from a file, float32.
-
-    wanted: tensor name → shape. layouts: program → layout of its weight files, as in vit.yaml. name: the network's.
-    Raises FormatError if the file doesn't fit the network.
-    """
-    found, wrong = read_torch_file(path), f"{path}: not weights of {name}"
-    layout = next((each for each in layouts.values() if isinstance(found, dict) and each["mark"] in found), None)
-    if layout is None:
-        mark = next(iter(layouts.values()))["mark"]
-        raise FormatError(f"{wrong}: it holds no tensor {mark}; docs/extractors.md lists the files that do")
-    given: dict[str, Tensor] = {}
-    for key, value in found.items():
-        if isinstance(value, Tensor) and not key.startswith(tuple(layout["ignored"])):
-            for theirs, own in layout["names"].items():
-                key = key.replace(theirs, own)
-            given[key] = value.float()
-    weights: dict[str, Tensor] = {}
-    for key, shape in wanted.items():
-        parts = [key] if key in given else [key.replace(".qkv.", f".{part}.") for part in "qkv"]
-        with reading(f"{wrong}: {key}"):
-            value = torch.cat([given.pop(part) for part in parts])
-            weights[key] = (value.T if key in layout.get("transposed", ()) else value).reshape(shape).contiguous()
-    if given:
-        raise FormatError(f"{wrong}: it also holds tensor {min(given)}, which {name} lacks; see docs/extractors.md")
-    return weights

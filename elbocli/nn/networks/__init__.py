@@ -99,11 +99,9 @@ class Network(nn.Module):
     """Base of all networks.
 
     recompute: whether `through` uses activation checkpointing, to save memory.
-    recorded: list to which `through` appends the output of each unit; None: outputs are not recorded.
     """
 
     recompute = False
-    recorded: list[Tensor] | None = None
     train_settings: Any = None  # of the run that the network was opened from: its range of λ, its prediction
 
     def __init__(self, config: Any):
@@ -142,10 +140,7 @@ class Network(nn.Module):
     def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
         """Call one of `units`, with activation checkpointing if `recompute` is set."""
         again = self.recompute and torch.is_grad_enabled()
-        out = checkpoint(unit, *inputs, use_reentrant=False) if again else unit(*inputs)
-        if self.recorded is not None:
-            self.recorded.append(out)
-        return out
+        return checkpoint(unit, *inputs, use_reentrant=False) if again else unit(*inputs)
 
 
 NETWORKS = Registry("network family")  # `traits` of a declaration is the class of the network's config

@@ -33,9 +33,9 @@ from elbocli.cli.commands import (
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
     default="ddpm",
-    help="The sampler to use it with: NAME, NAME:key=value,… or NAME:PRESET.",
+    help="The sampler to use it with: NAME or NAME:key=value,….",
 )
-@option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 128, or the sampler preset's]")
+@option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 128]")
 @guidance_options
 @option(
     "--classes",

@@ -72,8 +72,6 @@ def list_(kind: str, as_json: bool) -> None:
         row = {"name": declared.name, "formula": declared.formula, "parameters": dict(declared.params)}
         if kind == "weightings":
             row["monotone"] = "yes" if declared.traits.monotone else "no"
-        if kind == "samplers":
-            row["presets"] = ",".join(declared.traits.presets) or "-"
         if Command.verbose or as_json:
             row["known as"] = list(declared.known_as)
         rows.append({**row, "source": declared.source})

@@ -177,7 +177,7 @@ def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
         Denoiser(lambda z, *_: z, Prediction("eps")).with_variance(torch.zeros(1, 3, 2, 2), 0.0)
 
 
-@pytest.mark.parametrize(("spec", "steps"), [("heun", 18), ("heun:edm-imagenet64", 18), ("heun:edm-imagenet64", 256)])
+@pytest.mark.parametrize(("spec", "steps"), [("heun", 18), ("edm-imagenet64", 18), ("edm-imagenet64", 256)])
 @pytest.mark.parametrize("noise", ["edm", "edm2"])
 def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps, noise):
     def d(y, sigma):

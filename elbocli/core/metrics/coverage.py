@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from elbocli.core.metrics import BOTH, Need, Number, Option, metric
-from elbocli.errors import DataError
+from elbocli.core.metrics import BOTH, Number, Option, metric
 
 
 class PrcProtocol(NamedTuple):
@@ -165,87 +164,3 @@ def authenticity(samples, reference, options):
         f"{PERCENT}_se": 100 * error,
         f"{PERCENT}_interval": [100 * end for end in within],
     }
-
-
-FEW = 20  # a cell of the copying test counts only if it holds more samples
-COMPONENTS = 64  # principal components of the training features, in which distances are measured
-STARTS = 10  # runs of k-means, of which the best is used
-
-
-@metric(
-    "copying",
-    formula="C_T: below 0 when samples are nearer to training images (the reference) than held-out images are",
-    source="Meehan et al. 2020; cells and components as dgm-eval has them (Stein et al. 2023)",
-    numbers=[
-        Number(
-            "copying_ct",
-            title="copying, C_T (below 0: samples nearer to training images than held-out ones are)",
-            parts=["interval"],
-        )
-    ],
-    needs={*BOTH, Need.HELD_OUT},
-    least=lambda options: (FEW * options.copying_cells + 1, options.copying_cells, options.copying_cells),
-    options=[Option("copying_cells", 3, "Cells of the copying test, by k-means of the training images.", most=1000)],
-    draws=lambda options: options.copying_cells > 1,
-)
-def copying(samples, reference, options):
-    """Return the copying test's C_T, below 0 if samples are nearer to the training images than held-out images are.
-
-    cells: k-means clusters of training images. A cell without held-out images, or with FEW samples or fewer, is left out.
-    C_T: mean z-score of the cells' Mann-Whitney tests, weighted by number of held-out images.
-    Raises DataError if all cells are left out.
-    """
-    import numpy as np
-    from scipy.cluster.vq import kmeans, vq
-    from scipy.stats import mannwhitneyu
-
-    from elbocli.core.estimate import NORMAL_95
-    from elbocli.core.neighbours import nearest
-    from elbocli.core.streams import Stream
-
-    own, training, others = samples.values, reference.values, reference.held_out.values
-    if training.shape[1] > COMPONENTS:
-        axes, mean = _components(training)
-        own, training, others = (_projected(each, mean, axes) for each in (own, training, others))
-    generator = Stream(options.seed, "copying-cells").at(0)
-    centres, _ = kmeans(training.numpy().astype(np.float64), options.copying_cells, iter=STARTS, seed=generator)
-    cells = [vq(each.numpy().astype(np.float64), centres)[0] for each in (own, training, others)]
-    scores, weights = [], []
-    for cell in range(options.copying_cells):
-        mine, theirs, apart = (each[at == cell] for each, at in zip((own, training, others), cells, strict=True))
-        if len(mine) > FEW and len(theirs) and len(apart):
-            far = [nearest(each, theirs, 1, samples.device)[0][:, 0].numpy() for each in (mine, apart)]
-            n, m = len(mine), len(apart)
-            u = mannwhitneyu(*far, method="asymptotic").statistic - (n * m / 2 - 0.5)  # continuity correction
-            scores.append(float(u / (n * m * (n + m + 1) / 12) ** 0.5))
-            weights.append(len(apart))
-    if not scores:
-        raise DataError(
-            f"`copying_cells` {options.copying_cells}: no cell has held-out images and {FEW + 1} samples; use fewer cells"
-        )
-    share = np.array(weights) / sum(weights)
-    # 95 % interval for samples distributed like the held-out images.
-    found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
-    return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}
-
-
-def _components(values):
-    """Return principal axes [D, COMPONENTS] and mean [D] of features [N, D]."""
-    import numpy as np
-
-    from elbocli.core.frechet import StreamingFeatureMoments
-
-    sums = StreamingFeatureMoments()
-    for part in values.split(sums.ROWS):
-        sums.add(part.numpy())
-    moments = sums.moments()
-    return np.linalg.eigh(moments.scatter)[1][:, -COMPONENTS:], moments.mu
-
-
-def _projected(values, mean, axes):
-    """Return (features [N, D] − mean) · axes, float32 [N, COMPONENTS]."""
-    import numpy as np
-    from torch import from_numpy
-
-    parts = [(part.numpy() - mean) @ axes for part in values.split(4096)]
-    return from_numpy(np.concatenate(parts).astype(np.float32))

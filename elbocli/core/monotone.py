@@ -55,22 +55,11 @@ def _stretches(flags: Tensor) -> list[tuple[int, int]]:
 
 
 def holding(function: Function, test: Function, low: float, high: float) -> list[tuple[float, float]]:
-    """Return the intervals in [low, high] where test(function(λ)) is true."""
+    """Return the intervals in [low, high] where test(function(λ)) is true, at POINTS equally spaced λ."""
     import torch
 
     grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
-
-    def edge(inside: float, outside: float) -> float:
-        for _ in range(60):
-            middle = 0.5 * (inside + outside)
-            if test(function(float64([middle]))):
-                inside = middle
-            else:
-                outside = middle
-        return inside
-
-    at = [*grid.tolist(), high]
-    return [(edge(at[i], at[i - 1]) if i else low, edge(at[j - 1], at[j])) for i, j in _stretches(test(function(grid)))]
+    return [(float(grid[i]), float(grid[j - 1])) for i, j in _stretches(test(function(grid)))]
 
 
 def weighting_faults(function: Function, low: float, high: float) -> str:

@@ -251,27 +251,6 @@ def test_cmmd_is_its_formula(made, rows):
     assert ask("cmmd", *pair)["gaussian_mmd"] == pytest.approx(restated_cmmd(*pair), rel=1e-6, abs=1e-9)
 
 
-# Copying
-
-
-def closest(queries, points):
-    return NearestNeighbors(n_neighbors=1).fit(points).kneighbors(queries)
-
-
-@pytest.mark.parametrize("made", [plain, structured])
-def test_authenticity_is_authpct(made):
-    """Alaa et al. 2022 by scikit-learn's neighbours."""
-    samples, training = (each.astype(np.float32).astype(np.float64) for each in made(6))
-    far, which = closest(samples, training)
-    spacing = NearestNeighbors(n_neighbors=1).fit(training).kneighbors()[0][:, 0]
-    wanted = 100 * (far[:, 0].astype(np.float32) > spacing[which[:, 0]].astype(np.float32)).mean()
-    found = ask("authenticity", samples, training)
-    assert found["authenticity_percent"] == pytest.approx(wanted, abs=1e-6) and 0 < wanted < 100
-    low, high = found["authenticity_percent_interval"]
-    assert 0 < low < wanted < high < 100
-    assert ask("authenticity", training, training)["authenticity_percent"] == 0
-
-
 # Neighbours
 
 

@@ -202,8 +202,8 @@ def of_function(function, **modifiers):
 
 def test_a_weighting_is_valid_where_it_is_finite_and_not_negative():
     line = of_function(lambda logsnr: 5 - logsnr)
-    assert "5 to 15" in line.faults(-15, 15) and "ELBO of" not in line.verdict(-15, 15)
-    assert "9 to 15" in of_function(lambda logsnr: 5 - logsnr, shift=4.0).faults(-15, 15)
+    assert "negative for logsnr 5.00" in line.faults(-15, 15) and "ELBO of" not in line.verdict(-15, 15)
+    assert "9.00" in of_function(lambda logsnr: 5 - logsnr, shift=4.0).faults(-15, 15)
     assert line.faults(-15, 5) == "" == of_function(lambda logsnr: 0 * logsnr).faults(-15, 15)
     for w in (line, of_function(lambda logsnr: logsnr.sqrt()), of_function(lambda logsnr: (1e3 * logsnr).exp())):
         with pytest.raises(UsageError):

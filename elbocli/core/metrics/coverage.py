@@ -133,34 +133,3 @@ def density_coverage(samples, reference, options):
         "coverage": float((held > 0).double().mean()),
         "coverage_se": coverage_error(held.numpy(), contents.numpy(), len(own)),
     }
-
-
-PERCENT = "authenticity_percent"
-
-
-@metric(
-    "authenticity",
-    formula="AuthPct: samples farther from the closest training image (the reference) than that is from its own",
-    source="Alaa et al. 2022; in percent as dgm-eval has it (Stein et al. 2023)",
-    numbers=[Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent", parts=["se", "interval"])],
-    needs=BOTH,
-    least=lambda options: (2, 2),
-    few="authenticity depends on the number of reference images, so compare it at an equal number only",
-)
-def authenticity(samples, reference, options):
-    """Return the percentage of authentic samples, with standard error and 95 % interval.
-
-    authentic: dist(sample, x) > dist(x, x'). x: training image nearest to the sample; x': training image nearest to x.
-    """
-    from elbocli.core.estimate import error_of_share
-    from elbocli.core.neighbours import nearest
-
-    own, theirs = samples.values, reference.values
-    apart, which = nearest(own, theirs, 1, samples.device)
-    farther = int((apart[:, 0] > reference.radii(1)[which[:, 0]]).sum())
-    error, within = error_of_share(farther, len(own))
-    return {
-        PERCENT: 100 * farther / len(own),
-        f"{PERCENT}_se": 100 * error,
-        f"{PERCENT}_interval": [100 * end for end in within],
-    }

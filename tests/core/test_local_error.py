@@ -98,17 +98,6 @@ def test_local_errors_have_the_order_of_the_sampler(mixture, spec, order):
 
 
 @pytest.mark.parametrize("spec", ORDERS)
-def test_local_errors_of_a_normal_add_up_to_the_final_one(spec):
-    """All errors lie along one line, and grow as trajectories do: their signs alone could cancel."""
-    solution, grid, sampler = FineSolution(normal, noise(), LOW, HIGH, 256), levels("uniform", 80), parse_sampler(spec)
-    found = solution.deviations(sampler, grid)
-    total = sum(float(each[-1]) / scale(then) for each, then in zip(found, grid[1:]))
-    total = total * scale(HIGH) + float(found[-1][-1])
-    made = final_error(solution, sampler, grid) / rms(solution.end) * float(solution.end[-1])
-    assert made == pytest.approx(abs(total), rel=0.1)
-
-
-@pytest.mark.parametrize("spec", ORDERS)
 def test_equal_errors_beat_cosine_on_a_mixture(mixture, spec):
     sampler = parse_sampler(spec)
     solution, cosine = FineSolution(mixture.denoise, noise(100), LOW, HIGH, 160), levels("cosine", 8)

@@ -9,7 +9,6 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from elbocli.core import monotone
 from elbocli.core.monotone import SHOWN, in_words, likeness, rising, slope
 from elbocli.core.registry import Registry
 from elbocli.core.weighting import Weighting, parse_weighting
@@ -135,16 +134,6 @@ def test_turning_point(name):
 
 def test_monotone_edm_is_edm_monotonic_to_the_bit():
     assert torch.equal(named("edm", monotone=True)(LAMBDA), named("edm-monotonic")(LAMBDA))
-
-
-def test_edm_monotonic_finds_its_peak_once_not_at_every_step(monkeypatch):
-    calls = []
-    found = monotone.rising
-    monkeypatch.setattr(monotone, "rising", lambda *args: calls.append(args) or found(*args))
-    w = named("edm-monotonic", {"mean": -1.0625})
-    for _ in range(3):
-        w(LAMBDA)
-    assert len(calls) == 1
 
 
 @settings(max_examples=20)
@@ -293,10 +282,6 @@ def test_a_zero_in_one_alone_is_an_infinite_deviation_and_is_placed():
     assert likeness(cut, cut, -5, 5).deviation == 0
 
 
-def test_nothing_at_all_is_like_nothing():
-    assert likeness(torch.zeros_like, torch.zeros_like, -1, 1).deviation == 0
-
-
 def test_rising_and_slope_of_a_function_that_is_known():
     ((start, end),) = rising(lambda lam: -(lam - 1).square(), -3, 3)
     assert (start, end) == (-3, pytest.approx(1, abs=1e-9))
@@ -341,11 +326,3 @@ def test_intervals_are_named_in_a_line_however_many_there_are():
     steps = rising(lambda lam: lam.floor() + 100, -15, 15)
     assert len(steps) > SHOWN
     assert in_words(steps) == f"-14, -13, -12, -11 and {len(steps) - SHOWN} more"
-
-
-@pytest.mark.parametrize("shift", [0, 0.7])
-@pytest.mark.parametrize("spec", ["v-mse:monotone@edm-sample", "u-mse:monotone@fm-ot", "edm:monotone", "iddpm:monotone"])
-def test_a_weighting_held_monotone_never_rises(spec, shift):
-    weighting = parse_weighting(spec, shift=shift)
-    for low, high in ((-15, 15), (-50, 50)):
-        assert weighting.rising(max(low, weighting.support[0]), min(high, weighting.support[1])) == []

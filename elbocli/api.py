@@ -39,26 +39,28 @@ from elbocli.sample.draw import SampleSettings, draw_batch
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
 
 
-def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False) -> Weighting:
+def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False, size: int | None = None) -> Weighting:
     """Return the weighting w(λ) of a SPEC, `NAME:key=value,…`.
 
     spec: such as `sigmoid:bias=2`, `edm:monotone` or `v-mse@cosine`; 'elbo list' lists the names.
     shift: replace w(λ) by w(λ − shift).
     monotone: hold w constant left of its peak, so that w never increases in λ.
+    size: side of the images in pixels, for a SPEC with a schedule that depends on the image size.
     Raises UsageError for an unknown name or parameter, FormatError for an unreadable file.
     Source: Kingma & Gao 2023.
     """
-    return resolve_weighting(spec, shift=shift, monotone=monotone)
+    return resolve_weighting(spec, shift=shift, monotone=monotone, size=size)
 
 
-def schedule(spec: str, logsnr_min: float | None = None, logsnr_max: float | None = None) -> Schedule:
+def schedule(spec: str, logsnr_min: float | None = None, logsnr_max: float | None = None, *, size: int | None = None) -> Schedule:
     """Return the schedule λ(t) of a SPEC or a schedule file, truncated to [logsnr_min, logsnr_max].
 
     spec: `cosine`, `edm:mean=-0.4,std=1`, or the path of a file that `elbo adapt` wrote.
     logsnr_min, logsnr_max: range of λ; None keeps the limit of the schedule.
+    size: side of the images in pixels, for a schedule that depends on the image size.
     Raises UsageError for an unknown name or a range that the schedule does not cover, FormatError for an unreadable file.
     """
-    return resolve_schedule(spec, logsnr_min, logsnr_max)
+    return resolve_schedule(spec, logsnr_min, logsnr_max, size=size)
 
 
 def prediction(spec: str) -> Prediction:

@@ -178,7 +178,7 @@ class RunMeasurement(Measurement):
         """
         name, _, criterion = spec.partition(":")
         if name not in ("", FITTED):
-            return resolve_schedule(spec, self.low, self.high)
+            return resolve_schedule(spec, self.low, self.high, size=self.trained.network.config.image_size)
         floor = self.trained.settings.floor if name else FLOOR
         criterion = criterion or ("loss" if name else "second-moment")
         with suppress(DataError, FormatError):

@@ -175,15 +175,19 @@ def make_schedule(
     return Schedule(curve, name, low, high, shift, declared, file)
 
 
-def parse_schedule(text: str, low: float | None = None, high: float | None = None, *, clip: bool = False) -> Schedule:
+def parse_schedule(
+    text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
+) -> Schedule:
     """Return the schedule of a text such as `cosine:shift=-1.4` or `edm:mean=-0.4,std=1`.
 
-    low, high, clip: as in `make_schedule`.
+    low, high, clip: as in `make_schedule`. size: image size in pixels, the default of the curve's parameter `size`.
     Raises UsageError for an unknown name or parameter, or a range that the curve doesn't cover.
     """
     name, params = parse_spec(text)
     declared = SCHEDULES.find(name)
     shift = number(params.pop("shift", 0.0), "shift")
+    if size is not None and "size" in declared.params:
+        declared = declared.bind({"size": float(size)})
     declared = declared.bind(params)
     try:
         curve = declared()

@@ -227,6 +227,20 @@ class ScheduleCurve(Protocol):
     def density(self, logsnr): ...
 
 
+def _inverse(function, slope, goal, low, high):
+    # x in [low, high] with function(x) = goal, for a rising function with derivative `slope`, by bisection and Newton steps.
+    # Autograd differentiates the last Newton step alone.
+    wanted = goal.detach()
+    low, high = wanted * 0 + low, wanted * 0 + high
+    for _ in range(40):
+        middle = (low + high) / 2
+        above = function(middle) > wanted
+        low, high = low.where(above, middle), middle.where(above, high)
+    x = (low + high) / 2
+    x = x - (function(x) - wanted) / slope(x)
+    return x - (function(x) - goal) / slope(x)
+
+
 @schedule(
     "cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset; SD3's CosMap", known_as=["cosmap"]
 )
@@ -301,6 +315,29 @@ class Laplace:
 
 
 @schedule(
+    "cauchy",
+    formula="mean + scale / tan(pi t)",
+    source="Hang et al. 2024, arXiv:2407.03297: logsnr ~ Cauchy(mean, scale)",
+    positive=["scale"],
+    parameters_known_as={"mu": "mean", "loc": "mean", "gamma": "scale"},
+)
+class Cauchy:
+    def __init__(self, mean=0.0, scale=1.0):
+        self.mean, self.scale = mean, scale
+
+    def logsnr(self, t):
+        return self.mean + self.scale / (math.pi * t).tan()
+
+    def t(self, logsnr):
+        import torch
+
+        return torch.atan2(logsnr * 0 + self.scale, logsnr - self.mean) / math.pi
+
+    def density(self, logsnr):
+        return self.scale / math.pi / ((logsnr - self.mean).square() + self.scale**2)
+
+
+@schedule(
     "edm-sample",
     formula="-2 rho log(a + t(b-a)), a = sigma_min^(1/rho), b = sigma_max^(1/rho)",
     source="Karras et al. 2022, eq. 5",
@@ -340,6 +377,35 @@ class FmOt:
 
     def density(self, logsnr):
         return 1 / (8 * (logsnr / 4).cosh().square())
+
+
+@schedule(
+    "mode",
+    formula="2 log((1-u)/u), u = t - scale (sin(pi t/2)^2 - t)",
+    source="Esser et al. 2024 (SD3), eq. 20: optimal-transport path, times by mode sampling with heavy tails",
+    within={"scale": (-1, 2 / (math.pi - 2) * (1 - 1e-9))},
+    parameters_known_as={"s": "scale", "mode_scale": "scale"},
+)
+class Mode:
+    on_path = True
+
+    def __init__(self, scale=1.29):
+        self.scale, self.path = scale, FmOt()
+
+    def _u(self, t):
+        return t - self.scale * ((t * (math.pi / 2)).sin().square() - t)
+
+    def _slope(self, t):
+        return 1 + self.scale - self.scale * (math.pi / 2) * (math.pi * t).sin()
+
+    def logsnr(self, t):
+        return self.path.logsnr(self._u(t))
+
+    def t(self, logsnr):
+        return _inverse(self._u, self._slope, self.path.t(logsnr), 0.0, 1.0)
+
+    def density(self, logsnr):
+        return self.path.density(logsnr) / self._slope(self.t(logsnr))
 
 
 @schedule(
@@ -418,6 +484,38 @@ class LinearBeta:
 
     def density(self, logsnr):
         return (-logsnr).sigmoid() / (self.low + self.rise * self.t(logsnr))
+
+
+@schedule(
+    "interpolated",
+    formula="-2 log tan(pi t/2) + t 2 log(low/size) + (1-t) 2 log(high/size)",
+    source="Hoogeboom et al. 2023, as k-diffusion reads it: from the cosine shifted as for high pixels, at clean data, to "
+    "that as for low, images having size",
+    positive=["low", "high", "size"],
+    known_as=["cosine-interpolated"],
+    parameters_known_as={"noise_d_low": "low", "noise_d_high": "high", "image_d": "size"},
+)
+class Interpolated:
+    # λ = u + start + rise·t with u = −2 log tan(πt/2); λ falls if rise < 2π.
+    def __init__(self, low=32.0, high=256.0, size=64.0):
+        self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
+        if not self.rise < 2 * math.pi:
+            raise UsageError(f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high {high:g}; lower 'low'")
+
+    def _cosine(self, logsnr):
+        goal = logsnr - self.start
+        ends = (goal.detach() - max(self.rise, 0.0), goal.detach() - min(self.rise, 0.0))
+        return _inverse(lambda u: u + self.rise * self.cosine.t(u), lambda u: 1 - self.rise * self.cosine.density(u), goal, *ends)
+
+    def logsnr(self, t):
+        return self.cosine.logsnr(t) + self.start + self.rise * t
+
+    def t(self, logsnr):
+        return self.cosine.t(self._cosine(logsnr))
+
+    def density(self, logsnr):
+        p = self.cosine.density(self._cosine(logsnr))
+        return p / (1 - self.rise * p)
 
 
 @schedule(

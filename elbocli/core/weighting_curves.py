@@ -84,6 +84,21 @@ def indi(logsnr):
     return (-logsnr).exp() * _sech(logsnr / 4).square()
 
 
+@weighting("x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule")
+def x_cosine(logsnr):
+    return (-logsnr).exp() * _sech(logsnr / 2)
+
+
+@weighting(
+    "snr-trunc",
+    formula="sech(logsnr/2) max(1, exp(-logsnr))",
+    monotone=True,
+    source="Salimans & Ho 2022: truncated SNR, cosine schedule",
+)
+def snr_trunc(logsnr):
+    return _sech(logsnr / 2) * (-logsnr).exp().clamp(min=1)
+
+
 @weighting(
     "p2",
     formula="sech(logsnr/2) / (1 + exp(logsnr))^gamma",
@@ -104,6 +119,20 @@ def p2(logsnr, gamma=1.0):
 )
 def min_snr(logsnr, gamma=5.0):
     return _sech(logsnr / 2) * (gamma * (-logsnr).exp()).clamp(max=1)
+
+
+@weighting(
+    "soft-min-snr",
+    formula="sech(logsnr/2) exp(-logsnr) / (exp(-logsnr) + sigma_data^2)",
+    monotone=False,
+    source="soft Min-SNR of Crowson et al. 2024 on the unshifted cosine; k-diffusion shifts it: "
+    "eps-mse:sigmoid:bias=1.386294@cosine:shift=1.386294",
+    positive=["sigma_data"],
+)
+def soft_min_snr(logsnr, sigma_data=0.5):
+    # k-diffusion's objective differs: eps-mse:sigmoid:bias=s@cosine:shift=s with s = −2 ln sigma_data.
+    noise = (-logsnr).exp()
+    return _sech(logsnr / 2) * noise / (noise + sigma_data**2)
 
 
 @weighting(

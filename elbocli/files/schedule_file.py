@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,15 +133,18 @@ def made_for(schedule: Schedule) -> str | None:
     return purpose if isinstance(purpose, str) else None
 
 
-def resolve_schedule(text: str, low: float | None = None, high: float | None = None, *, clip: bool = False) -> Schedule:
+def resolve_schedule(
+    text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
+) -> Schedule:
     """Return the schedule of a SPEC or schedule file, truncated to [low, high].
 
     low, high: limits of logsnr; None: no truncation.
     clip: reduce [low, high] to the range that the schedule covers.
+    size: side of the images in pixels; a size in the SPEC has priority.
     Raises ElboError.
     """
     if SCHEDULES.lookup(text.partition(":")[0]):
-        return parse_schedule(text, low, high, clip=clip)
+        return parse_schedule(text, low, high, clip=clip, size=size)
     path, shift = Path(text), 0.0
     if not path.exists() and ":shift=" in text:
         name, _, words = text.rpartition(":shift=")
@@ -159,6 +163,7 @@ def resolve_weighting(
     shift: float = 0.0,
     monotone: bool = False,
     given: dict[str, float] | None = None,
+    size: int | None = None,
 ) -> Weighting:
     """Return the weighting of a SPEC, which may name a schedule file as its schedule.
 
@@ -166,14 +171,17 @@ def resolve_weighting(
     shift: replace w(λ) by w(λ − shift).
     monotone: hold w constant left of its peak.
     given: parameter of the weighting → value.
+    size: as in `resolve_schedule`.
     Raises ElboError.
     """
-    config = None if is_foreign_loss(text) else CONFIG.fullmatch(text.strip())
+    is_spec = is_foreign_loss(text) or text.startswith("schedule:")
+    config = None if is_spec else CONFIG.fullmatch(text.strip())
     if config:
         prediction, _ = read_config(Path(config["path"]))
         words = config["words"]
         text = f"{prediction}-mse{':' if words else ''}{words[1:]}@{config['path']}"
-    return parse_weighting(text, shift=shift, monotone=monotone, given=given, schedule=resolve_schedule)
+    schedule = partial(resolve_schedule, size=size)
+    return parse_weighting(text, shift=shift, monotone=monotone, given=given, schedule=schedule)
 
 
 def finite(value: float) -> float | None:

@@ -160,7 +160,7 @@ def resolve(
             f"--flip: {data.path} holds latents, which can't be mirrored; leave --flip out, and pack by 'elbo prep --mirror'"
         )
     weighting = _weighting(merged, data.image_size, None if existing else initial)
-    objective = Objective(weighting, _schedule(merged), prediction)
+    objective = Objective(weighting, _schedule(merged, data.image_size), prediction)
     settings = _settings(merged, objective, initial)
     curves = objective.schedule, weighting.schedule
     files = {str(curve.file): file_sha256(curve.file) for curve in curves if curve and curve.file}
@@ -263,17 +263,17 @@ def _weighting(merged: Merged, size: int, source: Initial | None) -> Weighting:
     elif merged.refined and source:
         moved = resolution_shift(size) - resolution_shift(source.network.config.image_size)
     bias = {} if values.get("bias") is None else {"bias": values["bias"]}
-    return resolve_weighting(spec, shift=moved, monotone=bool(values.get("monotone")), given=bias)
+    return resolve_weighting(spec, shift=moved, monotone=bool(values.get("monotone")), given=bias, size=size)
 
 
-def _schedule(merged: Merged) -> Schedule:
+def _schedule(merged: Merged, size: int) -> Schedule:
     # A schedule file's own range of λ applies unless a range was chosen.
     spec, ends = merged.values["schedule"], (merged.values["logsnr_min"], merged.values["logsnr_max"])
     if spec == ADAPTIVE:
         spec = "uniform"
     if {"logsnr_min", "logsnr_max"}.isdisjoint(merged.chosen) and SCHEDULES.lookup(spec.partition(":")[0]) is None:
         ends = None, None
-    return resolve_schedule(spec, *ends)
+    return resolve_schedule(spec, *ends, size=size)
 
 
 def _averages(values: Values) -> Values:

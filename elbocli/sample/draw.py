@@ -295,7 +295,7 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings) -> Schedule:
     if spec == "run":
         return trained.schedule()
     low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
-    return resolve_schedule(spec, low, high, clip=True)
+    return resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
 
 
 def _check_purpose(schedule: Schedule, purpose: str) -> None:

@@ -50,7 +50,7 @@ def test_the_fitted_schedule_has_the_least_variance_and_a_file_brings_it_back(tm
 
 def test_any_weighting_can_be_fitted_from_one_log():
     middle = torch.tensor([0.5], dtype=torch.float64)
-    fitted = {spec: fit(log_text(), weighting=spec) for spec in ("elbo", "edm:monotone", "eps-mse@cosine")}
+    fitted = {spec: fit(log_text(), weighting=spec) for spec in ("elbo", "edm:monotone", "schedule:cosine")}
     assert all(each.report.weighting.partition(":")[0] == spec.partition(":")[0] for spec, each in fitted.items())
     assert len({float(each.schedule.logsnr(middle)) for each in fitted.values()}) == 3
 

@@ -92,12 +92,14 @@ def clamped(least):
 
 FACTOR = {
     "": lambda lam, target: np.ones_like(lam),
+    "snr": lambda lam, target: np.exp(lam),
     "snr+1": lambda lam, target: np.exp(lam) + 1,
     "truncated-snr": lambda lam, target: np.maximum(np.exp(lam), 1),
     "min-snr": min_snr(5),
     "min-snr:gamma=2": min_snr(2),
     "p2": lambda lam, target: 1 / (1 + np.exp(lam)),
     "p2:gamma=0.5": lambda lam, target: 1 / (1 + np.exp(lam)) ** 0.5,
+    "debiased": lambda lam, target: np.exp(-lam / 2),
     "clamped": clamped(0.05),
     "clamped:least=0.3": clamped(0.3),
     "sigmoid:bias=2": lambda lam, target: 1 / (1 + np.exp(lam - 2)),
@@ -158,13 +160,14 @@ def test_every_declared_target_and_factor_is_tried():
     assert set(ERROR) == set(PREDICTIONS)
     assert {name.partition(":")[0] for name in FACTOR} - {"", "sigmoid"} == set(FACTORS)
     named = {line.split()[0].partition(":")[0] for line in NAMED.strip().splitlines()}
-    assert set(WEIGHTINGS) == named | {"elbo", "edm-monotonic", "sigmoid"}, "the others are in test_weighting.py"
+    assert set(WEIGHTINGS) == named | {"elbo", "soft-min-snr", "edm-monotonic", "sigmoid"}, "the others are in test_weighting.py"
 
 
 # The same objective, written otherwise
 
 
 SAME = [
+    ("x-mse:snr@{}", "eps-mse@{}"),
     ("x-mse:snr+1@{}", "v-mse@{}"),
     ("edm-mse:sigma_data=1@{}", "v-mse@{}"),  # F at σ_d = 1 is −v
     ("eps-mse:min-snr:3@{}", "x-mse:min-snr:3@{}"),
@@ -183,6 +186,8 @@ def test_one_objective_in_two_words(one, other, schedule):
 NAMED = """
 iddpm                              0.3183098861837907 eps-mse@cosine
 v-cosine                           0.6366197723675814 v-mse@cosine
+x-cosine                           0.3183098861837907 x-mse@cosine
+snr-trunc                          0.3183098861837907 x-mse:truncated-snr@cosine
 fm-ot                              1                  u-mse@fm-ot
 indi                               0.25               x-mse@fm-ot
 p2                                 0.3183098861837907 eps-mse:p2@cosine
@@ -227,6 +232,14 @@ def test_shift_left_moves_all_and_shift_right_the_density_alone():
     np.testing.assert_allclose(parse_weighting("v-mse@cosine:shift=2")(LAMBDA), wanted, rtol=1e-12)
 
 
+def test_monotone_may_stand_on_either_side():
+    texts = ("eps-mse:monotone@cosine", "eps-mse@cosine,monotone", "eps-mse@cosine:monotone")
+    assert len({parse_weighting(text).spec for text in texts}) == 1
+    found = parse_weighting(texts[0])
+    assert found.rising(-15, 15) == []
+    np.testing.assert_allclose(found(LAMBDA[:300]), 1 / np.pi, rtol=1e-14)
+
+
 def test_a_v_loss_under_a_schedule_moved_far_is_monotone_no_more():
     """The v loss under a cosine schedule moved by s is monotone up to s = log 9 only (MATH.md)."""
     assert parse_weighting("v-mse@cosine:shift=2.19").rising(-15, 15) == []
@@ -239,15 +252,15 @@ def test_options_give_a_factors_parameters():
 
 
 def test_an_objective_is_told_from_a_name_and_from_a_path():
-    for text in ("eps-mse", "v-mse@cosine", "edm-mse:p2@cosine", "no-mse@x"):
+    for text in ("eps-mse", "v-mse@cosine", "edm-mse:snr@cosine", "no-mse@x"):
         assert is_foreign_loss(text)
-    for text in ("edm", "runs/x-mse@y/s.json", "x-mse.json", "min-snr:gamma=5"):
+    for text in ("edm", "schedule:x-mse@y", "runs/x-mse@y/s.json", "x-mse.json", "min-snr:gamma=5"):
         assert not is_foreign_loss(text)
 
 
 BAD = """
 q-mse@cosine eps-mse:nope@cosine v-mse v-mse@ v-mse@,monotone v-mse@nope x-mse:min-snr:-1@cosine
-x-mse:min-snr:nan@cosine x-mse:snr+1:2@cosine x-mse:snr+1,p2@cosine v-mse:shift=1,shift=2@cosine v-mse:shift=x@cosine
+x-mse:min-snr:nan@cosine x-mse:snr:2@cosine x-mse:snr,p2@cosine v-mse:shift=1,shift=2@cosine v-mse:shift=x@cosine
 v-mse:gamma=2@cosine edm-mse:sigma_data=0@edm eps-mse:sigmoid:gamma=2@cosine eps-mse@cosine:bias=2
 """
 
@@ -260,5 +273,5 @@ def test_a_bad_objective_is_refused(text):
 
 @pytest.mark.parametrize("text", ["eps-mse@cosine", "x-mse:min-snr@cosine"])
 def test_an_option_that_fits_no_factor_is_refused(text):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="no parameter 'bias'"):
         parse_weighting(text, given={"bias": 1.0})

@@ -236,7 +236,7 @@ def test_on_a_path_a_networks_digits_are_kept_up_to_clean_data(limit):
     np.testing.assert_allclose(x, walk(parse_sampler("heun:space=path"), PLACES, grid, on_path, no_noise), rtol=0, atol=1e-5)
 
 
-ON_PATH = {"fm-ot", "logit-normal", "plateau-logit-normal"}
+ON_PATH = {"fm-ot", "logit-normal", "mode", "plateau-logit-normal"}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

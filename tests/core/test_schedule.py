@@ -25,10 +25,13 @@ RANGES = dict.fromkeys(NAMES, (-15.0, 15.0)) | {"edm-sample": (-8.7, 12.4)}
 PARAMETERS = {
     "edm": {"mean": st.floats(-2, 0), "std": st.floats(1, 2)},
     "laplace": {"mean": st.floats(-2, 2), "scale": st.floats(1, 3)},
+    "cauchy": {"mean": st.floats(-2, 2), "scale": st.floats(0.5, 3)},
+    "mode": {"scale": st.floats(-0.9, 1.7)},
     "logit-normal": {"mean": st.floats(-2, 2), "std": st.floats(0.5, 2)},
     "plateau-logit-normal": {"mean": st.floats(-2, 2), "std": st.floats(0.5, 1.4)},
     "edm-sample": {"rho": st.floats(1, 12), "sigma_min": st.floats(1e-3, 2e-3), "sigma_max": st.floats(80, 200)},
     "linear-beta": {"beta_min": st.floats(0, 1), "beta_max": st.floats(2, 40)},
+    "interpolated": {"low": st.floats(16, 64), "high": st.floats(8, 256), "size": st.integers(8, 512).map(float)},
 }
 
 
@@ -38,6 +41,11 @@ def edm_sample_level(t, rho=7, sigma_min=0.002, sigma_max=80):
 
 def betas_level(t, beta_min=0.1, beta_max=20):
     return -np.log(np.expm1(beta_min * t + (beta_max - beta_min) * t**2 / 2))
+
+
+def interpolated_level(t, low=32, high=256, size=64):
+    cosine = -2 * np.log(np.tan(np.pi * t / 2))
+    return t * (cosine + 2 * np.log(low / size)) + (1 - t) * (cosine + 2 * np.log(high / size))
 
 
 def flow(u):
@@ -64,6 +72,9 @@ LEVEL = {  # λ(t) before truncation, with the authors' defaults
     "edm-sample": edm_sample_level,
     "fm-ot": lambda t: 2 * np.log((1 - t) / t),
     "linear-beta": betas_level,
+    "interpolated": interpolated_level,
+    "cauchy": lambda t, mean=0, scale=1: -stats.cauchy.ppf(t, -mean, scale),
+    "mode": lambda t, scale=1.29: flow(1 - (1 - t) - scale * (np.cos(np.pi / 2 * (1 - t)) ** 2 - 1 + (1 - t))),
     "logit-normal": lambda t, mean=0, std=1: flow(special.expit(mean + std * special.ndtri(t))),
     "plateau-logit-normal": plateau_level,
     "uniform": lambda t: -t,
@@ -115,7 +126,7 @@ def test_every_schedule_passes_the_check_of_plug_ins(name, data):
     check_schedule(SCHEDULES[name].bind(data.draw(st.fixed_dictionaries(PARAMETERS.get(name, {})))))
 
 
-@pytest.mark.parametrize("spec", ["laplace:scale=.001", "edm:std=.001", "edm:mean=-30", "t-linear:count=2"])
+@pytest.mark.parametrize("spec", ["laplace:scale=.001", "edm:std=.001", "cauchy:scale=100", "edm:mean=-30", "t-linear:count=2"])
 def test_a_narrow_or_wide_schedule_passes_the_check_of_plug_ins(spec):
     check_schedule(SCHEDULES.parse(spec))
 
@@ -170,7 +181,7 @@ def test_a_range_that_does_not_rise_within_the_limit_is_refused(low, high):
 BAD = """
 cosin cosine:s=1 cosine:shift=x cosine:shift=200 edm:mean=400 edm:std=0 edm:mean=1,mean=2
 linear-beta:beta_min=-1 linear-beta:beta_min=30 edm-sample:sigma_min=90 edm-sample:rho=0 edm-sample:rho=1e-3
-edm-sample:rho=1e-4 cosine,shift=1 t-linear:count=1
+edm-sample:rho=1e-4 cosine,shift=1 interpolated:low=0 interpolated:low=232,high=10 t-linear:count=1
 t-linear:count=10.5 t-linear:end=2 t-linear:start=0 t-scaled-linear:start=-1 t-squaredcos:count=1000000
 """
 
@@ -179,6 +190,20 @@ t-linear:count=10.5 t-linear:end=2 t-linear:start=0 t-scaled-linear:start=-1 t-s
 def test_a_bad_spec_is_refused(text):
     with pytest.raises(UsageError):
         parse_schedule(text, -15, 15, clip=True)
+
+
+@pytest.mark.parametrize("text", ["interpolated:low=10,high=231", "interpolated:low=231,high=10"])
+def test_interpolation_is_inverted_up_to_where_it_stops_falling(text):
+    schedule = parse_schedule(text, -15, 15)
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    assert bool((schedule.logsnr(t).diff() < 0).all())
+    np.testing.assert_allclose(schedule.t(schedule.logsnr(t)), t, atol=1e-9)
+
+
+def test_a_schedule_is_told_the_size_that_its_spec_leaves_out():
+    assert parse_schedule("interpolated", size=512).base == "interpolated:low=32,high=256,size=512"
+    assert parse_schedule("interpolated:size=8", size=512).base == "interpolated:low=32,high=256,size=8"
+    assert parse_schedule("cosine", size=512).base == "cosine"
 
 
 # Tables

@@ -11,6 +11,8 @@ from scipy import optimize
 
 from elbocli.core.monotone import SHOWN, in_words, likeness, rising, slope
 from elbocli.core.registry import Registry
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS, check_weighting
 from elbocli.errors import UsageError
@@ -30,6 +32,10 @@ MONOTONE = [name for name in NAMES if WEIGHTINGS[name].traits.monotone]
 def named(name, params=None, **modifiers):
     """A declared weighting, built from its parts."""
     return Weighting(WEIGHTINGS[name].bind(params or {}), **modifiers)
+
+
+def sech(x):
+    return 2 * np.exp(-np.abs(x)) / (1 + np.exp(-2 * np.abs(x)))
 
 
 def normal(x, mean, std):
@@ -61,6 +67,7 @@ def edm_monotonic(lam, mean=-1.2, std=1.2, sigma_data=0.5):
 
 FORMULA = {
     "elbo": lambda lam: np.ones_like(lam),
+    "soft-min-snr": lambda lam, sigma_data=0.5: sech(lam / 2) / (1 + sigma_data**2 * np.exp(lam)),
     "edm-monotonic": edm_monotonic,
     "sigmoid": lambda lam, bias=2: 1 / (1 + np.exp(lam - bias)),
 }
@@ -69,6 +76,7 @@ NORMAL = {"mean": st.floats(-3, 1), "std": st.floats(0.6, 2), "sigma_data": st.f
 PARAMETERS = {
     "p2": {"gamma": st.floats(0.1, 3)},
     "min-snr": {"gamma": st.floats(0.5, 20)},
+    "soft-min-snr": {"sigma_data": st.floats(0.1, 2)},
     "ddpm": {"beta_min": st.floats(0.01, 1), "beta_max": st.floats(2, 40)},
     "edm": NORMAL,
     "edm-monotonic": NORMAL,
@@ -118,6 +126,7 @@ PEAKS = {
     "iddpm": (0, 1e-12),
     "p2": (-math.log(3), 1e-9),
     "min-snr": (0, 1e-12),
+    "soft-min-snr": (-0.5265, 5e-5),
     "ddpm": (-0.9219, 5e-5),
     "edm": (-3.3077775, 5e-8),
     "sd3": (-3.3758, 5e-5),
@@ -164,7 +173,7 @@ def test_p_w_of_every_weighting_made_monotone_is_a_distribution(name, shift, int
     """Density −dw/dλ, plus the point mass w(λmax), over w(λmin): 1 to 1e-9, also past a knee or a shift."""
     w = named(name, shift=shift, monotone=True)
     turns = [end for _, end in named(name, shift=shift).rising(-15, 15)]
-    kinks = [{"min-snr": math.log(5)}.get(name, 0.0) + shift, *(p + shift for p in edm_peak(-1.2, 1.2, 0.5))]
+    kinks = [{"min-snr": math.log(5), "snr-trunc": 0.0}.get(name, 0.0) + shift, *(p + shift for p in edm_peak(-1.2, 1.2, 0.5))]
     lost = integral(lambda lam: -w.slope(lam), -12, 12, [*kinks, *turns])
     first, last = w(torch.tensor([-12.0, 12.0], dtype=torch.float64)).tolist()
     assert (lost + last) / first == pytest.approx(1, rel=1e-9)
@@ -235,13 +244,29 @@ def test_spec_reads_back_as_the_same_weighting(chosen, shift, monotone):
     assert parse_weighting(w.spec).spec == w.spec
 
 
+@settings(max_examples=20)
+@given(st.sampled_from([s for s in sorted(SCHEDULES) if s != "uniform"]), st.floats(-5, 5), st.booleans())
+def test_spec_of_a_schedules_weighting_reads_back(name, shift, monotone):
+    w = parse_weighting(f"schedule:{name}", shift=shift, monotone=monotone)
+    assert same(parse_weighting(w.spec), w)
+
+
+def test_a_schedules_weighting_is_its_density_with_a_peak_of_one():
+    for text in ("edm", "fm-ot", "linear-beta", "cosine:shift=2", "edm-sample"):
+        w = parse_weighting(f"schedule:{text}")
+        density = parse_schedule(text).untruncated_density(LAMBDA)
+        ratio = (w(LAMBDA) / density)[density > 0]
+        assert float(ratio.max() / ratio.min()) == pytest.approx(1, rel=1e-13)
+        assert float(w(torch.linspace(-50, 50, 100001, dtype=torch.float64)).max()) == pytest.approx(1, rel=1e-5)
+
+
 def test_options_overrule_the_text_of_a_spec_and_shifts_add_up():
     assert same(parse_weighting("sigmoid:bias=1", given={"bias": 3.0}), named("sigmoid", {"bias": 3.0}))
     assert same(parse_weighting("edm:shift=1", shift=2.0), named("edm", shift=3.0))
 
 
 BAD = """
-sigmod sigmoid:bias sigmoid:bias=nan sigmoid:gamma=1 edm:std=0
+sigmod sigmoid:bias sigmoid:bias=nan sigmoid:gamma=1 edm:std=0 schedule: schedule:nope schedule:cosine:bias=2
 ddpm:beta_min=30 edm:shift=inf edm:shift=1,shift=2 uncertainty:3 uncertainty:shift=1
 """
 
@@ -252,9 +277,29 @@ def test_a_bad_spec_is_refused(text):
         parse_weighting(text)(LAMBDA)
 
 
-def test_a_parameter_that_the_learned_weighting_lacks_is_refused():
-    with pytest.raises(UsageError):
-        parse_weighting("uncertainty", given={"bias": 1.0})
+@pytest.mark.parametrize("text", ["schedule:cosine", "uncertainty"])
+def test_a_parameter_that_a_weighting_lacks_is_refused(text):
+    with pytest.raises(UsageError, match="takes only 'monotone'"):
+        parse_weighting(text, given={"bias": 1.0})
+
+
+def k_diffusion(lam, sigma_data):
+    """Its `soft-min-snr` as it is written: (σσ_d)²/(σ²+σ_d²)² on ‖F − F̂‖², σ = σ_d tan(πt/2), t uniform, to w(λ)."""
+    sigma = np.exp(-lam / 2)
+    factor = (sigma * sigma_data) ** 2 / (sigma**2 + sigma_data**2) ** 2
+    density = (2 / np.pi) * (sigma / sigma_data) / (1 + (sigma / sigma_data) ** 2) / 2  # dt/dσ · |dσ/dλ|
+    error = (sigma**2 + sigma_data**2) / sigma_data**2  # ‖F − F̂‖² = ‖ε − ε̂‖² ×
+    return 2 * factor * density * error
+
+
+@pytest.mark.parametrize("data", [0.5, 1.0, 2.0])
+def test_k_diffusions_soft_min_snr_is_the_spec_that_ours_names(data):
+    s = -2 * math.log(data)
+    theirs = lambda lam: torch.from_numpy(k_diffusion(lam.numpy(), data))  # noqa: E731
+    spec = f"eps-mse:sigmoid:bias={s!r}@cosine:shift={s!r}"
+    assert likeness(parse_weighting(spec), theirs, -15, 15).deviation < 1e-10
+    same = likeness(named("soft-min-snr", {"sigma_data": data}), theirs, -15, 15).deviation < 1e-10
+    assert same == (data == 1)
 
 
 # Functions of λ

@@ -94,7 +94,7 @@ def test_the_same_options_again_or_none_of_them_go_on_with_the_same_run(options,
 
 
 def test_a_schedules_file_gives_its_range_once(resolved, again, fitted):
-    run = resolved(TRAIN, schedule=str(fitted), weighting=f"eps-mse@{fitted}")
+    run = resolved(TRAIN, schedule=str(fitted), weighting=f"schedule:{fitted}")
     for given in ({}, {"schedule": str(fitted)}):
         assert again(run, **given).config() == run.config()
     assert (run.settings.logsnr_min, run.settings.logsnr_max) == (-9, 9)
@@ -219,6 +219,12 @@ def test_another_family_of_networks_drops_the_settings_of_the_presets(resolved):
     options = {"family": "dit", "width": 16, "depth": 1, "heads": 2, "patch": 2}
     network = resolved(**{f"network.{key}": value for key, value in options.items()}).network
     assert declaration_of(network).name == "dit" and network.patch == 2 and network.num_classes == 10
+
+
+def test_the_images_size_is_told_to_what_asks_for_it(resolved):
+    found = resolved("schedule: interpolated, weighting: v-mse@interpolated").settings
+    assert found.schedule == "interpolated:low=32,high=256,size=8" and found.weighting == f"v-mse@{found.schedule}"
+    assert resolved(schedule="interpolated:low=16").settings.schedule == "interpolated:low=16,high=256,size=8"
 
 
 REFUSED = """shift: much | shift: [1] | shift: nan | bias: 2 | lr: fast | steps: 1.5 | steps: 0 | device: cpu | preset: digits

@@ -44,14 +44,14 @@ def test_the_same_sheet_is_the_same_bytes(suffix, tmp_path):
 
 
 def test_few_weightings_stand_in_one_column(tmp_path, elbo):
-    words = ["sigmoid", "edm", "x-mse:snr+1@edm", "--schedule=cosine", "--schedule=cosine:shift=1e-14", "-o", "a.svg"]
+    words = ["sigmoid", "edm", "x-mse:snr@edm", "--schedule=cosine", "--schedule=cosine:shift=1e-14", "-o", "a.svg"]
     assert elbo("weights", "plot", *words, cwd=tmp_path).returncode == 0
     found = texts(tmp_path / "a.svg")
-    assert {"sigmoid", "edm", "x-mse:snr+1@edm", "cosine", "= cosine:shift=1e-14"} <= set(found)
+    assert {"sigmoid", "edm", "x-mse:snr@edm", "cosine", "= cosine:shift=1e-14"} <= set(found)
     assert "not monotone" not in found and any("rises" in text for text in found)
 
 
-@pytest.mark.parametrize("spec", ["elbo", "eps-mse@edm-sample", "edm:shift=30"])
+@pytest.mark.parametrize("spec", ["elbo", "eps-mse@edm-sample", "schedule:edm-sample", "edm:shift=30"])
 @pytest.mark.long
 def test_odd_weightings_can_be_drawn_alone_and_out_of_sight(spec, tmp_path):
     w = parse_weighting(spec)

@@ -23,6 +23,11 @@ def cosine(t):
     return -2 * np.log(np.tan(np.pi * t / 2))
 
 
+def iddpm(t):
+    abar = (np.cos((t + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)) ** 2
+    return np.log(abar) - np.log1p(-abar)
+
+
 def path(t):
     return 2 * np.log((1 - t) / t)
 
@@ -38,6 +43,7 @@ def lognormal(mean, std):
 TIMES = {
     "cosine": cosine,
     "cosine:shift=-1.4": lambda t: cosine(t) - 1.4,
+    "iddpm": iddpm,
     "fm-ot": path,
     "fm-ot:shift=-2": lambda t: path(t) - 2,
     "linear-beta": linear_beta,

@@ -23,6 +23,7 @@ RANGES = dict.fromkeys(NAMES, (-15.0, 15.0)) | {"edm-sample": (-8.7, 12.4)}
 
 
 PARAMETERS = {
+    "iddpm": {"s": st.floats(0.001, 0.1)},
     "edm": {"mean": st.floats(-2, 0), "std": st.floats(1, 2)},
     "laplace": {"mean": st.floats(-2, 2), "scale": st.floats(1, 3)},
     "cauchy": {"mean": st.floats(-2, 2), "scale": st.floats(0.5, 3)},
@@ -33,6 +34,13 @@ PARAMETERS = {
     "linear-beta": {"beta_min": st.floats(0, 1), "beta_max": st.floats(2, 40)},
     "interpolated": {"low": st.floats(16, 64), "high": st.floats(8, 256), "size": st.integers(8, 512).map(float)},
 }
+
+
+def iddpm_level(t, s=0.008):
+    def signal(at):
+        return np.cos((at + s) / (1 + s) * np.pi / 2) ** 2
+
+    return special.logit(signal(t) / signal(0))
 
 
 def edm_sample_level(t, rho=7, sigma_min=0.002, sigma_max=80):
@@ -67,6 +75,7 @@ def plateau_level(t, mean=0, std=1):
 
 LEVEL = {  # λ(t) before truncation, with the authors' defaults
     "cosine": lambda t: -2 * np.log(np.tan(np.pi * t / 2)),
+    "iddpm": iddpm_level,
     "edm": lambda t, mean=-1.2, std=1.2: -2 * (mean + std * stats.norm.ppf(t)),
     "laplace": lambda t, mean=0, scale=0.5: -stats.laplace.ppf(t, -mean, scale),
     "edm-sample": edm_sample_level,
@@ -179,7 +188,7 @@ def test_a_range_that_does_not_rise_within_the_limit_is_refused(low, high):
 
 
 BAD = """
-cosin cosine:s=1 cosine:shift=x cosine:shift=200 edm:mean=400 edm:std=0 edm:mean=1,mean=2
+cosin cosine:s=1 cosine:shift=x cosine:shift=200 edm:mean=400 edm:std=0 edm:mean=1,mean=2 iddpm:s=0
 linear-beta:beta_min=-1 linear-beta:beta_min=30 edm-sample:sigma_min=90 edm-sample:rho=0 edm-sample:rho=1e-3
 edm-sample:rho=1e-4 cosine,shift=1 interpolated:low=0 interpolated:low=232,high=10 t-linear:count=1
 t-linear:count=10.5 t-linear:end=2 t-linear:start=0 t-scaled-linear:start=-1 t-squaredcos:count=1000000

@@ -11,7 +11,7 @@ Load a plug-in with `--plugin FILE.py`, or install an entry point of the group `
 from elbocli.cli.commands import add_command as command
 from elbocli.cli.commands import option
 from elbocli.core.metrics import Need, Number, metric
-from elbocli.core.samplers import Move, SamplerPreset, sampler
+from elbocli.core.samplers import Move, sampler
 from elbocli.core.schedule_curves import schedule
 from elbocli.core.weighting_curves import weighting
 from elbocli.images.registry import ArrayRow, Span, source
@@ -26,7 +26,6 @@ __all__ = [
     "Network",
     "NetworkConfig",
     "Number",
-    "SamplerPreset",
     "Span",
     "command",
     "extractor",

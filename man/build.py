@@ -122,14 +122,13 @@ def described(option: click.Option) -> tuple[str, str]:
 
 
 def listed(type_: Named) -> str:
-    """All names that an option may begin with, with parameters and their defaults, and the presets of samplers."""
+    """All names that an option may begin with, with parameters and their defaults."""
     table, words = resolve_name(type_.table), []
     for name in type_.known:
         declared = table[name] if isinstance(table, dict) and name in table else None
         words.append(declared.spec if declared else name)
         if declared and isinstance(declared.traits, SamplerTraits):
             words[-1] += f" (on {declared.traits.grid})"
-            words += [f"{name}:{preset} ({how.steps} steps)" for preset, how in declared.traits.presets.items()]
     return ", ".join(words)
 
 

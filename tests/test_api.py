@@ -144,7 +144,7 @@ def test_a_dataset_is_one_of_torchs(store, digits_folder, elbo, tmp_path):
 
 def test_objects_are_copied_and_shown_in_short(trained, digits):
     loss = elbocli.DiffusionLoss("edm:monotone", "adaptive", "edm")
-    sampler = elbocli.sampler("heun:edm-imagenet64")
+    sampler = elbocli.sampler("edm-imagenet64")
     assert pickle.loads(pickle.dumps(sampler)) == copy.deepcopy(sampler) == sampler
     results = (loss(same, X), elbocli.variational_bound(same, "v", PIXELS, draws=2))
     opened = (elbocli.open_run(trained), elbocli.open_dataset(digits))

@@ -41,8 +41,7 @@ def check_theorem(measured: RunMeasurement, specs: Sequence[str] = ()) -> Theore
 
     measured: run and images. specs: SPECs of the weightings; (): the run's training weighting.
     """
-    size = measured.trained.network.config.image_size
-    weightings = [resolve_weighting(spec, size=size) for spec in specs] or [measured.trained.weighting()]
+    weightings = [resolve_weighting(spec) for spec in specs] or [measured.trained.weighting()]
     measures = [_measure(weighting, measured.low, measured.high) for weighting in weightings]
     schedules = [measured.schedule("", weighting) for weighting in weightings]
     rights, checks = _right_sides(measured, measures, [measured.schedule(), *schedules]), list[Check]()

@@ -7,15 +7,13 @@
 import math
 from collections.abc import Callable
 from itertools import accumulate, pairwise
-from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.samplers import Denoise, Move, Sampler, no_noise, walk
+from elbocli.core.samplers import Denoise, Move, Sampler, no_noise
 from elbocli.errors import DataError
 
 # Function: rising λ at which steps start → error of each step; the last step ends at λ = inf
@@ -86,10 +84,6 @@ class FineSolution:
         found = zip(self.deviations(sampler, grid), [*grid[1:], math.inf], strict=True)
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
 
-    def final_error(self, sampler: Sampler, grid: list[float]) -> float:
-        """Return the root-mean-square error of the sampler's result, its z at λ = inf."""
-        return rms(walk(sampler, self.points[0], [*grid, math.inf], self.denoise, no_noise) - self.end)
-
 
 def rms(difference: Tensor) -> float:
     """Return the root mean square of a tensor."""
@@ -123,38 +117,23 @@ ALIKE = 1.05  # ratio of the largest error to the smallest at which the iteratio
 LEAST = 1e-30
 
 
-class EqualErrors(NamedTuple):
-    """Grid of noise levels whose steps have about equal local errors.
-
-    grid: rising λ at which the steps start.
-    errors: error of each step.
-    spread: largest error / smallest error, ignoring the last step if it starts at the limit of λ and its error is largest.
-    rounds: number of iterations.
-    """
-
-    grid: list[float]
-    errors: list[float]
-    spread: float
-    rounds: int
-
-
-def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> EqualErrors:
-    """Return a grid of noise levels whose steps have about equal errors.
+def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> list[float]:
+    """Return a grid of noise levels, rising λ at which the steps start, whose steps have about equal errors.
 
     step_errors: function, grid → error of each step.
     start: initial grid, rising λ at which steps start; the first λ stays fixed. high: upper limit of the last λ.
     """
-    grid, tried = start, list[EqualErrors]()
-    for count in range(1, ROUNDS + 1):
+    grid, tried = start, list[tuple[float, list[float]]]()
+    for _ in range(ROUNDS):
         errors = [max(error, LEAST) for error in step_errors(grid)]
         # At `high` the last level can't move on, so a larger error of the last step is ignored.
         free = errors[:-1] if grid[-1] >= high and errors[-1] > max(errors[:-1]) else errors
         spread = max(free) / min(free)
-        tried.append(EqualErrors(grid, errors, spread, count))
+        tried.append((spread, grid))
         if spread <= ALIKE:
             break
         grid = _moved(grid, errors, high)
-    return min(tried, key=lambda each: each.spread)
+    return min(tried)[1]
 
 
 def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
@@ -166,10 +145,3 @@ def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
     masses[-1] *= (last - grid[-2]) / (grid[-1] - grid[-2])
     knots, sums = [*grid[:-1], last], [0.0, *accumulate(masses)]
     return np.interp(np.linspace(0, sums[-1], len(grid)), sums, knots).tolist()
-
-
-def measured_order(step_errors: StepErrors, grid: list[float]) -> float:
-    """Measure the order p of local errors ∝ h^{p+1} by halving a grid's steps. step_errors: as in `equal_errors`."""
-    halved = [at for a, b in pairwise(grid) for at in (a, 0.5 * (a + b))] + grid[-1:]
-    whole, halves = step_errors(grid)[:-1], step_errors(halved)[:-1:2]
-    return median(math.log2(max(a, LEAST) / max(b, LEAST)) - 1 for a, b in zip(whole, halves, strict=True))

@@ -54,35 +54,15 @@ def _stretches(flags: Tensor) -> list[tuple[int, int]]:
     return [*zip(changes[::2], changes[1::2], strict=True)]
 
 
-def holding(function: Function, test: Function, low: float, high: float) -> list[tuple[float, float]]:
-    """Return the intervals in [low, high] where test(function(λ)) is true."""
-    import torch
-
-    grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
-
-    def edge(inside: float, outside: float) -> float:
-        for _ in range(60):
-            middle = 0.5 * (inside + outside)
-            if test(function(float64([middle]))):
-                inside = middle
-            else:
-                outside = middle
-        return inside
-
-    at = [*grid.tolist(), high]
-    return [(edge(at[i], at[i - 1]) if i else low, edge(at[j - 1], at[j])) for i, j in _stretches(test(function(grid)))]
-
-
 def weighting_faults(function: Function, low: float, high: float) -> str:
-    """Say where in [low, high] a weighting is negative or not finite; '' if w is finite and 0 or more everywhere."""
+    """Say where in [low, high] a weighting is negative or not finite, by POINTS equally spaced λ; '' if w is valid there."""
     import torch
 
-    kinds: dict[str, Function] = {
-        "negative": lambda w: (w < 0) & w.isfinite(),
-        "infinite or not a number": lambda w: ~w.isfinite(),
-    }
     with torch.device("cpu"):  # also inside `torch.device("meta")`, where tensors have no values
-        found = {kind: holding(function, test, low, high) for kind, test in kinds.items()}
+        grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
+        w = function(grid)
+        kinds = {"negative": (w < 0) & w.isfinite(), "infinite or not a number": ~w.isfinite()}
+        found = {kind: [(float(grid[i]), float(grid[j - 1])) for i, j in _stretches(flags)] for kind, flags in kinds.items()}
     return " and ".join(f"{kind} for logsnr {in_words(at)}" for kind, at in found.items() if at)
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.registry import Declaration, Registry, parse_spec
+from elbocli.core.registry import Declaration, Registry
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 Denoise = Callable[["Tensor", float], "Tensor"]
 DenoiseWithVariance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]  # (z, λ) → (x̂, gamma of `ddpm`)
 DrawNoise = Callable[[], "Tensor"]
-STEPS = 128
+STEPS = 128  # steps from noise to data, unless chosen
 
 
 class Move(NamedTuple):
@@ -53,18 +52,6 @@ class Move(NamedTuple):
         return (*alpha_sigma(self.now), *alpha_sigma(self.then))
 
 
-class SamplerPreset(NamedTuple):
-    """Published settings of a sampler.
-
-    grid: schedule of the noise levels, such as `edm-sample:rho=7`. params: the sampler's parameters.
-    """
-
-    grid: str
-    steps: int = STEPS
-    params: Mapping[str, float | str] = {}
-    source: str = ""
-
-
 class SamplerTraits(NamedTuple):
     """Properties of a sampler.
 
@@ -72,8 +59,6 @@ class SamplerTraits(NamedTuple):
     """
 
     grid: str
-    steps: int = STEPS
-    presets: Mapping[str, SamplerPreset] = {}
     learned: bool = False
     ancestral: bool = False
 
@@ -206,15 +191,7 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
     formula="Heun in y = z/alpha, or in y = z/(alpha + sigma) with space=path; with churn",
     source="Karras et al. 2022, algorithm 2; Ma et al. 2024 (SiT) for path",
     grid="edm-sample",
-    known_as=["edm:space=edm"],
-    presets={
-        "edm-imagenet64": SamplerPreset(
-            "edm-sample:rho=7,sigma_min=0.002,sigma_max=80",
-            256,
-            {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003, "space": "edm"},
-            "Karras et al. 2022, table 5",
-        )
-    },
+    known_as=["edm:space=edm", "edm-imagenet64:s_churn=40,s_min=0.05,s_max=50,s_noise=1.003,space=edm"],  # table 5
     within=dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise"), (0, math.inf)),
     choices={"space": ("auto", "edm", "path")},
 )
@@ -254,16 +231,7 @@ def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noi
 Sampler = Declaration
 
 
-def parse_sampler(text: str) -> Sampler:
-    """Parse NAME, NAME:KEY=VALUE,… or NAME:PRESET,KEY=VALUE,…. Raises UsageError."""
-    name, _, words = text.strip().partition(":")
-    declared = SAMPLERS.find(name)
-    first, _, rest = words.partition(",")
-    traits = declared.traits
-    if preset := traits.presets.get(first):
-        words = rest
-        declared = replace(declared.bind(preset.params), traits=traits._replace(grid=preset.grid, steps=preset.steps))
-    return declared.bind(parse_spec(f"{name}:{words}")[1])
+parse_sampler = SAMPLERS.parse
 
 
 def choose_space(sampler: Sampler, prediction: Prediction, schedule: Schedule | None = None) -> Sampler:

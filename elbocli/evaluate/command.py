@@ -25,7 +25,7 @@ from elbocli.cli.commands import (
     stdin_or_fail,
     value,
 )
-from elbocli.core.metrics import METRICS, Need
+from elbocli.core.metrics import METRICS
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, FEATURE_PRECISIONS, STRICT
 
@@ -34,7 +34,7 @@ OPTIONS = {
     item.name: (name, item) for name, metric in METRICS.items() for item in metric.traits.options if item.name != "is_order"
 }
 GROUPS = {
-    "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
+    "Scores": ("ref", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
     "Outputs": ("neighbours", "save_stats", "save_features", "overwrite"),
     "A stream's draw": ("classes", "seed"),
@@ -58,12 +58,6 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--ref",
     type=PATH,
     help="Reference: a dataset or other images, saved features, or statistics (.npz, also ADM's and EDM's).",
-)
-@option(
-    "--held-out",
-    type=PATH,
-    help="Images or features that the model was not trained on, to find copies of --ref's.",
-    more="--ref is then what the model was trained on.",
 )
 @option(
     "--protocol",
@@ -164,8 +158,6 @@ def evaluate(
             raise click.UsageError(
                 f"--{name.replace('_', '-')} is for --metrics {metric}; add this metric, or leave the option out"
             )
-    if settings.held_out and not settings.needing(Need.HELD_OUT):
-        raise click.UsageError("--held-out is for --metrics copying; add this metric, or leave --held-out out")
     sources: Any = samples or (STREAM,)
     if STREAM in sources:
         if len(sources) > 1:

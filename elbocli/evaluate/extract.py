@@ -32,18 +32,15 @@ def extract(opened: Opened) -> Opened:
 
 
 def extract_set(side: OpenedSet, opened: Opened) -> OpenedSet:
-    """Return a set with the features that the metrics need. side: the evaluation's reference or held-out images, or samples."""
-    settings, held_out = opened.settings, opened.held_out
-    samples = side is not opened.reference and side is not held_out
+    """Return a set with the features that the metrics need. side: the evaluation's reference, or samples."""
+    settings, samples = opened.settings, side is not opened.reference
     wanted = {
-        "values": opened.compares_images
-        or side is held_out
-        or (samples and (settings.needing(Need.REFERENCE) or settings.save_features)),
+        "values": opened.compares_images or (samples and (settings.needing(Need.REFERENCE) or settings.save_features)),
         "logits": samples and (settings.needing(Need.LOGITS) or settings.save_features),
         "spatial_values": samples and opened.spatial,
     }
     keep = {name for name, reason in wanted.items() if reason}
-    return extract_features(side, opened, keep, bool(opened.spatial) and side is not held_out)
+    return extract_features(side, opened, keep, bool(opened.spatial))
 
 
 def extract_features(side: OpenedSet, opened: Opened, keep: Set[str], spatial: bool = False) -> OpenedSet:

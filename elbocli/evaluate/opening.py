@@ -105,7 +105,7 @@ def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE
 class Opened:
     """Opened files and settings of an evaluation.
 
-    samples: sets of samples that differ in the seed. held_out: images that were not used in training.
+    samples: sets of samples that differ in the seed.
     extractor: None if all files are saved features or statistics. spatial: names of the metrics that need spatial features.
     """
 
@@ -113,20 +113,18 @@ class Opened:
     world: World
     samples: Sequence[OpenedSet]
     reference: OpenedSet | None = None
-    held_out: OpenedSet | None = None
     extractor: Extractor | None = None
     spatial: Sequence[str] = ()
 
     @property
     def references(self) -> list[OpenedSet]:
-        """The reference and the held-out images, if there are any."""
-        return [side for side in (self.reference, self.held_out) if side]
+        """The reference, if there is one."""
+        return [self.reference] if self.reference else []
 
     def map(self, function: Callable[[OpenedSet], OpenedSet]) -> Opened:
         """Return the evaluation with function(set) in place of each set, applied to the samples first."""
         samples = [function(side) for side in self.samples]
-        reference, held_out = (side and function(side) for side in (self.reference, self.held_out))
-        return replace(self, samples=samples, reference=reference, held_out=held_out)
+        return replace(self, samples=samples, reference=self.reference and function(self.reference))
 
     @property
     def compares_images(self) -> bool:
@@ -159,8 +157,7 @@ def open_evaluation(
         settings = replace(settings, metrics={key: options for key, options in settings.metrics.items() if key not in removed})
     samples = [open_set(source, stack, world) for source in sources]
     reference = open_reference(ref, stack, world) if ref else None
-    held_out = open_set(settings.held_out, stack, world) if settings.held_out else None
-    return prepare(Opened(settings, world, samples, reference, held_out, spatial=spatial))
+    return prepare(Opened(settings, world, samples, reference, spatial=spatial))
 
 
 def prepare(opened: Opened) -> Opened:
@@ -223,18 +220,17 @@ def check_inputs(opened: Opened) -> None:
 
     Raises UsageError: for metrics that lack an input. Raises DataError: for too few images.
     """
-    settings, samples, reference, held_out = opened.settings, opened.samples, opened.reference, opened.held_out
+    settings, samples, reference = opened.settings, opened.samples, opened.reference
     inputs = {
         Need.REFERENCE: reference,
         Need.REFERENCE_FEATURES: reference is None or reference.n,
-        Need.HELD_OUT: held_out,
         Need.LABELS: settings.classes or all(side.labels is not None for side in samples),
     }
     for need, value in inputs.items():
         if not value and (needing := settings.needing(need)):
             raise UsageError(f"{needing[0]} needs {need.value}")
     for name, options in settings.metrics.items():
-        for side, least in zip((samples[0], reference, held_out), METRICS[name].traits.least(options)):
+        for side, least in zip((samples[0], reference), METRICS[name].traits.least(options)):
             if side and side.n < least and (side.n or not side.statistics):
                 raise DataError(f"{side.name}: has {side.n} images; --metrics {name} needs at least {least}; add images")
     if settings.save_stats and samples[0].n < 2:
@@ -251,7 +247,7 @@ def check_facts(opened: Opened) -> None:
     """Check by their metadata that files fit the metrics and each other.
 
     Raises UsageError: if a metric isn't defined for the extractor.
-    Raises DataError: if sets of samples were made differently; without --allow-mismatch, also if --ref or --held-out was.
+    Raises DataError: if sets of samples were made differently; without --allow-mismatch, also if --ref was.
     """
     settings, samples = opened.settings, opened.samples
     for side in samples:

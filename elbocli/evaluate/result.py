@@ -39,7 +39,7 @@ ALIKE = (  # metadata that must be equal in comparable results, except keys that
 class Facts(Record, kw_only=True):
     """Metadata on the scores of one set of samples; None: unknown.
 
-    samples, ref, held_out: names of the sets of images, such as paths.
+    samples, ref: names of the sets of images, such as paths.
     n_ref, n_ref_images: numbers of images in the reference's statistics, and of images stored beside the statistics.
     fewest_of_a_class, most_of_a_class: sizes of the smallest and of the largest class.
     made: run, sampler and other settings by which the samples were drawn.
@@ -73,9 +73,6 @@ class Facts(Record, kw_only=True):
     mismatch: Pairs | None = None
     protocol: str | None = None
     deviates: Pairs | None = None
-    held_out: str | None = None
-    held_out_sha256: str | None = None
-    n_held_out: int | None = None
 
 
 @dataclass(frozen=True)

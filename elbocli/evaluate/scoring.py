@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -62,8 +61,6 @@ def score(opened: Opened) -> EvalResult | None:
 def score_set(samples: OpenedSet, opened: Opened) -> Scores:
     """Compute all metrics of one set of samples. Raises DataError when a metric can't be computed from these features."""
     reference, values = opened.reference and opened.reference.features, dict[str, Value]()
-    if reference and opened.held_out:
-        reference = replace(reference, held_out=opened.held_out.features)
     for name, options in opened.settings.metrics.items():
         values |= METRICS[name].make(samples.features, reference, options)
     mismatched = any(_mismatch(side, opened.reference) for side in opened.samples)
@@ -77,8 +74,8 @@ def _mismatch(samples: OpenedSet, reference: OpenedSet | None) -> Pairs:
 
 def facts_of(samples: OpenedSet, opened: Opened) -> Facts:
     """Return the metadata on the scores of one set of samples."""
-    settings, reference, held_out = opened.settings, opened.reference, opened.held_out
-    about, ref, others = (side.about if side else FeatureFacts() for side in (samples, reference, held_out))
+    settings, reference = opened.settings, opened.reference
+    about, ref = samples.about, reference.about if reference else FeatureFacts()
     counts = samples.class_sizes()
     return Facts(
         samples=samples.name,
@@ -88,9 +85,6 @@ def facts_of(samples: OpenedSet, opened: Opened) -> Facts:
         n_ref=ref.n,
         n_ref_images=ref.images,
         ref_sha256=ref.sha256 or ref.images_sha256,
-        held_out=held_out.name if held_out else None,
-        n_held_out=others.n,
-        held_out_sha256=others.images_sha256,
         extractor=about.extractor,
         extractor_sha256=about.weights_sha256,
         feature_precision=about.feature_precision,

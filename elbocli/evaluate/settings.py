@@ -17,7 +17,6 @@ class EvalSettings:
     extractor: name, or file of a program; '': the extractor of saved features, or Inception for images.
     extractor_weights: None: the published weights.
     classes: classes of a stream of samples: 'balanced', 'random', a list, or a file of labels; '': not given.
-    held_out: file of images that are similar to the reference's, but not in the model's training set.
     neighbours: file for a picture of samples beside the closest reference images.
     protocol: name in PROTOCOLS; '': no protocol. command: elbo's command line, for the result.
     """
@@ -32,7 +31,6 @@ class EvalSettings:
     command: str = ""
     save_stats: Path | None = None
     save_features: Path | None = None
-    held_out: Path | None = None
     neighbours: Path | None = None
     protocol: str = ""
     precision: str = STRICT

@@ -33,9 +33,9 @@ from elbocli.cli.commands import (
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
     default="ddpm",
-    help="The sampler to use it with: NAME, NAME:key=value,… or NAME:PRESET.",
+    help="The sampler to use it with: NAME or NAME:key=value,….",
 )
-@option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 128, or the sampler preset's]")
+@option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 128]")
 @guidance_options
 @option(
     "--classes",
@@ -48,18 +48,13 @@ from elbocli.cli.commands import (
 @seed_option
 @since_option
 @out_option("a schedule")
-@option(
-    "--report",
-    is_flag=True,
-    help="Print levels and errors, also of other grids, as one JSON object; write the schedule only to -o.",
-)
 @weights_option
 @batch_option
 @device_options
 @overwrite_option
 @plugin_option
 @common
-def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
+def grid(run: Path, out: Path, **options: Any) -> None:
     """Find the noise levels for sampling RUN in few steps.
 
     The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. elbo moves
@@ -69,10 +64,5 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.grid.make import make_grid
-    from elbocli.runtime.progress import log
 
-    text, made = make_grid(run, parse_sampler(options.pop("sampler")), guidance=guidance_of(options), **options)
-    log.info(f"grid of {made.steps} noise levels, logsnr {made.logsnr_min:.4g} to {made.logsnr_max:.4g}")
-    for name, found in made.grids.items():
-        log.info(f"grid {name}: sum of the steps' errors {found.summed:.4g}, largest error {found.largest:.4g} ({made.unit})")
-    hand_out(text, out, made.json() if report else None)
+    hand_out(make_grid(run, parse_sampler(options.pop("sampler")), guidance=guidance_of(options), **options), out)

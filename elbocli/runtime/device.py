@@ -2,10 +2,9 @@
 
 import os
 import platform
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from elbocli.runtime.progress import log
 
 # Name of a precision → dtype of the network's activations.
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CARD, DRIVER = Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version")  # files of NVIDIA's driver
+CARD = Path("/dev/nvidia0")  # file of NVIDIA's driver
 WARM_UPS = 2  # calls before a CUDA graph is captured: the first calls choose algorithms and allocate memory
 
 
@@ -39,8 +38,7 @@ def resolve_device(name: str) -> str:
         elif trouble := _cuda_trouble():
             raise UsageError(
                 f"{CARD}: this machine has an NVIDIA card, but CUDA does not start: {trouble}; torch {torch.__version__} is built "
-                f"for CUDA {torch.version.cuda}, the driver is {_driver_version()}; update the driver, install a torch for an "
-                "older CUDA, or choose --device cpu"
+                f"for CUDA {torch.version.cuda}; update the driver, install a torch for an older CUDA, or choose --device cpu"
             )
     return "cpu"
 
@@ -54,13 +52,6 @@ def _cuda_trouble() -> str:
         # Without a card by choice: CUDA_VISIBLE_DEVICES is empty, or a Slurm job on a GPU node asked for no GPU.
         return "" if "No CUDA GPUs are available" in said else said.partition(". ")[0]
     return ""
-
-
-def _driver_version() -> str:
-    with suppress(OSError):
-        if version := re.search(r"\b\d+(\.\d+)+", DRIVER.read_text()):
-            return version[0]
-    return "unknown"
 
 
 @cache

@@ -45,9 +45,9 @@ GROUPS = {
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
     default="ddpm",
-    help="NAME, NAME:key=value,… or NAME:PRESET; see 'elbo list samplers'.",
+    help="NAME or NAME:key=value,…; see 'elbo list samplers'.",
 )
-@option("--steps", type=value(int, ge=1, le=100_000), help="Number of noise levels.  [default: 128, or the sampler preset's]")
+@option("--steps", type=value(int, ge=1, le=100_000), help="Number of noise levels.  [default: 128]")
 @option(
     "--schedule",
     type=SCHEDULE,

@@ -82,8 +82,6 @@ class Evaluation:
         classes = usual_classes(counts, data.path, "samples for scores have classes with these frequencies")
         self.labels = choose_labels(classes, self.how.n, number, settings.seed, counts=counts)
         asks = EvalSettings(asked(settings.eval_metrics, settings.seed), settings.seed, extractor)
-        if lacking := asks.needing(Need.HELD_OUT):
-            raise UsageError(f"--eval-metrics: {lacking[0]} needs held-out images; run 'elbo eval --held-out' on samples instead")
         with world.together(), reading(f"--eval-extractor {extractor}", kind=UsageError):
             made = make_extractor(extractor, weights, world.device)
         with ExitStack() as stack:

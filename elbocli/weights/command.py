@@ -23,7 +23,7 @@ from elbocli.cli.commands import (
     table_option,
     value,
 )
-from elbocli.cli.text import tell, visible
+from elbocli.cli.text import visible
 
 # KIND of `elbo list` → module and name of the registry.
 REGISTRIES = {
@@ -71,26 +71,13 @@ def list_(kind: str, as_json: bool) -> None:
         row = {"name": declared.name, "formula": declared.formula, "parameters": dict(declared.params)}
         if kind == "weightings":
             row["monotone"] = "yes" if declared.traits.monotone else "no"
-        if kind == "samplers":
-            row["presets"] = ",".join(declared.traits.presets) or "-"
         if Command.verbose or as_json:
             row["known as"] = list(declared.known_as)
         rows.append({**row, "source": declared.source})
     print_rows(rows, as_json)
 
 
-class Weights(Group):
-    """Group of `elbo weights`, which still finds `list`, the former place of `elbo list`."""
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "list":
-            return super().get_command(ctx, cmd_name)
-        if not ctx.resilient_parsing:
-            tell("elbo weights list: this command is 'elbo list' now; elbo 0.3 will not have the former name")
-        return list_
-
-
-@click.group(cls=Weights, context_settings=CONTEXT)
+@click.group(cls=Group, context_settings=CONTEXT)
 def weights() -> None:
     """Show, check and plot weightings.
 

@@ -212,8 +212,7 @@ def main() -> None:
     try:
         settings: Any = {"seed": given.seed, "device": given.device, "weights": "model"}
         asked = open_measurement(given.run, given.data, **settings)
-        size = asked.trained.network.config.image_size
-        weightings = [resolve_weighting(spec, size=size) for spec in given.weighting] or [asked.trained.weighting()]
+        weightings = [resolve_weighting(spec) for spec in given.weighting] or [asked.trained.weighting()]
         found, text = run(asked, weightings, specs, given.batches)
     except ElboError as error:
         parser.exit(error.exit_code, f"gradient_variance.py: error: {error}\n")

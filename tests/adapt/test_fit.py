@@ -36,14 +36,6 @@ def log_text(schedule: str = "cosine", count: int = 200_000, ends: tuple[float, 
     return head + losslog.line(10, count, sums)
 
 
-def test_the_density_follows_weighting_times_error():
-    fitted = fit(log_text("uniform"), floor=1e-6)
-    at = torch.linspace(-8, 8, 33, dtype=torch.float64)
-    shape = (2 - at).sigmoid() * (at / 2).sigmoid()
-    ratio = fitted.schedule.density(at) / shape
-    assert float((ratio.max() / ratio.min()).log()) < 0.2
-
-
 def test_the_fitted_schedule_has_the_least_variance_and_a_file_brings_it_back(tmp_path):
     fitted = fit(log_text(), criterion="second-moment")
     promised = fitted.report.schedules
@@ -119,23 +111,6 @@ def test_what_is_infinite_is_null_in_the_report_and_does_not_stop_the_fit():
     assert set(report["schedules"]["edm"].values()) == {None}
     assert None not in report["schedules"]["own"].values()
     assert report["schedules"]["fitted:std"]["ratio_low_discrepancy"] == 1
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "uniform"])
-def test_the_predicted_variance_of_the_own_schedule_is_that_of_the_logged_errors(schedule):
-    """By drawing again what the log was made of, in batches of 64 of either kind of t."""
-    text = log_text(schedule).replace('"step": 10,', f'"step": {200_000 // 64},')
-    fitted = fit(text)
-    assert fitted.report.batch == 64
-    p, draw = parse_schedule(schedule, -10, 10), torch.Generator().manual_seed(9)
-    t = torch.rand(15_000, 64, generator=draw, dtype=torch.float64)
-    comb = (t[:, :1] + torch.arange(64) / 64) % 1
-    own = fitted.report.schedules["own"]
-    for times, predicted in ((t, own["variance_independent"]), (comb, own["variance_low_discrepancy"])):
-        lam = p.logsnr(times)
-        noise = (1 + 0.3 * torch.randn(lam.shape, generator=draw, dtype=torch.float64)).clamp(min=0)
-        loss = (parse_weighting(fitted.report.weighting)(lam) / p.density(lam) * (lam / 2).sigmoid() * noise).mean(1)
-        assert 64 * float(loss.var() / loss.mean().square()) == pytest.approx(predicted, rel=0.05)
 
 
 def test_a_runs_log_is_found_and_its_counts_are_the_images(trained):

@@ -127,11 +127,6 @@ def test_an_option_of_an_earlier_version_is_refused_with_its_present_name(line, 
     assert result.returncode == 2 and word in result.stderr.decode()
 
 
-def test_names_are_listed_under_the_former_command_too_with_a_note(elbo):
-    now, before = elbo("list", "factors"), elbo("weights", "list", "factors")
-    assert now.stdout == before.stdout != b"" and now.stderr == b"" and b"'elbo list'" in before.stderr
-
-
 # Help
 
 

@@ -97,8 +97,8 @@ def test_the_bar_keeps_its_time_and_its_loss(columns, shown):
 
 
 def test_a_parameter_in_a_message_is_shown_as_its_option(capsys):
-    tell("run: no cell is left; use fewer `copying_cells`, or `precision` fp32")
-    assert capsys.readouterr().err == "run: no cell is left; use fewer --copying-cells, or --precision fp32\n"
+    tell("run: no cell is left; use fewer `splits`, or `precision` fp32")
+    assert capsys.readouterr().err == "run: no cell is left; use fewer --splits, or --precision fp32\n"
 
 
 @pytest.fixture

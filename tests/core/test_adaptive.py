@@ -234,13 +234,6 @@ def test_online_samples_uniformly_until_it_knows_something():
     np.testing.assert_allclose(schedule.density(MIDDLE), 1 / 14, rtol=1e-12)
 
 
-def test_online_and_offline_fit_the_same_schedule():
-    sums, online = sums_of(0.1 + (MIDDLE / 2).sigmoid(), MIDDLE * 0 + 1, 20.0), AdaptiveSchedule(EDGES)
-    online.update(sums)
-    offline = fit_schedule(ErrorMoments.of_sums(EDGES, sums), W, "loss", 0.02)
-    assert torch.equal(online.schedule(W, 0.02).t(EDGES), offline.t(EDGES))
-
-
 @pytest.mark.parametrize(("weighting", "adaptive"), [("sigmoid:bias=2", True), ("uncertainty", False), ("sigmoid:bias=2", False)])
 def test_errors_make_the_next_objective_and_leave_the_one_before_as_it_was(weighting, adaptive):
     """An adaptive schedule or a learned weighting changes, never both, and nothing of a fixed objective."""
@@ -284,13 +277,6 @@ def test_roughness_is_that_of_the_curve_however_it_is_cut(bend):
         assert float(at.sin() @ roughness(at, bend) @ at.sin()) == pytest.approx(wanted, rel=0.02)
     at = 20 * np.pi * torch.linspace(0, 1, 1200, dtype=torch.float64) ** 1.2
     assert float(at.sin() @ roughness(at, bend) @ at.sin()) == pytest.approx(wanted, rel=0.02)
-
-
-@settings(max_examples=10)
-@given(st.floats(1e-6, 1e6), st.integers(0, 99))
-def test_the_unit_does_not_matter(unit, seed):
-    mean, precision = noisy(CURVE, 20, seed), torch.full_like(CURVE, 20)
-    np.testing.assert_allclose(smooth(AT, unit * mean, precision), unit * smooth(AT, mean, precision), rtol=1e-4)
 
 
 def test_many_observations_are_left_as_they_are():

@@ -67,10 +67,6 @@ def test_gammas_of_the_paper():
     assert (round(gamma_of(0.05), 2), round(gamma_of(0.10), 2)) == (16.97, 6.94)
 
 
-def test_the_widest_profile_is_the_plain_mean():
-    np.testing.assert_allclose(effective(f"power:std={MAX_STD!r}", 50), [0, *[1 / 50] * 50], rtol=1e-12)
-
-
 def test_half_of_the_weight_is_on_the_last_halflife():
     weights = effective("halflife:images=640,ramp=0", 4000, batch=16)
     assert weights[-40:].sum() == pytest.approx(0.5, rel=1e-9)

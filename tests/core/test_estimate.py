@@ -11,7 +11,7 @@ from scipy import stats
 
 from elbocli.bound.judge import calibration_error, reliability
 from elbocli.core.estimate import Estimate, PairedMoments, error_of_share, image_errors
-from elbocli.core.frechet import FeatureMoments, StreamingFeatureMoments
+from elbocli.core.frechet import StreamingFeatureMoments
 from elbocli.run.classes import p_of_equal_shares, p_of_uniform
 
 sizes = st.integers(2, 12)
@@ -137,19 +137,6 @@ def test_single_precision_far_from_the_origin_keeps_its_digits():
     found, exact = moments.moments(), features.astype(np.float64)
     np.testing.assert_allclose(found.mu, exact.mean(0), rtol=1e-14)
     np.testing.assert_allclose(found.sigma, np.cov(exact - 1e4, rowvar=False), rtol=1e-10, atol=1e-12)
-
-
-def same(a: FeatureMoments, b: FeatureMoments) -> None:
-    assert a.n == b.n
-    np.testing.assert_allclose(a.mu, b.mu, rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(a.scatter, b.scatter, rtol=1e-8, atol=1e-8)
-
-
-@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 5), st.integers(0, 99))
-def test_moments_of_parts_add_up(first, second, width, seed):
-    features = np.random.default_rng(seed).normal(3, 2, size=(first + second, width))
-    a, b, both = FeatureMoments.of(features[:first]), FeatureMoments.of(features[first:]), FeatureMoments.of(features)
-    same(a + b, both)
 
 
 # A classifier's probabilities

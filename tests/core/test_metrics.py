@@ -5,11 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.cluster.vq import kmeans
 from scipy.spatial.distance import cdist
-from scipy.stats import binomtest, mannwhitneyu
-from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
+from scipy.stats import binomtest
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -19,11 +16,9 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from elbocli.core import neighbours
 from elbocli.core.frechet import FeatureMoments, frechet_distance
 from elbocli.core.metrics import METRICS, Features, Number, Option, Role, asked, metric
-from elbocli.core.metrics.coverage import COMPONENTS, PRC_PROTOCOLS, PrcProtocol
+from elbocli.core.metrics.coverage import PRC_PROTOCOLS, PrcProtocol
 from elbocli.core.metrics.distances import FID, KID
 from elbocli.core.score_errors import frechet_influence
-from elbocli.core.streams import Stream
-from elbocli.errors import DataError
 
 
 def features(values, **more):
@@ -64,11 +59,6 @@ def rows(request, monkeypatch):
 
 
 SMALL = {"splits": 3, "kid_subset_size": 40}
-
-
-def least(name, **options):
-    """Images that it needs: of the samples, of the reference, held out."""
-    return (*METRICS[name].traits.least(asked(name, **options)[name]), 0)[:3]
 
 
 def drawn(n, seed=0, width=6, shift=0.0):
@@ -121,9 +111,8 @@ def test_intervals_miss_the_mean_equally_often_on_both_sides_of_samples_like_the
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_gives_finite_numbers_of_just_enough_images_and_declares_them_all(name):
-    own, other, held = least(name, fid_infinity=True, **SMALL)
-    reference = replace(drawn(max(other, 2), 2, shift=0.5), held_out=drawn(max(held, 2), 3, shift=0.5))
-    found = ask(name, drawn(own, 1), reference, fid_infinity=True, **SMALL)
+    own, other = METRICS[name].traits.least(asked(name, fid_infinity=True, **SMALL)[name])
+    found = ask(name, drawn(own, 1), drawn(max(other, 2), 2, shift=0.5), fid_infinity=True, **SMALL)
     declared = {number.key: number for number in METRICS[name].traits.numbers}
     assert set(found) == set(declared)
     values = [value for value in found.values() if isinstance(value, float)]
@@ -276,106 +265,6 @@ def restated_cmmd(x, y):
 def test_cmmd_is_its_formula(made, rows):
     pair = [each.astype(np.float32).astype(np.float64) for each in made(0)]
     assert ask("cmmd", *pair)["gaussian_mmd"] == pytest.approx(restated_cmmd(*pair), rel=1e-6, abs=1e-9)
-
-
-# Copying
-
-
-def copying(samples, training, held_out, **options):
-    return ask("copying", samples, replace(features(training), held_out=features(held_out)), **options)
-
-
-def closest(queries, points):
-    return NearestNeighbors(n_neighbors=1).fit(points).kneighbors(queries)
-
-
-def restated_ct(samples, training, held_out, cells, few=20):
-    """Meehan et al. 2020, with the cells of given centres."""
-    where = [closest(each, cells)[1][:, 0] for each in (samples, training, held_out)]
-    top = weight = 0.0
-    for cell in range(len(cells)):
-        q, t, p = (each[at == cell] for each, at in zip((samples, training, held_out), where))
-        if len(q) <= few or not len(p):
-            continue
-        far = [closest(each, t)[0][:, 0].astype(np.float32) for each in (q, p)]
-        u = mannwhitneyu(*far).statistic
-        n, m = len(q), len(p)
-        z = (u - n * m / 2 + 0.5) / (n * m * (n + m + 1) / 12) ** 0.5
-        top, weight = top + m * z, weight + m
-    return top / weight
-
-
-def sets(made, seed=0):
-    """Samples, training and held-out images."""
-    (first, second), (third, _) = made(seed, 140, 200), made(seed, 120, 200)
-    return first, second, third
-
-
-@pytest.mark.parametrize("made", [plain, structured])
-@pytest.mark.parametrize("cells", [1, 3])
-def test_the_test_is_that_of_the_paper(made, cells):
-    samples, training, held_out = (each.astype(np.float32).astype(np.float64) for each in sets(made))
-    centres, _ = kmeans(training, cells, iter=10, seed=Stream(0, "copying-cells").at(0))
-    found = copying(samples, training, held_out, copying_cells=cells)
-    assert found["copying_ct"] == pytest.approx(restated_ct(samples, training, held_out, centres), abs=1e-6)
-
-
-def test_wide_features_are_compared_in_their_principal_components():
-    draw = np.random.default_rng(0)
-    mix = draw.normal(size=(90, 90)) * np.geomspace(3, 0.01, 90)[:, None]
-    samples, training, held_out = (draw.normal(size=(n, 90)) @ mix for n in (100, 150, 80))
-    model = PCA(COMPONENTS, svd_solver="full").fit(training.astype(np.float32).astype(np.float64))
-    few = [model.transform(each.astype(np.float32)) for each in (samples, training, held_out)]
-    found = copying(samples, training, held_out, copying_cells=1)["copying_ct"]
-    assert found == pytest.approx(restated_ct(few[0], few[1], few[2], few[1].mean(0, keepdims=True)), abs=0.02)
-
-
-@pytest.mark.parametrize("cells", [1, 3])
-def test_a_model_that_memorises_half_of_its_images_is_caught_and_one_that_does_not_is_not(cells):
-    values = np.random.default_rng(0).permutation(load_digits().data).astype(np.float32)
-    training, held_out, fresh = values[:700], values[700:1200], values[1200:1700]
-    honest = copying(fresh, training, held_out, copying_cells=cells)
-    low, high = honest["copying_ct_interval"]
-    assert low < honest["copying_ct"] < high and low < 0 < high
-    learnt = fresh.copy()
-    learnt[::2] = training[: len(learnt[::2])]
-    caught = copying(learnt, training, held_out, copying_cells=cells)
-    assert caught["copying_ct_interval"][1] < 0 and caught["copying_ct"] < -5
-    told = [ask("authenticity", each, training) for each in (fresh, learnt)]
-    gap = told[0]["authenticity_percent"] - told[1]["authenticity_percent"]
-    errors = [each["authenticity_percent_se"] for each in told]
-    assert gap > 3 * np.hypot(*errors) and told[1]["authenticity_percent"] <= 50
-
-
-@pytest.mark.parametrize("cells", [1, 3])
-def test_the_interval_contains_zero_nineteen_times_in_twenty_where_nothing_is_copied(cells):
-    held = 0
-    for seed in range(100):
-        draw = np.random.default_rng(seed)
-        low, high = copying(*draw.normal(size=(3, 80, 3)), copying_cells=cells)["copying_ct_interval"]
-        held += low < 0 < high
-    assert held >= 90
-
-
-def test_samples_where_nothing_was_held_out_are_refused():
-    draw = np.random.default_rng(0)
-    training = draw.normal(size=(60, 2)) + np.repeat([[0, 0], [100, 0], [0, 100]], 20, 0)
-    with pytest.raises(DataError, match="copying_cells"):
-        copying(draw.normal(size=(70, 2)), training, draw.normal(size=(9, 2)) + np.array([100, 0]))
-
-
-@pytest.mark.parametrize("made", [plain, structured])
-def test_authenticity_is_authpct(made):
-    """Alaa et al. 2022 by scikit-learn's neighbours."""
-    samples, training = (each.astype(np.float32).astype(np.float64) for each in made(6))
-    far, which = closest(samples, training)
-    spacing = NearestNeighbors(n_neighbors=1).fit(training).kneighbors()[0][:, 0]
-    wanted = 100 * (far[:, 0].astype(np.float32) > spacing[which[:, 0]].astype(np.float32)).mean()
-    found = ask("authenticity", samples, training)
-    assert found["authenticity_percent"] == pytest.approx(wanted, abs=1e-6) and 0 < wanted < 100
-    low, high = found["authenticity_percent_interval"]
-    assert 0 < low < wanted < high < 100
-    assert ask("authenticity", training, training)["authenticity_percent"] == 0
 
 
 # Neighbours

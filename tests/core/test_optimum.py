@@ -94,17 +94,6 @@ def test_images_that_are_alike_stay_together_at_any_level():
     assert sums.values(torch.tensor([2.0])).abs().max() == 0
 
 
-def test_a_sample_stands_for_all_and_is_the_exact_one_where_it_holds_all():
-    images, eps, logsnr = draws(30, 4, 3)
-    results = []
-    for taken in (range(30), range(15)):
-        sums = LeastErrors(images[:4], eps, logsnr, unit=1 / 127.5)
-        sums.add(images[taken.start : taken.stop], own(taken, 4))
-        results.append(sums.values(torch.full((4,), 29.0, dtype=torch.float64)))
-    noisy = results[1][..., 0] / results[0][..., 0]  # every image counts alike there
-    assert bool(((noisy > 0.5) & (noisy < 2)).all()) and not torch.equal(*results)
-
-
 def test_the_nearest_image_tells_the_mean_square_of_a_draw():
     """Two points: at least the true one, and at most twice as much. A copy of the source is not its neighbour."""
     for copies in (0, 2):

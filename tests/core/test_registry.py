@@ -12,7 +12,6 @@ from elbocli.core.averages import AVERAGES, parse_average
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.guidance import THRESHOLDS
 from elbocli.core.metrics import METRICS
-from elbocli.core.monotone import likeness
 from elbocli.core.noise import NOISES, STARTS
 from elbocli.core.pixels import ROUNDINGS
 from elbocli.core.prediction import PREDICTIONS, Prediction
@@ -186,26 +185,6 @@ def test_another_name_is_written_down_as_the_own_name(registry, declared):
 )
 def test_a_spec_in_the_words_of_others_is_this_spec(parse, text, spec):
     assert parse(text).spec == spec
-
-
-def test_a_parameter_given_under_two_names_is_refused():
-    with pytest.raises(UsageError, match="given twice"):
-        parse_weighting("edm:mean=1,P_mean=1")
-
-
-@pytest.mark.parametrize(
-    ("name", "same"),
-    [
-        ("vdm", "eps-mse@uniform"),
-        ("rf", "u-mse@fm-ot"),
-        ("eps-cosine", "eps-mse@cosine"),
-        ("lognormal:p_mean=-0.4,p_std=1", "edm-mse@edm:mean=-0.4,std=1"),
-        ("logit-normal:logit_mean=0.3,logit_std=0.7", "u-mse@logit-normal:m=0.3,s=0.7"),
-        ("v-prediction-mse@vp", "v-mse@linear-beta"),
-    ],
-)
-def test_a_weighting_by_another_name_is_that_objective(name, same):
-    assert likeness(parse_weighting(name), parse_weighting(same), -12, 12).deviation < 1e-9
 
 
 @pytest.mark.parametrize(("name", "bias"), [("sid2-128", 0), ("sid2", -3)])

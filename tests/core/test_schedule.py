@@ -128,15 +128,6 @@ def test_density_is_minus_the_slope_of_t(schedule):
     np.testing.assert_allclose(schedule.density(inside), -slope, rtol=1e-9)
 
 
-@given(any_schedule())
-def test_density_has_the_share_of_the_time_between_any_levels(schedule):
-    """Without derivatives, which the density and t of an inverted curve share."""
-    level = torch.linspace(schedule.logsnr_min, schedule.logsnr_max, 20_001, dtype=torch.float64)
-    share = torch.trapezoid(schedule.density(level).view(-1)[:-1].view(4, -1), level[:-1].view(4, -1))
-    wanted = schedule.t(level[:-1].view(4, -1)[:, 0]) - schedule.t(level[:-1].view(4, -1)[:, -1])
-    np.testing.assert_allclose(share, wanted, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 @settings(max_examples=10)
 @given(data=st.data())
@@ -332,12 +323,6 @@ def test_t_never_rises_whatever_the_timesteps(level):
     assert float(curve.t(at).diff().max()) <= 1e-14
     t = torch.linspace(float(curve.time[-1]), float(curve.time[0]), 57, dtype=torch.float64)
     np.testing.assert_allclose(curve.t(curve.logsnr(t)), t, atol=1e-14)
-
-
-def test_the_density_of_timesteps_is_minus_the_derivative_of_t():
-    curve = Steps(steps("squaredcos_cap_v2"))
-    at = torch.linspace(-9, 9, 101, dtype=torch.float64) + 1e-3
-    np.testing.assert_allclose(-slope(curve.t, at), curve.density(at), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ENDS)

@@ -67,14 +67,6 @@ def test_low_discrepancy_times_have_exactly_one_in_each_cell(seed, step, count):
     assert comb[0] < 1 / count
 
 
-@given(st.sampled_from(T_SAMPLINGS), SEEDS, st.integers(0, 10**9))
-def test_times_of_a_step_are_always_the_same_and_of_another_step_not(sampling, seed, step):
-    stream = Stream(seed, "t")
-    first = times(stream, step, 16, sampling)
-    assert not torch.equal(times(stream, step + 1, 16, sampling), first)
-    assert torch.equal(times(stream, step, 16, sampling), first)
-
-
 @pytest.mark.parametrize("sampling", T_SAMPLINGS)
 def test_times_are_uniform(sampling):
     stream = Stream(3, "t")
@@ -82,11 +74,6 @@ def test_times_are_uniform(sampling):
     assert stats.kstest(first, "uniform").pvalue > 1e-4
     batch = np.array([times(stream, step, 8, sampling).numpy() for step in range(4000)])
     assert all(stats.kstest(column, "uniform").pvalue > 1e-4 for column in batch.T)
-
-
-def test_independent_times_are_independent():
-    batch = np.array([times(Stream(3, "t"), step, 2, "independent").numpy() for step in range(4000)])
-    assert abs(np.corrcoef(batch.T)[0, 1]) < 5 / np.sqrt(4000)
 
 
 def test_normals_are_standard_normal_and_independent_of_their_neighbours():

@@ -9,7 +9,6 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from elbocli.core import monotone
 from elbocli.core.monotone import SHOWN, in_words, likeness, rising, slope
 from elbocli.core.registry import Registry
 from elbocli.core.schedule import parse_schedule
@@ -146,16 +145,6 @@ def test_monotone_edm_is_edm_monotonic_to_the_bit():
     assert torch.equal(named("edm", monotone=True)(LAMBDA), named("edm-monotonic")(LAMBDA))
 
 
-def test_edm_monotonic_finds_its_peak_once_not_at_every_step(monkeypatch):
-    calls = []
-    found = monotone.rising
-    monkeypatch.setattr(monotone, "rising", lambda *args: calls.append(args) or found(*args))
-    w = named("edm-monotonic", {"mean": -1.0625})
-    for _ in range(3):
-        w(LAMBDA)
-    assert len(calls) == 1
-
-
 @settings(max_examples=20)
 @given(any_weighting())
 def test_monotone_is_the_least_non_increasing_function_above(chosen):
@@ -211,8 +200,8 @@ def of_function(function, **modifiers):
 
 def test_a_weighting_is_valid_where_it_is_finite_and_not_negative():
     line = of_function(lambda logsnr: 5 - logsnr)
-    assert "5 to 15" in line.faults(-15, 15) and "ELBO of" not in line.verdict(-15, 15)
-    assert "9 to 15" in of_function(lambda logsnr: 5 - logsnr, shift=4.0).faults(-15, 15)
+    assert "negative for logsnr 5.00" in line.faults(-15, 15) and "ELBO of" not in line.verdict(-15, 15)
+    assert "9.00" in of_function(lambda logsnr: 5 - logsnr, shift=4.0).faults(-15, 15)
     assert line.faults(-15, 5) == "" == of_function(lambda logsnr: 0 * logsnr).faults(-15, 15)
     for w in (line, of_function(lambda logsnr: logsnr.sqrt()), of_function(lambda logsnr: (1e3 * logsnr).exp())):
         with pytest.raises(UsageError):
@@ -338,10 +327,6 @@ def test_a_zero_in_one_alone_is_an_infinite_deviation_and_is_placed():
     assert likeness(cut, cut, -5, 5).deviation == 0
 
 
-def test_nothing_at_all_is_like_nothing():
-    assert likeness(torch.zeros_like, torch.zeros_like, -1, 1).deviation == 0
-
-
 def test_rising_and_slope_of_a_function_that_is_known():
     ((start, end),) = rising(lambda lam: -(lam - 1).square(), -3, 3)
     assert (start, end) == (-3, pytest.approx(1, abs=1e-9))
@@ -386,11 +371,3 @@ def test_intervals_are_named_in_a_line_however_many_there_are():
     steps = rising(lambda lam: lam.floor() + 100, -15, 15)
     assert len(steps) > SHOWN
     assert in_words(steps) == f"-14, -13, -12, -11 and {len(steps) - SHOWN} more"
-
-
-@pytest.mark.parametrize("shift", [0, 0.7])
-@pytest.mark.parametrize("spec", ["v-mse:monotone@edm-sample", "u-mse:monotone@fm-ot", "edm:monotone", "iddpm:monotone"])
-def test_a_weighting_held_monotone_never_rises(spec, shift):
-    weighting = parse_weighting(spec, shift=shift)
-    for low, high in ((-15, 15), (-50, 50)):
-        assert weighting.rising(max(low, weighting.support[0]), min(high, weighting.support[1])) == []

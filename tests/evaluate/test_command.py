@@ -45,7 +45,6 @@ OPTIONS = {
     "kid": "--kid-subset-size=9",
     "prc": "--prc-protocol=adm",
     "density-coverage": "--coverage-neighbours=3",
-    "copying": "--copying-cells=2",
 }
 
 
@@ -53,7 +52,6 @@ OPTIONS = {
     ("line", "code", "word"),
     [
         *((f"a.npy --metrics accuracy {option}", 2, f"--metrics {metric}") for metric, option in OPTIONS.items()),
-        ("a.npy --metrics fid --held-out data.h5", 2, "copying"),
         ("a.npy --metrics fod", 2, "did you mean fid"),
         ("a.npy --metrics kid", 1, "1000"),
         ("a.npy - --metrics fid", 2, "stream"),

@@ -203,9 +203,9 @@ def test_too_few_images_are_refused_by_every_metric(images, tmp_path):
         for side, needed in enumerate(metric.traits.least(asked(name, **options)[name])):
             if needed > 1:
                 few = save(tmp_path / f"{name}-{side}.npy", np.zeros((needed - 1, 8, 8, 1), np.uint8))
-                sets = [few if at == side else many for at in range(3)]
+                sets = [few if at == side else many for at in range(2)]
                 with pytest.raises(DataError, match=rf"{few.name}: .*{name} needs at least {needed}"):
-                    score(*sets[:2], (name,), held_out=sets[2], **options)
+                    score(*sets, (name,), **options)
     one = save(tmp_path / "1.npy", images[:1])
     for metrics, out in ((("fid",), None), (("is",), tmp_path / "s.npz")):
         with pytest.raises(DataError, match="2"):
@@ -222,7 +222,6 @@ def test_what_a_metric_lacks_is_named(images, digits, tmp_path, monkeypatch):
     for word, given, metrics in (
         ("`ref`", (path, None), ("fid",)),
         ("labels", pair, ("accuracy",)),
-        ("`held_out`", pair, ("copying",)),
     ):
         with pytest.raises(UsageError, match=f"{metrics[0]} needs {word}"):
             score(*given, metrics)
@@ -328,40 +327,6 @@ def test_what_is_drawn_by_a_seed_names_it(images, digits, tmp_path):
     assert score(path, digits, ("accuracy",), classes="random", seed=3)["seed"] == 3
     assert score(path, digits, fid_infinity=True, seed=3)["seed"] == 3
     assert "seed" not in score(path, digits, seed=3)
-
-
-# Copies
-
-
-@pytest.fixture
-def sets(images, tmp_path):
-    """Samples, training and held-out images, of 80, 120 and 100 digits; and samples of which half are copies."""
-    mixed = images[np.random.default_rng(0).permutation(300)]
-    copies = mixed[:80].copy()
-    copies[::2] = mixed[80:120]
-    parts = {"samples": mixed[:80], "training": mixed[80:200], "held": mixed[200:], "copies": copies}
-    return {name: save(tmp_path / f"{name}.npy", part) for name, part in parts.items()}
-
-
-def test_a_model_that_copies_is_caught_with_an_interval(sets, tmp_path):
-    line = {"metrics": ("copying", "authenticity"), "held_out": sets["held"], "copying_cells": 1}
-    honest, caught = (result(sets[name], sets["training"], **line) for name in ("samples", "copies"))
-    low, high = honest.named()["copying_ct_interval[elbo-tiny]"]
-    assert low < 0 < high and caught.named()["copying_ct_interval[elbo-tiny]"][1] < 0
-    found = caught.json()
-    assert found["n_held_out"] == 100 and found["held_out"] == str(sets["held"]) and found["held_out_sha256"]
-    saved = tmp_path / "held.safetensors"
-    score(sets["held"], None, save_features=saved)
-    again = score(sets["copies"], sets["training"], **{**line, "held_out": saved})
-    assert again["copying_ct[elbo-tiny]"] == found["copying_ct[elbo-tiny]"]
-
-
-def test_held_out_images_of_another_size_are_a_mismatch(sets, tmp_path):
-    large = save(tmp_path / "large.npy", np.zeros((9, 16, 16, 1), np.uint8))
-    line = (sets["samples"], sets["training"], ("copying",))
-    with pytest.raises(DataError, match=r"large\.npy: image_size"):
-        score(*line, held_out=large)
-    assert "copying_ct[elbo-tiny]" in score(*line, held_out=large, allow_mismatch=True)
 
 
 def test_the_sheet_of_neighbours_has_the_closest_pairs_pixel_for_pixel(images, tmp_path):

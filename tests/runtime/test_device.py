@@ -155,16 +155,14 @@ OLD = "The NVIDIA driver on your system is too old (found version 11040). Please
     ],
 )
 def test_auto_is_no_cpu_by_accident(built_for, trouble, node, refused, warnings, cards, monkeypatch, tmp_path):
-    """The device node and the driver are files of this test."""
+    """The device node is a file of this test."""
 
     def start():
         raise RuntimeError(trouble)
 
-    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.82.01  Wed Oct 27 21:21:55 UTC 2021\n")
     if node:
         (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(device, "CARD", tmp_path / "nvidia0")
-    monkeypatch.setattr(device, "DRIVER", tmp_path / "version")
     monkeypatch.setattr(torch.version, "cuda", built_for)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", start)
@@ -172,7 +170,7 @@ def test_auto_is_no_cpu_by_accident(built_for, trouble, node, refused, warnings,
     with heard() as lines, pytest.raises(UsageError) if refused else nullcontext() as error:
         assert [choose_device("auto"), choose_device("auto")] == [CPU, CPU]
     if refused:
-        assert all(version in str(error.value) for version in ("12.8", "470.82.01"))
+        assert "12.8" in str(error.value)
     assert len(lines) == warnings and choose_device("cpu") == CPU
 
 

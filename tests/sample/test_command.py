@@ -43,8 +43,8 @@ def by_edm(run: Path, later: torch.dtype, *churn: float) -> tuple[np.ndarray, li
     ("noise", "later", "sampler", "churn"),
     [
         ("edm", torch.float64, "heun", ()),
-        ("edm", torch.float64, "heun:edm-imagenet64", CHURN),
-        ("edm2", torch.float32, "heun:edm-imagenet64", CHURN),
+        ("edm", torch.float64, "edm-imagenet64", CHURN),
+        ("edm2", torch.float32, "edm-imagenet64", CHURN),
     ],
     ids=["plain", "churn", "edm2"],
 )

@@ -106,7 +106,6 @@ def rows(world: World, n: int, sets: int, references: int, names: str, n_ref: in
     for seed in range(1, references + 1):
         random = np.random.default_rng(seed)
         reference = world.features(n_ref, random, False)
-        reference.held_out = world.features(n_ref, random, False)
         scored.append((frechet_distance(truth, reference.moments), list[dict[str, Any]]()))
         for _ in range(sets // references):
             samples, values = world.features(n, random, True), dict[str, Any]()

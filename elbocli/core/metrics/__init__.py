@@ -32,7 +32,6 @@ class Need(Enum):
         "the reference's images, and `ref` holds statistics only: name a dataset, or features saved by `save_features`"
     )
     SPATIAL = "spatial features"
-    HELD_OUT = "`held_out`: images like those of `ref` that the model was not trained on"
 
 
 BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}  # to compare the features of samples and reference
@@ -57,7 +56,6 @@ class Features:
 
     moments: mean and covariance of the features. values: features, float32 [N, D]. logits: [N, K]. labels: [N].
     spatial: mean and covariance of the spatial features. spatial_values: spatial features, [N, S].
-    held_out: for a reference, the Features of similar images that the model was not trained on.
     """
 
     moments: Gaussian
@@ -66,7 +64,6 @@ class Features:
     labels: Any = None
     spatial: Any = None
     spatial_values: Any = None
-    held_out: Any = None
     device: torch.device | str = "cpu"
     _nearest: Tensor | None = field(default=None, init=False)
 
@@ -144,14 +141,14 @@ class MetricTraits(NamedTuple):
 
     numbers: all numbers that the metric may return. few: warning text if the samples are few.
     needs: inputs besides the samples' features.
-    least: function of the options → fewest samples and reference images allowed, optionally also held-out images.
+    least: function of the options → fewest samples and reference images allowed.
     draws: function of the options → whether results depend on the seed.
     network: function of the options → the only network that is allowed; None: any network.
     """
 
     numbers: Sequence[Number]
     needs: Set[Need] = frozenset()
-    least: Callable[[Any], tuple[int, ...]] = lambda options: (1, 0)
+    least: Callable[[Any], tuple[int, int]] = lambda options: (1, 0)
     options: Sequence[Option] = ()
     draws: Callable[[Any], bool] = lambda options: False
     network: Callable[[Any], str | None] = lambda options: None

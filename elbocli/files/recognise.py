@@ -91,7 +91,6 @@ KINDS = [
     Kind("a tar archive", names="*.tar"),
     Kind("a tar archive", test=_is_tar),
     Kind("a parquet file", rb"\APAR1"),
-    Kind("a CIFAR batch", names="data_batch_*.bin test_batch.bin train.bin test.bin"),
     Kind("an IDX file", test=_is_idx),
     Kind("images", names="*" + " *".join(PICTURES)),
     Kind("a page", rb"\A<!doctype html"),

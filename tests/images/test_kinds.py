@@ -1,4 +1,4 @@
-"""Array files, other datasets, and published sets (CIFAR's, MNIST's, parquet): the images and labels that were written."""
+"""Array files, other datasets, and published sets (MNIST's, parquet): the images and labels that were written."""
 
 import gzip
 import io
@@ -6,7 +6,6 @@ import json
 import struct
 import subprocess
 import sys
-import zipfile
 from functools import partial
 
 import numpy as np
@@ -99,65 +98,6 @@ def test_two_datasets_share_their_classes_by_name(pack):
     source = open_source([pack(f"{number}.h5", ROWS, LABELS, each) for number, each in enumerate(names)])
     assert source.class_names == ["ant", "bee", "cat", "dog"]
     assert [source.class_names[label] for label in source.labels] == [each[k] for each in names for k in LABELS]
-
-
-# CIFAR
-
-
-def batch(images, classes=10):
-    """A binary batch: image k is of class 7 k, with a coarse class before it in CIFAR-100."""
-    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    heads = [bytes([7 * k % classes]) if classes == 10 else bytes([9, 7 * k % classes]) for k in range(len(images))]
-    return b"".join(head + row.tobytes() for head, row in zip(heads, planes, strict=True))
-
-
-@pytest.fixture
-def cifar(tmp_path):
-    """CIFAR-10 of 6 images in two batches, and 5 for testing."""
-    folder = tmp_path / "cifar-10"
-    folder.mkdir()
-    for name, part in (("data_batch_1", slice(3)), ("data_batch_2", slice(3, 6)), ("test_batch", slice(6, None))):
-        (folder / f"{name}.bin").write_bytes(batch(RGB[part]))
-    (folder / "readme.html").write_text("<html>")
-    (folder / "batches.meta.txt").write_text("a b c d e f g h i j\n\n")
-    return folder
-
-
-def test_every_form_of_cifar_10_is_the_same_training_images(cifar, tmp_path):
-    subprocess.run(["tar", "cf", tmp_path / "x.tar", "-C", tmp_path, cifar.name], check=True)
-    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in cifar.iterdir():
-            archive.write(path, f"{cifar.name}/{path.name}")
-    with heard() as said:
-        sources = [open_source(source) for source in (cifar, tmp_path / "x.tar", tmp_path / "x.zip")]
-    assert "left out: test_batch.bin" in said[0]
-    for source in sources:
-        assert np.array_equal([ref.read() for ref in source.refs], RGB[:6])
-        assert source.labels == [0, 7, 4] * 2 and source.class_names == list("abcdefghij")
-        assert source.files[2:4] == ["data_batch_1/2", "data_batch_2/0"]
-    assert len(open_source(cifar / "test_batch.bin")) == 5
-
-
-def test_cifar_100_has_its_fine_classes(tmp_path):
-    names = [f"class_{number:02d}" for number in range(100)]
-    (tmp_path / "train.bin").write_bytes(batch(RGB, 100))
-    (tmp_path / "fine_label_names.txt").write_text("\n".join(names))
-    found = open_source(tmp_path)
-    assert np.array_equal([ref.read() for ref in found.refs], RGB)
-    assert found.class_names == names and found.labels == [7 * k for k in range(11)]
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("batches.meta.txt", names) for names in (b"ant bee", b"ant " * 10, b"\xff")]
-    + [("data_batch_2.bin", content) for content in (bytes(3074), b"text", b"\x0a" + bytes(3072))],
-)
-def test_other_names_and_batches_than_cifars_are_refused(cifar, name, content):
-    (cifar / name).write_bytes(content)
-    with pytest.raises(FormatError):
-        open_source(cifar)
-    (cifar / name).unlink()
-    assert len(open_source(cifar).class_names) == 10
 
 
 # MNIST

@@ -207,7 +207,6 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
     make_published(folder)
     subprocess.run(["bash", "-e", "-c", f". {SHELL}; make_files"], cwd=folder, check=True)
     for line in (
-        ("prep", "digits", "png.h5", "--size", 8, "--store", "png"),
         ("prep", "digits", "test.h5", "--size", 8, "--subset", "val", 0.3),
         ("train", "out.h5", "-o", "run", "--preset", "preset.yaml", "--save-every", 10, "--keep-last", 3),
         ("sample", "run", "-n", 60, "-o", "samples.npz"),

@@ -51,12 +51,6 @@ from elbocli.runtime import PRECISIONS
 )
 @option("--auto-orient", is_flag=True, help="Rotate photographs by their EXIF orientation; ADM and EDM don't.")
 @option(
-    "--store",
-    type=click.Choice(["raw", "png", "webp"]),
-    default="raw",
-    help="Raw pixels, or lossless files: smaller, but training must decode them.",
-)
-@option(
     "--labels",
     type=PATH,
     metavar="FILE",

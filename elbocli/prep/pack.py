@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +20,9 @@ from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import write_text
-from elbocli.files.dataset import ENCODINGS, RAW, DatasetWriter, Members, encode
+from elbocli.files.dataset import DatasetWriter, Members
 from elbocli.files.reading import add_digests, reading
-from elbocli.files.resumable import ENCODED, IMAGES, LATENTS, BlockLayout, Journal
+from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout, Journal
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
 from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape
@@ -45,7 +44,6 @@ class Settings(DecodeOptions):
     """Settings of `elbo prep`, named like the command's options. size, channels: 0 if elbo chooses."""
 
     channels: int = 0
-    store: str = RAW
     labels: Path | None = None
     class_names: Path | None = None
     subset: tuple[str, float] | None = None
@@ -69,7 +67,6 @@ class Settings(DecodeOptions):
             "filter": CROPS[self.crop][1],
             "background": self.background or "none",
             "auto_orient": self.auto_orient,
-            "store": self.store,
             "shuffle_seed": "none" if self.shuffle_seed is None else self.shuffle_seed,
             "subset": "none" if self.subset is None else f"{self.subset[0]} {self.subset[1]:g}",
         }
@@ -167,7 +164,7 @@ class Encoder(NamedTuple):
 
     batch: images per call of `rows`, except the last call. copies: rows per image. attributes: to add to the dataset's.
     fingerprint: settings and versions on which the rows depend.
-    rows: function of images, uint8 [H, W, C] or encoded, that returns `copies` rows per image.
+    rows: function of images, uint8 [H, W, C], that returns `copies` rows per image.
     """
 
     layout: BlockLayout
@@ -182,12 +179,9 @@ def _encoder(settings: Settings) -> Encoder:
     if settings.latents is None:
         if settings.mirror:
             raise UsageError("--mirror is for --latents; pixels are mirrored while training: elbo train --flip")
-        shape = (settings.size, settings.size, settings.channels)
-        if settings.store == RAW:
-            return Encoder(BlockLayout(IMAGES, shape))
-        return Encoder(BlockLayout(ENCODED, (), int(math.prod(shape) * ENCODINGS[settings.store].claim)))
-    if settings.channels != 3 or settings.store != RAW:
-        raise UsageError("--latents needs RGB images and stores float16; leave --channels and --store out")
+        return Encoder(BlockLayout(IMAGES, (settings.size, settings.size, settings.channels)))
+    if settings.channels != 3:
+        raise UsageError("--latents needs RGB images; leave --channels out")
     return latent_encoder(settings.latents, settings)
 
 
@@ -266,7 +260,7 @@ def _read(ref: ImageRef) -> tuple[str, bytes | np.ndarray | ElboError]:
 class Packed(NamedTuple):
     """An image as stored in a dataset, or the reason why the image is unusable.
 
-    digest: sha256 of the bytes that were read. row: pixels [H, W, C], or an encoded image.
+    digest: sha256 of the bytes that were read. row: pixels [H, W, C].
     change: made while decoding, such as 'alpha dropped'. trouble: reason; "" for a usable image.
     """
 
@@ -338,4 +332,4 @@ def _pack(ref: ImageRef, settings: Settings) -> Packed:
         pixels, change = square(content, settings)
     except ElboError as error:
         return Packed(digest, trouble=str(error))
-    return Packed(digest, pixels if settings.store == RAW else encode(pixels, settings.store), change)
+    return Packed(digest, pixels, change)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
-from elbocli.files.dataset import ENCODINGS, Dataset, DatasetWriter, encode
+from elbocli.files.dataset import Dataset, DatasetWriter
 from elbocli.files.dataset import find_dataset as find
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace, read_space
-from elbocli.files.resumable import ENCODED, IMAGES, LATENTS, BlockLayout
+from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout
 from elbocli.images.samples import read_samples
 from elbocli.info.describe import verify
 
@@ -26,30 +26,21 @@ SPACE = LatentSpace("edm2", [0.5, -1.0], [2.0, 0.25], "[0,1]", "vae", "ab" * 32,
 LAYOUTS = {
     "raw": BlockLayout(IMAGES, (8, 8, 3)),
     "grey": BlockLayout(IMAGES, (8, 8, 1)),
-    "png": BlockLayout(ENCODED, (), 300),
-    "webp": BlockLayout(ENCODED, (), 300),
     "latents": BlockLayout(LATENTS, (4, 8, 8)),
 }
 
 
 def rows_of(kind, count=12):
     random = np.random.default_rng(0)
-    shape = (count, *(LAYOUTS[kind].row or (8, 8, 3)))
+    shape = (count, *LAYOUTS[kind].row)
     return random.normal(size=shape).astype(np.float16) if kind == "latents" else random.integers(0, 256, shape, "u1")
-
-
-def stored(kind, count=12):
-    """Rows as a writer takes them."""
-    return [encode(row, kind) for row in rows_of(kind, count)] if kind in ENCODINGS else rows_of(kind, count)
 
 
 def write(path, kind="raw", count=12, step=5, limit=None, **about):
     about = {"num_classes": 3, "image_size": 8, **about, **(asdict(SPACE) if kind == "latents" else {})}
-    if kind in ENCODINGS:
-        about |= {"store": kind, "channels": 3}
     with DatasetWriter(path, LAYOUTS[kind], limit or count, "test").held() as writer:
         for start in range(writer.rows, count, step):
-            writer.append(stored(kind, count)[start : start + step], start + step, {})
+            writer.append(rows_of(kind, count)[start : start + step], start + step, {})
         names = {"class_names": ["ant", "bee", "cat"], "files": [f"ä{i}.png" for i in range(count)]}
         assert not path.exists()
         writer.finish({"labels": np.arange(count) % 3, **names}, about)
@@ -77,18 +68,17 @@ def test_rows_labels_and_names_read_back_in_any_order_also_by_plain_h5py(kind, t
     with h5py.File(path, "r") as file:
         block = file[data.kind]
         assert block.chunks is None and file.attrs["format"] == "elbo-dataset" and file["files"].asstr()[3] == "ä3.png"
-        assert kind in ENCODINGS or np.array_equal(block[()], rows)
+        assert np.array_equal(block[()], rows)
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(2))
 def test_the_code_in_the_docs_does_what_it_says(index, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     rows, made = rows_of("raw"), {}
-    for store in ("png", "raw"):
-        write(Path(f"{store}.h5"), store)
+    write(Path("raw.h5"))
     exec(blocks[index], made)
-    name, wanted = [("images", rows[:8]), ("pixels", rows[5]), ("mapped", rows)][index]
+    name, wanted = [("images", rows[:8]), ("mapped", rows)][index]
     assert np.array_equal(made[name], wanted)
 
 
@@ -180,15 +170,7 @@ REFUSED = {
         ("labels", np.full(12, -1)),
         ("labels", np.full(12, 3)),
         ("labels", np.full(12, 2**64 - 1, "u8")),
-        ("labels", h5py.SoftLink("/offsets")),
-    ],
-    "png": [
-        ("offsets", None),
-        ("offsets", np.arange(13)),
-        ("offsets", np.zeros(13, "i8")),
-        ("@store", "gif"),
-        ("@channels", 4),
-        ("@image_size", 0),
+        ("labels", h5py.SoftLink("/images")),
     ],
     "latents": [("latents", np.zeros((12, 3, 8, 8), "f2")), ("latents", np.zeros((12, 4, 8, 8), "f4"))],
 }
@@ -356,11 +338,11 @@ def test_the_same_rows_give_the_same_bytes_however_they_came(tmp_path):
     assert write(tmp_path / "b.h5", step=1, limit=50).read_bytes() == whole
 
 
-def begun(path, kind="raw", source="test", **options):
+def begun(path, source="test", **options):
     """Write 8 rows of 12; return the state that the writer found."""
-    with DatasetWriter(path, LAYOUTS[kind], 12, source).held(**options) as writer:
+    with DatasetWriter(path, LAYOUTS["raw"], 12, source).held(**options) as writer:
         state = writer.state
-        writer.append(stored(kind)[writer.rows : 8], 9, {"skipped": {"2": "why"}})
+        writer.append(rows_of("raw")[writer.rows : 8], 9, {"skipped": {"2": "why"}})
     return state
 
 
@@ -383,7 +365,7 @@ def test_an_unfinished_file_goes_on_and_one_of_another_source_is_kept_unless_ove
     with pytest.raises(UsageError, match="unfinished"):
         begun(path, source="two")
     state = begun(path)
-    assert (state.rows, state.bytes, state.done, state.notes) == (8, 1536, 9, {"skipped": {"2": "why"}})
+    assert (state.rows, state.done, state.notes) == (8, 9, {"skipped": {"2": "why"}})
     assert begun(path, source="two", overwrite=True).rows == 0
 
 
@@ -395,17 +377,16 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-@pytest.mark.parametrize(("kind", "harmed"), [("raw", ".partial"), ("png", ".partial"), ("png", ".partial.runs")])
-def test_rows_that_are_not_what_the_journal_says_are_written_again(tmp_path, kind, harmed, change, monkeypatch):
+def test_rows_that_are_not_what_the_journal_says_are_written_again(tmp_path, change, monkeypatch):
     path, seen = tmp_path / "out.h5", []
-    begun(path, kind)
-    harmed = path.with_name(path.name + harmed)
+    begun(path)
+    harmed = path.with_name("out.h5.partial")
     harmed.write_bytes(change(harmed.read_bytes()))
     monkeypatch.setattr(os, "posix_fallocate", lambda *args: seen.append(os.listdir(tmp_path)))
-    assert begun(path, kind).done == 0
+    assert begun(path).done == 0
     assert "out.h5.partial.json" not in seen[0], "gone before the disk is claimed"
     monkeypatch.undo()
-    assert write(path, kind).read_bytes() == write(tmp_path / "whole.h5", kind).read_bytes()
+    assert write(path).read_bytes() == write(tmp_path / "whole.h5").read_bytes()
 
 
 def test_an_unfinished_file_survives_a_full_disk_and_its_writer_closes_all(small_disk):

@@ -134,7 +134,7 @@ def test_class_folders_and_files_are_in_byte_order_files_before_folders(tmp_path
 
 
 def test_a_flat_folder_is_one_class_called_after_it_without_elbos_own_files(tmp_path, monkeypatch):
-    own = ["x.h5", "x.h5.partial", "x.h5.partial.json", "x.h5.partial.runs", "x.h5.lock", "x.skipped.jsonl"]
+    own = ["x.h5", "x.h5.partial", "x.h5.partial.json", "x.h5.lock", "x.skipped.jsonl"]
     monkeypatch.chdir(touch(tmp_path / "cats", "2.png", "1.png", *own))
     source = open_source(Path())
     assert (source.files, source.labels, source.class_names) == (["1.png", "2.png"], [0, 0], ["cats"])

@@ -29,7 +29,7 @@ from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.records import Count, Record, Rest, escaped, stored
-from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout, Identity, Resumable
+from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout, Resumable
 from elbocli.runtime.progress import progress
 
 # name of a block → its type and shape
@@ -306,7 +306,7 @@ DIGESTS = f"{PAYLOAD} {CONTENTS}"  # value of attribute `digests`, so that a mis
 class DatasetWriter(Resumable):
     """Writer of a dataset: append rows, then call `finish`."""
 
-    def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity):
+    def __init__(self, out: Path, layout: BlockLayout, limit: int, source: dict[str, Any]):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
     def finish(self, members: Members, attributes: dict[str, Any]) -> None:

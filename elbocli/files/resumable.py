@@ -24,7 +24,6 @@ from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.runtime.progress import log
 
 IMAGES, LATENTS = "images", "latents"  # names of a dataset's block
-Identity = str | dict[str, Any]  # of an unfinished file: a digest, or settings by name
 Rows = Sequence[np.ndarray] | np.ndarray
 
 
@@ -53,13 +52,13 @@ class BlockLayout:
 class Journal(Record):
     """Progress of an unfinished file.
 
-    source: digest or settings that identify the contents. rows: number of rows on disk.
+    source: settings and digests that identify the contents. rows: number of rows on disk.
     done: number of items of the source that were read or skipped. notes: further state of the writer.
     sha256: digest of the rows.
     named: inode number of the finished file, written just before the file gets its name; 0: unfinished.
     """
 
-    source: Identity
+    source: dict[str, Any]
     rows: Count
     done: Count
     sha256: str = ""
@@ -85,10 +84,10 @@ class Resumable:
 
     Append rows only in a `with file.held()` block.
     out: path of the finished file. offset: bytes before the rows. limit: largest number of rows.
-    source: digest or settings that identify the contents; a file is resumed only with the same source.
+    source: settings and digests that identify the contents; a file is resumed only with the same source.
     """
 
-    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Identity):
+    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: dict[str, Any]):
         self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
         self.partial, self.journal = out.with_name(out.name + ".partial"), journal_of(out)
         self.state, self._digest = Journal(source, 0, 0), hashlib.sha256()
@@ -146,9 +145,7 @@ class Resumable:
                 self.state, self._digest = there, digest
                 return
             if not overwrite:
-                differing = "source or settings"
-                if isinstance(there.source, dict) and isinstance(own, dict):
-                    differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()})) or "images"
+                differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()})) or "images"
                 raise UsageError(
                     f"{self.partial}: the unfinished file was begun with other {differing}; to resume, repeat the command that "
                     "made the file; or choose another name, or add --overwrite to start again"

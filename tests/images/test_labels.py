@@ -10,7 +10,7 @@ from calls import open_source, touch
 from scipy.io import savemat
 
 from elbocli.errors import DataError
-from elbocli.images.labels import read_labels_file, read_meta, some
+from elbocli.images.labels import read_labels_file, read_meta
 
 NAMES = [f"val/ILSVRC2012_val_{number:08d}.JPEG" for number in (1, 2, 3)]
 LAST = [name.rpartition("/")[2] for name in NAMES]
@@ -239,10 +239,6 @@ def test_a_dataset_whose_classes_share_a_name_keeps_them_apart(pack, listed):
     assert source.class_names == ["crane", "bee", "crane"] and source.labels[:3] == [0, 1, 2]
     with pytest.raises(DataError, match="2 classes"):
         open_source(path, class_names=listed("bee\n"))
-
-
-def test_a_message_names_three_at_most():
-    assert some("abc") == "a, b, c" and some("abcd") == "a, b, c, …"
 
 
 # ILSVRC

@@ -23,7 +23,6 @@ LONG = (
     "test_pages.py",
     "tools/test_bench.py",
     "cli/test_interruption.py",
-    "importer/test_own_network.py",
     "nn/test_export.py",
 )
 """Files of tests that are all marked long."""

@@ -165,7 +165,7 @@ def pack_latents(tmp_path_factory: pytest.TempPathFactory, photos: np.ndarray) -
         encoder = encoder_of(folder, **settings)
         path = tmp_path_factory.mktemp("latents") / "latents.h5"
         rows = encoder.rows(list(photos))
-        with DatasetWriter(path, encoder.layout, len(rows), str(encoder.fingerprint)).held() as writer:
+        with DatasetWriter(path, encoder.layout, len(rows), encoder.fingerprint).held() as writer:
             writer.append(rows, len(rows), {})
             labels = np.repeat(np.arange(len(photos)) % 3, encoder.copies)
             writer.finish({"labels": labels, "class_names": ["ant", "bee", "cat"]}, encoder.attributes)
@@ -219,7 +219,7 @@ def pack(tmp_path, images):
         rows = images() if rows is None else rows
         labels = np.arange(len(rows)) % 3 if labels is None else labels
         path = tmp_path / name
-        with DatasetWriter(path, BlockLayout(IMAGES, rows.shape[1:]), len(rows), "test").held() as writer:
+        with DatasetWriter(path, BlockLayout(IMAGES, rows.shape[1:]), len(rows), {"of": "test"}).held() as writer:
             writer.append(rows, len(rows), {})
             files = [f"{i}.png" for i in range(len(rows))]
             about = {"num_classes": len(names), "image_size": rows.shape[1], **attributes}

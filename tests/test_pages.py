@@ -62,7 +62,7 @@ def test_the_page_on_python_runs_and_its_network_learns(epochs, least, most, run
     bpd = float(said.split(" ± ")[0].split()[-1])
     assert least < bpd < most, "this network is at 6.3 bits after 20 epochs, and above 14 before the first"
     assert read_yaml(tmp_path / "schedule.yaml")["format"] == "elbo-schedule"
-    guided = elbo("sample", "dit", "--steps", 2, "--guidance-scale", 2, "--plugin", "dit.py", "-o", "x.npy", cwd=tmp_path)
+    guided = elbo("sample", "dit", "--steps", 2, "--guidance-scale", 2, "--plugin", "mine.py", "-o", "x.npy", cwd=tmp_path)
     assert guided.returncode == 2, "the page's loop trains no row for 'no class'"
 
 
@@ -207,7 +207,6 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
     make_published(folder)
     subprocess.run(["bash", "-e", "-c", f". {SHELL}; make_files"], cwd=folder, check=True)
     for line in (
-        ("prep", "digits", "png.h5", "--size", 8, "--store", "png"),
         ("prep", "digits", "test.h5", "--size", 8, "--subset", "val", 0.3),
         ("train", "out.h5", "-o", "run", "--preset", "preset.yaml", "--save-every", 10, "--keep-last", 3),
         ("sample", "run", "-n", 60, "-o", "samples.npz"),

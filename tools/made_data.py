@@ -27,7 +27,7 @@ def cut_up(sheet: Image.Image, layout: Layout) -> np.ndarray:
 
 def _written(path: Path, layout: BlockLayout, rows: np.ndarray, classes: int, **about: Any) -> Dataset:
     """A dataset of these rows; row i is of class i mod `classes`."""
-    with DatasetWriter(path, layout, len(rows), "made").held() as writer:
+    with DatasetWriter(path, layout, len(rows), {"of": "made"}).held() as writer:
         writer.append(rows, len(rows), {})
         names = {"class_names": [str(k) for k in range(classes)], "files": [f"{i}.png" for i in range(len(rows))]}
         writer.finish({"labels": np.arange(len(rows)) % classes, **names}, {"num_classes": classes, **about})

@@ -1,6 +1,6 @@
 """The dataset format (HDF5): images or latents in one block, read through a memory map.
 
-Pixels: block `images`, uint8 [N, H, W, C], or block `encoded`, bytes of image files, with `offsets` [N + 1].
+Pixels: block `images`, uint8 [N, H, W, C].
 Latents: block `latents`, float16 [N, 2C, H, W], mean and standard deviation of C channels.
 Beside the block: `labels` int64 [N], lists of text `class_names` and `files`, and attributes.
 """
@@ -8,38 +8,33 @@ Beside the block: `labels` int64 [N], lists of text `class_names` and `files`, a
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import write_all, writing
 from elbocli.files.checkpoint import RunData
-from elbocli.files.contact_sheet import picture
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.records import Count, Record, Rest, escaped, stored
-from elbocli.files.resumable import ENCODED, IMAGES, LATENTS, BlockLayout, Identity, Resumable
+from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout, Resumable
 from elbocli.runtime.progress import progress
 
 # name of a block → its type and shape
 BLOCKS = {
     IMAGES: "uint8 (N, H, W, 1 or 3) with N > 0",
-    ENCODED: "uint8 bytes of png or webp, with rising 'offsets', image_size and channels",
     LATENTS: "float16 (N, 2C, H, W) with N > 0",
 }
 PREPROCESSING = ("crop", "filter")  # attributes that record how images were made, beside `image_size`
@@ -53,7 +48,7 @@ Members = dict[str, np.ndarray | list[str]]  # what a dataset holds beside its b
 class DatasetAttributes(Record, kw_only=True):
     """Attributes of a dataset, all optional.
 
-    store: "raw", "png" or "webp". crop, filter: methods of cropping and resizing. skipped: number of unusable images.
+    crop, filter: methods of cropping and resizing. skipped: number of unusable images.
     digests: names of the digests that the file must have, with spaces between.
     changed: JSON object: change made while decoding, such as "alpha dropped" → number of images.
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
@@ -65,7 +60,6 @@ class DatasetAttributes(Record, kw_only=True):
     num_classes: Count | None = None
     image_size: Count | None = None
     channels: Count | None = None
-    store: str | None = None
     crop: str | None = None
     filter: str | None = None
     digests: str | None = None
@@ -79,29 +73,6 @@ class DatasetAttributes(Record, kw_only=True):
     pillow_version: str | None = None
     command: str | None = None
     more: Rest = {}
-
-
-class Encoding(NamedTuple):
-    """Lossless image format. claim: usual size relative to raw pixels. options: arguments of Pillow's `save`."""
-
-    claim: float
-    options: dict[str, Any]
-
-
-RAW = "raw"
-# Measured on photographs (tools/bench/bench_read.py): PNG's higher levels and WebP's higher methods cost several
-# times as much to write and save under a tenth.
-ENCODINGS = {
-    "png": Encoding(0.7, {"compress_level": 1}),
-    "webp": Encoding(0.55, {"lossless": True, "method": 0, "quality": 0, "exact": True}),
-}
-
-
-def encode(pixels: np.ndarray, name: str) -> bytes:
-    """Encode pixels, uint8 [H, W, 1 or 3]. name: a key of ENCODINGS."""
-    buffer = io.BytesIO()
-    picture(pixels).save(buffer, name, **ENCODINGS[name].options)
-    return buffer.getvalue()
 
 
 class Dataset:
@@ -118,7 +89,6 @@ class Dataset:
             self.attributes = DatasetAttributes.of(self._about, path)
             self.kind: str = next((kind for kind in BLOCKS if kind in file), IMAGES)
             block = self._member(file, self.kind)
-            self._ends = self._member(file, "offsets")[()].astype(np.int64) if self.kind == ENCODED else np.zeros(0)
             self.shape: tuple[int, int, int, int] = self._shape(block)
             offset = None if block.chunks else block.id.get_offset()
             # Chunks, which other programs may write, can't be mapped into memory.
@@ -150,15 +120,11 @@ class Dataset:
         return words
 
     def _shape(self, block: h5py.Dataset) -> tuple[int, int, int, int]:
-        about, ends = self.attributes, self._ends
         match self.kind, str(block.dtype), block.shape:
             case "images", "uint8", (n, h, w, (1 | 3) as c) if min(n, h, w) > 0:
                 return n, h, w, c
             case "latents", "float16", (n, c, h, w) if min(n, c, h, w) > 0 and c % 2 == 0:
                 return n, h, w, c // 2
-            case "encoded", "uint8", (size,) if about.store in ENCODINGS and about.image_size and about.channels in (1, 3):
-                if len(ends) > 1 and ends[0] == 0 and ends[-1] == size and (np.diff(ends) > 0).all():
-                    return len(ends) - 1, about.image_size, about.image_size, about.channels
         found = f"{self.kind!r} is {block.dtype} {block.shape}"
         raise FormatError(f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; pack the images again")
 
@@ -179,11 +145,6 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r}, {len(self)} {self.kind}, {self.num_classes} classes)"
-
-    @property
-    def store(self) -> str:
-        """Storage format: "raw", or a key of ENCODINGS."""
-        return str(self.attributes.store) if self.kind == ENCODED else RAW
 
     @property
     def image_size(self) -> int:
@@ -210,27 +171,12 @@ class Dataset:
     def batch(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """Return copies of rows: images uint8 [n, H, W, C], or latents float16 [n, 2C, H, W].
 
-        indices: [n]. Raises FormatError if a row is damaged.
+        indices: [n].
         """
-        if self.kind == ENCODED:
-            out = np.empty((len(indices), *self.shape[1:]), np.uint8)
-            list(_decoders().map(self._decode, indices, out))
-            return out
         return self.block.take(np.asarray(indices), axis=0)
 
-    def _decode(self, row: int, out: np.ndarray) -> None:
-        content = io.BytesIO(self.block[self._ends[row] : self._ends[row + 1]].data)
-        damaged = reading(f"{self.path}: damaged: row {row}", "; pack the images again")
-        with damaged, Image.open(content, formats=[self.store]) as image:
-            height, width, channels = out.shape
-            if image.size != (width, height):
-                raise ValueError(f"{image.width} x {image.height} pixels, expected {width} x {height}")
-            pixels = np.asarray(image)
-            # WebP has no grey: it stores three equal channels.
-            out[:] = pixels[..., None] if pixels.ndim == 2 else pixels[..., :channels]
-
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """Yield all rows in order, `size` at a time. Raises FormatError if a row is damaged."""
+        """Yield all rows in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.batch(range(start, min(start + size, len(self))))
 
@@ -306,15 +252,6 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
-@cache
-def _decoders() -> ThreadPoolExecutor:
-    # Decoding threads run in parallel: Pillow releases the interpreter lock.
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="elbo-decode")
-
-
-os.register_at_fork(after_in_child=_decoders.cache_clear)  # a DataLoader's forked workers have none of these threads
-
-
 def find_dataset(folder: Path) -> Path:
     """Return the only dataset in a folder. Raises DataError unless there is exactly one."""
     datasets = []
@@ -369,7 +306,7 @@ DIGESTS = f"{PAYLOAD} {CONTENTS}"  # value of attribute `digests`, so that a mis
 class DatasetWriter(Resumable):
     """Writer of a dataset: append rows, then call `finish`."""
 
-    def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity):
+    def __init__(self, out: Path, layout: BlockLayout, limit: int, source: dict[str, Any]):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
     def finish(self, members: Members, attributes: dict[str, Any]) -> None:
@@ -379,20 +316,18 @@ class DatasetWriter(Resumable):
             **DatasetAttributes.head(),
             "digests": DIGESTS,
             "count": self.rows,
-            "payload_sha256": self.state.sha256[0],
+            "payload_sha256": self.state.sha256,
             **attributes,
         }
         stored = {key: escaped(value) for key, value in sorted(about.items()) if value is not None}
         members = {name: escaped(value) for name, value in members.items()}
         with writing(self.out):
-            if not self.layout.row:
-                members = {**members, "offsets": np.append(0, np.fromfile(self.ends, "<i8", self.rows)).astype(np.int64)}
-            handle, end = self._rows.handle, self.offset + self._rows.size
-            write_all(handle, _head(self.layout, self._rows.size // self.layout.row_bytes), 0)
-            os.ftruncate(handle, end)
+            end = self.offset + self.size
+            write_all(self.handle, _head(self.layout, self.rows), 0)
+            os.ftruncate(self.handle, end)
             # HDF5 prints a traceback when it meets a full disk while closing a file, so the disk space is allocated first.
             tail = sum(64 * len(value) if isinstance(value, list) else value.nbytes for value in members.values())
-            os.posix_fallocate(handle, end, tail + (1 << 12))
+            os.posix_fallocate(self.handle, end, tail + (1 << 12))
             with h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
                 # Sorted, so that equal contents give equal bytes.
                 for name, value in sorted(members.items()):
@@ -407,7 +342,7 @@ class DatasetWriter(Resumable):
 
 
 def _head(layout: BlockLayout, rows: int) -> bytes:
-    """Return the bytes of an HDF5 file before its block. rows: for encoded images, number of bytes."""
+    """Return the bytes of an HDF5 file before its block."""
     with tempfile.NamedTemporaryFile() as scratch:
         with h5py.File(scratch.name, "w", libver=LIBVER) as file:
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 from elbocli.errors import ElboError, PluginError, UsageError
 from elbocli.files.reading import file_sha256
@@ -29,13 +28,6 @@ class PluginFile(Record):
 
 
 _RUN: dict[Path, PluginFile] = {}  # plug-ins run so far, by path
-
-
-def defined(file: str, name: str) -> Any:
-    """Return the object `name` of the plug-in `file` (name or path); None if it hasn't run or doesn't define the object."""
-    module = sys.modules.get(PREFIX + Path(file).stem)
-    value = getattr(module, name, None)
-    return value if module and getattr(value, "__module__", "") == module.__name__ else None
 
 
 def run_plugin(path: Path) -> None:
@@ -69,7 +61,7 @@ def run_plugin(path: Path) -> None:
             at = next((frame for frame in reversed(frames) if Path(frame.filename).parent == place.parent), frames[-1])
             reason = f"{error}" if isinstance(error, ElboError) else f"{type(error).__name__}: {error}"
             raise UsageError(f"{path}: {reason}; correct {at.filename}, line {at.lineno}") from error
-    sys.modules[PREFIX + path.stem], _RUN[place] = module, plugin
+    _RUN[place] = plugin
 
 
 def plugins_run() -> list[PluginFile]:

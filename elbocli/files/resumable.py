@@ -23,16 +23,15 @@ from elbocli.files.atomic import locked, put_in_place, write_all, write_json, wr
 from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.runtime.progress import log
 
-IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"  # names of a dataset's block
-Identity = str | dict[str, Any]  # of an unfinished file: a digest, or settings by name
-Rows = Sequence[bytes] | Sequence[np.ndarray] | np.ndarray
+IMAGES, LATENTS = "images", "latents"  # names of a dataset's block
+Rows = Sequence[np.ndarray] | np.ndarray
 
 
 @dataclass(frozen=True)
 class BlockLayout:
     """Layout of a dataset's block.
 
-    name: one of BLOCKS. row: shape of a row; () for encoded images.
+    name: one of BLOCKS. row: shape of a row.
     claim: bytes of disk to allocate per row; 0 means the size of a row.
     """
 
@@ -46,7 +45,6 @@ class BlockLayout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row; 1 for encoded images."""
         return math.prod(self.row) * np.dtype(self.dtype).itemsize
 
 
@@ -54,17 +52,16 @@ class BlockLayout:
 class Journal(Record):
     """Progress of an unfinished file.
 
-    source: digest or settings that identify the contents. rows, bytes: number and size of the rows on disk.
+    source: settings and digests that identify the contents. rows: number of rows on disk.
     done: number of items of the source that were read or skipped. notes: further state of the writer.
-    sha256: digest of the rows; for encoded images, also digest of the offsets.
+    sha256: digest of the rows.
     named: inode number of the finished file, written just before the file gets its name; 0: unfinished.
     """
 
-    source: Identity
+    source: dict[str, Any]
     rows: Count
-    bytes: Count
     done: Count
-    sha256: list[str] = []
+    sha256: str = ""
     notes: dict[str, Any] = {}
     named: Count = 0
 
@@ -82,35 +79,18 @@ def finished_by(journal: Path, out: Path) -> Journal | None:
     return None
 
 
-class Column:
-    """File to append bytes to, with the sha256 of the appended bytes."""
-
-    def __init__(self, path: Path, offset: int = 0):
-        self.path, self.offset, self.size, self.digest = path, offset, 0, hashlib.sha256()
-        self.handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-
-    def resume(self, size: int) -> None:
-        written: Any = np.memmap(self.path, np.uint8, "r", self.offset, (size,)) if size else b""
-        self.size, self.digest = size, hashlib.sha256(written)
-
-    def append(self, data: bytes) -> None:
-        write_all(self.handle, data, self.offset + self.size)
-        self.size += len(data)
-        self.digest.update(data)
-
-
 class Resumable:
     """Unfinished file of rows, which a later process can resume.
 
     Append rows only in a `with file.held()` block.
     out: path of the finished file. offset: bytes before the rows. limit: largest number of rows.
-    source: digest or settings that identify the contents; a file is resumed only with the same source.
+    source: settings and digests that identify the contents; a file is resumed only with the same source.
     """
 
-    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Identity):
+    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: dict[str, Any]):
         self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
-        self.partial, self.ends = (out.with_name(out.name + end) for end in (".partial", ".partial.runs"))
-        self.journal, self.state = journal_of(out), Journal(source, 0, 0, 0)
+        self.partial, self.journal = out.with_name(out.name + ".partial"), journal_of(out)
+        self.state, self._digest = Journal(source, 0, 0), hashlib.sha256()
         self.overwrite = self.complete = False
 
     @contextmanager
@@ -140,16 +120,13 @@ class Resumable:
                     self.discard()
                 raise UsageError(f"{self.out}: already exists; choose another name or add --overwrite")
             with writing(self.out):
-                self._rows = Column(self.partial, self.offset)
-                # Encoded images differ in length, so the end of each row is stored too.
-                self._columns = [self._rows] if self.layout.row else [self._rows, Column(self.ends)]
-                for column in self._columns:
-                    stack.callback(os.close, column.handle)
+                self.handle = os.open(self.partial, os.O_RDWR)
+                stack.callback(os.close, self.handle)
                 if self.journal.exists():
                     self._resume(overwrite, unchanged)
             try:
                 with writing(self.out, f"claim {room} bytes"):
-                    os.posix_fallocate(self._rows.handle, 0, room)
+                    os.posix_fallocate(self.handle, 0, room)
                 yield self
             except DataError:
                 if not self.rows:
@@ -160,51 +137,43 @@ class Resumable:
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
             there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
             if there.source == own and unchanged(there):
-                sizes, digests = (there.bytes, 8 * there.rows), [*there.sha256, "", ""]
-                for column, size, digest in zip(self._columns, sizes, digests):
-                    column.resume(size)
-                    if column.digest.hexdigest() != digest:
-                        raise ValueError("the rows on disk differ from the journal's digest")
-                self.state = there
+                size = there.rows * self.layout.row_bytes
+                written: Any = np.memmap(self.partial, np.uint8, "r", self.offset, (size,)) if size else b""
+                digest = hashlib.sha256(written)
+                if digest.hexdigest() != there.sha256:
+                    raise ValueError("the rows on disk differ from the journal's digest")
+                self.state, self._digest = there, digest
                 return
             if not overwrite:
-                differing = "source or settings"
-                if isinstance(there.source, dict) and isinstance(own, dict):
-                    differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()})) or "images"
+                differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()})) or "images"
                 raise UsageError(
                     f"{self.partial}: the unfinished file was begun with other {differing}; to resume, repeat the command that "
                     "made the file; or choose another name, or add --overwrite to start again"
                 )
-        for column in self._columns:
-            column.resume(0)
         self.journal.unlink()
         log.warning(f"{self.partial}: unfinished file is damaged or has other settings; writing all rows again")
 
     def discard(self) -> None:
-        for path in (self.partial, self.ends, self.journal):  # the journal last: it may say that the file is complete
+        for path in (self.partial, self.journal):  # the journal last: it may say that the file is complete
             path.unlink(missing_ok=True)
 
     @property
     def rows(self) -> int:
         return self.state.rows
 
-    def write(self, rows: Rows) -> None:
-        """Append arrays of rows, or encoded images, without flushing."""
-        parts = list(map(bytes, rows))
-        with writing(self.out):
-            for ends in self._columns[1:]:
-                ends.append((self._rows.size + np.cumsum([len(part) for part in parts], dtype="<i8")).tobytes())
-            self._rows.append(b"".join(parts))
+    @property
+    def size(self) -> int:
+        """Bytes of the rows on disk."""
+        return self.rows * self.layout.row_bytes
 
     def append(self, rows: Rows, done: int, notes: dict[str, Any]) -> None:
         """Append rows and flush. done: number of items of the source read so far. notes: further state of the writer."""
-        self.write(rows)
+        content = b"".join(map(bytes, rows))
         with writing(self.out):
-            for column in self._columns:
-                os.fdatasync(column.handle)
-        size, digests = self._rows.size, [column.digest.hexdigest() for column in self._columns]
-        count = size // self.layout.row_bytes if self.layout.row else self._columns[1].size // 8
-        self._note(Journal(self.state.source, count, size, done, digests, notes))
+            write_all(self.handle, content, self.offset + self.size)
+            os.fdatasync(self.handle)
+        self._digest.update(content)
+        self._note(Journal(self.state.source, self.rows + len(rows), done, self._digest.hexdigest(), notes))
 
     def _note(self, state: Journal) -> None:
         self.state = state
@@ -215,13 +184,13 @@ class Resumable:
         self._note(structs.replace(self.state, named=inode))
 
     def block(self) -> np.ndarray:
-        os.ftruncate(self._rows.handle, self.offset + self._rows.size)  # free the unused disk space
+        os.ftruncate(self.handle, self.offset + self.size)  # free the unused disk space
         return np.memmap(self.partial, self.layout.dtype, "r", self.offset, (self.rows, *self.layout.row))
 
     def name(self, head: bytes = b"") -> None:
         """Write `head` before the rows, and give the file its final name."""
-        write_all(self._rows.handle, head, 0)
-        os.fsync(self._rows.handle)
-        self.note_naming(os.fstat(self._rows.handle).st_ino)
+        write_all(self.handle, head, 0)
+        os.fsync(self.handle)
+        self.note_naming(os.fstat(self.handle).st_ino)
         put_in_place(self.partial, self.out, self.overwrite)
         self.discard()

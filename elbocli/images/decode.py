@@ -55,15 +55,6 @@ def resize(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), LANCZOS)
 
 
-def pad(image: Image.Image, size: int, background: str) -> Image.Image:
-    """Resize the long side by Lanczos, and pad the short side."""
-    scale = size / max(image.size)
-    inner = image.resize([max(1, round(side * scale)) for side in image.size], LANCZOS)
-    square = Image.new(image.mode, (size, size), background)
-    square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
-    return square
-
-
 def none(image: Image.Image, size: int) -> Image.Image:
     """Return the image. Raises DataError unless it has size × size pixels."""
     if image.size != (size, size):
@@ -75,7 +66,6 @@ CROPS: dict[str, tuple[Callable[..., Image.Image], str]] = {  # name → (functi
     "center": (center, "box, bicubic"),
     "edm": (edm, "lanczos"),
     "resize": (resize, "lanczos"),
-    "pad": (pad, "lanczos"),
     "none": (none, "none"),
 }
 
@@ -111,7 +101,7 @@ class DecodeOptions:
     size: side of the square in pixels; 0: not chosen yet.
     channels: 1 or 3; 0: as in the file.
     crop: key of CROPS.
-    background: colour behind transparent pixels and of padding; '': drop the alpha channel, pad with white.
+    background: colour behind transparent pixels; '': drop the alpha channel.
     auto_orient: rotate by the EXIF orientation.
     grey_expected: report colour images as 'colour made grey'.
     """
@@ -193,6 +183,5 @@ def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray,
         return content, ""
     else:
         image, change = picture(content).convert(MODES[how.channels]), ""
-    more = [how.background or "white"] if how.crop == "pad" else []
-    pixels = np.asarray(CROPS[how.crop][0](image, how.size, *more))
+    pixels = np.asarray(CROPS[how.crop][0](image, how.size))
     return pixels.reshape(how.size, how.size, -1), change

@@ -1,8 +1,8 @@
 """Read the classes of images from the user's files. A class is a word (such as a folder's name) or a number.
 
-`--labels FILE`: lines of IMAGE CLASS; CSV; one class a line, in the order of the image names; or an array of numbers (.npy).
+`--labels FILE`: lines of IMAGE CLASS; CSV; or one class a line, in the order of the image names.
 No --labels: EDM's dataset.json, or webdataset's label files beside the images.
-`--class-names FILE`: one class a line, as KEY, KEY<tab>NAME or KEY NAME; or ILSVRC's meta.mat.
+`--class-names FILE`: one class a line, as KEY, KEY<tab>NAME or, for numbers and WordNet IDs, KEY NAME; or ILSVRC's meta.mat.
 KEY: class in the images' labels. NAME: class name for display.
 """
 
@@ -14,18 +14,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from elbocli.errors import DataError
-from elbocli.files.reading import check_file, open_file, read_bytes, reading
+from elbocli.files.reading import check_file, read_bytes, reading
 from elbocli.images.decode import is_picture
-from elbocli.images.registry import Entries, ImageRef, Word, check_labels
+from elbocli.images.registry import Entries, ImageRef, Word
 from elbocli.runtime.progress import log
 
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")  # class and box: Kaggle's PredictionString, Tiny ImageNet
 NUMBERED = re.compile(r"([a-z]\d{8}|\d{1,9})\s")  # begins with a WordNet ID or a number
-SIDECARS = ("cls", "json", "txt")
-JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
+SIDECARS = (".cls", ".json", ".txt")
 
 
 def lines_of(path: Path) -> list[str]:
@@ -44,7 +41,7 @@ def _word(text: str) -> Word:
 
 
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
-    """Read the file of --labels: a table of names and classes, a bare list of classes, or an array (.npy).
+    """Read the file of --labels: a table of names and classes, or a bare list of classes.
 
     names: files of all images; the lines of a bare list are in this order.
     Returns: class of each image (None: missing or ambiguous), and whether the file is a bare list.
@@ -52,9 +49,6 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     Numbers in a bare list: class numbers of ILSVRC's meta.mat if that file is in the same folder.
     Raises DataError: when the list's length is not the number of images, a name fits several images, or no image gets a class.
     """
-    if path.suffix == ".npy":
-        with reading(f"{path}: not usable as labels", kind=DataError), open_file(path) as file:
-            return check_labels(np.load(file, allow_pickle=False), len(names)).tolist(), False
     lines = lines_of(path)
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
         if len(lines) != len(names):
@@ -113,37 +107,24 @@ def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
 
 
 def sidecar_labels(entries: Entries) -> tuple[Entries, list[Word | None] | None]:
-    """Separate webdataset's images from the .cls, .json and .txt files, and read the classes.
+    """Separate webdataset's images from the .cls, .json and .txt files beside them, and read the classes in KEY.cls.
 
     Returns: the images, and the class of each image (None: no class); None instead of a list if no image has a class.
-    Raises DataError: when a label file is damaged.
+    Raises DataError: when a label file can't be read.
     """
-    sides: dict[str, Entries] = {}
-    images, keys = Entries(), []
-    for name, ref in entries.items():
-        folder, slash, base = name.rpartition("/")
-        stem, _, suffix = base.partition(".")
-        key = folder + slash + stem
-        if suffix in SIDECARS:
-            sides.setdefault(key, {})[suffix] = ref
-        else:
-            images[name] = ref
-            keys.append(key)
-    if not any(key in sides for key in keys):
-        return entries, None
-    words = [_sidecar_word(sides.get(key, {}), key) for key in keys]
-    return images, None if all(word is None for word in words) else words
+    keys = {_key(name) for name in entries if not name.endswith(SIDECARS)}
+    beside = {name: ref for name, ref in entries.items() if name.endswith(SIDECARS) and _key(name) in keys}
+    words: dict[str, Word] = {}
+    for name, ref in beside.items():
+        if name.endswith(".cls"):
+            words[_key(name)] = _word(bytes(ref.read(1000)).decode("utf-8", "replace"))
+    images = {name: ref for name, ref in entries.items() if name not in beside}
+    return images, [words.get(_key(name)) for name in images] if words else None
 
 
-def _sidecar_word(sides: Entries, where: str) -> Word | None:
-    with reading(where, kind=DataError):
-        if "cls" in sides:
-            return _word(bytes(sides["cls"].read(1000)).decode("utf-8", "replace"))
-        content = json.loads(bytes(sides["json"].read())) if "json" in sides else {}
-        for key in JSON_KEYS:
-            if isinstance(content, dict) and isinstance(content.get(key), (int, str)):
-                return _word(str(content[key]))
-    return None
+def _key(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
 
 
 # Numbers of classes
@@ -158,12 +139,9 @@ def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]
     if path.suffix == ".mat":
         return read_meta(path)
     keys, names, lines = [], [], [line.strip() for line in lines_of(path)]
-    # Without a tab, a line that isn't in `words` is KEY NAME if some such line begins with one of `words`; or if the labels are
-    # numbers, and the line begins with a number or WordNet ID.
-    pairs = any(line.split()[0] in words for line in lines if "\t" not in line and line not in words)
     for line in lines:
         key, tab, name = line.partition("\t")
-        if not tab and line not in words and (pairs or (not words and NUMBERED.match(line))):
+        if not tab and line not in words and NUMBERED.match(line):
             key, _, name = line.partition(" ")
         keys.append(key.strip())
         names.append(name.strip() or key.strip())

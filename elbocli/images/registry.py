@@ -8,11 +8,9 @@ def frames(path):
 
 from __future__ import annotations
 
-import math
 import re
 import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -63,19 +61,6 @@ class ZipEntry(NamedTuple):
     def read(self, most: int = -1) -> bytes:
         with reading("does not unpack", kind=DataError), self.archive.open(self.info) as member:
             return member.read(most)
-
-
-def size_of(ref: ImageRef) -> int:
-    """Return an image's size in bytes without reading the image; −1: unknown."""
-    match ref:
-        case Span(path, _, size):
-            with suppress(OSError):
-                return Path(path).stat().st_size if size < 0 else size
-        case ZipEntry(_, info):
-            return info.file_size
-        case ArrayRow(array, _):
-            return math.prod(array.shape[1:])
-    return -1
 
 
 class DatasetRows:
@@ -155,8 +140,7 @@ class Source(NamedTuple):
     """Reader of the images of a kind of file or folder.
 
     form 'images': open(path) returns Images, or yields (name, class or None, ImageRef) for each image.
-    form 'tree': open(path) yields (file's path in the source, ImageRef) for each file; folders may be classes. The entry of a
-    damaged archive is (path, DataError).
+    form 'tree': open(path) yields (file's path in the source, ImageRef) for each file; folders may be classes.
     form 'parts': like 'images', but open(names, folder) reads the files `names`, which belong together. folder: name → ImageRef.
     """
 

@@ -27,23 +27,21 @@ SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|
 FOLDER_SPLIT = re.compile(r"(?<![a-z])(?:(train|training)|(test|testing)|(val|valid|validation|dev))(?![a-z])")
 
 
-def open_source(
-    roots: Sequence[Path], *, labels: Path | None = None, class_names: Path | None = None, skip: bool = False
-) -> Images:
+def open_source(roots: Sequence[Path], *, labels: Path | None = None, class_names: Path | None = None) -> Images:
     """List the images of folders, archives and files, with class numbers as labels.
 
-    labels, class_names: files of --labels and --class-names. skip: whether to warn about damaged archives instead of raising.
+    labels, class_names: files of --labels and --class-names.
     Raises DataError: damaged archive, no images, or an image without a class.
     """
     label_files = [path.name for path in (labels, class_names) if path is not None]
     parts = []
     for root in roots:
         with reading(root, kind=DataError):
-            parts.append(list_source(root, len(roots) > 1, skip, label_files))
+            parts.append(list_source(root, len(roots) > 1, label_files))
     if len(parts) == 1 and parts[0].numbered and labels is class_names is None:
         return parts[0]
     if labels is class_names is None:
-        _refuse_splits(roots, parts)
+        _refuse_splits(roots[0], parts)
     class_folders = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
     whole, bare = Images([], [], [], class_folders, parts[0].prefix if len(parts) == 1 else ""), False
     for part in parts:
@@ -77,28 +75,24 @@ def open_source(
     return whole.take(kept)
 
 
-def _refuse_splits(roots: Sequence[Path], parts: Sequence[Images]) -> None:
+def _refuse_splits(root: Path, parts: Sequence[Images]) -> None:
     """Raise DataError if class folders are training and test images, which would be packed together.
 
     These are names that differ only in the word for the split, such as train and test, or train2017 and val2017. Without a word
     for training images, they are splits only if all classes are: val and test may be classes among others.
     """
-    folders = {name: (root, part) for root, part in zip(roots, parts) if not part.numbered for name in part.class_names}
+    names = sorted({name for part in parts if not part.numbered for name in part.class_names})
     groups: dict[str, dict[int | None, str]] = {}  # the rest of the name → kind of split → name
-    for name in folders:
+    for name in names:
         if match := FOLDER_SPLIT.search(name.lower()):
             groups.setdefault(name.lower().replace(match[0], "", 1), {})[match.lastindex] = name
     for splits in groups.values():
-        if len(splits) > 1 and (1 in splits or len(splits) == len(folders)):
-            names = [splits[kind] for kind in sorted(splits, key=str)]
-            root, part = folders[names[0]]
-            unpack, path = "", str(root)
-            if len(part.class_names) > 1:
-                unpack, path = ("", part.prefix) if root.is_dir() else ("unpack the archive, and ", "FOLDER/")
-                path += f"{names[0]}.tar" if Path(f"{path}{names[0]}.tar").exists() else names[0]
+        if len(splits) > 1 and (1 in splits or len(splits) == len(names)):
+            first, *others = [splits[kind] for kind in sorted(splits, key=str)]
+            folder = shlex.quote(str(root / first)) if root.is_dir() else f"FOLDER/{first}"
             raise DataError(
-                f"{root}: {' and '.join(names)} are splits of a data set, not classes; {unpack}pack each split alone: "
-                f"'elbo prep {shlex.quote(path)} OUT.h5'; if these are classes, name them by --class-names FILE"
+                f"{root}: {' and '.join([first, *others])} are splits of a data set, not classes; unpack an archive, and pack each "
+                f"split alone: 'elbo prep {folder} OUT.h5'; if these are classes, name them by --class-names FILE"
             )
 
 
@@ -117,30 +111,24 @@ def _words_of(images: Images) -> list[Word | None]:
 # One source
 
 
-def list_source(root: Path, among: bool, skip: bool, label_files: Sequence[str]) -> Images:
+def list_source(root: Path, among: bool, label_files: Sequence[str]) -> Images:
     """List the images of one folder, archive or file.
 
     among: whether there are several sources; if so, images outside class folders are listed as SOURCE/FILE.
-    skip: as in `open_source`. label_files: names of the files of --labels and --class-names, which are left out.
+    label_files: names of the files of --labels and --class-names, which are left out.
     Raises DataError or FormatError.
     """
     kind = recognise(root)
     if kind not in SOURCES:
         raise DataError(
-            f"{root}: is {kind}, no source of images; give a folder, zip, tar, .npy, .npz, dataset, or files of MNIST, CIFAR or "
-            "parquet; unpack a compressed file first, and name a plug-in for other kinds"
+            f"{root}: is {kind}, no source of images; give a folder, zip, tar, .npy, .npz, dataset, or files of MNIST, CIFAR or parquet; "
+            "unpack a compressed file first, and name a plug-in for other kinds"
         )
     source, stem = SOURCES[kind], root.resolve().name if root.is_dir() else root.stem
     if source.form == "tree":
-        entries = {}
-        for name, ref in source.open(root):
-            if isinstance(ref, DataError):
-                if not skip:
-                    raise ref
-                log.warning(ref)
-            # OUT and the files of --labels and --class-names may be in the folder of the images.
-            elif not OWN.search(name) and name.rpartition("/")[2] not in label_files:
-                entries[name] = ref
+        # OUT and the files of --labels and --class-names may be in the folder of the images.
+        listed = source.open(root)
+        entries = {name: ref for name, ref in listed if not OWN.search(name) and name.rpartition("/")[2] not in label_files}
         images, stem = _sort_files(entries, stem, among)
     elif source.form == "parts":
         images = source.open([root.name], {path.name: Span(str(path)) for path in root.parent.iterdir()})

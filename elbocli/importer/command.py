@@ -33,7 +33,6 @@ GROUPS = {
         "size",
         "channels",
         "num_classes",
-        "null_class",
     ),
 }
 
@@ -49,8 +48,13 @@ GROUPS = {
     help="The average, the last weights, or the weights under a key of SOURCE.",
 )
 @option("--prefix", metavar="TEXT", help="Take only names that begin with TEXT, and remove TEXT.")
-@option("--rename", metavar="OLD=NEW", multiple=True, help="Replace OLD by NEW at the beginning of names; may be repeated.")
-@option("--network", metavar="FILE.py:CLASS", help="Your own network, a class in FILE.py, which is run.")
+@option(
+    "--rename",
+    metavar="OLD=NEW",
+    multiple=True,
+    help="Replace OLD, which may be empty, by NEW at the beginning of names; may be repeated.",
+)
+@option("--network", metavar="FAMILY[:KEY=VALUE,...]", help="Your own network, declared in a plug-in.")
 @option("--autoencoder", type=PATH, metavar="DIR", help="For latents: the AutoencoderKL of diffusers that made them.")
 @option(
     "--prediction",
@@ -74,7 +78,6 @@ GROUPS = {
 @option("--size", type=value(int, ge=1, le=4096), help="Side in pixels, or of latents.")
 @option("--channels", type=value(int, ge=1, le=1024), help="Channels of images or latents.")
 @option("--num-classes", type=value(int, ge=0, le=10**6), help="Number of classes; 0 is none.")
-@option("--null-class", type=value(int, ge=-1, le=10**6), help="Label that means 'no class' to the network.")
 @plugin_option
 @common
 def import_(source: Path, run: Path | None, format: str, **options: Any) -> None:

@@ -18,7 +18,6 @@ from elbocli.files.reading import reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
 from elbocli.nn.networks import NetworkConfig, build_empty, loaded, section_of
-from elbocli.nn.networks.own_network import ModuleConfig
 from elbocli.run.config import RunConfig, SourceFacts, read_settings, write_config
 from elbocli.run.open import schedule_of
 from elbocli.runtime.progress import log
@@ -36,7 +35,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
     Raises FormatError: wrong or unknown format, or the network fails in a test call.
     """
     source = Source(path)
-    format = format or ("module" if options.network else "")
+    format = format or ("network" if options.network else "")
     declared = FORMATS.find(format) if format else None
     with reading(f"{path}: can't be imported"):
         declared = declared or next((each for each in FORMATS.values() if each.traits.recognises(source)), None)
@@ -64,6 +63,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
         }
     run_settings = replace(run_settings, **{key: spec for key, spec in specs.items() if key in settings})
     licence = declared.traits.licence
+    call_once(network, imported.weights, path)
     with new_folder(run, overwrite=False) as aside:
         config = RunConfig(
             run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
@@ -71,7 +71,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
             commands=[command],
             source=SourceFacts(declared.name, path.name, source.sha256, licence, source.notes),
             settings=replace(run_settings, stated=frozenset(settings)),
-            network=section_of(call_once(network, imported.weights, path)),
+            network=section_of(network),
             data=store.RunData(
                 image_size=network.image_size,
                 channels=network.image_channels,
@@ -89,15 +89,13 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
     log.info("%s: imported from %s, as %s; licence: %s", run, path, declared.name, licence)
 
 
-def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:
-    """Test a network on BATCH images; return the config, with `variance` set if the network outputs variances.
+def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> None:
+    """Test a network on BATCH images.
 
     where: path of the checkpoint, for messages. Raises FormatError: the network fails, or its output has a wrong shape.
     """
     z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():
         out = loaded(build_empty(config), weights).eval().outputs(z, logsnr, labels)
-    is_module = isinstance(config, ModuleConfig)
     with reading(where):
-        check_output(out, z, is_module or getattr(config, "variance", False))
-    return replace(config, variance=True) if is_module and out.shape != z.shape else config  # type: ignore[call-arg]
+        check_output(out, z, getattr(config, "variance", False))

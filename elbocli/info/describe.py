@@ -42,7 +42,6 @@ def _dataset(path: Path) -> Facts:
     data = Dataset(path, latents=True)
     return {
         "images": len(data),
-        "store": data.store if data.latent_space is None else "latents",
         "bytes_per_image": round(data.block.nbytes / len(data)),
         "size": data.image_size,
         "channels": data.channels,

@@ -33,10 +33,10 @@ from elbocli.runtime import PRECISIONS
 )
 @option(
     "--crop",
-    type=click.Choice(["center", "edm", "resize", "pad", "none"]),
+    type=click.Choice(["center", "edm", "resize", "none"]),
     default="center",
     help="center: ADM's centre crop (BOX halving, bicubic, cut); edm: the middle square, then Lanczos; resize: Lanczos, "
-    "proportions lost; pad: Lanczos to the long side, with bars; none: images must already have the size.",
+    "proportions lost; none: images must already have the size.",
 )
 @option(
     "--channels",
@@ -47,28 +47,21 @@ from elbocli.runtime import PRECISIONS
     "--background",
     metavar="COLOUR",
     default="",
-    help="Colour behind transparent images and of padding: white, #8090a0, …  [default: drop alpha, pad white]",
+    help="Colour behind transparent images: white, #8090a0, …  [default: drop alpha]",
 )
 @option("--auto-orient", is_flag=True, help="Rotate photographs by their EXIF orientation; ADM and EDM don't.")
-@option(
-    "--store",
-    type=click.Choice(["raw", "png", "webp"]),
-    default="raw",
-    help="Raw pixels, or lossless files: smaller, but training must decode them.",
-)
 @option(
     "--labels",
     type=PATH,
     metavar="FILE",
-    help="Classes of the images: lines of NAME CLASS, CSV, a class a line in the order of the names, or an .npy of "
-    "numbers. Folders are then not classes.",
+    help="Classes of the images: lines of NAME CLASS, CSV, or a class a line in the order of the names. "
+    "Folders are then not classes.",
 )
 @option(
     "--class-names",
     type=PATH,
     metavar="FILE",
-    help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of other classes "
-    "are left out.",
+    help="The classes and their order: KEY or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of other classes are left out.",
 )
 @option(
     "--subset",
@@ -107,7 +100,7 @@ def prep(sources: tuple[Path, ...], out: Path, size: int | None, channels: str |
 
     SRC is a folder of images, or of class folders (their sorted names are the classes); a tar or zip of such a folder;
     a tar of class tars (ILSVRC's as downloaded); EDM's zip with dataset.json; webdataset shards; an .npz or .npy of
-    images; MNIST's files as downloaded, CIFAR's binary files; Hugging Face's parquet files; or another dataset. Several
+    images; MNIST's files as downloaded; Hugging Face's parquet files; or another dataset. Several
     sources are packed one after another. Images may have any usual format; nothing is unpacked to disk. After a kill,
     run the same command again: it continues where it stopped.
     """

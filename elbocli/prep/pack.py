@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +20,12 @@ from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import write_text
-from elbocli.files.dataset import ENCODINGS, RAW, DatasetWriter, Members, encode
+from elbocli.files.dataset import DatasetWriter, Members
 from elbocli.files.reading import add_digests, reading
-from elbocli.files.resumable import ENCODED, IMAGES, LATENTS, BlockLayout, Journal
+from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout, Journal
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
-from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape, size_of
+from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape
 from elbocli.images.sources import choose, open_source
 from elbocli.runtime.background import Ahead, Signals, catching_signals, interrupted
 from elbocli.runtime.progress import log, progress
@@ -44,7 +44,6 @@ class Settings(DecodeOptions):
     """Settings of `elbo prep`, named like the command's options. size, channels: 0 if elbo chooses."""
 
     channels: int = 0
-    store: str = RAW
     labels: Path | None = None
     class_names: Path | None = None
     subset: tuple[str, float] | None = None
@@ -66,9 +65,8 @@ class Settings(DecodeOptions):
             "channels": self.channels,
             "crop": self.crop,
             "filter": CROPS[self.crop][1],
-            "background": self.background or ("white" if self.crop == "pad" else "none"),
+            "background": self.background or "none",
             "auto_orient": self.auto_orient,
-            "store": self.store,
             "shuffle_seed": "none" if self.shuffle_seed is None else self.shuffle_seed,
             "subset": "none" if self.subset is None else f"{self.subset[0]} {self.subset[1]:g}",
         }
@@ -83,8 +81,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     """
     with reading("background", "; try white, black or #8090a0", UsageError):
         ImageColor.getrgb(settings.background or "white")
-    skip = settings.on_error == "skip"
-    whole = open_source(sources, labels=settings.labels, class_names=settings.class_names, skip=skip)
+    whole = open_source(sources, labels=settings.labels, class_names=settings.class_names)
     settings = _with_shape(settings, look(whole))
     encoder = _encoder(settings)
     source = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
@@ -92,11 +89,8 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     log.info(f"{sources[0]}: {len(source)} images, {len(classes)} classes -> {shape}")
     identity = _identity(source, settings, encoder)
 
-    def unchanged(journal: Journal) -> bool:
-        return journal.notes.get("images") == _images_digest(source, journal.done)
-
     unfinished = DatasetWriter(out, encoder.layout, len(source) * encoder.copies, identity)
-    with catching_signals() as signals, unfinished.held(settings.overwrite, unchanged=unchanged) as writer:
+    with catching_signals() as signals, unfinished.held(settings.overwrite, unchanged=partial(_unchanged, source)) as writer:
         _fill(writer, source, settings, encoder, signals)
         notes = writer.state.notes
         if writer.rows == 0:
@@ -150,7 +144,7 @@ def look(source: Images) -> set[Shape]:
 def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
     # Images of one size keep it if it is at most USUAL_SIZE, or if crop is 'none'.
     sizes = {shape[:2] for shape in shapes}
-    sides = list(map(max if settings.crop == "pad" else min, sizes)) or [USUAL_SIZE]
+    sides = list(map(min, sizes)) or [USUAL_SIZE]
     keep = len(sizes) == 1 and (sides[0] <= USUAL_SIZE or settings.crop == "none")
     size, channels = settings.size or (sides[0] if keep else USUAL_SIZE), settings.channels
     if not channels:
@@ -170,7 +164,7 @@ class Encoder(NamedTuple):
 
     batch: images per call of `rows`, except the last call. copies: rows per image. attributes: to add to the dataset's.
     fingerprint: settings and versions on which the rows depend.
-    rows: function of images, uint8 [H, W, C] or encoded, that returns `copies` rows per image.
+    rows: function of images, uint8 [H, W, C], that returns `copies` rows per image.
     """
 
     layout: BlockLayout
@@ -185,12 +179,9 @@ def _encoder(settings: Settings) -> Encoder:
     if settings.latents is None:
         if settings.mirror:
             raise UsageError("--mirror is for --latents; pixels are mirrored while training: elbo train --flip")
-        shape = (settings.size, settings.size, settings.channels)
-        if settings.store == RAW:
-            return Encoder(BlockLayout(IMAGES, shape))
-        return Encoder(BlockLayout(ENCODED, (), int(math.prod(shape) * ENCODINGS[settings.store].claim)))
-    if settings.channels != 3 or settings.store != RAW:
-        raise UsageError("--latents needs RGB images and stores float16; leave --channels and --store out")
+        return Encoder(BlockLayout(IMAGES, (settings.size, settings.size, settings.channels)))
+    if settings.channels != 3:
+        raise UsageError("--latents needs RGB images; leave --channels out")
     return latent_encoder(settings.latents, settings)
 
 
@@ -247,27 +238,11 @@ def _identity(source: Images, settings: Settings, encoder: Encoder) -> dict[str,
     return {**{key: str(value) for key, value in about.items()}, "files": files.hexdigest(), "classes": classes.hexdigest()}
 
 
-# A file name doesn't tell which image it names: another version of a data set has equal names, and a moved data set has other
-# paths. So the images themselves are compared: the size of each, and the contents of up to COMPARED images, spread over
-# the source. To compare the contents of all images would take as long as packing where reading is slow.
-
-
-def _images_digest(source: Images, count: int) -> str:
-    """Return the digest of the first `count` images of a source."""
-    digests = (
-        _image_digest(source, index, _read(source.refs[index])[0] if _compared(source, index) else "") for index in range(count)
-    )
-    return add_digests(digests)
-
-
-def _compared(source: Images, index: int) -> bool:
-    return index % -(-len(source) // COMPARED) == 0
-
-
-def _image_digest(source: Images, index: int, content: str) -> str:
-    # content: digest of the image's bytes; used only where `_compared`.
-    facts = f"{index} {size_of(source.refs[index])} {content if _compared(source, index) else ''}"
-    return hashlib.sha256(facts.encode()).hexdigest()
+def _unchanged(source: Images, journal: Journal) -> bool:
+    # A file name doesn't tell which image it names: another version of a data set has equal names, and a moved data set has
+    # other paths. So the contents of up to COMPARED images, spread over the source, are compared. To compare all would take
+    # as long as packing where reading is slow.
+    return all(_read(source.refs[int(index)])[0] == digest for index, digest in journal.notes["compared"].items())
 
 
 def _read(ref: ImageRef) -> tuple[str, bytes | np.ndarray | ElboError]:
@@ -285,7 +260,7 @@ def _read(ref: ImageRef) -> tuple[str, bytes | np.ndarray | ElboError]:
 class Packed(NamedTuple):
     """An image as stored in a dataset, or the reason why the image is unusable.
 
-    digest: sha256 of the bytes that were read. row: pixels [H, W, C], or an encoded image.
+    digest: sha256 of the bytes that were read. row: pixels [H, W, C].
     change: made while decoding, such as 'alpha dropped'. trouble: reason; "" for a usable image.
     """
 
@@ -298,7 +273,7 @@ class Packed(NamedTuple):
 def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Encoder, signals: Signals) -> None:
     # The notes' `source_sha256` is a sum of digests, to which a resumed run adds. Rows are flushed only between batches of the
     # encoder, so that batches, and thus the stored values, are the same after a kill.
-    notes = writer.state.notes or {"images": add_digests([]), "source_sha256": add_digests([]), "skipped": {}, "changed": {}}
+    notes = writer.state.notes or {"compared": {}, "source_sha256": add_digests([]), "skipped": {}, "changed": {}}
     total, done = len(source), writer.state.done
     rows: list[Any] = []
     batch: list[np.ndarray] = []
@@ -318,7 +293,8 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
             raise DataError(f"{source.prefix}{source.files[int(index)]}: {trouble}; {remedy}")
         name_and_digest = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
         notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(name_and_digest).hexdigest()])
-        notes["images"] = add_digests([notes["images"], _image_digest(source, done, packed.digest)])
+        if done % -(-total // COMPARED) == 0:
+            notes["compared"][str(done)] = packed.digest
         if packed.change:
             notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
         done, unsaved_bytes = done + 1, unsaved_bytes + memoryview(packed.row).nbytes
@@ -356,4 +332,4 @@ def _pack(ref: ImageRef, settings: Settings) -> Packed:
         pixels, change = square(content, settings)
     except ElboError as error:
         return Packed(digest, trouble=str(error))
-    return Packed(digest, pixels if settings.store == RAW else encode(pixels, settings.store), change)
+    return Packed(digest, pixels, change)

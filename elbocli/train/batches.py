@@ -11,7 +11,6 @@ from torch import Tensor
 from elbocli.core.streams import Stream, times
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.resumable import ENCODED
 from elbocli.run.examples import Examples, training_rows
 from elbocli.run.settings import Resolved
 from elbocli.runtime.background import Ahead
@@ -72,8 +71,7 @@ class Batches:
         # Each call has a stream of its own, because the thread that reads ahead and the main thread ask for different epochs.
         self._shuffled = lru_cache(2)(lambda epoch: Stream(settings.seed, "order").permutation(epoch, len(rows)))
         self.parts = parts or [range(self.batch)]
-        ahead = dataset.kind == ENCODED or device.type != "cpu"
-        self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if ahead else self._fetched
+        self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if device.type != "cpu" else self._fetched
 
     def indices(self, step: int) -> np.ndarray:
         """Return the dataset row of each image of a step, [batch]."""

@@ -15,8 +15,8 @@ elbo train -q train.h5 -o trained --preset "$here/small.yaml" --steps "$steps"
 
 # trained by another program, and imported
 [ -f own.safetensors ] || PYTHONPATH="$here" "$python" "$here/own_loop.py" train.h5 "$steps" own.safetensors
-[ -d imported ] || elbo import -q own.safetensors imported --network "$here/small.py:Small:channels=32,depth=6" --prefix net. \
-    --size 8 --channels 1 --num-classes 10 --null-class -1 --prediction v --logsnr-min -10 --logsnr-max 10
+[ -d imported ] || elbo import -q own.safetensors imported --network small:channels=32,depth=6 \
+    --prefix net. --rename =network. --size 8 --channels 1 --num-classes 10 --prediction v --logsnr-min -10 --logsnr-max 10
 
 for run in trained imported; do
     elbo sample -q "$run" -n 100 --sampler ddim --guidance-scale 1.5 -o "$run.png" --overwrite

@@ -3,8 +3,12 @@
 elbo trains it (small.yaml), and imports weights that another program trained: see demo.sh.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+import elbocli.plugin as elbo
 
 
 class Layer(nn.Module):
@@ -27,7 +31,7 @@ class Layer(nn.Module):
 class Small(nn.Module):
     """(z [B, C, H, W], logsnr [B], labels [B] or None) → [B, C, H, W], what the run's prediction says.
 
-    image_size, image_channels and num_classes are those of the dataset; the rest is said by `arguments` in small.yaml.
+    image_size, image_channels and num_classes are those of the dataset.
     """
 
     rates: Tensor
@@ -53,3 +57,25 @@ class Small(nn.Module):
         for layer in self.layers:
             x = layer(x, code)
         return self.leave(x)
+
+
+@dataclass(frozen=True)
+class SmallConfig(elbo.NetworkConfig):
+    """Settings of the network, in the section `network` of small.yaml. null_class: the network is trained without the class, too."""
+
+    channels: int = 32
+    depth: int = 6
+    null_class: bool = True
+
+
+@elbo.network("small", config=SmallConfig, source="examples/networks/small.py")
+class SmallNetwork(elbo.Network):
+    """Small as a network of elbo."""
+
+    def __init__(self, config: SmallConfig):
+        super().__init__(config)
+        shape = config.image_size, config.image_channels, config.num_classes
+        self.network = Small(*shape, config.channels, config.depth)
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.network(z, logsnr, labels)

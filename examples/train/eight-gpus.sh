@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on the eight GPUs of one machine: the two-billion-parameter U-ViT on ImageNet at 512 pixels, with sharded weights.
 #
-#   elbo prep ILSVRC2012_img_train.tar imagenet512.h5 --size 512 --store webp
+#   elbo prep ILSVRC2012_img_train.tar imagenet512.h5 --size 512
 #   DRY=1 bash eight-gpus.sh     print the command and the plan, without a GPU and without the data
 #   bash eight-gpus.sh           train; after any interruption the same command continues from the last checkpoint
 #

@@ -85,7 +85,6 @@ LINES = """
 2 | --shift | adapt {run} --shift auto
 2 | --overwrite | adapt {run} -o text.h5
 1 | folder.h5 | prep folder.h5 x.h5
-2 | --store | prep {images} x.h5 --latents {vae} --store png
 2 | --channels | prep {images} x.h5 --latents {vae} --channels 1
 2 | multiple | prep {images} x.h5 --latents {vae} --size 15
 2 | --flip | prep {images} x.h5 --mirror

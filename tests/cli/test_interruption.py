@@ -46,7 +46,6 @@ COMMANDS = {
     "weights plot": "weights plot sigmoid -o x.pdf",
     "import": "import {weights} x --plugin {plugin}",
     "prep": "prep {images} x.h5 --size 8 --channels 1",
-    "prep webp": "prep {images} x.h5 --size 16 --store webp",
     "sample npy": f"{SAMPLE} x.npy",
     "sample npz": f"{SAMPLE} x.npz",
     "sample h5": f"{SAMPLE} x.h5",
@@ -54,7 +53,7 @@ COMMANDS = {
     "sample pictures": f"{SAMPLE} x",
     "train": TRAIN,
 }
-ONE_BATCH = ("prep", "prep webp")
+ONE_BATCH = ("prep",)
 """Commands that look for signals between batches of images, and have one here: tests/prep has several."""
 CHANGING = {"metrics.jsonl", "status.json", "meta.json", ".lock", "events"}
 """Files of a run that hold times or speeds, or the digest of one that does."""

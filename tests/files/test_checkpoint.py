@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from elbocli.errors import FormatError
 from elbocli.files import checkpoint as store
-from elbocli.files.yaml_text import parse_yaml, yaml_text
-from elbocli.run.config import RunConfig, read_config, write_config
+from elbocli.run.config import RunConfig, write_config
 
 BASE = torch.arange(12.0).reshape(3, 4)
 WEIGHTS = {
@@ -230,29 +229,3 @@ CONFIG = {
     "data": {"class_names": ["1e5", "λ", "no"]},
     "files": {},
 }
-
-
-def test_a_config_reads_back(tmp_path):
-    config = RunConfig.of(CONFIG)
-    write_config(tmp_path, config)
-    assert read_config(tmp_path) == config and config.json() == CONFIG
-
-
-BAD_CONFIGS = """
-format: elbo-dataset
-version: 0
-settings: null
-network: []
-data: x
-files: null
-"""
-
-
-@pytest.mark.parametrize("line", BAD_CONFIGS.strip().splitlines())
-def test_a_config_of_another_kind_is_refused(tmp_path, line):
-    for run in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(FormatError):
-            read_config(run)
-    (tmp_path / "config.yaml").write_text(yaml_text({**CONFIG, **parse_yaml(line, "")}))
-    with pytest.raises(FormatError, match=r"config\.yaml"):
-        read_config(tmp_path)

@@ -61,16 +61,6 @@ def test_the_middle_square_or_the_whole_is_resized_by_lanczos(crop, box):
     np.testing.assert_array_equal(square(RGB, DecodeOptions(64, crop=crop))[0], expected)
 
 
-@pytest.mark.parametrize(("shape", "inner"), [((300, 200), (64, 43)), ((200, 300), (43, 64)), ((10, 900), (1, 64))])
-def test_pad_keeps_proportions_between_bars_of_the_background(shape, inner):
-    image = PICTURE.resize(shape)
-    found, _ = square(np.asarray(image), DecodeOptions(64, crop="pad", background="#0a141e"))
-    bars = np.full((64, 64, 3), (10, 20, 30), np.uint8)
-    left, top = (64 - inner[0]) // 2, (64 - inner[1]) // 2
-    bars[top : top + inner[1], left : left + inner[0]] = np.asarray(image.resize(inner, LANCZOS))
-    np.testing.assert_array_equal(found, bars)
-
-
 @pytest.mark.parametrize(("crop", "shape"), [("center", (1, 30_000)), ("none", (64, 65))])
 def test_images_that_a_crop_does_not_take_are_refused(crop, shape):
     with pytest.raises(DataError, match=f"{shape[0]} x|too long"):

@@ -224,5 +224,5 @@ PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
 def test_each_format_is_in_the_list_in_a_row_of_the_page_and_tested(elbo):
     rows = re.findall(r"^\| `([\w-]+)` \| .* \| .* \| .* \|$", PAGE, re.M)
     listed = elbo("import", "list").stdout.decode()
-    assert len(rows) == len(set(rows)) and set(rows) == set(FORMATS) == {*SMALL, "diffusers", "module"}
+    assert len(rows) == len(set(rows)) and set(rows) == set(FORMATS) == {*SMALL, "diffusers", "network"}
     assert all(f"{name}\n    {FORMATS[name].traits.about}\n    Licence: " in listed for name in rows)

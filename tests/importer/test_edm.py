@@ -84,15 +84,6 @@ def test_a_pickle_becomes_a_network_that_computes_the_formula(format, shape, tmp
     assert bool(notes) == bool(found.data) == (format == "edm2" and config.image_channels == 4)
 
 
-@pytest.mark.parametrize("format", PEERS)
-@torch.no_grad()
-def test_half_precision_becomes_single(format, tmp_path):
-    halves = {name: tensor.half() for name, tensor in PEERS[format].made(classes=3, **SMALL).items()}
-    found, _ = read(format, pickled(format, halves, tmp_path))
-    assert {tensor.dtype for tensor in found.weights.values()} == {torch.float32}
-    assert_computes(format, found, {name: tensor.float() for name, tensor in halves.items()})
-
-
 @torch.no_grad()
 def test_edms_augmentation_is_left_out(tmp_path):
     tensors = edm_unet.made(augment=9, **SMALL)
@@ -238,22 +229,6 @@ def test_latents_are_whitened_as_edm2_does(tmp_path):
     assert (data["latent_convention"], data["latent_input"], data["pixel_size"]) == ("edm2", "[0,1]", 64)
     assert data["latent_shift"] == list(EDM2_MEAN)
     assert data["latent_scale"] == pytest.approx([0.5 / each for each in EDM2_STD])
-
-
-def test_a_network_of_latents_is_guided_by_another_and_decoded(make_autoencoder, elbo, tmp_path):
-    """The autoencoder is named when the network is imported."""
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    folder = make_autoencoder(**blocks, block_out_channels=(4, 4, 4, 8), norm_num_groups=2)
-    for name, classes in (("cond", 3), ("uncond", 0)):
-        tensors = edm2.made(classes=classes, image_channels=4, **SMALL)
-        edm2.write_snapshot(tmp_path / f"{name}.pkl", tensors, encoder=edm2.vae_encoder())
-        assert elbo("import", f"{name}.pkl", name, "--autoencoder", folder, cwd=tmp_path).returncode == 0
-    line = ("sample", "cond", "-n", 2, "--sampler", "heun", "--steps", 2, "--guidance-scale", 1.5, "-o", "x.npy")
-    refused = elbo(*line, cwd=tmp_path)
-    assert refused.returncode == 2 and b"--guide" in refused.stderr
-    result = elbo(*line, "--guide", "uncond", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert np.load(tmp_path / "x.npy").shape == (2, 64, 64, 3)
 
 
 # Files that are refused

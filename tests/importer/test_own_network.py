@@ -1,4 +1,4 @@
-"""Networks of one's own: a class in a plug-in (examples/networks), through all commands."""
+"""Networks of one's own, declared in a plug-in (examples/networks), through all commands."""
 
 import json
 import os
@@ -9,27 +9,18 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from calls import trains, works
-from harness import BIN, declarations_kept
+from harness import BIN
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-import elbocli
-from elbocli.files.plugins import run_plugin
-from elbocli.nn.networks import build
-from elbocli.nn.networks.own_network import ModuleConfig
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "networks"
 RANGE = ("--prediction", "v", "--logsnr-min", -10, "--logsnr-max", 10)
 SAID = (*RANGE, "--size", 8, "--channels", 1)
-SMALL = "small.py:Small:channels=8,depth=1"
-CLASSES = ("--num-classes", 10, "--null-class", -1)
 DECLARED = """
 from dataclasses import dataclass
 import torch
@@ -39,65 +30,43 @@ import elbocli.plugin as elbo
 class Config(elbo.NetworkConfig):
     widths: tuple[int, ...] = (4,)
     code: str = "logsnr"
+    variance: bool = True
 
-@elbo.network("declared-of-a-test", config=Config, source="here")
-class Declared(elbo.Network):
+@elbo.network("pair", config=Config, source="here")
+class Pair(elbo.Network):
     def __init__(self, config):
         super().__init__(config)
-        self.layer = torch.nn.Conv2d(config.image_channels, config.image_channels, 1)
+        self.layer = torch.nn.Conv2d(config.image_channels, 2 * config.image_channels, 1)
         self.extra = torch.nn.Linear(len(config.widths), config.widths[-1])
-    def forward(self, z, logsnr, labels=None):
-        return self.layer(z) + self.extra.weight.sum()
+    def outputs(self, z, logsnr, labels=None):
+        return self.layer(z)
 
-class Pair(torch.nn.Module):
-    def __init__(self, image_channels, drop=0.1):
-        super().__init__()
-        self.drops = torch.linspace(0, drop, 3).tolist()
-        self.rates = torch.linspace(0, 1, 4)
-        self.layer = torch.nn.Conv2d(image_channels, 2 * image_channels, 1)
-    def forward(self, z, sigma):
-        return self.layer(z) + (sigma[:, None] * self.rates).sin().sum(1)[:, None, None, None]
-
-class Flat(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
+@elbo.network("flat", config=elbo.NetworkConfig, source="here")
+class Flat(elbo.Network):
+    def __init__(self, config):
+        super().__init__(config)
         self.layer = torch.nn.Linear(64, 3)
-    def forward(self, z, level, labels):
+    def forward(self, z, logsnr, labels=None):
         return self.layer(z.flatten(1))
-
-class Labels(torch.nn.Module):
-    def forward(self, z, level, labels):
-        return 0 * z + labels[:, None, None, None]
-
-class Wants(torch.nn.Module):
-    def __init__(self, width):
-        super().__init__()
-
-Linear = torch.nn.Linear
-number = 3
 """
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The example's files, its network small, and mine.py."""
+    """The example's files, its network small, and mine.py with weights of its networks."""
     for name in ("small.py", "small.yaml"):
         shutil.copy(EXAMPLE / name, tmp_path)
     preset = yaml.safe_load((tmp_path / "small.yaml").read_text())
-    preset["network"]["arguments"] = "channels=8,depth=1"
+    preset["network"] |= {"channels": 8, "depth": 1}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(preset))
     (tmp_path / "mine.py").write_text(DECLARED)
+    pair = {"layer.weight": torch.ones(2, 1, 1, 1), "layer.bias": torch.zeros(2)}
+    save_file({**pair, "extra.weight": torch.ones(5, 2), "extra.bias": torch.zeros(5)}, tmp_path / "pair.safetensors")
+    save_file({"layer.weight": torch.ones(3, 64), "layer.bias": torch.zeros(3)}, tmp_path / "flat.safetensors")
     return tmp_path
 
 
-def layer(*shape: int) -> dict[str, Tensor]:
-    return {"layer.weight": torch.ones(shape), "layer.bias": torch.zeros(shape[0])}
-
-
-def network_of(run: Path) -> dict[str, Any]:
-    return yaml.safe_load((run / "config.yaml").read_text())["network"]
-
-
+@pytest.mark.long
 def test_the_example_is_trained_imported_sampled_and_bounded(elbo, folder, digits):
     """Its weights as another program would save them."""
     plugin = ("--plugin", "small.py")
@@ -105,10 +74,9 @@ def test_the_example_is_trained_imported_sampled_and_bounded(elbo, folder, digit
     result = elbo(*words, cwd=folder)
     assert result.returncode == 0, result.stderr
     held = load_file(max((folder / "trained/checkpoints").iterdir()) / "ema-0.995.safetensors")
-    other = {f"net.{name.removeprefix('network.')}": value for name, value in held.items()}
-    torch.save({"ema": {name.replace("leave.", "out."): value for name, value in other.items()}}, folder / "w.pt")
-    how = ("--network", SMALL, "--prefix", "net.", "--rename", "out.=leave.", *SAID, *CLASSES)
-    result = elbo("import", "w.pt", "run", *how, cwd=folder)
+    torch.save({"ema": {f"net.{name.removeprefix('network.')}": value for name, value in held.items()}}, folder / "w.pt")
+    how = ("--network", "small:channels=8,depth=1", "--prefix", "net.", "--rename", "=network.", *SAID, "--num-classes", 10)
+    result = elbo("import", "w.pt", "run", *how, *plugin, cwd=folder)
     assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
     works(elbo, folder / "run", digits, *plugin)
     trains(elbo, folder / "run", digits, *plugin)
@@ -122,70 +90,32 @@ def test_the_example_is_trained_imported_sampled_and_bounded(elbo, folder, digit
     assert result.returncode == 2 and b"plug-in small.py" in result.stderr, result.stderr
 
 
-def test_a_plain_class_gets_its_level_and_gives_variances(elbo, folder):
-    save_file(layer(2, 1, 1, 1), folder / "w.safetensors")
-    said = ("--network", "mine.py:Pair:drop=0.2", "--noise-input", "sigma")
-    assert elbo("import", "w.safetensors", "run", *said, *SAID, cwd=folder).returncode == 0
-    result = elbo("sample", "run", "-n", 2, "--steps", 2, "-o", "s.npz", "--plugin", "mine.py", cwd=folder)
+def test_a_declared_network_gets_its_settings(elbo, folder):
+    plugin = ("--plugin", "mine.py")
+    words = ("--network", "pair:widths=[3,5],code=sigma", *SAID, *plugin)
+    result = elbo("import", "pair.safetensors", "run", *words, cwd=folder)
     assert result.returncode == 0, result.stderr
-    config = network_of(folder / "run")
-    assert (config["name"], config["arguments"], config["variance"]) == ("mine.py:Pair", "drop=0.2", True)
-    z, logsnr = torch.randn(2, 1, 8, 8), torch.tensor([-4.0, 4.0])
-    with declarations_kept():
-        run_plugin(folder / "mine.py")
-        network = elbocli.open_run(folder / "run", "cpu").network
-        outputs, found = network.outputs(z, logsnr), network(z, logsnr)
-    sigma = (-logsnr / 2).exp()[:, None]
-    wanted = z + (sigma * torch.linspace(0, 1, 4)).sin().sum(1)[:, None, None, None]
-    assert torch.allclose(found, wanted, atol=1e-5) and outputs.shape == (2, 2, 8, 8)
-    path, text = folder / "run/config.yaml", (folder / "run/config.yaml").read_text()
-    for name in ("mine.py:Linear", "/tmp/x.py:Pair", "torch.py:nn"):  # classes that the plug-in doesn't define
-        path.write_text(text.replace("mine.py:Pair", name))
-        result = elbo("sample", "run", "-o", "t.npz", "--plugin", "mine.py", cwd=folder)
-        assert result.returncode in (1, 2) and b"Traceback" not in result.stderr, result.stderr
-
-
-def test_a_declared_network_is_imported_as_itself(elbo, folder):
-    extra = {"extra.weight": torch.ones(5, 2), "extra.bias": torch.zeros(5)}
-    save_file({**layer(1, 1, 1, 1), **extra}, folder / "w.safetensors")
-    said = ("--network", "mine.py:Declared:widths=[3,5]", "--noise-input", "sigma")
-    result = elbo("import", "w.safetensors", "run", *said, *SAID, cwd=folder)
+    config = yaml.safe_load((folder / "run/config.yaml").read_text())["network"]
+    assert (config["family"], config["widths"], config["code"]) == ("pair", [3, 5], "sigma")
+    result = elbo("sample", "run", "-n", 2, "--steps", 2, "-o", "s.npz", *plugin, cwd=folder)
     assert result.returncode == 0, result.stderr
-    config = network_of(folder / "run")
-    assert (config["family"], config["widths"], config["code"]) == ("declared-of-a-test", [3, 5], "sigma")
-    result = elbo("sample", "run", "-n", 2, "--steps", 2, "-o", "s.npz", "--plugin", "mine.py", cwd=folder)
-    assert result.returncode == 0, result.stderr
-
-
-def test_no_class_is_the_label_that_was_named(folder):
-    with declarations_kept():
-        run_plugin(folder / "mine.py")
-        network = build(ModuleConfig(8, 1, 4, name="mine.py:Labels", null_class=(4,)))
-    for labels, wanted in ((torch.tensor([2, -1]), [2, 4]), (None, [4, 4])):
-        assert network(torch.zeros(2, 1, 8, 8), torch.zeros(2), labels)[:, 0, 0, 0].tolist() == wanted
 
 
 @pytest.mark.parametrize(
     ("network", "said", "code", "word"),
     [
-        ("mine.py", SAID, 2, "FILE.py:CLASS"),
-        ("mine.py:Gone", SAID, 2, "Gone"),
-        ("mine.py:Wants", SAID, 2, "can't be made"),
-        ("mine.py:Pair:{", SAID, 1, "YAML"),
-        ("mine.py:Pair", (*SAID, "--num-classes", 3), 2, "labels"),
-        ("mine.py:Pair", (*RANGE, "--size", 8), 2, "--channels"),
-        ("mine.py:Pair", (*SAID, "--noise-input", "sigmas"), 2, "sigma?"),
-        ("mine.py:Pair", SAID, 1, "[3, 64]"),
-        ("mine.py:Flat", SAID, 1, "[2, 3] for z of shape [2, 1, 8, 8]"),
-        ("mine.py:Flat", (*SAID, "--size", 9), 1, "fails"),
-        ("mine.py:Declared:wide=3", SAID, 1, "wide"),
-        ("mine.py:Declared", (*SAID, "--null-class", 3), 2, "--null-class"),
+        ("gone", SAID, 1, "gone"),
+        ("pair:{", SAID, 1, "YAML"),
+        ("pair:wide=3", SAID, 1, "wide"),
+        ("pair:code=sigmas", SAID, 2, "sigma?"),
+        ("pair", (*RANGE, "--size", 8), 2, "--channels"),
+        ("pair", SAID, 1, "[3, 64]"),
+        ("flat", SAID, 1, "[2, 3] for z of shape [2, 1, 8, 8]"),
+        ("flat", (*SAID, "--size", 9), 1, "fails"),
     ],
-    ids=range(12),
 )
-def test_a_class_that_does_not_fit_is_named(network, said, code, word, elbo, folder):
-    save_file(layer(3, 64), folder / "w.safetensors")
-    result = elbo("import", "w.safetensors", "run", "--network", network, *said, cwd=folder)
+def test_a_network_that_does_not_fit_is_named(network, said, code, word, elbo, folder):
+    result = elbo("import", "flat.safetensors", "run", "--network", network, *said, "--plugin", "mine.py", cwd=folder)
     assert result.returncode == code and word in result.stderr.decode(), result.stderr
     assert b"Traceback" not in result.stderr and not (folder / "run").exists()
 

@@ -16,7 +16,6 @@ from elbocli.errors import UsageError
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, network
 from elbocli.nn.networks.edm2 import EDM2Config
-from elbocli.nn.networks.own_network import ModuleConfig
 from elbocli.nn.networks.transformers import DiTConfig, UViTConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.weights import Averages, class_axes, shapes_of, swap, transfer
@@ -219,18 +218,12 @@ def test_other_networks_and_sizes_and_classes_without_rows_are_refused(source, n
     assert len(transfer(BLIND, BLIND.for_classes(3), [0, 1, 2], zeros(BLIND))) == 2
 
 
-def test_a_module_of_ones_own_keeps_its_label_for_no_class_behind_the_classes():
-    behind, other = (ModuleConfig(8, 2, 5, name="mine.py:Net", null_class=(label,)) for label in (5, 9))
-    assert behind.for_classes(7).null_class == (7,) and other.for_classes(0).null_class == (9,)
-    with pytest.raises(UsageError, match="9"):
-        other.for_classes(12)
-
-
 def test_a_network_that_must_keep_its_classes_has_no_rows_of_classes(monkeypatch):
+    def refuse(config, num_classes):
+        raise UsageError("5 classes")
+
     assert class_axes(CONFIGS["unet"])
-    monkeypatch.setattr(
-        UNetConfig, "for_classes", lambda *_: ModuleConfig(8, 2, 5, name="a.py:N", null_class=(0,)).for_classes(6)
-    )
+    monkeypatch.setattr(UNetConfig, "for_classes", refuse)
     assert class_axes(CONFIGS["unet"]) == {}
 
 

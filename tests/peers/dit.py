@@ -69,11 +69,10 @@ def network(tensors: Tensors, x: Tensor, time: Tensor, rows: Tensor | None, head
     t = {name: tensor.double() for name, tensor in tensors.items()}
 
     def linear(name: str, given: Tensor) -> Tensor:
-        return given @ t[f"{name}.weight"].T + t[f"{name}.bias"]
+        return F.linear(given, t[f"{name}.weight"], t[f"{name}.bias"])
 
     def plain(given: Tensor) -> Tensor:
-        given = given - given.mean(2, keepdim=True)
-        return given / (given.square().mean(2, keepdim=True) + 1e-6).sqrt()
+        return F.layer_norm(given, given.shape[2:], eps=1e-6)
 
     batch, _, height, _ = x.shape
     kernel = t["x_embedder.proj.weight"]
@@ -97,8 +96,7 @@ def network(tensors: Tensors, x: Tensor, time: Tensor, rows: Tensor | None, head
         mixed = torch.einsum("bhqk,bkhd->bqhd", share, v).flatten(2)
         h = h + six[:, 2] * linear(f"{name}.attn.proj", mixed)
         wide = linear(f"{name}.mlp.fc1", plain(h) * (1 + six[:, 4]) + six[:, 3])
-        wide = wide / (1 + torch.exp(-math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3)))  # GELU by tanh
-        h = h + six[:, 5] * linear(f"{name}.mlp.fc2", wide)
+        h = h + six[:, 5] * linear(f"{name}.mlp.fc2", F.gelu(wide, approximate="tanh"))
 
     shift, scale = linear("final_layer.adaLN_modulation.1", told).view(batch, 2, 1, width).unbind(1)
     numbers = linear("final_layer.linear", plain(h) * (1 + scale) + shift)

@@ -14,7 +14,7 @@ from calls import Stopped, largest_file, pack, stop_after
 from PIL import Image
 
 from elbocli.errors import Interrupted
-from elbocli.files.dataset import ENCODINGS, RAW, Dataset
+from elbocli.files.dataset import Dataset
 from elbocli.images.decode import CROPS
 from elbocli.prep import pack as prep
 from elbocli.prep.command import prep as command
@@ -23,10 +23,8 @@ Elbo = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 def test_choices_are_those_declared():
-    kinds = {param.name: param.type for param in command.params}
-    for name, declared in (("crop", CROPS), ("store", [RAW, *ENCODINGS])):
-        kind = kinds[name]
-        assert isinstance(kind, click.Choice) and list(kind.choices) == list(declared)
+    kind = next(param.type for param in command.params if param.name == "crop")
+    assert isinstance(kind, click.Choice) and list(kind.choices) == list(CROPS)
 
 
 MISTAKES = """
@@ -84,7 +82,7 @@ import numpy as np
 from PIL import Image
 from elbocli.prep import pack as prep
 
-folder, source, store = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+folder, source = Path(sys.argv[1]), sys.argv[2]
 draw = np.random.default_rng(0)
 for label in ("ant", "bee"):
     (folder / "src" / label).mkdir(parents=True)
@@ -100,7 +98,7 @@ with tarfile.open(folder / "all.tar", "w") as tar:
 prep.SAFE_EVERY_S = 0.0
 
 def pack(out, source):
-    prep.pack_images([folder / source], folder / out, prep.Settings(size=8, store=store, on_error="skip"))
+    prep.pack_images([folder / source], folder / out, prep.Settings(size=8, on_error="skip"))
 
 pack("whole.h5", "src")
 k, resumed = 0, 0
@@ -117,9 +115,9 @@ print(resumed)
 """
 
 
-@pytest.mark.parametrize(("source", "store"), [("src", "png"), ("all.tar", "raw")])
-def test_killed_at_its_steps_and_resumed_the_bytes_are_the_same(source, store, tmp_path, crashes):
-    assert int(crashes(KILLED, tmp_path, source, store)) >= 2
+@pytest.mark.parametrize("source", ["src", "all.tar"])
+def test_killed_at_its_steps_and_resumed_the_bytes_are_the_same(source, tmp_path, crashes):
+    assert int(crashes(KILLED, tmp_path, source)) >= 2
 
 
 @pytest.fixture
@@ -134,15 +132,14 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("store", ["raw", "png", "webp"])
-def test_the_disk_is_claimed_at_once_and_a_full_one_left_empty(store, elbo, photographs, tmp_path):
+def test_the_disk_is_claimed_at_once_and_a_full_one_left_empty(elbo, photographs, tmp_path):
     out = tmp_path / "out.h5"
     with largest_file(500_000):
-        result = elbo("prep", photographs, out, "--size", 64, "--store", store)
+        result = elbo("prep", photographs, out, "--size", 64)
     assert result.returncode == 1 and b"File too large" in result.stderr
     assert os.listdir(tmp_path) == ["src"]
     with pytest.raises(Stopped):
-        pack(photographs, out, at=stop_after(1), size=64, store=store)
+        pack(photographs, out, at=stop_after(1), size=64)
     assert (tmp_path / "out.h5.partial").stat().st_blocks * 512 >= 300 * 64 * 64
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers import walk
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset, DatasetWriter
 from elbocli.files.latents import CONVENTIONS
 from elbocli.nn.networks.diffusers import Autoencoder
@@ -228,12 +228,6 @@ def test_the_autoencoder_is_found_as_given_beside_the_dataset_or_at_its_path(
     with pytest.raises(DataError):
         drawn(copy, tmp_path / "x.npy", autoencoder=other)
     assert not (tmp_path / "x.npy").exists()
-
-
-@pytest.mark.parametrize("data", [{"pixel_size": 32}, {"latent_shift": None}], ids=["size", "shift"])
-def test_a_run_whose_space_is_damaged_is_refused(data, changed, tmp_path):
-    with pytest.raises(FormatError):
-        drawn(changed(**data), tmp_path / "x.npy")
 
 
 def test_options_for_other_latents_and_pixels_are_refused(

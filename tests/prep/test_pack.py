@@ -250,8 +250,6 @@ def test_class_tars_or_class_folders_one_by_one_are_the_whole(tree, expected, tm
         ([(1, 1)] * 3, {}, 1),
         ([(65, 65)] * 3, {}, 64),
         ([(40, 30)] * 3, {}, 30),
-        ([(40, 30)] * 3, {"crop": "pad"}, 40),
-        ([(90, 60)] * 3, {"crop": "pad"}, 64),
         ([(28, 28), (28, 29)], {}, 64),
         ([(70, 70)] * 2, {"crop": "none"}, 70),
         ([(28, 28)] * 3, {"size": 6}, 6),
@@ -280,7 +278,7 @@ def warnings(source: Path, out: Path, **settings: Any) -> list[str]:
 
 def test_enlarging_is_warned_of_once_and_its_advice_ends_it(tmp_path):
     source = folder_of(tmp_path / "in", [(90, 80), (70, 30), (20, 25), (80, 80)])
-    for settings, size, advice in (({}, 64, 20), ({"size": 28, "crop": "pad"}, 28, 25)):
+    for settings, size, advice in (({}, 64, 20), ({"size": 28, "crop": "edm"}, 28, 20)):
         (text,) = warnings(source, tmp_path / "a.h5", **settings)
         assert f"enlarged to {size} x {size}" in text and f"--size {advice}" in text
         assert warnings(source, tmp_path / "a.h5", **{**settings, "size": advice}) == []

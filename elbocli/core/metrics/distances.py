@@ -158,7 +158,7 @@ def cmmd(samples, reference, options):
         return {"gaussian_mmd": SCALE * distance, "gaussian_mmd_se": None, "gaussian_mmd_interval": None}
     effects = kernel_influence(first, second, kernel, samples.labels, samples.device)[0]
     found = _with_error("gaussian_mmd", distance, effects, effects.variance(len(first)))
-    return {key: np.multiply(SCALE, value).tolist() for key, value in found.items()}
+    return {key: (SCALE * np.array(value)).tolist() for key, value in found.items()}
 
 
 IS = "inception_score"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from elbocli.errors import DataError
-from elbocli.files.reading import one_line, open_file
+from elbocli.files.reading import open_file, reading
 from elbocli.images.registry import ImageRef, Span, ZipEntry, source
 
 FOLDER = Span("")  # stands for a folder in a listing, where the folder's path ends in '/'; never read
@@ -28,7 +28,7 @@ def clean(name: str) -> str:
 @source("a folder of images", form="tree")
 @source("images in class folders", form="tree")
 @source("a folder that is none of elbo's", form="tree")
-def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | DataError]]:
+def list_folder(root: Path) -> Iterator[tuple[str, ImageRef]]:
     """List files as (path below `root`, reference); NAME.tar is listed like a folder NAME.
 
     Raises DataError if a folder can't be listed.
@@ -56,7 +56,7 @@ def _leads_up(path: Path) -> bool:
 
 
 @source("a zip archive", form="tree")
-def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | DataError]]:
+def list_zip(path: Path) -> Iterator[tuple[str, ImageRef]]:
     """List files as (path, reference). Raises zipfile's errors for a damaged zip."""
     archive = zipfile.ZipFile(path)
     for info in archive.infolist():
@@ -66,20 +66,13 @@ def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | DataError]]:
 
 
 @source("a tar archive", form="tree")
-def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | DataError]]:
-    """List files as (`prefix` + path, reference); inner tars are listed like folders.
-
-    The list of a damaged tar ends in (`prefix`, DataError).
-    """
-    try:
-        with open_file(path) as file:
-            yield from _members(file, str(path), 0, prefix)
-    except Exception as error:  # tarfile raises anything for damaged archives
-        found = f"{path}: damaged or cut short ({one_line(error)})"
-        yield prefix, DataError(f"{found}; get it again, or pack its readable images with --on-error skip")
+def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef]]:
+    """List files as (`prefix` + path, reference); inner tars are listed like folders. Raises DataError for a damaged tar."""
+    with reading(f"{path}: damaged or cut short", "; get it again", DataError), open_file(path) as file:
+        yield from _members(file, str(path), 0, prefix)
 
 
-def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef | DataError]]:
+def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef]]:
     """List the tar `file`, which is at byte `offset` of the file `path`. Raises tarfile's errors."""
     if prefix:
         yield prefix, FOLDER

@@ -32,7 +32,7 @@ from elbocli.nn.networks.unet import HEAD_WIDTH, heads_of
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes by DistributedDataParallel and torch.compile
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")  # keys of the last weights; averages: "ema" in key
 NAMED = ("weights", "prefix", "rename")  # ImportOptions that `state_dict` uses
-OWN = "import it as a class of yours, by --network FILE.py:CLASS"  # remedy for networks that elbo lacks
+OWN = "import it as a network of a plug-in, by --plugin and --network"  # remedy for networks that elbo lacks
 TABLES = read_yaml(Path(__file__).with_name("formats.yaml"))
 # Published latent networks: autoencoder, downsampling factor, and scale of latents (sd-vae-ft-ema has the same).
 AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
@@ -46,9 +46,8 @@ class ImportOptions:
     prediction, weighting, schedule: SPECs. noise_input: SPEC of the network's input for the noise level.
     attention: heads=N or width=N; with ',new': q, k and v in ADM's new order.
     size, channels, num_classes: side and channels of the images or latents, number of classes.
-    null_class: label for 'no class'.
     prefix: only names with this prefix are imported, without the prefix. rename: rules OLD=NEW for the beginnings of names.
-    network: FILE.py:CLASS of a network in the user's code. autoencoder: folder, for latents.
+    network: FAMILY:KEY=VALUE,… of a plug-in's network. autoencoder: folder, for latents.
     """
 
     weights: str = "ema"
@@ -60,7 +59,6 @@ class ImportOptions:
     size: int | None = None
     channels: int | None = None
     num_classes: int | None = None
-    null_class: int | None = None
     logsnr_min: float | None = None
     logsnr_max: float | None = None
     prefix: str = ""
@@ -184,7 +182,7 @@ def state_dict(
     weights = {name.removeprefix(prefix): tensor for name, tensor in candidates[key].items() if name.startswith(prefix)}
     for rule in options.rename:
         old, equals, new = rule.partition("=")
-        if not old or not equals:
+        if not equals:
             raise UsageError(f"--rename {rule}: expected OLD=NEW")
         weights = {new + name.removeprefix(old) if name.startswith(old) else name: tensor for name, tensor in weights.items()}
     return weights, averaged, entry

@@ -2,12 +2,17 @@
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,10 +91,12 @@ def declarations_kept() -> Iterator[None]:
             setattr(Command, name, value)
 
 
-def run_elbo(*args: Any, cwd: Path | None = None, stdin: Any = b"", env: dict[str, str] | None = None) -> Result:
+def run_elbo(
+    *args: Any, cwd: Path | None = None, stdin: Any = b"", env: dict[str, str] | None = None, terminal: Any = None
+) -> Result:
     """Run a command line in this process; bytes of both streams and the exit code.
 
-    stdin: bytes or an open file. env: more variables. An error that is a bug of elbo's is raised.
+    stdin: bytes or an open file. env: more variables. terminal: open file to use for both streams. An error that is a bug of elbo's is raised.
     """
     line = [*map(str, args)]
     with (
@@ -104,7 +111,7 @@ def run_elbo(*args: Any, cwd: Path | None = None, stdin: Any = b"", env: dict[st
         if isinstance(stdin, bytes):
             given.write(stdin)
             given.seek(0)
-        with redirected([given if isinstance(stdin, bytes) else stdin, out, err]):
+        with redirected([given if isinstance(stdin, bytes) else stdin, terminal or out, terminal or err]):
             code = main.run(line)
         for stream in (out, err):
             stream.seek(0)
@@ -119,6 +126,26 @@ def spawn_elbo(*args: Any, env: dict[str, str] | None = None, **options: Any) ->
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     line = [*ELBO, *map(str, args)]
     return subprocess.Popen(line, env=environment(**(env or {})), preexec_fn=heed_signals, **{**pipes, **options})
+
+
+def on_terminal(*args: Any, columns: int = 80, cwd: Path) -> Result:
+    """Run a command line in this process on a pseudo-terminal; the result's stdout is all that the terminal got."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    shown = list[bytes]()
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):  # Linux raises it when the last writer has closed the terminal
+            while chunk := os.read(master, 65536):
+                shown.append(chunk)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with open(slave, "r+b", buffering=0) as terminal:
+        result = run_elbo(*args, cwd=cwd, terminal=terminal)
+    watcher.join()
+    os.close(master)
+    return Result(result.args, result.returncode, b"".join(shown).replace(b"\r\n", b"\n"), b"")
 
 
 def run_code(code: str, *args: Any, **options: Any) -> Result:

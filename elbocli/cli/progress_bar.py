@@ -70,6 +70,8 @@ class Display(logging.Handler):
         if not self.terminal and now - self.shown_at >= LINE_EVERY_S:
             tell(f"{self.command}: {self.bar}")
             self.shown_at, self.values = now, {}
+        if done == total:  # a result may follow on this terminal
+            self.end()
 
     def end(self) -> None:
         if self.bar is not None:

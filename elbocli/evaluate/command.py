@@ -18,10 +18,11 @@ from elbocli.cli.commands import (
     command_line,
     common,
     device_option,
+    json_option,
     option,
     overwrite_option,
     plugin_option,
-    print_json,
+    print_result,
     stdin_or_fail,
     value,
 )
@@ -36,7 +37,7 @@ OPTIONS = {
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
-    "Outputs": ("card", "neighbours", "save_stats", "save_features", "overwrite"),
+    "Outputs": ("card", "neighbours", "save_stats", "save_features", "as_json", "overwrite"),
     "A stream's draw": ("classes", "seed"),
     "Speed and memory": ("batch_size", "device", "precision"),
 }
@@ -140,6 +141,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Precision of the extractor; bf16 is faster, but changes FID.",
     more="fp32 is strict; published tables use it.",
 )
+@json_option
 @overwrite_option
 @plugin_option
 @common
@@ -149,6 +151,7 @@ def evaluate(
     protocol: str | None,
     card: Path | None,
     device: str,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Score SAMPLES against a reference: FID and others.
@@ -183,6 +186,6 @@ def evaluate(
     with joined(device) as world:
         result = scoring.run(sources, ref, settings, world)
     if result:
-        print_json(result.json())
+        print_result(result.json(), as_json, result.table())
         if card:
             write_text(card, score_card(result))

@@ -5,7 +5,6 @@ import ctypes
 import fcntl
 import logging
 import os
-import pty
 import signal
 import struct
 import subprocess
@@ -91,12 +90,10 @@ def declarations_kept() -> Iterator[None]:
             setattr(Command, name, value)
 
 
-def run_elbo(
-    *args: Any, cwd: Path | None = None, stdin: Any = b"", env: dict[str, str] | None = None, terminal: Any = None
-) -> Result:
+def run_elbo(*args: Any, cwd: Path | None = None, stdin: Any = b"", env: dict[str, str] | None = None) -> Result:
     """Run a command line in this process; bytes of both streams and the exit code.
 
-    stdin: bytes or an open file. env: more variables. terminal: open file to use for both streams. An error that is a bug of elbo's is raised.
+    stdin: bytes or an open file. env: more variables. An error that is a bug of elbo's is raised.
     """
     line = [*map(str, args)]
     with (
@@ -111,7 +108,7 @@ def run_elbo(
         if isinstance(stdin, bytes):
             given.write(stdin)
             given.seek(0)
-        with redirected([given if isinstance(stdin, bytes) else stdin, terminal or out, terminal or err]):
+        with redirected([given if isinstance(stdin, bytes) else stdin, out, err]):
             code = main.run(line)
         for stream in (out, err):
             stream.seek(0)
@@ -128,24 +125,36 @@ def spawn_elbo(*args: Any, env: dict[str, str] | None = None, **options: Any) ->
     return subprocess.Popen(line, env=environment(**(env or {})), preexec_fn=heed_signals, **{**pipes, **options})
 
 
-def on_terminal(*args: Any, columns: int = 80, cwd: Path) -> Result:
-    """Run a command line in this process on a pseudo-terminal; the result's stdout is all that the terminal got."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    shown = list[bytes]()
+@contextlib.contextmanager
+def terminal(columns: int = 80) -> Iterator[list[str]]:
+    """A terminal as all streams inside the block; yields a list that holds what it shows, after the block."""
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    seen, shown = list[bytes](), list[str]()
 
-    def watch() -> None:
-        with contextlib.suppress(OSError):  # Linux raises it when the last writer has closed the terminal
-            while chunk := os.read(master, 65536):
-                shown.append(chunk)
+    def read() -> None:
+        try:
+            while piece := os.read(ours, 4096):
+                seen.append(piece)
+        except OSError:  # it is closed
+            os.close(ours)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    with open(slave, "r+b", buffering=0) as terminal:
-        result = run_elbo(*args, cwd=cwd, terminal=terminal)
-    watcher.join()
-    os.close(master)
-    return Result(result.args, result.returncode, b"".join(shown).replace(b"\r\n", b"\n"), b"")
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        with open(its, "r+b", buffering=0) as file, declarations_kept(), redirected([file] * 3):
+            yield shown
+    finally:
+        reader.join()
+        shown.append(b"".join(seen).decode())
+
+
+def on_terminal(*args: Any, columns: int = 80, cwd: Path | None = None) -> tuple[int, str]:
+    """Run a command line in this process on a terminal; the exit code, and what the terminal shows."""
+    line = [*map(str, args)]
+    with contextlib.chdir(cwd or Path.cwd()), patch.object(sys, "argv", ["elbo", *line]), terminal(columns) as shown:
+        code = main.run(line)
+    return code, shown[0].replace("\r\n", "\n")
 
 
 def run_code(code: str, *args: Any, **options: Any) -> Result:

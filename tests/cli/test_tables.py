@@ -40,8 +40,7 @@ EXPECTED = {
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_table_fits_the_terminal_and_has_the_caveats(name, columns, lines, tmp_path):
-    result = on_terminal(*lines[name], columns=columns, cwd=tmp_path)
-    shown = result.stdout.decode()
+    _, shown = on_terminal(*lines[name], columns=columns, cwd=tmp_path)
     words = " ".join(shown.split())
     assert "{" not in shown and not [text for text in EXPECTED[name] if text not in words], shown
     paths = [str(word) for word in lines[name] if "/" in str(word)]
@@ -51,7 +50,7 @@ def test_a_table_fits_the_terminal_and_has_the_caveats(name, columns, lines, tmp
 
 def test_json_is_the_same_on_a_terminal_and_in_a_pipe(lines, tmp_path, elbo):
     for name in ("bound", "optimum", "compare"):
-        shown = json.loads(on_terminal(*lines[name], "--json", cwd=tmp_path).stdout)
+        shown = json.loads(on_terminal(*lines[name], "--json", cwd=tmp_path)[1])
         assert shown.pop("command", "").removesuffix(" --json") == (piped := json.loads(elbo(*lines[name]).stdout)).pop(
             "command", ""
         )
@@ -59,9 +58,9 @@ def test_json_is_the_same_on_a_terminal_and_in_a_pipe(lines, tmp_path, elbo):
 
 
 def test_adapt_shows_variances_on_a_terminal_and_writes_the_schedule_elsewhere(trained, tmp_path, elbo):
-    shown = on_terminal("adapt", trained, cwd=tmp_path).stdout.decode()
+    shown = on_terminal("adapt", trained, cwd=tmp_path)[1]
     assert "fitted:loss" in shown and "logsnr_min:" not in shown and "-o FILE" in shown
     piped = elbo("adapt", trained, cwd=tmp_path)
     assert piped.stdout.startswith(b"format: elbo-schedule") and b"fitted:loss" in piped.stderr
-    written = on_terminal("adapt", trained, "-o", "s.yaml", cwd=tmp_path).stdout.decode()
+    written = on_terminal("adapt", trained, "-o", "s.yaml", cwd=tmp_path)[1]
     assert (tmp_path / "s.yaml").read_bytes() == piped.stdout and "fitted:loss" in written

@@ -250,7 +250,7 @@ def test_several_runs_are_a_table_of_progress_and_of_the_settings_that_differ(tw
             fcntl.flock(file, fcntl.LOCK_EX)
         rows = json.loads(elbo("info", *two, "--json").stdout)
         lines = list(csv.DictReader(elbo("info", *two, "--csv").stdout.decode().splitlines()))
-        shown = on_terminal("info", "a", "b", cwd=tmp_path).stdout.decode()
+        shown = on_terminal("info", "a", "b", cwd=tmp_path)[1]
         alone = json.loads(elbo("info", two[0], "--json").stdout)
     batch = alone["batch_size"]
     assert [row["seconds_left"] for row in rows] == [60 * batch / 8, 10 * batch / 8] and alone["seconds_left"] == 60 * batch / 8

@@ -29,6 +29,7 @@ from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.losslog import LossLogArrays, read_arrays
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.classes import choose_labels, usual_classes
@@ -314,7 +315,7 @@ def _bar(shown: bool) -> Iterator[None]:
     """Show progress inside the block as a bar, on a terminal or in a notebook."""
     from tqdm.auto import tqdm
 
-    bar = tqdm(disable=not shown, leave=False)
+    bar = tqdm(disable=not shown)
 
     def show(done: int, total: int | None, unit: str, values: dict[str, Any]) -> None:
         if done < bar.n or total != bar.total:
@@ -486,3 +487,12 @@ def open_dataset(path: Path | str) -> Dataset:
     Raises FormatError or DataError for an unusable file.
     """
     return Dataset(Path(path), latents=True)
+
+
+def read_losslog(path: Path | str) -> LossLogArrays:
+    """Read the errors of a training, by interval and bin of λ, as arrays.
+
+    path: run, or a loss log such as losslog.jsonl or validation.jsonl.
+    Raises FormatError or DataError for an unusable file.
+    """
+    return read_arrays(Path(path))

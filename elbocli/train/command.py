@@ -120,8 +120,9 @@ GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
 @option(
     "--dry-run",
     is_flag=True,
-    help="Print the plan, with memory; then stop.",
-    more="The plan is YAML, with the memory of each device and the operations; under torchrun, for all its processes. With "
+    help="Print the plan, with memory and time.",
+    more="The plan is YAML, with the memory of each device, the operations, and the time by a few steps on this device; under "
+    "torchrun, the memory of all its processes and no time. With "
     "--preset and no DATA.h5, the plan is for the data that the preset is made for, if the preset names some.",
 )
 @plugin_option
@@ -150,6 +151,7 @@ def train(
     from elbocli.run.open import dataset_for, initial_of
     from elbocli.runtime.processes import joined
     from elbocli.train import loop, plan
+    from elbocli.train.measure import NOT_MEASURED, measured_time
     from elbocli.train.targets import check_targets
 
     existing, given = settings.read_options(config, {**options, "data": data, "init": init}, words)
@@ -162,7 +164,9 @@ def train(
             planned = settings.preset_data(preset) if preset and data is None and existing is None else None
             dataset = planned or Dataset(data or dataset_for(existing), latents=True)
             resolved = settings.resolve(given, dataset, existing, initial)
-            click.echo(yaml_text(plan.plan(resolved, launched())), nl=False)
+            content = plan.plan(resolved, launched())
+            content["time"] = NOT_MEASURED.format("no dataset") if planned else measured_time(resolved, dataset, content)
+            click.echo(yaml_text(content), nl=False)
         return
     with joined(given.get("device") or (existing.config.settings.device if existing else "auto")) as world:
         with world.together():

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import h5py
 import pytest
+from harness import on_terminal
 
 from elbocli.core.spacing import logsnr_grid
 from elbocli.files.schedule_file import resolve_schedule
@@ -118,3 +119,8 @@ def test_without_a_log_there_are_grids_for_equations_alone(elbo, works, trained,
     assert set(json.loads(made.stdout)["grids"]) == {"solver", "cosine", "edm-sample"}
     failed = elbo("grid", run, *FEW, "--sampler", "ddpm")
     assert failed.returncode == 1 and b"losslog.jsonl" in failed.stderr
+
+
+def test_a_terminal_gets_a_bar(trained, tmp_path):
+    code, shown = on_terminal("grid", trained, *FEW, "--sampler", "ddim", "-o", "g.yaml", cwd=tmp_path)
+    assert code == 0 and "evaluation/s" in shown

@@ -132,7 +132,9 @@ def test_a_dataset_is_one_of_torchs(store, digits_folder, elbo, tmp_path):
     result = elbo("prep", digits_folder, tmp_path / "d.h5", "--size", 8, "--channels", 1, "--store", store)
     assert result.returncode == 0, result.stderr
     data = elbocli.open_dataset(tmp_path / "d.h5")
-    rows = data.batch(range(len(data)))
+    rows = data.read(range(len(data)))
+    both, labels = data.batch(range(3))
+    assert np.array_equal(both, [data[i][0] for i in range(3)]) and labels.tolist() == [data[i][1] for i in range(3)]
     for these in (data, pickle.loads(pickle.dumps(data))):
         loaded = list(torch.utils.data.DataLoader(these, 128, num_workers=2, timeout=60))
         images, labels = (torch.cat(parts) for parts in zip(*loaded, strict=True))
@@ -185,7 +187,7 @@ def test_the_bound_is_that_of_elbo_bound(elbo, trained, digits):
     result = elbo("bound", trained, digits, "-n", 300, "--draws", 2, "--schedule", "uniform", "--device", "cpu")
     expected, data, run = json.loads(result.stdout), elbocli.open_dataset(digits), elbocli.open_run(trained, "cpu")
     how = {"logsnr_min": -10, "logsnr_max": 10, "draws": 2, "population": 300, "device": "cpu"}
-    images = data.batch(range(300)), torch.from_numpy(data.labels)
+    images = data.read(range(300)), torch.from_numpy(data.labels)
     found = elbocli.variational_bound(run.network, run.prediction, *images, **how)
     del how["logsnr_min"], how["logsnr_max"]
     assert (
@@ -200,7 +202,7 @@ def test_the_bound_is_that_of_elbo_bound(elbo, trained, digits):
 
 
 def test_a_network_keeps_the_range_and_prediction_of_its_run(trained, digits):
-    run, pixels = elbocli.open_run(trained, "cpu"), elbocli.open_dataset(digits).batch(range(20))
+    run, pixels = elbocli.open_run(trained, "cpu"), elbocli.open_dataset(digits).read(range(20))
     few = {"pixels": pixels, "draws": 2, "device": "cpu"}
     bound = elbocli.variational_bound(run.network, **few)
     own = elbocli.schedule("uniform", -10, 10)

@@ -347,7 +347,7 @@ seed_option = option("--seed", type=SEED, default=0, help="Seed of images and no
 
 table_option = option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 
-json_option = option("--json", "as_json", is_flag=True, help="JSON on a terminal, too, instead of a table.")
+json_option = option("--json", "as_json", is_flag=True, help="JSON on a terminal, too.")
 
 zoom_option = option(
     "--zoom",

@@ -129,6 +129,6 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
 def _rows_of(places: np.ndarray, nats: np.ndarray, data: Dataset, index: np.ndarray) -> list[Thumbnails]:
     # places: of images in the table, whose columns are nats and index.
     return [
-        thumbnails_of(f"{nats[part[0]]:.4g} to {nats[part[-1]]:.4g} nats", data.batch(index[part]))
+        thumbnails_of(f"{nats[part[0]]:.4g} to {nats[part[-1]]:.4g} nats", data.read(index[part]))
         for part in np.split(places, range(ROW, len(places), ROW))
     ]

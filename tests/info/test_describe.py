@@ -181,7 +181,7 @@ def test_images_are_spread_over_the_file(digits):
         rows = np.flatnonzero(data.labels == label)
         assert len(group.images) == LEAST
         for at, row in ((0, rows[0]), (-1, rows[-1])):
-            assert np.array_equal(images[group.images[at]], data.batch([row])[0])
+            assert np.array_equal(images[group.images[at]], data.read([row])[0])
 
 
 @pytest.mark.parametrize(("classes", "shown", "each"), [(1, 1, SHOWN), (2, 2, 32), (3, 3, 21), (16, 16, LEAST), (40, 16, LEAST)])

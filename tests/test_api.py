@@ -226,7 +226,8 @@ def test_a_loss_log_is_read_as_arrays_by_interval_and_noise_level(trained, tmp_p
     errors = np.array([0.5, 1.0, 4.0, 2.0])
     log = elbocli.LossLogWriter(tmp_path / "l.jsonl", torch.tensor([-1.0, 0, 1]).double(), dimensions=4)
     log.write(1, 4, torch.tensor([[4.0, 1], [errors.sum(), 3], [(errors**2).sum(), 9]]).double())
-    (mean, alone), (se, unknown) = (row[0] for row in elbocli.read_losslog(tmp_path / "l.jsonl")[-2:])
+    made = elbocli.read_losslog(tmp_path / "l.jsonl")
+    (mean, alone), (se, unknown) = made.eps_mse[0], made.eps_mse_se[0]
     assert mean == errors.mean() and alone == 3 and np.isnan(unknown)
     assert se == pytest.approx(errors.std(ddof=1) / 2)
 

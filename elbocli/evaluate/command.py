@@ -105,7 +105,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--save-features",
     type=Output("features", suffixes=(".safetensors",)),
     metavar="FILE.safetensors",
-    help="Also save the samples' features, for use as SAMPLES or --ref.",
+    help="Also save the features, for SAMPLES or --ref.",
 )
 @option(
     "--card",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple
+from typing import IO, Annotated, Any
 
 import numpy as np
 import torch
@@ -224,7 +224,8 @@ def _opened(source: Path | IO[bytes]) -> Iterator[tuple[IO[bytes], Path | str]]:
         yield file, path
 
 
-class LossLogArrays(NamedTuple):
+@dataclass(frozen=True)
+class LossLogArrays:
     """A loss log as arrays of S intervals and B bins of λ.
 
     step, images: optimizer updates and images at the end of each interval, [S]. edges: of the bins, [B + 1].

@@ -133,8 +133,8 @@ def test_a_dataset_is_one_of_torchs(store, digits_folder, elbo, tmp_path):
     assert result.returncode == 0, result.stderr
     data = elbocli.open_dataset(tmp_path / "d.h5")
     rows = data.read(range(len(data)))
-    both, labels = data.batch(range(3))
-    assert np.array_equal(both, [data[i][0] for i in range(3)]) and labels.tolist() == [data[i][1] for i in range(3)]
+    both, classes = data.batch(range(3))
+    assert np.array_equal(both, [data[i][0] for i in range(3)]) and classes.tolist() == [data[i][1] for i in range(3)]
     for these in (data, pickle.loads(pickle.dumps(data))):
         loaded = list(torch.utils.data.DataLoader(these, 128, num_workers=2, timeout=60))
         images, labels = (torch.cat(parts) for parts in zip(*loaded, strict=True))

@@ -165,7 +165,9 @@ def train(
             dataset = planned or Dataset(data or dataset_for(existing), latents=True)
             resolved = settings.resolve(given, dataset, existing, initial)
             content = plan.plan(resolved, launched())
-            content["time"] = NOT_MEASURED.format("no dataset") if planned else measured_time(resolved, dataset, content)
+            content["time"] = (
+                measured_time(resolved, dataset, content) if isinstance(dataset, Dataset) else NOT_MEASURED.format("no dataset")
+            )
             click.echo(yaml_text(content), nl=False)
         return
     with joined(given.get("device") or (existing.config.settings.device if existing else "auto")) as world:

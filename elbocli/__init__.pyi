@@ -3,6 +3,7 @@ from elbocli.api import draw as draw
 from elbocli.api import open_dataset as open_dataset
 from elbocli.api import open_run as open_run
 from elbocli.api import prediction as prediction
+from elbocli.api import read_losslog as read_losslog
 from elbocli.api import sampler as sampler
 from elbocli.api import schedule as schedule
 from elbocli.api import variational_bound as variational_bound
@@ -16,6 +17,7 @@ from elbocli.core.schedule import Schedule as Schedule
 from elbocli.core.weighting import Weighting as Weighting
 from elbocli.errors import ElboError as ElboError
 from elbocli.files.dataset import Dataset as Dataset
+from elbocli.files.losslog import LossLogArrays as LossLogArrays
 from elbocli.files.losslog import LossLogWriter as LossLogWriter
 from elbocli.nn.extractors import export_extractor as export_extractor
 from elbocli.run.examples import normalised as normalised

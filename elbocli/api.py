@@ -5,7 +5,8 @@ Import these names from `elbocli`. docs/python.md is a tutorial.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,14 @@ from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.losslog import LossLogArrays, read_arrays
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.classes import choose_labels, usual_classes
 from elbocli.run.examples import ImageBatch, channels_first, draw_noise
 from elbocli.run.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
+from elbocli.runtime.progress import progress, show_progress_with
 from elbocli.sample.draw import SampleSettings, draw_batch
 
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
@@ -307,6 +310,28 @@ def _labels(labels: Any, n: int) -> Tensor | None:
     return None if labels is None else torch.as_tensor(labels)
 
 
+@contextmanager
+def _bar(shown: bool) -> Iterator[None]:
+    """Show progress inside the block as a bar, on a terminal or in a notebook."""
+    from tqdm.auto import tqdm
+
+    bar = tqdm(disable=not shown)
+
+    def show(done: int, total: int | None, unit: str, values: dict[str, Any]) -> None:
+        if done < bar.n or total != bar.total:
+            bar.reset(total)
+        bar.unit = unit
+        bar.set_postfix(values, refresh=False)
+        bar.update(done - bar.n)
+
+    show_progress_with(show)
+    try:
+        yield
+    finally:
+        show_progress_with(None)
+        bar.close()
+
+
 def draw(
     network: NetworkFunction | TrainedRun,
     prediction: Prediction | str | None = None,
@@ -328,6 +353,7 @@ def draw(
     batch_size: int = 64,
     device: torch.device | str = "auto",
     precision: str = "fp32",
+    progress_bar: bool = True,
 ) -> Tensor:
     """Draw n examples from a trained network.
 
@@ -350,6 +376,7 @@ def draw(
     batch_size: examples per call of the network.
     device: a CUDA device becomes torch's current device.
     precision: `fp32` (without TF32), `tf32`, `bf16` or `fp16`.
+    progress_bar: whether to show a bar.
     Returns [n, *shape], float32.
     Raises UsageError for an invalid argument, or an output of the wrong shape.
     """
@@ -374,11 +401,13 @@ def draw(
             f"guidance_scale {guidance_scale:g} needs labels of shape [{n}]; pass labels=, or leave guidance_scale at 1"
         )
     drawn, source, arithmetic = [], Noise(seed, (*shape[1:], shape[0]), 0, place), Precision(precision, place)
-    for first in range(0, n, batch_size):
-        indices = range(first, min(first + batch_size, n))
-        mine = None if labels is None else sent(labels[first : first + batch_size], place)
-        denoiser = Denoiser(module, what, Guidance(guidance_scale), mine, threshold=THRESHOLDS.parse(threshold))
-        drawn.append(draw_batch(denoiser, indices, grid, how, source, arithmetic, lambda x: x))
+    with _bar(progress_bar):
+        for first in range(0, n, batch_size):
+            indices = range(first, min(first + batch_size, n))
+            mine = None if labels is None else sent(labels[first : first + batch_size], place)
+            denoiser = Denoiser(module, what, Guidance(guidance_scale), mine, threshold=THRESHOLDS.parse(threshold))
+            drawn.append(draw_batch(denoiser, indices, grid, how, source, arithmetic, lambda x: x))
+            progress(indices.stop, n, "img")
     return torch.cat(drawn)
 
 
@@ -398,6 +427,7 @@ def variational_bound(
     batch_size: int = 256,
     device: torch.device | str = "auto",
     precision: str = "fp32",
+    progress_bar: bool = True,
 ) -> Bound:
     """Return the variational bound on −log p of images under a network, with its terms and their standard errors.
 
@@ -413,6 +443,7 @@ def variational_bound(
     population: number of images that `pixels` was sampled from, for the standard errors; inf for a distribution.
     batch_size: inputs per call of the network.
     device: a CUDA device becomes torch's current device. precision: `fp32` (without TF32), `tf32`, `bf16` or `fp16`.
+    progress_bar: whether to show a bar.
     Raises UsageError for an invalid argument, NonFiniteError for outputs that are not finite.
     Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
@@ -424,8 +455,11 @@ def variational_bound(
         rows = range(first, min(first + size, len(pixels)))
         some = channels_first(torch.as_tensor(pixels[first : rows.stop])).permute(0, 2, 3, 1).cpu()
         images.append(ImageBatch(some, None if labels is None else labels[first : rows.stop], rows))
-    how = Measurement(module, what, low, high, arithmetic, images, batch_size, draws, seed, population=population)
-    return estimate_bound(how, schedule).bound
+    how = Measurement(
+        module, what, low, high, arithmetic, images, batch_size, draws, seed, population=population, total=len(pixels)
+    )
+    with _bar(progress_bar):
+        return estimate_bound(how, schedule).bound
 
 
 def open_run(
@@ -453,3 +487,12 @@ def open_dataset(path: Path | str) -> Dataset:
     Raises FormatError or DataError for an unusable file.
     """
     return Dataset(Path(path), latents=True)
+
+
+def read_losslog(path: Path | str) -> LossLogArrays:
+    """Read the errors of a training, by interval and bin of λ, as arrays.
+
+    path: run, or a loss log such as losslog.jsonl or validation.jsonl.
+    Raises FormatError or DataError for an unusable file.
+    """
+    return read_arrays(Path(path))

@@ -2,12 +2,16 @@
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +123,38 @@ def spawn_elbo(*args: Any, env: dict[str, str] | None = None, **options: Any) ->
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     line = [*ELBO, *map(str, args)]
     return subprocess.Popen(line, env=environment(**(env or {})), preexec_fn=heed_signals, **{**pipes, **options})
+
+
+@contextlib.contextmanager
+def terminal(columns: int = 80) -> Iterator[list[str]]:
+    """A terminal as all streams inside the block; yields a list that holds what it shows, after the block."""
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    seen, shown = list[bytes](), list[str]()
+
+    def read() -> None:
+        try:
+            while piece := os.read(ours, 4096):
+                seen.append(piece)
+        except OSError:  # it is closed
+            os.close(ours)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        with open(its, "r+b", buffering=0) as file, declarations_kept(), redirected([file] * 3):
+            yield shown
+    finally:
+        reader.join()
+        shown.append(b"".join(seen).decode())
+
+
+def on_terminal(*args: Any, columns: int = 80, cwd: Path | None = None) -> tuple[int, str]:
+    """Run a command line in this process on a terminal; the exit code, and what the terminal shows."""
+    line = [*map(str, args)]
+    with contextlib.chdir(cwd or Path.cwd()), patch.object(sys, "argv", ["elbo", *line]), terminal(columns) as shown:
+        code = main.run(line)
+    return code, shown[0].replace("\r\n", "\n")
 
 
 def run_code(code: str, *args: Any, **options: Any) -> Result:

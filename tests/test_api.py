@@ -128,7 +128,9 @@ def test_the_layout_of_pixels_is_told_by_their_shape(channels):
 
 def test_a_dataset_is_one_of_torchs(digits):
     data = elbocli.open_dataset(digits)
-    rows = data.batch(range(len(data)))
+    rows = data.read(range(len(data)))
+    both, classes = data.batch(range(3))
+    assert np.array_equal(both, [data[i][0] for i in range(3)]) and classes.tolist() == [data[i][1] for i in range(3)]
     for these in (data, pickle.loads(pickle.dumps(data))):
         loaded = list(torch.utils.data.DataLoader(these, 128, num_workers=2, timeout=60))
         images, labels = (torch.cat(parts) for parts in zip(*loaded, strict=True))
@@ -181,7 +183,7 @@ def test_the_bound_is_that_of_elbo_bound(elbo, trained, digits):
     result = elbo("bound", trained, digits, "-n", 300, "--draws", 2, "--schedule", "uniform", "--device", "cpu")
     expected, data, run = json.loads(result.stdout), elbocli.open_dataset(digits), elbocli.open_run(trained, "cpu")
     how = {"logsnr_min": -10, "logsnr_max": 10, "draws": 2, "population": 300, "device": "cpu"}
-    images = data.batch(range(300)), torch.from_numpy(data.labels)
+    images = data.read(range(300)), torch.from_numpy(data.labels)
     found = elbocli.variational_bound(run.network, run.prediction, *images, **how)
     del how["logsnr_min"], how["logsnr_max"]
     assert (
@@ -196,7 +198,7 @@ def test_the_bound_is_that_of_elbo_bound(elbo, trained, digits):
 
 
 def test_a_network_keeps_the_range_and_prediction_of_its_run(trained, digits):
-    run, pixels = elbocli.open_run(trained, "cpu"), elbocli.open_dataset(digits).batch(range(20))
+    run, pixels = elbocli.open_run(trained, "cpu"), elbocli.open_dataset(digits).read(range(20))
     few = {"pixels": pixels, "draws": 2, "device": "cpu"}
     bound = elbocli.variational_bound(run.network, **few)
     own = elbocli.schedule("uniform", -10, 10)
@@ -210,3 +212,42 @@ def test_a_network_keeps_the_range_and_prediction_of_its_run(trained, digits):
     assert torch.equal(narrow, elbocli.draw(run, n=2, steps=3, logsnr_min=-8, logsnr_max=8))
     with pytest.raises(UsageError):
         elbocli.draw(run, "eps", n=2)
+
+
+def test_a_loss_log_is_read_as_arrays_by_interval_and_noise_level(trained, tmp_path):
+    arrays, whole = elbocli.read_losslog(trained), read_logs([trained / "losslog.jsonl"])
+    assert arrays.count.shape == arrays.eps_mse.shape == arrays.eps_mse_se.shape == (whole.lines, len(whole.edges) - 1)
+    assert np.array_equal(arrays.count.sum(0), whole.sums[0]) and arrays.images[-1] == whole.images
+    np.testing.assert_allclose(np.nansum(arrays.count * arrays.eps_mse, 0), whole.sums[1])
+    errors = np.array([0.5, 1.0, 4.0, 2.0])
+    log = elbocli.LossLogWriter(tmp_path / "l.jsonl", torch.tensor([-1.0, 0, 1]).double(), dimensions=4)
+    log.write(1, 4, torch.tensor([[4.0, 1], [errors.sum(), 3], [(errors**2).sum(), 9]]).double())
+    made = elbocli.read_losslog(tmp_path / "l.jsonl")
+    (mean, alone), (se, unknown) = made.eps_mse[0], made.eps_mse_se[0]
+    assert mean == errors.mean() and alone == 3 and np.isnan(unknown)
+    assert se == pytest.approx(errors.std(ddof=1) / 2)
+
+
+def test_plots_draw_the_curves_on_the_given_axis(trained):
+    from matplotlib.figure import Figure
+
+    axis, weighting, schedule = Figure().subplots(), elbocli.weighting("edm"), elbocli.schedule("cosine", -10, 10)
+    assert weighting.plot(-5, 5, axis) is axis and schedule.plot(axis) is axis
+    arrays = elbocli.read_losslog(trained)
+    arrays.plot(axis)
+    of_weighting, of_schedule, of_log = axis.lines
+    at = torch.from_numpy(of_weighting.get_xdata())
+    assert (float(at[0]), float(at[-1])) == (-5, 5) and np.array_equal(of_weighting.get_ydata(), weighting(at))
+    assert np.array_equal(of_schedule.get_ydata(), schedule.density(torch.from_numpy(of_schedule.get_xdata())))
+    assert np.array_equal(of_log.get_ydata(), arrays.eps_mse[-1], equal_nan=True)
+
+
+def test_bars_and_tables_are_shown_in_a_notebook(trained, digits, capsys):
+    elbocli.draw(same, "v", (1, 8, 8), 4, steps=2, batch_size=2)
+    assert "4/4" in capsys.readouterr().err
+    bound = elbocli.variational_bound(same, "v", PIXELS, draws=2)
+    assert "6/6" in capsys.readouterr().err
+    elbocli.variational_bound(same, "v", PIXELS, draws=2, progress_bar=False)
+    assert capsys.readouterr().err == ""
+    assert "bits per dimension" in bound._repr_html_() and "±" in bound._repr_html_()
+    assert elbocli.open_run(trained).settings.weighting in elbocli.open_run(trained)._repr_html_()

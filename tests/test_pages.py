@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 def batches(path: str) -> Iterator[tuple[Tensor, Tensor]]:
     data: elbocli.Dataset = elbocli.open_dataset(path)
-    yield elbocli.normalised(data.batch(range(8)), torch.device("cpu")), torch.from_numpy(data.labels[:8])
+    yield elbocli.normalised(data.read(range(8)), torch.device("cpu")), torch.from_numpy(data.labels[:8])
 
 
 def train(network: nn.Module, path: str) -> float:
@@ -46,7 +46,7 @@ def train(network: nn.Module, path: str) -> float:
         log.write(loss.step, loss.images, loss.take_sums())
     schedule: elbocli.Schedule = elbocli.schedule("cosine", -10, 10)
     drawn: Tensor = elbocli.draw(network, loss.prediction, (1, 8, 8), 4, schedule=schedule, sampler=elbocli.sampler("ddim"))
-    bound = elbocli.variational_bound(network, pixels=elbocli.open_dataset(path).batch(range(8)), loss=loss)
+    bound = elbocli.variational_bound(network, pixels=elbocli.open_dataset(path).read(range(8)), loss=loss)
     run: elbocli.TrainedRun = elbocli.open_run("run")
     return (bound.bpd or 0.0) + float(drawn.mean()) + run.step
 """

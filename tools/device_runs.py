@@ -174,7 +174,7 @@ class Bare:
         network = place(build(config), device)
         self.network = torch.compile(network) if compile else network
         self.optimizer = torch.optim.AdamW(network.parameters(), 1e-4, weight_decay=0.0, fused=True)
-        stored = torch.from_numpy(dataset.batch(np.arange(len(dataset))))
+        stored = torch.from_numpy(dataset.read(np.arange(len(dataset))))
         if dataset.kind == LATENTS:
             self.images = stored[:, : config.image_channels].to(device).float()
         else:

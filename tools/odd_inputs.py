@@ -359,7 +359,7 @@ def outcome(odd: Odd, folder: Path) -> Outcome:
             data = Dataset(out)
             packed = len(data) - (not odd.archive)
             rows = [i for i, name in enumerate(data.contents()["files"]) if odd.archive or name.startswith("odd/")]
-            pixels = data.batch(np.array(rows[:1]))[0] if rows else None
+            pixels = data.read(np.array(rows[:1]))[0] if rows else None
     changed = next((m.partition(": ")[2] for m in messages if m.startswith("decoding changed")), "")
     listed = folder / "out.skipped.jsonl"
     says = stopped.replace(f"{folder}/", "") or re.sub(r"\b1 ", "", changed, count=1)

@@ -1,5 +1,6 @@
 """Command line of `elbo adapt`."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from elbocli.cli.commands import (
     out_option,
     overwrite_option,
     plugin_option,
+    print_result,
     since_option,
     stdin_or_fail,
     value,
@@ -64,7 +66,8 @@ from elbocli.core.criteria import CRITERIA
 @out_option("a schedule")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
 @option(
-    "--report",
+    "--json",
+    "as_json",
     is_flag=True,
     help="Print each schedule's predicted variance as one JSON object; write the schedule only to the file of -o.",
 )
@@ -80,21 +83,22 @@ def adapt(
     out: Path,
     plot: Path | None,
     data_only: Path | None,
-    report: bool,
+    as_json: bool,
     floor: float,
     **options: Any,
 ) -> None:
     """Fit a noise schedule to loss logs, for any weighting.
 
-    The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output. A
-    summary on standard error gives the predicted variance of a batch's mean loss, with independent t and with
-    low-discrepancy t as in training, for the log's schedule, fixed schedules, and a schedule fitted by each criterion.
+    The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to a file or a pipe. A
+    table gives the predicted variance of a batch's mean loss, with independent t and with low-discrepancy t as in
+    training, for the log's schedule, fixed schedules, and a schedule fitted by each criterion.
 
     --data-only needs no log: the density follows the weighting times the least possible error for the images. The
-    summary then gives the logsnr range of the middle half of the noise levels, and EDM's P_mean and P_std.
+    table then gives the logsnr range of the middle half of the noise levels, and EDM's P_mean and P_std.
     """
     from elbocli.adapt.fit import fit_data, fit_log, plot_fit
     from elbocli.files.schedule_file import resolve_weighting
+    from elbocli.runtime.progress import log
 
     def choose(usual: str) -> Any:
         return resolve_weighting(
@@ -112,4 +116,13 @@ def adapt(
         fitted = fit_log(inputs, choose, floor=floor, **options)
     if plot:
         plot_fit(fitted, plot)
-    hand_out(fitted.text, out, fitted.report.json() if report else None)
+    table = fitted.report.table()
+    if as_json or sys.stdout.isatty():
+        print_result(fitted.report.json(), as_json, table)
+        if out == STREAM and not as_json:
+            log.info("the schedule isn't shown here; -o FILE writes it")
+    else:
+        for line in filter(None, table.text(80).splitlines()):
+            log.info(line)
+    if out != STREAM or not (as_json or sys.stdout.isatty()):
+        hand_out(fitted.text, out)

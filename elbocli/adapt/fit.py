@@ -30,13 +30,14 @@ from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import finite, resolve_schedule, to_text
 from elbocli.run.train_settings import ADAPTIVE
 from elbocli.runtime.progress import log
+from elbocli.runtime.table import Table
 
 Density = Callable[[Tensor], Tensor]
 FIXED = ("cosine", "edm")
 PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independent", "ratio_low_discrepancy")
 
 
-@stored("result of elbo adapt --report (JSON)")
+@stored("result of elbo adapt --json")
 class AdaptReport(Record):
     """Report of `elbo adapt` on a fitted schedule.
 
@@ -62,6 +63,24 @@ class AdaptReport(Record):
     p_mean: float | None = None
     p_std: float | None = None
     told_apart: float | None = None
+
+    def table(self) -> Table:
+        """Return the predicted variances by schedule, or for --data-only the parameters of the fitted schedule."""
+        names = ("variance_independent", "ratio_independent", "variance_low_discrepancy", "ratio_low_discrepancy")
+        return Table(
+            f"Schedule fitted for weighting {self.weighting}, criterion {self.criterion}",
+            ["schedule", "independent t", "/ best", "low-discrepancy t", "/ best"],
+            [
+                [name, *(f"{pair[key]:.4g}" if pair[key] else None for key in names)]
+                for name, pair in (self.schedules or {}).items()
+            ],
+            {
+                "variances": self.batch and f"of a batch's mean loss, x batch size {self.batch} / loss²; predicted",
+                "fitted to": f"{self.images:,} images" + (f", {self.intervals:,} lines of loss logs" if self.intervals else ""),
+                "half of the draws": self.half and "logsnr {:.3g} to {:.3g}".format(*self.half),
+                "EDM's parameters": self.p_std and f"P_mean {self.p_mean:.3g}, P_std {self.p_std:.3g}",
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -130,14 +149,10 @@ def fit_log(
     densities[f"fitted:{criterion}"] = schedule.density
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
-    log.info(f"schedule for weighting {w.spec}, criterion {criterion}: {losses.images} images, {losses.lines} lines of loss logs")
-    log.info(f"predicted variance of a batch's mean loss, times the batch size {losses.batch}, divided by the loss squared:")
-    log.info(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
     promises = {}
     for name, pair in variances.items():
         ratios = [value / minimum if minimum > 0 else math.nan for value, minimum in zip(pair, best)]
         promises[name] = dict(zip(PROMISE, map(finite, (*pair, *ratios))))
-        log.info(f"{name:>21}  {pair[0]:13.4g}  {ratios[0]:8.3g}  {pair[1]:17.4g}  {ratios[1]:8.3g}")
     digest = hashlib.sha256(losses.edges.numpy().tobytes() + losses.sums.numpy().tobytes()).hexdigest()
     share, error = w(moments.middle) * moments.smoothed.mean, moments.mean.where(moments.count > 1, torch.nan)
     return FittedSchedule(
@@ -196,8 +211,6 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     half = schedule.logsnr(torch.tensor([0.75, 0.25], dtype=torch.float64)).tolist()
     told_apart = float(edges[peak + int(below[0])]) if len(below) else None
     own = {"half": half, "p_mean": -0.5 * mean, "p_std": 0.5 * spread, "told_apart": told_apart}
-    log.info(f"weighting {weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
-    log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
         log.warning(f"above logsnr {told_apart:.3g}, networks exceed the least possible error; raise --floor to draw more there")
     digest = file_sha256(path)

@@ -17,11 +17,12 @@ from elbocli.cli.commands import (
     Output,
     common,
     device_options,
+    json_option,
     launched,
     option,
     overwrite_option,
     plugin_option,
-    print_json,
+    print_result,
     seed_option,
     value,
     weights_option,
@@ -31,7 +32,7 @@ IMAGES = 1000
 GROUPS = {
     "Questions": ("estimator", "check", "classify", "prior", "optimum", "weighting", "schedule"),
     "Precision of the answer": ("images", "draws", "seed", "logsnr_min", "logsnr_max"),
-    "Outputs": ("per_image", "curve", "plot", "log", "overwrite"),
+    "Outputs": ("per_image", "curve", "plot", "log", "as_json", "overwrite"),
     "Weights": ("weights",),
     "Speed and memory": ("batch_size", "device", "precision"),
 }
@@ -102,6 +103,7 @@ GROUPS = {
 @seed_option
 @option("--batch-size", type=COUNT, help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]")
 @device_options
+@json_option
 @overwrite_option
 @plugin_option
 @common
@@ -119,6 +121,7 @@ def bound(
     check: bool,
     classify: bool,
     prior: str | None,
+    as_json: bool,
     **how: Any,
 ) -> None:
     """Measure the variational bound, in bits per dimension.
@@ -134,6 +137,8 @@ def bound(
     --estimator names other estimates of -log p; the object then has 'estimates' and their 'differences', with standard
     errors. --classify measures how well the run classifies images by p(c|x) ~ p(c) exp(-bound).
     """
+    from msgspec.structs import replace
+
     from elbocli.bound import estimate, judge
     from elbocli.bound.measure import open_measurement
     from elbocli.files.atomic import write_text
@@ -179,7 +184,8 @@ def bound(
     if per_image:
         facts["per_image"] = str(per_image)
         write_text(per_image, table_text(table))
-    print_json({**result.json(), **facts, **measured.about()})
+    result = replace(result, about={**facts, **measured.about()})
+    print_result(result.json(), as_json, result.table())
     if curve:
         write_text(curve, profile.tsv())
     if log:

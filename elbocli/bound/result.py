@@ -6,9 +6,29 @@ about: further keys of the JSON object, such as run and dataset.
   excess: loss above the least possible loss, on training images (key `own`) and others (`new`).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from elbocli.files.records import Record, Rest, stored
+from elbocli.runtime.table import Table, rounded
+
+NATS = "nats per image"
+
+
+def measured_on(n_images: int, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which run and images a result is about, for its table. about: further keys of the JSON object."""
+    images = f"{n_images} of {about['n_dataset']} in {about['dataset']}" if "dataset" in about else str(n_images)
+    if (digest := about.get("payload_sha256")) and digest == about.get("trained_on"):
+        images += ", on which the run was trained"
+    run = about.get("run") and f"{about['run']}, step {about.get('step')}, weights {about.get('weights')}"
+    facts = {"run": run, "images": images}
+    for name, gain in about.get("excess", {}).items():
+        if name in ("own", "new"):
+            of = "training images" if name == "own" else "these images"
+            facts[f"above least, {of}"] = rounded(gain["nats_per_dimension"], gain["se"]) + " nats per dimension"
+        if name == "copying":
+            facts["copying"] = gain["verdict"]
+    return facts
 
 
 class Answer(Record, kw_only=True):
@@ -68,6 +88,33 @@ class Bound(Nats, kw_only=True):
         per_image = f"{self.nats:.6g} ± {self.nats_se:.2g} nats"
         return f"Bound({value:.4g} ± {error:.2g} {self.unit}, {per_image} per image, n_images={self.n_images})"
 
+    def table(self) -> Table:
+        """Return the bound and its terms with standard errors."""
+        latent = self.bpd is None
+        noise = self.nats_per_latent_dimension_se_noise if latent else self.bpd_se_noise
+        population = self.nats_per_latent_dimension_se_population if latent else self.bpd_se_population
+        terms = {"bound": self, "  prior": self.prior, "  reconstruction": self.reconstruction, "  diffusion": self.diffusion}
+        notes = ["The standard errors are for the mean over the dataset."]
+        if noise is not None and population is not None:
+            notes = [
+                f"{notes[0]} For the mean over the distribution, the bound's is {population:.2g}; from noise alone, {noise:.2g}."
+            ]
+        if latent:
+            notes.append("This is a bound on a density of latents: compare it only within one latent space.")
+        return Table(
+            "Variational bound on −log p, ± standard errors; lower is better",
+            ["", self.unit, NATS],
+            [[name, term.per_dimension, (term.nats, term.nats_se)] for name, term in terms.items()],
+            {
+                **measured_on(self.n_images, self.about),
+                "noise levels": f"{self.draws_per_image} per image, schedule {self.schedule}",
+            },
+            notes,
+        )
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
 
 class LikelihoodEstimate(Nats, kw_only=True):
     """One estimate of −log p, averaged over images.
@@ -105,6 +152,21 @@ class Likelihoods(Answer):
     differences: list[LikelihoodDifference]
     draws_per_image: int
     schedule: str
+
+    def table(self) -> Table:
+        """Return the estimates and their differences with standard errors."""
+        differences = [
+            f"{difference.estimator} minus {difference.minus}: {rounded(difference.nats, difference.se)} nats, "
+            f"{difference.in_se:.2g} standard errors."
+            for difference in self.differences
+        ]
+        return Table(
+            "Estimates of −log p, ± standard errors; lower is better",
+            ["", self.estimates[0].unit, NATS],
+            [[one.estimator, one.per_dimension, (one.nats, one.nats_se)] for one in self.estimates],
+            {**measured_on(self.n_images, self.about), **{one.estimator.partition(":")[0]: one.bounds for one in self.estimates}},
+            differences,
+        )
 
 
 class Side(Record):
@@ -144,6 +206,20 @@ class Theorem(Answer):
     checks: list[Check]
     draws_per_side: int
 
+    def table(self) -> Table:
+        """Return both sides of each check."""
+        rows = []
+        for check in self.checks:
+            left, right = ((side.nats, side.se) for side in (check.left, check.right))
+            rows.append([check.weighting, left, right, check.difference_in_se, check.agree, check.monotone])
+        return Table(
+            "Both sides of theorem 1 in nats per image, ± standard errors",
+            ["weighting", "weighted loss", "from bounds", "difference / error", "agree", "monotone"],
+            rows,
+            measured_on(self.n_images, self.about),
+            ["Only the loss of a monotone weighting is an ELBO of noise-augmented data."],
+        )
+
 
 @stored("result of elbo bound --classify (JSON)")
 class Classification(Answer):
@@ -170,3 +246,20 @@ class Classification(Answer):
     draws_per_image: int
     schedule: str
     prior: list[float] | None = None
+
+    def table(self) -> Table:
+        """Return accuracy, log loss and calibration."""
+        return Table(
+            f"The run as a classifier of {self.classes} classes",
+            ["", "value ± standard error", "95 % interval"],
+            [
+                ["accuracy", self.accuracy, [self.accuracy_low, self.accuracy_high]],
+                ["log loss in nats", (self.log_loss, self.log_loss_se), None],
+                ["calibration error (ECE)", self.ece, None],
+                ["undecided share of images", self.undecided, None],
+            ],
+            {
+                **measured_on(self.n_images, self.about),
+                "prior p(c)": "equal" if self.prior is None else "class frequencies of the training data",
+            },
+        )

@@ -18,11 +18,13 @@ import click
 from elbocli.cli.text import visible
 from elbocli.errors import UsageError
 from elbocli.runtime import AUTO, PRECISIONS
+from elbocli.runtime.table import aligned
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from elbocli.core.guidance import Guidance
+    from elbocli.runtime.table import Table
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # of torchrun, srun, mpirun
@@ -345,6 +347,8 @@ seed_option = option("--seed", type=SEED, default=0, help="Seed of images and no
 
 table_option = option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 
+json_option = option("--json", "as_json", is_flag=True, help="JSON on a terminal, too.")
+
 zoom_option = option(
     "--zoom",
     type=value(int, ge=1, le=64),
@@ -444,18 +448,21 @@ def guidance_of(options: dict[str, Any]) -> Guidance:
     return Guidance(options.pop("guidance_scale"), low, high, options.pop("guidance_channels") or 0)
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of cells as aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
+def print_result(content: Any, as_json: bool, *tables: Table) -> None:
+    """Print a result: tables on a terminal, JSON elsewhere or if `as_json`."""
+    if as_json or not sys.stdout.isatty():
+        return print_json(content)
+    from shutil import get_terminal_size
+
+    click.echo("\n".join(table.text(get_terminal_size().columns) for table in tables), nl=False)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """Print rows of equal keys as a table with headings, or as one JSON list."""
     if as_json:
         return print_json(rows)
-    print_table([[key.upper().replace("_", " ") for key in rows[0]], *([*map(_cell, row.values())] for row in rows)])
+    cells = [[key.upper().replace("_", " ") for key in rows[0]], *([*map(_cell, row.values())] for row in rows)]
+    click.echo("\n".join(aligned(cells)))
 
 
 def _cell(value: Any) -> str:

@@ -5,21 +5,19 @@ from contextlib import suppress
 
 import click
 
+from elbocli.runtime.table import printable
+
 PARAMETER = re.compile("`([a-z_]+)`")  # in messages of core and nn, which know no options
-
-
-def _escaped(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def visible(text: str) -> str:
     """Escape control characters and line breaks, except line breaks before two spaces of indentation."""
-    return "\n  ".join(map(_escaped, text.split("\n  ")))
+    return "\n  ".join(map(printable, text.split("\n  ")))
 
 
 def visible_lines(text: str) -> str:
     """Escape control characters, except line breaks."""
-    return "\n".join(map(_escaped, text.split("\n")))
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def tell(text: str) -> None:

@@ -11,13 +11,12 @@ from elbocli.cli.commands import (
     Command,
     command_line,
     common,
+    json_option,
     option,
     plugin_option,
-    print_json,
-    print_table,
+    print_result,
     stdin_or_fail,
 )
-from elbocli.cli.text import visible
 
 
 @click.command(cls=Command)
@@ -27,11 +26,11 @@ from elbocli.cli.text import visible
     type=PATH,
     help="The reference for features: statistics (.npz) or features that 'elbo eval' saved.",
 )
-@option("--table", is_flag=True, help="A table instead of the JSON.")
-@option("--csv", is_flag=True, help="CSV instead of the JSON.")
+@json_option
+@option("--csv", is_flag=True, help="CSV instead of a table or JSON.")
 @plugin_option
 @common
-def compare(files: tuple[Path, ...], ref: Path | None, table: bool, csv: bool) -> None:
+def compare(files: tuple[Path, ...], ref: Path | None, as_json: bool, csv: bool) -> None:
     """Tell differences between scores from chance.
 
     FIRST and OTHER are results of 'elbo eval' or of 'elbo bound' (JSON; - is a stream). Results of trainings that differ
@@ -60,8 +59,8 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool, csv: bool) -
         )
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
         raise click.UsageError("pass either only features (.safetensors), with --ref, or only results (JSON), without --ref")
-    if table and csv:
-        raise click.UsageError("--table and --csv exclude each other")
+    if as_json and csv:
+        raise click.UsageError("--json and --csv exclude each other")
     if ref:
         first = Compared(file=str(files[0]), files=[str(files[0])], scores=[])
         others, alike = compare_features(files, ref)
@@ -71,23 +70,20 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool, csv: bool) -
         first, others, alike = compare_results(
             [read_scored(content, name)._replace(file=str(path)) for content, name, path in zip(contents, names, files)]
         )
-    heads = [*Difference.__struct_fields__, "of"]
-    rows = [[*score.json().values(), other.file] for other in others for score in other.scores]
-    if table:
-        print_table([[*map(str.upper, heads)], *([*map(_cell, row)] for row in rows)])
-    elif csv:
-        csv_format.writer(sys.stdout).writerows([_columns(heads, heads), *(_columns(heads, row) for row in rows)])
-    else:
-        comparison = Comparison(
-            first=first.file,
-            first_files=first.files,
-            first_trainings=first.trainings,
-            others=others,
-            alike=alike,
-            elbo_version=__version__,
-            command=command_line(),
-        )
-        print_json(comparison.json())
+    if csv:
+        heads = [*Difference.__struct_fields__, "of"]
+        rows = [[*score.json().values(), other.file] for other in others for score in other.scores]
+        return csv_format.writer(sys.stdout).writerows([_columns(heads, heads), *(_columns(heads, row) for row in rows)])
+    comparison = Comparison(
+        first=first.file,
+        first_files=first.files,
+        first_trainings=first.trainings,
+        others=others,
+        alike=alike,
+        elbo_version=__version__,
+        command=command_line(),
+    )
+    print_result(comparison.json(), as_json, *comparison.tables())
 
 
 def _columns(heads: list[str], row: list[Any]) -> list[Any]:
@@ -95,11 +91,3 @@ def _columns(heads: list[str], row: list[Any]) -> list[Any]:
     at = heads.index("interval")
     ends = ["interval_low", "interval_high"] if row is heads else row[at] or [None, None]
     return [*row[:at], *ends, *row[at + 1 :]]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return " to ".join(map(_cell, value))
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return {None: "-", True: "yes", False: "no"}.get(value) or visible(value)

@@ -18,9 +18,10 @@ from elbocli.core.metrics.distances import FID
 from elbocli.core.score_errors import Influence, frechet_influence
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.opening import OpenedSet, fingerprint, open_reference
-from elbocli.evaluate.result import EvalResult, mismatches, naming_network, numbers, refuse, result_of, shared
+from elbocli.evaluate.result import ENOUGH, EvalResult, mismatches, naming_network, numbers, refuse, result_of, shared
 from elbocli.files.features import SavedFeatures, read_features
 from elbocli.files.records import Record, Rest, parse_json, stored
+from elbocli.runtime.table import Table, rounded
 
 ALIKE = "such scores are not comparable; score both files with the same settings"
 
@@ -82,6 +83,37 @@ class Comparison(Record, kw_only=True):
     alike: Rest = {}
     elbo_version: str | None
     command: str | None
+
+    def tables(self) -> list[Table]:
+        """Return a table of the differences from the first side for each further side."""
+        extractor, tables = f"[{self.alike.get('extractor')}]", list[Table]()
+        n_samples = self.alike.get("n_samples") or 0
+        few = f"{n_samples} images a score: compare only with scores of as many." if 0 < n_samples < ENOUGH else ""
+        for other in self.others:
+            rows = [
+                [score.score.replace(extractor, "").removesuffix("_mean").replace("_", " ")]
+                + [rounded(side, score.se, shown=False) for side in (score.first, score.other)]
+                + [(score.difference, score.se), score.interval, score.apart]
+                for score in other.scores
+            ]
+            sides = {"first": (self.first_files, self.first_trainings), "other": (other.files, other.trainings)}
+            notes = [f"The intervals: {how}." for how in dict.fromkeys(score.how for score in other.scores)]
+            if any(score.apart is None for score in other.scores):
+                notes.append("A dash under 'apart': the interval doesn't cover trainings, so it can't tell the recipes apart.")
+            tables.append(
+                Table(
+                    "Differences, ± standard errors",
+                    ["score", "first", "other", "other − first", "95 % interval", "apart"],
+                    rows,
+                    {
+                        **{name: f"{', '.join(files)}; trainings: {n or 'unknown'}" for name, (files, n) in sides.items()},
+                        "extractor": self.alike.get("extractor"),
+                        "protocol": self.alike.get("protocol"),
+                    },
+                    [*notes, *filter(None, [few])],
+                )
+            )
+        return tables
 
 
 def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str, conclusive: bool = False) -> Difference:

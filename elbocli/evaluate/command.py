@@ -18,10 +18,11 @@ from elbocli.cli.commands import (
     command_line,
     common,
     device_option,
+    json_option,
     option,
     overwrite_option,
     plugin_option,
-    print_json,
+    print_result,
     stdin_or_fail,
     value,
 )
@@ -36,7 +37,7 @@ OPTIONS = {
 GROUPS = {
     "Scores": ("ref", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
-    "Outputs": ("neighbours", "save_stats", "save_features", "overwrite"),
+    "Outputs": ("neighbours", "save_stats", "save_features", "as_json", "overwrite"),
     "A stream's draw": ("classes", "seed"),
     "Speed and memory": ("batch_size", "device", "precision"),
 }
@@ -98,7 +99,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--save-features",
     type=Output("features", suffixes=(".safetensors",)),
     metavar="FILE.safetensors",
-    help="Also save the samples' features, for use as SAMPLES or --ref.",
+    help="Also save the features, for SAMPLES or --ref.",
 )
 @option(
     "--neighbours",
@@ -128,6 +129,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Precision of the extractor; bf16 is faster, but changes FID.",
     more="fp32 is strict; published tables use it.",
 )
+@json_option
 @overwrite_option
 @plugin_option
 @common
@@ -136,6 +138,7 @@ def evaluate(
     ref: Path | None,
     protocol: str | None,
     device: str,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Score SAMPLES against a reference: FID and others.
@@ -166,4 +169,4 @@ def evaluate(
     with joined(device) as world:
         result = scoring.run(sources, ref, settings, world)
     if result:
-        print_json(result.json())
+        print_result(result.json(), as_json, result.table())

@@ -15,7 +15,8 @@ from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files.features import FeatureFacts
 from elbocli.files.losslog import LARGEST
 from elbocli.files.records import Record, Rest, convert, parse_json, plain, stored
-from elbocli.nn.extractors import DEFAULT, PUBLISHED_INCEPTION, STRICT
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT
+from elbocli.runtime.table import Table
 
 SD = "_sd"  # suffix of the names of standard deviations over repeats
 # Key of metadata → [value, expected value], where they differ
@@ -165,6 +166,43 @@ class EvalResult(Record):
             named = {f"{key}.{part}": value for part, value in parts.items()} if isinstance(parts, dict) else {key: parts}
             alike |= {name: value for name, value in named.items() if value is not None}
         return alike
+
+    def table(self) -> Table:
+        """Return scores with standard errors and intervals, and what limits their meaning."""
+        facts, rows, notes = self.common(), list[list[Any]](), list[str]()
+        made, extractor = facts["made"], EXTRACTORS.get(str(facts.get("extractor")))
+        for score in self.scores:
+            if score.number.role not in (Role.NUMBER, Role.LIMIT):
+                continue
+            name, estimate = score.number.stem(self.network).removesuffix("_mean").replace("_", " "), self.estimate(score)
+            interval = self.interval(score) or estimate.interval
+            rows.append([name, (score.value, estimate.se), interval and [*interval]])
+            if score.sd is None and (parts := self.about(score, Role.PARTS)):
+                told = score.number.told.format_map(facts)
+                notes.append(f"The standard deviation of the {name} {told} is {parts.value:.2g}.")
+        if len(self.repeats) > 1:
+            notes.append(f"Means of {len(self.repeats)} sets of samples; the standard errors are of these means.")
+        if (facts.get("n_samples") or 0) < ENOUGH:
+            notes.append(f"Fewer than {ENOUGH} images: compare these scores only with scores of as many images.")
+        for name, words in {"mismatch": "Samples and reference differ", "deviates": "This differs from the protocol"}.items():
+            for key, (value, expected) in facts.get(name, {}).items():
+                notes.append(f"{words}: {key} is {value}, not {expected}.")
+        return Table(
+            f"Scores of {facts.get('samples') or f'{len(self.repeats)} sets of samples'}, {facts.get('n_samples')} images",
+            ["score", "value ± standard error", "95 % interval"],
+            rows,
+            {
+                "run": made.get("run") and f"{made['run']}, step {made.get('step')}, weights {made.get('weights')}",
+                "drawn with": made.get("sampler") and f"{made['sampler']}, {made.get('nfe')} network evaluations an image",
+                "reference": facts.get("ref") and f"{facts['ref']}, {facts.get('n_ref') or 'unknown number of'} images",
+                "extractor": extractor and f"{extractor.name}: {extractor.formula}; {extractor.source}",
+                "protocol": facts.get("protocol"),
+            },
+            notes,
+        )
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
     def json(self) -> dict[str, Any]:
         content = {**self.head(), **self.named(), **self.common()}

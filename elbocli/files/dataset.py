@@ -136,9 +136,8 @@ class Dataset:
 
         image: uint8 [C, H, W]; for latents float16 [2C, H, W], mean and standard deviation.
         """
-        row = range(len(self))[index]
-        image = self.batch([row])[0]
-        return image if self.kind == LATENTS else np.ascontiguousarray(image.transpose(2, 0, 1)), int(self.labels[row])
+        images, labels = self.batch([range(len(self))[index]])
+        return images[0], int(labels[0])
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Path, bool]]:
         return Dataset, (self.path, self.kind == LATENTS)
@@ -168,8 +167,18 @@ class Dataset:
             size = f"{width} x {height} {'latents' if self.kind == LATENTS else 'pixels'}"
             raise FormatError(f"{self.path}: images are {size}, but networks need squares; pack them with 'elbo prep'")
 
-    def batch(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Return copies of rows: images uint8 [n, H, W, C], or latents float16 [n, 2C, H, W].
+    def batch(self, indices: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return (images, labels) of rows, in the layout of a single row: uint8 [n, C, H, W] or float16 [n, 2C, H, W]; int64 [n].
+
+        indices: [n]. Raises FormatError if a row is damaged.
+        """
+        images = self.read(indices)
+        if self.kind != LATENTS:
+            images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return images, self.labels[np.asarray(indices)]
+
+    def read(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Return copies of rows as they are stored: images uint8 [n, H, W, C], or latents float16 [n, 2C, H, W].
 
         indices: [n].
         """
@@ -178,7 +187,7 @@ class Dataset:
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """Yield all rows in order, `size` at a time."""
         for start in range(0, len(self), size):
-            yield self.batch(range(start, min(start + size, len(self))))
+            yield self.read(range(start, min(start + size, len(self))))
 
     def contents(self) -> Members:
         """Return everything except the block. Raises FormatError."""

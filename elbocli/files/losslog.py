@@ -16,6 +16,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
+from elbocli.core.plots import draw_curve
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
@@ -221,6 +222,49 @@ def _opened(source: Path | IO[bytes]) -> Iterator[tuple[IO[bytes], Path | str]]:
     expect(path, "a loss log")
     with reading(path, kind=DataError), open(path, "rb") as file:
         yield file, path
+
+
+@dataclass(frozen=True)
+class LossLogArrays:
+    """A loss log as arrays of S intervals and B bins of λ.
+
+    step, images: optimizer updates and images at the end of each interval, [S]. edges: of the bins, [B + 1].
+    logsnr: middles of the bins, [B]. count: number of errors, [S, B].
+    eps_mse, eps_mse_se: mean ‖ε−ε̂‖²/D and its standard error, [S, B]; NaN for fewer than one or two errors.
+    """
+
+    step: np.ndarray
+    images: np.ndarray
+    edges: np.ndarray
+    logsnr: np.ndarray
+    count: np.ndarray
+    eps_mse: np.ndarray
+    eps_mse_se: np.ndarray
+
+    def plot(self, axis: Any = None, interval: int = -1) -> Any:
+        """Draw an interval's error by λ, ± 2 standard errors; axis: matplotlib's, by default the current one. Return the axis."""
+        name = f"step {self.step[interval]}"
+        return draw_curve(self.logsnr, self.eps_mse[interval], name, "E‖ε−ε̂‖²/D", axis, self.eps_mse_se[interval])
+
+
+def read_arrays(path: Path) -> LossLogArrays:
+    """Read the loss log of a run, or a loss log's file. Raises FormatError, DataError."""
+    edges, rows = np.zeros(1), list[LossLogRow]()
+    for entry in entries(path):
+        if isinstance(entry, LossLogHeader):
+            edges = np.array(entry.edges)
+        else:
+            rows.append(entry)
+    shape = (len(rows), len(edges) - 1)
+    count, total, squares = (
+        np.array([getattr(row, key) for row in rows], float).reshape(shape) for key in ("count", "sum", "sumsq")
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = total / count
+        variance = (squares / count - mean**2).clip(min=0) / (count - 1)
+    error = np.sqrt(np.where(count > 1, variance, np.nan))
+    step, images = (np.array([getattr(row, key) for row in rows], int) for key in ("step", "images"))
+    return LossLogArrays(step, images, edges, (edges[:-1] + edges[1:]) / 2, count, mean, error)
 
 
 class LossLogWriter:

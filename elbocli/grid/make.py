@@ -19,7 +19,7 @@ from elbocli.files.schedule_file import to_text
 from elbocli.run.classes import choose_labels
 from elbocli.run.open import open_run
 from elbocli.runtime.device import choose_device, sent
-from elbocli.runtime.progress import log
+from elbocli.runtime.progress import log, progress
 from elbocli.sample.draw import check_guidance, denoiser_of
 
 CELLS = 64  # least number of steps of the accurate solution that errors are measured against
@@ -54,7 +54,7 @@ def make_grid(
     Raises DataError if a needed loss log is missing, or estimates are not finite.
     """
     steps, ancestral = steps or STEPS, sampler.traits.ancestral
-    place, worse = choose_device(device), None
+    place, worse, evaluations = choose_device(device), None, 0
     run = open_run(path, place, weights)
     sampler = choose_space(sampler, run.prediction)
     if guide or guide_weights:
@@ -70,7 +70,13 @@ def make_grid(
     parts = [None] * -(-images // batch_size) if labels is None else labels.split(batch_size)
     denoisers = [denoiser.given(some) for some in parts]
 
+    cells = max(CELLS, 4 * steps)
+
     def denoise(z: Tensor, logsnr: float) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        total = 4 * cells + 1  # of the accurate solution; the number of rounds after it is unknown
+        progress(evaluations, total if evaluations <= total else None, "evaluation")
         with arithmetic.applied(), arithmetic.autocast():
             return torch.cat([ask(some, logsnr) for ask, some in zip(denoisers, z.split(batch_size), strict=True)])
 
@@ -83,7 +89,7 @@ def make_grid(
         errors = ancestral_errors(ErrorMoments.of_sums(losses.edges, losses.sums))
     else:
         z = sent(Stream(seed, "grid").noise(range(images), run.network.config.shape), place).contiguous()
-        solution = FineSolution(denoise, z, low, high, max(CELLS, 4 * steps))
+        solution = FineSolution(denoise, z, low, high, cells)
         errors = partial(solution.errors, sampler)
 
     schedule = schedule_of_levels(equal_errors(errors, plain["cosine"], high))

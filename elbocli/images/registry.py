@@ -70,7 +70,7 @@ class DatasetRows:
         self.dataset, self.shape = dataset, dataset.shape
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        return self.dataset.batch(range(rows.start, rows.stop))
+        return self.dataset.read(range(rows.start, rows.stop))
 
 
 class ArrayRow(NamedTuple):

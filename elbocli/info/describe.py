@@ -71,16 +71,14 @@ def _saved(path: Path) -> Facts:
 
 
 def _run(path: Path) -> Facts:
-    from elbocli.run.folder import read_status
+    from elbocli.info.runs import progress_of
 
     config, checkpoint = read_config(path), latest(path)
     step = checkpoint.step if checkpoint else 0
-    state: Facts = {"state": "unknown", "step": step}
-    if (path / "status.json").exists():
-        status = read_status(path)
-        state = {**status.json(), "as_of": status.when}
     return {
-        **state,
+        "state": "unknown",
+        "step": step,
+        **progress_of(path, config),
         "saved_step": step,
         "snapshots": len(snapshots(path)),
         "elbo_version": config.elbo_version,

@@ -1,5 +1,6 @@
 """Command line of `elbo optimum`."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ from elbocli.cli.commands import (
     FIGURE,
     LEVEL,
     PATH,
+    STREAM,
     Command,
     common,
     device_option,
     hand_out,
+    json_option,
     option,
     out_option,
     overwrite_option,
     plugin_option,
+    print_result,
     seed_option,
     value,
 )
@@ -55,10 +59,11 @@ from elbocli.cli.commands import (
 @device_option
 @out_option("an optimum")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the least error by noise level.")
+@json_option
 @overwrite_option
 @plugin_option
 @common
-def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, **options: Any) -> None:
+def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, as_json: bool, **options: Any) -> None:
     """Find the least error that any denoiser can have.
 
     The Bayes denoiser of the packed images, a softmax over all images, has the least error on these images. No network
@@ -67,8 +72,21 @@ def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, 
     'elbo adapt', 'elbo bound' and 'elbo report' read the result.
     """
     from elbocli.optimum.find import find_optimum, open_search, plot_optimum
+    from elbocli.runtime.table import Table, rounded
 
     found = find_optimum(open_search(data, like, **options))
     if plot:
         plot_optimum(found, plot)
-    hand_out(found.text(), out)
+    if out != STREAM:
+        return hand_out(found.text(), out)
+    middles = [(low + high) / 2 for low, high in pairwise(found.edges)]
+    rows = [[f"{at:.3g}", (error, se)] for at, error, se in zip(middles, found.eps_mse, found.eps_mse_se)]
+    facts = {
+        "images": f"{found.images:,}" + ", with mirror images" * found.flip,
+        "classes": found.classes or "none, or not told to the denoiser",
+        "½∫ over these levels": f"{rounded(found.nats, found.nats_se)} nats, of ln(images) = {found.log_images:.5g}",
+        "compared with": found.sample and f"{found.sample.images:,} images at random; the bias is subtracted",
+    }
+    title = "Least squared error of ε per dimension by noise level"
+    heads = ["logsnr", "least error ± standard error"]
+    print_result(found.json(), as_json, Table(title, heads, rows[len(rows) // 20 :: max(1, len(rows) // 10)], facts))

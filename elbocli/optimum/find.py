@@ -72,7 +72,7 @@ class Search:
 
     def levels(self, places: np.ndarray) -> Tensor:
         """Return pixel levels 0 to 255, float64 [J, H, W, C]. places: positions in `rows`."""
-        return torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device).double()
+        return torch.from_numpy(self.dataset.read(self.rows[places])).to(self.device).double()
 
     def errors(self, places: np.ndarray, offsets: np.ndarray, among: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the least possible errors per dimension, and the approximate expectations of the errors' squares.

@@ -156,7 +156,7 @@ class Examples:
         η: for latents, the Gaussian noise of the posterior sample, [B,C,h,w]; else None.
         places: index of each image in `posterior`. mirrored: whether to mirror each image's pixels, [B].
         """
-        stored, eta = self.dataset.batch(rows), None
+        stored, eta = self.dataset.read(rows), None
         if mirrored is not None:
             stored[mirrored] = stored[mirrored, :, ::-1]
         if self.dataset.latent_space is not None:

@@ -34,6 +34,7 @@ from elbocli.run.train_settings import ADAPTIVE, SETTINGS, SPEED, VALIDATION, Tr
 from elbocli.runtime import AUTO
 from elbocli.runtime.device import Precision
 from elbocli.runtime.progress import log
+from elbocli.runtime.table import Table
 
 # Attributes of datasets that define a latent space: latents are comparable only if all of these are equal.
 SPACE = ["latent_convention", "latent_shift", "latent_scale", "latent_input", "autoencoder_sha256"]
@@ -92,6 +93,19 @@ class TrainedRun:
 
     def __repr__(self) -> str:
         return f"TrainedRun({str(self.path)!r}, step {self.step})"
+
+    def _repr_html_(self) -> str:
+        settings, about = self.settings, self.about
+        facts = {
+            "step": self.step,
+            "weights": about.get("weights"),
+            "images trained on": about.get("images_trained"),
+            **{name: getattr(settings, name) for name in ("weighting", "schedule", "prediction")},
+            "logsnr": [settings.logsnr_min, settings.logsnr_max],
+            "network": type(self.network).__name__,
+            "dataset": self.data.path,
+        }
+        return Table(f"Run {self.path}", [], [], facts)._repr_html_()
 
     @property
     def step(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger("elbo")
+PAUSED = "paused_s"  # value of `progress`: seconds since the last report that were no progress, which the time left leaves out
 _show: Callable[..., None] | None = None
 
 
@@ -17,7 +18,7 @@ def progress(done: int, total: int | None, unit: str, **values: Any) -> None:
         _show(done, total, unit, values)
 
 
-def show_progress_with(show: Callable[..., None]) -> None:
-    """Let `progress` display its reports by calling `show(done, total, unit, values)`."""
+def show_progress_with(show: Callable[..., None] | None) -> None:
+    """Let `progress` display its reports by calling `show(done, total, unit, values)`; None: not at all."""
     global _show
     _show = show

@@ -109,8 +109,9 @@ GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
 @option(
     "--dry-run",
     is_flag=True,
-    help="Print the plan, with memory; then stop.",
-    more="The plan is YAML, with the memory of each device and the operations; under torchrun, for all its processes. With "
+    help="Print the plan, with memory and time.",
+    more="The plan is YAML, with the memory of each device, the operations, and the time by a few steps on this device; under "
+    "torchrun, the memory of all its processes and no time. With "
     "--preset and no DATA.h5, the plan is for the data that the preset is made for, if the preset names some.",
 )
 @plugin_option
@@ -138,6 +139,7 @@ def train(
     from elbocli.run.open import dataset_for, initial_of
     from elbocli.runtime.processes import joined
     from elbocli.train import loop, plan
+    from elbocli.train.measure import NOT_MEASURED, measured_time
     from elbocli.train.targets import check_targets
 
     existing, given = settings.read_options(config, {**options, "data": data, "init": init}, words)
@@ -150,7 +152,11 @@ def train(
             planned = settings.preset_data(preset) if preset and data is None and existing is None else None
             dataset = planned or Dataset(data or dataset_for(existing), latents=True)
             resolved = settings.resolve(given, dataset, existing, initial)
-            click.echo(yaml_text(plan.plan(resolved, launched())), nl=False)
+            content = plan.plan(resolved, launched())
+            content["time"] = (
+                measured_time(resolved, dataset, content) if isinstance(dataset, Dataset) else NOT_MEASURED.format("no dataset")
+            )
+            click.echo(yaml_text(content), nl=False)
         return
     with joined(given.get("device") or (existing.config.settings.device if existing else "auto")) as world:
         with world.together():

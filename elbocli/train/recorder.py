@@ -21,7 +21,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.reading import reading
 from elbocli.files.schedule_file import finite
 from elbocli.run.train_settings import ADAPTIVE
-from elbocli.runtime.progress import log
+from elbocli.runtime.progress import PAUSED, log
 from elbocli.sample.draw import Decoder, open_decoder
 from elbocli.train.previews import preview
 from elbocli.train.scores import Evaluation
@@ -32,6 +32,7 @@ from elbocli.train.validation import Validation
 
 METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
 FIRST_PREVIEW_S = 60.0  # seconds of training before the first preview
+SLOW_S = 2.0  # seconds from which a run's first preview is announced as slow
 
 
 class Recorder:
@@ -84,7 +85,7 @@ class Recorder:
         self.validated = False
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
         self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)
-        self._since, self._clock = state.steps_done, 0.0
+        self._since, self._clock, self._paused = state.steps_done, 0.0, 0.0
         if self.validation and state.resolved.init is not None and not state.steps_done:
             self._validate(self.validation)  # the score of the weights that the run begins from
         self._begun = self._clock = time.monotonic()
@@ -96,9 +97,10 @@ class Recorder:
     def after(self, early: bool) -> dict[str, Any]:
         """Log, validate, score and draw whatever is due; return numbers for the progress line.
 
-        early: whether to draw a preview even if none is due. Raises NonFiniteError and DataError, on all ranks alike.
+        early: whether to draw a preview even if none is due. The numbers have the seconds of all but logging, as PAUSED. Raises NonFiniteError and DataError, on all ranks alike.
         """
         settings, step, values = self.settings, self.state.steps_done, dict[str, Any]()
+        self._paused = 0.0
 
         def due(every: int) -> bool:
             return step == settings.steps or step % every == 0
@@ -114,7 +116,7 @@ class Recorder:
             values |= scores
         if self.decoder and (early or due(settings.preview_every)):
             self._preview(self.decoder)
-        return values
+        return {**values, PAUSED: self._paused} if self._paused else values
 
     def _log(self) -> dict[str, Any]:
         state = self.state
@@ -156,12 +158,17 @@ class Recorder:
         check(self.state)  # also waits until the device has finished all updates
         begun = time.monotonic()
         yield
-        self._clock += time.monotonic() - begun
+        seconds = time.monotonic() - begun
+        self._clock += seconds
+        self._paused += seconds
 
     def _preview(self, decoder: Decoder) -> None:
-        self.previewed = True
+        before = self._paused
         with self._apart():
             images, layout = preview(self.state, decoder)
+        if not self.previewed and (seconds := self._paused - before) > SLOW_S:
+            log.info(f"the preview took {seconds:.0f} s; --preview-every N draws fewer, --preview-every none draws none")
+        self.previewed = True
         path = self.out / "previews" / f"step-{self.state.steps_done:08d}.png"
         if self.world.first:
             with writing(path.parent):

@@ -79,8 +79,8 @@ LINES = """
 1 | an autoencoder of diffusers | info {vae}
 1 | knots | sample {run} -n 2 -o x.npy --schedule knots.yaml
 1 | loss log | adapt .
-1 | loss log | adapt . --report
-2 | criterion | adapt {run} --report --criterion none
+1 | loss log | adapt . --json
+2 | criterion | adapt {run} --json --criterion none
 2 | 'bias' | adapt {run} --weighting edm --bias 2
 2 | --shift | adapt {run} --shift auto
 2 | --overwrite | adapt {run} -o text.h5

@@ -1,65 +1,29 @@
 """Standard streams, pipes and terminals: data on stdout, words for people on stderr, and nothing that moves a cursor."""
 
-import fcntl
 import io
 import json
 import logging
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 import unicodedata
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from harness import declarations_kept, heed_signals, redirected
+from harness import heed_signals, on_terminal, terminal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli import main
 from elbocli.cli import progress_bar
 from elbocli.cli.figure import lettered
 from elbocli.cli.text import tell, visible, visible_lines
 from elbocli.files.yaml_text import read_yaml, yaml_text
-from elbocli.runtime.progress import log, progress
-
-
-@contextmanager
-def terminal(columns=80):
-    """A terminal as all streams inside the block; yields a list that holds what it shows, after the block."""
-    ours, its = os.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    seen, shown = [], []
-
-    def read():
-        try:
-            while piece := os.read(ours, 4096):
-                seen.append(piece)
-        except OSError:  # it is closed
-            os.close(ours)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        with open(its, "r+b", buffering=0) as file, declarations_kept(), redirected([file] * 3):
-            yield shown
-    finally:
-        reader.join()
-        shown.append(b"".join(seen).decode())
-
-
-def on_terminal(*line):
-    """The exit code of a command on a terminal, and what it shows."""
-    with terminal() as shown:
-        code = main.run([*map(str, line)])
-    return code, shown[0]
-
+from elbocli.runtime.progress import PAUSED, log, progress
 
 # Terminals
 
@@ -91,8 +55,9 @@ def test_the_bar_keeps_its_time_and_its_loss(columns, shown):
             progress(step, 400_000, "step", **said)
     lines = [line for line in re.split(r"[\r\n]+", screen[0]) if "step/s" in line or "s/step" in line]
     assert all(len(line) <= columns for line in lines), lines
-    assert re.search(r"\| 20000\d/400000 \[00:\d\d<(\d+:)?\d+:\d\d, ", lines[-1]), lines[-1]
+    assert re.search(r"\| 20000\d/400000 00:\d\d<(\d+:)?\d+:\d\d, ", lines[-1]), lines[-1]
     assert "loss=0.1235" in lines[-1], "a validation's numbers push out no loss"
+    assert all(len(line.split("|")[1]) >= 20 for line in lines if "loss" in line), "values squeeze no bar"
     assert ("images_per_s=1234" in lines[-1]) == (columns > 80)
 
 
@@ -119,6 +84,21 @@ def test_without_a_terminal_a_line_has_count_rate_and_each_value_once(monkeypatc
     assert [line.split()[2] for line in lines] == ["1/10", "3/10", "5/10"]
     assert "5.00s/step" in lines[1] and "00:35 left" in lines[1]
     assert ["loss" in line for line in lines] == [False, True, False]
+
+
+@pytest.mark.parametrize("columns", [0, 80])
+def test_the_time_left_leaves_out_pauses(columns, monkeypatch, shown, capsys):
+    now = 0.0
+    for clock in ("time.monotonic", "tqdm.std.time"):
+        monkeypatch.setattr(clock, lambda: now)
+    with terminal(columns) if columns else nullcontext([""]) as screen, progress_bar.shown_on_stderr("elbo train"):
+        progress(0, 100, "step")
+        for done in range(1, 41):
+            now += 1001.0 if done == 30 else 1.0
+            progress(done, 100, "step", **({PAUSED: 1000.0} if done == 30 else {}))
+    lines = re.split(r"[\r\n]+", screen[0] + capsys.readouterr().err)
+    last = [line for line in lines if "40/100" in line][-1]
+    assert re.search(r"01:00 left|<01:00", last), last
 
 
 @pytest.mark.parametrize(("level", "count"), [(logging.INFO, 2), (logging.WARNING, 1), (logging.CRITICAL, 0)])

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from harness import on_terminal
 from scipy import stats
 
 from elbocli.compare.result import compare_features, compare_results, read_scored
@@ -137,7 +138,7 @@ def test_bounds_compare_as_scores_do(digits, preset, elbo, tmp_path):
     interval = stats.ttest_rel(values[2:], values[:2]).confidence_interval()
     assert found["first_trainings"] == found["others"][0]["trainings"] == 2 and score["score"] == "bpd"
     assert score["interval"] == pytest.approx([*interval])
-    rows = [*csv.DictReader(elbo("compare", *files, "--csv", cwd=tmp_path).stdout.decode().splitlines())]
+    rows = [*csv.DictReader(elbo("compare", *files, "--csv", cwd=tmp_path)[1].splitlines())]
     assert float(rows[0]["interval_low"]) == pytest.approx(interval[0])
 
 
@@ -228,14 +229,19 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_command_prints_json_or_a_table(elbo, folder):
+def test_a_pipe_gets_json(elbo, folder):
     lines = ("compare", "a.json", "-", "c.json")
     found = json.loads(elbo(*lines, cwd=folder, stdin=(folder / "b.json").read_bytes()).stdout)
     assert found["first"] == "a.json" and [each["file"] for each in found["others"]] == ["-", "c.json"]
     assert [each["scores"][0]["apart"] for each in found["others"]] == [None, None]
-    table = elbo("compare", "a.json", "c.json", "--table", cwd=folder).stdout.decode().splitlines()
-    assert table[1].split()[1:8] == ["1.5", "0.5", "-1", "0.14142", "-1.2772", "to", "-0.72282"] and " yes " not in table[1]
-    assert table[2].split()[4:7] == ["-"] * 3
+
+
+def test_a_terminal_gets_a_table_that_tells_what_the_intervals_cover(folder):
+    shown = on_terminal("compare", "a.json", "c.json", cwd=folder)[1]
+    distance, precision = (line.split() for line in shown.splitlines() if line.startswith(("frechet", "precision")))
+    assert distance[2:] == ["1.50", "0.50", "-1.00", "±", "0.14", "-1.28", "to", "-0.72", "-"]
+    assert precision[1:] == ["0.5", "0.5", "0", "-", "-"]
+    assert "trainings unknown: sampling noise only" in shown and "900 images" in shown
 
 
 @pytest.mark.parametrize(

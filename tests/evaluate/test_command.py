@@ -20,7 +20,7 @@ def folder(tmp_path_factory, digits):
     folder = tmp_path_factory.mktemp("a folder")
     (folder / "data.h5").write_bytes(digits.read_bytes())
     for k, name in enumerate("ab"):
-        save(folder / f"{name}.npy", Dataset(digits).batch(np.arange(k, 240, 2)))
+        save(folder / f"{name}.npy", Dataset(digits).read(np.arange(k, 240, 2)))
     return folder
 
 

@@ -90,7 +90,7 @@ def test_a_thread_reads_files_one_batch_ahead_and_the_main_thread_pipes(tmp_path
 
 
 def test_the_batch_changes_no_number(digits, tmp_path):
-    path = save(tmp_path / "a.npy", Dataset(digits).batch(np.arange(100)))
+    path = save(tmp_path / "a.npy", Dataset(digits).read(np.arange(100)))
     found = [score(path, digits, batch_size=batch) for batch in (1, 7, 300)]
     assert [each[TINY] for each in found] == pytest.approx([found[0][TINY]] * 3, rel=1e-6)
     assert len({each["samples_sha256"] for each in found}) == 1
@@ -129,7 +129,7 @@ print(json.dumps([group.forked(2, sys.argv[2:]), *codes]))
 @pytest.mark.long
 def test_numbers_do_not_depend_on_processes_and_an_error_of_any_ends_all(digits, tmp_path):
     """100 images in batches of 7, which no 2 or 3 processes share evenly; a picture is cut short in the second's part."""
-    images, folder = Dataset(digits).batch(np.arange(100)), tmp_path / "cut"
+    images, folder = Dataset(digits).read(np.arange(100)), tmp_path / "cut"
     np.save(tmp_path / "a.npy", images)
     np.savez_compressed(tmp_path / "a.npz", images)
     folder.mkdir()

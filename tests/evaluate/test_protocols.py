@@ -180,7 +180,7 @@ def test_scores_that_keep_to_a_protocol_have_published_names_and_say_so(elbo, tm
 @pytest.mark.long
 def test_scores_that_deviate_say_so_in_result_and_report(elbo, digits, trained, inception_weights, tmp_path):
     """ADM's protocol with few images and other weights, against a reference in its layout."""
-    rgb = np.repeat(Dataset(digits).batch(np.arange(14)), 3, 3)
+    rgb = np.repeat(Dataset(digits).read(np.arange(14)), 3, 3)
     np.save(tmp_path / "a.npy", rgb[:10])
     spatial = {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
     values = np.random.default_rng(0).normal(size=(20, 2048))

@@ -24,7 +24,7 @@ MADE |= {"weights_sha256": "ab" * 32, "trained_on": "cd" * 32, "init_sha256": "e
 @pytest.fixture(scope="module")
 def paths(digits, tmp_path_factory):
     """Three files of 100 digits, drawn alike with other seeds."""
-    folder, images = tmp_path_factory.mktemp("repeats"), Dataset(digits).batch(np.arange(300))
+    folder, images = tmp_path_factory.mktemp("repeats"), Dataset(digits).read(np.arange(300))
     return [save(folder / f"{k}.npz", images[k::3], np.arange(100) % 10, **{**MADE, "seed": k}) for k in range(3)]
 
 
@@ -41,7 +41,7 @@ def test_of_repeats_the_mean_and_the_spread_are_told_never_the_best(paths, digit
 
 
 def test_files_that_are_no_repeats_are_refused_or_warned_of(paths, digits, tmp_path, caplog):
-    images = Dataset(digits).batch(np.arange(300))
+    images = Dataset(digits).read(np.arange(300))
     fewer = save(tmp_path / "b.npz", images[:30])
     cropped = save(tmp_path / "c.npz", images[200:], **{**MADE, "crop": "none"})
     for last, words in ((paths[0], "same images"), (fewer, r"b\.npz: n is 30"), (cropped, r"c\.npz: crop is none")):
@@ -58,7 +58,7 @@ def test_files_that_are_no_repeats_are_refused_or_warned_of(paths, digits, tmp_p
 
 def test_a_mismatch_of_any_repeat_stands_at_the_top(digits, tmp_path):
     """One that knows its crop, after one that doesn't: the mean bears no published name, and the result says so."""
-    images = Dataset(digits).batch(np.arange(200))
+    images = Dataset(digits).read(np.arange(200))
     paths = [save(tmp_path / "0.npy", images[:100]), save(tmp_path / "1.npz", images[100:], np.arange(100) % 10, crop="none")]
     found = result(paths, digits, allow_mismatch=True)
     assert found.json()["mismatch"] == {"crop": ["none", "center"]} and found.network == "elbo-tiny"

@@ -31,7 +31,7 @@ INCEPTION = "inception-v3-compat"
 @pytest.fixture(scope="module")
 def images(digits):
     """300 digits."""
-    return Dataset(digits).batch(np.arange(300))
+    return Dataset(digits).read(np.arange(300))
 
 
 def seen_by_torch_fidelity(weights, images):

@@ -56,7 +56,7 @@ def test_rows_labels_and_names_read_back_in_any_order_also_by_plain_h5py(kind, t
     path, rows = write(tmp_path / "x.h5", kind, crop="center"), rows_of(kind)
     data = Dataset(path, latents=True)
     order = np.random.default_rng(0).integers(0, 12, 50)
-    batch = data.batch(order)
+    batch = data.read(order)
     np.testing.assert_array_equal(batch, rows[order])
     batch[:] = 0
     np.testing.assert_array_equal(np.concatenate(list(data.batches(5))), rows)
@@ -94,7 +94,7 @@ def test_a_file_of_another_program_reads_the_same_and_damage_in_it_is_told(tmp_p
         block = file["images"].id
         at = block.get_offset() if not options else block.get_chunk_info(1).byte_offset
     data = Dataset(path)
-    np.testing.assert_array_equal(data.batch([7, 0, 7, 3]), rows[[7, 0, 7, 3]])
+    np.testing.assert_array_equal(data.read([7, 0, 7, 3]), rows[[7, 0, 7, 3]])
     assert (data.class_names, data.num_classes) == ([], 2)
     content = bytearray(path.read_bytes())
     if "compression" in options:  # a chunk that doesn't unpack
@@ -342,7 +342,7 @@ def test_a_second_writer_is_refused_and_harms_nothing(tmp_path):
         with pytest.raises(DataError, match="another elbo process"):
             begun(path)
         writer.finish({"labels": np.zeros(12, np.int64)}, {})
-    np.testing.assert_array_equal(Dataset(path).batch(range(12)), rows_of("raw"))
+    np.testing.assert_array_equal(Dataset(path).read(range(12)), rows_of("raw"))
     with pytest.raises(UsageError, match="exists"):
         begun(path)
     assert os.listdir(tmp_path) == ["out.h5"]
@@ -382,7 +382,7 @@ def test_an_unfinished_file_survives_a_full_disk_and_its_writer_closes_all(small
         pass
     assert len(os.listdir("/proc/self/fd")) == before
     (small_disk / "filler").unlink()
-    np.testing.assert_array_equal(Dataset(write(path, count=count, step=100)).batch(range(count)), rows)
+    np.testing.assert_array_equal(Dataset(write(path, count=count, step=100)).read(range(count)), rows)
     path.unlink()
 
 

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from harness import on_terminal
 
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.files.yaml_text import read_yaml
@@ -116,3 +117,8 @@ def test_an_ancestral_sampler_needs_the_log(elbo, trained, tmp_path):
     (run / "losslog.jsonl").unlink()
     failed = elbo("grid", run, *FEW, "--sampler", "ddpm")
     assert failed.returncode == 1 and b"losslog.jsonl" in failed.stderr
+
+
+def test_a_terminal_gets_a_bar(trained, tmp_path):
+    code, shown = on_terminal("grid", trained, *FEW, "--sampler", "ddim", "-o", "g.yaml", cwd=tmp_path)
+    assert code == 0 and "evaluation/s" in shown

@@ -41,7 +41,7 @@ def test_a_plug_in_adds_a_kind_which_comes_before_elbos_own(elbo, tmp_path):
     done = elbo("prep", "x.pairs", "a.h5", "--plugin", "mine.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     data = Dataset(tmp_path / "a.h5")
-    assert np.array_equal(data.batch(np.arange(3)), pixels)
+    assert np.array_equal(data.read(np.arange(3)), pixels)
     assert data.class_names == ["even", "odd"] and data.labels.tolist() == [0, 1, 0]
 
 

@@ -1,10 +1,15 @@
 """`elbo info`: the images of a file by class, and damage found by its digests wherever it lies."""
 
+import csv
+import fcntl
 import io
 import json
 import os
+import re
 import shutil
+import signal
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from harness import run_code
+from harness import on_terminal, run_code, spawn_elbo
 from PIL import Image
 
 from elbocli.errors import FormatError
@@ -176,7 +181,7 @@ def test_images_are_spread_over_the_file(digits):
         rows = np.flatnonzero(data.labels == label)
         assert len(group.images) == LEAST
         for at, row in ((0, rows[0]), (-1, rows[-1])):
-            assert np.array_equal(images[group.images[at]], data.batch([row])[0])
+            assert np.array_equal(images[group.images[at]], data.read([row])[0])
 
 
 @pytest.mark.parametrize(("classes", "shown", "each"), [(1, 1, SHOWN), (2, 2, 32), (3, 3, 21), (16, 16, LEAST), (40, 16, LEAST)])
@@ -217,3 +222,67 @@ def test_options_that_do_not_fit_are_refused(words, word, elbo, digits, tmp_path
     result = elbo("info", digits, *words, cwd=tmp_path)
     assert result.returncode == 2 and word in result.stderr.decode(), result.stderr
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+# Progress of runs
+
+
+def running(run, folder, name, step, **settings):
+    """A copy of a run whose training is at `step`; `settings` replace words of its config."""
+    copy = Path(shutil.copytree(run, folder / name))
+    status = json.loads((copy / "status.json").read_text())
+    (copy / "status.json").write_text(json.dumps({**status, "state": "running", "step": step, "steps": 100, "images_per_s": 8.0}))
+    config = (copy / "config.yaml").read_text()
+    for key, value in settings.items():
+        config = re.sub(rf"(?m)^(  {key}:).*$", rf"\1 {value}", config)
+    (copy / "config.yaml").write_text(config)
+    return copy
+
+
+@pytest.fixture
+def two(trained, tmp_path):
+    return running(trained, tmp_path, "a", 40), running(trained, tmp_path, "b", 90, weighting="edm", seed=5)
+
+
+def test_several_runs_are_a_table_of_progress_and_of_the_settings_that_differ(two, elbo, tmp_path):
+    with open(two[0] / ".lock", "rb") as lock, open(two[1] / ".lock", "rb") as other:
+        for file in (lock, other):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        rows = json.loads(elbo("info", *two, "--json").stdout)
+        lines = list(csv.DictReader(elbo("info", *two, "--csv").stdout.decode().splitlines()))
+        shown = on_terminal("info", "a", "b", cwd=tmp_path)[1]
+        alone = json.loads(elbo("info", two[0], "--json").stdout)
+    batch = alone["batch_size"]
+    assert [row["seconds_left"] for row in rows] == [60 * batch / 8, 10 * batch / 8] and alone["seconds_left"] == 60 * batch / 8
+    assert [(row["state"], row["weighting"], row["seed"]) for row in rows][1] == ("running", "edm", 5)
+    assert not {"batch_size", "lr", "network.channels"} & set(rows[0]) and rows[0]["loss"] == alone["loss"]
+    assert [float(line["loss"]) for line in lines] == [row["loss"] for row in rows]
+    assert "40 of 100" in shown and str(timedelta(seconds=60 * batch / 8)) in shown and "don't compare" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert datetime.fromisoformat(alone["time"]).tzinfo
+
+
+def test_follow_shows_runs_until_none_is_running(two, elbo, tmp_path):
+    with open(two[0] / ".lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        following = spawn_elbo("info", "--follow", "--json", two[0])
+        first = json.loads(following.stdout.readline())
+    rest = [json.loads(line) for line in following.communicate(timeout=60)[0].splitlines()]
+    assert first["state"] == "running" and rest[-1]["state"] == "dead" and following.returncode == 0
+    assert elbo("info", "--follow", two[0]).stdout.count(b"state=dead") == 1
+
+
+def test_ctrl_c_ends_following_without_a_traceback(two):
+    with open(two[0] / ".lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        following = spawn_elbo("info", "--follow", two[0])
+        assert b"state=running" in following.stdout.readline()
+        following.send_signal(signal.SIGINT)
+        _, said = following.communicate(timeout=60)
+    assert following.returncode == 130 and b"Traceback" not in said
+
+
+def test_options_for_one_file_are_refused_for_several_runs(two, elbo):
+    for words in (["--verify"], ["--sheet", "g.png"], ["--csv", "--json"], ["--csv", "--follow"]):
+        result = elbo("info", *two, *words)
+        assert result.returncode == 2 and not result.stdout

@@ -413,7 +413,7 @@ def test_training_its_previews_sampling_and_decoding_run_in_their_precision(late
 
 
 def test_bounds_encoding_scores_and_the_api_run_in_their_precision(trained, digits, autoencoder, photos, tmp_path, switched):
-    run, pixels = elbocli.open_run(trained), elbocli.open_dataset(digits).batch(np.arange(2))
+    run, pixels = elbocli.open_run(trained), elbocli.open_dataset(digits).read(np.arange(2))
     network: Any = (run.network, run.prediction)
     stats = EvalSettings(metrics={}, extractor="elbo-tiny", save_stats=tmp_path / "stats.npz")
     bf16: Any = {"device": "cpu", "precision": "bf16"}

@@ -96,7 +96,7 @@ def test_intervals_hold_the_least_error_in_every_bin():
 
 def test_mirror_images_count(digits):
     """With flip, the search finds what it finds among images and their mirror images."""
-    levels = Dataset(digits).batch(range(40))
+    levels = Dataset(digits).read(range(40))
     both = Images(np.concatenate([levels, levels[:, :, ::-1]]))
     flipped = searched(Images(levels), flip=True, sources=40)
     packed = searched(both, sources=80)

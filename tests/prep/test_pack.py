@@ -50,7 +50,7 @@ def test_images_labels_and_names_are_those_of_the_folders(digits_folder, tmp_pat
     assert data.labels.tolist() == [int(path.parent.name) for path in files]
     assert data.contents()["class_counts"].tolist() == np.bincount(data.labels).tolist()
     expected = np.stack([np.asarray(Image.open(path)) for path in files])[..., None]
-    assert np.array_equal(data.batch(np.arange(300)), expected)
+    assert np.array_equal(data.read(np.arange(300)), expected)
     assert data.payload_digest() == data.attributes.payload_sha256
 
 
@@ -131,7 +131,7 @@ def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(seed, tmp_p
         data = packed([tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / f"{rows_at_once}.h5", shuffle_seed=seed)
         made.append(identity(data))
     assert made[0] == made[1] and len(data) == 100
-    assert seed or np.array_equal(data.batch(np.arange(100)), np.concatenate([rows, rows[::-1]]))
+    assert seed or np.array_equal(data.read(np.arange(100)), np.concatenate([rows, rows[::-1]]))
 
 
 def test_a_dataset_that_differs_from_its_digests_is_no_source(tmp_path):

@@ -42,6 +42,7 @@ def test_a_preset_that_is_shown_into_a_file_trains_as_itself(elbo, digits, tmp_p
         for each in ("digits", "mine.yaml")
     ]
     assert [plan.pop("preset") for plan in plans] == ["digits", "mine.yaml"]
+    assert all(plan.pop("time") for plan in plans)
     assert plans[0] == plans[1]
 
 

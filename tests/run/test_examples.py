@@ -15,10 +15,10 @@ def test_rows_are_the_same_images_one_by_one_in_batches_and_as_the_network_sees_
     examples = Examples(data, rows, True, Stream(0, "none"), CPU, size=2)
     batches = list(examples)
     assert [batch.rows for batch in batches] == [[7, 2], [250]]
-    wanted = torch.from_numpy(data.batch(rows)).permute(0, 3, 1, 2) / 127.5 - 1
+    wanted = torch.from_numpy(data.read(rows)).permute(0, 3, 1, 2) / 127.5 - 1
     for x in (torch.cat([batch.placed(CPU)[0] for batch in batches]), examples.input(*examples.fetch(rows, rows)[:2])):
         torch.testing.assert_close(x, wanted)
-        assert torch.equal(x, normalised(data.batch(rows)))
+        assert torch.equal(x, normalised(data.read(rows)))
     assert torch.cat([batch.labels for batch in batches]).tolist() == data.labels[rows].tolist()
     mirrored = examples.input(*examples.fetch(rows, rows, np.array([True, False, True]))[:2])
     torch.testing.assert_close(mirrored, torch.stack([wanted[0].flip(2), wanted[1], wanted[2].flip(2)]))

@@ -194,3 +194,16 @@ def test_mistakes_are_told(words, code, word, elbo, tmp_path):
     said = done.stderr.decode()
     assert (done.returncode, done.stdout) == (code, b"") and word in said, said
     assert "Traceback" not in said and not [*tmp_path.iterdir()]
+
+
+def test_the_time_is_measured_on_this_device_or_said_to_be_unknown(elbo, digits, preset, tmp_path):
+    def time_of(*words):
+        done = elbo("train", digits, "-o", "run", "--preset", preset, "--dry-run", *words, cwd=tmp_path)
+        assert done.returncode == 0 and not [*tmp_path.iterdir()], done.stderr
+        return yaml.safe_load(done.stdout)["time"]
+
+    measured = time_of("--steps", 1000)
+    assert 0 < measured["step_s"] < 10
+    assert measured["run_minutes"] == pytest.approx(measured["step_s"] * 1000 / 60, rel=0.02)
+    for words in (("--device", "cuda"), ("--batch-size", 10**6)):
+        assert time_of(*words).startswith("not measured: ")

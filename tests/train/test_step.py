@@ -182,7 +182,7 @@ def test_pixels_labels_flips_and_dropped_labels_are_their_share(batches, digits)
     for step in range(8):
         (x, _, labels), (y, _, some) = plain.at(step), changed.at(step)
         rows = plain.indices(step)
-        wanted = data.batch(rows).transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1
+        wanted = data.read(rows).transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1
         np.testing.assert_allclose(x.numpy(), wanted, atol=1e-6)
         assert labels.tolist() == data.labels[rows].tolist() and torch.equal(some[some >= 0], labels[some >= 0])
         same = (x == y).flatten(1).all(1)

@@ -156,7 +156,7 @@ def test_shares_of_any_number_of_processes_add_up_and_ask_equally_often(images, 
 
 def test_every_held_out_image_is_shown_once_with_its_class(make, digits):
     rows, data = np.arange(0, 300, 3), Dataset(digits)
-    images = torch.from_numpy(data.batch(rows)).flatten(1) / 127.5 - 1
+    images = torch.from_numpy(data.read(rows)).flatten(1) / 127.5 - 1
     shown = []
 
     def network(z, logsnr, labels):
@@ -249,7 +249,7 @@ def test_latents_have_a_loss_and_no_bits(latents, preset):
     # Training shows an image anew each time: x0 = (mean + std·η − shift)·scale.
     batches, space = Batches(data, resolved, CPU), data.latent_space
     x, rows = batches.at(0)[0], batches.indices(0)
-    mean, std = torch.from_numpy(data.batch(rows)).float().chunk(2, 1)
+    mean, std = torch.from_numpy(data.read(rows)).float().chunk(2, 1)
     shift, scale = (torch.tensor(each).view(1, -1, 1, 1).float() for each in (space.latent_shift, space.latent_scale))
     eta = (x / scale + shift - mean) / std
     assert abs(float(eta.mean())) < 0.1 and float(eta.std()) == pytest.approx(1, abs=0.1)

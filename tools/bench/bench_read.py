@@ -25,7 +25,7 @@ def rows(small: bool) -> Iterator[Row]:
     often, seldom = (1, 1) if small else (300, 50)
     with tempfile.TemporaryDirectory() as temporary:
         dataset = packed(Path(temporary), SHAPE[0], SHAPE[2], images)
-        np.save(Path(temporary) / "plain.npy", dataset.batch(np.arange(images)))
+        np.save(Path(temporary) / "plain.npy", dataset.read(np.arange(images)))
         plain = np.load(Path(temporary) / "plain.npy", mmap_mode="r")
         batches = Batches(dataset, resolve({"batch_size": batch, "device": "cpu"}, dataset), cpu)
         rng, steps, noise = np.random.default_rng(1), count(), Stream(1, "noise")
@@ -41,12 +41,12 @@ def rows(small: bool) -> Iterator[Row]:
         def draw() -> np.ndarray:
             return rng.standard_normal((batch, *SHAPE), np.float32)
 
-        for memory in (dataset.batch(np.arange(images)), plain):  # every page once
+        for memory in (dataset.read(np.arange(images)), plain):  # every page once
             memory.sum()
         name = "read, gathered / numpy.memmap, gathered"
-        yield compare(name, lambda: dataset.batch(some()), lambda: plain[some()], READ_BOUND, rounds=often)
+        yield compare(name, lambda: dataset.read(some()), lambda: plain[some()], READ_BOUND, rounds=often)
         name = "read, normalised / numpy.memmap, normalised"
-        yield compare(name, lambda: normalised(dataset.batch(some()), cpu), read, READ_BOUND, rounds=often)
+        yield compare(name, lambda: normalised(dataset.read(some()), cpu), read, READ_BOUND, rounds=often)
         name = "noise of a step, image by image / at one go"
         yield compare(name, lambda: noise.normal(range(batch), SHAPE), draw, NOISE_BOUND, rounds=seldom)
         name = "a step's images, labels and noise / numpy's images and noise"

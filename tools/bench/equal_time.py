@@ -117,7 +117,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
             done = (now - begin) / max(options.until - begin, 1e-9)
             decay = 0.5 + 0.5 * math.cos(math.pi * min(done, 1)) if options.decay == "cosine" else 1
             optimizer.param_groups[0]["lr"] = options.lr * decay * min(1, max(done, 1e-3) / WARM_UP)
-            clean = torch.from_numpy(data.batch(rows)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            clean = torch.from_numpy(data.read(rows)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             if settings.flip:
                 clean = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, clean.flip(3), clean)
             labels = torch.from_numpy(data.labels[rows]).long().to(device) if classes else None
@@ -230,7 +230,7 @@ class Comparison:
     def fresh(self) -> float:
         """Return the distance of as many training images, evenly spaced."""
         images, count = self.folder / "fresh.npy", len(self.data)
-        np.save(images, self.data.batch(np.linspace(0, count - 1, min(self.options.images, count)).astype(int)))
+        np.save(images, self.data.read(np.linspace(0, count - 1, min(self.options.images, count)).astype(int)))
         return self.score(images, labelled=False)["distance"]
 
     def seed(self, seed: int) -> dict[str, Any]:

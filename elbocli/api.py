@@ -22,7 +22,7 @@ from elbocli.core.guidance import THRESHOLDS, Guidance
 from elbocli.core.noise import STARTS, Noise
 from elbocli.core.objective import LossTerms, NetworkFunction, Objective
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import STEPS, Sampler, choose_space, parse_sampler
+from elbocli.core.samplers import USUAL, Sampler, choose_space, parse_sampler
 from elbocli.core.schedule import Schedule
 from elbocli.core.spacing import SPACINGS, logsnr_grid
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
@@ -340,7 +340,7 @@ def draw(
     *,
     loss: DiffusionLoss | None = None,
     labels: Any = None,
-    sampler: Sampler | str = "ddpm",
+    sampler: Sampler | str = USUAL,
     steps: int | None = None,
     schedule: Schedule | str | None = None,
     logsnr_min: float | None = None,
@@ -391,7 +391,7 @@ def draw(
     if not shape or n < 1:
         raise UsageError(f"shape is {tuple(shape)} and n is {n}; pass the shape of one example, and the number of examples")
     chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, trained)
-    steps = STEPS if steps is None else steps
+    steps = chosen.traits.steps if steps is None else steps
     schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, trained, clip=True)
     grid = logsnr_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
     place, labels = choose_device(str(device)), _labels(labels, n)

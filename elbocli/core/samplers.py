@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Denoise = Callable[["Tensor", float], "Tensor"]
 DenoiseWithVariance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]  # (z, λ) → (x̂, gamma of `ddpm`)
 DrawNoise = Callable[[], "Tensor"]
-STEPS = 128  # steps from noise to data, unless chosen
+USUAL = "dpmpp-2m"  # of all commands and of training, unless chosen: docs/samplers.md#which-sampler
 
 
 class Move(NamedTuple):
@@ -55,10 +55,12 @@ class Move(NamedTuple):
 class SamplerTraits(NamedTuple):
     """Properties of a sampler.
 
-    grid: default schedule of the noise levels. learned: whether the denoiser must be a DenoiseWithVariance.
+    grid: default schedule of the noise levels. steps: default number of them.
+    learned: whether the denoiser must be a DenoiseWithVariance.
     """
 
     grid: str
+    steps: int = 25
     learned: bool = False
     ancestral: bool = False
 
@@ -107,6 +109,7 @@ def ancestor(z, x_hat, move, noise, gamma):
     formula="ancestral; variance small^(1-gamma) large^gamma",
     source="Ho et al. 2020; Kingma et al. 2021",
     grid="cosine",
+    steps=128,
     ancestral=True,
     within={"gamma": (0, 1)},
     known_as=["euler-ancestral:gamma=0", "euler-a:gamma=0"],
@@ -125,6 +128,7 @@ def ddpm(z, last, move, denoise, noise, gamma=0.2):
     formula="as ddpm, with the gamma that the network gives for each value",
     source="Nichol & Dhariwal 2021, eq. 15",
     grid="cosine",
+    steps=128,
     learned=True,
     ancestral=True,
 )

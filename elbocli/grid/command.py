@@ -25,6 +25,7 @@ from elbocli.cli.commands import (
     value,
     weights_option,
 )
+from elbocli.core.samplers import USUAL
 
 
 @click.command(cls=Command)
@@ -32,10 +33,10 @@ from elbocli.cli.commands import (
 @option(
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
-    default="ddpm",
+    default=USUAL,
     help="The sampler to use it with: NAME or NAME:key=value,….",
 )
-@option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 128]")
+@option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 25; 128 for ddpm]")
 @guidance_options
 @option(
     "--classes",

@@ -10,7 +10,7 @@ from torch import Tensor
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.guidance import Guidance
 from elbocli.core.local_error import FineSolution, ancestral_errors, equal_errors
-from elbocli.core.samplers import STEPS, Sampler, choose_space, purpose_of
+from elbocli.core.samplers import Sampler, choose_space, purpose_of
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.spacing import logsnr_grid, schedule_of_levels
 from elbocli.core.streams import Stream
@@ -53,7 +53,7 @@ def make_grid(
     Raises UsageError for settings that don't fit the run, FormatError if `path` is not a run.
     Raises DataError if a needed loss log is missing, or estimates are not finite.
     """
-    steps, ancestral = steps or STEPS, sampler.traits.ancestral
+    steps, ancestral = steps or sampler.traits.steps, sampler.traits.ancestral
     place, worse, evaluations = choose_device(device), None, 0
     run = open_run(path, place, weights)
     sampler = choose_space(sampler, run.prediction)

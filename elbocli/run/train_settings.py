@@ -261,8 +261,8 @@ class TrainSettings:
     eval_every: int = setting(
         0,
         "Updates per evaluation.",
-        more="Also one at the end. Samples of the first average, by 32 steps of ddim, are scored as 'elbo eval' scores "
-        "them; image i depends on (seed, i) alone. Each evaluation is a line of metrics.jsonl, with the scores, their standard errors, the number of samples and "
+        more="Also one at the end. Samples of the first average are drawn as 'elbo sample' draws them by default, and "
+        "scored as by 'elbo eval'; image i depends on (seed, i) alone. Each evaluation is a line of metrics.jsonl, with the scores, their standard errors, the number of samples and "
         "the seconds taken, which images_per_s leaves out. Training goes on as without evaluations.",
         free=True,
         zero="none",

@@ -28,6 +28,7 @@ from elbocli.cli.commands import (
     weights_option,
     zoom_option,
 )
+from elbocli.core.samplers import USUAL
 
 GROUPS = {
     "Images": ("n", "classes", "seed", "noise", "rounding", "out", "zoom", "overwrite"),
@@ -44,10 +45,10 @@ GROUPS = {
 @option(
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
-    default="ddpm",
+    default=USUAL,
     help="NAME or NAME:key=value,…; see 'elbo list samplers'.",
 )
-@option("--steps", type=value(int, ge=1, le=100_000), help="Number of noise levels.  [default: 128]")
+@option("--steps", type=value(int, ge=1, le=100_000), help="Number of noise levels.  [default: 25; 128 for ddpm]")
 @option(
     "--schedule",
     type=SCHEDULE,

@@ -19,7 +19,7 @@ from elbocli.core.guidance import Guidance
 from elbocli.core.noise import ELBO, UNIT, Noise
 from elbocli.core.pixels import NEAREST, to_levels
 from elbocli.core.registry import Declaration
-from elbocli.core.samplers import STEPS, Sampler, choose_space, parse_sampler, purpose_of, walk
+from elbocli.core.samplers import USUAL, Sampler, choose_space, parse_sampler, purpose_of, walk
 from elbocli.core.schedule import Schedule
 from elbocli.core.spacing import logsnr_grid, usual_spacing
 from elbocli.errors import DataError, FormatError, UsageError
@@ -201,7 +201,7 @@ class SampleSettings:
     """
 
     n: int = 64
-    sampler: Sampler = parse_sampler("ddpm")
+    sampler: Sampler = parse_sampler(USUAL)
     steps: int = 0
     schedule: str = ""
     spacing: Declaration | None = None
@@ -311,7 +311,7 @@ class _Drawing:
         self.precision = trained.precision(settings.precision, device)
         schedule = _choose_schedule(trained, settings)
         sampler = choose_space(settings.sampler, trained.prediction, schedule)
-        steps = settings.steps or STEPS
+        steps = settings.steps or sampler.traits.steps
         _check_purpose(schedule, purpose_of(sampler, steps, settings.guidance.scale))
         self.settings, self.world, self.ending = replace(settings, sampler=sampler), world, ending
         spacing = settings.spacing or usual_spacing(schedule)

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from elbocli.core.samplers import parse_sampler
 from elbocli.files.contact_sheet import Layout, lay_out, rows_of_classes
 from elbocli.sample.draw import Decoder, SampleSettings
 from elbocli.train.scores import draw_averaged
 from elbocli.train.state import TrainState
 
-PREVIEW = SampleSettings(n=64, sampler=parse_sampler("dpmpp-2m"), steps=16)  # n: largest number of images
+PREVIEW = SampleSettings(n=64)  # n: largest number of images
 MOST_ROWS, SOME_ROWS = 10, 8  # previews show up to MOST_ROWS classes in full, and of more classes SOME_ROWS
 
 

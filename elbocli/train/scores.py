@@ -12,7 +12,6 @@ from torch import Tensor
 
 from elbocli.core.metrics import Need, Role, asked
 from elbocli.core.noise import Noise
-from elbocli.core.samplers import parse_sampler
 from elbocli.core.spacing import logsnr_grid
 from elbocli.errors import UsageError
 from elbocli.evaluate.extract import extract_set
@@ -35,7 +34,7 @@ from elbocli.sample.draw import Decoder, SampleSettings, draw_batch
 from elbocli.train.batches import count_parts
 from elbocli.train.state import TrainState
 
-SAMPLING = SampleSettings(n=1000, sampler=parse_sampler("ddim"), steps=32)  # n: without --eval-samples
+SAMPLING = SampleSettings(n=1000)  # n: without --eval-samples
 
 
 def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, labels: np.ndarray | None) -> Tensor:
@@ -45,7 +44,10 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     Returns: uint8 [n, H, W, C] on the CPU.
     """
     network, settings, world = state.resolved.network, state.settings, state.world
-    grid = logsnr_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
+    traits = how.sampler.traits
+    grid = logsnr_grid(
+        resolve_schedule(traits.grid, settings.logsnr_min, settings.logsnr_max, clip=True), how.steps or traits.steps
+    )
     source = Noise(settings.seed, network.shape, 0, state.device)
     # Uncompiled: compiling for this batch size would take longer than all previews of most runs.
     # cuDNN chooses its algorithms for each batch size, so the last batch is padded; the padding is cut off below.

@@ -41,7 +41,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.levels)
 
-    def batch(self, rows: np.ndarray) -> np.ndarray:
+    def read(self, rows: np.ndarray) -> np.ndarray:
         self.largest = max(self.largest, len(rows))
         return self.levels[rows]
 
@@ -168,7 +168,7 @@ def test_the_result_is_one_json_object(told, digits, tmp_path):
 
 @pytest.mark.long
 def test_adapt_fits_the_excess_or_the_data_alone(told, validated, tmp_path):
-    line, optimum = ("-o", "s.yaml", "--overwrite", "--report"), validated / "optimum.json"
+    line, optimum = ("-o", "s.yaml", "--overwrite", "--json"), validated / "optimum.json"
     found = told("adapt", validated, "--criterion", "excess", "--optimum", optimum, *line)
     assert "fitted:excess" in found["schedules"] and "criterion: excess" in (tmp_path / "s.yaml").read_text()
     found = told("adapt", "--data-only", optimum, "--weighting", "sigmoid:bias=2", "--plot", "s.svg", *line)

@@ -170,6 +170,24 @@ def test_a_job_queues_itself_again_only_when_something_is_left_to_do(does, reque
     assert start("eight-gpus.sh", RUN="runs/r").returncode == (75 if "interrupted" in does else code)
 
 
+# Trainings compared
+
+
+@pytest.mark.long
+def test_make_trains_each_setting_with_each_seed_and_goes_on(digits, tmp_path):
+    line = ["make", "-f", EXAMPLES / "compare/Makefile", f"DATA={digits}", "SAMPLE=-n 20 --steps 2", "SETTINGS=low high"]
+    line += ["TRAIN=--preset digits --steps 2 --preview-every none", "high=--lr 1e-2", "low=--lr 1e-3"]
+    for seeds in ("0", "0 1"):
+        done = subprocess.run(
+            [*line, f"SEEDS={seeds}"], cwd=tmp_path, env=environment(PATH=BIN), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found, count = json.loads((tmp_path / "compare.json").read_text()), len(seeds.split())
+        assert found["first_trainings"] == found["others"][0]["trainings"] == count
+        assert done.stdout.count("elbo train") == 2
+    assert len((tmp_path / "compare.csv").read_text().splitlines()) == 1 + len(found["others"][0]["scores"])
+
+
 # The ablation and the sweep
 
 

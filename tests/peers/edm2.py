@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from peers.edm_files import Persistent, object_of, persistence
-from peers.parts import RESIZE, Tensors, attention
+from peers.parts import RESIZE, Tensors, attention, unet_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,11 +62,12 @@ class MPFourier(Persistent, nn.Module):
 
 
 class Block(Persistent, nn.Module):
-    """One block. way: down, up or ''."""
+    """One block. way: down, up, or anything else."""
 
-    def __init__(self, before: int, after: int, width: int, encoder: bool, attends: bool = False, way: str = ""):
+    def __init__(self, before: int, after: int, width: int, encoder: bool, attends: bool, way: str):
         super().__init__()
-        self.encoder, self.way, self.out_channels = encoder, way, after
+        self.way = way if way in RESIZE else ""
+        self.encoder, self.out_channels = encoder, after
         self.res_balance, self.attn_balance, self.clip_act, self.dropout, self.resample_filter = 0.3, 0.3, 256, 0.1, [1, 1]
         self.emb_gain = nn.Parameter(torch.empty([]))
         self.conv_res0 = MPConv(after if encoder else before, after, 3)
@@ -107,34 +108,18 @@ class UNet(Persistent, nn.Module):
         super().__init__()
         self.label_balance = self.concat_balance = 0.5
         wide = [channels * level for level in levels]
-        width, now = max(wide), wide[0]
+        width = max(wide)
         self.out_gain = nn.Parameter(torch.empty([]))
-        self.emb_fourier = MPFourier(now)
-        self.emb_noise = MPConv(now, width)
+        self.emb_fourier = MPFourier(wide[0])
+        self.emb_noise = MPConv(wide[0], width)
         self.emb_label = MPConv(classes, width) if classes else None
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        names = [f"{size >> depth}x{size >> depth}" for depth in range(len(levels))]
-        self.enc[f"{names[0]}_conv"] = MPConv(image_channels + 1, now, 3)
-        skips = [now]
-        for depth, goal in enumerate(wide):
-            if depth:
-                self.enc[f"{names[depth]}_down"] = Block(now, now, width, True, way="down")
-                skips.append(now)
-            for index in range(blocks):
-                self.enc[f"{names[depth]}_block{index}"] = Block(now, goal, width, True, size >> depth in attention)
-                now = goal
-                skips.append(now)
-        for depth, goal in reversed(list(enumerate(wide))):
-            if depth == len(wide) - 1:
-                self.dec[f"{names[depth]}_in0"] = Block(now, now, width, False, True)
-                self.dec[f"{names[depth]}_in1"] = Block(now, now, width, False)
-            else:
-                self.dec[f"{names[depth]}_up"] = Block(now, now, width, False, way="up")
-            for index in range(blocks + 1):
-                before = now + skips.pop()
-                self.dec[f"{names[depth]}_block{index}"] = Block(before, goal, width, False, size >> depth in attention)
-                now = goal
-        self.out_conv = MPConv(now, image_channels, 3)
+        for name, before, after, attends in unet_blocks(size, wide, blocks, attention):
+            side, _, short = name.partition(".")
+            way = name.rpartition("_")[2]
+            block = Block(before, after, width, side == "enc", attends, way) if before else MPConv(image_channels + 1, after, 3)
+            getattr(self, side)[short] = block
+        self.out_conv = MPConv(after, image_channels, 3)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
         """F(x, c_noise [B], one-hot labels [B, classes], or zeros for none)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peers.edm_files import Persistent
-from peers.parts import RESIZE, attention, code
+from peers.parts import RESIZE, attention, code, unet_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,10 +44,11 @@ class Conv2d(Persistent, nn.Conv2d):
 
 
 class UNetBlock(Persistent, nn.Module):
-    """One residual block. way: down, up or ''."""
+    """One residual block. way: down, up, or anything else."""
 
-    def __init__(self, before: int, after: int, width: int, attends: bool = False, way: str = ""):
+    def __init__(self, before: int, after: int, width: int, attends: bool, way: str):
         super().__init__()
+        way = way if way in RESIZE else ""
         self.dropout = 0.1
         self.norm0 = GroupNorm(before)
         self.conv0 = Conv2d(before, after, 3, way)
@@ -94,32 +95,13 @@ class DhariwalUNet(Persistent, nn.Module):
         self.map_layer1 = Linear(width, width)
         self.map_label = Linear(classes, width, bias=False) if classes else None
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        names = [f"{size >> depth}x{size >> depth}" for depth in range(len(levels))]
-        now = channels * levels[0]
-        skips = []
-        for depth, name in enumerate(names):
-            if depth:
-                self.enc[f"{name}_down"] = UNetBlock(now, now, width, way="down")
-            else:
-                self.enc[f"{name}_conv"] = Conv2d(image_channels, now, 3)
-            skips.append(now)
-            for index in range(blocks):
-                goal = channels * levels[depth]
-                self.enc[f"{name}_block{index}"] = UNetBlock(now, goal, width, size >> depth in attention)
-                now = goal
-                skips.append(now)
-        for depth, name in reversed(list(enumerate(names))):
-            if depth == len(levels) - 1:
-                self.dec[f"{name}_in0"] = UNetBlock(now, now, width, True)
-                self.dec[f"{name}_in1"] = UNetBlock(now, now, width)
-            else:
-                self.dec[f"{name}_up"] = UNetBlock(now, now, width, way="up")
-            for index in range(blocks + 1):
-                goal = channels * levels[depth]
-                self.dec[f"{name}_block{index}"] = UNetBlock(now + skips.pop(), goal, width, size >> depth in attention)
-                now = goal
-        self.out_norm = GroupNorm(now)
-        self.out_conv = Conv2d(now, image_channels, 3)
+        for name, before, after, attends in unet_blocks(size, [channels * level for level in levels], blocks, attention):
+            side, _, short = name.partition(".")
+            way = name.rpartition("_")[2]
+            block = UNetBlock(before, after, width, attends, way) if before else Conv2d(image_channels, after, 3)
+            getattr(self, side)[short] = block
+        self.out_norm = GroupNorm(after)
+        self.out_conv = Conv2d(after, image_channels, 3)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
         """F(x, noise, labels): noise [B] what the network is told of σ, labels [B, classes] one-hot, or zero for none."""

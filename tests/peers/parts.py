@@ -1,7 +1,7 @@
 """What the peers' networks share: random weights, resizing of images, a code of a number, attention."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,32 @@ def repeated(x: Tensor) -> Tensor:
 
 RESIZE: dict[str, Callable[[Tensor], Tensor]] = {"down": halved, "up": repeated, "": lambda x: x}
 """Function that resizes images, by the way of a block."""
+
+
+def unet_blocks(size: int, wide: Sequence[int], blocks: int, attention: Sequence[int]) -> list[tuple[str, int, int, bool]]:
+    """Name with `enc.` or `dec.`, widths before and after, and whether it attends, of all blocks of EDM's and EDM2's U-Nets.
+
+    wide: width of each level. The first block is a convolution, whose width before is that of images: 0 here.
+    """
+    found, now = [(f"enc.{size}x{size}_conv", 0, wide[0], False)], wide[0]
+    levels = [(f"{size >> depth}x{size >> depth}", goal, size >> depth in attention) for depth, goal in enumerate(wide)]
+    skips = [now]
+    for name, goal, attends in levels:
+        rows = [(f"enc.{name}_block{index}", now if index == 0 else goal, goal, attends) for index in range(blocks)]
+        if name != levels[0][0]:
+            rows.insert(0, (f"enc.{name}_down", now, now, False))
+        found += rows
+        skips += [after for _, _, after, _ in rows]
+        now = goal
+    for name, goal, attends in reversed(levels):
+        if name == levels[-1][0]:
+            found += [(f"dec.{name}_in0", now, now, True), (f"dec.{name}_in1", now, now, False)]
+        else:
+            found.append((f"dec.{name}_up", now, now, False))
+        for index in range(blocks + 1):
+            found.append((f"dec.{name}_block{index}", now + skips.pop(), goal, attends))
+            now = goal
+    return found
 
 
 def code(number: Tensor, count: int) -> Tensor:

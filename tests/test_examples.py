@@ -28,7 +28,6 @@ from elbocli.train.command import train
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 TRAIN = EXAMPLES / "train"
-FASHION = EXAMPLES / "fashion"
 SWEEP = EXAMPLES / "sweep"
 DEVICES = {"one-gpu.sh": 1, "eight-gpus.sh": 8, "slurm-two-nodes.sbatch": 16}
 VARIABLES = {"DATA", "RUN", "PRESET", "GPUS", "REF", "SCORE_DEVICE", "DRY", "TIME_LIMIT"}

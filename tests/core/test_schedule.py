@@ -173,7 +173,7 @@ def test_without_a_range_a_schedule_covers_what_its_curve_does():
 
 def test_a_range_beyond_the_curve_is_refused_at_either_end_or_clipped():
     for low, high in ((-15, 5), (-5, 15), (-15, 15)):
-        with pytest.raises(UsageError, match="covers"):
+        with pytest.raises(UsageError):
             parse_schedule("edm-sample", low, high)
     clipped = parse_schedule("edm-sample", -15, 5, clip=True)
     assert (clipped.logsnr_min, clipped.logsnr_max) == (clipped.support[0], 5)

@@ -94,9 +94,9 @@ def test_names_and_weights_that_do_not_fit_are_refused(name, file, word, tmp_pat
 
 
 def test_an_extractor_that_returns_something_else_is_refused():
-    with pytest.raises(FormatError, match="features"):
+    with pytest.raises(FormatError):
         Extractor("odd", torch.nn.Identity(), "")(levels_of(2, 8))
-    with pytest.raises(DataError, match="odd"):
+    with pytest.raises(DataError):
         Extractor("odd", torch.nn.Linear(3, 3), "")(levels_of(2, 8))
 
 

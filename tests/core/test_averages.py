@@ -246,13 +246,6 @@ def test_values_that_never_change_come_out_exactly(std):
     assert solve(stored(), Profile(gamma_of(std), STEPS)).coefficients.sum() == pytest.approx(1, abs=1e-13)
 
 
-def test_a_stored_profile_is_taken_as_it_is():
-    profiles = stored()
-    found = solve(profiles, Profile(gamma_of(0.1), STEPS))
-    assert found.residual == 0
-    assert [p for p, x in zip(profiles, found.coefficients) if x] == [Profile(gamma_of(0.1), STEPS)]
-
-
 def test_many_like_profiles_do_not_amplify_the_rounding_of_what_is_stored():
     steps = 2000
     values = walk(steps=steps)

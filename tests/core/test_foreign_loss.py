@@ -255,9 +255,3 @@ v-mse:gamma=2@cosine edm-mse:sigma_data=0@edm eps-mse:sigmoid:gamma=2@cosine eps
 def test_a_bad_objective_is_refused(text):
     with pytest.raises(UsageError):
         parse_weighting(text)
-
-
-@pytest.mark.parametrize("text", ["eps-mse@cosine", "x-mse:min-snr@cosine"])
-def test_an_option_that_fits_no_factor_is_refused(text):
-    with pytest.raises(UsageError):
-        parse_weighting(text, given={"bias": 1.0})

@@ -30,13 +30,6 @@ def x_hat(prediction, out, z, logsnr):
     return expand(c.x_from_z, z) * z + expand(c.x_from_out, z) * out
 
 
-def eps_hat(prediction, out, z, logsnr):
-    """(α·out − a·z)/d, the estimate of the noise."""
-    c = prediction.coefficients(logsnr)
-    d = c.alpha * c.b - c.sigma * c.a
-    return expand(c.alpha / d, z) * out - expand(c.a / d, z) * z
-
-
 def betas(name, count):
     """β of each timestep: `linear`, or `cosine` with its cut at .999."""
     if name == "linear":

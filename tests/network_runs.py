@@ -9,7 +9,6 @@ from typing import Any
 
 from harness import heard
 
-from elbocli.files.checkpoint import latest
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.train import loop
@@ -44,13 +43,6 @@ def train(
     for line in lines:
         tell(line)
     return out
-
-
-def weights_of(run: Path) -> dict[str, bytes]:
-    """All weights of a run's last checkpoint, by file."""
-    saved = latest(run)
-    assert saved is not None
-    return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
 
 
 def measured_by(run: Path) -> list[dict[str, float]]:

@@ -55,6 +55,7 @@ def test_pages_of_measurements_show_what_was_measured():
     ablation, tabulate = load(ROOT / "examples/ablation/ablation.py"), load(ROOT / "examples/sweep/tabulate.py")
     rows = ablation.gathered(ROOT / "examples/ablation/results.jsonl")
     assert sorted(tuple(row[key] for key in ablation.Cell._fields) for row in rows) == sorted(ablation.cells(3))
+    assert tabulate.STYLES.items() >= ablation.STYLES.items()
     sweep = tabulate.summary(tabulate.read(ROOT / "examples/sweep/results.jsonl"))
     tables = f"\n## Measured\n\n### Digits\n\n{ablation.summary(rows)}\n\n### Fashion-MNIST\n\n{sweep}\n"
     tables += f"\n### JiT\n\n{run(*(ROOT / 'examples/ablation' / name for name in ('nine.py', 'nine.jsonl'))).stdout}"

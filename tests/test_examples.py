@@ -28,7 +28,6 @@ from elbocli.train.command import train
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 TRAIN = EXAMPLES / "train"
-FASHION = EXAMPLES / "fashion"
 SWEEP = EXAMPLES / "sweep"
 DEVICES = {"one-gpu.sh": 1, "eight-gpus.sh": 8, "slurm-two-nodes.sbatch": 16}
 VARIABLES = {"DATA", "RUN", "PRESET", "GPUS", "REF", "SCORE_DEVICE", "DRY", "TIME_LIMIT"}
@@ -219,27 +218,10 @@ def test_cells_of_the_ablation_are_measured_once_by_elbos_own_commands(prepared,
     ablation.work(prepared, todo, 2, 2)  # calls nothing
 
 
-@pytest.fixture
-def nine(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES / "ablation"))
-    return load(EXAMPLES / "ablation/nine.py")
-
-
-def test_jits_nine_are_tabulated_by_prediction_and_loss(nine):
-    kept = {"steps": 2, "schedule": "s", "machine": "m", "seconds": 3600}
-    rows = [dict(cell._asdict(), **kept, frechet=10.0 * cell.seed + cell.patch, accuracy=0.5) for cell in nine.cells((7, 4), 2)]
-    assert len({tuple(row[key] for key in nine.Cell._fields) for row in rows}) == 2 * 9 * 2
-    failed = rows.index(next(row for row in rows if (row["prediction"], row["loss"], row["patch"]) == ("eps", "v", 7)))
-    rows[failed] = {key: value for key, value in rows[failed].items() if key != "frechet"} | {"failed": "loss is nan"}
-    of = [[entry.strip() for entry in line.split("|")[1:-1]] for line in nine.table(rows, 7).splitlines()]
-    assert of[0][1:] == ["x loss", "eps loss", "v loss"] and [line[0].split()[0] for line in of[2:]] == ["x", "eps", "v"]
-    others = {entry for line in of[2:] for entry in line[1:]} - {of[3][3]}
-    assert (of[3][3], others) == ("17.0 (1 of 2 failed)", {"12.0 ± 7.1"})
-    assert "36 trainings of 2 steps on s, 36.0 hours" in nine.summary(rows)
-
-
 @pytest.mark.slow
-def test_a_training_of_jits_nine_is_measured_by_elbos_own_commands(nine, prepared):
+def test_a_training_of_jits_nine_is_measured_by_elbos_own_commands(prepared, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "ablation"))
+    nine = load(EXAMPLES / "ablation/nine.py")
     options = nine.parsed([str(prepared), "--steps", "2", "--samples", "20", "--walk", "2", "--jobs", "1"])
     todo = nine.Cell(4, "eps", "v", 0)
     nine.work(prepared, [todo], options)

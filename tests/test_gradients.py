@@ -11,7 +11,7 @@ import pytest
 import torch
 from calls import load
 
-from elbocli.bound.measure import RunMeasurement, open_measurement
+from elbocli.bound.measure import open_measurement
 from elbocli.core.weighting import parse_weighting
 from elbocli.files.schedule_file import resolve_schedule
 
@@ -26,10 +26,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def probe(run: Path) -> RunMeasurement:
-    return open_measurement(run, None, weights="model")
 
 
 def test_the_jackknife_knows_the_spread_of_independent_gradients():
@@ -52,7 +48,7 @@ def test_the_jackknife_knows_the_spread_of_independent_gradients():
 @pytest.mark.long
 def test_gradients_are_those_of_training(trained):
     """Their mean over independent batches doesn't depend on the schedule."""
-    asked = probe(trained)
+    asked = open_measurement(trained, None, weights="model")
     steps = gradients.Gradients(asked)
     w = parse_weighting("sigmoid:bias=2")
     means = []

@@ -20,6 +20,7 @@ from calls import Classifier, load
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from harness import BIN, declarations_kept, environment, heed_signals
 from peers import adm_unet, dit, edm2, edm_files, edm_unet
+from peers.parts import draw
 
 from elbocli import main
 from elbocli.files.yaml_text import read_yaml
@@ -231,14 +232,14 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
 def make_published(folder):
     """Small networks and statistics in the files of published ones."""
     shape = {"size": 8, "levels": (1,), "attention": ()}
-    torch.save(adm_unet.made(**shape), folder / "256x256_diffusion.pt")
+    torch.save(draw(adm_unet.UNetModel, **shape).state_dict(), folder / "256x256_diffusion.pt")
     for name in ("DiT", "SiT"):
-        torch.save(dit.made(depth=1), folder / f"{name}-XL-2-256x256.pt")
-    network = edm_files.preconditioned(edm_unet.made(**shape, classes=10, image_channels=1))
+        torch.save(draw(dit.DiT, depth=1).state_dict(), folder / f"{name}-XL-2-256x256.pt")
+    network = draw(edm_unet.EDMPrecond, **shape, classes=10, image_channels=1)
     edm_files.write_pickle(folder / "edm-imagenet-64x64-cond-adm.pkl", {"ema": network})
     for name, classes in (("s-2147483-0.130", 10), ("s-2147483-0.025", 10), ("xs-uncond-2147483-0.025", 0)):
-        tensors = edm2.made(**shape, classes=classes, image_channels=4)
-        edm2.write_snapshot(folder / f"edm2-img512-{name}.pkl", tensors, encoder=edm2.vae_encoder())
+        network = draw(edm2.Precond, **shape, classes=classes, image_channels=4).half()
+        edm2.write_snapshot(folder / f"edm2-img512-{name}.pkl", network, encoder=edm2.vae_encoder())
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
     unet = UNet2DModel(sample_size=8, norm_num_groups=4, **blocks)
     pipeline: Any = DDPMPipeline(unet, DDPMScheduler())

@@ -32,6 +32,8 @@ SCHEDULES = ("cosine", "edm", "adaptive")
 SAMPLERS = {"ddpm": 64, "heun": 32}
 """Steps of each, so that both ask the network about as often: heun twice a step but for the last."""
 SAMPLES = 900
+STYLES = {"cosine": ("C0", "o"), "edm": ("C1", "s"), "adaptive": ("C2", "^")}
+"""Colour and marker of each schedule, the same as in examples/sweep/tabulate.py."""
 
 
 class Cell(NamedTuple):
@@ -224,21 +226,23 @@ def marginals(rows: list[dict[str, Any]]) -> str:
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Each number over weightings, a column per prediction, a colour per schedule; bars are standard deviations."""
+    """Draw each number over weightings: a column per prediction, a marker per schedule; bars are standard deviations over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator
 
-    titles = [*(f"{s} distance" for s in SAMPLERS), "bits/dim"]
+    labels = {f"{s} distance": f"Fréchet distance, {s}\n(log scale, lower is better)" for s in SAMPLERS}
+    labels["bits/dim"] = "bound on test images, bits/dim\n(lower is better)"
     figure, axes = pyplot.subplots(
-        len(titles), len(PREDICTIONS), figsize=(12, 9), sharex=True, sharey="row", layout="constrained", squeeze=False
+        len(labels), len(PREDICTIONS), figsize=(9, 8.5), sharex=True, sharey="row", layout="constrained", squeeze=False
     )
     groups = grouped(rows)
-    for (i, title), (j, prediction) in itertools.product(enumerate(titles), enumerate(PREDICTIONS)):
+    for (i, title), (j, prediction) in itertools.product(enumerate(labels), enumerate(PREDICTIONS)):
         axis = axes[i][j]
         for shift, schedule in zip((-0.2, 0.0, 0.2), SCHEDULES):
+            color, marker = STYLES[schedule]
             for place, weighting in enumerate(WEIGHTINGS):
                 values = [seed[title] for seed in groups.get((prediction, weighting, schedule), []) if seed]
                 if values:
@@ -247,12 +251,12 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                         place + shift,
                         np.mean(values),
                         deviation,
-                        fmt="o",
+                        fmt=marker,
                         capsize=3,
-                        color=f"C{SCHEDULES.index(schedule)}",
+                        color=color,
                         label=schedule if place == 0 else None,
                     )
-        axis.set_xticks(range(len(WEIGHTINGS)), WEIGHTINGS, rotation=30, ha="right")
+        axis.set_xticks(range(len(WEIGHTINGS)), WEIGHTINGS, rotation=40, ha="right", rotation_mode="anchor")
         axis.grid(axis="y", alpha=0.3)
         if title != "bits/dim":
             axis.set_yscale("log")
@@ -260,10 +264,10 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         if i == 0:
             axis.set_title(f"{prediction} prediction")
         if j == 0:
-            axis.set_ylabel(title.replace("distance", "Fréchet distance"))
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="schedule", loc="outside right upper")
-    figure.savefig(path, dpi=110)
+            axis.set_ylabel(labels[title])
+    figure.supxlabel("weighting", fontsize="medium")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), title="schedule", loc="outside upper center", ncols=len(SCHEDULES))
+    figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

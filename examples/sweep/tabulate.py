@@ -22,6 +22,10 @@ from scipy import stats
 
 PAPER = 2.0
 """The bias that the others are compared with, where it is among them."""
+STYLES = {"cosine": ("C0", "o"), "edm": ("C1", "s"), "adaptive": ("C2", "^"), "laplace": ("C4", "D")}
+"""Colour and marker of each schedule, the same as in examples/ablation/ablation.py."""
+FILLINGS = {-1: "bottom", 0: "full", 1: "none"}
+"""Filled part of the marker, by the sign of the schedule's shift."""
 
 
 class Setting(NamedTuple):
@@ -151,24 +155,36 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def picture(results: Results, path: Path) -> None:
-    """Scores over biases, a line per schedule and shift; bars are standard deviations over seeds."""
+    """Draw scores over biases: a colour per schedule, a filling per shift; bars are standard deviations over seeds.
+
+    A line joins the means of a schedule with three biases or more.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    titles = ("Fréchet distance", "accuracy of samples, %", "bits/dim of test images")
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    labels = (
+        "Fréchet distance\n(lower is better)",
+        "accuracy of samples, %\n(higher is better)",
+        "bound on test images, bits/dim\n(lower is better)",
+    )
+    figure, axes = pyplot.subplots(1, len(labels), figsize=(9, 3.8), layout="constrained")
     places = dict.fromkeys((setting.schedule, setting.shift) for setting in results)
     for number, place in enumerate(places):
         mine = sorted(setting for setting in results if (setting.schedule, setting.shift) == place)
-        at = [setting.bias + 0.04 * (number - len(places) / 2) for setting in mine]
+        at = [setting.bias + 0.08 * (number - (len(places) - 1) / 2) for setting in mine]
+        color, marker = STYLES[place[0].partition(":")[0]]
+        look = {"color": color, "marker": marker, "fillstyle": FILLINGS[int(np.sign(place[1]))], "capsize": 3}
         for axis, column in zip(axes, zip(*(zip(*results[setting].values()) for setting in mine))):
-            deviations = [np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in column]
-            axis.errorbar(at, [np.mean(each) for each in column], deviations, marker="o", capsize=2, label=mine[0].place)
-    for axis, title in zip(axes, titles):
-        axis.set(title=title, xlabel="bias of the sigmoid", xticks=sorted({setting.bias for setting in results}))
-    figure.legend(*axes[0].get_legend_handles_labels(), title="schedule", loc="outside right upper")
+            means = [np.mean(scores) for scores in column]
+            deviations = [np.std(scores, ddof=1) if len(scores) > 1 else 0.0 for scores in column]
+            axis.errorbar(at, means, deviations, ls="-" if len(mine) > 2 else "", label=mine[0].place, **look)
+    biases = sorted({setting.bias for setting in results})
+    for axis, label in zip(axes, labels):
+        axis.set(ylabel=label, xlabel="bias of the sigmoid weighting", xticks=biases, xlim=(biases[0] - 0.7, biases[-1] + 0.7))
+        axis.grid(axis="y", alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), title="schedule", loc="outside upper center", ncols=4)
     figure.savefig(path, dpi=100, metadata={"Software": None})
     pyplot.close(figure)
 

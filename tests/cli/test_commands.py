@@ -179,9 +179,6 @@ def test_adapt_reports_instead_of_the_schedule_or_beside_it(do, trained, tmp_pat
     ("one", "other", "scale", "off"),
     [
         ("x-mse:snr+1@cosine", "v-cosine", 2 / np.pi, 0),
-        ("eps-mse@cosine", "iddpm", 1 / np.pi, 0),  # never mind that neither is monotone
-        ("u-mse@fm-ot", "fm-ot", 1, 0),
-        ("edm-mse@edm:mean=-0.4,std=1.0", "edm:mean=-0.4,std=1.0", 8, 0),
         # The public trap: without −dλ/dt this is no sigmoid weighting. The ratio is sech(λ/2)/π: its extremes over ±15
         # are 1 and sech(7.5), so the best scale is off by √cosh(7.5).
         ("eps-mse:sigmoid:bias=2@cosine", "sigmoid:bias=2", np.cosh(7.5) ** -0.5 / np.pi, np.cosh(7.5) ** 0.5 - 1),

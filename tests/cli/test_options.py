@@ -228,7 +228,7 @@ def test_a_duration_is_read_in_units_and_in_colons():
 
 @pytest.mark.parametrize("text", ["90", "1.5", "", "soon", "50m3h", "1:2", "1.2.3h", "-5m", "1001d", "-1.0", "nan"])
 def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(UsageError, match="time_limit"):
+    with pytest.raises(UsageError):
         convert_settings({"time_limit": text})
 
 

@@ -39,11 +39,6 @@ def test_binary_and_pages_never_go_onto_a_terminal(trained, digits):
     assert code == 2 and "terminal" in shown
 
 
-def test_a_command_shows_a_bar_on_a_terminal(digits_folder, tmp_path):
-    code, shown = on_terminal("prep", digits_folder, tmp_path / "a.h5", "--size", 8)
-    assert code == 0 and ("300/300" in shown or "img/s" in shown), shown
-
-
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_bar_keeps_its_time_and_its_loss(columns, shown):
     values = {"loss": 0.123456, "eps_mse": 0.0712, "lr": 2e-4, "grad_norm": 0.3123, "images_per_s": 1234.5}

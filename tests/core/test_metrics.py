@@ -311,11 +311,3 @@ def test_among_many_copies_the_nearest_are_still_found(rows):
     expected = NearestNeighbors(n_neighbors=3).fit(points.double()).kneighbors()[0]
     np.testing.assert_allclose(far, expected, rtol=1e-6, atol=1e-12)
     assert (which != torch.arange(60)[:, None]).all()
-
-
-def test_a_copy_is_at_no_distance_and_a_point_is_not_its_own_neighbour(rows):
-    points = points_at(40, 0)
-    points[7] = points[31]
-    far, which = neighbours.nearest(points, points, 1, others=True)
-    assert far[7, 0] == far[31, 0] == 0 and which[7, 0] == 31 and which[31, 0] == 7
-    assert (far[:, 0] > 0).sum() == 38

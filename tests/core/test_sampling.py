@@ -171,7 +171,7 @@ def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
     found = walk(sampler, draw(), grid, denoiser.asked_by(sampler), draw)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
     assert denoiser.evaluations == steps
-    with pytest.raises(UsageError, match="not 6;"):
+    with pytest.raises(UsageError):
         Denoiser(lambda z, *_: z, Prediction("eps")).with_variance(torch.zeros(1, 3, 2, 2), 0.0)
 
 

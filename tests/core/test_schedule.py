@@ -19,9 +19,6 @@ NAMES = sorted(name for name in SCHEDULES if not name.startswith("t-"))
 """Those with a formula; test_discrete_schedule.py has the others."""
 
 
-RANGES = dict.fromkeys(NAMES, (-15.0, 15.0)) | {"edm-sample": (-8.7, 12.4)}
-
-
 PARAMETERS = {
     "iddpm": {"s": st.floats(0.001, 0.1)},
     "edm": {"mean": st.floats(-2, 0), "std": st.floats(1, 2)},
@@ -148,8 +145,9 @@ def test_density_is_zero_outside(schedule):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_t_runs_from_the_highest_level_to_the_lowest_exactly(name):
-    low, high = RANGES[name]
-    schedule = parse_schedule(name, low, high)
+    schedule = parse_schedule(name, -15, 15, clip=True)
+    low, high = schedule.logsnr_min, schedule.logsnr_max
+    assert (name == "edm-sample") == ((low, high) != (-15, 15))
     assert schedule.logsnr(float64([0.0, 1.0])).tolist() == pytest.approx([high, low], abs=1e-9)
     assert schedule.t(float64([high, low, high + 1, low - 1])).tolist() == [0, 1, 0, 1]
 
@@ -175,7 +173,7 @@ def test_without_a_range_a_schedule_covers_what_its_curve_does():
 
 def test_a_range_beyond_the_curve_is_refused_at_either_end_or_clipped():
     for low, high in ((-15, 5), (-5, 15), (-15, 15)):
-        with pytest.raises(UsageError, match="covers"):
+        with pytest.raises(UsageError):
             parse_schedule("edm-sample", low, high)
     clipped = parse_schedule("edm-sample", -15, 5, clip=True)
     assert (clipped.logsnr_min, clipped.logsnr_max) == (clipped.support[0], 5)
@@ -267,9 +265,6 @@ def test_bad_knots_are_refused(rows):
 # Timesteps
 
 
-COUNT = 1000
-
-
 def by_hand(name, start, end, count):
     """β_i of each timestep."""
     part = np.arange(count) / (count - 1)
@@ -285,11 +280,11 @@ def by_hand(name, start, end, count):
 ENDS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "sigmoid": (1e-4, 0.02), "squaredcos_cap_v2": (0, 0)}
 
 
-def steps(name="linear", count=COUNT, **kind):
+def steps(name="linear", count=1000, **kind):
     return logsnr_of_betas(BETAS[name].make(*ENDS[name], count), **kind)
 
 
-@pytest.mark.parametrize("count", [2, 10, COUNT])
+@pytest.mark.parametrize("count", [2, 10, 1000])
 @pytest.mark.parametrize("name", ENDS)
 def test_betas_are_their_formula(name, count):
     np.testing.assert_allclose(BETAS[name].make(*ENDS[name], count), by_hand(name, *ENDS[name], count), rtol=1e-9)
@@ -360,16 +355,12 @@ def test_flow_matchings_time_shift_is_a_shift_of_the_level(shift):
 # Level codes
 
 
-BETA_ENDS = {"t-linear": ("linear", 1e-4, 0.02), "t-scaled-linear": ("scaled_linear", 0.00085, 0.012)}
-
-
-@pytest.mark.parametrize("name", BETA_ENDS)
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
 @pytest.mark.parametrize(("count", "spec"), [(10, ":count=10"), (1000, "")])
-def test_a_timestep_has_its_own_number(name, count, spec):
-    betas, start, end = BETA_ENDS[name]
-    levels = logsnr_of_betas(BETAS.find(betas).make(start, end, count))
+def test_a_timestep_has_its_own_number(betas, count, spec):
+    levels = steps(betas, count)
     kept = levels.abs() <= 50
-    told = parse_level_code(f"{name}{spec}")(levels[kept])
+    told = parse_level_code(f"t:{betas}{spec}")(levels[kept])
     assert torch.allclose(told, torch.arange(count, dtype=torch.float64)[kept], atol=1e-6, rtol=0)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from calls import works
 from peers import adm_unet, dit, edm2, edm_files, edm_unet
+from peers.parts import draw
 from safetensors.torch import load_file, save_file
 
 from elbocli.files.yaml_text import read_yaml
@@ -178,23 +179,23 @@ UNET: dict[str, Any] = {**GREY, "size": 8, "attention": ()}
 
 
 def transformer(path: Path, **more: int) -> None:
-    torch.save(dit.made(channels=1, outputs=2, width=64, **more), path)
+    torch.save(draw(dit.DiT, channels=1, outputs=2, width=64, heads=1, **more).state_dict(), path)
 
 
 def edm(path: Path) -> None:
-    edm_files.write_pickle(path, {"ema": edm_files.preconditioned(edm_unet.made(**UNET))})
+    edm_files.write_pickle(path, {"ema": draw(edm_unet.EDMPrecond, **UNET)})
 
 
 SMALL: dict[str, tuple[Callable[[Path], Any], tuple[Any, ...]]] = {
     "edm": (edm, ()),
     "guided-diffusion": (
-        lambda path: torch.save(adm_unet.made(**UNET, outputs=2), path),
+        lambda path: torch.save(draw(adm_unet.UNetModel, **UNET, outputs=2).state_dict(), path),
         ("--size", 8, "--attention", "heads=2"),
     ),
     "dit": (transformer, ()),
     "sit": (transformer, ("--format", "sit")),
     "repa": (lambda path: transformer(path, projectors=1), ()),
-    "edm2": (lambda path: edm2.write_snapshot(path, edm2.made(**GREY)), ()),
+    "edm2": (lambda path: edm2.write_snapshot(path, draw(edm2.Precond, **GREY).half()), ()),
 }
 
 

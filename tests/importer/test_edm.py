@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peers import edm2, edm_files, edm_unet
-from peers.edm_unet import Tensors
+from peers.parts import Tensors, draw
 from safetensors.torch import save_file
 
 from elbocli.core.prediction import Prediction, alpha_sigma
@@ -21,7 +21,7 @@ from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import build, count_parameters
 
 LEVELS = torch.linspace(-8.76, 12.42, 3)
-PEERS: dict[str, Any] = {"edm": edm_unet, "edm2": edm2}
+PEERS: dict[str, Any] = {"edm": edm_unet.EDMPrecond, "edm2": edm2.Precond}
 SMALL: dict[str, Any] = {"levels": (1,)}
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("edm", {"attention": (8,)}),
@@ -42,20 +42,22 @@ def read(format: str, path: Path, **options: Any) -> tuple[Imported, str]:
     return FORMATS[format].make(source, ImportOptions(**options)), " ".join(source.notes)
 
 
-def pickled(format: str, tensors: Tensors, folder: Path) -> Path:
-    if format == "edm":
-        return edm_files.write_pickle(folder / "x.pkl", {"ema": edm_files.preconditioned(tensors)})
-    beside = {"encoder": edm2.vae_encoder()} if tensors["unet.out_conv.weight"].shape[0] == 4 else {}
-    return edm2.write_snapshot(folder / "x.pkl", tensors, half=False, **beside)
+def pickled(network: Any, folder: Path) -> Path:
+    if isinstance(network, edm_unet.EDMPrecond):
+        return edm_files.write_pickle(folder / "x.pkl", {"ema": network})
+    beside = {"encoder": edm2.vae_encoder()} if len(network.unet.out_conv.weight) == 4 else {}
+    return edm2.write_snapshot(folder / "x.pkl", network, **beside)
 
 
 def agree(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours.to(theirs), theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
 
 
-def assert_computes(format: str, found: Imported, tensors: Tensors) -> None:
+def assert_computes(found: Imported, peer: Any) -> None:
     """Compare F and D(x; σ) over the range of levels: without classes, with a class each, and with and without in one batch."""
-    peer, network, config = PEERS[format], build(found.network).eval(), found.network
+    peer.double()
+    inner = peer.model if isinstance(peer, edm_unet.EDMPrecond) else peer.unet
+    network, config = build(found.network).eval(), found.network
     network.load_state_dict(found.weights)
     shape, classes = (2, config.image_channels, config.image_size, config.image_size), config.num_classes
     z = torch.randn(shape, generator=torch.Generator().manual_seed(3))
@@ -66,17 +68,17 @@ def assert_computes(format: str, found: Imported, tensors: Tensors) -> None:
         for labels in asked:
             known = torch.tensor([-1, -1]) if labels is None else labels
             one_hot = (known[:, None] == torch.arange(classes)).float() if classes else None
-            agree(network(z, torch.full((2,), level), labels), peer.network(tensors, z, ratio.log() / 4, one_hot))
+            agree(network(z, torch.full((2,), level), labels), inner(z.double(), ratio.log() / 4, one_hot))
         denoise = Denoiser(network, Prediction(found.settings["prediction"]), labels=labels)
-        agree(denoise(z, level), peer.denoised(tensors, z / alpha, ratio, one_hot))
+        agree(denoise(z, level), peer(z.double() / alpha, ratio, one_hot))
 
 
 @pytest.mark.parametrize(("format", "shape"), SHAPES, ids=str)
 @torch.no_grad()
 def test_a_pickle_becomes_a_network_that_computes_the_formula(format, shape, tmp_path):
-    tensors = PEERS[format].made(**shape)
-    found, notes = read(format, pickled(format, tensors, tmp_path))
-    assert_computes(format, found, tensors)
+    peer = draw(PEERS[format], **shape)
+    found, notes = read(format, pickled(peer, tmp_path))
+    assert_computes(found, peer)
     config = found.network
     assert config.image_size == shape.get("size", {"edm": 16, "edm2": 8}[format])
     assert (config.image_channels, config.num_classes) == (shape.get("image_channels", 3), shape.get("classes", 0))
@@ -86,55 +88,47 @@ def test_a_pickle_becomes_a_network_that_computes_the_formula(format, shape, tmp
 
 @torch.no_grad()
 def test_edms_augmentation_is_left_out(tmp_path):
-    tensors = edm_unet.made(augment=9, **SMALL)
-    assert_computes("edm", read("edm", pickled("edm", tensors, tmp_path))[0], tensors)
+    peer = draw(edm_unet.EDMPrecond, augment=9, **SMALL)
+    assert_computes(read("edm", pickled(peer, tmp_path))[0], peer)
 
 
 # The same weights in other files
 
 
-def torch_file(tensors: Tensors, path: Path, prefix: str = "") -> Path:
-    torch.save({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, path)
+def torch_file(network: Any, path: Path, prefix: str = "") -> Path:
+    torch.save({f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}, path)
     return path
 
 
-def training_state(tensors: Tensors, path: Path) -> Path:
+def training_state(peer: Any, path: Path) -> Path:
     adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])
-    held = {"net": edm_files.preconditioned(tensors), "optimizer_state": adam.state_dict()}
-    return edm_files.write_state(path, held)
+    return edm_files.write_state(path, {"net": peer, "optimizer_state": adam.state_dict()})
 
 
-def sorted_safetensors(tensors: Tensors, path: Path) -> Path:
-    save_file({f"model.{name}": tensors[name].contiguous() for name in sorted(tensors)}, path)
+def sorted_safetensors(peer: Any, path: Path) -> Path:
+    tensors: Tensors = peer.state_dict()
+    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path)
     return path
-
-
-def inner_network(tensors: Tensors, path: Path) -> Path:
-    return edm_files.write_pickle(path, {"ema": edm_files.module_of(tensors, "DhariwalUNet")})
-
-
-def without_unet(tensors: Tensors, path: Path) -> Path:
-    return torch_file({name.removeprefix("unet."): tensor for name, tensor in tensors.items()}, path)
 
 
 @pytest.mark.parametrize(
     ("format", "write", "averaged", "noted"),
     [
         ("edm", training_state, False, ""),
-        ("edm", torch_file, False, "EDMPrecond"),
-        ("edm", lambda tensors, path: torch_file(tensors, path, "module.model."), False, "EDMPrecond"),
+        ("edm", lambda peer, path: torch_file(peer.model, path), False, "EDMPrecond"),
+        ("edm", lambda peer, path: torch_file(peer, path, "module."), False, "EDMPrecond"),
         ("edm", sorted_safetensors, False, "EDMPrecond"),
-        ("edm", inner_network, True, ""),
-        ("edm2", lambda tensors, path: edm2.write_state(path, tensors, {0.05: tensors}), True, "ema"),
-        ("edm2", without_unet, False, "noise"),
-        ("edm2", lambda tensors, path: edm2.write_snapshot(path, tensors, False, encoder=None), True, ""),
+        ("edm", lambda peer, path: edm_files.write_pickle(path, {"ema": peer.model}), True, ""),
+        ("edm2", lambda peer, path: edm2.write_state(path, peer.state_dict(), {0.05: peer.state_dict()}), True, "ema"),
+        ("edm2", lambda peer, path: torch_file(peer.unet, path), False, "noise"),
+        ("edm2", lambda peer, path: edm2.write_snapshot(path, peer, encoder=None), True, ""),
     ],
     ids=range(8),
 )
 def test_other_files_of_the_same_weights_become_the_same_network(format, write, averaged, noted, tmp_path):
-    tensors = PEERS[format].made(classes=5, levels=(1, 2, 2))
-    path = write(tensors, tmp_path / "y.pt")
-    (found, notes), (wanted, _) = read(format, path), read(format, pickled(format, tensors, tmp_path))
+    peer = draw(PEERS[format], classes=5, levels=(1, 2, 2))
+    path = write(peer, tmp_path / "y.pt")
+    (found, notes), (wanted, _) = read(format, path), read(format, pickled(peer, tmp_path))
     assert list(found.weights) == list(wanted.weights) and found.averaged == averaged
     assert all(torch.equal(found.weights[name], weight) for name, weight in wanted.weights.items())
     assert {**vars(found.network), "dropout": 0} == {**vars(wanted.network), "dropout": 0}
@@ -142,7 +136,7 @@ def test_other_files_of_the_same_weights_become_the_same_network(format, write, 
 
 
 def test_the_first_of_several_averages_or_the_last_weights_are_taken_as_asked(tmp_path):
-    last, narrow, wide = (edm2.made(seed=seed, **SMALL) for seed in range(3))
+    last, narrow, wide = (draw(edm2.Precond, seed, **SMALL).state_dict() for seed in range(3))
     path = edm2.write_state(tmp_path / "training-state-0002048.pt", last, {0.05: narrow, 0.1: wide})
     for asked, tensors, averaged in (("ema", narrow, True), ("model", last, False)):
         found, notes = read("edm2", path, weights=asked)
@@ -156,25 +150,25 @@ def test_the_first_of_several_averages_or_the_last_weights_are_taken_as_asked(tm
 
 def edm_with_loss(path: Path) -> Path:
     held = {
-        "ema": edm_files.preconditioned(edm_unet.made(**SMALL), sigma_data=1.0),
-        "loss_fn": edm_files.loss(P_mean=-0.8, P_std=1.6, sigma_data=1.0),
+        "ema": draw(edm_unet.EDMPrecond, sigma_data=1.0, **SMALL),
+        "loss_fn": edm_files.object_of("EDMLoss", P_mean=-0.8, P_std=1.6, sigma_data=1.0),
     }
     return edm_files.write_pickle(path / "own.pkl", held)
 
 
 def edm2_with(channels: int, **beside: Any) -> Callable[[Path], Path]:
-    return lambda path: edm2.write_snapshot(path / "x.pkl", edm2.made(image_channels=channels, **SMALL), **beside)
+    return lambda path: edm2.write_snapshot(path / "x.pkl", draw(edm2.Precond, image_channels=channels, **SMALL).half(), **beside)
 
 
 @pytest.mark.parametrize(
     ("format", "write", "mean", "std", "sigma_data", "guessed"),
     [
-        ("edm", lambda path: pickled("edm", edm_unet.made(**SMALL), path), -1.2, 1.2, 0.5, False),
+        ("edm", lambda path: pickled(draw(edm_unet.EDMPrecond, **SMALL), path), -1.2, 1.2, 0.5, False),
         ("edm", edm_with_loss, -0.8, 1.6, 1.0, False),
         ("edm2", edm2_with(3), -0.8, 1.6, 0.5, False),
         ("edm2", edm2_with(3, loss_fn=None), -0.8, 1.6, 0.5, True),
         ("edm2", edm2_with(4, loss_fn=None, encoder=None), -0.4, 1.0, 0.5, True),
-        ("edm2", edm2_with(3, loss_fn=edm2.object_of("EDM2Loss", P_mean=-1.0, P_std=1.25)), -1.0, 1.25, 0.5, False),
+        ("edm2", edm2_with(3, loss_fn=edm_files.object_of("EDM2Loss", P_mean=-1.0, P_std=1.25)), -1.0, 1.25, 0.5, False),
     ],
     ids=range(6),
 )
@@ -215,9 +209,9 @@ def test_published_shapes_have_the_published_number_of_parameters(format, shape,
     """Without memory: edm-imagenet-64x64-cond-adm.pkl, and EDM2's XS to XXL, of which one has no classes and one is of pixels."""
     whole = {"size": 64, "levels": (1, 2, 3, 4), "blocks": 3, "attention": (16, 8), **shape}
     source = Source(Path("x.pt"))
-    vars(source)["tree"] = PEERS[format].made(**whole, weigh=False)
-    found = FORMATS[format].make(source, ImportOptions())
     with torch.device("meta"):
+        vars(source)["tree"] = PEERS[format](**whole).state_dict()
+        found = FORMATS[format].make(source, ImportOptions())
         assert count_parameters(build(found.network)) / 1e6 == pytest.approx(millions, abs=0.1)
     config = vars(found.network)
     wanted = {"image_channels": 3, "num_classes": shape.get("classes", 0), **whole}
@@ -236,31 +230,27 @@ def test_latents_are_whitened_as_edm2_does(tmp_path):
 
 def spoilt(spoil: Callable[[Tensors], Any]) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        tensors = edm_unet.made(levels=(1, 2), attention=(8,))
+        tensors = draw(edm_unet.DhariwalUNet).state_dict()
         spoil(tensors)
-        return pickled("edm", tensors, folder)
+        torch.save(tensors, folder / "x.pt")
+        return folder / "x.pt"
 
     return write
 
 
-def odd(change: Callable[[Any], Any]) -> Callable[[Path], Path]:
+def odd(format: str, change: Callable[[Any], Any]) -> Callable[[Path], Path]:
     """A pickle whose objects hold something that EDM's don't."""
 
     def write(folder: Path) -> Path:
-        held = {"ema": edm_files.preconditioned(edm_unet.made(**SMALL)), "loss_fn": edm_files.loss(P_mean=-1.2, P_std=1.2)}
-        change(held)
-        return edm_files.write_pickle(folder / "odd.pkl", held)
+        network = draw(PEERS[format], **SMALL)
+        change(network)
+        return pickled(network, folder)
 
     return write
 
 
-def of_class(kind: str, network: str) -> Callable[[Path], Path]:
-    held = {"ema": edm_files.preconditioned(edm_unet.made(**SMALL), kind, network)}
-    return lambda folder: edm_files.write_pickle(folder / "x.pkl", held)
-
-
 QKV = "enc.8x8_block0.qkv.weight"
-NUMBERS = edm2.object_of("StabilityVAEEncoder", _init_kwargs={"raw_mean": [0, 0, 0, 0]})
+NUMBERS = edm2.encoder("StabilityVAEEncoder", _init_kwargs={"raw_mean": [0, 0, 0, 0]})
 
 
 @pytest.mark.parametrize(
@@ -268,13 +258,13 @@ NUMBERS = edm2.object_of("StabilityVAEEncoder", _init_kwargs={"raw_mean": [0, 0,
     [
         ("edm", spoilt(lambda t: t.pop("dec.8x8_block1.conv1.weight")), "dec.8x8_block1.conv1.weight"),
         ("edm", spoilt(lambda t: t.update({QKV: torch.ones(100, 64, 1, 1)})), "[100, 64, 1, 1]"),
-        ("edm", odd(lambda held: vars(held["ema"]).update(sigma_data=-1.0)), "sigma_data is -1"),
-        ("edm", odd(lambda held: vars(held["ema"]).update(_modules=[1])), "no weights"),
-        ("edm", of_class("VPPrecond", "DhariwalUNet"), "VPPrecond"),
-        ("edm", of_class("EDMPrecond", "SongUNet"), "SongUNet"),
-        ("edm2", lambda path: pickled("edm", edm_unet.made(), path), "no weights"),
-        ("edm2", edm2_with(3, attributes={"clip_act": None}), "clip_act None"),
-        ("edm2", edm2_with(3, encoder=edm2.object_of("OtherEncoder")), "OtherEncoder"),
+        ("edm", odd("edm", lambda network: vars(network).update(sigma_data=-1.0)), "sigma_data is -1"),
+        ("edm", odd("edm", lambda network: vars(network).update(_modules=[1])), "no weights"),
+        ("edm", odd("edm", lambda network: edm_files.renamed(network, "VPPrecond")), "VPPrecond"),
+        ("edm", odd("edm", lambda network: edm_files.renamed(network.model, "SongUNet")), "SongUNet"),
+        ("edm2", lambda path: pickled(draw(edm_unet.EDMPrecond), path), "no weights"),
+        ("edm2", odd("edm2", lambda network: vars(network.unet.dec["8x8_in1"]).update(clip_act=None)), "clip_act None"),
+        ("edm2", edm2_with(3, encoder=edm2.encoder("OtherEncoder")), "OtherEncoder"),
         ("edm2", edm2_with(4, encoder=NUMBERS), "StabilityVAEEncoder"),
         ("edm2", edm2_with(7, encoder=None), "encoder"),
         ("edm2", edm2_with(3, encoder=edm2.vae_encoder()), "4 channels"),

@@ -12,7 +12,9 @@ import pytest
 import torch
 from identities import betas
 from msgspec import structs
-from peers import adm_unet, dit
+from peers.adm_unet import UNetModel
+from peers.dit import DiT
+from peers.parts import draw
 from torch import Tensor
 
 from elbocli.core.samplers import choose_space, parse_sampler
@@ -88,15 +90,16 @@ def adm_of(source: Source, **options: Any) -> Imported:
 )
 @torch.inference_mode()
 def test_guided_diffusions_outputs_are_its_formulas(shape, attention, heads, levels, saved):
-    tensors, classes = adm_unet.made(**shape), shape.get("classes", 0)
-    source = Source(saved(tensors))
+    peer, classes = draw(UNetModel, **shape, heads=heads, new_order="new" in attention), shape.get("classes", 0)
+    source = Source(saved(peer.state_dict()))
+    peer.double()
     found = adm_of(source, size=16, attention=attention, noise_input=levels)
     network = build(found.network).eval()
     network.load_state_dict(found.weights)
     z = noised(16, 3)
     for step, level in zip(STEPS, logsnr_of(STEPS, "cosine" if "cos" in levels else "linear")):
         for labels in [None, torch.tensor([classes - 1, 1, 0, 1])] if classes else [None]:
-            wanted = adm_unet.network(tensors, z, same(step).double(), labels, heads, "new" in attention)
+            wanted = peer(z.double(), same(step), labels)
             agree(network.outputs(z, same(level), labels), wanted)
             agree(network(z, same(level), labels), wanted[:, :3])
     config = found.network
@@ -119,9 +122,9 @@ def test_published_shapes_are_known_and_have_the_published_number_of_parameters(
     """Without memory. Table 1 and appendix I of arXiv:2105.05233 have the numbers."""
     usual = {"size": size, "channels": 256, "blocks": 2, "attention": (32, 16, 8)}
     source = Source(Path("diffusion.pt"))
-    vars(source)["tree"] = adm_unet.made(**{**usual, **shape}, weigh=False)
-    found = adm_of(source)
     with torch.device("meta"):
+        vars(source)["tree"] = UNetModel(**{**usual, **shape}).state_dict()
+        found = adm_of(source)
         assert round(count_parameters(build(found.network)) / 1e6) == millions
     order, network, settings = parse_attention(attention), vars(found.network), found.settings
     assert (network["image_size"], network["heads"], network["head_width"]) == (size, order.heads, order.width)
@@ -132,7 +135,7 @@ def test_published_shapes_are_known_and_have_the_published_number_of_parameters(
 
 
 def test_levels_that_no_schedule_is_known_of_are_left_open(saved):
-    path = saved(adm_unet.made(levels=(1,), attention=()), "model100000.pt")
+    path = saved(draw(UNetModel, levels=(1,), attention=()).state_dict(), "model100000.pt")
     found = adm_of(Source(path), **SMALL, noise_input="sigma")
     assert not found.averaged and not {"schedule", "weighting", "logsnr_min"} & set(found.settings)
     more = adm_of(Source(path), **SMALL, noise_input="t:linear,count=4000").settings
@@ -156,7 +159,7 @@ QKV = "input_blocks.3.1.qkv.weight"
     ids=range(7),
 )
 def test_another_network_than_guided_diffusions_is_refused_by_the_names_in_its_file(spoil, word, saved):
-    tensors = adm_unet.made(levels=(1, 2), attention=(8,))
+    tensors = draw(UNetModel).state_dict()
     spoil(tensors)
     path = saved(tensors)
     with pytest.raises(FormatError, match=f"{path}.*{word}"):
@@ -166,7 +169,7 @@ def test_another_network_than_guided_diffusions_is_refused_by_the_names_in_its_f
 
 # DiT, SiT and REPA
 
-HEADS, ROWS = 2, 11
+ROWS = 11
 NOBODY = torch.full((4,), -1)
 SOME = torch.tensor([3, -1, 0, 9])
 ROWS_OF_SOME = torch.tensor([3, 10, 0, 9])
@@ -176,11 +179,12 @@ TOLD = [(SOME, ROWS_OF_SOME), (NOBODY, NOBODY + ROWS), (None, NOBODY + ROWS)]
 @pytest.mark.parametrize(("labels", "rows"), TOLD)
 @torch.inference_mode()
 def test_dits_noise_and_variances_are_its_formulas(labels, rows, saved):
-    tensors = dit.made()
-    trained, z = imported(saved(tensors)), noised()
+    peer = draw(DiT)
+    trained, z = imported(saved(peer.state_dict())), noised()
+    peer.double()
     beyond = [(0, 15.0), (999, -15.0)]
     for step, level in [*zip(STEPS, logsnr_of(STEPS)), *beyond]:
-        wanted = dit.network(tensors, z, same(step), rows, HEADS)
+        wanted = peer(z.double(), same(step), rows)
         agree(trained.network.outputs(z, same(level), labels), wanted)
         agree(trained.network(z, same(level), labels), wanted[:, :4])
 
@@ -191,49 +195,50 @@ def test_dits_noise_and_variances_are_its_formulas(labels, rows, saved):
 def test_a_velocity_leads_to_the_images_that_its_formula_gives(format, outputs, labels, rows, saved):
     """At x_t = s x + (1 − s) e: SiT is told s and gives x − e; REPA, which its projectors tell, is told 1 − s and gives e − x."""
     forward = format == "sit"
-    tensors = dit.made(outputs=outputs, projectors=0 if forward else 2, seed=1)
-    trained = imported(saved(tensors), "sit" if forward else "")
+    peer = draw(DiT, outputs=outputs, projectors=0 if forward else 2)
+    trained = imported(saved(peer.state_dict()), "sit" if forward else "")
+    peer.double()
     assert read_yaml(trained.path / "config.yaml")["source"]["format"] == format
     denoise = Denoiser(trained.network, trained.prediction, labels=labels)
     for level in (-15.0, -9.0, -3.3, 0.0, 2.7, 6.1, 15.0):
         share = 1 / (1 + math.exp(-level / 2))
         x_t = noised().double()
-        velocity = dit.network(tensors, x_t, same(share if forward else 1 - share), rows, HEADS)[:, :4]
+        velocity = peer(x_t, same(share if forward else 1 - share), rows)[:, :4]
         x = x_t + (1 - share) * (velocity if forward else -velocity)
         agree(denoise((x_t / math.hypot(share, 1 - share)).float(), level), x)
 
 
 @pytest.mark.parametrize(
-    ("shape", "heads", "options"),
+    ("shape", "options"),
     [
-        ({"patch": 4, "side": 3}, HEADS, {}),
-        ({"patch": 1}, HEADS, {}),
-        ({"width": 384}, 6, {}),
-        ({"rows": 0}, HEADS, {}),
-        ({}, 8, {"attention": "heads=8"}),
-        ({}, HEADS, {"num_classes": ROWS}),
+        ({"patch": 4, "side": 3}, {}),
+        ({"patch": 1}, {}),
+        ({"width": 384, "heads": 6}, {}),
+        ({"rows": 0}, {}),
+        ({"heads": 8}, {"attention": "heads=8"}),
+        ({}, {"num_classes": ROWS}),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_other_shapes_heads_and_tables(shape, heads, options, dtype, saved):
+def test_other_shapes_heads_and_tables(shape, options, dtype, saved):
     """Half precision becomes single."""
-    tensors = {name: tensor.to(dtype) for name, tensor in dit.made(**{"depth": 1, **shape}).items()}
-    trained = imported(saved(tensors), **options)
+    peer = draw(DiT, depth=1, **shape).to(dtype)
+    trained = imported(saved(peer.state_dict()), **options)
     config, (level,) = trained.network.config, logsnr_of([321])
     whole, z = "num_classes" in options, noised(trained.network.config.image_size)
     rows = ROWS_OF_SOME if shape.get("rows", ROWS) else None
     labels = rows if whole or rows is None else SOME
-    agree(trained.network.outputs(z, same(level), labels), dit.network(tensors, z, same(321), rows, heads))
+    agree(trained.network.outputs(z, same(level), labels), peer.double()(z.double(), same(321), rows))
     assert config.num_classes == (0 if rows is None else ROWS if whole else ROWS - 1)
 
 
 def test_the_run_knows_what_they_were_trained_with(saved):
     """A file of DiT's training script, of which the average is taken."""
     args = argparse.Namespace(model="DiT-S/2", image_size=64, num_classes=10)
-    average = dit.made(depth=1, seed=4)
-    path = saved({"model": dit.made(depth=1), "ema": average, "opt": {"state": {}}, "args": args})
+    average = draw(DiT, depth=1, seed=4).state_dict()
+    path = saved({"model": draw(DiT, depth=1).state_dict(), "ema": average, "opt": {"state": {}}, "args": args})
     trained = imported(path)
     assert torch.equal(trained.network.state_dict()["blocks.0.widen.weight"], average["blocks.0.mlp.fc1.weight"])
     known = trained.settings
@@ -260,38 +265,38 @@ def test_the_run_knows_what_they_were_trained_with(saved):
     ids=range(5),
 )
 def test_another_network_than_dits_is_refused_by_the_names_in_its_file(change, word, saved):
-    path = saved({name: tensor for name, tensor in {**dit.made(), **change}.items() if tensor is not None})
+    path = saved({name: tensor for name, tensor in {**draw(DiT).state_dict(), **change}.items() if tensor is not None})
     with pytest.raises(FormatError, match=f"{path}.*{word}"):
         imported(path)
 
 
 @pytest.mark.parametrize(
-    ("make", "options", "word"),
+    ("kind", "options", "word"),
     [
-        (adm_unet.made, {"attention": "heads=2"}, "--size"),
-        (adm_unet.made, {"size": 16}, "--attention"),
-        (adm_unet.made, {"size": 16, "attention": "heads=3"}, "heads .3"),
-        (adm_unet.made, {"size": 16, "attention": "heads=0"}, "heads=0"),
-        (adm_unet.made, {"size": 16, "attention": "4"}, "--attention 4"),
-        (adm_unet.made, {"size": 16, "attention": "heads=4,old"}, "old"),
-        (adm_unet.made, {"size": 1, "attention": "heads=2"}, "1 pixels"),
-        (adm_unet.made, {"size": 16, "attention": "heads=2", "noise_input": "t:lineal"}, "t-linear"),
-        (dit.made, {"num_classes": 9}, "has 11"),
-        (dit.made, {"noise_input": "t-lineal"}, "t-linear"),
-        (dit.made, {"noise_input": "flow", "format": "sit"}, "--noise-input"),
+        (UNetModel, {"attention": "heads=2"}, "--size"),
+        (UNetModel, {"size": 16}, "--attention"),
+        (UNetModel, {"size": 16, "attention": "heads=3"}, "heads .3"),
+        (UNetModel, {"size": 16, "attention": "heads=0"}, "heads=0"),
+        (UNetModel, {"size": 16, "attention": "4"}, "--attention 4"),
+        (UNetModel, {"size": 16, "attention": "heads=4,old"}, "old"),
+        (UNetModel, {"size": 1, "attention": "heads=2"}, "1 pixels"),
+        (UNetModel, {"size": 16, "attention": "heads=2", "noise_input": "t:lineal"}, "t-linear"),
+        (DiT, {"num_classes": 9}, "has 11"),
+        (DiT, {"noise_input": "t-lineal"}, "t-linear"),
+        (DiT, {"noise_input": "flow", "format": "sit"}, "--noise-input"),
     ],
     ids=range(11),
 )
-def test_options_say_what_shapes_do_not(make, options, word, saved):
+def test_options_say_what_shapes_do_not(kind, options, word, saved):
     with pytest.raises(ElboError, match=word):
-        imported(saved(make()), **options)
+        imported(saved(draw(kind).state_dict()), **options)
 
 
 # Latents
 
 
 def test_an_autoencoder_is_named_when_a_network_is_imported_or_sampled(saved, elbo, autoencoder, tmp_path):
-    path = saved(dit.made(depth=1))
+    path = saved(draw(DiT, depth=1).state_dict())
     line = ("sample", "run", "-n", 2, "--steps", 2, "-o", "x.npy")
     said = elbo("import", path, "run", cwd=tmp_path)
     assert said.returncode == 0 and b"--format sit" in said.stderr and b"sd-vae-ft-mse" in said.stderr
@@ -302,7 +307,7 @@ def test_an_autoencoder_is_named_when_a_network_is_imported_or_sampled(saved, el
     done = elbo("sample", "named", *line[2:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "x.npy").shape == (2, 16, 16, 3)
-    wide = saved(dit.made(depth=1, channels=16, outputs=16))
+    wide = saved(draw(DiT, depth=1, channels=16, outputs=16).state_dict())
     with pytest.raises(UsageError, match="16 channels"):
         imported(wide)
     with pytest.raises(FormatError, match="4 channels"):
@@ -311,7 +316,7 @@ def test_an_autoencoder_is_named_when_a_network_is_imported_or_sampled(saved, el
 
 def test_any_autoencoder_will_do_that_scales_as_the_published_ones(saved, make_autoencoder):
     """No digest is known of its weights."""
-    trained = imported(saved(dit.made(depth=1)))
+    trained = imported(saved(draw(DiT, depth=1).state_dict()))
     data, config = structs.replace(trained.data, more={**trained.data.more, "pixel_size": 16}), trained.network.config
     decoder = open_decoder(data, config, CPU, make_autoencoder())
     assert decoder.pixels(noised()).shape == (4, 16, 16, 3)

@@ -1,160 +1,120 @@
-"""guided-diffusion's UNetModel, stated again: a function of a dict of tensors with its own names.
+"""guided-diffusion's UNetModel, stated again as modules with its own names.
 
-Source: Dhariwal & Nichol 2021, appendix. What names and shapes don't tell, heads and the order of q, k and v, is given.
+Source: Dhariwal & Nichol 2021, appendix. `.double()` makes a network compute in float64.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
-from peers.edm_unet import Tensors, drawing, halved, inside, repeated
-from torch import Tensor
-from torch.nn import functional as F
+from peers.parts import RESIZE, attention, code
+from torch import Tensor, nn
 
 
-def made(
-    size: int = 16,
-    channels: int = 32,
-    levels: Sequence[float] = (1, 2),
-    blocks: int = 1,
-    attention: Sequence[int] = (8,),
-    classes: int = 0,
-    image_channels: int = 3,
-    outputs: int = 6,
-    seed: int = 0,
-    weigh: bool = True,
-) -> Tensors:
-    """Random tensors, none of them zero, of a network of that shape, in the order of its state dict.
-
-    weigh: else they are without memory.
-    """
-    random, out = drawing(seed, weigh), Tensors()
-    width = 4 * channels
-
-    def put(name: str, *shape: int) -> None:
-        out[f"{name}.weight"] = random(*shape) * (0.7 / math.sqrt(math.prod(shape[1:])))
-        out[f"{name}.bias"] = random(shape[0]) * 0.1
-
-    def put_norm(name: str, count: int) -> None:
-        out[f"{name}.weight"], out[f"{name}.bias"] = 1 + 0.2 * random(count), 0.2 * random(count)
-
-    def put_block(name: str, before: int, after: int) -> None:
-        put_norm(f"{name}.in_layers.0", before)
-        put(f"{name}.in_layers.2", after, before, 3, 3)
-        put(f"{name}.emb_layers.1", 2 * after, width)
-        put_norm(f"{name}.out_layers.0", after)
-        put(f"{name}.out_layers.3", after, after, 3, 3)
-        if before != after:
-            put(f"{name}.skip_connection", after, before, 1, 1)
-
-    def put_attention(name: str, count: int) -> None:
-        put_norm(f"{name}.norm", count)
-        put(f"{name}.qkv", 3 * count, count, 1)
-        put(f"{name}.proj_out", count, count, 1)
-
-    put("time_embed.0", width, channels)
-    put("time_embed.2", width, width)
-    if classes:
-        out["label_emb.weight"] = random(classes, width)
-    now = int(channels * levels[0])
-    put("input_blocks.0.0", now, image_channels, 3, 3)
-    kept, index = [now], 1
-    for depth, level in enumerate(levels):
-        for _ in range(blocks):
-            put_block(f"input_blocks.{index}.0", now, int(channels * level))
-            now = int(channels * level)
-            if size >> depth in attention:
-                put_attention(f"input_blocks.{index}.1", now)
-            kept.append(now)
-            index += 1
-        if depth < len(levels) - 1:
-            put_block(f"input_blocks.{index}.0", now, now)
-            kept.append(now)
-            index += 1
-    put_block("middle_block.0", now, now)
-    put_attention("middle_block.1", now)
-    put_block("middle_block.2", now, now)
-    index = 0
-    for depth in reversed(range(len(levels))):
-        for turn in range(blocks + 1):
-            put_block(f"output_blocks.{index}.0", now + kept.pop(), int(channels * levels[depth]))
-            now, place = int(channels * levels[depth]), 1
-            if size >> depth in attention:
-                put_attention(f"output_blocks.{index}.1", now)
-                place = 2
-            if depth and turn == blocks:
-                put_block(f"output_blocks.{index}.{place}", now, now)
-            index += 1
-    put_norm("out.0", now)
-    put("out.2", outputs, now, 3, 3)
-    return out
-
-
-def normed(x: Tensor, part: Tensors) -> Tensor:
-    """Group norm of 32 groups, whatever the width."""
-    return F.group_norm(x, 32, part["weight"], part["bias"])
-
-
-def residual(part: Tensors, x: Tensor, told: Tensor, way: str) -> Tensor:
+class ResBlock(nn.Module):
     """One residual block. way: down, up or ''."""
-    resized = {"down": halved, "up": repeated, "": lambda image: image}[way]
-    h = resized(F.silu(normed(x, inside(part, "in_layers.0"))))
-    h = F.conv2d(h, part["in_layers.2.weight"], part["in_layers.2.bias"], padding=1)
-    scale, shift = F.linear(told, part["emb_layers.1.weight"], part["emb_layers.1.bias"])[..., None, None].chunk(2, 1)
-    h = F.silu(normed(h, inside(part, "out_layers.0")) * (1 + scale) + shift)
-    h = F.conv2d(h, part["out_layers.3.weight"], part["out_layers.3.bias"], padding=1)
-    x = resized(x)
-    if "skip_connection.weight" in part:
-        x = F.conv2d(x, part["skip_connection.weight"], part["skip_connection.bias"])
-    return x + h
+
+    def __init__(self, before: int, after: int, width: int, way: str = ""):
+        super().__init__()
+        self.way = way
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * after))
+        last = nn.Conv2d(after, after, 3, padding=1)
+        self.out_layers = nn.Sequential(nn.GroupNorm(32, after), nn.SiLU(), nn.Dropout(0.0), last)
+        if before != after:
+            self.skip_connection = nn.Conv2d(before, after, 1)
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        h = self.in_layers[2](RESIZE[self.way](self.in_layers[:2](x)))
+        scale, shift = self.emb_layers(told)[..., None, None].chunk(2, 1)
+        h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+        x = RESIZE[self.way](x)
+        return h + (self.skip_connection(x) if hasattr(self, "skip_connection") else x)
 
 
-def attended(part: Tensors, x: Tensor, heads: int, new_order: bool) -> Tensor:
-    """Attention over pixels. new_order: q, k, v outside the heads; else inside each head."""
-    batch, count = x.shape[:2]
-    flat = x.flatten(2)
-    qkv = part["qkv.weight"][:, :, 0] @ normed(flat, inside(part, "norm")) + part["qkv.bias"][:, None]
-    parts = qkv.unflatten(1, (3, heads, -1) if new_order else (heads, 3, -1))
-    q, k, v = (parts if new_order else parts.transpose(1, 2)).unbind(1)
-    share = (q.transpose(2, 3) @ k / math.sqrt(count // heads)).softmax(-1)
-    mixed = (v @ share.transpose(2, 3)).reshape(batch, count, -1)
-    return x + (part["proj_out.weight"][:, :, 0] @ mixed + part["proj_out.bias"][:, None]).view_as(x)
+class AttentionBlock(nn.Module):
+    """Attention over pixels. heads: None is one for 64 channels. new_order: q, k, v outside the heads; else inside each head."""
+
+    def __init__(self, count: int, heads: int | None, new_order: bool):
+        super().__init__()
+        self.heads, self.new_order = heads or count // 64, new_order
+        self.norm = nn.GroupNorm(32, count)
+        self.qkv = nn.Conv1d(count, 3 * count, 1)
+        self.proj_out = nn.Conv1d(count, count, 1)
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        qkv = self.qkv(self.norm(flat))
+        if self.new_order:
+            q, k, v = qkv.unflatten(1, (3, self.heads, -1)).unbind(1)
+        else:
+            q, k, v = qkv.unflatten(1, (self.heads, 3, -1)).unbind(2)
+        return (flat + self.proj_out(attention(q, k, v))).view_as(x)
 
 
-def network(tensors: Tensors, x: Tensor, timestep: Tensor, labels: Tensor | None, heads: int | None, new_order: bool) -> Tensor:
-    """All outputs at timesteps [B], a number that may be a fraction, labels [B] int64. heads: None is one for 64 channels."""
-    half = tensors["time_embed.0.weight"].shape[1] // 2
-    angle = timestep[:, None] * torch.exp(-math.log(10_000) * torch.arange(half, dtype=timestep.dtype) / half)
-    told = torch.cat([angle.cos(), angle.sin()], 1).to(x.dtype)
-    told = F.silu(F.linear(told, tensors["time_embed.0.weight"], tensors["time_embed.0.bias"]))
-    told = F.linear(told, tensors["time_embed.2.weight"], tensors["time_embed.2.bias"])
-    if labels is not None:
-        told = told + tensors["label_emb.weight"][labels]
-    told = F.silu(told)
-    ups = [name for name in tensors if name.startswith("output_blocks.") and name.endswith("in_layers.0.weight")]
-    levels = 1 + sum(not name.endswith(".0.in_layers.0.weight") for name in ups)
-    inputs = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("input_blocks."))
-    period = inputs // levels  # blocks of a level and what halves it; the first is alone
+class UNetModel(nn.Module):
+    """The network."""
 
-    def through(name: str, x: Tensor, down: bool = False) -> Tensor:
-        whole = inside(tensors, name)
-        for place in dict.fromkeys(key.partition(".")[0] for key in whole):
-            part = inside(whole, place)
-            if "qkv.weight" in part:
-                x = attended(part, x, heads or x.shape[1] // 64, new_order)
-            elif "in_layers.0.weight" in part:
-                up = name.startswith("output") and place != "0"
-                x = residual(part, x, told, "down" if down else "up" if up else "")
-            else:
-                x = F.conv2d(x, part["weight"], part["bias"], padding=1)
-        return x
+    def __init__(
+        self,
+        size: int = 16,
+        channels: int = 32,
+        levels: Sequence[float] = (1, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (8,),
+        classes: int = 0,
+        image_channels: int = 3,
+        outputs: int = 6,
+        heads: int | None = None,
+        new_order: bool = False,
+    ):
+        super().__init__()
+        width = 4 * channels
 
-    kept: list[Tensor] = []
-    for index in range(inputs):
-        x = through(f"input_blocks.{index}", x, down=index > 0 and index % period == 0)
-        kept.append(x)
-    x = through("middle_block", x)
-    for index in range(inputs):
-        x = through(f"output_blocks.{index}", torch.cat([x, kept.pop()], 1))
-    x = F.silu(normed(x, inside(tensors, "out.0")))
-    return F.conv2d(x, tensors["out.2.weight"], tensors["out.2.bias"], padding=1)
+        def parts(before: int, after: int, depth: int, *more: nn.Module) -> nn.ModuleList:
+            attends = [AttentionBlock(after, heads, new_order)] if size >> depth in attention else []
+            return nn.ModuleList([ResBlock(before, after, width), *attends, *more])
+
+        self.time_embed = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
+        self.label_emb = nn.Embedding(classes, width) if classes else None
+        now = int(channels * levels[0])
+        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(image_channels, now, 3, padding=1)])])
+        skips = [now]
+        for depth, level in enumerate(levels):
+            goal = int(channels * level)
+            for _ in range(blocks):
+                self.input_blocks.append(parts(now, goal, depth))
+                now = goal
+                skips.append(now)
+            if depth < len(levels) - 1:
+                self.input_blocks.append(nn.ModuleList([ResBlock(now, now, width, "down")]))
+                skips.append(now)
+        middle = AttentionBlock(now, heads, new_order)
+        self.middle_block = nn.ModuleList([ResBlock(now, now, width), middle, ResBlock(now, now, width)])
+        self.output_blocks = nn.ModuleList()
+        for depth, level in reversed(list(enumerate(levels))):
+            goal = int(channels * level)
+            for turn in range(blocks + 1):
+                up = [ResBlock(goal, goal, width, "up")] if depth and turn == blocks else []
+                self.output_blocks.append(parts(now + skips.pop(), goal, depth, *up))
+                now = goal
+        self.out = nn.Sequential(nn.GroupNorm(32, now), nn.SiLU(), nn.Conv2d(now, outputs, 3, padding=1))
+
+    def forward(self, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
+        """All outputs at timesteps [B], a number that may be a fraction, labels [B] int64."""
+        told = self.time_embed(code(timestep, self.time_embed[0].in_features))
+        if labels is not None and self.label_emb is not None:
+            told = told + self.label_emb(labels)
+
+        def through(parts: nn.Module, x: Tensor) -> Tensor:
+            for part in parts.children():
+                x = part(x) if isinstance(part, nn.Conv2d) else part(x, told)
+            return x
+
+        skips = []
+        for parts in self.input_blocks:
+            x = through(parts, x)
+            skips.append(x)
+        x = through(self.middle_block, x)
+        for parts in self.output_blocks:
+            x = through(parts, torch.cat([x, skips.pop()], 1))
+        return self.out(x)

@@ -1,173 +1,135 @@
-"""EDM's DhariwalUNet and its preconditioning, stated again: functions of a dict of tensors with EDM's own names.
+"""EDM's DhariwalUNet and its preconditioning, stated again as modules with EDM's own names.
 
-Source: Karras et al. 2022, appendix F.2 and table 1. A network is all in its names: sizes, levels, blocks, attention.
+Source: Karras et al. 2022, appendix F.2 and table 1. `.double()` makes a network compute in float64.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from peers.edm_files import Persistent
+from peers.parts import RESIZE, attention, code, unet_blocks
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-Tensors = dict[str, Tensor]
+HEAD = 64
+"""Least number of channels of a head of attention."""
 
 
-def drawing(seed: int, weigh: bool) -> Callable[..., Tensor]:
-    """Return what draws normal numbers of a shape; or, unless they are to weigh anything, makes a tensor without memory."""
-    draw = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(shape, generator=draw) if weigh else torch.empty(shape, device="meta")
+class Linear(Persistent, nn.Linear):
+    """A matrix."""
 
 
-def made(
-    size: int = 16,
-    channels: int = 32,
-    levels: Sequence[int] = (1, 2),
-    blocks: int = 1,
-    attention: Sequence[int] = (8,),
-    classes: int = 0,
-    image_channels: int = 3,
-    embedding: int = 4,
-    augment: int = 0,
-    head: int = 64,
-    seed: int = 0,
-    weigh: bool = True,
-) -> Tensors:
-    """Random tensors, none of them zero, of a network of that shape, in the order of EDM's state dict.
-
-    Levels narrower than a head have no attention, nor has the middle. weigh: else they are without memory.
-    """
-    random, out = drawing(seed, weigh), Tensors()
-    width = embedding * channels
-
-    def put(name: str, *shape: int, bias: bool = True) -> None:
-        out[f"{name}.weight"] = random(*shape) * (0.7 / math.sqrt(math.prod(shape[1:])))
-        if bias:
-            out[f"{name}.bias"] = random(shape[0]) * 0.1
-
-    def put_norm(name: str, count: int) -> None:
-        out[f"{name}.weight"], out[f"{name}.bias"] = 1 + 0.2 * random(count), 0.2 * random(count)
-
-    def put_block(name: str, before: int, after: int, attends: bool = False, resized: bool = False) -> None:
-        put_norm(f"{name}.norm0", before)
-        put(f"{name}.conv0", after, before, 3, 3)
-        if resized:
-            out[f"{name}.conv0.resample_filter"] = torch.full((1, 1, 2, 2), 0.25)
-        put(f"{name}.affine", 2 * after, width)
-        put_norm(f"{name}.norm1", after)
-        put(f"{name}.conv1", after, after, 3, 3)
-        if resized:
-            out[f"{name}.skip.resample_filter"] = torch.full((1, 1, 2, 2), 0.25)
-        elif before != after:
-            put(f"{name}.skip", after, before, 1, 1)
-        if attends and after >= head:
-            put_norm(f"{name}.norm2", after)
-            put(f"{name}.qkv", 3 * after, after, 1, 1)
-            put(f"{name}.proj", after, after, 1, 1)
-
-    if augment:
-        put("map_augment", channels, augment, bias=False)
-    put("map_layer0", width, channels)
-    put("map_layer1", width, width)
-    if classes:
-        put("map_label", width, classes, bias=False)
-    now, kept = image_channels, []
-    for depth, level in enumerate(levels):
-        side, goal = size >> depth, channels * level
-        if depth == 0:
-            put(f"enc.{side}x{side}_conv", goal, now, 3, 3)
-            now = goal
-        else:
-            put_block(f"enc.{side}x{side}_down", now, now, resized=True)
-        kept.append(now)
-        for index in range(blocks):
-            put_block(f"enc.{side}x{side}_block{index}", now, goal, side in attention)
-            now = goal
-            kept.append(now)
-    for depth in reversed(range(len(levels))):
-        side, goal = size >> depth, channels * levels[depth]
-        if depth == len(levels) - 1:
-            put_block(f"dec.{side}x{side}_in0", now, now, True)
-            put_block(f"dec.{side}x{side}_in1", now, now)
-        else:
-            put_block(f"dec.{side}x{side}_up", now, now, resized=True)
-        for index in range(blocks + 1):
-            put_block(f"dec.{side}x{side}_block{index}", now + kept.pop(), goal, side in attention)
-            now = goal
-    put_norm("out_norm", now)
-    put("out_conv", image_channels, now, 3, 3)
-    return out
-
-
-def inside(tensors: Tensors, name: str) -> Tensors:
-    """The tensors of one part, by their names in it."""
-    return {key.removeprefix(f"{name}."): each for key, each in tensors.items() if key.startswith(f"{name}.")}
-
-
-def normed(x: Tensor, part: Tensors) -> Tensor:
+class GroupNorm(Persistent, nn.GroupNorm):
     """Group norm of 32 groups, or of groups of four."""
-    return F.group_norm(x, min(32, x.shape[1] // 4), part["weight"], part["bias"])
+
+    def __init__(self, count: int):
+        super().__init__(min(32, count // 4), count)
 
 
-def halved(x: Tensor) -> Tensor:
-    """Means of two by two pixels."""
-    return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+class Conv2d(Persistent, nn.Conv2d):
+    """A convolution after an image is resized. kernel: 0 only resizes."""
+
+    def __init__(self, before: int, after: int, kernel: int, way: str = ""):
+        super().__init__(before, after, kernel or 1, padding=kernel // 2)
+        self.way = way
+        if not kernel:
+            self.weight = self.bias = None  # type: ignore[assignment]
+        if way:
+            self.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = RESIZE[self.way](x)
+        return x if self.weight is None else super().forward(x)
 
 
-def repeated(x: Tensor) -> Tensor:
-    """Each pixel twice in both directions."""
-    return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+class UNetBlock(Persistent, nn.Module):
+    """One residual block. way: down, up, or anything else."""
+
+    def __init__(self, before: int, after: int, width: int, attends: bool, way: str):
+        super().__init__()
+        way = way if way in RESIZE else ""
+        self.dropout = 0.1
+        self.norm0 = GroupNorm(before)
+        self.conv0 = Conv2d(before, after, 3, way)
+        self.affine = Linear(width, 2 * after)
+        self.norm1 = GroupNorm(after)
+        self.conv1 = Conv2d(after, after, 3)
+        self.skip = Conv2d(before, after, 0 if way else 1, way) if way or before != after else None
+        self.num_heads = after // HEAD if attends else 0
+        if self.num_heads:
+            self.norm2 = GroupNorm(after)
+            self.qkv = Conv2d(after, 3 * after, 1)
+            self.proj = Conv2d(after, after, 1)
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        scale, shift = self.affine(told)[:, :, None, None].chunk(2, 1)
+        h = self.norm1(self.conv0(F.silu(self.norm0(x)))) * (1 + scale) + shift
+        x = self.conv1(F.silu(h)) + (x if self.skip is None else self.skip(x))
+        if not self.num_heads:
+            return x
+        qkv = self.qkv(self.norm2(x)).flatten(2)
+        q, k, v = qkv.unflatten(1, (self.num_heads, -1, 3)).unbind(3)  # a channel's q, k, v are neighbours
+        return x + self.proj(attention(q, k, v).view_as(x))
 
 
-def block(part: Tensors, x: Tensor, told: Tensor, way: str, head: int = 64) -> Tensor:
-    """One residual block. way: down, up or anything else."""
-    resized = {"down": halved, "up": repeated}.get(way, lambda image: image)
-    h = F.conv2d(resized(F.silu(normed(x, inside(part, "norm0")))), part["conv0.weight"], part["conv0.bias"], padding=1)
-    scale, shift = (told @ part["affine.weight"].T + part["affine.bias"])[:, :, None, None].tensor_split(2, 1)
-    h = F.silu(normed(h, inside(part, "norm1")) * (1 + scale) + shift)
-    h = F.conv2d(h, part["conv1.weight"], part["conv1.bias"], padding=1)
-    x = resized(x)
-    h = h + (F.conv2d(x, part["skip.weight"], part["skip.bias"]) if "skip.weight" in part else x)
-    if "qkv.weight" not in part:
-        return h
-    batch, count, *side = h.shape
-    heads = count // head
-    qkv = F.conv2d(normed(h, inside(part, "norm2")), part["qkv.weight"], part["qkv.bias"])
-    q, k, v = qkv.reshape(batch, heads, count // heads, 3, -1).movedim(3, 0)  # a channel's q, k, v are neighbours
-    share = torch.einsum("bhcq,bhck->bhqk", q, k).div(math.sqrt(count // heads)).softmax(-1)
-    mixed = torch.einsum("bhqk,bhck->bhcq", share, v).reshape(batch, count, *side)
-    return h + F.conv2d(mixed, part["proj.weight"], part["proj.bias"])
+class DhariwalUNet(Persistent, nn.Module):
+    """The network. Levels narrower than a head have no attention, nor has the middle."""
+
+    def __init__(
+        self,
+        size: int = 16,
+        channels: int = 32,
+        levels: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (8,),
+        classes: int = 0,
+        image_channels: int = 3,
+        embedding: int = 4,
+        augment: int = 0,
+    ):
+        super().__init__()
+        width = embedding * channels
+        self.map_augment = Linear(augment, channels, bias=False) if augment else None
+        self.map_layer0 = Linear(channels, width)
+        self.map_layer1 = Linear(width, width)
+        self.map_label = Linear(classes, width, bias=False) if classes else None
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        for name, before, after, attends in unet_blocks(size, [channels * level for level in levels], blocks, attention):
+            side, _, short = name.partition(".")
+            way = name.rpartition("_")[2]
+            block = UNetBlock(before, after, width, attends, way) if before else Conv2d(image_channels, after, 3)
+            getattr(self, side)[short] = block
+        self.out_norm = GroupNorm(after)
+        self.out_conv = Conv2d(after, image_channels, 3)
+
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """F(x, noise, labels): noise [B] what the network is told of σ, labels [B, classes] one-hot, or zero for none."""
+        told = self.map_layer1(F.silu(self.map_layer0(code(noise, self.map_layer0.in_features))))
+        if labels is not None and self.map_label is not None:
+            told = told + self.map_label(labels.to(told))
+        told, skips = F.silu(told), []
+        for block in self.enc.values():
+            x = block(x) if isinstance(block, Conv2d) else block(x, told)
+            skips.append(x)
+        for block in self.dec.values():
+            if x.shape[1] != block.norm0.num_channels:
+                x = torch.cat([x, skips.pop()], 1)
+            x = block(x, told)
+        return self.out_conv(F.silu(self.out_norm(x)))
 
 
-def network(tensors: Tensors, x: Tensor, noise: Tensor, labels: Tensor | None, head: int = 64) -> Tensor:
-    """F(x, noise, labels): noise [B] what the network is told of σ, labels [B, classes] one-hot, or zero for none."""
-    half = tensors["map_layer0.weight"].shape[1] // 2
-    angle = noise[:, None] * 10_000 ** -(torch.arange(half, dtype=noise.dtype) / half)
-    told = torch.cat([angle.cos(), angle.sin()], 1).to(x.dtype)
-    told = F.silu(told @ tensors["map_layer0.weight"].T + tensors["map_layer0.bias"])
-    told = told @ tensors["map_layer1.weight"].T + tensors["map_layer1.bias"]
-    if labels is not None and "map_label.weight" in tensors:
-        told = told + labels.to(x.dtype) @ tensors["map_label.weight"].T
-    told = F.silu(told)
-    kept: list[Tensor] = []
-    for name in dict.fromkeys(".".join(name.split(".")[:2]) for name in tensors if name.startswith(("enc.", "dec."))):
-        part, way = inside(tensors, name), PurePosixPath(name).name.partition("_")[2]
-        if way == "conv":
-            x = F.conv2d(x, part["weight"], part["bias"], padding=1)
-        else:
-            if x.shape[1] != len(part["norm0.weight"]):
-                x = torch.cat([x, kept.pop()], 1)
-            x = block(part, x, told, way, head)
-        if name.startswith("enc."):
-            kept.append(x)
-    x = F.silu(normed(x, inside(tensors, "out_norm")))
-    return F.conv2d(x, tensors["out_conv.weight"], tensors["out_conv.bias"], padding=1)
+class EDMPrecond(Persistent, nn.Module):
+    """D(y; σ), y = x + σ ε: EDM's preconditioning of F, which is told ln(σ)/4. shape: that of the network."""
 
+    def __init__(self, sigma_data: float = 0.5, **shape: Any):
+        super().__init__()
+        self.sigma_data, self.sigma_min, self.sigma_max, self.use_fp16 = sigma_data, 0, float("inf"), True
+        self.model = DhariwalUNet(**shape)
 
-def denoised(tensors: Tensors, y: Tensor, sigma: Tensor, labels: Tensor | None, sigma_data: float = 0.5) -> Tensor:
-    """D(y; σ), y = x + σ ε: EDM's preconditioning of F, which is told ln(σ)/4. σ [B] in float64."""
-    total = (sigma**2 + sigma_data**2).sqrt()[:, None, None, None]
-    wide = sigma[:, None, None, None]
-    inner = network(tensors, (y / total).to(y.dtype), sigma.log() / 4, labels)
-    return ((sigma_data / total) ** 2 * y + wide * sigma_data / total * inner).to(y.dtype)
+    def forward(self, y: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """Denoise y [B, C, H, W] of noise σ [B]."""
+        s = sigma[:, None, None, None]
+        total = (s**2 + self.sigma_data**2).sqrt()
+        inner = self.model(y / total, sigma.log() / 4, labels)
+        return (self.sigma_data / total) ** 2 * y + s * self.sigma_data / total * inner

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from group import poisoned
-from network_runs import NETWORKS, measured_by, train, weights_of
+from group import poisoned, weights_of
+from network_runs import NETWORKS, measured_by, train
 from PIL import Image
 from pretend import Pretence, plain_attention, pretending
 

@@ -66,11 +66,9 @@ def test_elbo_draws_what_edm_draws(noise, later, sampler, churn, trained, elbo, 
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        (["--sampler", "dpmpp-2m-sde:eta=0"], "eta is 0"),
         (["--start", "zero"], "unit, edm"),
         (["--guidance-scale", "2", "--guidance-channels", "2"], "1 channels"),
         (["--spacing", "timesteps"], "no timesteps"),
-        (["--schedule", "t-linear", "--spacing", "ddim", "--steps", "300"], "stride"),
         (["--threshold", "dynamic:percentile=101"], "101"),
         (["--guide", "RUN"], "--guidance-scale 1"),
     ],

@@ -16,7 +16,8 @@ import pytest
 import torch
 from calls import typed
 from harness import heard
-from peers import dit
+from peers.dit import DiT
+from peers.parts import draw as draw_network
 from scipy.stats import binomtest
 from torch._dynamo.utils import counters
 
@@ -81,7 +82,7 @@ def weak(make: Make) -> Path:
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An imported run, with random weights, whose network gives a variance of each value."""
     folder = tmp_path_factory.mktemp("learned")
-    torch.save(dit.made(channels=1, outputs=2, width=64, depth=1), folder / "w.pt")
+    torch.save(draw_network(DiT, channels=1, outputs=2, width=64, depth=1, heads=1).state_dict(), folder / "w.pt")
     import_run(folder / "w.pt", folder / "run", ImportOptions())
     return folder / "run"
 

@@ -212,7 +212,7 @@ def test_latents_of_another_space_are_refused(latents, train, tmp_path):
     other = Path(shutil.copy(latents, tmp_path / "other.h5"))
     with h5py.File(other, "r+") as file:
         file.attrs["latent_scale"] = np.full(4, 0.5)
-    with pytest.raises(UsageError, match="latent_scale"):
+    with pytest.raises(UsageError):
         resolved(tmp_path / "run", Dataset(other, latents=True))
 
 

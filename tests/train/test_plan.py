@@ -179,20 +179,16 @@ def test_a_preset_is_planned_without_a_dataset_for_all_processes_by_the_first(el
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "word"),
+    ("words", "word"),
     [
-        ("--preset imagenet1024", 2, "imagenet1024"),
-        ("--preset digits gone.h5", 1, "gone.h5: expected a dataset"),
-        ("--preset digits --batch-size 4 --micro-batch 5", 2, "micro-batch is 5"),
-        ("--preset latents256 --flip", 2, "--flip"),
-        ("--preset digits --weighting uncertainty --schedule adaptive", 2, "schedule"),
-        ("--preset digits --val-split -1", 2, "--val-split"),
+        ("--preset digits --batch-size 4 --micro-batch 5", "micro-batch is 5"),
+        ("--preset latents256 --flip", "--flip"),
     ],
 )
-def test_mistakes_are_told(words, code, word, elbo, tmp_path):
+def test_mistakes_are_told(words, word, elbo, tmp_path):
     done = elbo("train", "--dry-run", *words.split(), cwd=tmp_path)
     said = done.stderr.decode()
-    assert (done.returncode, done.stdout) == (code, b"") and word in said, said
+    assert (done.returncode, done.stdout) == (2, b"") and word in said, said
     assert "Traceback" not in said and not [*tmp_path.iterdir()]
 
 

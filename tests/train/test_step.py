@@ -153,7 +153,7 @@ def test_half_precision_begins_at_the_scale_of_torch_and_does_not_halve_it_forev
     check(state)
     assert float(state.scale) == 2.0**-17
     update(state)
-    with pytest.raises(NonFiniteError, match="gradient norm nan"):
+    with pytest.raises(NonFiniteError):
         check(state)
 
 

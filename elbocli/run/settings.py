@@ -208,13 +208,24 @@ def _merge(given: Mapping[str, Any], data: RunData, existing: ConfigFile | None,
     chosen = {**({} if preset else init), **config, **options}
     usual = {**TrainSettings().stored(), "snapshot_every": None, **init, **train}
     values = {**usual, **chosen, "preset": name}
-    for key, setting in SETTINGS.items():
-        if setting.paced and key not in chosen:  # in a run shorter than usual, updates between events shrink in proportion
-            values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
+    _pace(values, usual["steps"], chosen)
     if "weighting" in chosen and "shift" not in options:
         values["shift"] = None  # the preset's shift is for the preset's weighting
     refined = "weighting" not in options and ("weighting" in config or "weighting" in init.keys() - train.keys())
     return Merged(values, chosen, network, refined, preset)
+
+
+def _pace(values: Values, usual_steps: int, chosen: Values) -> None:
+    # In a run shorter than usual, updates between events shrink in proportion.
+    changes = []
+    for key, setting in SETTINGS.items():
+        if setting.paced and key not in chosen and values[key]:
+            usual = values[key]
+            values[key] = max(1, round(usual * min(1, values["steps"] / usual_steps)))
+            if values[key] != usual:
+                changes.append(f"--{key.replace('_', '-')} {usual} to {values[key]}")
+    if changes:
+        log.info("--steps %d instead of %d also changes %s", values["steps"], usual_steps, ", ".join(changes))
 
 
 def _read_preset(name: str, data: RunData, initial: Initial | None) -> Preset:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -275,3 +276,16 @@ def test_a_shorter_run_shrinks_the_intervals_of_its_preset_but_none_that_was_giv
     train = "steps: 40, warmup_steps: 8, save_every: 20, preview_every: 20"
     found = resolved(train, steps=steps, log_every=7).settings
     assert (found.warmup_steps, found.save_every, found.preview_every, found.log_every) == (*intervals, 20, 7)
+
+
+def test_settings_that_fewer_steps_change_are_logged(resolved, again, caplog):
+    caplog.set_level("INFO", "elbo")
+    train = "steps: 40, warmup_steps: 8, save_every: 20, preview_every: 20"
+    run = resolved(train, steps=10, log_every=7)
+    assert [re.findall(r"--\S+ \d+ to \d+", text) for text in caplog.messages] == [
+        ["--warmup-steps 8 to 2", "--save-every 20 to 5"]
+    ]
+    caplog.clear()
+    again(run, steps=4)
+    resolved(train, steps=400)
+    assert caplog.messages == []

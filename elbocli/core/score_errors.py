@@ -219,7 +219,7 @@ def kernel_influence(
         among = (among + moved[:, mates] - moved - among[:, mates]) / 2  # as in _influence
         change = (change - change[mates]) / math.sqrt(2)
         unequal -= float(among[off].square().mean())
-    joint = float(change @ (among * off) @ change) / int(off.sum())
+    joint = float((change * ((among * off) @ change)).sum()) / int(off.sum())
     return Influence(effects, among[off].cpu().numpy(), joint), max(across, 0.0), max(unequal, 0.0)
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import matplotlib
@@ -174,7 +175,14 @@ def test_a_job_queues_itself_again_only_when_something_is_left_to_do(does, reque
 
 @pytest.mark.long
 def test_make_trains_each_setting_with_each_seed_and_goes_on(digits, tmp_path):
-    line = ["make", "-f", EXAMPLES / "compare/Makefile", f"DATA={digits}", "SAMPLE=-n 20 --steps 2", "SETTINGS=low high"]
+    line: list[Any] = [
+        "make",
+        "-f",
+        EXAMPLES / "compare/Makefile",
+        f"DATA={digits}",
+        "SAMPLE=-n 20 --steps 2",
+        "SETTINGS=low high",
+    ]
     line += ["TRAIN=--preset digits --steps 2 --preview-every none", "high=--lr 1e-2", "low=--lr 1e-3"]
     for seeds in ("0", "0 1"):
         done = subprocess.run(

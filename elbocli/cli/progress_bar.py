@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from shutil import get_terminal_size
 from threading import RLock
 from typing import Any
 
@@ -87,8 +86,9 @@ class Display(logging.Handler):
         """Return as many of the values as leave room for the bar."""
         words = [visible(f"{key}={value}") for key, value in self.values.items()]
         while words and self.terminal and self.bar.total:
-            line = self.bar.format_meter(**{**self.bar.format_dict, "ncols": None, "postfix": " ".join(words)})
-            if len(line) - PLAIN_COLUMNS + BAR_COLUMNS < get_terminal_size().columns:
+            facts = self.bar.format_dict
+            line = self.bar.format_meter(**{**facts, "ncols": None, "postfix": " ".join(words)})
+            if len(line) - PLAIN_COLUMNS + BAR_COLUMNS <= (facts["ncols"] or math.inf):
                 break
             words.pop()
         return " ".join(words)

@@ -86,7 +86,7 @@ def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
 @pytest.mark.long
 def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     heun, guided = ("--sampler", "heun"), ("--guidance-scale", 2)
-    kinds = {"heun": heun, "guided": (*heun, *guided), "log": guided}
+    kinds = {"heun": heun, "guided": (*heun, *guided), "log": ("--sampler", "ddpm", *guided)}
     for name, words in kinds.items():
         made = works("grid", trained, *FEW, *words, "-o", f"{name}.yaml")
         assert (b"measured without guidance" in made.stderr) == (name == "log")
@@ -104,7 +104,11 @@ def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
 
 @pytest.mark.parametrize(
     ("words", "code", "word"),
-    [(("--sampler", "dpmpp-2m-sde"), 2, "noise"), (("--since", 1000), 1, ""), (("--classes", "12"), 2, "of 10")],
+    [
+        (("--sampler", "dpmpp-2m-sde"), 2, "noise"),
+        (("--sampler", "ddpm", "--since", 1000), 1, ""),
+        (("--classes", "12"), 2, "of 10"),
+    ],
 )
 def test_a_line_that_makes_no_sense_is_refused(words, code, word, elbo, trained):
     result = elbo("grid", trained, *FEW, *words)

@@ -248,7 +248,7 @@ class LossLogArrays:
 
 
 def read_arrays(path: Path) -> LossLogArrays:
-    """Read the loss log of a run, or a loss log's file. Raises FormatError, DataError."""
+    """Read the loss log of a run, or a file of a loss log. Raises FormatError, DataError."""
     edges, rows = np.zeros(1), list[LossLogRow]()
     for entry in entries(path):
         if isinstance(entry, LossLogHeader):

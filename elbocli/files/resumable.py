@@ -163,7 +163,7 @@ class Resumable:
 
     @property
     def size(self) -> int:
-        """Bytes of the rows on disk."""
+        """Size of the rows on disk, in bytes."""
         return self.rows * self.layout.row_bytes
 
     def append(self, rows: Rows, done: int, notes: dict[str, Any]) -> None:

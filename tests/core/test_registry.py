@@ -1,4 +1,4 @@
-"""Specs of declared things read back, names of other communities mean what they mean there."""
+"""A SPEC is read back as it was written; a name from another program keeps its meaning."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Results: repeats have a mean and a spread."""
+"""Results of repeats, with their mean and spread."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the peers' networks share: random weights, resizing of images, a code of a number, attention."""
+"""Parts that the peers' networks share: random weights, resizing of images, a code of a number, attention."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -21,7 +21,7 @@ EVALUATIONS = (10, 16, 25, 32, 128)
 
 
 def steps_of(sampler: str, evaluations: int) -> int:
-    """Return the largest number of steps with at most so many evaluations."""
+    """Return the largest number of steps that takes at most `evaluations` network evaluations."""
     return (evaluations + 1) // 2 if sampler == "heun" else evaluations
 
 

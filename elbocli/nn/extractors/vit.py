@@ -78,7 +78,7 @@ def load_vit(name: str, path: Path) -> tuple[nn.Module, str]:
     with reading(wrong):
         sizes = {tensor.numel() for tensor in tensors.values()}
     if not {positions, network.patch_embed.proj.weight.numel()} <= sizes:  # timm would interpolate others
-        raise FormatError(f"{wrong}: it lacks position embeddings or patches of its size; see docs/extractors.md")
+        raise FormatError(f"{wrong}: the file lacks position embeddings or patches of this size; see docs/extractors.md")
     with reading(wrong):
         if "pos_embed" in tensors:
             tensors["pos_embed"] = fitted_positions(tensors["pos_embed"].float(), network.patch_embed.grid_size[0])

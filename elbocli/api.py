@@ -37,7 +37,7 @@ from elbocli.run.examples import ImageBatch, channels_first, draw_noise
 from elbocli.run.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import progress, show_progress_with
-from elbocli.sample.draw import SampleSettings, draw_batch
+from elbocli.sample.draw import SampleSettings, count_evaluations, draw_batch
 
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
 
@@ -311,16 +311,15 @@ def _labels(labels: Any, n: int) -> Tensor | None:
 
 
 @contextmanager
-def _bar(shown: bool) -> Iterator[None]:
+def _bar(shown: bool, total: int, unit: str) -> Iterator[None]:
     """Show progress inside the block as a bar, on a terminal or in a notebook."""
     from tqdm.auto import tqdm
 
-    bar = tqdm(disable=not shown)
+    bar = tqdm(total=total, unit=unit, disable=not shown)
 
     def show(done: int, total: int | None, unit: str, values: dict[str, Any]) -> None:
-        if done < bar.n or total != bar.total:
-            bar.reset(total)
-        bar.unit = unit
+        if done < bar.n:  # a second pass over the images
+            bar.reset()
         bar.set_postfix(values, refresh=False)
         bar.update(done - bar.n)
 
@@ -400,14 +399,22 @@ def draw(
         raise UsageError(
             f"guidance_scale {guidance_scale:g} needs labels of shape [{n}]; pass labels=, or leave guidance_scale at 1"
         )
-    drawn, source, arithmetic = [], Noise(seed, (*shape[1:], shape[0]), 0, place), Precision(precision, place)
-    with _bar(progress_bar):
-        for first in range(0, n, batch_size):
-            indices = range(first, min(first + batch_size, n))
-            mine = None if labels is None else sent(labels[first : first + batch_size], place)
-            denoiser = Denoiser(module, what, Guidance(guidance_scale), mine, threshold=THRESHOLDS.parse(threshold))
-            drawn.append(draw_batch(denoiser, indices, grid, how, source, arithmetic, lambda x: x))
-            progress(indices.stop, n, "img")
+    source, arithmetic = Noise(seed, (*shape[1:], shape[0]), 0, place), Precision(precision, place)
+    denoiser = Denoiser(module, what, Guidance(guidance_scale), threshold=THRESHOLDS.parse(threshold))
+    nfe = count_evaluations(denoiser, how.sampler, grid, None if labels is None else labels[:1])
+
+    def batch(first: int) -> Tensor:
+        indices = range(first, min(first + batch_size, n))
+        one = denoiser.given(None if labels is None else sent(labels[first : indices.stop], place))
+
+        def report() -> None:
+            progress(first * nfe + len(indices) * one.evaluations, n * nfe, "evaluation")
+
+        return draw_batch(one, indices, grid, how, source, arithmetic, lambda x: x, report)
+
+    with _bar(progress_bar, n * nfe, "evaluation"):
+        drawn = [batch(first) for first in range(0, n, batch_size)]
+        progress(n * nfe, n * nfe, "evaluation")
     return torch.cat(drawn)
 
 
@@ -458,7 +465,7 @@ def variational_bound(
     how = Measurement(
         module, what, low, high, arithmetic, images, batch_size, draws, seed, population=population, total=len(pixels)
     )
-    with _bar(progress_bar):
+    with _bar(progress_bar, len(pixels), "img"):
         return estimate_bound(how, schedule).bound
 
 

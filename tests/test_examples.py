@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +320,17 @@ def test_the_commands_of_the_tutorial_run_and_fill_its_page(tmp_path):
     for picture in re.findall(r"\]\((tutorial/\S+\.png)\)", page):
         with Image.open(tmp_path / "docs" / picture) as image:
             assert min(image.size) > 28
+
+
+def test_the_notebook_shows_tables_plots_and_a_bar(trained, digits, tmp_path):
+    nbclient, _ = pytest.importorskip("nbclient"), pytest.importorskip("ipykernel")
+    (tmp_path / "run").symlink_to(trained)
+    (tmp_path / "test.h5").symlink_to(digits)
+    notebook = import_module("nbformat").read(EXAMPLES / "run.ipynb", 4)
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    kinds = [kind for out in outputs for kind in out.get("data", {})]
+    bars = "".join(out.get("text", "") for out in outputs if out["output_type"] == "stream")
+    assert (kinds.count("image/png"), kinds.count("text/html")) == (2, 2)
+    widgets = kinds.count("application/vnd.jupyter.widget-view+json")  # where ipywidgets is installed
+    assert widgets == 2 or ("100/100" in bars and "400/400" in bars)

@@ -134,15 +134,3 @@ class Levels:
         """Pixels, uint8."""
         random = torch.Generator().manual_seed(seed)
         return torch.multinomial(self.shares, math.prod(shape), True, generator=random).view(*shape).to(torch.uint8)
-
-
-class ByClass:
-    """A network that asks another for each label."""
-
-    def __init__(self, *of: Mixture):
-        self.of = of
-
-    def __call__(self, z: Tensor, logsnr: Tensor, labels: Tensor | None) -> Tensor:
-        assert labels is not None
-        found = torch.stack([network(z, logsnr, None) for network in self.of], 1)
-        return found[torch.arange(len(z)), labels]

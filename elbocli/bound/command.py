@@ -7,7 +7,6 @@ import click
 
 from elbocli.cli.commands import (
     COUNT,
-    FIGURE,
     LEVEL,
     PATH,
     SCHEDULE,
@@ -30,9 +29,9 @@ from elbocli.cli.commands import (
 
 IMAGES = 1000
 GROUPS = {
-    "Questions": ("estimator", "check", "classify", "prior", "optimum", "weighting", "schedule"),
+    "Questions": ("estimator", "check", "optimum", "weighting", "schedule"),
     "Precision of the answer": ("images", "draws", "seed", "logsnr_min", "logsnr_max"),
-    "Outputs": ("per_image", "curve", "plot", "log", "as_json", "overwrite"),
+    "Outputs": ("per_image", "curve", "log", "as_json", "overwrite"),
     "Weights": ("weights",),
     "Speed and memory": ("batch_size", "device", "precision"),
 }
@@ -51,14 +50,6 @@ GROUPS = {
     "for each; solver_nats is the error of the finite number of steps, and nats_se includes it.",
 )
 @option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
-@option("--classify", is_flag=True, help="Measure the run as a classifier: accuracy, log loss and calibration of p(c|x).")
-@option(
-    "--prior",
-    type=click.Choice(["data", "uniform"]),
-    help="p(c) of --classify: the class frequencies of the training data, or equal ones.  [default: data where they are unequal]",
-    more="The default is data if a chi-square test finds that the frequencies of the training data's classes differ by more than "
-    "chance (p < 0.001). Choose uniform for images whose classes are equally frequent.",
-)
 @option(
     "-n",
     "--images",
@@ -95,7 +86,6 @@ GROUPS = {
     help="Also a table (.tsv) of each image's value and error.",
 )
 @option("--curve", type=Output("a table"), help="Also a table (TSV) over logsnr: the error and the bound L(logsnr; x).")
-@option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the curve.")
 @option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.")
 @option("--logsnr-min", type=LEVEL, help="Noisiest level.  [default: the run's]")
 @option("--logsnr-max", type=LEVEL, help="Cleanest level, where images are read.  [default: the run's]")
@@ -116,11 +106,8 @@ def bound(
     optimum: Path | None,
     per_image: Path | None,
     curve: Path | None,
-    plot: Path | None,
     log: Path | None,
     check: bool,
-    classify: bool,
-    prior: str | None,
     as_json: bool,
     **how: Any,
 ) -> None:
@@ -135,7 +122,7 @@ def bound(
     the two are equal. The exit status is then 0 if they agree within 4 standard errors, else 1.
 
     --estimator names other estimates of -log p; the object then has 'estimates' and their 'differences', with standard
-    errors. --classify measures how well the run classifies images by p(c|x) ~ p(c) exp(-bound).
+    errors.
     """
     from msgspec.structs import replace
 
@@ -150,12 +137,10 @@ def bound(
     estimators = estimate.parse_estimators(estimator or ("variational",))
     names = [each.name for each in estimators]
     alone = names == ["variational"]
-    drawn = ("curve", "plot", "log", "optimum")
+    drawn = ("curve", "log", "optimum")
     rules = (
-        (check, "--check", ("classify", "schedule", "per_image", "estimator", *drawn)),
-        (classify, "--classify", ("weighting", "estimator", *drawn)),
+        (check, "--check", ("schedule", "per_image", "estimator", *drawn)),
         (not check, "the bound, only with --check", ("weighting",)),
-        (not classify, "the bound, only with --classify", ("prior",)),
         (names == ["ode"], "--estimator ode alone", drawn),
     )
     for holds, other, refused in rules:
@@ -169,8 +154,6 @@ def bound(
     table: Any = None
     if check:
         result = judge.check_theorem(measured, weighting)
-    elif classify:
-        result, table = judge.classify(measured, schedule, prior or "")
     elif alone and not per_image:
         profile = estimate.measure_bound(measured, schedule)
         result = profile.bound
@@ -190,7 +173,5 @@ def bound(
         write_text(curve, profile.tsv())
     if log:
         write_text(log, profile.log_text(measured))
-    if plot:
-        profile.plot(plot)
     if check and not result.agree:
         ctx.exit(1)

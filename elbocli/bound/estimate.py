@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,19 +68,6 @@ class BoundEstimate:
             prediction=trained.settings.prediction,
         )
         return head + losslog.line(max(1, trained.step), images, self.sums)
-
-    def plot(self, out: Path) -> None:
-        """Plot the ε error per dimension and `profile` against λ."""
-        from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
-
-        moments, edges, seen = self.moments, self.moments.edges, self.moments.count > 1
-        sheet, axes = new_figure([["error"], ["bound"]], 6.0, 5.2)
-        draw_band(axes["error"], moments.middle[seen], moments.mean[seen], moments.mean_se[seen])
-        draw_band(axes["bound"], edges[1:], self.profile, self.profile_se)
-        axes["error"].set(yscale="log", ylabel=ERROR, title="error, and bound on data as noisy as λ, ± 2 standard errors")
-        axes["bound"].set(ylabel=r"$L(\lambda; x)$ in nats")
-        axes["bound"].set_ylim(bottom=0)
-        finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
 
 
 class Sweep:

@@ -1,25 +1,23 @@
-"""Checks of a run: theorem 1 of Kingma & Gao 2023, classification, and excess over the least possible errors.
+"""Checks of a run: theorem 1 of Kingma & Gao 2023, and excess over the least possible errors.
 
 Theorem 1: weighted loss = −∫ L(λ) dw(λ) + w(λmax) L(λmax) − w(λmin) L(λmin); L(λ) = prior term + ½ ∫ ‖ε−ε̂‖² dλ up to λ.
-Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ p(c) exp(−loss given c), with the same noise for all classes.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from elbocli.bound.estimate import BoundEstimate, measure_bound
-from elbocli.bound.measure import PLAIN, Measurement, RunMeasurement, open_data
-from elbocli.bound.result import Check, Classification, Side, Theorem
+from elbocli.bound.measure import PLAIN, RunMeasurement, open_data
+from elbocli.bound.result import Check, Side, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
-from elbocli.core.estimate import PairedEstimate, PairedMoments, error_of_share, standard_error
+from elbocli.core.estimate import PairedEstimate, PairedMoments
 from elbocli.core.monotone import rising
 from elbocli.core.objective import Objective
 from elbocli.core.optimum import copying, excess, excess_by_bin
@@ -27,11 +25,9 @@ from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
-from elbocli.files.losslog import Columns, read_optimum
+from elbocli.files.losslog import read_optimum
 from elbocli.files.schedule_file import resolve_weighting
-from elbocli.run.classes import DATA, UNKNOWN, usual_classes
 from elbocli.run.examples import training_rows
-from elbocli.runtime.progress import progress
 
 AGREE = 4.0  # largest difference between the theorem's two sides that counts as agreement, in standard errors
 
@@ -100,130 +96,6 @@ def _check(weighting: Weighting, measure: Augmented, left: Side, rights: PairedE
 def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:
     value, se = estimate.value(of), estimate.noise_se(of)
     return Side(value, se, se / abs(value) if value else 0.0)
-
-
-# The run as a classifier.
-
-CERTAIN = 1e-300  # lower limit of probabilities, so that logarithms are finite
-
-
-class ClassScores(NamedTuple):
-    """Scores of images under each class; lower means likelier.
-
-    halves: two estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats, [N, 2, classes]. labels, rows: of the images, [N].
-    draws, schedule: number of noise levels per image, and the schedule that they are from.
-    """
-
-    halves: Tensor
-    labels: np.ndarray
-    rows: np.ndarray
-    draws: int
-    schedule: Schedule
-
-
-def class_scores(measured: Measurement, classes: int, schedule: Schedule) -> ClassScores:
-    """Score each image under each class.
-
-    Raises UsageError: images without labels. NonFiniteError: the network's output is not finite.
-    """
-    halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
-    objective = Objective(PLAIN, schedule, measured.prediction)
-    for batch in measured.images:
-        if batch.labels is None:
-            raise UsageError(f"{measured.name}: accuracy needs labels, but the images have none; pass images with labels")
-        guesses = (batch._replace(labels=torch.full_like(batch.labels, label)) for label in range(classes))
-        columns = [measured.draw(guess, objective, "classify").shares(schedule).sum(2) for guess in guesses]
-        halves.append(torch.stack(columns, 2))
-        labels.append(batch.labels)
-        rows += batch.rows
-        progress(len(rows), measured.total, "img")
-    return ClassScores(torch.cat(halves), torch.cat(labels).numpy(), np.array(rows), measured.draws, schedule)
-
-
-CONFIDENCE_BINS = 10
-
-
-def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
-    """Return the reliability table, one row per non-empty bin of confidence.
-
-    confidence: probability of the most likely class, [N].
-    right: whether the most likely class is correct, bool [N].
-    Returns: rows with the bin's limits, count of images, mean confidence, and accuracy.
-    """
-    cell = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
-    rows = []
-    for k in np.unique(cell):
-        here = cell == k
-        means = {"confidence": float(confidence[here].mean()), "accuracy": float(right[here].mean())}
-        rows.append({"low": k / CONFIDENCE_BINS, "high": (k + 1) / CONFIDENCE_BINS, "count": int(here.sum()), **means})
-    return rows
-
-
-def calibration_error(table: list[dict[str, float]]) -> float:
-    """Return the expected calibration error (ECE) of a table from `reliability`.
-
-    Source: Naeini et al. 2015; Guo et al. 2017.
-    """
-    count = sum(row["count"] for row in table)
-    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / count
-
-
-def judge_scores(scores: ClassScores, prior: np.ndarray | None = None) -> tuple[Classification, Columns]:
-    """Compute a classifier's accuracy and calibration, and a table with a row per image.
-
-    prior: p(c), [classes]; None: all classes are equally likely.
-    """
-    halves = scores.halves if prior is None else scores.halves - torch.from_numpy(prior).log()
-    table = _answers((-halves.mean(1)).softmax(1).numpy(), scores)
-    right = table["predicted"] == table["label"]
-    loss = -np.log(np.maximum(table["probability"], CERTAIN))
-    bins, (_, (low, high)) = reliability(table["confidence"], right), error_of_share(int(right.sum()), len(right))
-    result = Classification(
-        accuracy=float(right.mean()),
-        accuracy_low=low,
-        accuracy_high=high,
-        log_loss=float(loss.mean()),
-        log_loss_se=standard_error(loss) if len(loss) > 1 else 0.0,
-        ece=calibration_error(bins),
-        undecided=float((halves.argmin(2).diff(dim=1) != 0).double().mean()),
-        reliability=bins,
-        class_accuracy={str(label): float(right[table["label"] == label].mean()) for label in np.unique(table["label"])},
-        classes=halves.shape[2],
-        n_images=len(halves),
-        draws_per_image=scores.draws,
-        schedule=scores.schedule.base,
-        prior=None if prior is None else prior.tolist(),
-    )
-    order = np.argsort(scores.rows)
-    return result, {name: column[order] for name, column in table.items()}
-
-
-def _answers(probabilities: np.ndarray, scores: ClassScores) -> Columns:
-    # A row per image, in the order of `scores`. probabilities: [N, classes].
-    return {
-        "index": scores.rows,
-        "label": scores.labels,
-        "predicted": probabilities.argmax(1).astype(float),
-        "confidence": probabilities.max(1),
-        "probability": probabilities[np.arange(len(probabilities)), scores.labels],
-    }
-
-
-def classify(measured: RunMeasurement, schedule: str = "", prior: str = "") -> tuple[Classification, Columns]:
-    """Classify the images of `measured` with its run; also return a table with a row per image. Raises ElboError.
-
-    schedule: SPEC to draw noise levels from; '': a schedule fitted to the run's loss log.
-    prior: `data`, the class frequencies of the training data; `uniform`; or '': `data` if the frequencies differ by more than
-    chance, else `uniform`.
-    """
-    classes, counts = measured.trained.network.config.num_classes, measured.trained.class_counts()
-    if classes < 2:
-        raise UsageError(f"{measured.trained.path}: was trained without classes, which --classify needs; name a run with classes")
-    if prior == DATA and counts is None:
-        raise UsageError(f"--prior data: {measured.trained.path}: {UNKNOWN}; put the dataset back, or give --prior uniform")
-    prior = prior or usual_classes(counts, measured.trained.path, "the prior p(c) has these frequencies (--prior data)")
-    frequencies = counts / counts.sum() if prior == DATA and counts is not None else None
-    return judge_scores(class_scores(measured, classes, measured.schedule(schedule)), frequencies)
 
 
 # Errors above the least possible errors. A network that copies its training images has larger errors on new images.

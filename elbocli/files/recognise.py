@@ -101,7 +101,6 @@ KINDS = [
     Kind("a score card", rb"\A# Score card"),
     Kind("numbers by step", rb'\A{"step"'),
     Kind("likelihoods", rb'\A{(?=.*"estimates":)(?=.*"differences":)'),
-    Kind("a classification", rb'\A{(?=.*"accuracy":)(?=.*"reliability":)'),
     Kind("a check of the theorem", rb'\A{(?=.*"agree":)(?=.*"checks":)'),
     Kind("a bound", rb'\A{(?=.*"(?:bpd|nats_per_latent_dimension)":)(?=.*"diffusion":)'),
     Kind("scores", rb'\A{(?=.*"n_samples":)(?=.*"extractor":)'),

@@ -142,7 +142,7 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "a loss log": _losslog,
     "a schedule": _schedule,
     "an optimum": _optimum,
-    **dict.fromkeys(("scores", "a bound", "likelihoods", "a check of the theorem", "a classification"), _result),
+    **dict.fromkeys(("scores", "a bound", "likelihoods", "a check of the theorem"), _result),
     "a config of a run": _config,
     "samples": _samples,
     "an average of weights": _average,

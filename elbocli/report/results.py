@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from elbocli.bound.result import Bound, Classification, Likelihoods, Theorem
+from elbocli.bound.result import Bound, Likelihoods, Theorem
 from elbocli.core.metrics import Role
 from elbocli.errors import FormatError
 from elbocli.evaluate.result import ENOUGH, EvalResult, Score
@@ -18,7 +18,6 @@ RESULTS: dict[str, tuple[str, type[Any]]] = {  # kind of file → (name on the r
     "a bound": ("bound", Bound),
     "a check of the theorem": ("theorem", Theorem),
     "likelihoods": ("likelihoods", Likelihoods),
-    "a classification": ("classification", Classification),
 }
 
 

@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from elbocli.bound.measure import RunMeasurement, open_measurement
-from elbocli.bound.result import Classification
 from elbocli.errors import DataError
 from elbocli.nn.networks.diffusers import affine
 
@@ -51,7 +50,7 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def test_the_bound_is_one_json_object_with_all_that_it_can_write(elbo, trained, digits, tmp_path):
-    files = ("--curve", "curve.tsv", "--log", "log.jsonl", "--plot", "curve.svg")
+    files = ("--curve", "curve.tsv", "--log", "log.jsonl")
     result = elbo("bound", trained, digits, "-n", 40, "--draws", 4, *files, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
@@ -59,7 +58,6 @@ def test_the_bound_is_one_json_object_with_all_that_it_can_write(elbo, trained, 
     assert found["weights"] == "ema-0.9" and found["checkpoint"] == "step-00000040" and found["conditional"]
     assert b"40 of 300 images" in result.stderr
     assert len((tmp_path / "curve.tsv").read_text().splitlines()) == 101
-    assert b"<svg" in (tmp_path / "curve.svg").read_bytes()
     fitted = elbo("adapt", tmp_path / "log.jsonl", "--weighting", "elbo")
     assert fitted.returncode == 0 and b"elbo-schedule" in fitted.stdout
 
@@ -91,16 +89,6 @@ def test_several_estimates_have_columns_each_and_are_on_the_page(bound, elbo, tr
     assert "ode:steps=4,draws=2" in elbo("report", "run", cwd=tmp_path).stdout.decode()
 
 
-def test_digits_are_classified_far_better_than_by_chance(bound, trained, digits, tmp_path):
-    """After 40 steps of training. The table has each image's answer."""
-    how = ("-n", 60, "--draws", 8, "--weights", "model", "--per-image", "each.tsv")
-    told = bound(trained, digits, "--classify", *how)
-    found, table = Classification.of(told), read_table(tmp_path / "each.tsv")
-    assert found.accuracy > 0.2 and (found.n_images, found.classes, found.about["per_image"]) == (60, 10, "each.tsv")
-    assert (table["predicted"] == table["label"]).mean() == pytest.approx(found.accuracy)
-    assert [*table][2:] == ["predicted", "confidence", "probability"]
-
-
 # Latents
 
 
@@ -125,9 +113,8 @@ def test_of_latents_all_is_in_nats_per_latent_dimension(bound, elbo, latent_run,
 def test_the_other_questions_are_answered_for_latents(bound, latent_run, tmp_path):
     some = (latent_run, "-n", 24, "--draws", 4)
     assert bound(*some, "--check", "--draws", 8, "--weighting", "sigmoid:bias=2")["agree"]
-    assert bound(*some, "--classify")["classes"] == 3
-    bound(*some, "--curve", "curve.tsv", "--plot", "curve.svg", "--log", "log.jsonl")
-    assert len(list(tmp_path.iterdir())) == 3
+    bound(*some, "--curve", "curve.tsv", "--log", "log.jsonl")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_latents_are_drawn_once_as_training_draws_them(latent_run, latents):
@@ -201,13 +188,10 @@ def test_a_run_is_found_again_from_elsewhere_and_a_changed_dataset_is_not_its_ow
         ("--schedule edm-sample", "-10 to 10"),
         ("--logsnr-min 5 --logsnr-max 2", "5 to 2"),
         ("--check --weighting edm:mean=-200,std=0.1", "largest w"),
-        ("--plot x.bmp", ".svg"),
         ("--estimator ode:steps=5", "even"),
         ("--estimator ode --estimator flow", "twice"),
         ("--estimator ode --curve c.tsv", "--curve"),
         ("--per-image -", "standard output"),
-        ("--classify --curve x.tsv", "--curve"),
-        ("--classify --check", "--classify"),
     ],
 )
 def test_a_line_that_makes_no_sense_is_refused(line, word, elbo, trained, tmp_path):

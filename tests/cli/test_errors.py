@@ -100,13 +100,13 @@ LINES = """
 """Exit code, word of the message, and command line."""
 OUTPUTS = [
     "adapt {run} -o out.yaml",
-    "bound {run} -n 8 --plot out.svg",
     "bound {run} -n 8 --log out.jsonl",
     "eval {data} --ref {data} --save-features out.safetensors",
     "prep {images} out.h5",
     "report {run} -o out.html",
     "sample {run} -n 2 --steps 2 -o out.npz",
     "train {data} -o out",
+    "weights plot sigmoid -o out.svg",
 ]
 
 

@@ -35,7 +35,7 @@ TRAIN = (
 )
 COMMANDS = {
     "adapt": "adapt {run} -o x.yaml --plot x.svg",
-    "bound": "bound {run} -n 4 --draws 2 --curve x.tsv --plot x.png --log x.jsonl",
+    "bound": "bound {run} -n 4 --draws 2 --curve x.tsv --log x.jsonl",
     "bound images": "bound {run} -n 4 --draws 2 --per-image x.tsv",
     "ema": "ema {run} --std .1 -o x.safetensors",
     "eval": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --save-stats x.npz --save-features x.safetensors",

@@ -20,7 +20,6 @@ def lines(trained, digits, tmp_path_factory, elbo):
         "bound": ("bound", trained, "-n", 8, "-q"),
         "check": ("bound", trained, "-n", 8, "-q", "--check"),
         "estimators": ("bound", trained, "-n", 8, "-q", "--estimator", "variational", "--estimator", "information"),
-        "classify": ("bound", trained, "-n", 8, "-q", "--classify"),
         "optimum": ("optimum", digits, "-n", 16, "-q"),
         "compare": ("compare", folder / "a.json", folder / "b.json"),
     }
@@ -31,7 +30,6 @@ EXPECTED = {
     "bound": ["bits per dimension", "reconstruction", "on which the run was trained", "8 of"],
     "check": ["agree", "monotone"],
     "estimators": ["variational minus information", "-log p of the model that draws in random steps"],
-    "classify": ["accuracy", "95 % interval", "prior p(c)"],
     "optimum": ["logsnr", "standard error", "ln(images)"],
     "compare": ["same weights: sampling noise", "30 images a score", "± standard errors"],
 }

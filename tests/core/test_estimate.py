@@ -1,4 +1,4 @@
-"""Standard errors and intervals against scipy and simulation; moments of features in any parts; calibration."""
+"""Standard errors and intervals against scipy and simulation; moments of features in any parts."""
 
 import math
 
@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from elbocli.bound.judge import calibration_error, reliability
 from elbocli.core.estimate import Estimate, PairedMoments, error_of_share, image_errors
 from elbocli.core.frechet import StreamingFeatureMoments
 from elbocli.run.classes import p_of_equal_shares, p_of_uniform
@@ -137,20 +136,6 @@ def test_single_precision_far_from_the_origin_keeps_its_digits():
     found, exact = moments.moments(), features.astype(np.float64)
     np.testing.assert_allclose(found.mu, exact.mean(0), rtol=1e-14)
     np.testing.assert_allclose(found.sigma, np.cov(exact - 1e4, rowvar=False), rtol=1e-10, atol=1e-12)
-
-
-# A classifier's probabilities
-
-
-def test_a_calibrated_classifier_has_no_error_and_an_overconfident_one_its_excess():
-    random = np.random.default_rng(0)
-    said = random.uniform(0.1, 1, 20000)
-    true = random.uniform(size=20000) < said
-    assert calibration_error(reliability(said, true)) < 0.02
-    assert calibration_error(reliability(np.full(1000, 0.9), np.arange(1000) < 600)) == pytest.approx(0.3)
-    table = reliability(np.array([0.05, 1.0, 0.999]), np.array([False, True, True]))
-    found = [(row["low"], row["high"], row["count"], row["accuracy"]) for row in table]
-    assert found == [(0, 0.1, 1, 0), (0.9, 1, 2, 1)]
 
 
 # Tests of class frequencies

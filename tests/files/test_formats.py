@@ -151,7 +151,7 @@ sample run -n 2 --steps 1 -o out1.npz
 sample run -n 2 --steps 1 -o run/out1.png
 report run -o run/out2.html
 adapt run -o run/out3.yaml --plot out3.pdf
-bound run -n 4 --log out4.jsonl --curve out4.tsv --plot out4.svg
+bound run -n 4 --log out4.jsonl --curve out4.tsv
 bound run -n 4 --per-image out5.tsv
 eval data.h5 --ref data.h5 --extractor elbo-tiny --metrics fid --save-stats out6.npz --save-features out6.safetensors
 optimum data.h5 -n 4 -o out7.json

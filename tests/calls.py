@@ -120,7 +120,7 @@ def result(samples: Any, ref: Any = None, metrics: Any = ("fid",), **settings: A
     """The result of one set of samples, or of a list of repeats; options of metrics are told from settings by their names."""
     own = {each.name for metric in METRICS.values() for each in metric.traits.options}
     options = {key: settings.pop(key) for key in list(settings) if key in own}
-    chosen = asked(",".join(metrics), settings.get("seed", 0), **options)
+    chosen = asked(",".join(metrics), **options)
     sources = samples if isinstance(samples, list) else [samples]
     found = scoring.run(sources, ref, EvalSettings(**{"extractor": "elbo-tiny", "metrics": chosen, **settings}))
     assert found is not None

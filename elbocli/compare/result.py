@@ -208,7 +208,7 @@ def read_scored(content: bytes, where: str) -> ScoredFile:
         scores = {
             score.number.name(alone.network): alone.estimate(score)
             for score in alone.scores
-            if score.number.role in (Role.NUMBER, Role.LIMIT) and score.value is not None
+            if score.number.role == Role.NUMBER and score.value is not None
         }
         sets.append(ScoredSet(scores, repeat.facts.made))
     return ScoredFile(where, result.alike(), sets)

@@ -6,7 +6,6 @@ Source: Dowson & Landau 1982; Heusel et al. 2017 (FID).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,27 +101,3 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     apart = first.mu - second.mu
     traces = np.trace(first.sigma) + np.trace(second.sigma)
     return float(apart @ apart + traces - 2 * shared)
-
-
-PARTS = 10  # equal subsets of the samples in `extrapolate`; even, so that they also form two halves
-
-
-def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
-    """Return the Fréchet distance for infinitely many samples, and an estimate, ≥ 0, of the distance's remaining bias.
-
-    parts: moments of an even number of random, equally large subsets of the samples.
-    Source: Chong & Forsyth 2020 (arXiv:1911.07023), line in 1/N; Quenouille 1956, jackknife.
-    """
-    # The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
-    # mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves
-    # −2b/N². So the first line's remaining bias is the difference of the two values divided by 2(g−1)/g − 1.
-    groups, middle = len(parts), len(parts) // 2
-
-    def at(some: Sequence[FeatureMoments]) -> float:
-        return frechet_distance(sum(some, NOTHING), reference)
-
-    whole = at(parts)
-    less = float(np.mean([at([*parts[:k], *parts[k + 1 :]]) for k in range(groups)]))
-    value = groups * whole - (groups - 1) * less
-    halves = 2 * whole - (at(parts[:middle]) + at(parts[middle:])) / 2
-    return value, abs(halves - value) / (2 * (groups - 1) / groups - 1)

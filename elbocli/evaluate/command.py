@@ -47,9 +47,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of all metrics to a command."""
     for name, (_, item) in reversed(OPTIONS.items()):
         kind: Any = click.Choice(list(item.choices)) if item.choices else value(int, ge=item.least, le=item.most)
-        flag = isinstance(item.default, bool)
-        names = f"--{name.replace('_', '-')}"
-        option(names, default=item.default, help=item.help, is_flag=flag, type=bool if flag else kind)(function)
+        option(f"--{name.replace('_', '-')}", default=item.default, help=item.help, type=kind)(function)
     return function
 
 
@@ -118,7 +116,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--seed",
     type=SEED,
     default=0,
-    help="Seed of --classes random, and of metrics that draw.",
+    help="Seed of --classes random.",
 )
 @batch_option
 @device_option
@@ -155,7 +153,7 @@ def evaluate(
     source = click.core.ParameterSource
     by_protocol = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
     by_user = {name: setting for name, setting in by_protocol.items() if context.get_parameter_source(name) is not source.DEFAULT}
-    settings = EvalSettings(command=command_line(), **settings_of(protocol or "", by_user, options["seed"]), **options)
+    settings = EvalSettings(command=command_line(), **settings_of(protocol or "", by_user), **options)
     for name, (metric, _) in OPTIONS.items():
         if metric not in settings.metrics and context.get_parameter_source(name) is source.COMMANDLINE:
             raise click.UsageError(

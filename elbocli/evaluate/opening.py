@@ -317,9 +317,8 @@ def fingerprint(about: FeatureFacts) -> dict[str, Any]:
 
 
 def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of all metrics by name, except `seed` and on/off options. metrics: options by metric."""
-    options = (option for namespace in metrics.values() for option in vars(namespace).items())
-    return {name: value for name, value in options if name != "seed" and not isinstance(value, bool)}
+    """Return the options of all metrics by name. metrics: options by metric."""
+    return {name: value for options in metrics.values() for name, value in vars(options).items()}
 
 
 def deviations(settings: EvalSettings, samples: OpenedSet | None = None, reference: OpenedSet | None = None) -> Pairs:

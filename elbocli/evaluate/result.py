@@ -44,7 +44,7 @@ class Facts(Record, kw_only=True):
     n_ref, n_ref_images: numbers of images in the reference's statistics, and of images stored beside the statistics.
     fewest_of_a_class, most_of_a_class: sizes of the smallest and of the largest class.
     made: run, sampler and other settings by which the samples were drawn.
-    options, seed: options of the metrics, and seed of their random draws.
+    options: of the metrics. seed: of random classes.
     mismatch: key of metadata → [the samples' value, the reference's value], where these differ.
     protocol: name in PROTOCOLS. deviates: setting → [value, the protocol's value], where these differ.
     """
@@ -172,7 +172,7 @@ class EvalResult(Record):
         facts, rows, notes = self.common(), list[list[Any]](), list[str]()
         made, extractor = facts["made"], EXTRACTORS.get(str(facts.get("extractor")))
         for score in self.scores:
-            if score.number.role not in (Role.NUMBER, Role.LIMIT):
+            if score.number.role != Role.NUMBER:
                 continue
             name, estimate = score.number.stem(self.network).removesuffix("_mean").replace("_", " "), self.estimate(score)
             interval = self.interval(score) or estimate.interval

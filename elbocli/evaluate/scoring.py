@@ -19,7 +19,7 @@ from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mi
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.contact_sheet import Group, lay_out, write_contact_sheet
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
-from elbocli.run.classes import CHANCE, DATA, p_of_equal_shares
+from elbocli.run.classes import CHANCE, DATA, RANDOM, p_of_equal_shares
 from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import log
 from elbocli.version import __version__
@@ -99,7 +99,7 @@ def facts_of(samples: OpenedSet, opened: Opened) -> Facts:
         torch_fidelity_version=version("torch-fidelity"),
         torch_version=str(torch.__version__),
         command=settings.command,
-        seed=settings.seed if settings.draws else None,
+        seed=settings.seed if settings.classes == RANDOM else None,
         mismatch=_mismatch(samples, reference) or None,
         protocol=settings.protocol or None,
         deviates=deviations(settings, samples, reference) or None,

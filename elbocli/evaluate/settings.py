@@ -44,11 +44,6 @@ class EvalSettings:
         """Number of classes that the protocol requires; 0: any."""
         return PROTOCOLS.get(self.protocol, USUAL).classes
 
-    @property
-    def draws(self) -> bool:
-        """Whether scores depend on the seed."""
-        return self.classes == "random" or any(METRICS[name].traits.draws(options) for name, options in self.metrics.items())
-
 
 class Protocol(NamedTuple):
     """Settings of a published evaluation.
@@ -108,10 +103,10 @@ PROTOCOLS = {
 USUAL = Protocol("", "", "", extractor="", metrics="fid,is")  # for evaluations without a protocol
 
 
-def settings_of(name: str, by_user: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def settings_of(name: str, by_user: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields protocol, metrics and extractor of EvalSettings.
 
-    name: protocol; '': no protocol. seed: seed of the metrics' random draws.
+    name: protocol; '': no protocol.
     by_user: option → value instead of the protocol's: `metrics`, `extractor`, and options of metrics.
     """
     protocol = PROTOCOLS.get(name, USUAL)
@@ -119,5 +114,5 @@ def settings_of(name: str, by_user: Mapping[str, Any], seed: int) -> dict[str, A
     named = EXTRACTORS.lookup(extractor or DEFAULT)
     if protocol is USUAL and not (named and named.name == DEFAULT):
         metrics = "fid"  # other networks have no logits, or random ones, or classes of their own
-    metrics_options = asked(by_user.get("metrics", metrics), seed, **{**protocol.options, **by_user})
+    metrics_options = asked(by_user.get("metrics", metrics), **{**protocol.options, **by_user})
     return {"protocol": name, "metrics": metrics_options, "extractor": extractor}

@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 def score_rows(result: EvalResult) -> list[Row]:
     """Return a table row for each score."""
-    return [_score_row(score, result) for score in result.scores if score.number.role in (Role.NUMBER, Role.LIMIT)]
+    return [_score_row(score, result) for score in result.scores if score.number.role == Role.NUMBER]
 
 
 def _score_row(score: Score, result: EvalResult) -> Row:
@@ -62,7 +62,7 @@ def _score_row(score: Score, result: EvalResult) -> Row:
     if score.sd is None:
         part = result.about(score, Role.PARTS) or result.about(score, Role.ERROR)
         spread = (part.value, part.number.role.value) if part else (None, "")
-    note = f"n = {n}" if number.role is Role.NUMBER and n is not None and n < ENOUGH else ""
+    note = f"n = {n}" if n is not None and n < ENOUGH else ""
     name = number.stem(result.network).removesuffix("_mean").replace("_", " ")
     return Row(name, (number.by_network and result.network) or "", score.value, *spread, note, interval)
 

@@ -83,7 +83,7 @@ class Evaluation:
         counts = counts_for(number, state.resolved.data.class_counts, data.path)
         classes = usual_classes(counts, data.path, "samples for scores have classes with these frequencies")
         self.labels = choose_labels(classes, self.how.n, number, settings.seed, counts=counts)
-        asks = EvalSettings(asked(settings.eval_metrics, settings.seed), settings.seed, extractor)
+        asks = EvalSettings(asked(settings.eval_metrics), settings.seed, extractor)
         with world.together(), reading(f"--eval-extractor {extractor}", kind=UsageError):
             made = make_extractor(extractor, weights, world.device)
         with ExitStack() as stack:

@@ -40,11 +40,9 @@ def test_features_repeats_and_pictures(elbo, folder):
 
 
 OPTIONS = {
-    "fid": "--fid-infinity",
     "is": "--splits=3",
     "kid": "--kid-subset-size=9",
     "prc": "--prc-protocol=adm",
-    "density-coverage": "--coverage-neighbours=3",
 }
 
 

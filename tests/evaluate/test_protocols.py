@@ -25,7 +25,7 @@ BALANCED = np.arange(N) % 1000
 
 def settings(name, allow_mismatch=False, precision="fp32", **given):
     """Settings as the command makes them of the options that were given."""
-    return EvalSettings(**settings_of(name, given, 0), allow_mismatch=allow_mismatch, precision=precision)
+    return EvalSettings(**settings_of(name, given), allow_mismatch=allow_mismatch, precision=precision)
 
 
 def samples(name="adm", n=N, labels=BALANCED, **about):
@@ -84,9 +84,9 @@ def test_parts_of_adms_inception_score_follow_each_other():
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_samples_that_keep_to_a_protocol_do_not_deviate(name):
-    """Nor do fewer of its metrics, flags that add numbers, and another name for its extractor."""
+    """Nor do fewer of its metrics, and another name for its extractor."""
     assert deviations(settings(name), samples(name), reference()) == {}
-    chosen = settings(name, metrics="fid", fid_infinity=True)
+    chosen = settings(name, metrics="fid")
     assert [*chosen.metrics] == ["fid"] and deviations(chosen) == {}
     assert deviations(settings("edm", extractor="inception")) == {}
 

@@ -81,7 +81,7 @@ def test_saved_features_and_statistics_stand_for_their_images(images, digits, tm
     about = {"sampler": "heun", "steps": 4, "seed": 7}
     samples = save(tmp_path / "a.npz", images[100:220], np.arange(120) % 10, **about)
     own, ref, stats = tmp_path / "a.safetensors", tmp_path / "ref.safetensors", tmp_path / "ref.npz"
-    metrics, options = (("fid", "sfid", "is", "kid", "prc", "accuracy"), {"kid_subset_size": 50, "fid_infinity": True})
+    metrics, options = (("fid", "sfid", "is", "kid", "prc", "accuracy"), {"kid_subset_size": 50})
     plain = score(samples, digits, metrics, save_features=own, **options)
     assert score(digits, None, metrics, save_features=ref, save_stats=stats, classes="1")["n_samples"] == 300
     classes = (plain["classes"], plain["fewest_of_a_class"], plain["most_of_a_class"])
@@ -212,8 +212,6 @@ def test_too_few_images_are_refused_by_every_metric(images, tmp_path):
             score(one, None if out else many, metrics, splits=1, save_stats=out)
     two = save(tmp_path / "2.npy", images[:2])
     assert score(two, None, save_stats=tmp_path / "s.npz") and score(one, many, ("accuracy",), classes="1")
-    with pytest.raises(DataError, match="20"):
-        score(save(tmp_path / "19.npy", images[:19]), many, fid_infinity=True)
 
 
 def test_what_a_metric_lacks_is_named(images, digits, tmp_path, monkeypatch):
@@ -325,7 +323,6 @@ def test_labels_of_classes_that_the_network_does_not_know_are_refused(labels, im
 def test_what_is_drawn_by_a_seed_names_it(images, digits, tmp_path):
     path = save(tmp_path / "a.npy", images[:40])
     assert score(path, digits, ("accuracy",), classes="random", seed=3)["seed"] == 3
-    assert score(path, digits, fid_infinity=True, seed=3)["seed"] == 3
     assert "seed" not in score(path, digits, seed=3)
 
 

@@ -166,10 +166,7 @@ def test_scores_are_told_from_what_is_said_about_them(path):
 
 def test_the_spread_of_repeats_comes_before_others_and_nothing_is_shown_twice(path):
     distance, score = "frechet_inception_distance", "inception_score"
-    values = [
-        {distance: v, f"{distance}_se": 0.1, f"{distance}_infinity": v, f"{score}_mean": v, f"{score}_std": 0.2}
-        for v in (1.0, 3.0)
-    ]
+    values = [{distance: v, f"{distance}_se": 0.1, f"{score}_mean": v, f"{score}_std": 0.2} for v in (1.0, 3.0)]
     facts = [{"n_samples": 9, "extractor": "x", "made": {"command": f"sample {k}"}} for k in range(2)]
     repeats = [Scores(None, each, Facts.of(about)) for each, about in zip(values, facts)]
     found = read_result(written(path, EvalResult(repeats).json())).record
@@ -178,7 +175,6 @@ def test_the_spread_of_repeats_comes_before_others_and_nothing_is_shown_twice(pa
     within = pytest.approx(stats.t(1, 2.0, 1.0).interval(0.95))
     assert score_rows(found) == [
         (name, "", 2.0, *spread, "n = 9", within),
-        (f"{name} infinity", "", 2.0, *spread, "", within),
         ("inception score", "", 2.0, *spread, "n = 9", within),
     ]
     alone = score_rows(EvalResult(repeats[:1]))[0]

@@ -76,7 +76,7 @@ def test_both_sides_are_trained_and_scored_by_elbos_commands_once(equal_time, di
 
 def test_every_score_with_an_error_is_calibrated(monkeypatch, capsys, tmp_path):
     monkeypatch.syspath_prepend(str(BENCH))
-    sizes = "--worlds equal --widths 8 --n 100 --sets 12 --references 2 --n-ref 400 --draws 5000 --kid-subset-size 20"
+    sizes = "--worlds equal --widths 8 --n 100 --sets 12 --references 2 --n-ref 400 --kid-subset-size 20"
     import_module("calibration").main([*sizes.split(), "-o", str(tmp_path / "out.json")])
     table = json.loads((tmp_path / "out.json").read_text())
     scores = [row["score"] for row in table]

@@ -7,8 +7,7 @@ references', normal; `apart` moves, scales and mixes them; `clusters` has five c
 of freedom. Logits are linear in the features, and labels are drawn by them. In `classes` the clusters have equal sizes and are the
 labels: samples have equally many of each, as `--classes balanced` draws them. Each row has a score's mean over sets, its standard
 deviation for a fixed reference, the mean standard error divided by that deviation, with the ratio's own standard error, and the
-share of 95 % intervals that contain the mean for that reference; those of FID-infinity should contain the distance of the samples'
-distribution. Of a score with an interval only, half its width divided by 1.96 stands for the standard error.
+share of 95 % intervals that contain the mean for that reference. Of a score with an interval only, half its width divided by 1.96 stands for the standard error.
 """
 
 import argparse
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from elbocli.core.estimate import NORMAL_95, standard_error
-from elbocli.core.frechet import FeatureMoments, StreamingFeatureMoments, frechet_distance
+from elbocli.core.frechet import FeatureMoments
 from elbocli.core.metrics import METRICS, Features, Role, asked
 
 CLASSES, CLUSTERS = 10, 5
@@ -67,13 +66,6 @@ class World:
             torch.from_numpy(spatial),
         )
 
-    def moments(self, random: np.random.Generator, draws: int) -> FeatureMoments:
-        """Return the moments of the samples' distribution. draws: samples that stand for it."""
-        sums = StreamingFeatureMoments()
-        for _ in range(draws // sums.ROWS + 1):
-            sums.add(self.draw(sums.ROWS, random, True))
-        return sums.moments()
-
 
 WORLDS = ("equal", "apart", "clusters", "classes")
 
@@ -81,7 +73,7 @@ WORLDS = ("equal", "apart", "clusters", "classes")
 class Row(NamedTuple):
     """Figures of a score over sets of n samples.
 
-    ratio: mean standard error / deviation. ratio_se: its standard error. inside: share of intervals that contain what they should.
+    ratio: mean standard error / deviation. ratio_se: its standard error. inside: share of intervals that contain the mean.
     """
 
     world: str
@@ -96,45 +88,45 @@ class Row(NamedTuple):
     inside: float
 
 
-def rows(world: World, n: int, sets: int, references: int, names: str, n_ref: int, draws: int, **options: Any) -> Iterator[Row]:
+def rows(world: World, n: int, sets: int, references: int, names: str, n_ref: int, **options: Any) -> Iterator[Row]:
     """Score sets of n samples, and yield a row for each score with a standard error or interval.
 
     sets: number for all references. A score that most sets have without standard error has no row.
     """
-    chosen = asked(names, fid_infinity=True, **options)
-    truth, scored = world.moments(np.random.default_rng(0), draws), []
+    chosen = asked(names, **options)
+    scored = []
     for seed in range(1, references + 1):
         random = np.random.default_rng(seed)
         reference = world.features(n_ref, random, False)
-        scored.append((frechet_distance(truth, reference.moments), list[dict[str, Any]]()))
+        scored.append(list[dict[str, Any]]())
         for _ in range(sets // references):
             samples, values = world.features(n, random, True), dict[str, Any]()
             for name, own in chosen.items():
                 values |= METRICS[name].make(samples, reference, own)
-            scored[-1][1].append(values)
+            scored[-1].append(values)
     numbers = [number for name in chosen for number in METRICS[name].traits.numbers]
     for number in numbers:
         parts = {part.role: part.key for part in numbers if part.of == number.key}
         if not parts.keys() & {Role.ERROR, Role.INTERVAL}:
             continue
-        figures = []  # of each set: score, its mean for this reference, what its interval should contain, standard error, limits
-        for limit, found in scored:
+        figures = []  # of each set: score, its mean for this reference, standard error, limits of the interval
+        for found in scored:
             of = [one for one in found if all(one[part] is not None for part in parts.values())]
             mean = float(np.mean([one[number.key] for one in of])) if of else 0.0
             for one in of if 2 * len(of) > len(found) else ():
                 value, error, ends = one[number.key], one.get(parts.get(Role.ERROR)), one.get(parts.get(Role.INTERVAL))
                 error = (ends[1] - ends[0]) / (2 * NORMAL_95) if error is None else error
                 ends = ends or [value - NORMAL_95 * error, value + NORMAL_95 * error]
-                figures.append((value, mean, limit if number.role is Role.LIMIT else mean, error, *ends))
+                figures.append((value, mean, error, *ends))
         if not figures:
             continue
-        value, mean, wanted, error, low, high = np.array(figures).T
+        value, mean, error, low, high = np.array(figures).T
         squares = np.square(value - mean)
         deviation = np.sqrt(squares.sum() / (len(figures) - references))
         ratio = error.mean() / deviation
         # a set's effect on the ratio: by its standard error, and by its square in the deviation
         ratio_se = standard_error(error / deviation - ratio * squares / deviation**2 / 2)
-        inside = float(((low <= wanted) & (wanted <= high)).mean())
+        inside = float(((low <= mean) & (mean <= high)).mean())
         yield Row(world.name, world.width, n, number.key, len(value), value.mean(), deviation, ratio, ratio_se, inside)
 
 
@@ -147,7 +139,6 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--sets", type=int, default=200)
     parser.add_argument("--references", type=int, default=20)
     parser.add_argument("--n-ref", type=int, default=2000)
-    parser.add_argument("--draws", type=int, default=1_000_000, help="samples that stand for the distribution")
     parser.add_argument("--kid-subset-size", type=int, default=100)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args(words)
@@ -157,7 +148,7 @@ def main(words: list[str] | None = None) -> None:
         for width in given.widths:
             for name in given.worlds:
                 options = {"kid_subset_size": given.kid_subset_size}
-                sizes = given.sets, given.references, given.metrics, given.n_ref, given.draws
+                sizes = given.sets, given.references, given.metrics, given.n_ref
                 for row in rows(World(name, width), n, *sizes, **options):
                     table.append(row._asdict())
                     shown = [f"{each:.4g}" if isinstance(each, float) else each for each in row]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Value = float | list[float] | None  # a number, the two limits of an interval, or None for too few images
 
-USUAL_NEIGHBOURS = 5  # largest number of neighbours that any metric uses by default
+MOST_NEIGHBOURS = 5  # largest number of neighbours that any metric uses
 
 
 class Need(Enum):
@@ -43,11 +43,10 @@ class Role(Enum):
     NUMBER = ""  # the metric itself
     ERROR = "standard error"
     PARTS = "sd of parts"  # standard deviation over subsets of the images
-    LIMIT = "limit"  # extrapolation to infinitely many images
     INTERVAL = "interval"
 
 
-PARTS = {"se": Role.ERROR, "std": Role.PARTS, "infinity": Role.LIMIT, "interval": Role.INTERVAL}  # by a name's last word
+PARTS = {"se": Role.ERROR, "std": Role.PARTS, "interval": Role.INTERVAL}  # suffix of a name → role
 
 
 @dataclass(eq=False)
@@ -68,11 +67,11 @@ class Features:
     _nearest: Tensor | None = field(default=None, init=False)
 
     def radii(self, k: int) -> Tensor:
-        """Return each image's distance to its k-th nearest other image, float32 [N]."""
+        """Return each image's distance to its k-th nearest other image, float32 [N]. k: at most MOST_NEIGHBOURS."""
         from elbocli.core.neighbours import nearest
 
-        if self._nearest is None or self._nearest.shape[1] < k:
-            most = max(k, min(USUAL_NEIGHBOURS, len(self.values) - 1))
+        if self._nearest is None:
+            most = min(MOST_NEIGHBOURS, len(self.values) - 1)
             self._nearest = nearest(self.values, self.values, most, self.device, others=True)[0]
         return self._nearest[:, k - 1]
 
@@ -80,7 +79,7 @@ class Features:
 class Option(NamedTuple):
     """Option of `elbo eval` for a metric.
 
-    default: False for an on/off option, else a whole number or a word.
+    default: a whole number or a word.
     """
 
     name: str
@@ -119,9 +118,7 @@ class Number(NamedTuple):
             key, elsewhere, alias = (
                 name and f"{name.removesuffix('_mean')}_{part}" for name in (self.key, self.elsewhere, self.alias)
             )
-            role = PARTS[part.rpartition("_")[2]]
-            of = key.removesuffix("_interval") if part == "infinity_interval" else self.key
-            found.append(self._replace(key=key, elsewhere=elsewhere, alias=alias, role=role, of=of))
+            found.append(self._replace(key=key, elsewhere=elsewhere, alias=alias, role=PARTS[part], of=self.key))
         return found
 
     def name(self, network: str | None, suffix: str = "") -> str:
@@ -142,7 +139,6 @@ class MetricTraits(NamedTuple):
     numbers: all numbers that the metric may return. few: warning text if the samples are few.
     needs: inputs besides the samples' features.
     least: function of the options → fewest samples and reference images allowed.
-    draws: function of the options → whether results depend on the seed.
     network: function of the options → the only network that is allowed; None: any network.
     """
 
@@ -150,7 +146,6 @@ class MetricTraits(NamedTuple):
     needs: Set[Need] = frozenset()
     least: Callable[[Any], tuple[int, int]] = lambda options: (1, 0)
     options: Sequence[Option] = ()
-    draws: Callable[[Any], bool] = lambda options: False
     network: Callable[[Any], str | None] = lambda options: None
     few: str = ""
 
@@ -161,15 +156,15 @@ METRICS = Registry("metric", MetricTraits)
 def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable[..., Any]:
     """Return a decorator that declares a metric: a function (samples, reference, options) → {key of a number: value}.
 
-    samples: Features. reference: Features or None. options: namespace of seed and options.
+    samples: Features. reference: Features or None. options: namespace.
     numbers: the results, without statistics such as standard errors.
     declared: fields of MetricTraits, and arguments of Registry.declare, such as `formula`.
     """
     return METRICS.declare(name, numbers=[part for number in numbers for part in number.whole()], **declared)
 
 
-def asked(names: str, seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
-    """Return each metric's options and seed, by the metric's name.
+def asked(names: str, **given: Any) -> dict[str, SimpleNamespace]:
+    """Return each metric's options, by the metric's name.
 
     names: such as `fid,is`.
     given: option → value instead of the default; options of other metrics are ignored. Raises UsageError: unknown metric.
@@ -178,7 +173,7 @@ def asked(names: str, seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]
     for name in names.split(","):
         declared = METRICS.find(name.strip())
         options = {own.name: given.get(own.name, own.default) for own in declared.traits.options}
-        found[declared.name] = SimpleNamespace(seed=seed, **options)
+        found[declared.name] = SimpleNamespace(**options)
     return found
 
 

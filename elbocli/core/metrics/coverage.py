@@ -18,7 +18,7 @@ class PrcProtocol(NamedTuple):
     most: int | None = None
 
 
-PRC_NEIGHBOURS = 3
+PRC_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5
 PRC_PROTOCOLS = {
     "torch-fidelity": PrcProtocol("3 neighbours, all images of the reference"),
     "adm": PrcProtocol(
@@ -99,14 +99,13 @@ def precision_recall(samples, reference, options):
     source="Naeem et al. 2020",
     numbers=[Number("density", parts=["se"]), Number("coverage", parts=["se"])],
     needs=BOTH,
-    least=lambda options: (1, options.coverage_neighbours + 1),
-    options=[Option("coverage_neighbours", 5, "Neighbours for density and coverage.", most=1000)],
+    least=lambda options: (1, COVERAGE_NEIGHBOURS + 1),
     few="density and coverage depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def density_coverage(samples, reference, options):
     """Return density and coverage, with standard errors.
 
-    ball of a reference image: all points nearer than its k-th neighbour in the reference; k = coverage_neighbours.
+    ball of a reference image: all points nearer than its k-th neighbour in the reference; k = COVERAGE_NEIGHBOURS.
     density: mean number of balls that a sample lies in, divided by k.
     coverage: fraction of reference images with a sample in their ball.
     """
@@ -117,7 +116,7 @@ def density_coverage(samples, reference, options):
     from elbocli.core.score_errors import FEWEST, coverage_error
     from elbocli.core.streams import Stream
 
-    own, theirs, k = samples.values, reference.values, options.coverage_neighbours
+    own, theirs, k = samples.values, reference.values, COVERAGE_NEIGHBOURS
     reach, balls = reference.radii(k), torch.zeros(len(own), dtype=torch.int64)
     names = torch.from_numpy(Stream(0, "coverage").at(0).integers(1 << 62, size=len(own)))
     held, contents = torch.zeros(2, len(theirs), dtype=torch.int64)

@@ -22,41 +22,18 @@ FID = "frechet_inception_distance"
     "fid",
     formula="Fréchet distance of the features, with its standard error",
     source="Heusel et al. 2017",
-    numbers=[Number(FID, "frechet_distance", "fid", parts=["se", "interval", "infinity", "infinity_interval"])],
+    numbers=[Number(FID, "frechet_distance", "fid", parts=["se", "interval"])],
     needs={Need.REFERENCE},
-    least=lambda options: (20 if options.fid_infinity else 2, 2),
-    options=[
-        Option(
-            "fid_infinity",
-            False,
-            "Also FID extrapolated to infinitely many images, with an interval that holds it 95 times in 100.",
-        )
-    ],
-    draws=lambda options: options.fid_infinity,
-    few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use `fid_infinity`",
+    least=lambda options: (2, 2),
+    few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use `kid`",
 )
 def fid(samples, reference, options):
-    import numpy as np
+    from elbocli.core.frechet import frechet_distance
+    from elbocli.core.score_errors import frechet_influence
 
-    from elbocli.core.estimate import NORMAL_95
-    from elbocli.core.frechet import PARTS, FeatureMoments, extrapolate, frechet_distance
-    from elbocli.core.score_errors import equal_classes, frechet_influence
-    from elbocli.core.streams import Stream
-
-    values, theirs = samples.values.numpy(), reference.moments
-    n, width = values.shape
-    effects = frechet_influence(values, samples.moments, theirs, samples.labels)
-    found = _with_error(FID, frechet_distance(samples.moments, theirs), effects, effects.variance(n))
-    if options.fid_infinity:
-        order = Stream(options.seed, "fid-infinity").permutation(0, n)
-        if (classes := equal_classes(samples.labels)) is not None:
-            order = order[np.argsort(classes[order], kind="stable")]  # each part has its share of each class
-        parts = [FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)]
-        beyond, curvature = extrapolate(parts, theirs)
-        half = float(np.hypot(NORMAL_95 * effects.se, curvature))
-        found[f"{FID}_infinity"] = beyond
-        found[f"{FID}_infinity_interval"] = [beyond - half, beyond + half] if n >= 2 * width else None
-    return found
+    values = samples.values.numpy()
+    effects = frechet_influence(values, samples.moments, reference.moments, samples.labels)
+    return _with_error(FID, frechet_distance(samples.moments, reference.moments), effects, effects.variance(len(values)))
 
 
 SFID = "spatial_frechet_inception_distance"

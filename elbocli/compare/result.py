@@ -222,10 +222,10 @@ def _scored_bound(where: str, result: Bound | Likelihoods, bounds: Mapping[str, 
     return ScoredFile(where, alike, [ScoredSet(scores, result.about)])
 
 
-def compare_results(results: Sequence[ScoredFile]) -> tuple[Compared, list[Compared], dict[str, Any]]:
+def compare_results(results: Sequence[ScoredFile]) -> tuple[list[Compared], dict[str, Any]]:
     """Compare the scores of results, grouped by recipe, with those of the first recipe. Results of one recipe are compared singly.
 
-    Returns: the first side, without scores; comparison of each further side; metadata that are equal in all results.
+    Returns: sides, the first without scores; metadata that are equal in all results.
     Raises DataError: results are not comparable.
     """
     sides = list[Side]()
@@ -243,15 +243,14 @@ def compare_results(results: Sequence[ScoredFile]) -> tuple[Compared, list[Compa
             sides.append(Side([result.file], list(result.sets)))
             known.append(recipe)
     first, *others = sides
-    compared = []
+    compared = [Compared(file=first.files[0], files=first.files, trainings=first.n_trainings, scores=[])]
     for side in others:
         scores = [score for score in first.sets[0].scores if all(score in scored.scores for scored in first.sets + side.sets)]
         if not scores:
             raise DataError(f"{side.files[0]}: has no score in common with {first.files[0]}; score both with the same --metrics")
         differences = [_difference(first, side, score) for score in scores]
         compared.append(Compared(file=side.files[0], files=side.files, trainings=side.n_trainings, scores=differences))
-    start = Compared(file=first.files[0], files=first.files, trainings=first.n_trainings, scores=[])
-    return start, compared, shared([result.alike for result in results])
+    return compared, shared([result.alike for result in results])
 
 
 def _difference(first: Side, other: Side, score: str) -> Difference:
@@ -311,7 +310,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     """Compare each file's Fréchet distance from a reference with the first file's.
 
     paths: features saved by `elbo eval --save-features`. ref: statistics or features of the reference.
-    Returns: comparison of each further file; metadata that are equal in all files.
+    Returns: files, the first without scores; metadata that are equal in all files.
     Raises DataError: files are not comparable. Raises UsageError: the reference holds only images.
     """
     with contextlib.ExitStack() as stack:
@@ -319,16 +318,15 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     target = reference.statistics or (reference.saved and FeatureMoments.of(reference.saved.features.numpy()))
     if target is None:
         raise UsageError(f"{ref}: has no statistics or features; make statistics: elbo eval {ref} --save-stats ref.npz")
-    first, compared = _distance(paths[0], reference, target), []
+    first = _distance(paths[0], reference, target)
+    compared = [Compared(file=str(paths[0]), files=[str(paths[0])], scores=[])]
     about, facts = first.saved.about, _facts(first.saved)
     for path in paths[1:]:
         other = _distance(path, reference, target)
         refuse(mismatches(_facts(other.saved), facts), path, paths[0], ALIKE)
         score = numbers()[FID].name(naming_network(about))
-        (change, how), (scope, conclusive) = (
-            other.minus(first),
-            _scope([[side.saved.about.made or {}] for side in (first, other)]),
-        )
+        change, how = other.minus(first)
+        scope, conclusive = _scope([[side.saved.about.made or {}] for side in (first, other)])
         difference = difference_of(score, first.value, other.value, change, f"{scope}, {how}", conclusive)
         compared.append(Compared(file=str(path), files=[str(path)], scores=[difference]))
     return compared, {

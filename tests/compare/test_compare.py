@@ -1,6 +1,5 @@
 """`elbo compare` gives differences with their intervals, by seeds, by images, or each by itself, of what compares."""
 
-import csv
 import json
 
 import numpy as np
@@ -49,7 +48,7 @@ def scored(name, content):
 
 def compared(first, other, score=FID):
     """The difference of a score between two results, from their contents."""
-    _, (beside,), _ = compare_results([scored("a", first), scored("b", other)])
+    (_, beside), _ = compare_results([scored("a", first), scored("b", other)])
     (found,) = (each for each in beside.scores if each.score == score)
     return found
 
@@ -103,7 +102,7 @@ def trained(name, values, seeds, **content):
 def test_results_of_equal_settings_are_one_side_whose_trainings_count(seeds, interval):
     """In any order of files; pairs are those of equal training seeds."""
     files = trained("a", A, [0, 1, 2]) + trained("b", B, seeds)[::-1]
-    start, (beside,), _ = compare_results(files)
+    (start, beside), _ = compare_results(files)
     assert (start.trainings, beside.trainings) == (3, 3) and sorted(beside.files) == ["b0", "b1", "b2"]
     found = next(score for score in beside.scores if score.score == FID)
     assert found.interval == pytest.approx([*interval]) and found.apart == (not interval[0] <= 0 <= interval[1])
@@ -111,15 +110,15 @@ def test_results_of_equal_settings_are_one_side_whose_trainings_count(seeds, int
 
 def test_further_samples_of_one_training_are_no_further_training():
     a, b = trained("a", A[:1], [0]), trained("b", B, [0, 0, 0])
-    _, (beside,), _ = compare_results([*a, *b])
+    (_, beside), _ = compare_results([*a, *b])
     assert beside.trainings == 1 and beside.scores[0].apart is None
     more = [*a, *trained("a", [1.1], [1]), *b, *trained("b", [2.0], [1])]
-    _, (beside,), _ = compare_results(more)
+    (_, beside), _ = compare_results(more)
     assert beside.trainings == 2 and beside.scores[0].other == pytest.approx((np.mean(B) + 2) / 2)
 
 
 def test_results_of_one_recipe_alone_are_compared_file_by_file():
-    _, others, _ = compare_results(trained("a", A, [0, 1, 2]))
+    (_, *others), _ = compare_results(trained("a", A, [0, 1, 2]))
     assert [other.scores[0].difference for other in others] == [1, 2]
 
 
@@ -138,8 +137,6 @@ def test_bounds_compare_as_scores_do(digits, preset, elbo, tmp_path):
     interval = stats.ttest_rel(values[2:], values[:2]).confidence_interval()
     assert found["first_trainings"] == found["others"][0]["trainings"] == 2 and score["score"] == "bpd"
     assert score["interval"] == pytest.approx([*interval])
-    rows = [*csv.DictReader(elbo("compare", *files, "--csv", cwd=tmp_path).stdout.decode().splitlines())]
-    assert float(rows[0]["interval_low"]) == pytest.approx(interval[0])
 
 
 @pytest.mark.parametrize("key", ALIKE)
@@ -185,7 +182,7 @@ def test_pairs_of_images_have_the_error_that_repeats_show(ref, saved):
     for _ in range(40):
         noise = draw.normal(0.2, 1.3, (200, 3))
         a, b = saved("a", noise), saved("b", 1.02 * noise + draw.normal(0, 0.05, noise.shape))
-        (beside,), _ = compare_features([a, b], ref)
+        (_, beside), _ = compare_features([a, b], ref)
         found.append(beside.scores[0])
     shown = np.std([each.difference for each in found], ddof=1)
     assert np.mean([each.se for each in found]) == pytest.approx(shown, rel=0.3)
@@ -199,7 +196,7 @@ def test_pairs_of_images_have_the_error_that_repeats_show(ref, saved):
 )
 def test_images_are_paired_by_seed_and_class(first, other, paired, ref, saved):
     values = np.random.default_rng(0).normal(size=(2, 20, 3))
-    (beside,), _ = compare_features([saved("a", values[0], **first), saved("b", values[1], **other)], ref)
+    (_, beside), _ = compare_features([saved("a", values[0], **first), saved("b", values[1], **other)], ref)
     assert beside.scores[0].how.endswith(", paired by image" if paired else ", unpaired")
 
 
@@ -214,7 +211,7 @@ def test_features_that_do_not_compare_are_refused(ref, saved):
     ):
         with pytest.raises(DataError, match=word):
             compare_features([a, other], points)
-    (beside,), alike = compare_features([a, saved("c", draw, preprocessing={"image_size": 9})], a)
+    (_, beside), alike = compare_features([a, saved("c", draw, preprocessing={"image_size": 9})], a)
     assert beside.scores[0].other == pytest.approx(0, abs=1e-6) and alike["n_ref"] == 20
 
 
@@ -232,7 +229,7 @@ def folder(tmp_path):
 def test_a_pipe_gets_json(elbo, folder):
     lines = ("compare", "a.json", "-", "c.json")
     found = json.loads(elbo(*lines, cwd=folder, stdin=(folder / "b.json").read_bytes()).stdout)
-    assert found["first"] == "a.json" and [each["file"] for each in found["others"]] == ["-", "c.json"]
+    assert found["first"] == "a.json" and [each["file"] for each in found["others"]] == ["standard input", "c.json"]
     assert [each["scores"][0]["apart"] for each in found["others"]] == [None, None]
 
 

@@ -78,7 +78,7 @@ def verdicts(first: list[ScoredFile], other: list[ScoredFile], pairs: int, rando
             against = [other[index] for index in random.permutation(len(other))[:OF_EACH]]
         else:  # one recipe: name the second group's otherwise, so that it is a side of its own
             against = [_renamed(result) for result in against]
-        _, (compared,), _ = compare_results(chosen + against)
+        (_, compared), _ = compare_results(chosen + against)
         counts["apart" if compared.scores[0].apart else "not apart"] += 1
     return counts
 

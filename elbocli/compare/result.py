@@ -13,7 +13,6 @@ import numpy as np
 from elbocli.bound.result import Bound, Likelihoods, Nats
 from elbocli.core.estimate import Estimate
 from elbocli.core.frechet import FeatureMoments, Gaussian, frechet_distance
-from elbocli.core.metrics import Role
 from elbocli.core.metrics.distances import FID
 from elbocli.core.score_errors import Influence, frechet_influence
 from elbocli.errors import DataError, UsageError
@@ -205,11 +204,7 @@ def read_scored(content: bytes, where: str) -> ScoredFile:
     sets = []
     for repeat in result.repeats:
         alone = EvalResult([repeat])
-        scores = {
-            score.number.name(alone.network): alone.estimate(score)
-            for score in alone.scores
-            if score.number.role == Role.NUMBER and score.value is not None
-        }
+        scores = {score.number.name(alone.network): alone.estimate(score) for score in alone.numbers}
         sets.append(ScoredSet(scores, repeat.facts.made))
     return ScoredFile(where, result.alike(), sets)
 

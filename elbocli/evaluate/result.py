@@ -118,23 +118,33 @@ class EvalResult(Record):
             scores.append(Score(number, value, sd))
         return scores
 
+    @property
+    def numbers(self) -> list[Score]:
+        """Scores with a value, without their statistics."""
+        return [score for score in self.scores if score.number.role == Role.NUMBER and score.value is not None]
+
+    def title(self, score: Score) -> str:
+        """Return a score's name for people."""
+        return score.number.stem(self.network).removesuffix("_mean").replace("_", " ")
+
     def about(self, score: Score, role: Role) -> Score | None:
         """Return a statistic of a score; None: none exists. role: which statistic, such as Role.ERROR."""
         return next((other for other in self.scores if other.number.role == role and other.number.of == score.number.key), None)
 
     def interval(self, score: Score) -> Any:
         """Return (low, high) of a score's 95 % interval, or None."""
-        interval = self.about(score, Role.INTERVAL)
-        return interval and interval.value
+        stated = self.about(score, Role.INTERVAL)
+        return (stated and stated.value) or self.estimate(score).interval
 
     def estimate(self, score: Score) -> Estimate:
         # The standard error comes from repeats, else from the interval, else from the metric.
         if score.sd is not None:
             return Estimate.of_repeats([repeat.values[score.number.key] for repeat in self.repeats])  # type: ignore[misc]
         value: Any = score.value
+        ends: Any = self.about(score, Role.INTERVAL)
         error: Any = self.about(score, Role.ERROR)
-        if ends := self.interval(score):
-            return Estimate(value, (ends[1] - ends[0]) / (2 * NORMAL_95))
+        if ends and ends.value:
+            return Estimate(value, (ends.value[1] - ends.value[0]) / (2 * NORMAL_95))
         return Estimate(value, error and error.value)
 
     def named(self) -> dict[str, Value]:
@@ -171,12 +181,9 @@ class EvalResult(Record):
         """Return scores with standard errors and intervals, and what limits their meaning."""
         facts, rows, notes = self.common(), list[list[Any]](), list[str]()
         made, extractor = facts["made"], EXTRACTORS.get(str(facts.get("extractor")))
-        for score in self.scores:
-            if score.number.role != Role.NUMBER:
-                continue
-            name, estimate = score.number.stem(self.network).removesuffix("_mean").replace("_", " "), self.estimate(score)
-            interval = self.interval(score) or estimate.interval
-            rows.append([name, (score.value, estimate.se), interval and [*interval]])
+        for score in self.numbers:
+            name, interval = self.title(score), self.interval(score)
+            rows.append([name, (score.value, self.estimate(score).se), interval and [*interval]])
             if score.sd is None and (parts := self.about(score, Role.PARTS)):
                 told = score.number.told.format_map(facts)
                 notes.append(f"The standard deviation of the {name} {told} is {parts.value:.2g}.")

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elbocli.bound.result import Bound, Likelihoods, Theorem
-from elbocli.core.metrics import Role
 from elbocli.errors import FormatError
-from elbocli.evaluate.result import ENOUGH, EvalResult, Score
+from elbocli.evaluate.result import ENOUGH, EvalResult
 from elbocli.files.reading import read_bytes
 from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.records import parse_json
@@ -35,7 +34,6 @@ class Row(NamedTuple):
     """A row in a table of the report page.
 
     unit: unit of the value; for a score, the extractor; "": no unit.
-    spread: number after ±, or None. spread_is: name of the spread, such as "sd of repeats".
     note: remark, such as "n = 500".
     interval: 95 % confidence interval, or None.
     """
@@ -43,28 +41,18 @@ class Row(NamedTuple):
     name: str
     unit: str
     value: Any
-    spread: Any = None
-    spread_is: str = ""
     note: str = ""
     interval: Any = None
 
 
 def score_rows(result: EvalResult) -> list[Row]:
     """Return a table row for each score."""
-    return [_score_row(score, result) for score in result.scores if score.number.role == Role.NUMBER]
-
-
-def _score_row(score: Score, result: EvalResult) -> Row:
-    number, n, interval = score.number, result.repeats[0].facts.n_samples, result.interval(score)
-    if interval is None and isinstance(score.value, float):
-        interval = result.estimate(score).interval
-    spread: tuple[Any, str] = (score.sd, "sd of repeats")
-    if score.sd is None:
-        part = result.about(score, Role.PARTS) or result.about(score, Role.ERROR)
-        spread = (part.value, part.number.role.value) if part else (None, "")
+    n = result.repeats[0].facts.n_samples
     note = f"n = {n}" if n is not None and n < ENOUGH else ""
-    name = number.stem(result.network).removesuffix("_mean").replace("_", " ")
-    return Row(name, (number.by_network and result.network) or "", score.value, *spread, note, interval)
+    return [
+        Row(result.title(score), (score.number.by_network and result.network) or "", score.value, note, result.interval(score))
+        for score in result.numbers
+    ]
 
 
 def drawn_by(*made: dict[str, Any]) -> list[str]:

@@ -156,29 +156,28 @@ def test_each_kind_is_known_by_its_content_and_read_whole(kind, content, path):
 
 def test_scores_are_told_from_what_is_said_about_them(path):
     assert score_rows(read_result(written(path, SCORES)).record) == [
-        ("frechet distance", "a.pt2", 1.5, None, "", "n = 900", None),
-        ("inception score", "a.pt2", 8.0, 0.2, "sd of parts", "n = 900", None),
-        ("accuracy", "", 1.0, None, "", "n = 900", None),
+        ("frechet distance", "a.pt2", 1.5, "n = 900", None),
+        ("inception score", "a.pt2", 8.0, "n = 900", None),
+        ("accuracy", "", 1.0, "n = 900", None),
     ]
     enough = EvalResult.of({**SCORES, "n_samples": 10_000})
     assert {row.note for row in score_rows(enough)} == {""}
 
 
-def test_the_spread_of_repeats_comes_before_others_and_nothing_is_shown_twice(path):
+def test_the_interval_of_repeats_comes_before_others_and_nothing_is_shown_twice(path):
     distance, score = "frechet_inception_distance", "inception_score"
     values = [{distance: v, f"{distance}_se": 0.1, f"{score}_mean": v, f"{score}_std": 0.2} for v in (1.0, 3.0)]
     facts = [{"n_samples": 9, "extractor": "x", "made": {"command": f"sample {k}"}} for k in range(2)]
     repeats = [Scores(None, each, Facts.of(about)) for each, about in zip(values, facts)]
     found = read_result(written(path, EvalResult(repeats).json())).record
     assert found == EvalResult(repeats) and drawn_by(*(one.facts.made for one in found.repeats)) == ["sample 0", "sample 1"]
-    name, spread = "frechet inception distance", (pytest.approx(2**0.5), "sd of repeats")
+    name = "frechet inception distance"
     within = pytest.approx(stats.t(1, 2.0, 1.0).interval(0.95))
     assert score_rows(found) == [
-        (name, "", 2.0, *spread, "n = 9", within),
-        ("inception score", "", 2.0, *spread, "n = 9", within),
+        (name, "", 2.0, "n = 9", within),
+        ("inception score", "", 2.0, "n = 9", within),
     ]
     alone = score_rows(EvalResult(repeats[:1]))[0]
-    assert alone.spread_is == "standard error"
     assert alone.interval == pytest.approx(stats.norm(1.0, 0.1).interval(0.95))
 
 

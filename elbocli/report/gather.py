@@ -13,7 +13,6 @@ from PIL import Image
 from elbocli.errors import DataError, ElboError
 from elbocli.files.checkpoint import CONFIG
 from elbocli.files.contact_sheet import CELL, draw_contact_sheet
-from elbocli.files.dataset import Dataset
 from elbocli.files.reading import reading
 from elbocli.images.samples import read_samples
 from elbocli.info.describe import images_of
@@ -60,7 +59,7 @@ class RunFacts:
         Raises FormatError: `path` is not a run. Raises ElboError: unusable `samples` or `files`.
         """
         self.path, self.config, self.samples, self.missing = path, read_run_config(path), samples, list[str]()
-        self.settings, self.dataset = self.config.settings, dataset_of(self.config.data, path)
+        self.settings = self.config.settings
         self.data: dict[str, Any] = self.config.data.json()
         by_path = {result.path.resolve(): result for result in [*results_in(path), *map(read_result, files)]}.values()
         self.results = {kind: [result for result in by_path if result.kind == kind] for kind, _ in RESULTS.values()}
@@ -114,22 +113,13 @@ class RunFacts:
         }
         return {key: value for key, value in facts.items() if value is not None}
 
-    def _packed(self) -> str | None:
-        dataset = Dataset(self.dataset, latents=True)
-        if dataset.identity().differs(self.config.data):
-            raise DataError(
-                f"{dataset.path}: has changed since the training, so its pack command is unknown; restore the dataset"
-            )
-        return dataset.attributes.command
-
     def _commands(self) -> Iterator[CommandReport]:
         imported = self.config.source is not None
-        if not imported and (packed := self.ask(self._packed)):
-            yield CommandReport("Pack the images", packed)
         for line in self.config.commands:
             yield CommandReport("Import, as typed" if imported else "Train, as typed", line)
         if not imported:
-            again = ["elbo", "train", self.dataset, "--config", self.path / CONFIG, "-o", f"{self.name}-again"]
+            data = dataset_of(self.config.data, self.path)
+            again = ["elbo", "train", data, "--config", self.path / CONFIG, "-o", f"{self.name}-again"]
             does = "Train again with the same settings, whatever the environment says by then"
             yield CommandReport(does, shlex.join(map(str, again)))
         if self.samples:

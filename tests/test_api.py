@@ -10,6 +10,7 @@ import torch
 from harness import run_code
 
 import elbocli
+from elbocli.bound.measure import open_measurement
 from elbocli.core.pixels import to_levels
 from elbocli.errors import UsageError
 from elbocli.files.losslog import read_logs
@@ -180,10 +181,10 @@ def test_what_it_draws_is_what_elbo_sample_draws(sampler, schedule, elbo, traine
 
 
 def test_the_bound_is_that_of_elbo_bound(elbo, trained, digits):
-    result = elbo("bound", trained, digits, "-n", 300, "--draws", 2, "--schedule", "uniform", "--device", "cpu")
+    result = elbo("bound", trained, digits, "-n", 300, "--draws", 2, "--device", "cpu")
     expected, data, run = json.loads(result.stdout), elbocli.open_dataset(digits), elbocli.open_run(trained, "cpu")
     how = {"logsnr_min": -10, "logsnr_max": 10, "draws": 2, "population": 300, "device": "cpu"}
-    images = data.read(range(300)), torch.from_numpy(data.labels)
+    images, how["schedule"] = (data.read(range(300)), torch.from_numpy(data.labels)), open_measurement(trained, None).schedule()
     found = elbocli.variational_bound(run.network, run.prediction, *images, **how)
     del how["logsnr_min"], how["logsnr_max"]
     assert (

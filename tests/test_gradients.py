@@ -53,7 +53,7 @@ def test_gradients_are_those_of_training(trained):
     w = parse_weighting("sigmoid:bias=2")
     means = []
     for spec in ("cosine", "fitted:loss"):
-        schedule = asked.schedule(spec, w)
+        schedule = gradients._schedule_of(spec, asked, w)
         means.append(torch.stack([steps.at(step, w, schedule) for step in range(60)]))
     one, other = (m.mean(0) for m in means)
     noise = sum(float(m.var(0).sum()) / len(m) for m in means) ** 0.5

@@ -9,7 +9,6 @@ from elbocli.cli.commands import (
     COUNT,
     LEVEL,
     PATH,
-    SCHEDULE,
     WEIGHTING,
     Command,
     Named,
@@ -29,7 +28,7 @@ from elbocli.cli.commands import (
 
 IMAGES = 1000
 GROUPS = {
-    "Questions": ("estimator", "check", "optimum", "weighting", "schedule"),
+    "Questions": ("estimator", "check", "optimum", "weighting"),
     "Precision of the answer": ("images", "draws", "seed", "logsnr_min", "logsnr_max"),
     "Outputs": ("per_image", "curve", "log", "as_json", "overwrite"),
     "Weights": ("weights",),
@@ -65,14 +64,6 @@ GROUPS = {
     help="w(logsnr) to check: NAME or NAME:key=value,…; may be repeated.  [default: the run's own]",
 )
 @option(
-    "--schedule",
-    type=SCHEDULE,
-    default="",
-    help="Schedule of the draws: NAME:key=value,…, FILE or fitted:CRITERION.",
-    more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. fitted:CRITERION is fitted to the run's "
-    "own log.",
-)
-@option(
     "--optimum",
     type=PATH,
     metavar="FILE",
@@ -102,7 +93,6 @@ def bound(
     data: Path | None,
     estimator: tuple[str, ...],
     weighting: tuple[str, ...],
-    schedule: str,
     optimum: Path | None,
     per_image: Path | None,
     curve: Path | None,
@@ -139,7 +129,7 @@ def bound(
     alone = names == ["variational"]
     drawn = ("curve", "log", "optimum")
     rules = (
-        (check, "--check", ("schedule", "per_image", "estimator", *drawn)),
+        (check, "--check", ("per_image", "estimator", *drawn)),
         (not check, "the bound, only with --check", ("weighting",)),
         (names == ["ode"], "--estimator ode alone", drawn),
     )
@@ -154,16 +144,13 @@ def bound(
     table: Any = None
     if check:
         result = judge.check_theorem(measured, weighting)
-    elif alone and not per_image:
-        profile = estimate.measure_bound(measured, schedule)
-        result = profile.bound
     else:
-        several = estimate.measure_likelihoods(measured, estimators, schedule)
+        several = estimate.measure_likelihoods(measured, estimators)
         profile, table = several.bound, several.table(measured.rows, measured.dataset.labels)
         result = profile.bound if alone else several.result
     facts: dict[str, Any] = {}
     if optimum:
-        facts["excess"], profile = judge.add_excess(measured, training, optimum, profile, schedule)
+        facts["excess"], profile = judge.add_excess(measured, training, optimum, profile)
     if per_image:
         facts["per_image"] = str(per_image)
         write_text(per_image, table_text(table))

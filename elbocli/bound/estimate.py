@@ -159,12 +159,9 @@ def estimate_bound(measured: Measurement, schedule: Schedule) -> BoundEstimate:
     return sweep.bound()
 
 
-def measure_bound(measured: RunMeasurement, schedule: str = "") -> BoundEstimate:
-    """Estimate the variational bound of a run on images.
-
-    schedule: SPEC of the schedule of noise levels; '' fits a schedule to the run's loss log.
-    """
-    return estimate_bound(measured, measured.schedule(schedule))
+def measure_bound(measured: RunMeasurement) -> BoundEstimate:
+    """Estimate the variational bound of a run on images, at noise levels from a fitted schedule."""
+    return estimate_bound(measured, measured.schedule())
 
 
 # Several estimates of −log p of the same images.
@@ -423,10 +420,10 @@ def _means(nats: Tensor) -> PairedEstimate:
     return moments.estimate()
 
 
-def measure_likelihoods(measured: RunMeasurement, estimators: list[Declaration], schedule: str = "") -> Estimates:
-    """Estimate −log p of images under a run, by several estimators. schedule: as in `measure_bound`."""
-    n, chosen = len(measured.dataset), measured.schedule(schedule)
+def measure_likelihoods(measured: RunMeasurement, estimators: list[Declaration]) -> Estimates:
+    """Estimate −log p of images under a run, by several estimators, at noise levels from a fitted schedule."""
+    n, schedule = len(measured.dataset), measured.schedule()
     if "information" in (estimator.name for estimator in estimators):
         some = Stream(measured.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, measured.dimensions)]
         measured = replace(measured, gaussian=fit_gaussian(flat(measured.images.images(some).content)))
-    return estimate_likelihoods(measured, estimators, chosen)
+    return estimate_likelihoods(measured, estimators, schedule)

@@ -39,7 +39,7 @@ def check_theorem(measured: RunMeasurement, specs: Sequence[str] = ()) -> Theore
     """
     weightings = [resolve_weighting(spec) for spec in specs] or [measured.trained.weighting()]
     measures = [_measure(weighting, measured.low, measured.high) for weighting in weightings]
-    schedules = [measured.schedule("", weighting) for weighting in weightings]
+    schedules = [measured.schedule(weighting) for weighting in weightings]
     rights, checks = _right_sides(measured, measures, [measured.schedule(), *schedules]), list[Check]()
     for index, (weighting, schedule) in enumerate(zip(weightings, schedules)):
         left = _left_side(measured, Objective(weighting, schedule, measured.prediction), f"left-{index}")
@@ -122,18 +122,18 @@ def open_training_images(measured: RunMeasurement, optimum: Path) -> RunMeasurem
 
 
 def add_excess(
-    measured: RunMeasurement, training: RunMeasurement, optimum: Path, bound: BoundEstimate, schedule: str = ""
+    measured: RunMeasurement, training: RunMeasurement, optimum: Path, bound: BoundEstimate
 ) -> tuple[dict[str, Any], BoundEstimate]:
     """Compare a run's errors on training images and on the user's images with the least possible errors.
 
     measured, training: run with the user's images, and with training images. bound: bound on the user's images.
-    optimum: file of 'elbo optimum'. schedule: SPEC of noise levels for `training`; '': fitted to the run's loss log.
+    optimum: file of 'elbo optimum'.
     Returns: report for JSON: excess loss, nats per dimension (own: training images, new: others); `bound` with excess by λ bin.
     """
     moments, weighting = bound.moments, measured.trained.weighting()
     least = read_optimum(optimum).least(moments.edges)
     same = training.dataset is measured.dataset and set(training.rows) == set(measured.rows)
-    gains = {"own": excess(moments if same else measure_bound(training, schedule).moments, *least, weighting)}
+    gains = {"own": excess(moments if same else measure_bound(training).moments, *least, weighting)}
     report: dict[str, Any] = {"weighting": weighting.spec, "optimum": str(optimum), "n_own": len(training.rows)}
     if not same:
         gains["new"] = excess(moments, *least, weighting)

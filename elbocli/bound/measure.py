@@ -21,7 +21,6 @@ from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
-from elbocli.files.schedule_file import resolve_schedule
 from elbocli.run.examples import Examples, ImageBatch, draw_noise
 from elbocli.run.open import TrainedRun, check_alike, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
@@ -29,7 +28,7 @@ from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
 
 FLOOR = 0.1
-FITTED = "fitted"
+CRITERION = "second-moment"
 PIXELS = 256 * 3072  # values in a default batch: 256 images of 32 × 32 × 3
 PLAIN = parse_weighting("elbo")
 NONE = torch.empty(0, dtype=torch.float64)
@@ -170,22 +169,16 @@ class RunMeasurement(Measurement):
         """Number of values of an image."""
         return math.prod(self.images.shape)
 
-    def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
-        """Make a schedule to draw noise levels from. Raises ElboError.
+    def schedule(self, weighting: Weighting = PLAIN) -> Schedule:
+        """Return a schedule of low variance of the loss, fitted to the run's loss log.
 
-        spec: NAME:KEY=VALUE,…; fitted[:CRITERION]; '': fitted for low variance of the loss. weighting: of the loss, for fitting.
-        Fitting uses the run's loss log; if the log is missing or doesn't cover the range of λ, the schedule is uniform.
+        weighting: of the loss. The schedule is uniform if the log is missing or doesn't cover the range of λ.
         """
-        name, _, criterion = spec.partition(":")
-        if name not in ("", FITTED):
-            return resolve_schedule(spec, self.low, self.high, size=self.trained.network.config.image_size)
-        floor = self.trained.settings.floor if name else FLOOR
-        criterion = criterion or ("loss" if name else "second-moment")
         with suppress(DataError, FormatError):
             losses = read_logs([self.trained.path])
             if float(losses.edges[0]) <= self.low and self.high <= float(losses.edges[-1]):
-                schedule = fit_schedule(ErrorMoments.of_sums(losses.edges, losses.sums), weighting, criterion, floor)
-                return make_schedule(schedule.curve, f"{FITTED}:{criterion}", self.low, self.high)
+                fitted = fit_schedule(ErrorMoments.of_sums(losses.edges, losses.sums), weighting, CRITERION, FLOOR)
+                return make_schedule(fitted.curve, f"fitted:{CRITERION}", self.low, self.high)
         return parse_schedule("uniform", self.low, self.high)
 
     def about(self) -> dict[str, Any]:

@@ -23,12 +23,13 @@ from torch import Tensor
 from elbocli.bound.measure import RunMeasurement, open_measurement
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.objective import Objective
-from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.schedule import Schedule, make_schedule, parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.checkpoint import RunData
-from elbocli.files.schedule_file import resolve_weighting, to_text
+from elbocli.files.losslog import read_logs
+from elbocli.files.schedule_file import resolve_schedule, resolve_weighting, to_text
 from elbocli.run.settings import Resolved
 from elbocli.runtime.progress import log, progress
 from elbocli.train.batches import Batches
@@ -166,7 +167,7 @@ def run(asked: RunMeasurement, weightings: list[Weighting], specs: list[str], ba
                 schedules.append(_least(edges, norms, weighting, settings.floor))
                 text = to_text(schedules[-1], weighting=weighting.spec, criterion="gradient")
             else:
-                schedules.append(asked.schedule(spec, weighting))
+                schedules.append(_schedule_of(spec, asked, weighting))
         for schedule in schedules:
             sums.append(group_sums(gradients, weighting, schedule, batches, done, total))
             done += batches
@@ -175,6 +176,17 @@ def run(asked: RunMeasurement, weightings: list[Weighting], specs: list[str], ba
             log.info(_sentence(rows[-1]))
     how = {"batch": size, "batches": batches, "t_sampling": settings.t_sampling}
     return {"gradient_variance": [asdict(row) for row in rows], **how, **asked.about()}, text
+
+
+def _schedule_of(spec: str, asked: RunMeasurement, weighting: Weighting) -> Schedule:
+    """The schedule of a SPEC; of fitted:CRITERION, a schedule fitted to the run's loss log."""
+    trained, (name, _, criterion) = asked.trained, spec.partition(":")
+    if name != "fitted":
+        return resolve_schedule(spec, asked.low, asked.high, size=trained.network.config.image_size)
+    losses = read_logs([trained.path])
+    moments = ErrorMoments.of_sums(losses.edges, losses.sums)
+    fitted = fit_schedule(moments, weighting, criterion, trained.settings.floor)
+    return make_schedule(fitted.curve, spec, asked.low, asked.high)
 
 
 def _least(edges: Tensor, norms: list[float], weighting: Weighting, floor: float) -> Schedule:

@@ -184,8 +184,6 @@ def test_a_run_is_found_again_from_elsewhere_and_a_changed_dataset_is_not_its_ow
         ("--draws 3", "even"),
         ("--check --curve x.tsv", "--curve"),
         ("--weighting elbo", "--weighting"),
-        ("--schedule fitted:nope", "nope"),
-        ("--schedule edm-sample", "-10 to 10"),
         ("--logsnr-min 5 --logsnr-max 2", "5 to 2"),
         ("--check --weighting edm:mean=-200,std=0.1", "largest w"),
         ("--estimator ode:steps=5", "even"),

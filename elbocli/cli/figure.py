@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,9 @@ def lettered(name: str) -> str:
     return visible(name).replace("$", r"\$")
 
 
-def line_style(index: int, colors: Sequence[str] = COLORS) -> dict[str, Any]:
+def line_style(index: int) -> dict[str, Any]:
     """Return matplotlib's keywords for the style of line number `index`."""
-    return {"color": colors[index % len(colors)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.5}
+    return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.5}
 
 
 def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dict[str, Any]]:

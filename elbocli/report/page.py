@@ -24,10 +24,7 @@ from elbocli.report.results import score_rows
 from elbocli.report.summary import BITS, NATS, differences, figures, headline, logged
 from elbocli.version import __version__
 
-NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
-INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}  # placeholder → CSS variable
-INK, MUTED, RULE, *LINES = INKS
-OWN: dict[Any, Any] = {
+PAGE_STYLE: dict[Any, Any] = {
     "figure.figsize": (4.8, 3.1),  # inches, about the width of a telephone's screen
     # Margins of all plots are equal, so that the axes of plots are aligned.
     "figure.subplot.left": 0.15,
@@ -36,11 +33,7 @@ OWN: dict[Any, Any] = {
     "figure.subplot.top": 0.97,
     "svg.fonttype": "none",
     "font.size": 10,
-    **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    "axes.edgecolor": MUTED,
     "savefig.transparent": True,
-    "grid.color": RULE,
-    "grid.alpha": 1.0,
 }
 LEVEL, ERROR, WEIGHT = "noise  ←  λ  →  data", "‖ε − ε̂‖² / D", "w(λ) / max w"
 POINTS = 241
@@ -56,30 +49,18 @@ class Line(NamedTuple):
 
 
 def swatch(index: int) -> tuple[str, str]:
-    """Return a line's legend style: (CSS variable of its colour, SVG dash lengths)."""
-    style = line_style(index, LINES)
+    """Return a line's legend style: (colour, SVG dash lengths)."""
+    style = line_style(index)
     lengths = () if style["linestyle"] == "-" else style["linestyle"][1]
-    return INKS[style["color"]], " ".join(f"{length * style['linewidth']:g}" for length in lengths)
-
-
-def new_panel(label: str) -> Any:
-    """Return the Axes of a new matplotlib figure. label: of the vertical axis."""
-    from matplotlib.figure import Figure
-
-    axis = Figure().subplots()
-    axis.set_ylabel(label)
-    return axis
+    return style["color"], " ".join(f"{length * style['linewidth']:g}" for length in lengths)
 
 
 def _svg(figure: Any, name: str) -> str:
     # name: prefix of all ids, which must be unique on the page.
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for color, variable in INKS.items():
-        text = text.replace(f": {color}", f": var({variable})")
-    return Markup(re.sub(r' id="|href="#|url\(#', rf"\g<0>{name}-", text))
+    _, start, rest = buffer.getvalue().partition("<svg")
+    return Markup(re.sub(r' id="|href="#|url\(#', rf"\g<0>{name}-", start + rest))
 
 
 def over_images(axis: Any) -> None:
@@ -105,9 +86,12 @@ def draw_lines(label: str, lines: Sequence[tuple[str, Line | None]], over: Calla
     drawn = [(index, name, line) for index, (name, line) in enumerate(lines) if line]
     if not drawn:
         return None
-    axis = new_panel(label)
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    axis.set_ylabel(label)
     for index, _, line in drawn:
-        _draw(axis, line, line_style(index, LINES))
+        _draw(axis, line, line_style(index))
     if over is over_images or label == ERROR:
         _scale_log(axis)
     over(axis)
@@ -180,7 +164,7 @@ def levels_of(facts: RunFacts) -> Tensor:
 
 def pictures(*runs: RunFacts) -> dict[str, tuple[str, Any]]:
     """Return the plots that have data: name in the templates → (SVG, legend)."""
-    with import_matplotlib().rc_context({**STYLE, **OWN}):
+    with import_matplotlib().rc_context({**STYLE, **PAGE_STYLE}):
         panels = _panels_of_several(runs) if len(runs) > 1 else _panels_of_one(runs[0])
         for place, (column, title) in enumerate(scores(runs).items()):
             panels[f"score{place}"] = _draw_curve(title, column, runs)
@@ -229,7 +213,7 @@ def _objective_panels(facts: RunFacts) -> dict[str, Any]:
         "schedule": draw_lines("density p(λ)", _density_lines(facts.objective.schedule, facts)),
     }
     for place in range(len(facts.objective.effective) - 1):
-        _draw(panels["weighting"][0], weighting_line(facts, place), {"color": MUTED, "linewidth": 0.5, "zorder": 1})
+        _draw(panels["weighting"][0], weighting_line(facts, place), {"color": "grey", "linewidth": 0.5, "zorder": 1})
     return panels
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_pages import ALERT, BOUND, HOSTILE, Reader, beyond_numbers, change, just_begun
 
+from elbocli.cli.figure import COLORS
 from elbocli.cli.text import visible
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.schedule_curves import SCHEDULES
@@ -23,7 +24,7 @@ from elbocli.files import losslog
 from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
 from elbocli.report.gather import RunFacts
 from elbocli.report.objective import weighting_terms
-from elbocli.report.page import INKS, LINES, code, model_card, number, pictures, render, swatch
+from elbocli.report.page import code, model_card, number, pictures, render, swatch
 from elbocli.report.summary import BITS, differences, figures, headline
 from elbocli.version import __version__
 
@@ -74,7 +75,7 @@ def test_a_finished_run_says_everything(trained):
     drawn = pictures(facts)
     assert [*drawn] == ["weighting", "noise", "schedule", "loss", "profiles"]
     for svg, _ in drawn.values():
-        assert page.count(svg) == 1 and "var(--ink)" in svg and not any(ink in svg for ink in INKS)
+        assert page.count(svg) == 1
 
 
 def test_scores_while_training_are_curves_with_bands_and_their_last_values(runs):
@@ -366,13 +367,12 @@ def test_only_the_settings_that_differ_are_told_and_each_number_has_a_place_for_
 
 
 def test_every_run_has_its_line_on_every_plot_and_no_two_are_alike(runs):
-    inks = {INKS[line].removeprefix("--") for line in LINES}
     drawn = pictures(*map(RunFacts, runs))
-    lines = {name: set(re.findall(r"stroke: var\(--(\w+)\)", svg)) & inks for name, (svg, _) in drawn.items()}
-    assert all(len(legend) == len(lines[name]) for name, (_, legend) in drawn.items())
+    lines = {name: {color for (color, _), _ in legend} for name, (_, legend) in drawn.items()}
+    assert all(f"stroke: {color.lower()}" in svg for svg, legend in drawn.values() for (color, _), _ in legend)
     assert lines == {
-        **{name: {"one", "two"} for name in ("weighting", "loss", "profiles")},
-        **{name: {"two"} for name in ("val_loss", "val_bpd", "held_out")},
+        **{name: {*COLORS[:2]} for name in ("weighting", "loss", "profiles")},
+        **{name: {COLORS[1]} for name in ("val_loss", "val_bpd", "held_out")},
     }
     assert len({swatch(index) for index in range(30)}) == 30
 

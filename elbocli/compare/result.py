@@ -263,6 +263,8 @@ def _difference(first: Side, other: Side, score: str) -> Difference:
     if before and before.keys() == after.keys():
         change, how = _paired(before, after), f"paired by {len(before)} seeds"
     scope, conclusive = _scope([[scored.made for scored in side.sets] for side in (first, other)])
+    if first.sets[0].recipe == other.sets[0].recipe != {}:
+        scope = f"one recipe, {scope}"
     return difference_of(score, sampled[0].value, sampled[1].value, change, f"{scope}, {how}", conclusive)
 
 

@@ -45,17 +45,19 @@ def progress_of(run: Path, config: RunConfig) -> dict[str, Any]:
 
 
 def progress_of_runs(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return a row for each run, with equal keys: progress, and the settings that differ. None: the run has no such value."""
+    """Return a row for each run, with equal keys: progress, and the settings of weights that differ. None: no such value."""
     configs = [read_config(run) for run in runs]
     settings = [
         {
-            **config.settings.written(),
+            **config.recipe(),
+            "seed": config.settings.seed,
             **{f"network.{key}": value for key, value in config.network.items()},
             "data": config.data.path,
         }
         for config in configs
     ]
-    differing = [key for key in {**settings[0], **settings[-1]} if any(one.get(key) != settings[0].get(key) for one in settings)]
+    keys = dict.fromkeys(key for one in settings for key in one)
+    differing = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
     rows = []
     for run, config, setting in zip(runs, configs, settings):
         progress = {"state": "unknown", **progress_of(run, config)}

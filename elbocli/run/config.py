@@ -107,6 +107,12 @@ class RunConfig(Record, kw_only=True):
             content = {**content, "settings": settings}
         return super().of(content, where)
 
+    def recipe(self) -> dict[str, Any]:
+        """Return the settings that weights depend on, without the seed."""
+        settings = {key: value for key, value in self.settings.written().items() if SETTINGS[key].group not in NOT_LEARNED}
+        settings = {key: value for key, value in settings.items() if key not in ("seed", "preset", "time_limit")}
+        return {**settings, "val_split": self.settings.val_split, "precision": self.settings.precision}
+
     def training_facts(self) -> dict[str, Any]:
         """Return what identifies a training in result files: run_id, training_seed and settings_sha256; {} for an imported run.
 
@@ -114,10 +120,8 @@ class RunConfig(Record, kw_only=True):
         """
         if self.source is not None:
             return {}
-        settings = {key: value for key, value in self.settings.written().items() if SETTINGS[key].group not in NOT_LEARNED}
-        settings = {key: value for key, value in settings.items() if key not in ("seed", "preset", "time_limit")}
         recipe = {
-            "settings": {**settings, "val_split": self.settings.val_split, "precision": self.settings.precision},
+            "settings": self.recipe(),
             "network": self.network,
             "data": [self.data.payload_sha256, self.data.labels_sha256],
             "files": sorted(self.files.values()),

@@ -120,6 +120,7 @@ def test_further_samples_of_one_training_are_no_further_training():
 def test_results_of_one_recipe_alone_are_compared_file_by_file():
     (_, *others), _ = compare_results(trained("a", A, [0, 1, 2]))
     assert [other.scores[0].difference for other in others] == [1, 2]
+    assert all(other.scores[0].how.startswith("one recipe, 1 training each") for other in others)
 
 
 def test_bounds_compare_as_scores_do(digits, preset, elbo, tmp_path):

@@ -241,7 +241,7 @@ def running(run, folder, name, step, **settings):
 
 @pytest.fixture
 def two(trained, tmp_path):
-    return running(trained, tmp_path, "a", 40), running(trained, tmp_path, "b", 90, weighting="edm", seed=5)
+    return running(trained, tmp_path, "a", 40), running(trained, tmp_path, "b", 90, weighting="edm", seed=5, log_every=3)
 
 
 def test_several_runs_are_a_table_of_progress_and_of_the_settings_that_differ(two, elbo, tmp_path):
@@ -255,7 +255,7 @@ def test_several_runs_are_a_table_of_progress_and_of_the_settings_that_differ(tw
     batch = alone["batch_size"]
     assert [row["seconds_left"] for row in rows] == [60 * batch / 8, 10 * batch / 8] and alone["seconds_left"] == 60 * batch / 8
     assert [(row["state"], row["weighting"], row["seed"]) for row in rows][1] == ("running", "edm", 5)
-    assert not {"batch_size", "lr", "network.channels"} & set(rows[0]) and rows[0]["loss"] == alone["loss"]
+    assert not {"batch_size", "lr", "network.channels", "log_every"} & set(rows[0]) and rows[0]["loss"] == alone["loss"]
     assert [float(line["loss"]) for line in lines] == [row["loss"] for row in rows]
     assert "40 of 100" in shown and str(timedelta(seconds=60 * batch / 8)) in shown and "don't compare" in shown
     assert max(map(len, shown.splitlines())) <= 80

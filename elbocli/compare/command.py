@@ -1,6 +1,7 @@
 """Command line of `elbo compare`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,9 +27,10 @@ from elbocli.cli.commands import (
     help="The reference for features: statistics (.npz) or features that 'elbo eval' saved.",
 )
 @json_option
+@option("--csv", is_flag=True, help="CSV instead of a table or JSON.")
 @plugin_option
 @common
-def compare(files: tuple[Path, ...], ref: Path | None, as_json: bool) -> None:
+def compare(files: tuple[Path, ...], ref: Path | None, as_json: bool, csv: bool) -> None:
     """Tell differences between scores from chance.
 
     FIRST and OTHER are results of 'elbo eval' or of 'elbo bound' (JSON; - is a stream). Results of trainings that differ
@@ -42,7 +44,10 @@ def compare(files: tuple[Path, ...], ref: Path | None, as_json: bool) -> None:
     Results must have equal extractor, reference, number of images, preprocessing, protocol and options of metrics. Each
     interval has a confidence of 95 %: of twenty scores without a difference, one looks different.
     """
-    from elbocli.compare.result import Comparison, compare_features, compare_results, read_scored
+    import csv as csv_format
+    import sys
+
+    from elbocli.compare.result import Comparison, Difference, compare_features, compare_results, read_scored
     from elbocli.files.reading import read_bytes
     from elbocli.version import __version__
 
@@ -54,12 +59,18 @@ def compare(files: tuple[Path, ...], ref: Path | None, as_json: bool) -> None:
         )
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
         raise click.UsageError("pass either only features (.safetensors), with --ref, or only results (JSON), without --ref")
+    if as_json and csv:
+        raise click.UsageError("--json and --csv exclude each other")
     if ref:
         (first, *others), alike = compare_features(files, ref)
     else:
         contents = [stdin_or_fail("results").read() if path == STREAM else read_bytes(path) for path in files]
         names = ["standard input" if path == STREAM else str(path) for path in files]
         (first, *others), alike = compare_results(list(map(read_scored, contents, names)))
+    if csv:
+        heads = [*Difference.__struct_fields__, "of"]
+        rows = [[*score.json().values(), other.file] for other in others for score in other.scores]
+        return csv_format.writer(sys.stdout).writerows([_columns(heads, heads), *(_columns(heads, row) for row in rows)])
     comparison = Comparison(
         first=first.file,
         first_files=first.files,
@@ -70,3 +81,10 @@ def compare(files: tuple[Path, ...], ref: Path | None, as_json: bool) -> None:
         command=command_line(),
     )
     print_result(comparison.json(), as_json, *comparison.tables())
+
+
+def _columns(heads: list[str], row: list[Any]) -> list[Any]:
+    # In CSV, the interval has two columns.
+    at = heads.index("interval")
+    ends = ["interval_low", "interval_high"] if row is heads else row[at] or [None, None]
+    return [*row[:at], *ends, *row[at + 1 :]]

@@ -208,6 +208,9 @@ class EvalResult(Record):
             notes,
         )
 
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
     def json(self) -> dict[str, Any]:
         content = {**self.head(), **self.named(), **self.common()}
         if len(self.repeats) > 1:

@@ -1,5 +1,6 @@
 """`elbo compare` gives differences with their intervals, by seeds, by images, or each by itself, of what compares."""
 
+import csv
 import json
 
 import numpy as np
@@ -138,6 +139,8 @@ def test_bounds_compare_as_scores_do(digits, preset, elbo, tmp_path):
     interval = stats.ttest_rel(values[2:], values[:2]).confidence_interval()
     assert found["first_trainings"] == found["others"][0]["trainings"] == 2 and score["score"] == "bpd"
     assert score["interval"] == pytest.approx([*interval])
+    rows = [*csv.DictReader(elbo("compare", *files, "--csv", cwd=tmp_path).stdout.decode().splitlines())]
+    assert float(rows[0]["interval_low"]) == pytest.approx(interval[0])
 
 
 @pytest.mark.parametrize("key", ALIKE)

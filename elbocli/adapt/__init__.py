@@ -1,1 +1,1 @@
-"""`elbo adapt`: fit a schedule to loss logs, or to the least possible error on images."""
+"""`elbo adapt`: fit a schedule to loss logs."""

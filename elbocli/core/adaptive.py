@@ -207,30 +207,17 @@ def fit_schedule(
     weighting: Weighting,
     criterion: str = "loss",
     floor: float = 0.01,
-    least: Tensor | None = None,
 ) -> Schedule:
-    """Return the schedule with density ∝ weighting × criterion in each bin.
+    """Return the schedule with density ∝ weighting × criterion in each bin, named "adaptive".
 
     criterion: function of a bin's errors, a name in CRITERIA. floor: smallest density, as a fraction of the uniform density.
-    least: least possible errors, [bins], for criterion `excess`.
-    Raises UsageError: unknown criterion, missing `least`, or floor outside [LEAST_FLOOR, 1].
+    Raises UsageError: unknown criterion, or floor outside [LEAST_FLOOR, 1].
     Raises DataError: no bin has two errors, or weighting × criterion is zero or not finite.
     """
-    known = moments.smoothed
-    score = CRITERIA.find(criterion)(known.mean, known.second, least)
-    return schedule_of_scores(moments.edges, score, weighting, floor)
-
-
-def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01) -> Schedule:
-    """Return the schedule with density ∝ weighting × score in each bin, named "adaptive".
-
-    edges: edges of the bins, [bins + 1]. score: value of a criterion in each bin, [bins].
-    floor: smallest density, as a fraction of the uniform density.
-    Raises UsageError: floor outside [LEAST_FLOOR, 1]. Raises DataError: weighting × score is zero or not finite.
-    """
     check_floor(floor)
+    known, edges = moments.smoothed, moments.edges
     width = edges.diff()
-    mass = weighting(fine_levels(edges)).mean(1) * score * width
+    mass = weighting(fine_levels(edges)).mean(1) * CRITERIA.find(criterion)(known.mean, known.second) * width
     if not mass.isfinite().all() or float(mass.sum()) <= 0:
         raise DataError(f"weighting {weighting.spec} × error is all zero, or not finite; choose another weighting")
     return schedule_of_shares(edges, floored(mass / mass.sum(), width, floor), "adaptive")

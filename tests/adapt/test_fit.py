@@ -10,17 +10,17 @@ import torch
 
 from elbocli.adapt.fit import FittedSchedule, fit_log, plot_fit
 from elbocli.core.adaptive import ErrorMoments, bin_edges, floored, loss_variance
-from elbocli.core.criteria import OF_ERRORS
+from elbocli.core.criteria import CRITERIA
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.core.weighting import parse_weighting
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError
 from elbocli.files import losslog
 from elbocli.files.schedule_file import resolve_schedule
 
 
-def fit(log: str | Path, weighting: str = "", criterion: str = "loss", **settings: Any) -> FittedSchedule:
+def fit(log: str | Path, weighting: str | None = None, criterion: str = "loss", **settings: Any) -> FittedSchedule:
     source = log if isinstance(log, Path) else io.BytesIO(log.encode())
-    return fit_log([source], lambda own: parse_weighting(weighting or own), criterion=criterion, **settings)
+    return fit_log([source], weighting, criterion=criterion, **settings)
 
 
 def log_text(schedule: str = "cosine", count: int = 200_000, ends: tuple[float, float] = (-10, 10)) -> str:
@@ -50,7 +50,7 @@ def test_the_fitted_schedule_has_the_least_variance_and_a_file_brings_it_back(tm
 
 def test_any_weighting_can_be_fitted_from_one_log():
     middle = torch.tensor([0.5], dtype=torch.float64)
-    fitted = {spec: fit(log_text(), weighting=spec) for spec in ("elbo", "edm:monotone", "schedule:cosine")}
+    fitted = {spec: fit(log_text(), weighting=spec) for spec in ("elbo", "edm:monotone", "eps-mse@cosine")}
     assert all(each.report.weighting.partition(":")[0] == spec.partition(":")[0] for spec, each in fitted.items())
     assert len({float(each.schedule.logsnr(middle)) for each in fitted.values()}) == 3
 
@@ -66,16 +66,10 @@ def test_a_log_that_no_smooth_curve_fits_is_refused():
             fit(log)
 
 
-def test_bins_merge_into_a_divisor_of_them():
-    assert fit(log_text(), bins=20).report.bins == 20
-    with pytest.raises(UsageError):
-        fit(log_text(), bins=33)
-
-
 def test_the_report_says_for_every_candidate_what_its_schedule_promises():
     report = json.loads(json.dumps(fit(log_text()).report.json(), allow_nan=False))
     assert (report["weighting"], report["criterion"], report["batch"]) == ("sigmoid:bias=2", "loss", 20_000)
-    assert list(report["schedules"]) == ["own", "cosine", "edm", "uniform", *(f"fitted:{name}" for name in OF_ERRORS)]
+    assert list(report["schedules"]) == ["own", "cosine", "edm", "uniform", *(f"fitted:{name}" for name in CRITERIA)]
     for kind, best in (("independent", "fitted:second-moment"), ("low_discrepancy", "fitted:std")):
         rows = report["schedules"].values()
         least = min(row[f"variance_{kind}"] for row in rows)

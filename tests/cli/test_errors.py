@@ -81,8 +81,7 @@ LINES = """
 1 | loss log | adapt .
 1 | loss log | adapt . --json
 2 | criterion | adapt {run} --json --criterion none
-2 | 'bias' | adapt {run} --weighting edm --bias 2
-2 | --shift | adapt {run} --shift auto
+2 | 'bias' | adapt {run} --weighting edm:bias=2
 2 | --overwrite | adapt {run} -o text.h5
 1 | folder.h5 | prep folder.h5 x.h5
 2 | --channels | prep {images} x.h5 --latents {vae} --channels 1

@@ -20,7 +20,7 @@ from elbocli.core.adaptive import (
     roughness,
     smooth,
 )
-from elbocli.core.criteria import CRITERIA, OF_ERRORS
+from elbocli.core.criteria import CRITERIA
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
@@ -95,7 +95,7 @@ def test_the_density_is_weight_times_error_over_a_floor_of_uniform(mean, floor):
 def test_criteria_are_the_mean_the_root_of_the_second_moment_and_the_deviation(mean, spread):
     second = mean.square() + spread.square()
     wanted = {"loss": mean, "second-moment": second.sqrt(), "std": spread}
-    assert set(wanted) == set(OF_ERRORS)
+    assert set(wanted) == set(CRITERIA)
     for name, score in wanted.items():
         mass = average(W, EDGES) * score
         found = fit_schedule(moments_of(mean, spread), W, name, 1e-9).density(MIDDLE)
@@ -107,18 +107,9 @@ def test_criteria_are_the_mean_the_root_of_the_second_moment_and_the_deviation(m
 def test_each_criterion_has_the_least_variance_of_its_kind(mean, spread):
     moments = moments_of(mean, spread)
     plain = parse_weighting("elbo")
-    variance = {name: loss_variance(moments, plain, fit_schedule(moments, plain, name, 1e-9).density) for name in OF_ERRORS}
+    variance = {name: loss_variance(moments, plain, fit_schedule(moments, plain, name, 1e-9).density) for name in CRITERIA}
     assert variance["second-moment"][0] <= min(v[0] for v in variance.values()) * (1 + 1e-9) + 1e-12
     assert variance["std"][1] <= min(v[1] for v in variance.values()) * (1 + 1e-9)
-
-
-@settings(max_examples=15)
-@given(positive)
-def test_the_excess_is_what_is_above_the_least_error(mean):
-    least = 0.5 * mean * torch.linspace(0, 1, len(mean), dtype=torch.float64)
-    mass = average(W, EDGES) * (mean - least)
-    found = fit_schedule(moments_of(mean, mean), W, "excess", 1e-9, least=least).density(MIDDLE)
-    np.testing.assert_allclose(found, mass / mass.sum() * 2, rtol=1e-3)
 
 
 def test_bins_never_seen_are_interpolated_from_their_neighbours():
@@ -164,7 +155,6 @@ ONES = torch.ones(28, dtype=torch.float64)
     ("error", "options"),
     [
         *((UsageError, {"floor": floor}) for floor in (0, 0.9e-9, 1.1, math.nan)),
-        (UsageError, {"criterion": "excess"}),
         (UsageError, {"criterion": "variance"}),
         (DataError, {"weighting": parse_weighting("edm:mean=-200,std=0.1")}),
         (DataError, {"moments": ErrorMoments.of_sums(EDGES, torch.zeros(3, 28))}),

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.optimum import excess_by_bin
 from elbocli.files.dataset import Dataset, DatasetAttributes
 from elbocli.files.losslog import Optimum, read_logs
-from elbocli.files.schedule_file import resolve_schedule
 from elbocli.optimum import find
 from elbocli.optimum.find import Search, open_search
 
@@ -166,20 +164,6 @@ def test_the_result_is_one_json_object(told, digits, tmp_path):
     assert (tmp_path / "x.svg").exists()
 
 
-@pytest.mark.long
-def test_adapt_fits_the_excess_or_the_data_alone(told, validated, tmp_path):
-    line, optimum = ("-o", "s.yaml", "--overwrite", "--json"), validated / "optimum.json"
-    found = told("adapt", validated, "--criterion", "excess", "--optimum", optimum, *line)
-    assert "fitted:excess" in found["schedules"] and "criterion: excess" in (tmp_path / "s.yaml").read_text()
-    found = told("adapt", "--data-only", optimum, "--weighting", "sigmoid:bias=2", "--plot", "s.svg", *line)
-    assert "criterion: data-only" in (tmp_path / "s.yaml").read_text() and (tmp_path / "s.svg").exists()
-    schedule = resolve_schedule(str(tmp_path / "s.yaml"))
-    log_sigma = -0.5 * schedule.logsnr((torch.arange(20_000).double() + 0.5) / 20_000)
-    assert found["p_mean"] == pytest.approx(float(log_sigma.mean()), rel=1e-2)
-    assert found["p_std"] == pytest.approx(float(log_sigma.std()), rel=1e-2)
-    assert found["half"] == pytest.approx(schedule.logsnr(torch.tensor([0.75, 0.25]).double()).tolist())
-
-
 def test_bound_has_the_excess(told, validated, tmp_path):
     optimum = validated / "optimum.json"
     found = told("bound", validated, "-n", 40, "--optimum", optimum, "--curve", "c.tsv")["excess"]
@@ -193,10 +177,6 @@ def test_bound_has_the_excess(told, validated, tmp_path):
         ("optimum", 2, "dataset"),
         ("optimum data --sample 9 -n 2", 2, "two images"),
         ("optimum other --like run", 1, "other images"),
-        ("adapt run --criterion excess", 2, "together"),
-        ("adapt --data-only found --bins 4", 2, "--bins"),
-        ("adapt --data-only nowhere.json", 1, "elbo optimum"),
-        ("adapt run --criterion excess --optimum narrow", 2, "-1 to 1"),
         ("bound run -n 4 --optimum strange", 2, "--like"),
     ],
 )
@@ -204,7 +184,6 @@ def test_a_line_that_does_not_fit_is_refused(line, code, word, elbo, validated, 
     places = {"data": digits, "run": validated, "found": validated / "optimum.json", "other": pack()}
     content = json.loads(places["found"].read_text())
     changes: dict[str, dict[str, Any]] = {
-        "narrow": {"edges": [-1, 1], "eps_mse": [0.1], "eps_mse_se": [0.1], "without_class": None},
         "strange": {"payload_sha256": "0"},
     }
     for name, change in changes.items():

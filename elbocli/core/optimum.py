@@ -47,8 +47,7 @@ class LeastErrors:
         self._own = (eps @ source[:, :, None]).squeeze(2)  # [S, H]
         kinds = 1 if labels is None else 2
         self._weight, self._distance = torch.zeros(2, kinds, *logsnr.shape, dtype=torch.float64, device=source.device)
-        self._seen = torch.zeros(kinds, len(source), dtype=torch.float64, device=source.device)
-        self._nearest = torch.full_like(self._seen, torch.inf)
+        self._nearest = torch.full((kinds, len(source)), torch.inf, dtype=torch.float64, device=source.device)
 
     def add(self, images: Tensor, own: Tensor, labels: Tensor | None = None) -> None:
         """Add images.
@@ -62,10 +61,9 @@ class LeastErrors:
         along = (self.eps @ images.T).view(count, noises, -1) - self._own[:, :, None]
         along.masked_fill_(own[:, None], -torch.inf)
         mates = ~own
-        for kind in range(len(self._seen)):
+        for kind in range(len(self._nearest)):
             if kind:
                 mates = mates & (self.labels[:, None] == labels)
-            self._seen[kind] += mates.sum(1)
             apart = distance.masked_fill(~mates | (distance == 0), torch.inf)
             self._nearest[kind] = self._nearest[kind].minimum(apart.amin(1))
         tile = max(1, TILE.get(images.device.type, TILE["cpu"]) // (noises * len(images)))
@@ -82,23 +80,16 @@ class LeastErrors:
             total = weight.sum(2)
             self._weight[0, rows, :, level] += total
             self._distance[0, rows, :, level] += torch.linalg.vecdot(weight, distance)
-            if len(self._seen) > 1:
+            if len(self._nearest) > 1:
                 self._weight[1, rows, :, level] += torch.linalg.vecdot(weight, mates)
                 self._distance[1, rows, :, level] += torch.linalg.vecdot(weight, near)
             if float(total.max()) < GONE:
                 return
 
-    def values(self, others: Tensor, mates: Tensor | None = None) -> Tensor:
-        """Return each source's estimated least E‖ε−ε̂‖², [1, S, H, L].
-
-        others: number of images besides the source, [S].
-        mates: number of images of the source's class besides the source, [S]; adds the class-conditional error: [2, S, H, L].
-        """
-        # If fewer images were added, they are weighted up: numerator and denominator are unbiased, and their ratio nearly so.
-        number = others[None] if mates is None else torch.stack([others, mates])
-        stands_for = (number / self._seen.clamp(min=1))[:, :, None, None]
-        distance = stands_for * self._distance * self.unit**2
-        return 0.5 * self.logsnr.exp() * distance / (1 + stands_for * self._weight)
+    def values(self) -> Tensor:
+        """Return each source's least E‖ε−ε̂‖² among the added images, [1, S, H, L]; with labels also the class's: [2, S, H, L]."""
+        distance = self._distance * self.unit**2
+        return 0.5 * self.logsnr.exp() * distance / (1 + self._weight)
 
     def squares(self) -> Tensor:
         """Return the mean square of `values` over ε, estimated by the nearest image: [1, S, H, L]; with labels: [2, S, H, L]."""

@@ -321,19 +321,6 @@ class LeastCurve(Record):
     eps_mse_se: Sums
 
 
-class SampleCheck(Record):
-    """Correction of a least possible error that was computed with a random subset of the images.
-
-    images: size of the subset. sources: number of noised images in the comparison.
-    bias: mean of (error with the subset − error with all images), [bins]; already subtracted from Optimum.eps_mse.
-    """
-
-    images: Positive
-    sources: Positive
-    bias: Values
-    bias_se: Sums
-
-
 @stored("result of elbo optimum (JSON)", "elbo-optimum", remedy="; make one with 'elbo optimum'")
 class Optimum(Record, kw_only=True):
     """Least possible error of a denoiser for a finite set of images, by noise level.
@@ -345,7 +332,6 @@ class Optimum(Record, kw_only=True):
     nats: ½∫ dimensions·eps_mse dλ over all bins; the integral over all real λ is log_images.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
     images: number, with mirror images if `flip`. sources, draws: number of noised images, and noise draws per image.
-    sample: correction for a softmax over a random subset; None: over all images.
     """
 
     edges: Edges
@@ -362,7 +348,6 @@ class Optimum(Record, kw_only=True):
     dimensions: Positive
     label_dropout: Annotated[float, Meta(ge=0, le=1)] = 0.0
     without_class: LeastCurve | None = None
-    sample: SampleCheck | None = None
     dataset: str | None = None
     payload_sha256: str | None = None
     n_dataset: Count | None = None

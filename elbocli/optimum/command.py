@@ -7,8 +7,6 @@ from typing import Any
 import click
 
 from elbocli.cli.commands import (
-    COUNT,
-    FIGURE,
     LEVEL,
     PATH,
     STREAM,
@@ -37,14 +35,6 @@ from elbocli.cli.commands import (
 )
 @option("-n", "--images", "sources", type=value(int, ge=2, le=10**9), default=1000, help="Number of images to denoise.")
 @option(
-    "--sample",
-    type=value(int, ge=0, le=10**9),
-    metavar="COUNT",
-    help="Compare with this many images instead of all; 0 is all.  [default: all if that takes minutes, else an eighth]",
-    more="With fewer images, the least error is too small at levels where few images matter. Therefore some images "
-    "are compared with all, too, and the difference is subtracted; the result has its size.",
-)
-@option(
     "--classes/--no-classes",
     "conditional",
     default=None,
@@ -55,28 +45,24 @@ from elbocli.cli.commands import (
 @option("--logsnr-max", type=LEVEL, help="Cleanest level.  [default: RUN's, or 15]")
 @option("--bins", type=value(int, ge=1, le=2000), default=100, help="Equal bins of logsnr, as in the loss log.")
 @seed_option
-@option("--batch-size", type=COUNT, help="Images at a time.  [default: as many as fit 32 MB, at most 1024]")
 @device_option
 @out_option("an optimum")
-@option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the least error by noise level.")
 @json_option
 @overwrite_option
 @plugin_option
 @common
-def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, as_json: bool, **options: Any) -> None:
+def optimum(data: Path | None, like: Path | None, out: Path, as_json: bool, **options: Any) -> None:
     """Find the least error that any denoiser can have.
 
     The Bayes denoiser of the packed images, a softmax over all images, has the least error on these images. No network
     has a smaller error on these images, and a network that comes close has memorised the images. The result is one JSON
     object: edges of the bins of logsnr, eps_mse (the least squared error of ε per dimension) and eps_mse's standard error.
-    'elbo adapt', 'elbo bound' and 'elbo report' read the result.
+    'elbo bound' and 'elbo report' read the result.
     """
-    from elbocli.optimum.find import find_optimum, open_search, plot_optimum
+    from elbocli.optimum.find import find_optimum, open_search
     from elbocli.runtime.table import Table, rounded
 
     found = find_optimum(open_search(data, like, **options))
-    if plot:
-        plot_optimum(found, plot)
     if out != STREAM:
         return hand_out(found.text(), out)
     middles = [(low + high) / 2 for low, high in pairwise(found.edges)]
@@ -85,7 +71,6 @@ def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, 
         "images": f"{found.images:,}" + ", with mirror images" * found.flip,
         "classes": found.classes or "none, or not told to the denoiser",
         "½∫ over these levels": f"{rounded(found.nats, found.nats_se)} nats, of ln(images) = {found.log_images:.5g}",
-        "compared with": found.sample and f"{found.sample.images:,} images at random; the bias is subtracted",
     }
     title = "Least squared error of ε per dimension by noise level"
     heads = ["logsnr", "least error ± standard error"]

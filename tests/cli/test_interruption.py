@@ -41,7 +41,7 @@ COMMANDS = {
     "eval": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --save-stats x.npz --save-features x.safetensors",
     "grid": "grid {run} -n 2 --steps 3 -o x.yaml",
     "info": "info {data} --sheet x.png",
-    "optimum": "optimum {data} -n 4 -o x.json --plot x.svg",
+    "optimum": "optimum {data} -n 4 -o x.json",
     "report": "report {run} -o x.html",
     "weights plot": "weights plot sigmoid -o x.pdf",
     "import": "import {weights} x --plugin {plugin}",

@@ -28,7 +28,7 @@ def least(points: Tensor, levels: Tensor = LEVELS) -> Tensor:
     eps = GRID.expand(count, nodes)[:, :, None]
     sums = LeastErrors(points[:, None], eps, levels.expand(count, nodes, -1))
     sums.add(points[:, None], torch.eye(count, dtype=torch.bool))
-    found = sums.values(torch.full((count,), count - 1.0, dtype=torch.float64))[0]
+    found = sums.values()[0]
     return (found * MASS[:, None]).sum(1).mean(0)
 
 
@@ -72,8 +72,7 @@ def test_blocks_and_classes_are_those_of_one_softmax(count, dimensions, batch, s
     for start in range(0, count, batch):
         part = range(start, min(count, start + batch))
         sums.add(images[part.start : part.stop], own(part, 2), labels[part.start : part.stop])
-    mates = torch.stack([(labels == label).sum() - 1 for label in labels[:2]]).double()
-    found = sums.values(torch.full((2,), count - 1.0, dtype=torch.float64), mates)
+    found = sums.values()
     for kind, among in enumerate(([torch.ones(count, dtype=torch.bool)] * 2, [labels == label for label in labels[:2]])):
         for source in range(2):
             x = images[among[source]] * unit
@@ -91,7 +90,7 @@ def test_images_that_are_alike_stay_together_at_any_level():
     images = torch.full((3, 4), 7.0, dtype=torch.float64)
     sums = LeastErrors(images[:1], torch.ones(1, 1, 4, dtype=torch.float64), LEVELS.expand(1, 1, -1) + 40)
     sums.add(images, own(range(3), 1))
-    assert sums.values(torch.tensor([2.0])).abs().max() == 0
+    assert sums.values().abs().max() == 0
 
 
 def test_the_nearest_image_tells_the_mean_square_of_a_draw():
@@ -101,7 +100,7 @@ def test_the_nearest_image_tells_the_mean_square_of_a_draw():
         eps = GRID[None, :, None]
         sums = LeastErrors(points[:1, None], eps, LEVELS.expand(1, len(GRID), -1))
         sums.add(points[:, None], torch.arange(len(points))[None] == 0)
-        draws = sums.values(torch.tensor([len(points) - 1.0], dtype=torch.float64))
+        draws = sums.values()
         true, told = ((each[0, 0] * MASS[:, None]).sum(0) for each in (draws.square(), sums.squares()))
         told, true = told[true > 1e-12], true[true > 1e-12]
         assert bool((told >= true * (1 - 1e-9)).all()) and (copies or bool((told <= 2.0001 * true).all()))

@@ -12,7 +12,7 @@ from msgspec import structs
 from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import losslog
-from elbocli.files.losslog import LeastCurve, Optimum, SampleCheck, read_optimum
+from elbocli.files.losslog import LeastCurve, Optimum, read_optimum
 
 EDGES = bin_edges(-5, 7, 4)
 SEEDS = st.lists(st.integers(0, 99), max_size=4)
@@ -173,16 +173,15 @@ FOUND = Optimum(
     eps_mse=[0.1 * k for k in range(8)],
     eps_mse_se=[0.01] * 8,
     without_class=LeastCurve([0.2 * k for k in range(8)], [0.02] * 8),
-    sample=SampleCheck(3, 2, [0.0] * 8, [0.1] * 8),
     dataset="x.h5",
 )
 
 
 def test_an_optimum_is_read_as_it_was_written(tmp_path):
-    for optimum in (FOUND, structs.replace(FOUND, without_class=None, sample=None)):
+    for optimum in (FOUND, structs.replace(FOUND, without_class=None)):
         (tmp_path / "o.json").write_text(optimum.text())
         assert read_optimum(tmp_path / "o.json") == optimum
-    assert "sample" not in json.loads(optimum.text())
+    assert "without_class" not in json.loads(optimum.text())
 
 
 def test_training_that_drops_classes_has_both_least_errors():

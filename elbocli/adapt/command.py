@@ -19,7 +19,6 @@ from elbocli.cli.commands import (
     overwrite_option,
     plugin_option,
     print_result,
-    since_option,
     stdin_or_fail,
     value,
 )
@@ -45,7 +44,7 @@ from elbocli.core.criteria import CRITERIA
     default=0.01,
     help="Smallest density, relative to a uniform one, so that every level is sampled.",
 )
-@since_option
+@option("--since", type=value(int, ge=0), default=0, help="Use only intervals of the loss log after this step.")
 @out_option("a schedule")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
 @option(

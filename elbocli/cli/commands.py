@@ -385,9 +385,6 @@ def out_option(*kinds: str) -> Callable[[Any], Any]:
     return option("-o", "--out", type=Output(*kinds, stdout=True), default="-", help="The file to write; - is standard output.")
 
 
-since_option = option("--since", type=value(int, ge=0), default=0, help="Use only intervals of the loss log after this step.")
-
-
 def command_line() -> str:
     """Return the command line as typed."""
     import shlex

@@ -1,8 +1,8 @@
 """Local errors of sampling steps, and grids of λ with equal local errors."""
 # A sampler without noise solves the probability-flow ODE, dz/dλ = ½ α (x̂ − α z). Its local error is the result of one step
-# from a point of the exact trajectory, minus the exact trajectory at the end of the step. An ancestral step has an exact
-# mean; its error is the variance that the step leaves out. Equal local errors give the least sum of local errors for a
-# number of steps: for steps of width h and error C h^{p+1}, ∫ C h^p dλ at fixed ∫ dλ/h is least where C h^{p+1} is constant.
+# from a point of the exact trajectory, minus the exact trajectory at the end of the step. Equal local errors give the least
+# sum of local errors for a number of steps: for steps of width h and error C h^{p+1}, ∫ C h^p dλ at fixed ∫ dλ/h is least
+# where C h^{p+1} is constant.
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from itertools import accumulate, pairwise
 import numpy as np
 from torch import Tensor
 
-from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.samplers import Denoise, Move, Sampler, no_noise
 from elbocli.errors import DataError
@@ -88,26 +87,6 @@ class FineSolution:
 def rms(difference: Tensor) -> float:
     """Return the root mean square of a tensor."""
     return float(difference.double().square().mean().sqrt())
-
-
-def ancestral_errors(moments: ErrorMoments) -> StepErrors:
-    """Return a function: rising λ at which ancestral steps start → estimated error variance of each step.
-
-    moments: means of ‖ε−ε̂‖²/D in bins of λ, from a loss log.
-    """
-    # Given z the step's mean is exact, but the step uses x̂ for x: in y = z/α it leaves out c² E Var[x | z], with
-    # c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'
-    # then shrinks like the mean of x given y, by factors J between 0 and 1, whose mean over directions is
-    # e^λ' E Var[x | z] = e(λ'). Its variance shrinks by J²: by e² if all directions are alike, and by e at most. The factor e is
-    # used: directions with most of the variance shrink least, and on mixtures the grids from e sample better than those from e².
-    known = moments.smoothed
-
-    def step_errors(grid: list[float]) -> list[float]:
-        errors = [*np.interp(grid, known.middle, known.mean.clamp(max=1)).tolist(), 1.0]
-        steps = zip(pairwise([*grid, math.inf]), pairwise(errors))
-        return [math.expm1(now - then) ** 2 * math.exp(-now) * here * there for (now, then), (here, there) in steps]
-
-    return step_errors
 
 
 SHARE = 0.35  # each round multiplies the width of a step by (error of the step)^−SHARE

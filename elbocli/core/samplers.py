@@ -62,7 +62,6 @@ class SamplerTraits(NamedTuple):
     grid: str
     steps: int = 25
     learned: bool = False
-    ancestral: bool = False
 
 
 def check_sampler(declared: Sampler) -> None:
@@ -110,7 +109,6 @@ def ancestor(z, x_hat, move, noise, gamma):
     source="Ho et al. 2020; Kingma et al. 2021",
     grid="cosine",
     steps=128,
-    ancestral=True,
     within={"gamma": (0, 1)},
     known_as=["euler-ancestral:gamma=0", "euler-a:gamma=0"],
 )
@@ -130,7 +128,6 @@ def ddpm(z, last, move, denoise, noise, gamma=0.2):
     grid="cosine",
     steps=128,
     learned=True,
-    ancestral=True,
 )
 def ddpm_learned(z, last, move, denoise, noise):
     x_hat, gamma = denoise(z, move.now)
@@ -252,7 +249,7 @@ def choose_space(sampler: Sampler, prediction: Prediction, schedule: Schedule | 
 
 def no_noise() -> NoReturn:
     """Raise UsageError; use as `noise` of samplers that must not draw noise."""
-    raise UsageError("`sampler`: adds noise; for 'elbo grid' choose ddpm, dpmpp-2m, or heun with s_churn=0")
+    raise UsageError("`sampler`: adds noise; for 'elbo grid' choose dpmpp-2m, or heun with s_churn=0")
 
 
 def walk(
@@ -284,5 +281,4 @@ def walk(
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
     """Say what a grid of noise levels is for, such as 'heun, 18 steps, guidance 2'."""
-    guided = guidance != 1 and not sampler.traits.ancestral
-    return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")
+    return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guidance != 1 else "")

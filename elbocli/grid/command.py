@@ -21,7 +21,6 @@ from elbocli.cli.commands import (
     overwrite_option,
     plugin_option,
     seed_option,
-    since_option,
     value,
     weights_option,
 )
@@ -36,7 +35,7 @@ from elbocli.core.samplers import USUAL
     default=USUAL,
     help="The sampler to use it with: NAME or NAME:key=value,….",
 )
-@option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 25; 128 for ddpm]")
+@option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 25]")
 @guidance_options
 @option(
     "--classes",
@@ -47,7 +46,6 @@ from elbocli.core.samplers import USUAL
 )
 @option("-n", "--images", type=value(int, ge=1, le=10_000), default=32, help="Trajectories to measure along.")
 @seed_option
-@since_option
 @out_option("a schedule")
 @weights_option
 @batch_option
@@ -59,9 +57,8 @@ def grid(run: Path, out: Path, **options: Any) -> None:
     """Find the noise levels for sampling RUN in few steps.
 
     The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. elbo moves
-    the levels until all steps have equal errors, which it measures along the run's own trajectories, or, for an
-    ancestral sampler such as ddpm, takes from the run's loss log. Messages show the steps' expected errors on this
-    grid and on others, such as cosine.
+    the levels until all steps have equal errors, which it measures along the run's own trajectories. Messages show the
+    steps' errors on this grid and on others, such as cosine. The sampler must add no noise.
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.grid.make import make_grid

@@ -7,14 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.guidance import Guidance
-from elbocli.core.local_error import FineSolution, ancestral_errors, equal_errors
-from elbocli.core.samplers import Sampler, choose_space, purpose_of
+from elbocli.core.local_error import FineSolution, equal_errors
+from elbocli.core.samplers import Sampler, choose_space, no_noise, purpose_of
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.spacing import logsnr_grid, schedule_of_levels
 from elbocli.core.streams import Stream
-from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import to_text
 from elbocli.run.classes import choose_labels
 from elbocli.run.open import open_run
@@ -37,7 +35,6 @@ def make_grid(
     guide_weights: str,
     classes: str,
     seed: int,
-    since: int,
     weights: str,
     batch_size: int,
     device: str,
@@ -49,18 +46,17 @@ def make_grid(
     images: number of trajectories to measure errors along. classes: classes of the trajectories, as in --classes.
     guide: run or checkpoint to guide away from; None: the run itself. guide_weights: weights of the guide; "": `ema`.
     With neither guide nor guide_weights, guidance uses the run's output without class.
-    since: step of training after which loss-log intervals are used.
-    Raises UsageError for settings that don't fit the run, FormatError if `path` is not a run.
-    Raises DataError if a needed loss log is missing, or estimates are not finite.
+    Raises UsageError for a sampler that adds noise, and settings that don't fit the run.
+    Raises FormatError if `path` is not a run, DataError if estimates are not finite.
     """
-    steps, ancestral = steps or sampler.traits.steps, sampler.traits.ancestral
+    if sampler.traits.learned:
+        no_noise()
+    steps = steps or sampler.traits.steps
     place, worse, evaluations = choose_device(device), None, 0
     run = open_run(path, place, weights)
     sampler = choose_space(sampler, run.prediction)
     if guide or guide_weights:
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
-    if ancestral and guidance.scale != 1:
-        log.warning(f"--guidance-scale is ignored: errors of {sampler.spec} are from the loss log, measured without guidance")
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, run.precision(precision, place)
     denoiser = denoiser_of(run, guidance, worse)
     check_guidance(run, worse, denoiser, [low, high, math.inf])
@@ -84,18 +80,12 @@ def make_grid(
         return logsnr_grid(schedule, steps)[:-1]
 
     plain = {name: levels_of(parse_schedule(name, low, high, clip=True)) for name in ("cosine", "edm-sample")}
-    if ancestral:
-        losses = read_logs([run.path / "losslog.jsonl"], since)
-        errors = ancestral_errors(ErrorMoments.of_sums(losses.edges, losses.sums))
-    else:
-        z = sent(Stream(seed, "grid").noise(range(images), run.network.config.shape), place).contiguous()
-        solution = FineSolution(denoise, z, low, high, cells)
-        errors = partial(solution.errors, sampler)
-
+    z = sent(Stream(seed, "grid").noise(range(images), run.network.config.shape), place).contiguous()
+    errors = partial(FineSolution(denoise, z, low, high, cells).errors, sampler)
     schedule = schedule_of_levels(equal_errors(errors, plain["cosine"], high))
     levels = levels_of(schedule)
     log.info(f"grid of {steps} noise levels, logsnr {levels[0]:.4g} to {levels[-1]:.4g}")
-    unit = f"{'variance' if ancestral else 'root mean square'} per value of the data"
+    unit = "root mean square per value of the data"
     for name, grid in {"solver": levels, **plain}.items():
         of_steps = errors(grid)
         log.info(f"grid {name}: sum of the steps' errors {sum(of_steps):.4g}, largest error {max(of_steps):.4g} ({unit})")

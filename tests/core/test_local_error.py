@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elbocli.core.adaptive import ErrorMoments, bin_edges
-from elbocli.core.local_error import ALIKE, FineSolution, ancestral_errors, equal_errors, rms
+from elbocli.core.local_error import ALIKE, FineSolution, equal_errors, rms
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.samplers import no_noise, parse_sampler, walk
 from elbocli.core.schedule import parse_schedule
@@ -45,18 +44,6 @@ def noise(n=64):
 
 def levels(name, steps):
     return logsnr_grid(parse_schedule(name, LOW, HIGH, clip=True), steps)[:-1]
-
-
-def moments_of(error, bins=400):
-    """The moments that a very long log would have; error: λ → e."""
-    edges = bin_edges(LOW, HIGH, bins)
-    mean = torch.tensor([error(float(at)) for at in 0.5 * (edges[1:] + edges[:-1])], dtype=torch.float64)
-    return ErrorMoments(edges, torch.full_like(mean, 1e12), mean, mean.square() * (1 + 1e-6))
-
-
-def normal_error(logsnr):
-    """E(ε − ε̂)² of the normal's exact denoiser."""
-    return 1 / (1 + math.exp(-logsnr) / SPREAD**2)
 
 
 def final_error(solution, sampler, grid):
@@ -105,34 +92,6 @@ def test_equal_errors_beat_cosine_on_a_mixture(mixture, spec):
     errors = solution.errors(sampler, found)[:-1]
     assert max(errors) / min(errors) < 1.5
     assert final_error(solution, sampler, found) < final_error(solution, sampler, cosine)
-
-
-def test_an_ancestral_step_leaves_out_the_variance_on_paper():
-    """By the law of total variance, of one step from the true z; then of the whole walk, by its own recursion."""
-    errors, grid = ancestral_errors(moments_of(normal_error)), levels("cosine", 65)
-    left_out = errors(grid)
-    # The variance of y = z/α is SPREAD² + σ_edm², of a step's y' that of its mean and its own, c σ'² with σ_edm there.
-    variance, walked = math.exp(-LOW), 0.0
-    for now, then in pairwise([*grid, math.inf]):
-        kept, after = math.exp(now - then), math.exp(-then)
-        shrunk = SPREAD**2 / (SPREAD**2 + math.exp(-now))
-        gain = kept + (1 - kept) * shrunk
-        once = gain**2 * (SPREAD**2 + math.exp(-now)) + (1 - kept) * after
-        step = SPREAD**2 + after - once
-        shrinks = SPREAD**2 / (SPREAD**2 + after)
-        assert left_out[grid.index(now)] == pytest.approx(step * shrinks, rel=4e-2, abs=1e-9)
-        walked += step * shrinks**2
-        variance = gain**2 * variance + (1 - kept) * after
-    assert walked == pytest.approx(SPREAD**2 - variance, rel=0.1)
-    assert walked < sum(left_out) < 3 * walked
-
-
-def test_ancestral_errors_are_of_first_order_and_can_be_made_alike():
-    errors = ancestral_errors(moments_of(normal_error))
-    assert order_of(errors, levels("cosine", 129)) == pytest.approx(1, abs=0.05)
-    found = errors(equal_errors(errors, levels("cosine", 32), HIGH))
-    assert max(found) / min(found) < 1.1
-    assert sum(found) < 0.8 * sum(errors(levels("cosine", 32)))
 
 
 def test_noise_and_estimates_that_are_not_finite_are_refused():

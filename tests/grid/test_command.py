@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -52,7 +51,7 @@ def largest_errors(told):
     return {name: float(error) for name, error in lines}
 
 
-@pytest.mark.parametrize("sampler", ["heun", "heun:space=path", "ddpm", "dpmpp-2m"])
+@pytest.mark.parametrize("sampler", ["heun", "heun:space=path", "dpmpp-2m"])
 def test_sample_visits_the_levels_that_were_found(sampler, works, trained, tmp_path):
     errors = largest_errors(works("grid", trained, "--sampler", sampler, *FEW, "-o", "g.yaml"))
     assert set(errors) == {"solver", "cosine", "edm-sample"} and errors["solver"] < errors["cosine"]
@@ -86,16 +85,13 @@ def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
 @pytest.mark.long
 def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     heun, guided = ("--sampler", "heun"), ("--guidance-scale", 2)
-    kinds = {"heun": heun, "guided": (*heun, *guided), "log": ("--sampler", "ddpm", *guided)}
-    for name, words in kinds.items():
-        made = works("grid", trained, *FEW, *words, "-o", f"{name}.yaml")
-        assert (b"measured without guidance" in made.stderr) == (name == "log")
+    for name, words in {"heun": heun, "guided": (*heun, *guided)}.items():
+        works("grid", trained, *FEW, *words, "-o", f"{name}.yaml")
     for name, steps, words, warned in (
         ("heun", 4, heun, False),
         ("heun", 3, heun, True),
         ("heun", 4, (*heun, *guided), True),
         ("guided", 4, (*heun, *guided), False),
-        ("log", 4, ("--guidance-scale", 3), False),
     ):
         walk = ("--schedule", f"{name}.yaml", "--steps", steps, *words)
         drawn = works("sample", trained, "-n", 1, "-o", "x.npy", "--overwrite", *walk)
@@ -106,7 +102,7 @@ def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     ("words", "code", "word"),
     [
         (("--sampler", "dpmpp-2m-sde"), 2, "noise"),
-        (("--sampler", "ddpm", "--since", 1000), 1, ""),
+        (("--sampler", "ddpm-learned"), 2, "noise"),
         (("--classes", "12"), 2, "of 10"),
     ],
 )
@@ -114,13 +110,6 @@ def test_a_line_that_makes_no_sense_is_refused(words, code, word, elbo, trained)
     result = elbo("grid", trained, *FEW, *words)
     assert (result.returncode, result.stdout) == (code, b""), result.stderr
     assert b"Traceback" not in result.stderr and word in result.stderr.decode()
-
-
-def test_an_ancestral_sampler_needs_the_log(elbo, trained, tmp_path):
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    (run / "losslog.jsonl").unlink()
-    failed = elbo("grid", run, *FEW, "--sampler", "ddpm")
-    assert failed.returncode == 1 and b"losslog.jsonl" in failed.stderr
 
 
 def test_a_terminal_gets_a_bar(trained, tmp_path):

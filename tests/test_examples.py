@@ -222,7 +222,7 @@ def test_cells_of_the_ablation_are_measured_once_by_elbos_own_commands(prepared,
     assert "nosuch" in bad["failed"] and "ddpm" not in bad
     assert good["ddpm"] != good["heun"] and min(good[name]["frechet"] for name in ("ddpm", "heun")) > 0
     config = (prepared / "runs" / todo[0].name / "config.yaml").read_text()
-    assert "weighting: schedule:cosine\n" in config and "steps: 2\n" in config
+    assert "weighting: eps-mse@cosine\n" in config and "steps: 2\n" in config
     monkeypatch.setattr(ablation, "elbo", None)
     ablation.work(prepared, todo, 2, 2)  # calls nothing
 

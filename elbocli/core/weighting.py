@@ -21,7 +21,7 @@ from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_w
 from elbocli.core.plots import draw_curve
 from elbocli.core.prediction import LIMIT, Prediction
 from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, plain
-from elbocli.core.schedule import Schedule, make_schedule, parse_schedule
+from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
@@ -118,25 +118,6 @@ def is_foreign_loss(text: str) -> bool:
     return re.match(r"[\w-]+-mse([:@]|\Z)", text.strip()) is not None
 
 
-@dataclass(frozen=True)
-class ScheduleDensity:
-    """A schedule's density as a weighting, untruncated, with a peak of 1."""
-
-    schedule: Schedule
-
-    @property
-    def spec(self) -> str:
-        return f"schedule:{self.schedule.base}"
-
-    def __call__(self, logsnr: Tensor) -> Tensor:
-        return self.schedule.untruncated_density(logsnr) / self._largest
-
-    @cached_property
-    def _largest(self) -> float:
-        # The least non-increasing upper bound is largest at the lowest λ.
-        return float(NonIncreasing(self.schedule.untruncated_density)(float64([-LIMIT])))
-
-
 def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     """Interpolate values at `at` by cubics with a continuous slope.
 
@@ -179,7 +160,7 @@ class LearnedCurve(NamedTuple):
         return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
 
 
-WeightingCurve = Declaration | ScheduleDensity | ForeignLoss | LearnedCurve  # a curve w(λ), before it is shifted or made monotone
+WeightingCurve = Declaration | ForeignLoss | LearnedCurve  # a curve w(λ), before it is shifted or made monotone
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,35 +280,28 @@ def parse_weighting(
 ) -> Weighting:
     """Parse a weighting.
 
-    text: such as `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `v-mse@cosine` or `schedule:cosine`.
+    text: such as `sigmoid:bias=2`, `edm:shift=-1.4,monotone` or `v-mse@cosine`.
     shift: added to a shift in the text.
     given: parameters that override parameters in the text.
     schedule: function that parses the schedule in the text.
     Raises UsageError: for an unknown name or parameter.
     """
     text = text.strip()
-    left, loss, found = text, is_foreign_loss(text), None
-    if loss or text.partition(":")[0] == "schedule":
-        mark = "@" if loss else ":"
-        left, _, inner = text.partition(mark)
-        if inner.endswith((",monotone", ":monotone")):  # no schedule has a parameter `monotone`
-            inner, monotone = inner[: -len(",monotone")], True
+    loss, left, inner = is_foreign_loss(text), text, ""
+    if loss:
+        left, _, inner = text.partition("@")
         if not inner:
-            raise UsageError(f"{text!r}: the schedule is missing; name one, for example {left}{mark}cosine")
-        found = schedule(inner)
+            raise UsageError(f"{text!r}: the schedule is missing; name one, for example {left}@cosine")
     name, _, words = left.partition(":")
     words, own_shift, held = _modifiers(words)
     shift, monotone = shift + own_shift, monotone or held
-    if loss and found:
-        return Weighting(ForeignLoss(*_parse_loss(name, words, given), found), shift, monotone)
-    if not found and alike(name) != LEARNED:
+    if loss:
+        return Weighting(ForeignLoss(*_parse_loss(name, words, given), schedule(inner)), shift, monotone)
+    if alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
-    if given or (not found and (words or shift)):
+    if given or words or shift:
         raise UsageError(f"{text!r}: {name!r} takes only 'monotone'; omit other parameters, such as bias or shift")
-    if not found:
-        return Weighting(LearnedCurve(), monotone=monotone)
-    moved = make_schedule(found.curve, found.name, shift=found.shift + shift, declared=found.declared, file=found.file)
-    return Weighting(ScheduleDensity(moved), monotone=monotone)
+    return Weighting(LearnedCurve(), monotone=monotone)
 
 
 def _modifiers(words: str) -> tuple[str, float, bool]:

@@ -174,8 +174,7 @@ def resolve_weighting(
     size: as in `resolve_schedule`.
     Raises ElboError.
     """
-    is_spec = is_foreign_loss(text) or text.startswith("schedule:")
-    config = None if is_spec else CONFIG.fullmatch(text.strip())
+    config = None if is_foreign_loss(text) else CONFIG.fullmatch(text.strip())
     if config:
         prediction, _ = read_config(Path(config["path"]))
         words = config["words"]

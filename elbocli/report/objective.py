@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
-from elbocli.core.weighting import ForeignLoss, LearnedCurve, ScheduleDensity, Weighting
+from elbocli.core.weighting import ForeignLoss, LearnedCurve, Weighting
 from elbocli.run.open import EffectiveWeighting, effective_weightings, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
@@ -51,7 +51,6 @@ def read_objective(run: Path, settings: TrainSettings) -> RunObjective:
 
 FORMULAS = {  # class of a curve that no registry declares → (formula, source)
     LearnedCurve: ("p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect"),
-    ScheduleDensity: ("p(logsnr) / max p", "the eps loss under the schedule"),
     ForeignLoss: ("2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
     Schedule: ("a table of t and logsnr", "a file"),
 }

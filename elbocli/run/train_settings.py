@@ -126,7 +126,7 @@ class TrainSettings:
         "w(logsnr); see 'elbo list'.",
         group="Objective and output of the network",
         more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo list factors' or a "
-        "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
+        "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or the path of a "
         "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
         "error at each noise level, which uncertainty:monotone keeps from rising.",
         names="elbocli.core.weighting_curves.WEIGHTINGS",

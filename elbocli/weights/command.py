@@ -89,8 +89,7 @@ def weights() -> None:
     eps-mse:monotone@fitted.yaml. A shift or monotone before @ changes the resulting weighting; a shift after @ shifts
     the schedule.
 
-    The path of a diffusers scheduler_config.json is a SPEC, too: the loss of its prediction at its timesteps. So is
-    schedule:SCHEDULE, the density of a schedule: eps-mse@SCHEDULE scaled to a peak of 1.
+    The path of a diffusers scheduler_config.json is a SPEC, too: the loss of its prediction at its timesteps.
 
     The folder of a run is a SPEC for the run's weighting. A learned weighting ('elbo train --weighting uncertainty')
     is shown as it is after the run's last step; 'elbo weights check RUN' shows it over the course of training.

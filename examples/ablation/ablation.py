@@ -95,7 +95,7 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
     if out.exists():
         return
     run = folder / "runs" / cell.name
-    weighting = f"schedule:{cell.schedule}" if cell.weighting == "own" else cell.weighting
+    weighting = f"eps-mse@{cell.schedule}" if cell.weighting == "own" else cell.weighting
     options = ("--prediction", cell.prediction, "--weighting", weighting, "--schedule", cell.schedule)
     result: dict[str, Any] = dict(cell._asdict(), steps=steps, machine=machine())
     with recorded(result, out):

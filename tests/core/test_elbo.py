@@ -27,7 +27,7 @@ from elbocli.core.streams import Stream
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 
-SPECS = [*WEIGHTINGS, "sigmoid:bias=-3", "edm:monotone", "iddpm:shift=1.5,monotone", "sd3:m=1,s=0.5", "schedule:cosine"]
+SPECS = [*WEIGHTINGS, "sigmoid:bias=-3", "edm:monotone", "iddpm:shift=1.5,monotone", "sd3:m=1,s=0.5", "eps-mse@cosine"]
 
 
 # Exact values

@@ -218,14 +218,6 @@ def test_shift_left_moves_all_and_shift_right_the_density_alone():
     np.testing.assert_allclose(parse_weighting("v-mse@cosine:shift=2")(LAMBDA), wanted, rtol=1e-12)
 
 
-def test_monotone_may_stand_on_either_side():
-    texts = ("eps-mse:monotone@cosine", "eps-mse@cosine,monotone", "eps-mse@cosine:monotone")
-    assert len({parse_weighting(text).spec for text in texts}) == 1
-    found = parse_weighting(texts[0])
-    assert found.rising(-15, 15) == []
-    np.testing.assert_allclose(found(LAMBDA[:300]), 1 / np.pi, rtol=1e-14)
-
-
 def test_a_v_loss_under_a_schedule_moved_far_is_monotone_no_more():
     """The v loss under a cosine schedule moved by s is monotone up to s = log 9 only (MATH.md)."""
     assert parse_weighting("v-mse@cosine:shift=2.19").rising(-15, 15) == []
@@ -240,12 +232,12 @@ def test_options_give_a_factors_parameters():
 def test_an_objective_is_told_from_a_name_and_from_a_path():
     for text in ("eps-mse", "v-mse@cosine", "edm-mse:snr@cosine", "no-mse@x"):
         assert is_foreign_loss(text)
-    for text in ("edm", "schedule:x-mse@y", "runs/x-mse@y/s.json", "x-mse.json", "min-snr:gamma=5"):
+    for text in ("edm", "runs/x-mse@y/s.json", "x-mse.json", "min-snr:gamma=5"):
         assert not is_foreign_loss(text)
 
 
 BAD = """
-q-mse@cosine eps-mse:nope@cosine v-mse v-mse@ v-mse@,monotone v-mse@nope x-mse:min-snr:-1@cosine
+q-mse@cosine eps-mse:nope@cosine v-mse v-mse@ v-mse@nope x-mse:min-snr:-1@cosine
 x-mse:min-snr:nan@cosine x-mse:snr:2@cosine x-mse:snr,p2@cosine v-mse:shift=1,shift=2@cosine v-mse:shift=x@cosine
 v-mse:gamma=2@cosine edm-mse:sigma_data=0@edm eps-mse:sigmoid:gamma=2@cosine eps-mse@cosine:bias=2
 """

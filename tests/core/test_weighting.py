@@ -11,8 +11,6 @@ from scipy import optimize
 
 from elbocli.core.monotone import SHOWN, in_words, likeness, rising, slope
 from elbocli.core.registry import Registry
-from elbocli.core.schedule import parse_schedule
-from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS, check_weighting
 from elbocli.errors import UsageError
@@ -244,29 +242,13 @@ def test_spec_reads_back_as_the_same_weighting(chosen, shift, monotone):
     assert parse_weighting(w.spec).spec == w.spec
 
 
-@settings(max_examples=20)
-@given(st.sampled_from([s for s in sorted(SCHEDULES) if s != "uniform"]), st.floats(-5, 5), st.booleans())
-def test_spec_of_a_schedules_weighting_reads_back(name, shift, monotone):
-    w = parse_weighting(f"schedule:{name}", shift=shift, monotone=monotone)
-    assert same(parse_weighting(w.spec), w)
-
-
-def test_a_schedules_weighting_is_its_density_with_a_peak_of_one():
-    for text in ("edm", "fm-ot", "linear-beta", "cosine:shift=2", "edm-sample"):
-        w = parse_weighting(f"schedule:{text}")
-        density = parse_schedule(text).untruncated_density(LAMBDA)
-        ratio = (w(LAMBDA) / density)[density > 0]
-        assert float(ratio.max() / ratio.min()) == pytest.approx(1, rel=1e-13)
-        assert float(w(torch.linspace(-50, 50, 100001, dtype=torch.float64)).max()) == pytest.approx(1, rel=1e-5)
-
-
 def test_options_overrule_the_text_of_a_spec_and_shifts_add_up():
     assert same(parse_weighting("sigmoid:bias=1", given={"bias": 3.0}), named("sigmoid", {"bias": 3.0}))
     assert same(parse_weighting("edm:shift=1", shift=2.0), named("edm", shift=3.0))
 
 
 BAD = """
-sigmod sigmoid:bias sigmoid:bias=nan sigmoid:gamma=1 edm:std=0 schedule: schedule:nope schedule:cosine:bias=2
+sigmod sigmoid:bias sigmoid:bias=nan sigmoid:gamma=1 edm:std=0
 ddpm:beta_min=30 edm:shift=inf edm:shift=1,shift=2 uncertainty:3 uncertainty:shift=1
 """
 
@@ -277,7 +259,7 @@ def test_a_bad_spec_is_refused(text):
         parse_weighting(text)(LAMBDA)
 
 
-@pytest.mark.parametrize("text", ["schedule:cosine", "uncertainty", "eps-mse@cosine", "x-mse:min-snr@cosine"])
+@pytest.mark.parametrize("text", ["uncertainty", "eps-mse@cosine", "x-mse:min-snr@cosine"])
 def test_a_parameter_that_a_weighting_lacks_is_refused(text):
     with pytest.raises(UsageError):
         parse_weighting(text, given={"bias": 1.0})

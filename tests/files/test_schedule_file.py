@@ -71,10 +71,10 @@ def test_a_file_is_truncated_shifted_and_clipped_like_a_name_which_it_does_not_h
 
 @pytest.mark.parametrize("modifier", [{"shift": 1.5}, {"monotone": True}, {"shift": -0.5, "monotone": True}])
 def test_a_file_is_a_weighting_whose_spec_reads_back(path, modifier):
-    plain, w = (resolve_weighting(f"schedule:{path}", **more)(LAMBDA) for more in ({}, modifier))
-    spec = resolve_weighting(f"schedule:{path}", **modifier).spec
+    plain, w = (resolve_weighting(f"eps-mse@{path}", **more)(LAMBDA) for more in ({}, modifier))
+    spec = resolve_weighting(f"eps-mse@{path}", **modifier).spec
     assert torch.equal(resolve_weighting(spec)(LAMBDA), w)
-    np.testing.assert_allclose(plain, table().density(LAMBDA) / table().curve.height.max(), rtol=1e-12)
+    np.testing.assert_allclose(plain, 2 * table().density(LAMBDA), rtol=1e-12)
     if "monotone" in modifier:
         assert bool((w.diff() <= 0).all()) and ("shift" in modifier or bool((w >= plain).all()))
 
@@ -194,7 +194,7 @@ def test_flow_matching_is_the_velocity_loss_on_the_shifted_path(shift, write):
         ("{}", "v-mse@{}"),
         ("{},monotone", "v-mse:monotone@{}"),
         ("{}:shift=-1,monotone", "v-mse:shift=-1,monotone@{}"),
-        *((text, text) for text in ("eps-mse@{}", "schedule:{}", "schedule:{},monotone")),
+        *((text, text) for text in ("eps-mse@{}", "eps-mse:monotone@{}")),
         *((f"x-mse:{name}@{{}}", None) for name in FACTORS),
     ],
 )

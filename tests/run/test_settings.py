@@ -93,7 +93,7 @@ def test_the_same_options_again_or_none_of_them_go_on_with_the_same_run(options,
 
 
 def test_a_schedules_file_gives_its_range_once(resolved, again, fitted):
-    run = resolved(TRAIN, schedule=str(fitted), weighting=f"schedule:{fitted}")
+    run = resolved(TRAIN, schedule=str(fitted), weighting=f"eps-mse@{fitted}")
     for given in ({}, {"schedule": str(fitted)}):
         assert again(run, **given).config() == run.config()
     assert (run.settings.logsnr_min, run.settings.logsnr_max) == (-9, 9)

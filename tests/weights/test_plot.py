@@ -51,7 +51,7 @@ def test_few_weightings_stand_in_one_column(tmp_path, elbo):
     assert "not monotone" not in found and any("rises" in text for text in found)
 
 
-@pytest.mark.parametrize("spec", ["elbo", "eps-mse@edm-sample", "schedule:edm-sample", "edm:shift=30"])
+@pytest.mark.parametrize("spec", ["elbo", "eps-mse@edm-sample", "edm:shift=30"])
 @pytest.mark.long
 def test_odd_weightings_can_be_drawn_alone_and_out_of_sight(spec, tmp_path):
     w = parse_weighting(spec)

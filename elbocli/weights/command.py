@@ -44,6 +44,9 @@ REGISTRIES = {
 }
 
 
+SAME = 1e-6  # largest relative deviation of weightings that are the same up to a constant
+
+
 def _range_options(function: Any) -> Any:
     option("--logsnr-max", "high", type=LEVEL, default=15.0)(function)
     option("--logsnr-min", "low", type=LEVEL, default=-15.0)(function)
@@ -98,38 +101,32 @@ def weights() -> None:
 
 @weights.command(cls=Command)
 @click.argument("specs", type=WEIGHTING, nargs=-1, required=True, metavar="SPEC...")
-@option("--schedule", type=SCHEDULE, help="Also its t and density: NAME:key=value,… or a FILE.")
 @_range_options
 @option("--points", type=value(int, ge=2, le=10**6), default=61, help="Levels, evenly spaced.")
 @plugin_option
 @common
-def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, points: int) -> None:
+def show(specs: tuple[str, ...], low: float, high: float, points: int) -> None:
     """Print w(logsnr) as TSV: a column logsnr, then one per SPEC."""
     import torch
 
     from elbocli.core.schedule import check_range
     from elbocli.files.losslog import table_text
-    from elbocli.files.schedule_file import resolve_schedule
 
     check_range(low, high)
     at = torch.linspace(low, high, points, dtype=torch.float64)
     columns = {"logsnr": at, **{visible(spec): _weighting(spec)(at) for spec in specs}}
-    if schedule is not None:
-        chosen = resolve_schedule(schedule, low, high, clip=True)
-        columns |= {"t": chosen.t(at), "density": chosen.density(at)}
     click.echo(table_text(columns), nl=False)
 
 
 @weights.command(cls=Command)
 @click.argument("spec", type=WEIGHTING)
 @option("--equals", type=WEIGHTING, help="Also say whether this is the same weighting up to a constant.")
-@option("--tolerance", type=value(float, gt=0, le=1), default=1e-6, help="Largest relative deviation of the same weighting.")
 @_range_options
 @option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")
 @plugin_option
 @common
 @click.pass_context
-def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, low: float, high: float, as_json: bool) -> None:
+def check(ctx: click.Context, spec: str, equals: str | None, low: float, high: float, as_json: bool) -> None:
     """Say whether a weighting w never increases with logsnr, so that its loss is the ELBO of noise-augmented data.
 
     The exit status is 0 if w never increases, and is finite and 0 or more, else 1, and the output names the intervals
@@ -168,7 +165,7 @@ def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, l
         sentences = [f"{weighting.spec}: {weighting.verdict(low, high)}"]
         for other in others:
             scale, off, at = likeness(weighting, other, low, high)
-            good, at = off <= tolerance and not faults and not other.faults(low, high), round(at, 6) + 0.0
+            good, at = off <= SAME and not faults and not other.faults(low, high), round(at, 6) + 0.0
             verdict["equals"] = {"weighting": other.spec, "same": good, "scale": scale, "deviation": finite(off), "logsnr": at}
             end = f"the same up to a constant, {scale:.6g}; largest relative deviation {off:.3g}, at logsnr {at:g}"
             sentences.append(f"{weighting.spec} and {other.spec} are {'' if good else 'not '}{end}")

@@ -31,18 +31,6 @@ def panels():
     return _panels
 
 
-@pytest.fixture(scope="session")
-def integral():
-    """∫ f dλ of a function of a float64 tensor; panel edges at multiples of 1/32, where kinks may lie."""
-
-    def integrate(function, low, high, breaks=()):
-        edges = np.unique([*np.linspace(low, high, int(32 * (high - low)) + 1), *breaks])
-        at, weight = _panels(edges)
-        return float((function(torch.from_numpy(at)) * torch.from_numpy(weight)).sum())
-
-    return integrate
-
-
 @dataclass(frozen=True)
 class Mixture:
     """A mixture of two normals in one dimension: mean .23, variance .8806."""

@@ -235,6 +235,8 @@ def test_errors_make_the_next_objective_and_leave_the_one_before_as_it_was(weigh
     assert (online.objective.schedule is start.schedule) == (not adaptive)
     assert (online.objective.weighting is start.weighting) == (not start.weighting.learned)
     assert torch.equal(start.schedule.density(MIDDLE), before)
+    if start.weighting.learned:  # every error is 1
+        np.testing.assert_allclose(online.objective.weighting(MIDDLE), before, rtol=1e-6)
     again = OnlineObjective(first, adaptive, 0.02, online.state).objective
     assert torch.equal(again.schedule.density(MIDDLE), online.objective.schedule.density(MIDDLE))
     assert torch.equal(again.weighting(MIDDLE), online.objective.weighting(MIDDLE))

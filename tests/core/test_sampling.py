@@ -55,21 +55,17 @@ class Spaced:
         self.smallest = np.log(np.append(self.posterior[1], self.posterior[1:]))
         self.largest = np.log(self.beta)
 
-    def walk(self, network, z, noise, variance, clip=False):
-        """x from z at the last timestep. network(z, timestep) → ε̂, or (ε̂, v) with v ∈ [−1, 1] for variance `learned`."""
+    def walk(self, network, z, noise, clip=False):
+        """x from z at the last timestep. network(z, timestep) → (ε̂, v) with v ∈ [−1, 1]."""
         for i in reversed(range(len(self.beta))):
-            out = network(z, self.timesteps[i])
-            eps, v = out if variance == "learned" else (out, None)
+            eps, v = network(z, self.timesteps[i])
             x = (z - (1 - self.abar[i]) ** 0.5 * eps) / self.abar[i] ** 0.5
             x = x.clamp(-1, 1) if clip else x
             of_x = self.before[i] ** 0.5 * self.beta[i] / (1 - self.abar[i])
             of_z = (1 - self.before[i]) * (1 - self.beta[i]) ** 0.5 / (1 - self.abar[i])
             mean = of_x * x + of_z * z
-            if variance == "learned":
-                share = (v + 1) / 2
-                log_variance = share * self.largest[i] + (1 - share) * self.smallest[i]
-            else:
-                log_variance = torch.tensor(self.smallest[i] if variance == "small" else self.largest[i])
+            share = (v + 1) / 2
+            log_variance = share * self.largest[i] + (1 - share) * self.smallest[i]
             z = mean if i == 0 else mean + (0.5 * log_variance).exp() * noise()
         return z
 
@@ -132,22 +128,6 @@ def draws(seed=0, size=(64,)):
     return lambda: torch.randn(size, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
-@pytest.mark.parametrize(("name", "steps"), [("linear", 250), ("cosine", 10)])
-def test_with_a_constant_variance_a_walk_is_adms(mixture, name, steps, variance):
-    whole = np.cumprod(1 - betas(name, 1000))
-
-    def network(z, timestep):
-        abar = whole[timestep]
-        return (z - abar**0.5 * mixture.denoise(z, np.log(abar / (1 - abar)))) / (1 - abar) ** 0.5
-
-    draw = draws()
-    wanted = Spaced(name, 1000, str(steps)).walk(network, draw(), draw, variance)
-    draw, grid = draws(), logsnr_grid(parse_schedule(LEVELS[name]), steps)
-    found = walk(parse_sampler(f"ddpm:gamma={int(variance == 'large')}"), draw(), grid, mixture.denoise, draw)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
-
-
 @pytest.mark.parametrize(("name", "steps", "clip"), [("linear", 250, "none"), ("cosine", 50, "static")])
 def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
     """A network of 2C channels, whose v goes beyond [−1, 1] as real ones do, through the denoiser that elbo draws with."""
@@ -164,7 +144,7 @@ def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
         return torch.cat(outputs(z, int(np.abs(levels - float(logsnr[0])).argmin())), 1)
 
     draw, size = draws(0, (2, 3, 4, 4)), (2, 3, 4, 4)
-    wanted = Spaced(name, 1000, str(steps)).walk(outputs, draw(), draw, "learned", clip == "static")
+    wanted = Spaced(name, 1000, str(steps)).walk(outputs, draw(), draw, clip == "static")
     sampler, draw = parse_sampler("ddpm-learned"), draws(0, size)
     denoiser = Denoiser(network, Prediction("eps"), threshold=THRESHOLDS.parse(clip))
     grid = logsnr_grid(parse_schedule(LEVELS[name]), steps)

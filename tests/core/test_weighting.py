@@ -165,18 +165,6 @@ def test_shift_moves_the_whole_weighting(chosen, shift, monotone):
     assert torch.equal(moved(LAMBDA), still(LAMBDA - shift))
 
 
-@pytest.mark.parametrize("shift", [0.0, -2.159])
-@pytest.mark.parametrize("name", NAMES)
-def test_p_w_of_every_weighting_made_monotone_is_a_distribution(name, shift, integral):
-    """Density −dw/dλ, plus the point mass w(λmax), over w(λmin): 1 to 1e-9, also past a knee or a shift."""
-    w = named(name, shift=shift, monotone=True)
-    turns = [end for _, end in named(name, shift=shift).rising(-15, 15)]
-    kinks = [{"min-snr": math.log(5), "snr-trunc": 0.0}.get(name, 0.0) + shift, *(p + shift for p in edm_peak(-1.2, 1.2, 0.5))]
-    lost = integral(lambda lam: -w.slope(lam), -12, 12, [*kinks, *turns])
-    first, last = w(torch.tensor([-12.0, 12.0], dtype=torch.float64)).tolist()
-    assert (lost + last) / first == pytest.approx(1, rel=1e-9)
-
-
 def test_a_weighting_held_constant_is_zero_nowhere_to_the_left():
     weighting = parse_weighting("eps-mse:monotone@edm-sample")
     low, high = weighting.support

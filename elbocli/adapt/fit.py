@@ -17,7 +17,6 @@ from elbocli.core.adaptive import (
     fit_schedule,
     floored,
     loss_variance,
-    refuse_adaptive,
 )
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
@@ -25,7 +24,6 @@ from elbocli.errors import ElboError, UsageError
 from elbocli.files.losslog import LossLog, read_logs
 from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import finite, resolve_schedule, resolve_weighting, to_text
-from elbocli.run.train_settings import ADAPTIVE
 from elbocli.runtime.table import Table
 
 Density = Callable[[Tensor], Tensor]
@@ -102,14 +100,15 @@ def fit_log(
     edges = losses.edges
     moments = ErrorMoments.of_sums(edges, losses.sums)
     w = resolve_weighting(weighting or losses.header.weighting or "elbo")
-    if w.learned:  # learned anew from the whole log, under the log's own schedule
-        if (named := str(losses.header.schedule)) == ADAPTIVE:
-            refuse_adaptive(w)
-        w = w.knowing(resolve_schedule(named, float(edges[0]), float(edges[-1])), moments.middle, moments.smoothed.mean)
-    schedule = fit_schedule(moments, w, criterion, floor)
+    if w.learned:
+        raise UsageError(
+            f"the run's schedule is the fitted one for its learned weighting {w.spec}; fit another by --weighting SPEC"
+        )
+    fitted = {name: fit_schedule(moments, w, name, floor) for name in CRITERIA}
+    schedule = fitted[criterion]
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     densities = {"own": _own_density(losses), **fixed, "uniform": _fixed_density("uniform", schedule)}
-    densities |= {f"fitted:{name}": fit_schedule(moments, w, name, floor).density for name in CRITERIA}
+    densities |= {f"fitted:{name}": candidate.density for name, candidate in fitted.items()}
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
     promises = {}

@@ -21,7 +21,6 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.contact_sheet import lay_out, rows_of_classes
 from elbocli.files.dataset import Dataset
-from elbocli.files.schedule_file import read_table
 from elbocli.run.classes import choose_labels
 from elbocli.run.config import read_config
 from elbocli.run.folder import read_status
@@ -290,11 +289,8 @@ def test_weights_adapt_and_bound_take_the_weighting_of_a_run(learned, trained, e
     said(elbo, "weights", "show", "uncertainty", code=2)
     said(elbo, "weights", "plot", learned, "edm", "-o", out := tmp_path / "weights.svg")
     assert "uncertainty@" in out.read_text()
-    # EDM2's theorem: the schedule that is adapted to what was learned is the run's own.
-    for run, own, more in ((learned, "edm2-img512", ()), (trained, "cosine", ("--weighting", "uncertainty"))):
-        said(elbo, "adapt", run, *more, "--floor", 1e-6, "-o", out := tmp_path / f"{own}.yaml")
-        table = read_table(out)[0]
-        assert float((table.t(table.level) - parse_schedule(own, LOW, HIGH).t(table.level)).abs().max()) < 0.005
+    said(elbo, "adapt", learned, code=2)
+    said(elbo, "adapt", learned, "--weighting", "sigmoid")
     bound = ("bound", "-q", learned, "--check", "-n", 20, "--draws", 4, "--batch-size", 80)
     (check,) = json.loads(said(elbo, *bound))["checks"]
     assert check["weighting"] == "uncertainty" and check["agree"]

@@ -184,7 +184,7 @@ def _weighting(text: str) -> Any:
 
 
 @weights.command(cls=Command)
-@click.argument("specs", type=WEIGHTING, nargs=-1, metavar="[SPEC]...")
+@click.argument("specs", type=WEIGHTING, nargs=-1, required=True, metavar="SPEC...")
 @option(
     "--schedule",
     "schedules",
@@ -200,21 +200,16 @@ def _weighting(text: str) -> Any:
 def plot(specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path) -> None:
     """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities.
 
-    Without a SPEC, all named weightings are drawn; without --schedule, also all named schedules. Weightings
-    that are the same up to a constant share a line. If w never rises, p_w divided by the largest w is a distribution,
-    with a point mass at the largest logsnr.
+    Weightings that are the same up to a constant share a line. If w never rises, p_w divided by the largest w is a
+    distribution, with a point mass at the largest logsnr.
     """
     from elbocli.core.schedule import check_range
-    from elbocli.core.schedule_curves import SCHEDULES
-    from elbocli.core.weighting_curves import WEIGHTINGS
     from elbocli.files.schedule_file import resolve_schedule
     from elbocli.weights.plot import plot_weights
 
     check_range(low, high)
-    if not specs:
-        schedules = schedules or tuple(SCHEDULES)
     weightings = {}
-    for text in specs or WEIGHTINGS:
+    for text in specs:
         weighting = _weighting(text)
         weightings[weighting.spec + (f"@{Path(text)}" if weighting.learned else "")] = weighting
     plot_weights(weightings, [resolve_schedule(spec, low, high, clip=True) for spec in schedules], low, high, out)

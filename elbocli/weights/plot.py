@@ -13,7 +13,6 @@ from elbocli.cli.figure import POINTS, add_legend, brief, draw_densities, finish
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 
-MANY = 6  # largest number of weightings in a single column. More weightings get two columns: monotone, and not monotone.
 STEEP = 20.0  # ratio max w / w(0) above which the vertical axis is logarithmic
 SHARE = 0.01  # smallest point mass of p_w that the legend mentions
 
@@ -50,17 +49,10 @@ def plot_weights(weightings: dict[str, Weighting], schedules: list[Schedule], lo
     """
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     lines = _lines(weightings, at)
-    columns = [[line for line in lines if line.rises == rises] for rises in (False, True)]
-    if len(lines) <= MANY or not all(columns):
-        columns = [lines]
-    rows = [[f"{row}{column}" for column in range(len(columns))] for row in ("w", "p")]
-    rows += [["density"] * len(columns)] if schedules else []
-    sheet, axes = new_figure(rows, 4.3 + 3.4 * len(columns), 2.4 * len(rows) + 0.3)
-    for column, chosen in enumerate(columns):
-        _draw_weightings(axes[f"w{column}"], chosen, at)
-        _draw_noise(axes[f"p{column}"], chosen, at)
-        if len(columns) > 1:
-            axes[f"w{column}"].set_title(("monotone: the loss is an ELBO", "not monotone")[column])
+    rows = [["w"], ["p"], *([["density"]] if schedules else [])]
+    sheet, axes = new_figure(rows, 7.7, 2.4 * len(rows) + 0.3)
+    _draw_weightings(axes["w"], lines, at)
+    _draw_noise(axes["p"], lines, at)
     if schedules:
         draw_densities(axes["density"], {brief(schedule.base): schedule.density for schedule in schedules}, at)
         _cap(axes["density"])

@@ -140,7 +140,7 @@ bound run -n 4 --curve data.h5
 bound run -n 4 --per-image mine.tsv
 bound run -n 4 --curve new.tsv --per-image new.tsv
 eval data.h5 --ref data.h5 --extractor elbo-tiny --save-stats mine.npz
-weights plot -o mine.svg
+weights plot edm -o mine.svg
 prep data.h5 data.h5
 prep photos run/../data.h5/../data.h5 data.h5
 """

@@ -229,6 +229,20 @@ def test_a_loss_log_is_read_as_arrays_by_interval_and_noise_level(trained, tmp_p
     assert se == pytest.approx(errors.std(ddof=1) / 2)
 
 
+def test_plots_draw_the_curves_on_the_given_axis(trained):
+    from matplotlib.figure import Figure
+
+    axis, weighting, schedule = Figure().subplots(), elbocli.weighting("edm"), elbocli.schedule("cosine", -10, 10)
+    assert weighting.plot(-5, 5, axis) is axis and schedule.plot(axis) is axis
+    arrays = elbocli.read_losslog(trained)
+    arrays.plot(axis)
+    of_weighting, of_schedule, of_log = axis.lines
+    at = torch.from_numpy(of_weighting.get_xdata())
+    assert (float(at[0]), float(at[-1])) == (-5, 5) and np.array_equal(of_weighting.get_ydata(), weighting(at))
+    assert np.array_equal(of_schedule.get_ydata(), schedule.density(torch.from_numpy(of_schedule.get_xdata())))
+    assert np.array_equal(of_log.get_ydata(), arrays.eps_mse[-1], equal_nan=True)
+
+
 def test_bars_and_tables_are_shown_in_a_notebook(trained, digits, capsys):
     elbocli.draw(same, "v", (1, 8, 8), 4, steps=2, batch_size=2)
     assert "8/8" in capsys.readouterr().err  # evaluations

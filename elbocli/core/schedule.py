@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elbocli.core.plots import draw_curve
 from elbocli.core.prediction import LIMIT
 from elbocli.core.registry import Declaration, Registry, number, parse_spec, plain
 from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve, rises
@@ -106,6 +107,13 @@ class Schedule:
     def support(self) -> tuple[float, float]:
         """Range of λ that the shifted curve covers before truncation."""
         return _support(self.curve, self.shift)
+
+    def plot(self, axis: Any = None) -> Any:
+        """Draw the density p(λ) on a matplotlib axis, by default the current one; return the axis."""
+        import torch
+
+        at = torch.linspace(self.logsnr_min, self.logsnr_max, 601, dtype=torch.float64)
+        return draw_curve(at, self.density(at), self.base, "density p(λ)", axis)
 
     @cached_property
     def _ends(self) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope, weighting_faults
+from elbocli.core.plots import draw_curve
 from elbocli.core.prediction import LIMIT, Prediction
 from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, plain
 from elbocli.core.schedule import Schedule, parse_schedule
@@ -218,6 +219,13 @@ class Weighting:
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self._function(logsnr - self.shift)
+
+    def plot(self, low: float = -15, high: float = 15, axis: Any = None) -> Any:
+        """Draw w from λ = low to high on a matplotlib axis, by default the current one; return the axis."""
+        import torch
+
+        at = torch.linspace(low, high, 601, dtype=torch.float64)
+        return draw_curve(at, self(at), self.spec, "w(λ)", axis)
 
     def slope(self, logsnr: Tensor) -> Tensor:
         """Return dw/dλ at each λ."""

@@ -16,6 +16,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
+from elbocli.core.plots import draw_curve
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
@@ -239,6 +240,11 @@ class LossLogArrays:
     count: np.ndarray
     eps_mse: np.ndarray
     eps_mse_se: np.ndarray
+
+    def plot(self, axis: Any = None, interval: int = -1) -> Any:
+        """Draw an interval's error by λ, ± 2 standard errors; axis: matplotlib's, by default the current one. Return the axis."""
+        name = f"step {self.step[interval]}"
+        return draw_curve(self.logsnr, self.eps_mse[interval], name, "E‖ε−ε̂‖²/D", axis, self.eps_mse_se[interval])
 
 
 def read_arrays(path: Path) -> LossLogArrays:

@@ -61,14 +61,14 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
 
     at: step of the last snapshot to average; None: the newest. command: command line to record.
     Raises UsageError: no snapshot at step `at`. Raises DataError: the snapshots don't suffice.
-    Raises FormatError: not a run, or snapshots of another network.
+    Raises FormatError: not a run.
     """
     import torch
 
     from elbocli.core.averages import gamma_of, parse_average
     from elbocli.core.registry import plain
     from elbocli.ema.solve import Profile, solve
-    from elbocli.errors import DataError, FormatError, UsageError
+    from elbocli.errors import DataError, UsageError
     from elbocli.files.checkpoint import WEIGHTS, whole_snapshots
     from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, write_tensors
     from elbocli.run.config import read_run_config
@@ -90,8 +90,6 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     if at not in (None, last.step):
         raise UsageError(f"--at {at}: {path} has no snapshot at this step; choose {last.step}, the last snapshot before {at}")
     layout = last_file.layout
-    if strange := [str(snapshot.path) for snapshot, _, file in parts if file.layout != layout]:
-        raise FormatError(f"{strange[0]}: has another network than {last.path}; move this snapshot out of the run")
     profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average, _ in parts]
     solution = solve(profiles, Profile(gamma_of(std), float(last.step)))
     if solution.residual > WARN:

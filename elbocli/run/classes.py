@@ -12,9 +12,7 @@ import numpy as np
 from elbocli.core.registry import nearest
 from elbocli.core.streams import random_classes, random_classes_of
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
-from elbocli.files.reading import open_file, reading
 from elbocli.images.labels import lines_of
-from elbocli.images.registry import check_labels
 from elbocli.runtime.progress import log
 
 DATA, BALANCED, RANDOM = "data", "balanced", "random"
@@ -57,7 +55,7 @@ def choose_labels(
     """Return the class of each of n images; None if there are no classes.
 
     classes: `balanced` (i mod num_classes); `random`; `data` (random, by the frequencies of the training data); comma-separated
-    numbers or names, or a file of them (`.npy`, or text with one a line), repeated to length n.
+    numbers or names, or a text file with one a line, repeated to length n.
     names: of the classes. counts: number of training images of each class, [num_classes]; None: unknown.
     Label i never depends on n: `data` draws the class of each image independently of the others.
     Raises UsageError for an unknown class, a word that matches two classes, or `data` without counts.
@@ -78,22 +76,21 @@ def choose_labels(
     name_of = dict(enumerate(names))
 
     @cache
-    def find(word: str | int) -> list[int]:
-        # The class may be a number, its digits, or its name.
-        digits = (word.lstrip("0") or "0") if isinstance(word, str) and word.isdecimal() else ""
-        return [number for number in range(num_classes) if word in (number, name_of.get(number)) or digits == str(number)]
+    def find(word: str) -> list[int]:
+        # The class may be a number or a name.
+        digits = (word.lstrip("0") or "0") if word.isdecimal() else ""
+        return [number for number in range(num_classes) if name_of.get(number) == word or str(number) == digits]
 
-    words: Sequence[str | int] = [word.strip() for word in classes.split(",")]
-    where: str = "--classes"
+    words, where = classes.split(","), "--classes"
     kind: type[ElboError] = UsageError
     if _is_file(classes) and not find(classes):
-        words, where, kind = _read_labels(Path(classes)), classes, DataError
+        words, where, kind = [*lines_of(Path(classes))], classes, DataError
     numbers = list[int]()
-    for word in words:
+    for word in map(str.strip, words):
         matches = find(word)
         if len(matches) != 1:
             hint = " or ".join(f"write 0{number}" for number in matches)
-            hint = hint or nearest(str(word), names or [f"0 to {num_classes - 1}"])
+            hint = hint or nearest(word, names or [f"0 to {num_classes - 1}"])
             file = " and is no file" if words == [classes] else ""
             raise kind(f"{where}: {word!r:.60} matches {len(matches)} of {num_classes} classes{file}; {hint}")
         numbers += matches
@@ -104,16 +101,6 @@ def _is_file(text: str) -> bool:
     with suppress(OSError):  # a long list is no possible file name
         return Path(text).is_file()
     return False
-
-
-def _read_labels(path: Path) -> Sequence[str | int]:
-    if path.suffix != ".npy":
-        return [line.strip() for line in lines_of(path)]
-    with reading(f"{path}: not usable as labels", kind=DataError), open_file(path) as file:
-        labels = np.load(file, allow_pickle=False)
-        if not labels.size:
-            raise DataError("is empty; store one class number for each image")
-        return check_labels(labels, labels.size).tolist()
 
 
 LEAST_EXPECTED = 5  # images expected in each cell of a chi-square test of two samples; Cochran 1954

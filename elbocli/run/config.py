@@ -50,7 +50,6 @@ class InitFacts(Record):
     """Origin of a run's initial weights.
 
     run: path given to --init. weights: `model` or the name of an average. sha256: digest of the weights' file.
-    changed: names of settings that differ from the run that trained the weights.
     imported_*: for weights of an imported run, as in SourceFacts.
     """
 
@@ -59,14 +58,13 @@ class InitFacts(Record):
     sha256: str
     step: Count | None = None
     images: Count | None = None
-    changed: list[str] | None = None
     imported_format: str | None = None
     imported_file: str | None = None
     imported_sha256: str | None = None
 
     def result_facts(self) -> dict[str, Any]:
-        """Return all fields except `changed` under keys that begin with init_."""
-        return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
+        """Return all fields under keys that begin with init_."""
+        return {f"init_{key}": value for key, value in self.json().items()}
 
 
 @stored("config.yaml of a run", "elbo-run")

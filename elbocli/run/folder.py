@@ -43,10 +43,10 @@ def config_to_resume(out: Path, anew: bool, preset: str | None) -> ConfigFile | 
     return ConfigFile(out / CONFIG, config) if preset in (None, config.settings.preset) else None
 
 
-def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew: bool = False) -> None:
+def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float) -> None:
     """Lock a run folder until `stack` closes, and check that the run can begin or resume there.
 
-    patience: seconds to wait for another process's lock. anew: whether to begin again if the checkpoints are gone.
+    patience: seconds to wait for another process's lock.
     Raises UsageError: the folder holds files but no run, or checkpoints of a run with other settings.
     Raises DataError: another process keeps the lock, or the checkpoints are gone.
     """
@@ -65,8 +65,8 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
                 f"{out}: holds a run with other settings; choose another -o, or leave out these options:\n  "
                 + "\n  ".join(changed)
             )
-        if not anew and Status(out, 0).now.saved is not None and not store.checkpoints(out):
-            raise DataError(f"{out}: holds a run whose checkpoints are gone; put them back, or begin anew with --overwrite")
+        if Status(out, 0).now.saved is not None and not store.checkpoints(out):
+            raise DataError(f"{out}: holds a run whose checkpoints are gone; put them back, or choose another -o")
     store.clean(out)
 
 

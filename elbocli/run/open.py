@@ -18,15 +18,15 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, RunData
-from elbocli.files.dataset import PREPROCESSING, Dataset, find_dataset
+from elbocli.files.dataset import PREPROCESSING, find_dataset
 from elbocli.files.losslog import LossLogRow, entries
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.tensor_files import check_tensors, load, read_average_facts
-from elbocli.nn.networks import Network, NetworkConfig, build_empty, config_of, loaded, place, section_of
+from elbocli.nn.networks import Network, NetworkConfig, build_empty, config_of, loaded, place
 from elbocli.nn.weights import transfer
 from elbocli.run.classes import counts_for
 from elbocli.run.config import ConfigFile, InitFacts, RunConfig, read_run_config
@@ -144,16 +144,9 @@ class TrainedRun:
     def class_counts(self) -> np.ndarray | None:
         """Return the number of training images of each of the network's classes, int64 [K]; None: no classes, or unknown.
 
-        Runs of earlier versions don't record these numbers; they are then read from the dataset, if it is there.
         Raises FormatError for unusable numbers in config.yaml.
         """
-        classes, counts = self.network.config.num_classes, self.data.class_counts
-        if classes and counts is None and self.data.payload_sha256:
-            with suppress(ElboError):
-                dataset = Dataset(dataset_of(self.data, self.path), latents=True)
-                if dataset.attributes.payload_sha256 == self.data.payload_sha256:
-                    counts = dataset.identity().class_counts
-        return counts_for(classes, counts, self.path / CONFIG)
+        return counts_for(self.network.config.num_classes, self.data.class_counts, self.path / CONFIG)
 
     def _fitted(self, schedule: Schedule) -> Objective:
         """Return the objective, fitted to the checkpoint's errors. schedule: the training schedule; uniform if adaptive."""
@@ -279,11 +272,6 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     return effective
 
 
-def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) -> dict[str, Any]:
-    objective = {key: getattr(settings, key) for key in ("weighting", "schedule", "logsnr_min", "logsnr_max")}
-    return {**objective, **section_of(network), "class_names": data.class_names}
-
-
 @dataclass(frozen=True, repr=False)
 class Initial(TrainedRun):
     """The run whose weights a new run begins from (--init). The network is on the meta device.
@@ -293,17 +281,16 @@ class Initial(TrainedRun):
 
     source: Path
 
-    def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
+    def facts(self, network: NetworkConfig, data: RunData) -> InitFacts:
         """Return the section `init` of the new run's config.yaml.
 
-        settings, network, data: of the new run. Raises UsageError: the weights don't fit the network.
+        network, data: of the new run. Raises UsageError: the weights don't fit the network.
         """
         self.weights(network, data)  # so that a bad choice is refused before the run begins
-        about, before = self.about, _compared(self.settings, self.network.config, self.data)
+        about = self.about
         imported = {key: value for key, value in about.items() if key.startswith("imported_")}
-        changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]
         which = about["weights"], about["weights_sha256"], about.get("step"), about.get("images_trained")
-        return InitFacts(str(self.source), *which, changed, **imported)
+        return InitFacts(str(self.source), *which, **imported)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
         """Return the settings that a new run inherits. data: dataset of the new run."""

@@ -169,7 +169,7 @@ def resolve(
         init = structs.replace(init, run=str(initial.source))  # the run of --init may have moved
     else:
         network = _network(merged, data, existing, initial)
-        init = initial.facts(settings, network, data) if initial else init
+        init = initial.facts(network, data) if initial else init
     return Resolved(settings, network, data, files, objective, init, initial)
 
 

@@ -87,7 +87,7 @@ GROUPS = {
     help="Class of image i: as frequent as in the training data (data), i mod K (balanced), random, or numbers or names, repeated "
     "(3,5,7, or FILE).  [default: data if unbalanced, else balanced]",
     more="The training data are unbalanced if a chi-square test finds that their class frequencies differ by more than chance (p < "
-    "0.001). data draws each class independently, so that image i does not depend on -n. FILE is an array (.npy), or text with a "
+    "0.001). data draws each class independently, so that image i does not depend on -n. FILE is text with a "
     "number or a name on each line.",
 )
 @weights_option

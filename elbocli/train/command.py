@@ -45,7 +45,7 @@ GROUPS: dict[str, list[str]] = {}
 for name, setting in SETTINGS.items():
     if setting.flags != "":
         GROUPS.setdefault(setting.group, []).append(name)
-GROUPS[RUN] = ["out", "overwrite", "dry_run", "config", "init", "plugin", *GROUPS[RUN], "words"]
+GROUPS[RUN] = ["out", "dry_run", "config", "init", "plugin", *GROUPS[RUN], "words"]
 GROUPS[KEPT] += ["log_to"]
 GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
 
@@ -60,7 +60,6 @@ GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
     help="The run, new or to continue.",
     more="It is a folder, whose path is printed at the end.",
 )
-@option("--overwrite", is_flag=True, help="Begin anew if the run's checkpoints are gone.")
 @option(
     "--config",
     type=PATH,
@@ -167,6 +166,6 @@ def train(
             dataset = Dataset(data or dataset_for(existing), latents=True)
             resolved = settings.resolve(given, dataset, existing, initial)
         extractor = eval_extractor, eval_weights
-        loop.run(dataset, out, resolved, world, command_line(), log_to, Command.overwrite, extractor)
+        loop.run(dataset, out, resolved, world, command_line(), log_to, extractor)
     if world.first:
         click.echo(os.fsencode(out))  # the unescaped path, for scripts

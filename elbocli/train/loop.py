@@ -35,7 +35,6 @@ def run(
     world: World | None = None,
     command_line: str = "",
     log_to: Sequence[str] = (),
-    overwrite: bool = False,
     extractor: tuple[str, Path | None] = (TINY, None),
 ) -> None:
     """Train until the last step, from the newest checkpoint in `out` if there is one.
@@ -44,7 +43,6 @@ def run(
     out: run folder. resolved: settings, network and objective. world: None: a single process on the device of the settings.
     log_to: further logs: 'tensorboard' or 'wandb'.
     extractor: for --eval-every: name or program of the extractor, and file of its weights.
-    overwrite: whether to begin again if the run's checkpoints are gone, instead of raising DataError.
     Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
     """
     settings = resolved.settings
@@ -55,7 +53,7 @@ def run(
         with world.together():
             held_out = open_held_out(settings, dataset, resolved.network.num_classes > 0)
             if world.first:
-                claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S, overwrite)
+                claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S)
                 saved = store.latest(out)
                 if saved is not None and saved.step > settings.steps:
                     raise UsageError(f"--steps {settings.steps}: {out} has done {saved.step} steps; raise --steps")
@@ -162,7 +160,7 @@ def _introduction(state: TrainState, out: Path) -> str:
     settings, start, init = state.settings, state.steps_done, state.resolved.init
     new = "new run"
     if init:
-        new += f" from {init.run}, weights {init.weights}, changed settings: {', '.join(init.changed or ['none'])}"
+        new += f" from {init.run}, weights {init.weights}"
     many = f", {state.world.size} processes" if state.world.size > 1 else ""
     weighting = state.objective.weighting
     kind = "not monotone" if weighting.rising(settings.logsnr_min, settings.logsnr_max) else "monotone"

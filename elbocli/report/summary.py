@@ -18,14 +18,12 @@ CURVES = {
 }
 
 
-def headline(facts: RunFacts) -> list[Row]:
-    """Return the main results of a run for the top of its report: the last losses, scores and bound."""
+def logged(facts: RunFacts) -> list[Row]:
+    """Return the last losses, scores and bound of a run."""
     curves = facts.curves
     scores = {name: (title, "while training") for name, title in score_columns(curves).items()}
     rows = [_last_row(curves, name, *heads) for name, heads in (CURVES | scores).items() if curve(curves, name)[1]]
-    rows += [_bound_row(file, facts.trains_on(file)) for file in facts.results["bound"][-1:]]
-    scored = [(row, file.path.name) for file in facts.results["scores"][-1:] for row in score_rows(file.record)[:2]]
-    return rows + [row._replace(unit=row.unit or name) for row, name in scored]
+    return rows + [_bound_row(file, facts.trains_on(file)) for file in facts.results["bound"][-1:]]
 
 
 def _last_row(curves: dict[str, Curve], name: str, title: str, unit: str) -> Row:
@@ -38,6 +36,12 @@ def _bound_row(file: ResultFile, trains_on: bool) -> Row:
     bound = Estimate(*file.record.per_dimension)
     unit = ", ".join([file.record.unit, *Path(str(file.content.get("dataset", ""))).parts[-1:]])
     return Row("variational bound", unit, bound.value, note="on training images" * trains_on, interval=bound.interval)
+
+
+def headline(facts: RunFacts) -> list[Row]:
+    """Return the main results of a run for the top of its report."""
+    scores = [(row, file) for file in facts.results["scores"][-1:] for row in score_rows(file.record)[:2]]
+    return logged(facts) + [row._replace(unit=row.unit or file.path.name) for row, file in scores]
 
 
 def table(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:

@@ -256,6 +256,7 @@ class TrainSettings:
     val: str = setting("", "Validate on this dataset, packed like DATA.h5.", group=VALIDATION, metavar="PATH", free=True)
     val_split: int = setting(0, "Number of images to hold out.")
     val_every: int = setting(0, "Updates per validation.", free=True, zero=AUTO, shown="2 % of the work")
+    val_images: int = setting(0, "Most images per validation.", free=True, zero="all", shown="all")
 
     eval_every: int = setting(
         0,

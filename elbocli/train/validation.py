@@ -45,8 +45,13 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         rows = np.arange(len(held))
     else:
         return None
+    if 0 < settings.val_images < len(rows):
+        chosen = Stream(settings.seed, "val-images").permutation(0, len(rows))[: settings.val_images]
+        rows = rows[np.sort(chosen)]
     if len(rows) < LEAST_HELD_OUT:
-        raise UsageError(f"{held.path}: validation needs {LEAST_HELD_OUT} images, found {len(rows)}; enlarge --val")
+        raise UsageError(
+            f"{held.path}: validation needs {LEAST_HELD_OUT} images, found {len(rows)}; enlarge --val or --val-images"
+        )
     return held, rows
 
 

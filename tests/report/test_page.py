@@ -267,7 +267,7 @@ def test_a_card_has_the_metadata_and_the_facts_of_the_run(runs):
         assert all(fact in body for fact in facts) and ("not an ELBO" in body) == (run == other), body
         assert ("--classes 0" in body) == bool(classes) and "(previews/step-00000040.png)" in body
         assert "\npip " not in body, "elbocli is on no package index"
-    assert "**1.5** ± 0.25 (standard error), 95 % interval 1.01 to 1.99 (n = 60)" in card_of(alone)[1]
+    assert "**1.5**, 95 % interval 1.01 to 1.99 (n = 60)" in card_of(alone)[1]
     assert "**1.5**, 95 % interval 1.402 to 1.598" in card_of(other)[1] and str(alone.parent) not in card_of(alone)[1]
 
 

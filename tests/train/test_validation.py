@@ -72,6 +72,8 @@ def test_training_and_validation_take_the_two_sides_of_one_split(digits, preset)
     assert len(training_rows(TrainSettings(), data)) == 300 and open_held_out(TrainSettings(), data, True) is None
     batches = Batches(data, settings.resolve({"preset": str(preset), "val_split": 60, "seed": 5}, data), CPU)
     assert {*np.concatenate([batches.indices(step) for step in range(15)])} == {*rows}
+    fewer = open_held_out(TrainSettings(val_split=60, seed=5, val_images=20), data, True)
+    assert len(set(fewer[1])) == 20 and set(fewer[1]) <= set(held[1])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_the_training_images_latents_of_others_and_a_single_image_are_refused(
     for options, trained, word in (
         ({"val": digits}, data, "--val-split"),
         ({"val": pack_latents(make_autoencoder(seed=1))}, own, "autoencoder_sha256"),
-        ({"val": pack("one.h5", images(1))}, data, "needs 2 images, found 1"),
+        ({"val": pack(), "val_images": 1}, Dataset(pack("b.h5", images(seed=1))), "needs 2 images, found 1"),
     ):
         with pytest.raises(UsageError, match=word):
             open_held_out(TrainSettings(**{**options, "val": str(options["val"])}), trained, True)

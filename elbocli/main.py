@@ -5,15 +5,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pkgutil import resolve_name
 from typing import Any
 
 import click
 
-from elbocli.cli.commands import ADDED, COMPLETE, CONTEXT, Command, Group, common, option, plugin_option
-from elbocli.cli.text import tell, visible_lines
-from elbocli.errors import OUT_OF_MEMORY, DataError, ElboError, NotJoined
+from elbocli.cli.commands import ADDED, COMPLETE, CONTEXT, Command, Group, Option, plugin_option
+from elbocli.cli.text import tell
+from elbocli.errors import OUT_OF_MEMORY, DataError, ElboError, NotJoined, UsageError
 from elbocli.version import __version__
 
 # Heading of the help → command → first sentence of the command's help.
@@ -44,15 +43,9 @@ GROUPS = {
         "optimum": "Find the least error that any denoiser can have.",
         "report": "Show a run, or several, on one page of HTML.",
     },
-    "Other commands": {
-        "completion": "Print a script that completes command lines in SHELL.",
-        "help": "Show the help of COMMAND.",
-    },
 }
 COMMANDS = {name: text for rows in GROUPS.values() for name, text in rows.items()}
 ELSEWHERE = {
-    "help": "elbocli.main.help_",
-    "completion": "elbocli.main.completion",
     "eval": "elbocli.evaluate.command.evaluate",
     "import": "elbocli.importer.command.import_",
     "list": "elbocli.weights.command.list_",
@@ -81,43 +74,9 @@ class Commands(Group):
                 formatter.write_dl([(f"{name:10}", text) for name, text in rows.items()])
 
 
-def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
-    verbose = ctx.params.pop("verbose", False)
-    if ctx.resilient_parsing or not (asked or verbose):
-        return
-    if not asked:
-        raise click.UsageError("-v before a command works only with --version; write -v after the command: elbo COMMAND -v", ctx)
-    click.echo(f"elbo {__version__}")
-    for line in _environment() if verbose else ():
-        click.echo(visible_lines(line))
-    ctx.exit()
-
-
-def _environment() -> Iterator[str]:
-    from importlib import metadata
-
-    yield from sorted(f"{package.name} {package.version}" for package in metadata.distributions())
-    try:
-        from torch.utils.collect_env import get_pretty_env_info
-
-        yield get_pretty_env_info()
-    except Exception as error:
-        yield f"torch is broken: {type(error).__name__}: {error}"
-
-
 @click.group(cls=Commands, context_settings=CONTEXT)
 @plugin_option
-@option(
-    "--version",
-    is_flag=True,
-    allow_from_autoenv=False,
-    expose_value=False,
-    callback=_say_version,
-    help="Print the version; with -v all facts for a bug report.",
-    more="These are the version of each package, and torch's own report on Python, the system, the devices and how torch was "
-    "built.",
-)
-@option("-v", "--verbose", is_flag=True, is_eager=True, allow_from_autoenv=False, help="Say more, with --version.")
+@click.version_option(__version__, message="elbo %(version)s", help="Print the version.", cls=Option, allow_from_autoenv=False)
 def elbo() -> None:
     """Diffusion objectives as weightings over noise levels: pack images, train, fit the schedule, sample, score."""
 
@@ -125,24 +84,6 @@ def elbo() -> None:
 LATER_S = 10.0  # seconds that other ranks wait after an error: rank 0 prints before the launcher ends all ranks
 SIGNALLED = 128  # exit code of a command that a signal ended: 128 + the signal's number, as in shells
 LESS = "try a smaller --batch-size; in 'elbo train', a smaller --micro-batch, or --activation-checkpointing"
-SHELLS = ("bash", "zsh", "fish")
-
-
-@click.command(cls=Command)
-@click.argument("shell", type=click.Choice(SHELLS))
-@common
-def completion(shell: str) -> None:
-    """Print a script that completes command lines in SHELL.
-
-    SHELL is bash, zsh or fish. The script completes commands, options, and names of weightings, schedules, predictions,
-    presets and samplers.
-
-    \b
-    bash, in ~/.bashrc: eval "$(elbo completion bash)"
-    zsh, in ~/.zshrc after compinit: eval "$(elbo completion zsh)"
-    fish: elbo completion fish > ~/.config/fish/completions/elbo.fish
-    """
-    _complete(f"{shell}_source")
 
 
 def _complete(instruction: str) -> int:
@@ -151,16 +92,7 @@ def _complete(instruction: str) -> int:
     return shell_complete(elbo, {}, "elbo", COMPLETE, instruction)
 
 
-@click.command("help", cls=Command)
-@click.argument("words", nargs=-1, metavar="[COMMAND]...")
-@common
-def help_(words: tuple[str, ...]) -> None:
-    """Show the help of COMMAND."""
-    with elbo.make_context("elbo", [*words, "--help"]) as context:
-        elbo.invoke(context)
-
-
-elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # click suggests these names for an unknown command
+elbo.commands.update(dict.fromkeys(COMMANDS, elbo))  # click suggests these names for an unknown command
 
 
 def share_cores() -> None:
@@ -191,6 +123,9 @@ def _fail(where: str, message: str, code: int, alone: bool) -> int:
 def _invoke(args: list[str]) -> int:
     if sys.stdout is None:
         raise DataError("standard output is closed; redirect it to a file or to /dev/null")
+    for word in args:
+        if word != word.encode(errors="replace").decode():
+            raise UsageError(f"{word}: is not UTF-8, and elbo's files hold only UTF-8; rename the file")
     try:
         if COMPLETE in os.environ:
             code = _complete(os.environ[COMPLETE])

@@ -259,9 +259,9 @@ def undo_unfinished(paths: Collection[Path]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically; surrogates, of paths that are not UTF-8, are escaped. Raises DataError."""
+    """Write a UTF-8 text file atomically. Raises DataError."""
     with new_file(path) as file:
-        file.write(text.encode(errors="backslashreplace"))
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -28,7 +28,7 @@ from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import recognise, wrong_kind
-from elbocli.files.records import Count, Record, Rest, escaped, stored
+from elbocli.files.records import Count, Record, Rest, stored
 from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout, Resumable
 from elbocli.runtime.progress import progress
 
@@ -328,8 +328,7 @@ class DatasetWriter(Resumable):
             "payload_sha256": self.state.sha256,
             **attributes,
         }
-        stored = {key: escaped(value) for key, value in sorted(about.items()) if value is not None}
-        members = {name: escaped(value) for name, value in members.items()}
+        stored = {key: value for key, value in sorted(about.items()) if value is not None}
         with writing(self.out):
             end = self.offset + self.size
             write_all(self.handle, _head(self.layout, self.rows), 0)

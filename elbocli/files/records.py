@@ -22,10 +22,6 @@ from elbocli.files.reading import check_format, read_bytes, reading
 Count = Annotated[int, Meta(ge=0, le=10**15)]  # of steps, images or bytes
 Positive = Annotated[int, Meta(ge=1, le=10**15)]
 Rest = Annotated[dict[str, Any], "keys that are no fields"]
-# Python represents bytes of a path or an argument that are not UTF-8 by surrogates (PEP 383), which files can't hold. Files
-# hold private-use characters instead: the byte ff is U+10DCFF.
-TO_PRIVATE = {code: code + 0x100000 for code in range(0xD800, 0xE000)}
-FROM_PRIVATE = {private: code for code, private in TO_PRIVATE.items()}
 R = TypeVar("R", bound="type[Record]")
 _fields = cache(fields)
 
@@ -83,7 +79,7 @@ class Record(msgspec.Struct, frozen=True):
                 rest = plain(value)
             elif value is not None or each.default is not None:
                 facts[each.name] = plain(value)
-        return dict(escaped(facts | rest))
+        return facts | rest
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
@@ -126,30 +122,10 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def escaped(value: Any) -> Any:
-    """Make all text in a value valid Unicode, for JSON, YAML and HDF5."""
-    return _translated(value, TO_PRIVATE)
-
-
-def restored(value: Any) -> Any:
-    """Undo `escaped`, so that a path in a parsed file is the path that was written."""
-    return _translated(value, FROM_PRIVATE)
-
-
-def _translated(value: Any, table: Mapping[int, int]) -> Any:
-    if isinstance(value, str):
-        return value if value.isascii() else value.translate(table)
-    if isinstance(value, Mapping):
-        return {_translated(key, table): _translated(each, table) for key, each in value.items()}
-    if isinstance(value, list) and not {*map(type, value)} <= {int, float}:  # lists of numbers may be long
-        return [_translated(each, table) for each in value]
-    return value
-
-
 def parse_json(text: bytes | str, where: object, then: str = "") -> dict[str, Any]:
     """Parse a JSON object. where: the file, for messages. then: end of the message. Raises FormatError."""
     with reading(f"{where}: not usable JSON", then):
-        return dict(restored(msgspec.json.decode(text, type=dict[str, Any])))
+        return msgspec.json.decode(text, type=dict[str, Any])
 
 
 def read_json(path: Path) -> dict[str, Any]:

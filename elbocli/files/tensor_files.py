@@ -7,8 +7,6 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import new_file
-from elbocli.files.reading import check_format, open_file, quiet, reading
-from elbocli.files.records import Count, Record, Rest, escaped, parse_json, stored
+from elbocli.files.reading import check_file, check_format, open_file, quiet, reading
+from elbocli.files.records import Count, Record, Rest, parse_json, stored
 
 AVERAGE = "elbo-ema"
 DIGEST = "payload_sha256"
@@ -33,8 +31,8 @@ class TensorFile:
     def __init__(self, path: Path):
         self._reading = lambda: reading(f"{path}: not usable as safetensors")
         with self._reading():
-            with _utf8_name(path) as name:
-                self._file: Any = safe_open(name, framework="pt")
+            check_file(path)
+            self._file: Any = safe_open(path, framework="pt")
             self.metadata: dict[str, str] = self._file.metadata() or {}
             slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 (it has no iterator)
             self.layout: Layout = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
@@ -48,13 +46,6 @@ class TensorFile:
         return {key: self.read(key).clone() for key in self.layout}
 
 
-@contextmanager
-def _utf8_name(path: Path) -> Iterator[Path]:
-    # Yields a name of a file for safetensors and torch, which take only UTF-8. Raises OSError unless the file is regular.
-    with open_file(path) as file:
-        yield path if path == Path(escaped(str(path))) else Path(f"/proc/self/fd/{file.fileno()}")
-
-
 def load(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file, by name. Raises FormatError."""
     return TensorFile(path).all()
@@ -66,10 +57,11 @@ def load_tensors(source: Path | io.BytesIO, name: str = "", mapped: bool = False
     name: file name for messages; "": the path. mapped: whether to map tensors instead of reading them.
     """
     what = name or source
-    named = _utf8_name(source) if isinstance(source, Path) else nullcontext(source)
-    with reading(f"{what}: not a file of tensors"), quiet(), named as file:
+    with reading(f"{what}: not a file of tensors"), quiet():
+        if isinstance(source, Path):
+            check_file(source)
         try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise FormatError(
                 f"{what}: refused: holds more than tensors, so loading could run code; save only tensors"

@@ -7,7 +7,6 @@ from typing import Any
 import yaml
 
 from elbocli.files.reading import read_text, reading
-from elbocli.files.records import escaped, restored
 
 FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)")
 INT = re.compile(r"[-+]?[0-9]+")
@@ -28,13 +27,6 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
                 raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} is {wrong}")
             found[key] = self.construct_object(value_node, deep=True)
         return found
-
-    def construct_str(self, node: yaml.ScalarNode) -> str:
-        return str(restored(self.construct_scalar(node)))
-
-
-# Each scalar is restored, not the parsed value: a few aliases can make it exponentially large.
-_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_str)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -70,4 +62,4 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def yaml_text(value: dict[str, Any]) -> str:
     """Return a mapping as YAML, with keys in their given order."""
-    return yaml.dump(escaped(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import AvifImagePlugin, ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from elbocli.errors import DataError
 from elbocli.files.contact_sheet import picture
@@ -101,16 +101,12 @@ class DecodeOptions:
     size: side of the square in pixels; 0: not chosen yet.
     channels: 1 or 3; 0: as in the file.
     crop: key of CROPS.
-    background: colour behind transparent pixels; '': drop the alpha channel.
-    auto_orient: rotate by the EXIF orientation.
     grey_expected: report colour images as 'colour made grey'.
     """
 
     size: int = 0
     channels: int = 3
     crop: str = "center"
-    background: str = ""
-    auto_orient: bool = False
     grey_expected: bool = False
 
 
@@ -132,9 +128,6 @@ def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
     with reading("does not decode", kind=DataError), open_image(content) as image:
         changes = ["first frame of several"] if getattr(image, "is_animated", False) else []
         image.load()
-        if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-            changes.append("turned")
         plain, change = _plain(image, how)
         changes.append(change)
         if how.grey_expected and image.mode not in GREY:
@@ -159,12 +152,7 @@ def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
         scaled = (levels.astype(np.int64) + 128) // 257
         return Image.fromarray(scaled.astype(np.uint8)).convert(target), "16-bit scaled"
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if not how.background:
-            return image.convert(target), "alpha dropped"
-        sheet = Image.new("RGBA", image.size, ImageColor.getrgb(how.background)[:3])
-        sheet.alpha_composite(image)
-        return sheet.convert(target), "alpha blended"
+        return image.convert("RGBA").convert(target), "alpha dropped"
     if mode in ("LAB", "HSV"):
         image = image.convert("RGB")
     return image.convert(target), "" if mode in ("RGB", "L") else f"{mode} converted"

@@ -20,11 +20,8 @@ from elbocli.images.registry import SOURCES, Entries, Images, Span, Word
 from elbocli.runtime.progress import log
 
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
-# Word in a file name for training images (group 1), test images (group 2) or validation images (group 3).
-SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])")
-
-# The same in names of class folders, such as test_set and train2017.
-FOLDER_SPLIT = re.compile(r"(?<![a-z])(?:(train|training)|(test|testing)|(val|valid|validation|dev))(?![a-z])")
+# Word in a name for training images (group 1), test images (group 2) or validation images (group 3), as in t10k-images, train2017.
+SPLIT = re.compile(r"(?<![a-z])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z])")
 
 
 def open_source(roots: Sequence[Path], *, labels: Path | None = None, class_names: Path | None = None) -> Images:
@@ -43,7 +40,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, class_name
     if labels is class_names is None:
         _refuse_splits(roots[0], parts)
     class_folders = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
-    whole, bare = Images([], [], [], class_folders, parts[0].prefix if len(parts) == 1 else ""), False
+    whole = Images([], [], [], class_folders, parts[0].prefix if len(parts) == 1 else "")
     for part in parts:
         whole.files += part.files
         whole.labels += _words_of(part)
@@ -51,7 +48,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, class_name
     if not whole.files:
         raise DataError(f"{roots[0]}: no files inside; expected images, or a folder of images for each class")
     if labels is not None:
-        whole.labels, bare = read_labels_file(labels, whole.files)
+        whole.labels = read_labels_file(labels, whole.files)
         whole.class_names = []
     classed = [index for index, word in enumerate(whole.labels) if word is not None]
     unclassed = [name for name, word in zip(whole.files, whole.labels) if word is None]
@@ -65,7 +62,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, class_name
         )
     whole = whole.take(classed)
     words = whole.labels
-    whole.labels, whole.class_names = assign(words, whole.class_names, class_names, bare)
+    whole.labels, whole.class_names = assign(words, whole.class_names, class_names)
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
@@ -84,7 +81,7 @@ def _refuse_splits(root: Path, parts: Sequence[Images]) -> None:
     names = sorted({name for part in parts if not part.numbered for name in part.class_names})
     groups: dict[str, dict[int | None, str]] = {}  # the rest of the name → kind of split → name
     for name in names:
-        if match := FOLDER_SPLIT.search(name.lower()):
+        if match := SPLIT.search(name.lower()):
             groups.setdefault(name.lower().replace(match[0], "", 1), {})[match.lastindex] = name
     for splits in groups.values():
         if len(splits) > 1 and (1 in splits or len(splits) == len(names)):
@@ -216,14 +213,8 @@ def _published_set(entries: Entries) -> Images | None:
     return images
 
 
-def choose(
-    source: Images,
-    *,
-    subset: tuple[str, float] | None = None,
-    shuffle_seed: int | None = None,
-    limit: int | None = None,
-) -> Images:
-    """Choose images: first a subset, then shuffle, then the first `limit`.
+def choose(source: Images, *, subset: tuple[str, float] | None = None, limit: int | None = None) -> Images:
+    """Choose images: first a subset, then the first `limit`.
 
     subset: ('val', F): the fraction F of each class, always the same images; ('train', F): all other images.
     Raises DataError: no images are left.
@@ -236,8 +227,6 @@ def choose(
             # The draw doesn't depend on the class's number, so that --class-names doesn't change which images are held out.
             held_out[rows[stream.permutation(0, len(rows))[: round(subset[1] * len(rows))]]] = True
         chosen = np.flatnonzero(held_out == (subset[0] == "val"))
-    if shuffle_seed is not None:
-        chosen = chosen[Stream(shuffle_seed, "prep-shuffle").permutation(0, len(chosen))]
     chosen = chosen[:limit]
     if not len(chosen):
         raise DataError(f"no images are left of {len(source)}; change --subset or --limit")

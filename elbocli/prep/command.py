@@ -9,7 +9,6 @@ from elbocli.cli.commands import (
     COUNT,
     DATASET,
     PATH,
-    SEED,
     Command,
     command_line,
     common,
@@ -44,13 +43,6 @@ from elbocli.runtime import PRECISIONS
     help="1 for grey, 3 for RGB.  [default: 1 where all images are grey, otherwise 3]",
 )
 @option(
-    "--background",
-    metavar="COLOUR",
-    default="",
-    help="Colour behind transparent images: white, #8090a0, …  [default: drop alpha]",
-)
-@option("--auto-orient", is_flag=True, help="Rotate photographs by their EXIF orientation; ADM and EDM don't.")
-@option(
     "--labels",
     type=PATH,
     metavar="FILE",
@@ -61,7 +53,7 @@ from elbocli.runtime import PRECISIONS
     "--class-names",
     type=PATH,
     metavar="FILE",
-    help="The classes and their order: KEY or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of other classes are left out.",
+    help="The classes and their order: KEY or KEY<tab>NAME a line. Images of other classes are left out.",
 )
 @option(
     "--subset",
@@ -69,7 +61,6 @@ from elbocli.runtime import PRECISIONS
     metavar="train|val SHARE",
     help="val: a share of each class (such as 0.1), always the same; train: all the others.",
 )
-@option("--shuffle-seed", type=SEED, help="Put the images in a random order.")
 @option("--limit", type=COUNT, help="Take only the first N images.")
 @option(
     "--latents",

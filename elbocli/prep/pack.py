@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
-from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import write_text
 from elbocli.files.dataset import DatasetWriter, Members
-from elbocli.files.reading import add_digests, reading
+from elbocli.files.reading import add_digests
 from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout, Journal
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
@@ -47,7 +46,6 @@ class Settings(DecodeOptions):
     labels: Path | None = None
     class_names: Path | None = None
     subset: tuple[str, float] | None = None
-    shuffle_seed: int | None = None
     limit: int | None = None
     latents: Path | None = None
     latent_convention: str = "diffusers"
@@ -65,9 +63,6 @@ class Settings(DecodeOptions):
             "channels": self.channels,
             "crop": self.crop,
             "filter": CROPS[self.crop][1],
-            "background": self.background or "none",
-            "auto_orient": self.auto_orient,
-            "shuffle_seed": "none" if self.shuffle_seed is None else self.shuffle_seed,
             "subset": "none" if self.subset is None else f"{self.subset[0]} {self.subset[1]:g}",
         }
 
@@ -79,12 +74,10 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     Raises UsageError if `out` exists or is not a name for a dataset.
     Raises Interrupted after a signal; all work is saved.
     """
-    with reading("background", "; try white, black or #8090a0", UsageError):
-        ImageColor.getrgb(settings.background or "white")
     whole = open_source(sources, labels=settings.labels, class_names=settings.class_names)
     settings = _with_shape(settings, look(whole))
     encoder = _encoder(settings)
-    source = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
+    source = choose(whole, subset=settings.subset, limit=settings.limit)
     classes, shape = source.class_names, f"{settings.size} x {settings.size} pixels, {settings.channels} channels"
     log.info(f"{sources[0]}: {len(source)} images, {len(classes)} classes -> {shape}")
     identity = _identity(source, settings, encoder)
@@ -148,9 +141,8 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
     keep = len(sizes) == 1 and (sides[0] <= USUAL_SIZE or settings.crop == "none")
     size, channels = settings.size or (sides[0] if keep else USUAL_SIZE), settings.channels
     if not channels:
-        coloured = settings.background and len(set(ImageColor.getrgb(settings.background)[:3])) > 1
         grey = shapes and all(shape[2] == 1 for shape in shapes)
-        channels = 1 if grey and not coloured and settings.latents is None else 3
+        channels = 1 if grey and settings.latents is None else 3
     if min(sides) < size and settings.crop != "none":
         log.warning(f"images are enlarged to {size} x {size} pixels; --size {min(sides)} avoids enlarging")
     return replace(settings, size=size, channels=channels, grey_expected=not settings.channels and channels == 1)

@@ -16,7 +16,7 @@ from elbocli.files.checkpoint import CONFIG, RunData
 from elbocli.files.plugins import PluginFile, check_plugins
 from elbocli.files.reading import reading
 from elbocli.files.recognise import wrong_kind
-from elbocli.files.records import Count, Record, Rest, escaped, stored
+from elbocli.files.records import Count, Record, Rest, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.run.train_settings import KEPT, SETTINGS, SPEED, VALIDATION, TrainSettings, convert_settings
 
@@ -126,12 +126,12 @@ class RunConfig(Record, kw_only=True):
             "init": self.init and self.init.sha256,
             "plugins": sorted(plugin.sha256 for plugin in self.plugins or ()),
         }
-        digest = hashlib.sha256(msgspec.json.encode(escaped(recipe), order="deterministic")).hexdigest()
+        digest = hashlib.sha256(msgspec.json.encode(recipe, order="deterministic")).hexdigest()
         return {"run_id": self.run_id, "training_seed": self.settings.seed, "settings_sha256": digest}
 
     def facts(self) -> dict[str, Any]:
         """Return the content of config.yaml, without format and version."""
-        return {**super().facts(), "settings": escaped(self.settings.written())}
+        return {**super().facts(), "settings": self.settings.written()}
 
 
 def write_config(run: Path, config: RunConfig) -> None:

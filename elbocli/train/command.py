@@ -1,6 +1,5 @@
 """Command line of `elbo train`."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -168,4 +167,4 @@ def train(
         extractor = eval_extractor, eval_weights
         loop.run(dataset, out, resolved, world, command_line(), log_to, extractor)
     if world.first:
-        click.echo(os.fsencode(out))  # the unescaped path, for scripts
+        click.echo(out)

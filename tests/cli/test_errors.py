@@ -57,9 +57,7 @@ CONFIGS = r"""
 """
 LINES = """
 2 | Training: |
-2 | elbo COMMAND -v | -v
-2 | elbo COMMAND -v | -v train x.h5
-2 | 'csh' | completion csh
+2 | No such option | -v train x.h5
 1 | 0 datasets | train
 1 | link.h5 | train link.h5
 1 | expected a dataset, found no file or folder; 'elbo prep | train none.h5

@@ -1,17 +1,13 @@
 """Options, their help, versions, and what shells complete, all of which start fast: without heavy imports."""
 
-import configparser
 import json
 import os
 import re
-import sys
-from importlib import metadata
 from pathlib import Path
 from pkgutil import resolve_name
 
 import click
 import pytest
-import torch
 from harness import run_code, spawn_elbo
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +20,7 @@ from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
-from elbocli.main import COMMANDS, SHELLS
+from elbocli.main import COMMANDS
 from elbocli.main import elbo as group
 from elbocli.nn.presets import NAMES, load_preset
 from elbocli.run import train_settings
@@ -235,16 +231,9 @@ def test_what_is_no_duration_is_refused(text):
 # Versions
 
 
-def test_the_version_names_all_that_matters(elbo, monkeypatch):
-    said = elbo("--version", "-v").stdout.decode()
-    assert said.startswith(f"elbo {__version__}\n") and "Python version" in said and torch.__version__ in said
-    config = configparser.ConfigParser()
-    config.read(SETUP)
-    for name in re.findall(r"^\s*([\w-]+) >=", config["options"]["install_requires"], re.M):
-        assert f"\n{name} {metadata.version(name)}\n".lower() in said.lower().replace("_", "-")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    broken = elbo("-v", "--version").stdout.decode()
-    assert "ModuleNotFoundError" in broken and "numpy" in broken
+def test_the_version_is_printed_and_no_variable_asks_for_it(elbo):
+    assert elbo("--version").stdout == f"elbo {__version__}\n".encode()
+    assert elbo("list", "factors", env={"ELBO_VERSION": "1"}).stdout == elbo("list", "factors").stdout
 
 
 # Completion
@@ -258,9 +247,8 @@ def test_names_and_files_are_offered_without_heavy_imports():
     assert found == {line: [*wanted] for line, wanted in COMPLETIONS.items()}
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-def test_the_script_is_for_that_shell(shell, elbo):
-    assert f"_ELBO_COMPLETE={shell}_complete".encode() in elbo("completion", shell).stdout
+def test_the_script_is_for_that_shell(elbo):
+    assert b"_ELBO_COMPLETE=bash_complete" in elbo(env={"_ELBO_COMPLETE": "bash_source"}).stdout
 
 
 def test_modules_of_the_working_directory_are_not_run(tmp_path):

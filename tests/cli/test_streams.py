@@ -28,8 +28,8 @@ from elbocli.runtime.progress import PAUSED, log, progress
 # Terminals
 
 
-def test_binary_and_pages_never_go_onto_a_terminal(trained, digits):
-    for line in (("sample", trained, "-n", 2), ("info", digits, "--sheet", "-"), ("report", trained)):
+def test_binary_and_pages_never_go_onto_a_terminal(trained):
+    for line in (("sample", trained, "-n", 2), ("report", trained)):
         code, shown = on_terminal(*line)
         assert code == 2 and "terminal" in shown and (line[0] != "report" or "-o FILE" in shown), line
     ours, its = os.openpty()

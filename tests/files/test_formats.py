@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -17,7 +16,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.outputs import check_outputs
 from elbocli.files.reading import add_digests, reading
 from elbocli.files.recognise import FOLDER
-from elbocli.files.records import escaped, parse_json, restored
+from elbocli.files.records import parse_json
 from elbocli.files.yaml_text import parse_yaml, yaml_text
 
 # Records
@@ -42,14 +41,12 @@ def test_a_record_is_read_back_from_json_and_yaml_and_a_mutated_one_read_or_refu
         assert str(error).startswith("the file")
 
 
-@given(st.lists(st.text()), st.text(), st.binary(min_size=1))
-def test_any_text_and_any_path_reads_back_from_yaml_and_json(texts, key, path):
-    """Also line breaks of Unicode, and bytes that are not UTF-8, which files hold as private-use characters."""
-    content = {"texts": [*texts, "a\x85b", "\u2028"], "key " + key: os.fsdecode(path)}
+@given(st.lists(st.text()), st.text())
+def test_any_text_reads_back_from_yaml(texts, key):
+    """Also line breaks of Unicode."""
+    content = {"texts": [*texts, "a\x85b", "\u2028"], "key " + key: 1}
     text = yaml_text(content)
     assert parse_yaml(text.encode().decode(), "it") == content
-    escapes = json.dumps(escaped(content))
-    assert restored(parse_json(escapes, "it")) == content
 
 
 @FORMATS

@@ -44,9 +44,8 @@ def test_an_npz_has_images_and_labels_in_any_part_and_order(tmp_path, save, imag
     whole = packed(tmp_path / "x.npz", tmp_path / "x.h5", crop="none")
     assert whole.class_names == ["0", "1", "2"] and files_of(whole) == [str(row) for row in range(11)]
     part = packed(tmp_path / "x.npz", tmp_path / "val.h5", subset=("val", 0.5))
-    shuffled = packed(tmp_path / "x.npz", tmp_path / "y.h5", shuffle_seed=0)
-    assert 0 < len(part) < 11 and sorted(files_of(shuffled)) != files_of(shuffled)
-    for data in (whole, part, shuffled):
+    assert 0 < len(part) < 11
+    for data in (whole, part):
         order = list(map(int, files_of(data)))
         assert np.array_equal(pixels(data), ROWS[order])
         assert data.labels.tolist() == [LABELS[row] for row in order]

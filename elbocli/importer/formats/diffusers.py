@@ -4,16 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
 from torch import Tensor
 
-from elbocli.core.prediction import logsnr_of
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import tensor_files
 from elbocli.files.reading import reading
 from elbocli.files.records import Count, convert, read_json
-from elbocli.files.schedule_file import Positive, read_config
+from elbocli.files.schedule_file import read_config
 from elbocli.importer import formats
 from elbocli.importer.formats import OWN, TABLES, Imported, ImportOptions, Source, source_format
 from elbocli.nn.networks.diffusers import CONFIG, UNET, WEIGHTS, DiffusersUNetConfig
@@ -22,17 +20,7 @@ SCHEDULER = "scheduler_config.json"
 BETAS = {"linear": "t-linear", "scaled_linear": "t-scaled-linear", "squaredcos_cap_v2": "t-squaredcos"}
 # names of attention modules in weights from before 2023 → their present names
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-EDM_CODE = "logsnr:factor=-0.125"  # ln(sigma)/4
 NEAR = 1e-3  # largest accepted difference between the scheduler's timestep and the timestep by elbo's formula
-
-
-class EDMScheduler(Struct, frozen=True):
-    """Keys of the config of EDMEulerScheduler and EDMDPMSolverMultistepScheduler, which precondition as Karras et al. 2022 do."""
-
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 80.0
-    sigma_data: Positive = 0.5
-    prediction_type: str = "epsilon"
 
 
 def _folder(path: Path) -> Path:
@@ -112,15 +100,6 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
             f"{path}: no {SCHEDULER} in it or scheduler/; add --prediction and --noise-input (t:linear, t:squaredcos, …)"
         )
     config = read_json(file)
-    if str(config.get("_class_name")).startswith("EDM"):
-        edm: EDMScheduler = convert(config, EDMScheduler, file)
-        if edm.prediction_type != "epsilon":
-            raise FormatError(
-                f"{file}: prediction_type is {edm.prediction_type}, of a network that outputs -F; only epsilon, which is F of EDM's "
-                f"preconditioning, can be imported; negate it: {OWN}"
-            )
-        low, high = logsnr_of(edm.sigma_max), logsnr_of(edm.sigma_min)
-        return {"prediction": f"edm:sigma_data={edm.sigma_data}", "logsnr_min": low, "logsnr_max": high}, EDM_CODE
     curve: Any
     prediction, curve = read_config(file)
     count = config.get("num_train_timesteps", 1000)

@@ -2,7 +2,7 @@
 
 `--labels FILE`: lines of IMAGE CLASS; CSV; or one class a line, in the order of the image names.
 No --labels: EDM's dataset.json, or webdataset's label files beside the images.
-`--class-names FILE`: one class a line, as KEY, KEY<tab>NAME or, for numbers and WordNet IDs, KEY NAME.
+`--class-names FILE`: one class a line, as KEY, KEY<tab>NAME or, for numbers and WordNet IDs, KEY NAME; or ILSVRC's meta.mat.
 KEY: class in the images' labels. NAME: class name for display.
 """
 
@@ -40,11 +40,11 @@ def _word(text: str) -> Word:
     return int(text) if text.isdecimal() and len(text) < 10 else text
 
 
-def read_labels_file(path: Path, names: Sequence[str]) -> list[Word | None]:
+def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
     """Read the file of --labels: a table of names and classes, or a bare list of classes.
 
     names: files of all images; the lines of a bare list are in this order.
-    Returns: class of each image; None: missing or ambiguous.
+    Returns: class of each image (None: missing or ambiguous), and whether the file is a bare list.
     Names in a table: paths, file names, or file names without suffix.
     Numbers in a bare list: class numbers of ILSVRC's meta.mat if that file is in the same folder.
     Raises DataError: when the list's length is not the number of images, a name fits several images, or no image gets a class.
@@ -58,10 +58,10 @@ def read_labels_file(path: Path, names: Sequence[str]) -> list[Word | None]:
         numbers, meta = [_word(line) for line in lines], path.with_name("meta.mat")
         if isinstance(numbers[0], int) and meta.is_file():
             log.warning(f"{path}: the numbers in this file are read as class numbers of {meta}")
-            wnids: dict[Word, Word] = dict(enumerate(read_meta(meta), 1))
+            wnids: dict[Word, Word] = dict(enumerate(read_meta(meta)[0], 1))
             with reading(f"{path}: not ILSVRC's numbers, 1 to {len(wnids)}", kind=DataError):
                 numbers = [wnids[number] for number in numbers]
-        return [*numbers]
+        return [*numbers], True
     rows = [line.split("\t" if "\t" in line else None, 1) for line in lines]
     if "," in lines[0]:
         with reading(f"{path}: not usable as CSV", kind=DataError):
@@ -88,7 +88,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> list[Word | None]:
             f"{path}: none of the {len(names)} images (the first is {names[0]}) has exactly one class in the file; expected "
             "lines of NAME CLASS (with a tab before CLASS if names have spaces), CSV, or one class a line in order of the names"
         )
-    return words
+    return words, False
 
 
 def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
@@ -136,6 +136,8 @@ def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]
     words: class names in the images' labels; empty if the labels are numbers.
     Raises DataError: when a class is listed twice.
     """
+    if path.suffix == ".mat":
+        return read_meta(path)
     keys, names, lines = [], [], [line.strip() for line in lines_of(path)]
     for line in lines:
         key, tab, name = line.partition("\t")
@@ -148,23 +150,24 @@ def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]
     return keys, names
 
 
-def read_meta(path: Path) -> list[str]:
-    """Read WordNet IDs of ILSVRC's classes, in the order of class numbers. Raises DataError."""
+def read_meta(path: Path) -> tuple[list[str], list[str]]:
+    """Read WordNet IDs and names of ILSVRC's classes, in the order of class numbers. Raises DataError."""
     from scipy.io import loadmat
 
     with reading(f"{path}: not the devkit's meta.mat", kind=DataError):
         check_file(path)
         leaves = [row for row in loadmat(path, squeeze_me=True)["synsets"].reshape(-1) if row["num_children"] == 0]
         leaves.sort(key=lambda row: int(row["ILSVRC2012_ID"]))
-        return [str(row["WNID"]) for row in leaves]
+        return [str(row["WNID"]) for row in leaves], [str(row["words"]) for row in leaves]
 
 
-def assign(words: Sequence[Word], known: list[str], listed: Path | None) -> tuple[list[int], list[str]]:
+def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:
     """Number the classes from 0. Returns each image's class number (−1: not listed), and the class names.
 
-    words: class of each image.
+    words: class of each image. Numbers count from 1 with ILSVRC's meta.mat, and in a bare list without 0; else from 0.
     known: class names of the user's archives or datasets; all are returned if they contain every word.
     listed: file of --class-names.
+    bare: whether the file of --labels has one class a line without image names.
     Raises DataError: when a number has no class, or words and numbers are mixed.
     """
     numbers = [word for word in words if isinstance(word, int)]
@@ -179,13 +182,17 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None) -> tupl
         index = {int(key) if numbers else key: number for number, key in enumerate(keys)}
         return [index.get(word, -1) for word in words], names
     least, largest = min(numbers), max(numbers)
+    first = int(least > 0 if bare else listed is not None and listed.suffix == ".mat")
     if listed is None:
-        names = [str(number) for number in range(min(largest, 10 * len(numbers) + 1000) + 1)]
-    if not 0 <= least <= largest < len(names):
+        names = [str(number) for number in range(first, min(largest, 10 * len(numbers) + 1000) + 1)]
+    last = first + len(names) - 1
+    if not first <= least <= largest <= last:
         raise DataError(
-            f"images have classes {least} to {largest}, expected 0 to {len(names) - 1}; correct the labels or --class-names"
+            f"images have classes {least} to {largest}, expected {first} to {last}; correct the labels or --class-names"
         )
-    return numbers, names
+    if first:
+        log.warning(f"no image has class 0, so classes are numbered from 1: {names[0]} to {names[largest - 1]}")
+    return [number - first for number in numbers], names
 
 
 def some(words: Sequence[Word]) -> str:

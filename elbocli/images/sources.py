@@ -40,7 +40,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, class_name
     if labels is class_names is None:
         _refuse_splits(roots[0], parts)
     class_folders = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
-    whole = Images([], [], [], class_folders, parts[0].prefix if len(parts) == 1 else "")
+    whole, bare = Images([], [], [], class_folders, parts[0].prefix if len(parts) == 1 else ""), False
     for part in parts:
         whole.files += part.files
         whole.labels += _words_of(part)
@@ -48,7 +48,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, class_name
     if not whole.files:
         raise DataError(f"{roots[0]}: no files inside; expected images, or a folder of images for each class")
     if labels is not None:
-        whole.labels = read_labels_file(labels, whole.files)
+        whole.labels, bare = read_labels_file(labels, whole.files)
         whole.class_names = []
     classed = [index for index, word in enumerate(whole.labels) if word is not None]
     unclassed = [name for name, word in zip(whole.files, whole.labels) if word is None]
@@ -62,7 +62,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, class_name
         )
     whole = whole.take(classed)
     words = whole.labels
-    whole.labels, whole.class_names = assign(words, whole.class_names, class_names)
+    whole.labels, whole.class_names = assign(words, whole.class_names, class_names, bare)
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:

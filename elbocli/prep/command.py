@@ -53,7 +53,7 @@ from elbocli.runtime import PRECISIONS
     "--class-names",
     type=PATH,
     metavar="FILE",
-    help="The classes and their order: KEY or KEY<tab>NAME a line. Images of other classes are left out.",
+    help="The classes and their order: KEY or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of other classes are left out.",
 )
 @option(
     "--subset",

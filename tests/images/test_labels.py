@@ -31,26 +31,27 @@ def listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "expected", "bare"),
     [
-        ("490\n361\n171\n", [490, 361, 171]),
-        ("n02\r\nn01\r\n\r\nn03\r\n", ["n02", "n01", "n03"]),
-        (f"\ufeff{LAST[1]} 361\n{LAST[0]} 490\n{LAST[2]} 7\n", [490, 361, 7]),
+        ("490\n361\n171\n", [490, 361, 171], True),
+        ("n02\r\nn01\r\n\r\nn03\r\n", ["n02", "n01", "n03"], True),
+        (f"\ufeff{LAST[1]} 361\n{LAST[0]} 490\n{LAST[2]} 7\n", [490, 361, 7], False),
         (
             "ImageId,PredictionString\nILSVRC2012_val_00000003,n03 1 2 3 4 n03 9 9 9 9 \n"
             "ILSVRC2012_val_00000001,n01 0 0 9 9 \nILSVRC2012_val_00000002,n02 0 0 9 9 \n",
             ["n01", "n02", "n03"],
+            False,
         ),
-        ("".join(f"./{name}\thot dog\n" for name in NAMES), ["hot dog"] * 3),
-        ("".join(f'"{name}","dog, hot",9\n' for name in NAMES), ["dog, hot"] * 3),
-        ("".join(f"{name}\tn02\t0\t32\t44\t62\n" for name in LAST), ["n02"] * 3),
-        ("".join(f"deep/er/{name} {k}\n" for k, name in enumerate(NAMES)), [0, 1, 2]),
-        (f"{NAMES[1]} 5\nanother 6\n", [None, 5, None]),
-        (f"a/{LAST[0]} 3\nb/{LAST[0]} 4\n{NAMES[2]} 1234567890\n", [None, None, "1234567890"]),
+        ("".join(f"./{name}\thot dog\n" for name in NAMES), ["hot dog"] * 3, False),
+        ("".join(f'"{name}","dog, hot",9\n' for name in NAMES), ["dog, hot"] * 3, False),
+        ("".join(f"{name}\tn02\t0\t32\t44\t62\n" for name in LAST), ["n02"] * 3, False),
+        ("".join(f"deep/er/{name} {k}\n" for k, name in enumerate(NAMES)), [0, 1, 2], False),
+        (f"{NAMES[1]} 5\nanother 6\n", [None, 5, None], False),
+        (f"a/{LAST[0]} 3\nb/{LAST[0]} 4\n{NAMES[2]} 1234567890\n", [None, None, "1234567890"], False),
     ],
 )
-def test_every_form_says_the_same(listed, text, expected):
-    assert read_labels_file(listed(text), NAMES) == expected
+def test_every_form_says_the_same(listed, text, expected, bare):
+    assert read_labels_file(listed(text), NAMES) == (expected, bare)
 
 
 def test_a_line_that_fits_several_images_is_refused_and_a_path_fits_only_its_own(tmp_path):
@@ -60,7 +61,7 @@ def test_a_line_that_fits_several_images_is_refused_and_a_path_fits_only_its_own
         with pytest.raises(DataError, match=r"a/1\.png and b/1\.png"):
             read_labels_file(labels, names)
     labels.write_text("a/1.png x\n2.png y\n")
-    assert read_labels_file(labels, names) == ["x", None, "y"]
+    assert read_labels_file(labels, names) == (["x", None, "y"], False)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_list_of_other_images_is_refused(tmp_path, content, word):
 
 
 def test_a_whole_path_comes_before_its_last_part(listed):
-    assert read_labels_file(listed("a/1.png 3\nb/1.png 4\n"), ["b/1.png", "c/1.png"]) == [4, None]
+    assert read_labels_file(listed("a/1.png 3\nb/1.png 4\n"), ["b/1.png", "c/1.png"])[0] == [4, None]
 
 
 def test_labels_beat_folders_and_leave_papers_out(tmp_path, listed):
@@ -264,7 +265,7 @@ def validation(tmp_path):
 
 
 def test_meta_mat_lists_leaves_in_the_order_of_their_numbers(devkit):
-    assert read_meta(devkit / "meta.mat") == list(WNIDS)
+    assert read_meta(devkit / "meta.mat") == (list(WNIDS), list(WNIDS.values()))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"MATLAB 5.0 MAT-file" + b" " * 200, b"\0" * 500, None])
@@ -277,11 +278,11 @@ def test_another_file_than_meta_mat_is_refused(tmp_path, content):
         read_meta(tmp_path / "meta.mat")
 
 
-@pytest.mark.parametrize("order", ["sorted", "own"])
+@pytest.mark.parametrize("order", ["sorted", "meta.mat", "own"])
 def test_training_and_validation_agree(validation, devkit, listed, order):
     training = touch(devkit / "train", *(f"{wnid}/{wnid}_{k}.JPEG" for wnid in WNIDS for k in range(2)))
     own = listed("".join(f"{wnid} some words\n" for wnid in sorted(WNIDS)[::-1]))
-    classes = {"sorted": None, "own": own}[order]
+    classes = {"sorted": None, "meta.mat": devkit / "meta.mat", "own": own}[order]
     train, val = (
         open_source(training, class_names=classes),
         open_source(validation, labels=devkit / "truth.txt", class_names=classes),
@@ -291,8 +292,12 @@ def test_training_and_validation_agree(validation, devkit, listed, order):
     assert val.labels == [number[list(WNIDS)[at - 1]] for at in NUMBERS]
 
 
-def test_numbers_beside_meta_mat_are_ilsvrcs(validation, devkit):
+def test_numbers_count_from_one_without_meta_mat_and_are_ilsvrcs_with_it(validation, devkit):
     truth = devkit / "truth.txt"
+    meta = (devkit / "meta.mat").rename(devkit / "moved.mat")
+    source = open_source(validation, labels=truth)
+    assert source.labels == [3, 0, 0, 2, 1, 3] and source.class_names == ["1", "2", "3", "4"]
+    meta.rename(devkit / "meta.mat")
     truth.write_text("0\n1\n1\n2\n1\n3\n")
     with pytest.raises(DataError, match="1 to 4"):
         open_source(validation, labels=truth)

@@ -194,8 +194,7 @@ def _published_set(entries: Entries) -> Images | None:
     for name, ref in entries.items():
         with contextlib.suppress(ElboError):
             kind = kind_of(Path(name), bytes(ref.read(HEAD)))
-            parts = kind in SOURCES and SOURCES[kind].form == "parts"
-            if parts and not (name.endswith(".gz") and name.removesuffix(".gz") in entries):
+            if kind in SOURCES and SOURCES[kind].form == "parts":
                 split, folder = SPLIT.search(name.lower()), name[: name.rfind("/") + 1]
                 sets.setdefault((kind, split and split.lastindex, folder), []).append(name)
     chosen = [key for key in sets if key[1] == 1] or list(sets)

@@ -127,8 +127,6 @@ def test_only_logs_of_the_same_bins_and_of_other_steps_are_added_up(tmp_path):
         with pytest.raises(error, match=f"^{sources[-1]}: "):
             losslog.read_logs(sources)
     assert losslog.read_logs([held_out]).lines == 1
-    with pytest.raises(FormatError, match="standard input: "):
-        read(lines([1]), lines([1], bin_edges(-5, 8, 4)))
 
 
 # A log that a program of the user writes

@@ -191,13 +191,6 @@ def test_the_content_says_it_and_images_without_labels_are_one_class(tmp_path):
     assert "no file of labels" in said[0]
 
 
-def test_after_gunzip_the_unpacked_file_is_taken_once(tmp_path):
-    mnist(tmp_path, compress=gzip.compress, end=".gz")
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(PLAIN)
-    source = open_source(tmp_path)
-    assert source.labels == LABELS
-
-
 def test_several_sets_are_told_apart_by_the_user(tmp_path):
     for part in ("letters-train", "digits-train"):
         mnist(tmp_path, part)

@@ -152,11 +152,10 @@ QKV = "input_blocks.3.1.qkv.weight"
         (lambda t: t.pop(QKV), r"input_blocks\.3\.1\.norm"),
         (lambda t: t.update({QKV: torch.ones(100, 64, 1)}), r"\[100, 64, 1\]"),
         (lambda t: [t.pop(name) for name in [*t] if name.startswith("output")], "."),
-        (lambda t: [t.pop(name) for name in [*t] if name.startswith("output_blocks.3")], "."),
         (lambda t: t.update({"input_blocks.0.0.weight": torch.ones(32, 6, 3, 3)}), "super-resolution"),
         (lambda t: t.update({"out.2.weight": torch.ones(5, 32, 3, 3)}), r"\[5,"),
     ],
-    ids=range(7),
+    ids=range(6),
 )
 def test_another_network_than_guided_diffusions_is_refused_by_the_names_in_its_file(spoil, word, saved):
     tensors = draw(UNetModel).state_dict()
@@ -276,8 +275,6 @@ def test_another_network_than_dits_is_refused_by_the_names_in_its_file(change, w
         (UNetModel, {"attention": "heads=2"}, "--size"),
         (UNetModel, {"size": 16}, "--attention"),
         (UNetModel, {"size": 16, "attention": "heads=3"}, "heads .3"),
-        (UNetModel, {"size": 16, "attention": "heads=0"}, "heads=0"),
-        (UNetModel, {"size": 16, "attention": "4"}, "--attention 4"),
         (UNetModel, {"size": 16, "attention": "heads=4,old"}, "old"),
         (UNetModel, {"size": 1, "attention": "heads=2"}, "1 pixels"),
         (UNetModel, {"size": 16, "attention": "heads=2", "noise_input": "t:lineal"}, "t-linear"),
@@ -285,7 +282,7 @@ def test_another_network_than_dits_is_refused_by_the_names_in_its_file(change, w
         (DiT, {"noise_input": "t-lineal"}, "t-linear"),
         (DiT, {"noise_input": "flow", "format": "sit"}, "--noise-input"),
     ],
-    ids=range(11),
+    ids=range(9),
 )
 def test_options_say_what_shapes_do_not(kind, options, word, saved):
     with pytest.raises(ElboError, match=word):

@@ -8,11 +8,9 @@ def frames(path):
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -151,22 +149,13 @@ class Source(NamedTuple):
 SOURCES: dict[str, Source] = {}  # by the name of a Kind
 
 
-def source(
-    name: str,
-    magic: bytes = b"",
-    suffix: str = "",
-    test: Callable[[Path, bytes], bool] | None = None,
-    form: str = "images",
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def source(name: str, suffix: str = "", form: str = "images") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare an image source: a function of a path that yields (name, class or None, reference) for each image.
 
-    name: a kind of file in recognise.KINDS, or a new kind with these properties:
-    magic: first bytes of a file. suffix: of the file name. test: function of the path and its first HEAD bytes.
+    name: a kind of file in recognise.KINDS, or a new kind, whose files have the suffix `suffix`.
     """
-    if magic or suffix or test:
-        KINDS.insert(
-            0, Kind(name, b"\\A" + re.escape(magic), f"*{suffix.lower()}", test or (lambda path, head: not path.is_dir()))
-        )
+    if suffix:
+        KINDS.insert(0, Kind(name, names=f"*{suffix.lower()}", test=lambda path, head: not path.is_dir()))
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         SOURCES[name] = Source(function, form)

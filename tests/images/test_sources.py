@@ -24,7 +24,7 @@ PLUGIN = """
 import numpy as np
 import elbocli.plugin as elbo
 
-@elbo.source("pairs", magic=b"PK", suffix=".pairs")
+@elbo.source("pairs", suffix=".pairs")
 def pairs(path):
     count = path.stat().st_size // 64
     rows = np.memmap(path, np.uint8, "r", 2, (count, 8, 8, 1))

@@ -488,6 +488,6 @@ def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None
     if report is not None:
         print_json(report)
     elif out == STREAM:
-        click.echo(text.encode(), nl=False)  # UTF-8 in any locale
+        click.echo(text.encode(errors="backslashreplace"), nl=False)  # UTF-8 in any locale
     if out != STREAM:
         write_text(out, text)

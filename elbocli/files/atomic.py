@@ -259,9 +259,9 @@ def undo_unfinished(paths: Collection[Path]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically. Raises DataError."""
+    """Write a UTF-8 text file atomically; surrogates, as from damaged files, are escaped. Raises DataError."""
     with new_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -57,10 +57,8 @@ class AdaptReport(Record):
             f"Schedule fitted for weighting {self.weighting}, criterion {self.criterion}",
             ["schedule", "independent t", "/ best", "low-discrepancy t", "/ best"],
             [[name, *(f"{pair[key]:.4g}" if pair[key] else None for key in names)] for name, pair in self.schedules.items()],
-            {
-                "variances": f"of a batch's mean loss, x batch size {self.batch} / loss²; predicted",
-                "fitted to": f"{self.images:,} images, {self.intervals:,} lines of loss logs",
-            },
+            {"fitted to": f"{self.images:,} images, {self.intervals:,} lines of loss logs"},
+            [f"Variance of the mean loss of {self.batch} images, predicted, in units of loss²/{self.batch}; lower is better."],
         )
 
 

@@ -66,7 +66,7 @@ READERS = {
     "schedule.yaml": ["info {0}", "weights show u-mse@{0}", DRY + " --schedule {0}", SAMPLE + " --schedule {0}"],
     "tiny.yaml": [DRY, "presets show {0}"],
     "scheduler_config.json": ["weights check {0}", DRY + " --schedule {0}"],
-    "optimum.json": ["info {0}", "bound run data.h5 -n 2 --draws 2 --optimum {0} -q"],
+    "optimum.json": ["info {0}", "bound run data.h5 -n 16 --draws 16 --optimum {0} -q"],
     "run/config.yaml": [*OF_RUN, "train data.h5 --config {0} -o new --dry-run"],
     "run/status.json": ["info run", REPORT],
     "run/metrics.jsonl": ["info run", REPORT],

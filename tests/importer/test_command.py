@@ -1,6 +1,7 @@
 """`elbo import`: a run's own weights, saved as another program would, give the same run; every format goes through the commands."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -43,9 +44,10 @@ def test_an_imported_run_is_the_run_that_it_was_made_of(elbo, foreign, plugin, t
     draw = ("-n", 6, "--steps", 4, "--seed", 3)
     ours = elbo("sample", "run", *plugin, *draw, cwd=tmp_path)
     assert ours.stdout == elbo("sample", trained, *draw).stdout and len(ours.stdout) > 6 * 64
-    measure = (digits, "-n", 20, "--draws", 4, "--schedule", "uniform", *plugin)
-    bounds = [json.loads(elbo("bound", run, *measure, cwd=tmp_path).stdout)["bpd"] for run in ("run", trained)]
-    assert bounds[0] == bounds[1]
+    measure = (digits, "-n", 40, *plugin)
+    ours, theirs = (json.loads(elbo("bound", run, *measure, cwd=tmp_path).stdout) for run in ("run", trained))
+    error = math.hypot(ours["bpd_se_noise"], theirs["bpd_se_noise"])  # their schedules of noise levels differ
+    assert ours["bpd"] == pytest.approx(theirs["bpd"], abs=4 * error) and error < 0.2
     told = json.loads(elbo("info", "run", "--json", cwd=tmp_path).stdout)
     assert told["imported_format"] == "mine" and "lr" not in told
 

@@ -2,7 +2,7 @@
 
 from elbocli.core.registry import Registry
 
-# Functions (mean ε error, mean squared ε error), [bins] each → score, [bins].
+# Each function takes the mean ε error and the mean of its square, [bins] each, and returns a score, [bins].
 # The density p(λ) of an adaptive schedule is proportional to w(λ) × score.
 CRITERIA = Registry("criterion")
 

@@ -66,7 +66,7 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float) -> N
                 + "\n  ".join(changed)
             )
         if Status(out, 0).now.saved is not None and not store.checkpoints(out):
-            raise DataError(f"{out}: holds a run whose checkpoints are gone; put them back, or choose another -o")
+            raise DataError(f"{out}: the run here has lost its checkpoints; put the checkpoints back, or choose another -o")
     store.clean(out)
 
 

@@ -33,7 +33,7 @@ SAMPLERS = {"ddpm": 64, "heun": 32}
 """Steps of each, so that both ask the network about as often: heun twice a step but for the last."""
 SAMPLES = 900
 STYLES = {"cosine": ("C0", "o"), "edm": ("C1", "s"), "adaptive": ("C2", "^")}
-"""Colour and marker of each schedule, the same as in examples/sweep/tabulate.py."""
+"""Schedule → colour and marker. examples/sweep/tabulate.py uses the same."""
 
 
 class Cell(NamedTuple):

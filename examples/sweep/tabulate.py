@@ -23,7 +23,7 @@ from scipy import stats
 PAPER = 2.0
 """The bias that the others are compared with, where it is among them."""
 STYLES = {"cosine": ("C0", "o"), "edm": ("C1", "s"), "adaptive": ("C2", "^"), "laplace": ("C4", "D")}
-"""Colour and marker of each schedule, the same as in examples/ablation/ablation.py."""
+"""Schedule → colour and marker. examples/ablation/ablation.py uses the same."""
 FILLINGS = {-1: "bottom", 0: "full", 1: "none"}
 """Filled part of the marker, by the sign of the schedule's shift."""
 

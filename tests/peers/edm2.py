@@ -1,4 +1,4 @@
-"""EDM2's network and preconditioning, stated again as modules with EDM2's names; and files as it writes them.
+"""EDM2's network and preconditioning, written from the paper with EDM2's module names; and files in EDM2's format.
 
 Source: Karras et al. 2024, arXiv:2312.02696, appendix B and config G. `.double()` makes a network compute in float64.
 """
@@ -62,7 +62,7 @@ class MPFourier(Persistent, nn.Module):
 
 
 class Block(Persistent, nn.Module):
-    """One block. way: down, up, or anything else."""
+    """One block. way: 'down' halves the image, 'up' doubles it, others keep it."""
 
     def __init__(self, before: int, after: int, width: int, encoder: bool, attends: bool, way: str):
         super().__init__()

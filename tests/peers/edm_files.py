@@ -44,7 +44,7 @@ class Persistent:
 
 
 def renamed(persistent: Any, name: str) -> None:
-    """Let an object pickle as one of a class of another name."""
+    """Pickle an object under the name of another class."""
     persistent.__class__ = type(name, (type(persistent),), {})
 
 

@@ -158,7 +158,7 @@ def work(
     fails: int | None = None,
     kill: int | None = None,
 ) -> None:
-    """Draw as `elbo sample` does, and note a line for each batch.
+    """Draw samples as `elbo sample` does, and write a line for each batch.
 
     stream: write `out` as a stream. leave: bytes of a stream to read before it is closed. told: signal for the last process when
     so many images are drawn. fails: rank that can't draw its third batch. kill: seed of the moment at which a process is killed.

@@ -25,7 +25,7 @@ FID = "frechet_inception_distance"
     numbers=[Number(FID, "frechet_distance", "fid", parts=["se", "interval"])],
     needs={Need.REFERENCE},
     least=lambda options: (2, 2),
-    few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use `kid`",
+    few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use KID",
 )
 def fid(samples, reference, options):
     from elbocli.core.frechet import frechet_distance

@@ -13,13 +13,14 @@ from elbocli.cli.commands import option
 from elbocli.core.metrics import Need, Number, metric
 from elbocli.core.samplers import Move, sampler
 from elbocli.core.schedule_curves import schedule
-from elbocli.core.weighting_curves import weighting
+from elbocli.core.weighting_curves import ErrorProfile, learned_weighting, weighting
 from elbocli.images.registry import ArrayRow, Span, source
 from elbocli.nn.extractors import Extractor, extractor
 from elbocli.nn.networks import Network, NetworkConfig, network
 
 __all__ = [
     "ArrayRow",
+    "ErrorProfile",
     "Extractor",
     "Move",
     "Need",
@@ -29,6 +30,7 @@ __all__ = [
     "Span",
     "command",
     "extractor",
+    "learned_weighting",
     "metric",
     "network",
     "option",

@@ -98,10 +98,12 @@ def fit_log(
     edges = losses.edges
     moments = ErrorMoments.of_sums(edges, losses.sums)
     w = resolve_weighting(weighting or losses.header.weighting or "elbo")
-    if w.learned:
+    if w.of_density:
         raise UsageError(
             f"the run's schedule is the fitted one for its learned weighting {w.spec}; fit another by --weighting SPEC"
         )
+    if w.learned:
+        w = w.knowing(parse_schedule("uniform", float(edges[0]), float(edges[-1])), moments.middle, moments.smoothed.mean)
     fitted = {name: fit_schedule(moments, w, name, floor) for name in CRITERIA}
     schedule = fitted[criterion]
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}

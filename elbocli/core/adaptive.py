@@ -1,4 +1,4 @@
-"""Fit adaptive schedules and the learned weighting to errors in bins of λ.
+"""Fit adaptive schedules and learned weightings to errors in bins of λ.
 
 Source: arXiv:2303.00848, sec. 4, for the criterion `loss`.
 """
@@ -17,7 +17,6 @@ from torch.nn.functional import pad
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.monotone import Function
 from elbocli.core.objective import Objective
-from elbocli.core.registry import LEARNED
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
@@ -316,9 +315,11 @@ class AdaptiveSchedule:
 
 
 def refuse_adaptive(weighting: Weighting) -> None:
-    """Raise UsageError for the learned weighting."""
-    if weighting.learned:
-        raise UsageError(f"weighting '{LEARNED}' needs a fixed schedule, not 'adaptive'; choose for example edm:mean=-0.4,std=1")
+    """Raise UsageError for a learned weighting that depends on the schedule's density."""
+    if weighting.of_density:
+        raise UsageError(
+            f"weighting '{weighting.spec}' needs a fixed schedule, not 'adaptive'; choose for example edm:mean=-0.4,std=1"
+        )
 
 
 class OnlineObjective:
@@ -327,11 +328,9 @@ class OnlineObjective:
     objective: the Objective now. edges: edges of the bins of λ, [bins + 1]. errors: None for a fixed objective.
     """
 
-    # w = p/e, equivalent to EDM2's u(σ): every t contributes equally to the loss. The best density, ∝ w e, is then p itself, so
-    # schedule and weighting can't both be learned. Where p rises faster than e, w rises, and the loss is not an ELBO;
-    # `uncertainty:monotone` takes the least non-increasing upper bound of w. A running minimum from the noisy side would be
-    # almost zero everywhere, and isotonic least squares would lower the peak.
-    # Until a bin has two errors, the errors of a network with output zero are assumed.
+    # Until a bin has two errors, a learned weighting assumes the errors of a network with output zero.
+    # A learned weighting that rises is made monotone by its least non-increasing upper bound. A running minimum from the noisy
+    # side would be almost zero everywhere, and isotonic least squares would lower the peak.
 
     def __init__(self, objective: Objective, adaptive: bool = False, floor: float = 0.01, state: Tensor | None = None):
         """Begin with the errors of a state.
@@ -340,7 +339,7 @@ class OnlineObjective:
         floor: smallest density of an adaptive schedule, as a fraction of the uniform density.
         state: `state` of an AdaptiveSchedule; None: no errors.
         """
-        self.objective, self.floor = objective, floor
+        self.objective, self.adaptive, self.floor = objective, adaptive, floor
         self.edges = bin_edges(objective.schedule.logsnr_min, objective.schedule.logsnr_max)
         self.errors = AdaptiveSchedule(self.edges) if adaptive or objective.weighting.learned else None
         self.restore(state)
@@ -371,6 +370,7 @@ class OnlineObjective:
         if now.weighting.learned:
             seen, middle = bool(moments.seen.any()), moments.middle
             error = moments.smoothed.mean if seen else now.prediction.coefficients(middle).eps_factor
-            self.objective = replace(now, weighting=now.weighting.knowing(now.schedule, middle, error))
-        else:
-            self.objective = replace(now, schedule=errors.schedule(now.weighting, self.floor))
+            now = replace(now, weighting=now.weighting.knowing(now.schedule, middle, error))
+        if self.adaptive:
+            now = replace(now, schedule=errors.schedule(now.weighting, self.floor))
+        self.objective = now

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from elbocli.errors import PluginError, UsageError
 
 LARGEST = 1e15  # largest absolute value of a parameter
-LEARNED = "uncertainty"  # name of the weighting that training learns; not in the registry of weightings
 M = TypeVar("M", bound=Callable[..., Any])
 
 

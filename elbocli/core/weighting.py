@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope, weighting_faults
 from elbocli.core.plots import draw_curve
 from elbocli.core.prediction import LIMIT, Prediction
-from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, plain
+from elbocli.core.registry import Declaration, Registry, number, parse_spec, plain
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.weighting_curves import WEIGHTINGS
+from elbocli.core.weighting_curves import LEARNED_WEIGHTINGS, WEIGHTINGS, ErrorProfile, LearnedTraits
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +80,16 @@ def clamped(logsnr, least=0.05):
     return ((-logsnr / 2).sigmoid() / least).clamp(max=1).square()
 
 
+@FACTORS.declare(
+    "variance-aware",
+    formula="exp(-alpha (logsnr - mean)^2)",
+    source="Sun & Shi 2026, arXiv:2603.10391, eq. 13, on the EDM loss; mean: of a batch's logsnr, so of the schedule's",
+    positive=["alpha"],
+)
+def variance_aware(logsnr, alpha=0.05, mean=2.4):
+    return (-alpha * (logsnr - mean).square()).exp()
+
+
 @FACTORS.declare("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1")
 def p2(logsnr, gamma=1.0):
     return (-logsnr).sigmoid() ** gamma
@@ -135,29 +145,32 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 class LearnedCurve(NamedTuple):
-    """Weighting learned in training: the schedule's density divided by the error at each λ.
+    """Weighting learned in training, from the network's error at each λ.
 
+    declared: entry of LEARNED_WEIGHTINGS.
     schedule: schedule of the run; None: before training, when w is unknown.
-    middle: λ at the centres of bins, [bins].
+    levels: λ at the centres of bins, [bins].
     log_error: logarithm of ‖ε − ε̂‖²/D in each bin, [bins].
-    Source: equivalent to EDM2's weighting, Karras et al. 2024, arXiv:2312.02696.
     """
 
-    # EDM2's loss ω/e^u ‖x̂ − x‖²/D + u is least in u where e^u = ω E‖x̂ − x‖²/D, and with this u, EDM2's loss weights ‖ε − ε̂‖²
-    # by p/e for any ω (p: density, e: error). Every t contributes equally to the loss.
+    declared: Declaration
     schedule: Schedule | None = None
-    middle: Any = None
+    levels: Any = None
     log_error: Any = None
 
     @property
     def spec(self) -> str:
-        return LEARNED
+        return self.declared.spec
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        if self.schedule is None:
-            raise UsageError(f"weighting {LEARNED!r} has no w(λ) before training; give a run that was trained with it")
-        within = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)  # outside, the density is zero
-        return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
+        schedule = self.schedule
+        if schedule is None:
+            raise UsageError(f"weighting {self.spec!r} has no w(λ) before training; give a run that was trained with it")
+
+        def log_error(at: Tensor) -> Tensor:
+            return through(at.clamp(schedule.logsnr_min, schedule.logsnr_max), self.levels, self.log_error)
+
+        return self.declared(logsnr, ErrorProfile(self.levels, log_error, schedule.density))
 
 
 WeightingCurve = Declaration | ForeignLoss | LearnedCurve  # a curve w(λ), before it is shifted or made monotone
@@ -184,13 +197,18 @@ class Weighting:
         """Whether training learns the weighting."""
         return isinstance(self.curve, LearnedCurve)
 
+    @property
+    def of_density(self) -> bool:
+        """Whether training learns the weighting from the schedule's density, so that the schedule can't be adaptive."""
+        return isinstance(self.curve, LearnedCurve) and self.curve.declared.traits.of_density
+
     def knowing(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:
         """Return this learned weighting with w computed from a schedule and errors.
 
         middle: λ at the centres of bins, [bins].
         error: ‖ε − ε̂‖²/D in each bin, [bins].
         """
-        return replace(self, curve=LearnedCurve(schedule, middle, error.log()))
+        return replace(self, curve=self.curve._replace(schedule=schedule, levels=middle, log_error=error.log()))
 
     @property
     def schedule(self) -> Schedule | None:
@@ -297,11 +315,13 @@ def parse_weighting(
     shift, monotone = shift + own_shift, monotone or held
     if loss:
         return Weighting(ForeignLoss(*_parse_loss(name, words, given), schedule(inner)), shift, monotone)
-    if alike(name) != LEARNED:
-        return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
-    if given or words or shift:
-        raise UsageError(f"{text!r}: {name!r} takes only 'monotone'; omit other parameters, such as bias or shift")
-    return Weighting(LearnedCurve(), monotone=monotone)
+    declared = WEIGHTINGS.lookup(name) or LEARNED_WEIGHTINGS.lookup(name) or WEIGHTINGS.find(name)
+    declared = declared.bind(parse_spec(f"{name}:{words}")[1]).bind(given or {})
+    if not isinstance(declared.traits, LearnedTraits):
+        return Weighting(declared, shift, monotone)
+    if shift:
+        raise UsageError(f"{text!r}: {name!r} is learned at its own noise levels; omit the shift")
+    return Weighting(LearnedCurve(declared), monotone=monotone)
 
 
 def _modifiers(words: str) -> tuple[str, float, bool]:

@@ -1,11 +1,17 @@
 """Weightings by name: functions w(λ) in the loss L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ."""
 
-from functools import lru_cache
-from typing import NamedTuple
+from __future__ import annotations
 
-from elbocli.core.monotone import NonIncreasing, weighting_faults
+from collections import ChainMap
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from elbocli.core.monotone import Function, NonIncreasing, weighting_faults
 from elbocli.core.registry import Declaration, Registry
 from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class WeightingTraits(NamedTuple):
@@ -199,3 +205,75 @@ def sigmoid(logsnr, bias=2.0):
 )
 def sd3(logsnr, m=0.0, s=1.0):
     return normal_density(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()
+
+
+class ErrorProfile(NamedTuple):
+    """Errors of a network by noise level, from which a learned weighting is computed.
+
+    levels: λ at the centres of bins, rising, [bins].
+    log_error: function λ → logarithm of E‖ε − ε̂‖²/D, smoothed over λ. density: function λ → p(λ) of the schedule.
+    """
+
+    levels: Tensor
+    log_error: Function
+    density: Function
+
+
+class LearnedTraits(NamedTuple):
+    """Properties of a learned weighting.
+
+    of_density: whether w depends on the density of the schedule; then the schedule can't be adaptive.
+    """
+
+    of_density: bool = False
+
+
+def check_learned(declared: Declaration) -> None:
+    """Raise PluginError unless a learned weighting returns float tensors of λ's shape, finite and 0 or more, for an example."""
+    import torch
+
+    at = torch.linspace(*DECLARED_ON, 61, dtype=torch.float64)
+    low, high = DECLARED_ON
+    profile = ErrorProfile(at, lambda logsnr: (logsnr / 2).sigmoid().log(), lambda logsnr: torch.ones_like(logsnr) / (high - low))
+    declared.expect_like(declared(at, profile), at, "a call with logsnr and errors")
+    if faults := weighting_faults(lambda logsnr: declared(logsnr, profile), low, high):
+        raise declared.fault(f"is {faults}; a weighting must be finite, and 0 or more")
+
+
+LEARNED_WEIGHTINGS = Registry("learned weighting", LearnedTraits, check_learned)
+"""Functions (λ, ErrorProfile) → w(λ), float64, any shape, of weightings that follow a network's errors in training."""
+learned_weighting = LEARNED_WEIGHTINGS.declare
+ALL_WEIGHTINGS = ChainMap(LEARNED_WEIGHTINGS, WEIGHTINGS)  # all names, those of WEIGHTINGS first
+
+
+@learned_weighting(
+    "uncertainty", formula="p(logsnr) / E|e|^2", source="Karras et al. 2024 (EDM2), arXiv:2312.02696, in effect", of_density=True
+)
+def uncertainty(logsnr, profile):
+    """Divide the schedule's density by the error, so that every t contributes equally to the loss."""
+    # EDM2's loss ω/e^u ‖x̂ − x‖²/D + u is least in u where e^u = ω E‖x̂ − x‖²/D, and with this u, EDM2's loss weights ‖ε − ε̂‖²
+    # by p/e for any ω (p: density, e: error). The best density, ∝ w e, is then p itself.
+    return profile.density(logsnr) * (-profile.log_error(logsnr)).exp()
+
+
+@learned_weighting(
+    "infonoise",
+    formula="exp(-logsnr) E|e|^2 g, g = sigmoid(exponent (pivot - logsnr) / 2)",
+    source="Raya et al. 2026 (InfoNoise), arXiv:2602.18647, eq. 13-15",
+    known_as=["info-noise"],
+    positive=["exponent"],
+    within={"onset": (0, 1)},
+)
+def infonoise(logsnr, profile, exponent=3.0, onset=0.002):
+    """Weight by the error of x̂, E‖x − x̂‖²/D, times a gate that closes at little noise.
+
+    InfoNoise draws σ = e^{−λ/2} so that density × loss weight is the rate of conditional entropy, ∝ E‖x − x̂‖²/σ³ per unit of σ,
+    times the gate σⁿ/(σⁿ + cⁿ). This is L_w for the w given here, with any loss weight; an exact network's w never rises.
+    exponent: n of the gate. onset: c is the largest σ at which the rate is at least `onset` times its maximum.
+    """
+    levels, error = profile.levels, profile.log_error(profile.levels).exp()
+    rate = error * (levels / 2).exp()
+    pivot = levels[rate >= onset * rate.max()].min()
+    allocated = error * (exponent / 2 * (pivot - levels)).sigmoid()
+    unit = allocated.sum() * (levels[-1] - levels[0]) / (len(levels) - 1)  # so that the allocation integrates to 1 over λ
+    return (profile.log_error(logsnr) - logsnr).exp() * (exponent / 2 * (pivot - logsnr)).sigmoid() / unit

@@ -50,7 +50,6 @@ def read_objective(run: Path, settings: TrainSettings) -> RunObjective:
 
 
 FORMULAS = {  # class of a curve that no registry declares → (formula, source)
-    LearnedCurve: ("p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect"),
     ForeignLoss: ("2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
     Schedule: ("a table of t and logsnr", "a file"),
 }
@@ -59,7 +58,7 @@ FORMULAS = {  # class of a curve that no registry declares → (formula, source)
 def weighting_terms(weighting: Weighting) -> list[Term]:
     """Return a Term (name, formula, source) for a weighting and for each target, factor and schedule in its SPEC."""
     curve = weighting.curve
-    terms = [_term("weighting", weighting.spec, curve)]
+    terms = [_term("weighting", weighting.spec, curve.declared if isinstance(curve, LearnedCurve) else curve)]
     if isinstance(curve, ForeignLoss):
         terms.append(_term("target", curve.prediction.spec, curve.prediction.declared))
         terms += [_term("factor F", curve.factor.spec, curve.factor)] if curve.factor else []

@@ -159,7 +159,8 @@ class TrainedRun:
         """Return the objective, fitted to the checkpoint's errors. schedule: the training schedule; uniform if adaptive."""
         objective = Objective(resolve_weighting(self.settings.weighting), schedule, self.prediction)
         with reading(f"{self.checkpoint.path / 'state.pt'}: lacks the errors per noise level", "; use another checkpoint"):
-            return OnlineObjective(objective, True, self.settings.floor, self.checkpoint.state()["online"]).objective
+            adaptive = self.settings.schedule == ADAPTIVE
+            return OnlineObjective(objective, adaptive, self.settings.floor, self.checkpoint.state()["online"]).objective
 
 
 def empty_network(config: RunConfig, where: Path) -> Network:
@@ -260,12 +261,11 @@ def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
     """Return a run's weighting: one item if fixed; if learned, one for each of up to 12 steps. Raises ElboError."""
     # A learned weighting is recomputed from the loss log, as training does after each log interval.
-    weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings)
     low, high = settings.logsnr_min, settings.logsnr_max
+    weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings) or parse_schedule("uniform", low, high)
     ends = weighting.within_support(low, high)
     if not weighting.learned:
         return [EffectiveWeighting(0, 0, weighting, ends)]
-    assert schedule is not None
     path = run / "losslog.jsonl"
     online = OnlineObjective(Objective(weighting, schedule, Prediction(settings.prediction)))
     intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)] if path.exists() else []

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from elbocli.core.registry import LEARNED, nearest
+from elbocli.core.registry import nearest
 from elbocli.errors import UsageError
 from elbocli.files.records import plain
 from elbocli.runtime import AUTO
@@ -127,10 +127,10 @@ class TrainSettings:
         group="Objective and output of the network",
         more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo list factors' or a "
         "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or the path of a "
-        "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
-        "error at each noise level, which uncertainty:monotone keeps from rising.",
-        names="elbocli.core.weighting_curves.WEIGHTINGS",
-        words=(LEARNED,),
+        "diffusers scheduler_config.json. Or one that is learned while training ('elbo list learned-weightings'): uncertainty is "
+        "EDM2's, the schedule's density over the error at each noise level; infonoise is InfoNoise's. With :monotone, such a "
+        "weighting never rises.",
+        names="elbocli.core.weighting_curves.ALL_WEIGHTINGS",
     )
     bias: Number | None = setting(None, "Parameter bias of the weighting; 2 is :bias=2.", stored=False, preset=False)
     shift: Number | Literal["auto"] | None = setting(

@@ -28,6 +28,7 @@ from elbocli.cli.text import visible
 # KIND of `elbo list` → module and name of the registry.
 REGISTRIES = {
     "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",
+    "learned-weightings": "elbocli.core.weighting_curves.LEARNED_WEIGHTINGS",
     "schedules": "elbocli.core.schedule_curves.SCHEDULES",
     "predictions": "elbocli.core.prediction.PREDICTIONS",
     "factors": "elbocli.core.weighting.FACTORS",
@@ -62,7 +63,7 @@ def list_(kind: str, as_json: bool) -> None:
     """List the names of a KIND: weightings, samplers and others.
 
     Each with its formula, parameters and source; with -v, also aliases; weightings also with whether they are monotone.
-    KIND is weightings (the default), schedules, predictions, factors, samplers, spacings, noises, starts, thresholds,
+    KIND is weightings (the default), learned-weightings, schedules, predictions, factors, samplers, spacings, noises, starts, thresholds,
     roundings, criteria, averages, extractors or metrics.
     """
     from elbocli.core.registry import load_installed

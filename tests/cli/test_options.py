@@ -57,7 +57,7 @@ COMPLETIONS = {
     "elbo re": ["report"],
     "elbo weights check ": WEIGHTINGS,
     "elbo weights plot edm ed": ["edm", "edm-monotonic"],
-    "elbo train --weighting ": [*WEIGHTINGS, "uncertainty"],
+    "elbo train --weighting ": [*WEIGHTINGS, "uncertainty", "infonoise"],
     "elbo train --schedule ": [*SCHEDULES, "adaptive"],
     "elbo train --prediction ": PREDICTIONS,
     "elbo train --preset digits": ["digits", "digits-dit", "digits-uvit"],
@@ -135,7 +135,7 @@ def test_every_command_has_help_for_itself_and_each_option():
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help or hasattr(option.type, "choices") or "logsnr" in option.opts[0], (path, option.name)
-    assert set(REGISTRIES) <= set(re.findall(r"\w+", list_.help))
+    assert set(REGISTRIES) <= set(re.findall(r"[\w-]+", list_.help))
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)

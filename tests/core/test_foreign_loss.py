@@ -106,6 +106,7 @@ FACTOR = {
     "p2": lambda lam, target: 1 / (1 + np.exp(lam)),
     "p2:gamma=0.5": lambda lam, target: 1 / (1 + np.exp(lam)) ** 0.5,
     "debiased": lambda lam, target: np.exp(-lam / 2),
+    "variance-aware": lambda lam, target: np.exp(-0.05 * (lam - 2.4) ** 2),
     "clamped": clamped(0.05),
     "clamped:least=0.3": clamped(0.3),
     "sigmoid:bias=2": lambda lam, target: 1 / (1 + np.exp(lam - 2)),

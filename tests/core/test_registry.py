@@ -19,7 +19,7 @@ from elbocli.core.samplers import SAMPLERS, parse_sampler
 from elbocli.core.schedule_curves import SCHEDULES, schedule
 from elbocli.core.spacing import SPACINGS
 from elbocli.core.weighting import FACTORS, parse_weighting
-from elbocli.core.weighting_curves import WEIGHTINGS, weighting
+from elbocli.core.weighting_curves import LEARNED_WEIGHTINGS, WEIGHTINGS, weighting
 from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.extractors import EXTRACTORS
@@ -125,7 +125,7 @@ def test_later_declarations_are_found_wherever_names_are():
 # Names of others
 
 
-REGISTRIES: list[Registry] = [WEIGHTINGS, SCHEDULES, PREDICTIONS, FACTORS, SAMPLERS, SPACINGS, NOISES]
+REGISTRIES: list[Registry] = [WEIGHTINGS, LEARNED_WEIGHTINGS, SCHEDULES, PREDICTIONS, FACTORS, SAMPLERS, SPACINGS, NOISES]
 REGISTRIES += [STARTS, THRESHOLDS, ROUNDINGS, CRITERIA, AVERAGES, METRICS, EXTRACTORS]
 DECLARED = [(registry, declared) for registry in REGISTRIES for declared in registry.values()]
 IDS = [f"{registry.kind}-{declared.name}" for registry, declared in DECLARED]

@@ -115,10 +115,13 @@ def test_nodes_of_one_process_share_the_weights_and_others_exchange_gradients_on
 
 
 @pytest.mark.long
-def test_processes_begin_from_the_same_run_and_learn_the_same_weighting(digits, preset, tmp_path):
+@pytest.mark.parametrize(
+    "learned", [{"weighting": "uncertainty:monotone"}, {"weighting": "infonoise:monotone", "schedule": "adaptive"}]
+)
+def test_processes_begin_from_the_same_run_and_learn_the_same_weighting(learned, digits, preset, tmp_path):
     first = tmp_path / "first"
     train_here(digits, first, preset, steps=10, **SMALL)
-    options = {"weighting": "uncertainty:monotone", "network.dropout": 0.0, "steps": 12, "log_every": 4, "lr": 1e-4}
+    options = {**learned, "network.dropout": 0.0, "steps": 12, "log_every": 4, "lr": 1e-4}
     jobs = [
         {"size": size, "data": digits, "out": tmp_path / f"{size}-{way}", "init": first}
         | {"options": {**options, "save_every": 12, "conditional": False, "parallel": way}}

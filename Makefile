@@ -125,6 +125,8 @@ docs: $(VENV)/.ready
 	mv docs/presets.md.new docs/presets.md
 	$(BIN)/python tools/formats.py docs/datasets.md > docs/datasets.md.new
 	mv docs/datasets.md.new docs/datasets.md
+	$(BIN)/python tools/formats.py man/elbo-formats.5 > man/elbo-formats.5.new
+	mv man/elbo-formats.5.new man/elbo-formats.5
 	sed '/^## Measured/q' docs/experiments.md > docs/experiments.md.new
 	printf '\n### Digits\n\n' >> docs/experiments.md.new
 	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/experiments.md.new

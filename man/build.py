@@ -1,7 +1,7 @@
 """Render the man pages from the commands: `python man/build.py` writes them, `--check` compares.
 
 Every page comes from a click command: its docstring, its options, and the examples, exit statuses, variables
-and files given here. elbo-formats.5 is written by hand.
+and files given here. tools/formats.py writes the list of records in elbo-formats.5.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""elbo's own formats: objects made of their records, mutated objects, and the table of docs/datasets.md.
+"""elbo's own formats: objects made of their records, mutated objects, the table of docs/datasets.md and the man page of formats.
 
-`python tools/formats.py docs/datasets.md` prints that page with a new table.
+`python tools/formats.py docs/datasets.md` prints that page with a new table, and `man/elbo-formats.5` that page with a new list.
 """
 
 import importlib
+import inspect
 import json
 import random
 import sys
+import textwrap
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,8 @@ from elbocli.files.records import FORMATS, Record, Rest, StoredFormat
 from elbocli.run.train_settings import TrainSettings
 
 PACKAGE = Path(__file__).resolve().parent.parent / "elbocli"
-BEGIN, END = "<!-- tools/formats.py -->", "<!-- end -->"
+MARKS = {".md": ("<!-- tools/formats.py -->", "<!-- end -->"), ".5": ('.\\" tools/formats.py', '.\\" end')}
+"""Suffix of a page → lines around its generated part."""
 WORDS = ("", "a", "sigmoid:bias=2", "0", "λ", "x" * 30, "1e5", "null")
 NUMBERS = (0, 1, -1, 7, 0.5, -2.25, 1e-30, 10**6)
 WRONG = (None, True, "text", 3, 0.5, [], {}, [[1]], -1, 10**30, 2**63, 1e308, float("nan"), "x" * 1000)
@@ -113,20 +116,40 @@ def mutated(rng: random.Random, content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def page() -> str:
-    """The table of formats, and of the keys of each."""
+def table() -> list[str]:
+    """The table of docs/datasets.md."""
     rows = ["| file | format | version | record |", "|---|---|---|---|"]
     for each in declared():
         name = f"`{each.name}`" if each.name else ""
         record = f"{each.record.__module__}.{each.record.__name__}"
         rows.append(f"| {each.file} | {name} | {each.version or ''} | `{record}` |")
-    return "\n".join([BEGIN, "", *rows, "", END])
+    return ["", *rows, ""]
 
 
-def renewed(text: str) -> str:
-    """A page with the table in place of the one that it has."""
-    return text[: text.index(BEGIN)] + page() + text[text.index(END) + len(END) :]
+def sections() -> list[str]:
+    """The list of elbo-formats.5: a section for each file, with the docstring of its record and the keys."""
+    lines = []
+    for each in declared():
+        about = inspect.getdoc(each.record) or ""
+        head = [f"format {each.name}"] * bool(each.name) + [f"version {each.version}"] * bool(each.version)
+        keys = [key.name + ("" if key.required else " (optional)") for key in fields(each.record) if key.type != Rest]
+        paragraphs = [", ".join(head) + "." * bool(head), *about.splitlines(), f"Keys: {', '.join(keys)}." * bool(keys)]
+        lines += [f".SS {roff(each.file)}", "\n.PP\n".join(roff(paragraph) for paragraph in paragraphs if paragraph)]
+    return lines
+
+
+def roff(text: str) -> str:
+    """Text of a line for man(7), wrapped."""
+    text = text.replace("`", "").replace("\\", "\\e").replace("-", "\\-")
+    return "\n".join(f"\\&{line}" if line[0] in ".'" else line for line in textwrap.wrap(text, 56, break_on_hyphens=False))
+
+
+def renewed(path: Path) -> str:
+    """A page with its generated part made anew."""
+    text, (begin, end) = path.read_text("utf-8"), MARKS[path.suffix]
+    made_anew = "\n".join([begin, *(table() if path.suffix == ".md" else sections()), end])
+    return text[: text.index(begin)] + made_anew + text[text.index(end) + len(end) :]
 
 
 if __name__ == "__main__":
-    print(renewed(Path(sys.argv[1]).read_text("utf-8")), end="")
+    print(renewed(Path(sys.argv[1])), end="")

@@ -44,6 +44,8 @@ def markdown(roff: str) -> str:
         if code and macro != ".fi":
             blocks[-1] += plain(line) + "\n"
             continue
+        if macro == '.\\"':  # a comment
+            continue
         if not line.startswith("."):
             running.append(plain(line))
             continue

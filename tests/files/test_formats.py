@@ -56,9 +56,10 @@ def test_a_later_version_is_not_taken_for_damage(each):
             each.record.of({**content_of(random.Random(0), each), "version": each.version + 1})
 
 
-def test_the_page_lists_all_formats():
-    page = PACKAGE.parent / "docs" / "datasets.md"
-    assert renewed(page.read_text("utf-8")) == page.read_text("utf-8"), "python tools/formats.py docs/datasets.md"
+@pytest.mark.parametrize("page", ["docs/datasets.md", "man/elbo-formats.5"])
+def test_a_page_lists_all_formats(page):
+    path = PACKAGE.parent / page
+    assert renewed(path) == path.read_text("utf-8"), "make docs"
 
 
 def test_digests_add_up_in_any_order_and_grouping():

@@ -56,7 +56,7 @@ class SamplerTraits(NamedTuple):
     """Properties of a sampler.
 
     grid: default schedule of the noise levels. steps: default number of them.
-    spacing: SPEC of the default spacing of the noise levels; "": the schedule's.
+    spacing: name of the default spacing of the noise levels; "": that of the schedule.
     learned: whether the denoiser must be a DenoiseWithVariance.
     """
 
@@ -247,7 +247,7 @@ DIFFUSIONS = {  # form → function (τ, norm) → diffusion coefficient g; Ma e
     source="Ma et al. 2024 (SiT), arXiv:2401.08740, sec. 2; Yu et al. 2025 (REPA)",
     grid="fm-ot",
     steps=250,
-    spacing="even:last=0.04",
+    spacing="sit",
     known_as=["sit-sde", "repa-sde"],
     within={"norm": (0, math.inf)},
     choices={"diffusion": tuple(DIFFUSIONS), "last_step": ("mean", "tweedie")},

@@ -68,7 +68,7 @@ def iddpm(logsnr):
     formula="exp(-logsnr/2)",
     monotone=True,
     source="Lipman et al. 2022: flow matching, optimal-transport path",
-    known_as=["rf", "rectified-flow", "flow-matching"],
+    known_as=["rf", "rectified-flow", "flow-matching", "sigma-sqrt"],
 )
 def v_cosine(logsnr):
     return (-logsnr / 2).exp()

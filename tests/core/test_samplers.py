@@ -330,12 +330,14 @@ def test_a_walk_of_an_sde_is_its_authors_with_the_same_noise(spec, integrated, h
     np.testing.assert_allclose(x, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [1, 25, 250])
-def test_the_usual_grid_of_an_sde_is_its_authors(steps):
-    sampler, schedule = parse_sampler("sit-sde"), parse_schedule("fm-ot", -40, 40)
-    spacing = usual_spacing(schedule, sampler)
-    assert (sampler.traits.grid, sampler.traits.steps) == ("fm-ot", 250) and spacing == SPACINGS.find("sit")
-    np.testing.assert_allclose(logsnr_grid(schedule, steps, spacing)[1:], levels_of(np.linspace(1, 0.04, steps))[1:], atol=1e-6)
+@pytest.mark.parametrize("limit", [15, 40])
+@pytest.mark.parametrize("steps", [2, 25, 250])
+def test_the_usual_grid_of_an_sde_is_its_authors_from_the_noisiest_level(steps, limit):
+    sampler, schedule = parse_sampler("sit-sde"), parse_schedule("fm-ot", -limit, limit)
+    spacing, first = usual_spacing(schedule, sampler), 1 / (1 + math.exp(-limit / 2))
+    assert (sampler.traits.grid, sampler.traits.steps) == ("fm-ot", 250) and spacing == SPACINGS.find("repa")
+    wanted = levels_of(np.linspace(first, 0.04, steps))
+    np.testing.assert_allclose(logsnr_grid(schedule, steps, spacing)[1:], wanted[1:], rtol=1e-12)
 
 
 CENTRE, SPREAD = 0.4, 0.5

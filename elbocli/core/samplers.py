@@ -243,7 +243,7 @@ DIFFUSIONS = {  # form → function (τ, norm) → diffusion coefficient g; Ma e
 
 @sampler(
     "euler-maruyama",
-    formula="y + h (v - g eps_hat/tau) + sqrt(2 g h) noise, y = z/(alpha + sigma), tau = sigma/(alpha + sigma), h = tau - tau'",
+    formula="Euler-Maruyama for dy = (v + g s) dt + sqrt(2 g) dW in y = z/(alpha + sigma), v velocity, s score",
     source="Ma et al. 2024 (SiT), arXiv:2401.08740, sec. 2; Yu et al. 2025 (REPA)",
     grid="fm-ot",
     steps=250,

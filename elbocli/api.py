@@ -24,7 +24,7 @@ from elbocli.core.objective import LossTerms, NetworkFunction, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers import USUAL, Sampler, choose_space, parse_sampler
 from elbocli.core.schedule import Schedule
-from elbocli.core.spacing import SPACINGS, logsnr_grid
+from elbocli.core.spacing import SPACINGS, logsnr_grid, usual_spacing
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
@@ -366,7 +366,7 @@ def draw(
     sampler: a Sampler or its SPEC, `NAME:key=value,…`.
     steps: number of noise levels; default: the sampler's.
     schedule: a Schedule or its SPEC; default: the sampler's.
-    spacing: SPEC of the spacing of the noise levels; default: the schedule's.
+    spacing: SPEC of the spacing of the noise levels; default: that of sampler or schedule.
     logsnr_min, logsnr_max: range of λ; default: that of `loss`, else of the network's run, within that of a Schedule object; else
         −15 to 15.
     start: `unit` starts from z = ε, `edm` from z = σε.
@@ -392,7 +392,7 @@ def draw(
     chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, trained)
     steps = chosen.traits.steps if steps is None else steps
     schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, trained, clip=True)
-    grid = logsnr_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
+    grid = logsnr_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else usual_spacing(schedule, chosen))
     place, labels = choose_device(str(device)), _labels(labels, n)
     how = SampleSettings(sampler=choose_space(chosen, what, schedule), start=STARTS.parse(start))
     if guidance_scale != 1 and labels is None:

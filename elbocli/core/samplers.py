@@ -56,11 +56,13 @@ class SamplerTraits(NamedTuple):
     """Properties of a sampler.
 
     grid: default schedule of the noise levels. steps: default number of them.
+    spacing: name of the default spacing of the noise levels; "": that of the schedule.
     learned: whether the denoiser must be a DenoiseWithVariance.
     """
 
     grid: str
     steps: int = 25
+    spacing: str = ""
     learned: bool = False
 
 
@@ -227,6 +229,49 @@ def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noi
     correction = 0.5 * scale_then * (1 / ratio - 1)
     # Subtract first: for large steps the correction factor is large, and float32 would lose the difference to cancellation.
     return euler.add_(denoise(euler, then) - x_hat, alpha=correction), x_hat
+
+
+DIFFUSIONS = {  # form → function (τ, norm) → diffusion coefficient g; Ma et al. 2024 (SiT), at their time t = 1 − τ
+    "constant": lambda tau, norm: norm,
+    "sbdm": lambda tau, norm: norm * tau / (1 - tau),
+    "sigma": lambda tau, norm: norm * tau,
+    "linear": lambda tau, norm: norm * tau,  # differs from sigma on other paths only
+    "decreasing": lambda tau, norm: (1 - norm * math.cos(math.pi * tau)) ** 2 / 4,
+    "increasing-decreasing": lambda tau, norm: norm * math.sin(math.pi * tau) ** 2,
+}
+
+
+@sampler(
+    "euler-maruyama",
+    formula="Euler-Maruyama for dy = (v + g s) dt + sqrt(2 g) dW in y = z/(alpha + sigma), v velocity, s score",
+    source="Ma et al. 2024 (SiT), arXiv:2401.08740, sec. 2; Yu et al. 2025 (REPA)",
+    grid="fm-ot",
+    steps=250,
+    spacing="sit",
+    known_as=["sit-sde", "repa-sde"],
+    within={"norm": (0, math.inf)},
+    choices={"diffusion": tuple(DIFFUSIONS), "last_step": ("mean", "tweedie")},
+    parameters_known_as={"diffusion_form": "diffusion", "diffusion_norm": "norm"},
+)
+def euler_maruyama(z, last, move, denoise, noise, diffusion="sigma", norm=1.0, last_step="mean"):
+    """Make an Euler-Maruyama step of dy = (v + g s) dt + √(2g) dW on the flow path y = (1−τ)x + τε, with t = 1 − τ.
+
+    v = x̂ − ε̂ is the velocity towards data, s = −ε̂/τ the score. With exact x̂, the distribution of y at each time is the same
+    for every g ≥ 0; g = 0 is the probability-flow ODE. g depends on time alone, so the strong order is 1.
+    diffusion: form of g, a key of DIFFUSIONS. `sbdm` is σ/α, which is infinite at τ = 1; SiT begins at .999 with it.
+    norm: size of g.
+    last_step: step to clean data, without noise. `mean`: x̂ − g ε̂, which takes away too much noise where g is large, as with
+        `constant`. `tweedie`: x̂, which is also Euler's step with g = 0.
+    """
+    mean, x_hat = ddim(z, last, move, denoise, noise)  # y + h v
+    alpha, sigma, alpha_then, sigma_then = move.scales
+    if sigma_then == 0 and last_step == "tweedie":
+        return mean, x_hat
+    tau, stretch = sigma / (alpha + sigma), alpha_then + sigma_then
+    h, g = tau - sigma_then / stretch, DIFFUSIONS[diffusion](tau, norm)
+    eps_hat = (z - alpha * x_hat).div_(sigma)
+    mean.sub_(eps_hat, alpha=stretch * h * g / tau)
+    return (mean.add_(noise(), alpha=stretch * math.sqrt(2 * g * h)) if sigma_then else mean), x_hat
 
 
 Sampler = Declaration

@@ -214,7 +214,7 @@ SCHEDULES = Registry("schedule", check=check_schedule)
 schedule = SCHEDULES.declare
 """Decorator that declares a schedule: a function or class that turns floats, a SPEC's parameters, into a ScheduleCurve."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}  # parameter in EDM's code → parameter in elbo
-NORMAL_WORDS = {**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"}
+NORMAL_WORDS = {**EDM_WORDS, "m": "mean", "s": "std", "logit_std": "std"}
 
 
 class ScheduleCurve(Protocol):
@@ -246,7 +246,10 @@ def _inverse(function, slope, goal, low, high):
 
 
 @schedule(
-    "cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset; SD3's CosMap", known_as=["cosmap"]
+    "cosine",
+    formula="-2 log tan(pi t/2)",
+    source="Nichol & Dhariwal 2021, without offset; SD3's CosMap",
+    known_as=["cosmap", "cos-map"],
 )
 class Cosine:
     def logsnr(self, t):
@@ -417,7 +420,8 @@ class FmOt:
     formula="2 log((1-u)/u), u = t - scale (sin(pi t/2)^2 - t)",
     source="Esser et al. 2024 (SD3), eq. 20: optimal-transport path, times by mode sampling with heavy tails",
     within={"scale": (-1, 2 / (math.pi - 2) * (1 - 1e-9))},
-    parameters_known_as={"s": "scale", "mode_scale": "scale"},
+    known_as=["heavy-tail"],
+    parameters_known_as={"s": "scale", "mode_scale": "scale", "noising_weight": "scale"},
 )
 class Mode:
     on_path = True
@@ -446,7 +450,7 @@ class Mode:
     formula="2 log((1-u)/u), logit u ~ N(mean, std^2)",
     source="Esser et al. 2024 (SD3): optimal-transport path, logit-normal times",
     positive=["std"],
-    parameters_known_as=NORMAL_WORDS,
+    parameters_known_as={**NORMAL_WORDS, "sigmoid_scale": "std", "flow_sigmoid_scale": "std", "noising_bias": "mean"},
 )
 class LogitNormal(Edm):
     on_path = True

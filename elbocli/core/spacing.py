@@ -25,6 +25,21 @@ def even(schedule, steps):
     return schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
 
 
+@spacing(
+    "sit",
+    formula="logsnr(t) at t even from 1 to the t whose logsnr is 2 log((1-last)/last)",
+    source="Ma et al. 2024 (SiT): a last step of .04 on the flow path",
+    positive=["last"],
+    within={"last": (0, 0.5)},
+    known_as=["repa"],
+)
+def sit(schedule, steps, last=0.04):
+    import torch
+
+    end = schedule.t(torch.tensor(2 * math.log((1 - last) / last), dtype=torch.float64))
+    return schedule.logsnr(torch.linspace(1, float(end), steps, dtype=torch.float64)).tolist()
+
+
 @spacing("trailing", formula="logsnr(t) at t = 1, (T-1)/T, ... 1/T", source="Li & He 2025 (JiT)", known_as=["jit"])
 def trailing(schedule, steps):
     import torch
@@ -75,8 +90,10 @@ def _levels(schedule):
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
 
 
-def usual_spacing(schedule: Schedule) -> Declaration:
-    """Return the default spacing: `timesteps` for named discrete schedules, else `even`."""
+def usual_spacing(schedule: Schedule, sampler: Declaration | None = None) -> Declaration:
+    """Return the default spacing: the sampler's; without one, `timesteps` for named discrete schedules, else `even`."""
+    if sampler and sampler.traits.spacing:
+        return SPACINGS[sampler.traits.spacing]
     discrete = schedule.declared is not None and isinstance(schedule.curve, Steps)
     return SPACINGS["timesteps" if discrete else "even"]
 

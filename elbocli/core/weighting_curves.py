@@ -74,7 +74,7 @@ def iddpm(logsnr):
     formula="exp(-logsnr/2)",
     monotone=True,
     source="Lipman et al. 2022: flow matching, optimal-transport path",
-    known_as=["rf", "rectified-flow", "flow-matching"],
+    known_as=["rf", "rectified-flow", "flow-matching", "sigma-sqrt"],
 )
 def v_cosine(logsnr):
     return (-logsnr / 2).exp()
@@ -201,7 +201,7 @@ def sigmoid(logsnr, bias=2.0):
     source="Esser et al. 2024: logit-normal t, optimal-transport path",
     positive=["s"],
     known_as=["logit-normal"],
-    parameters_known_as={"mean": "m", "logit_mean": "m", "std": "s", "logit_std": "s"},
+    parameters_known_as={"mean": "m", "std": "s", "logit_std": "s"},
 )
 def sd3(logsnr, m=0.0, s=1.0):
     return normal_density(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elbocli.core.guidance import Guidance
 from elbocli.core.local_error import FineSolution, equal_errors
-from elbocli.core.samplers import Sampler, choose_space, no_noise, purpose_of
+from elbocli.core.samplers import Move, Sampler, choose_space, no_noise, purpose_of
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.spacing import logsnr_grid, schedule_of_levels
 from elbocli.core.streams import Stream
@@ -51,6 +51,8 @@ def make_grid(
     """
     if sampler.traits.learned:
         no_noise()
+    # A step refuses samplers that add noise now, not after minutes of measuring.
+    sampler(torch.zeros(1), None, Move(-1.0, 1.0), lambda z, logsnr: z, no_noise)
     steps = steps or sampler.traits.steps
     place, worse, evaluations = choose_device(device), None, 0
     run = open_run(path, place, weights)

@@ -48,7 +48,11 @@ GROUPS = {
     default=USUAL,
     help="NAME or NAME:key=value,…; see 'elbo list samplers'.",
 )
-@option("--steps", type=value(int, ge=1, le=100_000), help="Number of noise levels.  [default: 25; 128 for ddpm]")
+@option(
+    "--steps",
+    type=value(int, ge=1, le=100_000),
+    help="Number of noise levels.  [default: the sampler's, often 25]",
+)
 @option(
     "--schedule",
     type=SCHEDULE,
@@ -59,9 +63,10 @@ GROUPS = {
 @option(
     "--spacing",
     type=Named("elbocli.core.spacing.SPACINGS"),
-    help="Levels of the schedule to visit: even, trailing, a subset of timesteps (timesteps), or every k-th timestep (stride).  "
-    "[default: even; timesteps for t-linear and similar]",
-    more="even includes both ends of the range; trailing is JiT's, from which the last step of 1/T ends at clean data. "
+    help="Levels of the schedule to visit: even, trailing, sit, timesteps (a subset), or stride (every k-th).  "
+    "[default: even; timesteps for t-linear and similar; sit for SDEs]",
+    more="even includes both ends of the range; trailing is JiT's, from which the last step of 1/T ends at clean data; sit is "
+    "SiT's and REPA's, whose last step is .04 long. "
     "timesteps is ADM's and DiT's '250', with the first and the last timestep; stride is ADM's 'ddim25'. Without "
     "this option, a diffusers scheduler_config.json is visited at evenly spaced timesteps.",
 )

@@ -195,7 +195,7 @@ class SampleSettings:
     `balanced`.
     guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
     guide_weights: weights of the guide; '' with a `guide`: 'ema'; '' without: the run with `weights`, given no class.
-    spacing: choice of levels from the schedule; None: the schedule's default. start: standard deviation of the first noise.
+    spacing: choice of levels from the schedule; None: the default of sampler or schedule. start: standard deviation of the first noise.
     compile: 'off', 'graphs' (CUDA graphs) or 'on' (also torch.compile). autoencoder: folder; None: the one that made the latents.
     zoom: enlargement in a contact sheet; 0: enlarge small images to about 96 pixels.
     """
@@ -314,7 +314,7 @@ class _Drawing:
         steps = settings.steps or sampler.traits.steps
         _check_purpose(schedule, purpose_of(sampler, steps, settings.guidance.scale))
         self.settings, self.world, self.ending = replace(settings, sampler=sampler), world, ending
-        spacing = settings.spacing or usual_spacing(schedule)
+        spacing = settings.spacing or usual_spacing(schedule, sampler)
         self.grid = grid = logsnr_grid(schedule, steps, spacing)
         denoiser = denoiser_of(trained, settings.guidance, guide, settings.threshold)
         check_guidance(trained, guide, denoiser, grid)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elbocli.core.metrics import Need, Role, asked
 from elbocli.core.noise import Noise
-from elbocli.core.spacing import logsnr_grid
+from elbocli.core.spacing import logsnr_grid, usual_spacing
 from elbocli.errors import UsageError
 from elbocli.evaluate.extract import extract_set
 from elbocli.evaluate.opening import Opened, open_reference, prepare, set_of
@@ -45,9 +45,8 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     """
     network, settings, world = state.resolved.network, state.settings, state.world
     traits = how.sampler.traits
-    grid = logsnr_grid(
-        resolve_schedule(traits.grid, settings.logsnr_min, settings.logsnr_max, clip=True), how.steps or traits.steps
-    )
+    schedule = resolve_schedule(traits.grid, settings.logsnr_min, settings.logsnr_max, clip=True)
+    grid = logsnr_grid(schedule, how.steps or traits.steps, usual_spacing(schedule, how.sampler))
     source = Noise(settings.seed, network.shape, 0, state.device)
     # Uncompiled: compiling for this batch size would take longer than all previews of most runs.
     # cuDNN chooses its algorithms for each batch size, so the last batch is padded; the padding is cut off below.

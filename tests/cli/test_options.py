@@ -116,9 +116,11 @@ def test_other_names_lead_to_options_and_words_for_zero_to_zero():
         ("import w.pt run --levels sigma", "--noise-input"),
         ("info x.h5 --grid x.png", "--sheet"),
         ("prep images x.h5 --shard 1/2", "one 'elbo prep'"),
+        ("train x.h5 --weighting_scheme sigma_sqrt", "sigma-sqrt"),
+        ("train x.h5 --mixed_precision bf16", "--precision"),
     ],
 )
-def test_an_option_of_an_earlier_version_is_refused_with_its_present_name(line, word, elbo):
+def test_an_option_of_others_or_an_earlier_version_is_refused_with_its_present_name(line, word, elbo):
     result = elbo(*line.split())
     assert result.returncode == 2 and word in result.stderr.decode()
 

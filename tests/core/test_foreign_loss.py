@@ -48,7 +48,7 @@ TIMES = {
     "fm-ot:shift=-2": lambda t: path(t) - 2,
     "linear-beta": linear_beta,
     "edm:mean=-0.4,std=1": lognormal(-0.4, 1.0),
-    "logit-normal:logit_mean=0.3,logit_std=1.2": lambda t: path(special.expit(0.3 + 1.2 * special.ndtri(t))),
+    "logit-normal:mean=0.3,logit_std=1.2": lambda t: path(special.expit(0.3 + 1.2 * special.ndtri(t))),
 }
 
 # ‖target − out‖² / ‖ε−ε̂‖², by hand: out is a fixed linear map of the data or the noise, at fixed z = αx + σε

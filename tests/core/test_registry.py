@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 
 from elbocli.core.averages import AVERAGES, parse_average
 from elbocli.core.criteria import CRITERIA
@@ -16,6 +18,7 @@ from elbocli.core.pixels import ROUNDINGS
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.registry import Registry, alike, nearest, number, parse_spec, plain
 from elbocli.core.samplers import SAMPLERS, parse_sampler
+from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES, schedule
 from elbocli.core.spacing import SPACINGS
 from elbocli.core.weighting import FACTORS, parse_weighting
@@ -182,3 +185,65 @@ def test_sid2_weighs_x_by_the_mirrored_sigmoid_and_so_is_the_sigmoid(name, bias)
     at = torch.linspace(-20, 20, 401, dtype=torch.float64)
     on_eps = math.exp(bias) * (at - bias).sigmoid() * (-at).exp()
     assert torch.allclose(parse_weighting(name)(at), on_eps, rtol=1e-12)
+
+
+# Trainers of flow matching, in their time from 0 at data to 1 at noise
+
+
+def normal(u):
+    return special.ndtri(u)
+
+
+def later(time, shift):
+    return time * shift / (1 + (shift - 1) * time)
+
+
+def heavy(u, scale):
+    return 1 - u - scale * (np.cos(np.pi / 2 * u) ** 2 - 1 + u)
+
+
+TRAINERS = {  # SPEC → times that a program draws, of a uniform number that rises with time
+    "fm-ot": lambda u: u,  # sd-scripts: uniform; OneTrainer: UNIFORM; SimpleTuner: flow_use_uniform_schedule
+    f"fm-ot:shift={-2 * math.log(3)}": lambda u: later(u, 3),  # sd-scripts: sigma, discrete_flow_shift 3
+    "logit-normal:sigmoid_scale=1.3": lambda u: special.expit(1.3 * normal(u)),  # sd-scripts: sigmoid
+    "logit-normal:flow_sigmoid_scale=0.8": lambda u: special.expit(0.8 * normal(u)),  # SimpleTuner
+    f"logit-normal:sigmoid_scale=1.3,shift={-2 * math.log(3)}": lambda u: later(special.expit(1.3 * normal(u)), 3),  # shift
+    # sd-scripts: flux_shift, and SimpleTuner: flow_schedule_auto_shift, of 1024 patches
+    f"logit-normal:shift={-2 * 0.63}": lambda u: math.exp(0.63) / (math.exp(0.63) + (1 / special.expit(normal(u)) - 1)),
+    # sd-scripts and diffusers: logit_normal is the place in a list of times that falls from noise
+    "logit-normal:mean=-0.4,std=1.2": lambda u: 1 - special.expit(0.4 + 1.2 * normal(1 - u)),
+    "logit_normal:noising_bias=0.4,std=1.2": lambda u: special.expit(0.4 + 1.2 * normal(u)),  # OneTrainer: noising_weight .2
+    "mode:mode_scale=0.9": lambda u: 1 - heavy(u, 0.9),  # sd-scripts and diffusers, the place in the same list
+    "heavy_tail:noising_weight=0.9": lambda u: heavy(1 - u, 0.9),  # OneTrainer
+    "cos_map": lambda u: np.tan(np.pi / 2 * u) / (1 + np.tan(np.pi / 2 * u)),  # density 2/(π(1 − 2t + 2t²)), below
+}
+
+
+@pytest.mark.parametrize("spec", TRAINERS)
+def test_a_trainers_times_are_drawn_by_this_schedule(spec):
+    u = np.linspace(0.01, 0.99, 99)
+    time = TRAINERS[spec](u)
+    schedule, level = parse_schedule(spec), torch.from_numpy(2 * np.log((1 - time) / time))
+    np.testing.assert_allclose(schedule.curve.t(level - schedule.shift), u, rtol=1e-10)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_cos_maps_density_of_time_is_the_cosines(shift):
+    """OneTrainer draws a time with these weights; its shift multiplies them by the slope of the time before the shift."""
+    time = np.linspace(0.01, 0.99, 99)
+    before, slope = time / (shift - shift * time + time), shift / (shift + time - shift * time) ** 2
+    weights = 2 / (math.pi - 2 * math.pi * before + 2 * math.pi * before**2) * slope
+    schedule = parse_schedule(f"cos-map:shift={-2 * math.log(shift)}")
+    level = torch.from_numpy(2 * np.log((1 - time) / time))
+    np.testing.assert_allclose(schedule.untruncated_density(level).numpy() * 2 / (time * (1 - time)), weights, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("spec", "factor"),
+    [("sigma_sqrt", lambda time: time**-2), ("x-mse@cosmap", lambda time: 2 / (math.pi * (1 - 2 * time + 2 * time**2)))],
+)
+def test_sd_scripts_weighting_schemes_are_factors_on_x_at_uniform_times(spec, factor):
+    """w dλ/2 = F ‖x − x̂‖² dt with ‖x − x̂‖² = (t/(1 − t))² ‖ε − ε̂‖² and dλ = −2 dt/(t(1 − t))."""
+    time = np.linspace(0.01, 0.99, 99)
+    wanted = factor(time) * (time / (1 - time)) ** 2 * time * (1 - time)
+    np.testing.assert_allclose(parse_weighting(spec)(torch.from_numpy(2 * np.log((1 - time) / time))), wanted, rtol=1e-10)

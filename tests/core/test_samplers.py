@@ -16,7 +16,7 @@ from elbocli.core.prediction import Prediction, alpha_sigma
 from elbocli.core.samplers import SAMPLERS, Move, check_sampler, choose_space, parse_sampler, walk
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.spacing import SPACINGS, logsnr_grid
+from elbocli.core.spacing import SPACINGS, logsnr_grid, usual_spacing
 from elbocli.errors import UsageError
 from elbocli.nn.denoiser import Denoiser
 
@@ -34,7 +34,15 @@ GRIDS = {"heun:space=path": "fm-ot"}
 """Grid of a walk, where it isn't the sampler's usual one."""
 
 
-NOISE = {"ddpm": 1, "ddpm:gamma=0": 1, "ddpm-learned": 1, "dpmpp-2m-sde": 2, "heun:s_churn=10": 2}
+NOISE = {
+    "ddpm": 1,
+    "ddpm:gamma=0": 1,
+    "ddpm-learned": 1,
+    "dpmpp-2m-sde": 2,
+    "heun:s_churn=10": 2,
+    "euler-maruyama": 1,
+    "euler-maruyama:diffusion=increasing-decreasing,last_step=tweedie": 1,
+}
 """Order of the error of the variance over all walks."""
 
 
@@ -48,6 +56,12 @@ TOLERANCE = {
     "dpmpp-2m-sde": (0.003, 0.016),
     "heun:s_churn=10": (0.003, 0.014),
     "heun:s_churn=40": (0.004, 0.022),
+    "euler-maruyama": (0.003, 0.019),
+    "euler-maruyama:last_step=tweedie": (0.003, 0.016),
+    "euler-maruyama:diffusion=decreasing": (0.003, 0.019),
+    "euler-maruyama:diffusion=increasing-decreasing": (0.004, 0.017),
+    "euler-maruyama:diffusion=sbdm": (0.005, 0.014),
+    "euler-maruyama:diffusion=constant,last_step=tweedie": (0.01, 0.02),
 }
 """Sampler → bounds on the errors of mean and variance, at 64 steps on the usual grid."""
 
@@ -78,9 +92,10 @@ def walked(mixture, spec, steps):
     schedule = parse_schedule(GRIDS.get(spec, sampler.traits.grid), LOW, HIGH, clip=True)
     if spec in EQUATION:
         return walk(sampler, quantiles(2000), logsnr_grid(schedule, steps), mixture.denoise, no_noise)
+    grid = logsnr_grid(schedule, steps, usual_spacing(schedule, sampler))
     sobol = torch.quasirandom.SobolEngine(steps + 1, scramble=True, seed=0)
     draws = iter(torch.special.ndtri(sobol.draw(2**16, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)).T.contiguous())
-    return walk(sampler, next(draws), logsnr_grid(schedule, steps), wanted_by(sampler, mixture.denoise), lambda: next(draws))
+    return walk(sampler, next(draws), grid, wanted_by(sampler, mixture.denoise), lambda: next(draws))
 
 
 def test_every_sampler_is_here():
@@ -119,7 +134,8 @@ def test_the_variance_of_walks_with_noise_converges_with_its_order(mixture, spec
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_walk_asks_once_a_step_at_the_grids_levels_and_ends_with_the_denoiser(name):
     """And heun a second time in each step but the last. The start is left as it was."""
-    sampler, grid, calls = parse_sampler(name), logsnr_grid(parse_schedule("cosine", -15, 15), 6), []
+    spec = f"{name}:last_step=tweedie" if name == "euler-maruyama" else name
+    sampler, grid, calls = parse_sampler(spec), logsnr_grid(parse_schedule("cosine", -15, 15), 6), []
     start, before = quantiles(4), quantiles(4)
 
     def denoise(z, logsnr):
@@ -249,6 +265,138 @@ def test_space_is_path_where_the_schedule_or_the_networks_input_is_the_paths(nam
             assert choose_space(parse_sampler(chosen), Prediction(prediction), schedule) == parse_sampler(chosen)
 
 
+# SDEs on the flow path, in the time t = 1 − τ of SiT, which is 1 at data
+
+W = {  # diffusion coefficients of SiT, w(t, norm) in dx = (v + w s) dt + √(2w) dW
+    "constant": lambda t, norm: norm,
+    "SBDM": lambda t, norm: norm * ((1 - t) ** 2 / t + (1 - t)),
+    "sigma": lambda t, norm: norm * (1 - t),
+    "linear": lambda t, norm: norm * (1 - t),
+    "decreasing": lambda t, norm: 0.25 * (norm * math.cos(math.pi * t) + 1) ** 2,
+    "increasing-decreasing": lambda t, norm: norm * math.sin(math.pi * t) ** 2,
+}
+
+
+def sit_sde(x, steps, noises, form="sigma", norm=1.0, last="Mean", last_size=0.04):
+    """SiT's: steps − 1 steps of dt with noise on an even grid from 0 to 1 − last_size, then one of last_size without noise."""
+    times = np.linspace(0.001 if form == "SBDM" else 0, 1 - last_size, steps)
+    dt = times[1] - times[0]
+
+    def score(x, v, t):
+        ratio = t / 1  # alpha / alpha'; sigma = 1 − t, sigma' = −1
+        return (ratio * v - x) / ((1 - t) ** 2 + ratio * (1 - t))
+
+    for t, w_cur in zip(times[:-1], noises, strict=True):
+        v, w = -velocity(x, 1 - t), W[form](t, norm)
+        x = x + (v + w * score(x, v, t)) * dt + math.sqrt(2 * w) * w_cur * math.sqrt(dt)
+    t = times[-1]
+    v = -velocity(x, 1 - t)
+    if last == "Mean":
+        return x + (v + W[form](t, norm) * score(x, v, t)) * last_size, levels_of(1 - times)
+    if last == "Tweedie":
+        return x / t + (1 - t) ** 2 / t * score(x, v, t), levels_of(1 - times)
+    return x + v * last_size, levels_of(1 - times)  # Euler
+
+
+def repa_sde(x, steps, noises):
+    """REPA's, in time from 1 at noise to 0: dx = (v − s/2 · 2t) dt + √(2t) dW."""
+    times = [*np.linspace(1.0, 0.04, steps), 0.0]
+
+    def drift(x, t):
+        v = velocity(x, t)
+        ratio = (1 - t) / -1
+        return v - 0.5 * (2 * t) * (ratio * v - x) / (t**2 - ratio * t)
+
+    for t, then, eps in zip(times[:-2], times[1:-1], noises, strict=True):
+        x = x + drift(x, t) * (then - t) + math.sqrt(2 * t) * eps * math.sqrt(abs(then - t))
+    return x + (0 - times[-2]) * drift(x, times[-2]), levels_of(times[:-1])
+
+
+@pytest.mark.parametrize("steps", [25, 250])
+@pytest.mark.parametrize(
+    ("spec", "integrated", "how"),
+    [
+        ("sit-sde", sit_sde, {}),
+        ("repa-sde", repa_sde, {}),
+        *((f"sit-sde:diffusion-form={form},diffusion-norm=0.7", sit_sde, {"form": form, "norm": 0.7}) for form in W),
+        ("sit-sde:last_step=tweedie", sit_sde, {"last": "Tweedie"}),
+        ("sit-sde:last_step=tweedie", sit_sde, {"last": "Euler"}),
+    ],
+)
+def test_a_walk_of_an_sde_is_its_authors_with_the_same_noise(spec, integrated, how, steps):
+    noises = torch.randn(steps - 1, *PLACES.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    wanted, levels = integrated(PLACES, steps, noises, **how)
+    x = walk(parse_sampler(spec), PLACES * sum(alpha_sigma(levels[0])), levels, on_path, iter(noises).__next__)
+    np.testing.assert_allclose(x, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [15, 40])
+@pytest.mark.parametrize("steps", [2, 25, 250])
+def test_the_usual_grid_of_an_sde_is_its_authors_from_the_noisiest_level(steps, limit):
+    sampler, schedule = parse_sampler("sit-sde"), parse_schedule("fm-ot", -limit, limit)
+    spacing, first = usual_spacing(schedule, sampler), 1 / (1 + math.exp(-limit / 2))
+    assert (sampler.traits.grid, sampler.traits.steps) == ("fm-ot", 250) and spacing == SPACINGS.find("repa")
+    wanted = levels_of(np.linspace(first, 0.04, steps))
+    np.testing.assert_allclose(logsnr_grid(schedule, steps, spacing)[1:], wanted[1:], rtol=1e-12)
+
+
+CENTRE, SPREAD = 0.4, 0.5
+
+
+def of_normal(z, logsnr):
+    """E[x | z] of data N(CENTRE, SPREAD²)."""
+    alpha, sigma = alpha_sigma(logsnr)
+    return CENTRE + alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2) * (z - alpha * CENTRE)
+
+
+def moments(spec, levels):
+    """Mean and variance of a walk from exact noise: one walk without noise, and one for each normal number of 1 instead of 0."""
+    numbers = torch.eye(1 + len(levels), dtype=torch.float64)[1:]
+    draws = iter(numbers)
+    out = walk(parse_sampler(spec), next(draws), levels, of_normal, draws.__next__)
+    return float(out[0]), float((out[1:] - out[0]).square().sum())
+
+
+@pytest.mark.parametrize("form", ["sigma", "decreasing", "increasing-decreasing", "constant"])
+def test_mean_and_variance_of_an_sde_are_those_of_its_recursion_and_tend_to_the_exact_ones(form):
+    """On the path, data N(m, s²) have mean tm and variance t²s² + (1 − t)² at every t, whatever w; v + w s is linear in x."""
+    errors = []
+    for steps in (50, 100, 250, 1000):
+        times = np.linspace(0, 0.96, steps)
+        mean, variance, dt = 0.0, 1.0, times[1]
+        for t in times[:-1]:
+            pull = (t * SPREAD**2 - (1 - t) - W[form](t, 1)) / (t**2 * SPREAD**2 + (1 - t) ** 2)
+            mean += dt * (CENTRE + pull * (mean - t * CENTRE))
+            variance = (1 + dt * pull) ** 2 * variance + 2 * W[form](t, 1) * dt
+        levels = levels_of(1 - times)
+        stretch, spec = sum(alpha_sigma(levels[-2])), f"euler-maruyama:diffusion={form}"
+        found, of_noise = moments(spec, levels[:-1])
+        np.testing.assert_allclose((found / stretch, of_noise / stretch**2), (mean, variance), rtol=1e-6, atol=1e-8)
+        errors.append(steps * (variance - (0.96**2 * SPREAD**2 + 0.04**2)))
+        assert mean == pytest.approx(0.96 * CENTRE, abs=1e-9)
+        pull = (0.96 * SPREAD**2 - 0.04 - W[form](0.96, 1)) / (0.96**2 * SPREAD**2 + 0.04**2)
+        assert moments(spec, levels) == pytest.approx((CENTRE, (1 + 0.04 * pull) ** 2 * variance), rel=1e-6)
+    assert errors == pytest.approx([errors[-1]] * 4, rel=0.45)
+
+
+@pytest.mark.parametrize("form", ["sigma", "decreasing", "increasing-decreasing", "constant"])
+def test_an_sde_has_strong_order_1_since_its_noise_is_additive(form):
+    """On the same Brownian paths, against a walk of 4096 steps."""
+    finest, times = 4096, np.linspace(0.98, 0.04, 4097)
+    walks = torch.randn(finest, 500, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    start = torch.randn(500, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+    def end(steps):
+        every = finest // steps
+        noises = iter(walks.view(steps, every, -1).sum(1) / math.sqrt(every))
+        sampler = parse_sampler(f"euler-maruyama:diffusion={form}")
+        return walk(sampler, start, levels_of(times[::every])[:-1], of_normal, noises.__next__)
+
+    exact = end(finest)
+    errors = np.array([float((end(steps) - exact).square().mean().sqrt()) for steps in (32, 64, 128)])
+    np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), 1, atol=0.15)
+
+
 # Single steps
 
 LEVELS, UP = st.floats(-12, 12), st.floats(0.01, 4)
@@ -335,6 +483,9 @@ def test_edms_settings_are_those_of_imagenet_64_and_what_is_said_besides_counts_
         "heun:s_noise=-1",
         "heun:space=vp",
         "dpmpp-2m-sde:eta=0",
+        "euler-maruyama:norm=-1",
+        "euler-maruyama:diffusion=beta",
+        "euler-maruyama:last_step=none",
     ],
 )
 def test_an_unknown_sampler_parameter_or_preset_is_refused(spec):

@@ -102,6 +102,7 @@ def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     ("words", "code", "word"),
     [
         (("--sampler", "dpmpp-2m-sde"), 2, "noise"),
+        (("--sampler", "euler-maruyama"), 2, "noise"),
         (("--sampler", "ddpm-learned"), 2, "noise"),
         (("--classes", "12"), 2, "of 10"),
     ],

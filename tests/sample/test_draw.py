@@ -233,6 +233,15 @@ def test_a_sampler_brings_its_steps_grid_and_parameters(trained, drawn, monkeypa
     assert (about["logsnr_min"], about["logsnr_max"]) == pytest.approx((-2 * np.log(80), 10))
 
 
+def test_a_sampler_of_an_sde_brings_its_spacing_unless_another_is_given(trained, drawn, monkeypatch):
+    monkeypatch.setattr(UNet, "forward", lambda self, z, *rest: z)  # 250 times
+    about = drawn(trained, n=1, sampler="sit-sde", steps=0)[1]
+    assert about["sampler"] == "euler-maruyama:diffusion=sigma,norm=1,last_step=mean"
+    assert (about["nfe"], about["schedule"], about["spacing"]) == (250, "fm-ot", "sit:last=0.04")
+    assert (about["logsnr_min"], about["logsnr_max"]) == pytest.approx((-10, 2 * np.log(24)))
+    assert drawn(trained, n=1, sampler="sit-sde", spacing="even")[1]["logsnr_max"] == 10
+
+
 def test_heun_says_in_which_space_it_stepped(trained, drawn, tmp_path):
     flow = tmp_path / "scheduler_config.json"
     flow.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))

@@ -14,6 +14,7 @@ from peers.parts import draw
 from torch import Tensor
 
 from elbocli.errors import ElboError
+from elbocli.files.yaml_text import read_yaml
 from elbocli.importer.make_run import ImportOptions, import_run
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import count_parameters
@@ -155,6 +156,21 @@ def test_odd_arguments_are_refused(value, saved):
     path = saved(training_file({**SCRIPT, "noise_scale": value}))
     with pytest.raises(ElboError, match=str(path)):
         imported(path)
+
+
+def test_a_folder_from_the_hub_is_its_only_file_of_weights(saved, elbo, tmp_path):
+    path, folder = saved(training_file(SCRIPT)), tmp_path / "hub"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_name": "jit"}')
+    moved = path.rename(folder / path.name)
+    result = elbo("import", folder, "run", cwd=tmp_path)
+    assert result.returncode == 0 and read_yaml(tmp_path / "run/config.yaml")["source"]["file"] == path.name, result.stderr
+    (folder / "other.pth").write_bytes(moved.read_bytes())
+    (folder / "config.json").unlink()
+    several = elbo("import", folder, "again", cwd=tmp_path)
+    assert several.returncode == 1 and b"'jit.pth', 'other.pth'" in several.stderr
+    itself = elbo("import", "run", "again", cwd=tmp_path)
+    assert itself.returncode == 2 and b"elbo sample" in itself.stderr
 
 
 class Trap:

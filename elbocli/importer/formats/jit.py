@@ -35,7 +35,7 @@ def _is_jit(names: Iterable[str]) -> bool:
 def jit(source: Source, options: ImportOptions) -> Imported:
     """Import a checkpoint of JiT."""
     if options.weights == "ema" and AVERAGE in contents(source.tree):
-        source.notes.append(f"takes the weights {AVERAGE}, as JiT's evaluation does; model_ema2 is an average, too: add --weights")
+        source.notes.append(f"takes the weights {AVERAGE}, as JiT's evaluation does; another average is --weights model_ema2")
         options = replace(options, weights=AVERAGE)
     tensors, averaged, _ = formats.state_dict(source, options, meant=_is_jit)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}

@@ -201,9 +201,7 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
     positive=["noise_scale"],
     choices={"space": ("auto", "edm", "path")},
 )
-def heun(
-    z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0, space="auto", least=0.0, noise_scale=1.0
-):
+def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0, space="auto", least=0.0, noise_scale=1.0):
     """Make a second-order step of Heun's method, after adding noise if s_churn > 0.
 
     s_churn: total relative growth of σ_edm by added noise; each step adds s_churn/steps, or √2 − 1 if that is smaller.

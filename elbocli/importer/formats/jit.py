@@ -43,7 +43,9 @@ def jit(source: Source, options: ImportOptions) -> Imported:
     (width,), (head,) = (shape_of(tensors, f"blocks.0.{name}.weight") for name in ("norm1", "attn.q_norm"))
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     if depth not in DEPTHS:
-        source.notes.append(f"the class tokens are taken to join before block {depth // 3}, a third of the depth as in JiT's networks")
+        source.notes.append(
+            f"the class tokens are taken to join before block {depth // 3}, a third of the depth as in JiT's networks"
+        )
     size = grid_side(tensors, width) * patch
     usual = {"noise_scale": 2.0 if size == 512 else 1.0, "proj_dropout": 0.2 if depth == DEPTHS[-1] else 0.0}
     script = TRAINED | usual | attributes(contents(source.tree).get("args"))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from elbocli.errors import ElboError
 from elbocli.files.yaml_text import read_yaml
-from elbocli.importer.make_run import ImportOptions, import_run
+from elbocli.importer.formats import ImportOptions
+from elbocli.importer.make_run import import_run
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import count_parameters
 from elbocli.run.open import TrainedRun, open_run
@@ -108,7 +109,7 @@ def test_the_run_is_trained_with_its_loss_at_its_times(saved):
     assert run.settings.label_dropout == 0.3 and run.network.config.dropout == 0.2
 
 
-def test_a_file_without_arguments_is_taken_as_a_published_one(saved, monkeypatch):
+def test_a_file_without_arguments_is_taken_as_a_published_one(saved):
     """B/16's shape has the published number of parameters; at 512 pixels, the noise scale is 2."""
     run = imported(saved(training_file(side=32, patch=16, width=16, heads=1, depth=3)))
     assert run.settings.schedule == f"logit-normal:mean=0.8,std=0.8,shift={-2 * math.log(2)}"

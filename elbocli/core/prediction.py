@@ -90,12 +90,13 @@ def x(alpha, sigma):
 
 @PREDICTIONS.declare(
     "x-path",
-    formula="x, of a network that sees (1-t) x + t eps",
+    formula="x, of a network that sees (1-t) x + t noise_scale eps",
     source="Li & He 2025 (JiT), arXiv:2511.13720: x whose input is not scaled to constant variance",
     path=True,
+    positive=["noise_scale"],
 )
-def x_path(alpha, sigma):
-    return alpha * 0 + 1, alpha * 0, 1 / (alpha + sigma)
+def x_path(alpha, sigma, noise_scale=1.0):
+    return alpha * 0 + 1, alpha * 0, 1 / (alpha + sigma / noise_scale)
 
 
 @PREDICTIONS.declare("v", formula="alpha eps - sigma x", source="Salimans & Ho 2022", known_as=["v-prediction", "pred-v"])

@@ -191,20 +191,26 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
 
 @sampler(
     "heun",
-    formula="Heun in y = z/alpha, or in y = z/(alpha + sigma) with space=path; with churn",
-    source="Karras et al. 2022, algorithm 2; Ma et al. 2024 (SiT) for path",
+    formula="Heun in y = z/alpha, or in y = z/(alpha + sigma/noise_scale) with space=path; with churn",
+    source="Karras et al. 2022, algorithm 2; Ma et al. 2024 (SiT) for path; Li & He 2025 (JiT) for least",
     grid="edm-sample",
-    known_as=["edm:space=edm", "edm-imagenet64:s_churn=40,s_min=0.05,s_max=50,s_noise=1.003,space=edm"],  # table 5
-    within=dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise"), (0, math.inf)),
+    known_as=[
+        "edm:space=edm",
+        "edm-imagenet64:s_churn=40,s_min=0.05,s_max=50,s_noise=1.003,space=edm",  # table 5
+        "jit:space=path,least=0.05",
+    ],
+    within=dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise", "least"), (0, math.inf)),
+    positive=["noise_scale"],
     choices={"space": ("auto", "edm", "path")},
 )
-def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0, space="auto"):
+def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0, space="auto", least=0.0, noise_scale=1.0):
     """Make a second-order step of Heun's method, after adding noise if s_churn > 0.
 
     s_churn: total relative growth of σ_edm by added noise; each step adds s_churn/steps, or √2 − 1 if that is smaller.
     s_min, s_max: noise is added only if s_min ≤ σ_edm ≤ s_max.
     s_noise: factor on the added noise's standard deviation.
     space: variable of the equation: `edm` is z/α, `path` is (1−τ)x + τε; `auto` is the choice of `choose_space`, else `edm`.
+    least: JiT's bound: slopes are divided by max(τ, least), not by τ. noise_scale: factor of ε on the path.
     """
     now, then, _, steps = move
     z = z.double() if space == "path" else z  # (x̂₁ − x̂₂)/τ' keeps the digits of the network's output as τ' → 0
@@ -217,18 +223,26 @@ def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noi
         alpha = alpha_sigma(now)[0]
         z = (z * (alpha / alpha_from)).add_(noise(), alpha=alpha * s_noise * math.sqrt(noisier**2 - sigma**2))
         sigma = noisier
-    # Both spaces have dy/dτ = (y − x̂)/τ, with y = z/(α + σ) and τ = σ/(α + σ) on the path, and y = z/α and τ = σ/α for EDM.
-    stretch, stretch_then = (1 + sigma, 1 + sigma_then) if space == "path" else (1.0, 1.0)
+    # Both spaces have dy/dτ = (y − x̂)/τ. With odds = σ/α/noise_scale, the path has τ = odds/(1 + odds) and y = z/α/(1 + odds),
+    # and EDM has τ = odds and y = z/α.
+    odds, odds_then = sigma / noise_scale, sigma_then / noise_scale
+    stretch, stretch_then = (1 + odds, 1 + odds_then) if space == "path" else (1.0, 1.0)
     scale, scale_then = alpha_sigma(now)[0] * stretch, alpha_sigma(then)[0] * stretch_then
-    x_hat = denoise(z, now)
-    ratio = (sigma_then / stretch_then) / (sigma / stretch)
+    tau, tau_then = odds / stretch, odds_then / stretch_then
+
+    def estimate(z, logsnr, scale, tau):
+        x_hat = denoise(z, logsnr)
+        return x_hat if tau >= least else (z / scale).lerp(x_hat, tau / least)  # the slope of this x̂ is (y − x̂)/least
+
+    x_hat = estimate(z, now, scale, tau)
+    ratio = tau_then / tau
     euler = (z * (scale_then / scale * ratio)).add_(x_hat, alpha=scale_then * (1 - ratio))
     if sigma_then == 0:
         return euler, x_hat
     # With d = (y − x̂)/τ, the correction is (τ' − τ)(d₂ − d₁)/2, where d₂ − d₁ = (x̂₁ − x̂₂)/τ'.
     correction = 0.5 * scale_then * (1 / ratio - 1)
     # Subtract first: for large steps the correction factor is large, and float32 would lose the difference to cancellation.
-    return euler.add_(denoise(euler, then) - x_hat, alpha=correction), x_hat
+    return euler.add_(estimate(euler, then, scale_then, tau_then) - x_hat, alpha=correction), x_hat
 
 
 DIFFUSIONS = {  # form → function (τ, norm) → diffusion coefficient g; Ma et al. 2024 (SiT), at their time t = 1 − τ

@@ -6,6 +6,7 @@ Level code: a function of λ, such as σ or a timestep, that a published network
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -236,9 +237,10 @@ def flow(level, factor=1.0):
     return factor * (-0.5 * level).sigmoid()
 
 
-@level_code("flow-reversed")  # Ma et al. 2024 (SiT): factor (1-t), where 1 is data
-def flow_reversed(level, factor=1.0):
-    return factor * (0.5 * level).sigmoid()
+# Ma et al. 2024 (SiT): factor (1-t), where 1 is data; noise_scale: standard deviation of the noise at t = 1 (Li & He 2025: JiT)
+@level_code("flow-reversed", positive=["noise_scale"])
+def flow_reversed(level, factor=1.0, noise_scale=1.0):
+    return factor * (0.5 * level + math.log(noise_scale)).sigmoid()
 
 
 def _timestep(schedule, level, **params: float):

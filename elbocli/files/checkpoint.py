@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from elbocli.files.tensor_files import TensorFile
 
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
-CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
+CONFIG, META, WEIGHTS, STATE = "config.yaml", "meta.json", ".safetensors", "state.pt"
 NAME = re.compile(r"step-\d+")
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
 DATA_DIGESTS = ("payload_sha256", "labels_sha256")  # fields of RunData; None: not recorded
@@ -131,19 +131,22 @@ class Checkpoint:
         """Return the memory-mapped content of state.pt. Raises FormatError."""
         from elbocli.files.tensor_files import load_tensors
 
-        return load_tensors(self.path / "state.pt", mapped=True)
+        return load_tensors(self.path / STATE, mapped=True)
 
 
-def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
+def read_checkpoint(path: Path, verify: bool = True, resumable: bool = False) -> Checkpoint:
     """Read a checkpoint or snapshot, and check its files.
 
     verify: whether to compare digests; False: only sizes.
+    resumable: whether state.pt must be there; published runs may lack it.
     Raises FormatError if the folder is damaged or from another run, DataError without permission to read the folder.
     """
     with reading(f"{path}: not a complete checkpoint"):
         content = read_json(path / META)
         kind = SnapshotMeta if content.get("format") == SnapshotMeta.head()["format"] else CheckpointMeta
         meta = kind.of(content, path / META)
+        if not (resumable or (path / STATE).exists()):
+            meta.files.pop(STATE, None)
         for name, seal in meta.files.items():
             file = path / name
             whole = file_sha256(file) == seal.sha256 if verify else file.stat().st_size == seal.bytes
@@ -194,7 +197,7 @@ def save(
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
             file.chmod(aside.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
         if state is not None:
-            torch.save(state, aside / "state.pt")
+            torch.save(state, aside / STATE)
         files = {file.name: Seal(file.stat().st_size, file_sha256(file)) for file in sorted(aside.iterdir())}
         content = kind(step=step, run_id=_run_id(run), files=files, **meta)
         write_json(aside / META, content.json())
@@ -219,23 +222,26 @@ def snapshots(run: Path) -> list[Path]:
     return checkpoints(run, SNAPSHOTS)
 
 
-def _whole(paths: Iterable[Path]) -> Iterator[Checkpoint]:
+def _whole(paths: Iterable[Path], resumable: bool = False) -> Iterator[Checkpoint]:
     for path in paths:
         try:
-            yield read_checkpoint(path)
+            yield read_checkpoint(path, resumable=resumable)
         except FormatError as error:
             log.warning("%s; this folder is skipped", error)
 
 
-def latest(run: Path) -> Checkpoint | None:
+def latest(run: Path, resumable: bool = False) -> Checkpoint | None:
     """Return the newest undamaged checkpoint; None: the run has no checkpoints.
 
+    resumable: whether it must have state.pt.
     Raises FormatError if every checkpoint is damaged.
     """
     paths = checkpoints(run)
-    newest = next(_whole(reversed(paths)), None)
+    newest = next(_whole(reversed(paths), resumable), None)
     if paths and newest is None:
-        raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete this one to train again")
+        raise FormatError(
+            f"{run}: every checkpoint is damaged or lacks {STATE}; train in another folder, from this run's weights by --init"
+        )
     return newest
 
 

@@ -31,17 +31,20 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
     """Make a run from another program's checkpoint, and log warnings.
 
     format: a name of FORMATS; '': detect the format. command: command line to record.
-    Raises UsageError: the run exists, or an option doesn't fit. Raises DataError: the disk is full.
+    Raises UsageError: the run exists, `path` is a run, or an option doesn't fit. Raises DataError: the disk is full.
     Raises FormatError: wrong or unknown format, or the network fails in a test call.
     """
+    if (path / store.CONFIG).is_file():
+        raise UsageError(f"{path}: is a run already; give it to 'elbo sample', or to 'elbo train --init'")
     source = Source(path)
+    path = source.path
     format = format or ("network" if options.network else "")
     declared = FORMATS.find(format) if format else None
     with reading(f"{path}: can't be imported"):
         declared = declared or next((each for each in FORMATS.values() if each.traits.recognises(source)), None)
     if declared is None:
         raise FormatError(
-            f"{path}: no known format (the file holds {inventory(source.tree)}); choose one from 'elbo import list' with --format"
+            f"{path}: no known format (it holds {inventory(source.tree)}); choose one from 'elbo import list' with --format"
         )
     for key, value in vars(options).items():
         if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):

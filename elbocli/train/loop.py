@@ -54,7 +54,7 @@ def run(
             held_out = open_held_out(settings, dataset, resolved.network.num_classes > 0)
             if world.first:
                 claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S)
-                saved = store.latest(out)
+                saved = store.latest(out, resumable=True)
                 if saved is not None and saved.step > settings.steps:
                     raise UsageError(f"--steps {settings.steps}: {out} has done {saved.step} steps; raise --steps")
         saved = world.of_first(saved)

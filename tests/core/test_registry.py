@@ -169,7 +169,7 @@ def test_another_name_is_written_down_as_the_own_name(registry, declared):
         *(
             (parse_sampler, "euler", "ddim"),
             (parse_sampler, "Euler_a", "ddpm:gamma=0"),
-            (parse_sampler, "edm:s_churn=3", "heun:s_churn=3,s_min=0,s_max=100000,s_noise=1,space=edm"),
+            (parse_sampler, "edm:s_churn=3", "heun:s_churn=3,s_min=0,s_max=100000,s_noise=1,space=edm,least=0,noise_scale=1"),
         ),
         *((parse_sampler, "dpm++_2m_sde:0.5", "dpmpp-2m-sde:eta=0.5"), (parse_average, "power:0.1", "power:std=0.1")),
         (Prediction, "epsilon", "eps"),

@@ -205,6 +205,46 @@ def jit(x, steps):
     return x - (times[-1] - times[-2]) * velocity(x, 1 - times[-2]), levels_of([1 - t for t in times[:-1]])
 
 
+def jit_clamped(noise_scale, least=0.05):
+    """JiT's own: v = (x̂ − z)/max(1 − t, least) with z = t x + (1 − t) c e; a function like `jit`, of a denoiser of N(.3, .5²)."""
+
+    def integrated(z, steps):
+        def v(z, t):
+            share, spread = 0.25 * t, 0.25 * t**2 + ((1 - t) * noise_scale) ** 2
+            return (0.3 + share / spread * (z - 0.3 * t) - z) / max(1 - t, least)
+
+        times = np.linspace(0, 1, steps + 1).tolist()
+        for now, then in pairwise(times[:-1]):
+            slope = v(z, now)
+            z = z + (then - now) * 0.5 * (slope + v(z + (then - now) * slope, then))
+        z = z + (times[-1] - times[-2]) * v(z, times[-2])
+        return z, [at - 2 * math.log(noise_scale) for at in levels_of([1 - t for t in times[:-1]])]
+
+    return integrated
+
+
+def normal(z, logsnr):
+    """The denoiser of N(.3, .5²)."""
+    alpha, sigma = alpha_sigma(logsnr)
+    return 0.3 + 0.25 * alpha / (0.25 * alpha**2 + sigma**2) * (z - 0.3 * alpha)
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("noise_scale", [1.0, 2.0])
+def test_jits_sampler_is_the_one_of_its_formulas_and_leaves_some_noise(noise_scale, steps):
+    """At 50 steps, the last of .02 divides by .05: 60 % of the difference to x̂ stays."""
+    start = noise_scale * quantiles(2000)
+    wanted, levels = jit_clamped(noise_scale)(start, steps)
+    alpha, sigma = alpha_sigma(levels[0])
+    z = start * (alpha + sigma / noise_scale)
+    result = walk(parse_sampler(f"jit:noise_scale={noise_scale}"), z, levels, normal, no_noise)
+    np.testing.assert_allclose(result, wanted, rtol=0, atol=1e-5)
+    unbound = walk(parse_sampler(f"heun:space=path,noise_scale={noise_scale}"), z, levels, normal, no_noise)
+    np.testing.assert_allclose(unbound, jit_clamped(noise_scale, 0)(start, steps)[0], rtol=0, atol=1e-5)
+    apart = float((result - unbound).abs().max())
+    assert apart > 0.001 if steps == 50 else apart < 1e-9
+
+
 def by_diffusers(name, shift):
     def integrated(x, steps):
         import diffusers  # slow
@@ -470,7 +510,8 @@ def test_every_step_gives_back_its_x_hat_and_leaves_the_last_one_alone(name):
 
 def test_edms_settings_are_those_of_imagenet_64_and_what_is_said_besides_counts_more():
     sampler = parse_sampler("edm-imagenet64:s-churn=20")
-    assert sampler.params == {"s_churn": 20, "s_min": 0.05, "s_max": 50, "s_noise": 1.003, "space": "edm"}
+    published = {"s_churn": 20, "s_min": 0.05, "s_max": 50, "s_noise": 1.003, "space": "edm"}
+    assert sampler.params == {**published, "least": 0, "noise_scale": 1}
     assert parse_sampler(sampler.spec).params == sampler.params
 
 

@@ -37,7 +37,11 @@ def newest_snapshot(run):
     return store.whole_snapshots(run)[-1]
 
 
-KINDS = {"checkpoint": (save, store.latest), "snapshot": (save_snapshot, newest_snapshot)}
+def newest_resumable(run):
+    return store.latest(run, resumable=True)
+
+
+KINDS = {"checkpoint": (save, newest_resumable), "snapshot": (save_snapshot, newest_snapshot)}
 BOTH = pytest.mark.parametrize(("write", "read"), KINDS.values(), ids=KINDS)
 
 
@@ -88,7 +92,20 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path, write, read
     assert "step-00000002" in message
     if how != "flip":
         with pytest.raises(FormatError):
-            store.read_checkpoint(path.parent, verify=False)
+            store.read_checkpoint(path.parent, verify=False, resumable=True)
+
+
+def test_a_published_checkpoint_without_state_has_its_weights_and_is_not_trained_on(tmp_path):
+    path = save(tmp_path, 2)
+    (path / "state.pt").unlink()
+    published = store.latest(tmp_path)
+    assert published.step == 2 and set(published.meta.files) == {"model.safetensors", "ema-0.999.safetensors"}
+    assert torch.equal(published.weights("model").read("b"), WEIGHTS["model"]["b"])
+    with pytest.raises(FormatError, match=r"state\.pt"):
+        store.latest(tmp_path, resumable=True)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(FormatError):
+        store.latest(tmp_path)
 
 
 def test_when_all_are_damaged_nothing_is_silently_started_again(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from calls import works
-from peers import adm_unet, dit, edm2, edm_files, edm_unet
+from peers import adm_unet, dit, edm2, edm_files, edm_unet, jit
 from peers.parts import draw
 from safetensors.torch import load_file, save_file
 
@@ -193,6 +193,7 @@ SMALL: dict[str, tuple[Callable[[Path], Any], tuple[Any, ...]]] = {
     "dit": (transformer, ()),
     "sit": (transformer, ("--format", "sit")),
     "repa": (lambda path: transformer(path, projectors=1), ()),
+    "jit": (lambda path: torch.save(jit.training_file(channels=1), path), ()),
     "edm2": (lambda path: edm2.write_snapshot(path, draw(edm2.Precond, **GREY).half()), ()),
 }
 

@@ -262,6 +262,7 @@ def test_a_card_has_the_metadata_and_the_facts_of_the_run(runs):
             verdict,
             config["data"]["payload_sha256"],
             f"elbo {__version__} or newer",
+            "hf upload USER/NAME RUN",
             *(f"`{key}`: {config['settings'][key]}\n" for key in ("batch_size", "lr")),
         ]
         assert all(fact in body for fact in facts) and ("not an ELBO" in body) == (run == other), body

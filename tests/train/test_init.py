@@ -261,3 +261,18 @@ def test_a_run_from_anothers_weights_goes_on_without_it_once_there_is_a_checkpoi
     assert "has changed since" in train("-o", "new", code=1)
     assert "new run from moved" in train("-o", "new", "--init", "moved/checkpoints/step-00000040")
     assert weights_of(new) == whole
+
+
+def test_a_published_run_without_the_optimizers_state_is_sampled_and_trained_further(folder, trained, elbo):
+    """And not continued, which needs the state."""
+    run = Path(shutil.copytree(trained, folder / "published"))
+    whole = elbo("sample", run, "-n", 2, "--steps", 2).stdout
+    for state in run.rglob("state.pt"):
+        state.unlink()
+    drawn = elbo("sample", run, "-n", 2, "--steps", 2)
+    assert drawn.returncode == 0 and drawn.stdout == whole and len(whole) > 128
+    begun = elbo("train", "d.h5", "--init", "published", "--steps", 1, "-o", "new", cwd=folder)
+    assert begun.returncode == 0, begun.stderr
+    assert elbo("info", run, "--verify").returncode == 0
+    refused = elbo("train", "-o", "published", cwd=folder)
+    assert refused.returncode == 1 and b"state.pt" in refused.stderr and b"--init" in refused.stderr

@@ -31,6 +31,7 @@ from elbocli.nn.networks.unet import HEAD_WIDTH, heads_of
 
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes by DistributedDataParallel and torch.compile
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")  # keys of the last weights; averages: "ema" in key
+SUFFIXES, DIFFUSERS = (".pt", ".pth", ".pkl", ".safetensors"), "diffusion_pytorch_model"  # names of files of weights
 NAMED = ("weights", "prefix", "rename")  # ImportOptions that `state_dict` uses
 OWN = "import it as a network of a plug-in, by --plugin and --network"  # remedy for networks that elbo lacks
 TABLES = read_yaml(Path(__file__).with_name("formats.yaml"))
@@ -73,20 +74,21 @@ class ImportOptions:
 
 
 class Source:
-    """File or folder to import. notes: messages to the user."""
+    """File or folder to import. path: its only file of weights, for a folder other than diffusers'. notes: messages to the user."""
 
     def __init__(self, path: Path):
-        self.path, self.notes = path, list[str]()
+        files = [file for file in path.glob("*") if file.suffix in SUFFIXES and not file.name.startswith(DIFFUSERS)]
+        self.path, self.notes = files[0] if len(files) == 1 else path, list[str]()
 
     @cached_property
     def tree(self) -> Any:
-        """Content of a file; None for a folder. Raises FormatError.
+        """Content of a file; for a folder, a dict with the names in it as keys. Raises FormatError.
 
         Types: dict, list, numbers, text, Tensor, and Foreign for any other pickled object.
         Of several averages in a training state of EDM2, only the first is kept, under the key "ema".
         """
         if self.path.is_dir():
-            return None
+            return dict.fromkeys(sorted(file.name for file in self.path.iterdir()))
         tree = read_torch_file(self.path)
         averages = contents(contents(tree).get("ema"))
         emas = averages.get("emas")

@@ -8,6 +8,7 @@ Source: Peebles & Xie 2023; Ma et al. 2024; Yu et al. 2025.
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,16 @@ def _is(format: str, source: Source) -> bool:
     return False
 
 
+def grid_side(tensors: Mapping[str, Tensor], width: int) -> int:
+    """Return the number of tokens along a side of the image. Raises FormatError unless `pos_embed` is DiT's."""
+    side = math.isqrt(shape_of(tensors, POSITIONS)[1])
+    places, wanted = tensors[POSITIONS][0].double(), positions(side, width, torch.device("cpu")).double()
+    most = 1e-5 if tensors[POSITIONS].dtype in (torch.float32, torch.float64) else 1e-2
+    if places.shape != wanted.shape or not torch.allclose(places, wanted, rtol=0, atol=most):
+        raise FormatError(f"{POSITIONS} isn't DiT's sine-cosine embedding of a square grid; elbo can't import such a network")
+    return side
+
+
 def _translate(its_code: str, source: Source, options: ImportOptions) -> Imported:
     where, code, flow = source.path, options.noise_input or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
@@ -44,11 +55,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
         source.notes.append("read as DiT's; files of SiT and REPA look alike: for these, add --format sit or --format repa")
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels, patch, _ = shape_of(tensors, PATCH)
-    side = math.isqrt(shape_of(tensors, POSITIONS)[1])
-    places, wanted = tensors[POSITIONS][0].double(), positions(side, width, torch.device("cpu")).double()
-    most = 1e-5 if tensors[POSITIONS].dtype in (torch.float32, torch.float64) else 1e-2
-    if places.shape != wanted.shape or not torch.allclose(places, wanted, rtol=0, atol=most):
-        raise FormatError(f"{POSITIONS} isn't DiT's sine-cosine embedding of a square grid; elbo can't import such a DiT")
+    side = grid_side(tensors, width)
     heads = HEADS.get(width) or AttentionOrder().heads_of(width)
     if options.attention:
         heads = formats.parse_attention(options.attention).heads_of(width)

@@ -79,8 +79,9 @@ def _results_in(folder: Path) -> dict[str, EvalResult]:
             raise DataError(f"{path}: not a result of --protocol fdr6; score its images by this protocol")
         if name in results:
             raise DataError(f"{path}: a second result of {name}; leave one")
-        first = first or {key: facts[key] for key in ("samples_sha256", "n_ref") if key in facts}
-        refuse(mismatches(facts, first), path, f"other results in {folder}", "score the same images by all extractors")
+        images = {key: facts[key] for key in ("samples_sha256", "n_ref") if facts.get(key)}
+        refuse(mismatches(images, first), path, f"other results in {folder}", "score the same images by all extractors")
+        first |= images
         results[name] = result
     for name in PROTOCOLS["fdr6"].extractors:
         if name not in results:

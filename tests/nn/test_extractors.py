@@ -12,6 +12,7 @@ import torch
 from calls import load
 from peers.parts import draw
 from safetensors.torch import save_file
+from shared_fixtures import DEPTH, HEADS, WIDTH
 from torch import Tensor
 from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -105,21 +106,7 @@ def test_an_extractor_that_returns_something_else_is_refused():
 # Vision transformers by the formulas of DINOv2's and CLIP's authors; tensors by the names of DINOv2's hub and of timm
 
 DINO, CLIP = "dinov2-vitl14", "clip-vitb32"
-WIDTH, DEPTH, HEADS = 32, 2, 4
 PATCH = {DINO: 14, CLIP: 32}
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    timm = pytest.importorskip("timm")
-    vits, convnexts = (
-        {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS},
-        {"dims": (8, 16, 24, WIDTH), "depths": (1, 1, 1, 1)},
-    )
-    make = timm.create_model
-    monkeypatch.setattr(
-        timm, "create_model", lambda name, **more: make(name, **(convnexts if "convnext" in name else vits), **more)
-    )
 
 
 def declared(name: str) -> Any:
@@ -229,7 +216,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_vit_is_its_authors_formula_from_any_file(file, small, tmp_path):
+def test_a_vit_is_its_authors_formula_from_any_file(file, small_timm, tmp_path):
     """The images are noise; resizing overshoots, and neither side clips levels below 0 or above 255."""
     (name, names, more), path = FILES[file], tmp_path / file
     weights = {name: value.half().float() if "halves" in file else value for name, value in drawn(name).items()}
@@ -245,7 +232,7 @@ def test_a_vit_is_its_authors_formula_from_any_file(file, small, tmp_path):
         assert close(features, expected(levels, weights, name))
 
 
-def test_other_weights_are_refused(small, tmp_path, monkeypatch):
+def test_other_weights_are_refused(small_timm, tmp_path, monkeypatch):
     weights = drawn(DINO)
     wrong: dict[str, Any] = {
         "blocks.1.norm1.weight": {k: v for k, v in weights.items() if "blocks.1" not in k},
@@ -274,7 +261,7 @@ SIZES = {"fdr6-convnextv2": 224, "fdr6-dinov2": 256, "fdr6-mae": 224, "fdr6-sigl
 
 
 @pytest.mark.parametrize("name", FDR6)
-def test_features_of_fdr6_are_those_of_the_papers_program(name, small, tmp_path):
+def test_features_of_fdr6_are_those_of_the_papers_program(name, small_timm, tmp_path):
     """timm's network by its own mean and std, at any size; class token, else attention's pool, else mean of the map."""
     timm = pytest.importorskip("timm")
     options: dict[str, bool] = {} if "convnext" in name else {"dynamic_img_size": True, "dynamic_img_pad": True}

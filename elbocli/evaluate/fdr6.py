@@ -43,10 +43,11 @@ def join(samples: Path, validation: Path, command: str) -> Fdr6:
     for name, result in sides[0].items():
         remedy = f"score both by --extractor {name} with the same weights and reference"
         refuse(mismatches(result.alike(), sides[1][name].alike()), f"{samples}: {name}", validation, remedy)
-        first, second = (next((score for score in side[name].scores if score.number.key == FID), None) for side in sides)
-        if not (first and second and second.value > 0):
+        scores: list[Any] = [[score for score in side[name].scores if score.number.key == FID] for side in sides]
+        if not all(scores) or scores[1][0].value <= 0:
             raise DataError(f"{samples}, {validation}: no Fréchet distance above 0 by {name}; score both by --metrics fid")
-        error, facts = result.estimate(first).se, result.common()
+        (first,), (second,) = scores
+        error, facts = result.estimate(first).se, [side[name].common() for side in sides]
         ratios.append(
             {
                 "extractor": name,
@@ -54,8 +55,8 @@ def join(samples: Path, validation: Path, command: str) -> Fdr6:
                 "validation": second.value,
                 "ratio": first.value / second.value,
                 "se": error and error / second.value,
-                "extractor_sha256": facts.get("extractor_sha256"),
-                "deviates": facts.get("deviates"),
+                "extractor_sha256": facts[0].get("extractor_sha256"),
+                "deviates": facts[0].get("deviates", {}) | facts[1].get("deviates", {}) or None,
             }
         )
     errors = [ratio["se"] for ratio in ratios]

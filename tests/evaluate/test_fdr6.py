@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,10 +51,11 @@ def test_fdr6_on_random_weights_is_the_mean_of_six_ratios(small_timm, tmp_path):
         settings = EvalSettings(**settings_of("fdr6", {"extractor": name}), extractor_weights=weights, allow_mismatch=True)
         for side in SIDES:
             (tmp_path / side).mkdir(exist_ok=True)
-            found = scoring.run([paths[side]], paths["train"], settings).json()
-            (tmp_path / side / f"{name}.json").write_text(json.dumps(found))
+            result: Any = scoring.run([paths[side]], paths["train"], settings)
+            (tmp_path / side / f"{name}.json").write_text(json.dumps(result.json()))
         moments = {key: FeatureMoments.of(values.numpy()) for key, values in features.items()}
-        ratios.append(np.divide(*(frechet_distance(moments[side], moments["train"]) for side in SIDES)))
+        ours, theirs = (frechet_distance(moments[side], moments["train"]) for side in SIDES)
+        ratios.append(ours / theirs)
     found = join(tmp_path / "samples", tmp_path / "val", "")
     assert found.fdr6 == pytest.approx(np.mean(ratios), rel=1e-6) and np.std(ratios) > 0.01
     assert [row["extractor"] for row in found.ratios] == SIX
@@ -107,6 +109,13 @@ MAE, CLIP = "fdr6-mae", "fdr6-clip"
     ],
 )
 def test_results_that_do_not_fit_are_refused(side, change, words, tmp_path):
-    sides = [written(tmp_path / name, **(change if name == side else {})) for name in SIDES]
+    samples, validation = (written(tmp_path / name, **(change if name == side else {})) for name in SIDES)
     with pytest.raises(DataError, match=words):
-        join(*sides, "")
+        join(samples, validation, "")
+
+
+def test_deviations_from_the_protocol_on_either_side_are_told(tmp_path):
+    deviating = {MAE: {"deviates": {"n": [12, 50_000]}}}
+    found = join(written(tmp_path / "samples"), written(tmp_path / "val", **deviating), "")
+    assert [row["extractor"] for row in found.ratios if row["deviates"]] == [MAE]
+    assert "[12, 50000]" in found.table().text(200)

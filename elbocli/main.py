@@ -35,6 +35,7 @@ GROUPS = {
     "Scores": {
         "eval": "Score SAMPLES against a reference: FID and others.",
         "compare": "Tell differences between scores from chance.",
+        "fdr6": "Join the scores of six networks into FDr6.",
         "bound": "Measure the variational bound, in bits per dimension.",
     },
     "Analysis": {
@@ -47,6 +48,7 @@ GROUPS = {
 COMMANDS = {name: text for rows in GROUPS.values() for name, text in rows.items()}
 ELSEWHERE = {
     "eval": "elbocli.evaluate.command.evaluate",
+    "fdr6": "elbocli.evaluate.command.fdr6",
     "import": "elbocli.importer.command.import_",
     "list": "elbocli.weights.command.list_",
 }

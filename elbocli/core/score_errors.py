@@ -31,6 +31,7 @@ ROWS = 4096  # images at a time
 PAIRS = 16384  # pairs of images of which E b² is the mean
 FEWEST = 20  # a score that fewer images decide has no standard error
 SPLITS, CANDIDATES = 30, 16  # of recall: random halves; neighbours of a sample, of which a half has the nearest few
+PROJECTIONS = 64  # directions at a time
 COMMON = 30  # samples around an image of the reference, of which some are in any half
 
 
@@ -221,6 +222,47 @@ def kernel_influence(
         unequal -= float(among[off].square().mean())
     joint = float((change * ((among * off) @ change)).sum()) / int(off.sum())
     return Influence(effects, among[off].cpu().numpy(), joint), max(across, 0.0), max(unequal, 0.0)
+
+
+def transport_influence(
+    samples: Tensor, reference: Tensor, directions: Tensor, device: torch.device | str = "cpu"
+) -> tuple[float, Influence]:
+    """Return the squared 2-Wasserstein distance of the projections on a direction, mean over directions, and images' effects on it.
+
+    samples, reference: [N, D] each, N ≥ 4. directions: unit vectors, [K, D].
+    """
+    import torch
+
+    def transport(images: Tensor, weights: Tensor) -> tuple[float, Tensor]:
+        # The distance of weighted images from the reference, and its derivatives by the weights, but for a constant.
+        distance, effects = 0.0, torch.zeros_like(weights)
+        for some in directions.split(PROJECTIONS):
+            x, y = ((side.to(device) @ some.to(device).T).double() for side in (images, reference))
+            (x, order), y = x.sort(0), y.sort(0).values
+            mass = weights[order]
+            place = ((mass.cumsum(0) - mass / 2) * len(y) - 0.5).clamp(0, len(y) - 1)
+            below = place.long()
+            far = x - torch.lerp(y.gather(0, below), y.gather(0, (below + 1).clamp(max=len(y) - 1)), place - below)
+            distance += float((mass * far.square()).sum()) / len(directions)
+            # The derivative, Kantorovich's potential, has the slope 2(x − its place in the reference).
+            potential = torch.zeros_like(x)
+            potential[1:] = (x.diff(dim=0) * (far[1:] + far[:-1])).cumsum(0)
+            effects += torch.zeros_like(x).scatter_(0, order, potential).sum(1) / len(directions)
+        return distance, effects - effects.mean()
+
+    def equal(images: Tensor) -> Tensor:
+        return torch.full((len(images),), 1 / len(images), dtype=torch.float64, device=device)
+
+    n = len(samples)
+    images = samples[torch.from_numpy(Stream(0, "transport").permutation(0, n))]
+    distance, effects = transport(images, equal(images))
+    # The effects' variance is var a + E b²/n (above), so that of halves exceeds it by E b²/n.
+    of_halves = float(np.mean([float(transport(half, equal(half))[1].var()) for half in images.chunk(2)]))
+    second = math.sqrt(n * max(of_halves - float(effects.var()), 0.0))
+    # With the weights (1 + step a)/n, the effects change by step times the mean of b(x, x′) a(x′) over x′.
+    step = 0.5 / (float(effects.abs().max()) or 1.0)
+    change = transport(images, (1 + step * effects) / n)[1] - effects
+    return distance, Influence(effects.cpu().numpy(), np.array([second]), float((effects * change).mean()) / step)
 
 
 def inception_influence(logits: Tensor) -> Influence:

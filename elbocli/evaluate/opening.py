@@ -353,23 +353,28 @@ def check_protocol(settings: EvalSettings, samples: OpenedSet | None = None, ref
 def _setting_pairs(settings: EvalSettings, protocol: Protocol) -> Pairs:
     usual, options = asked(protocol.metrics, **protocol.options), options_of(settings.metrics)
     extractor = EXTRACTORS.lookup(settings.extractor)
+    name = extractor.name if extractor else settings.extractor
     more = [name for name in settings.metrics if name not in usual]  # metrics of the protocol may be omitted
     return {
-        "extractor": [extractor.name if extractor else settings.extractor, protocol.extractor],
+        "extractor": [name, _allowed(name, protocol)],
         "feature_precision": [settings.precision, STRICT],
         "metrics": [", ".join(more or usual), ", ".join(usual)],
         **{name: [options[name], value] for name, value in options_of(usual).items() if name in options},
     }
 
 
+def _allowed(extractor: Any, protocol: Protocol) -> Any:
+    return extractor if extractor in protocol.extractors else " or ".join(protocol.extractors)
+
+
 def _sample_pairs(samples: OpenedSet, protocol: Protocol) -> Pairs:
     about, unknown = samples.about, "not known"
     pairs: Pairs = {
         "n": [samples.n, protocol.n],
-        "extractor": [about.extractor or unknown, protocol.extractor],
+        "extractor": [about.extractor or unknown, _allowed(about.extractor, protocol)],
         "feature_precision": [about.feature_precision or STRICT, STRICT],
     }
-    if about.extractor == protocol.extractor == DEFAULT:
+    if about.extractor == DEFAULT == _allowed(DEFAULT, protocol):
         pairs["extractor_weights"] = [str(about.weights_sha256 or unknown)[:8], PUBLISHED_INCEPTION]
     if protocol.classes:
         text, counts = "{}, each with {} to {} samples", samples.class_sizes()

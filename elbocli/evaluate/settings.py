@@ -1,12 +1,12 @@
 """Settings of `elbo eval`, and of published evaluations. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from elbocli.core.metrics import METRICS, Need, asked
-from elbocli.nn.extractors import DEFAULT, EXTRACTORS, STRICT
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, FDR6, STRICT
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Protocol(NamedTuple):
     """Settings of a published evaluation.
 
     formula: description for the help. options: of the metrics. tables: papers with scores by this protocol.
-    extractor: the only allowed extractor. ref_images: number of images beside the reference's statistics; 0: any reference.
+    extractors: those allowed; the first is the default. ref_images: number of images beside the reference's statistics; 0: any reference.
     classes, per_class: number of classes, and samples per class; 0: any number. n: number of samples.
     """
 
     formula: str
     source: str
     tables: str
-    extractor: str
+    extractors: Sequence[str]
     metrics: str
     options: Mapping[str, Any] = {}
     n: int = 50_000
@@ -70,7 +70,7 @@ ADM = Protocol(
     formula="50000 samples against ADM's reference batch of their image size",
     source="Dhariwal & Nichol 2021, evaluator.py",
     tables="ADM, DiT, SiT, REPA, LightningDiT",
-    extractor=DEFAULT,
+    extractors=[DEFAULT],
     metrics="fid,sfid,is,prc",
     options={"splits": 10, "is_order": "given", "prc_protocol": "adm"},
     ref_images=10_000,
@@ -81,14 +81,14 @@ PROTOCOLS = {
         formula="FID of 50000 samples, by Inception",
         source="Karras et al. 2022, fid.py",
         tables="EDM; the FID of EDM2",
-        extractor=DEFAULT,
+        extractors=[DEFAULT],
         metrics="fid",
     ),
     "edm2": Protocol(
         formula="FD-DINOv2 of 50000 samples",
         source="Karras et al. 2024, calculate_metrics.py",
         tables="the FD-DINOv2 of EDM2",
-        extractor="dinov2-vitl14",
+        extractors=["dinov2-vitl14"],
         metrics="fid",
     ),
     # This protocol differs from adm in the samples' labels alone: FID is about 0.1 lower than with random labels.
@@ -99,8 +99,15 @@ PROTOCOLS = {
         classes=1000,
         per_class=50,
     ),
+    "fdr6": Protocol(
+        formula="Fréchet distance by one of six extractors, of 50000 samples, or of the validation images; 'elbo fdr6' joins them",
+        source="Yang et al. 2026, arXiv:2604.28190",
+        tables="FD-loss",
+        extractors=[DEFAULT, *FDR6],
+        metrics="fid",
+    ),
 }
-USUAL = Protocol("", "", "", extractor="", metrics="fid,is")  # for evaluations without a protocol
+USUAL = Protocol("", "", "", extractors=[""], metrics="fid,is")  # for evaluations without a protocol
 
 
 def settings_of(name: str, by_user: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +117,7 @@ def settings_of(name: str, by_user: Mapping[str, Any]) -> dict[str, Any]:
     by_user: option → value instead of the protocol's: `metrics`, `extractor`, and options of metrics.
     """
     protocol = PROTOCOLS.get(name, USUAL)
-    extractor, metrics = by_user.get("extractor", protocol.extractor), protocol.metrics
+    extractor, metrics = by_user.get("extractor", protocol.extractors[0]), protocol.metrics
     named = EXTRACTORS.lookup(extractor or DEFAULT)
     if protocol is USUAL and not (named and named.name == DEFAULT):
         metrics = "fid"  # other networks have no logits, or random ones, or classes of their own

@@ -90,7 +90,7 @@ def test_help_imports_nothing_heavy_and_cudas_allocator_extends_segments_unless_
     result = run_code(LIGHT, json.dumps(lines), wanted, env={**variables, **allocator})
     assert result.returncode == 0, result.stderr
     listed = result.stdout.decode().partition("Data:\n")[2].partition("  elbo ")[0]
-    assert re.findall(r"^  ([a-z]+) ", listed, re.M) == [*COMMANDS]
+    assert re.findall(r"^  ([a-z0-9]+) ", listed, re.M) == [*COMMANDS]
 
 
 # Names

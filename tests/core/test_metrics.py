@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
 from sklearn.metrics import pairwise_distances
@@ -15,9 +16,9 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from elbocli.core import neighbours
 from elbocli.core.frechet import FeatureMoments, frechet_distance
-from elbocli.core.metrics import METRICS, Features, Number, Option, Role, asked, metric
+from elbocli.core.metrics import METRICS, Features, Number, Option, Role, asked, distances, metric
 from elbocli.core.metrics.coverage import PRC_PROTOCOLS, PrcProtocol
-from elbocli.core.metrics.distances import FID, KID
+from elbocli.core.metrics.distances import FID, KID, MIND
 from elbocli.core.score_errors import frechet_influence
 
 
@@ -53,6 +54,11 @@ def ask(name, own, other, **options):
 def rows(request, monkeypatch):
     """Vectors on either side of a block."""
     monkeypatch.setattr(neighbours, "ROWS", request.param)
+
+
+@pytest.fixture
+def few_directions(monkeypatch):
+    monkeypatch.setattr(distances, "DIRECTIONS", 60)
 
 
 # Declarations
@@ -182,13 +188,13 @@ SPREAD = {"kid_subset_size": 60, "splits": 5}
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
-def test_standard_errors_are_the_spread_over_sets_of_samples(shift):
+def test_standard_errors_are_the_spread_over_sets_of_samples(shift, few_directions):
     """Also for samples like the reference, where a jackknife counts half of the variance twice."""
     reference, found = drawn(1000, 999, 8), dict[str, list]()
     for seed in range(80):
         samples = drawn(200, seed, 8, shift)
         samples = replace(samples, logits=2 * samples.logits)
-        for name in ("cmmd", "density-coverage", "is", "kid", "prc"):
+        for name in ("cmmd", "density-coverage", "is", "kid", "mind", "prc"):
             for key, value in ask(name, samples, reference, **SPREAD).items():
                 found.setdefault(key, []).append(value)
     for number in (number for name in METRICS for number in METRICS[name].traits.numbers):
@@ -249,6 +255,58 @@ def restated_cmmd(x, y):
 def test_cmmd_is_its_formula(made, rows):
     pair = [each.astype(np.float32).astype(np.float64) for each in made(0)]
     assert ask("cmmd", *pair)["gaussian_mmd"] == pytest.approx(restated_cmmd(*pair), rel=1e-6, abs=1e-9)
+
+
+# MIND
+
+
+def restated_mind(x, y):
+    """3 D times the mean square between equal ranks along 1000 directions, as torch-fidelity draws them; n of the larger side."""
+    random, n = torch.Generator().manual_seed(2020), min(len(x), len(y))
+    x, y = (side if len(side) == n else side[torch.randperm(len(side), generator=random)[:n]] for side in (x, y))
+    directions = torch.randn(1000, x.shape[1], generator=random)
+    directions /= directions.square().sum(1, keepdim=True).sqrt()
+    ranks = [torch.sort(side @ directions.T, 0)[0].double() for side in (x, y)]
+    return 3 * x.shape[1] * float((ranks[0] - ranks[1]).square().mean())
+
+
+@pytest.mark.parametrize(("n", "m"), [(90, 90), (90, 131), (131, 90), (4, 5)])
+def test_mind_is_its_formula(n, m):
+    pair = drawn(n, 1, 12), drawn(m, 2, 12, 0.4)
+    assert ask("mind", *pair)[MIND] == pytest.approx(restated_mind(pair[0].values, pair[1].values), rel=1e-5)
+
+
+def test_mind_of_one_feature_is_three_times_the_cost_of_the_best_transport():
+    own, other = (draw.values for draw in (drawn(70, 1, 1), drawn(70, 2, 1, 0.3)))
+    costs = cdist(own, other, "sqeuclidean")
+    best = costs[linear_sum_assignment(costs)].mean()
+    assert ask("mind", own, other)[MIND] == pytest.approx(3 * best, rel=1e-5)
+
+
+def test_mind_of_shifted_features_is_three_times_the_square_of_the_shift():
+    """E (u·δ)² = |δ|²/D, for any direction of δ: features may be rotated, and images permuted."""
+    own = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 8))).float()
+    shift, rotation = torch.arange(8.0), torch.linalg.qr(drawn(8, 3, 8).values)[0]
+    wanted = 3 * float(shift.square().sum())
+    for moved, rotated in ((own + shift, own), ((own + shift) @ rotation, own @ rotation), ((own + shift).flip(0), own)):
+        assert ask("mind", rotated, moved)[MIND] == pytest.approx(wanted, rel=0.1)
+    assert ask("mind", own, own.flip(0))[MIND] == pytest.approx(0, abs=1e-9)
+
+
+def test_mind_of_equal_distributions_falls_as_one_over_n(few_directions):
+    means = [np.mean([ask("mind", drawn(n, k, 8), drawn(n, 100 + k, 8))[MIND] for k in range(20)]) for n in (100, 800)]
+    assert 5 < means[0] / means[1] < 11
+
+
+def test_minds_interval_holds_the_mean_of_samples_like_the_reference(few_directions):
+    """Value ± 1.96 errors would lie below the mean in a twelfth of sets, and never above."""
+    reference, intervals = drawn(200, 999, 8), []
+    for seed in range(300):
+        found = ask("mind", drawn(200, seed, 8), reference)
+        intervals.append((found[MIND], *found[f"{MIND}_interval"]))
+    values, low, high = np.array(intervals).T
+    assert (high < values.mean()).mean() < 0.04
+    assert (low > values.mean()).mean() < 0.08
 
 
 # Neighbours

@@ -30,7 +30,7 @@ def settings(name, allow_mismatch=False, precision="fp32", **given):
 
 def samples(name="adm", n=N, labels=BALANCED, **about):
     """Samples of which only that is known, by the protocol's extractor."""
-    known = {"extractor": PROTOCOLS[name].extractor, "weights_sha256": PUBLISHED_INCEPTION + "0" * 56, **about}
+    known = {"extractor": PROTOCOLS[name].extractors[0], "weights_sha256": PUBLISHED_INCEPTION + "0" * 56, **about}
     return OpenedSet("a.npz", n, FeatureFacts(n=n, **known), labels=labels)
 
 
@@ -43,12 +43,12 @@ def reference(images=10_000, statistics=True):
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_all_that_a_protocol_names_is_declared_and_documented(name):
     protocol = PROTOCOLS[name]
-    assert protocol.extractor in EXTRACTORS
+    assert {*protocol.extractors} <= {*EXTRACTORS}
     own = {each.name: each for metric in protocol.metrics.split(",") for each in METRICS[metric].traits.options}
     for key, value in protocol.options.items():
         assert value in own[key].choices if own[key].choices else own[key].least <= value <= own[key].most
     for metric, options in asked(protocol.metrics, **protocol.options).items():
-        assert METRICS[metric].traits.network(options) in (None, protocol.extractor)
+        assert METRICS[metric].traits.network(options) in (None, *protocol.extractors)
     page = (Path(__file__).parents[2] / "docs" / "scores.md").read_text()
     (row,) = re.findall(rf"^\| `{name}` \|.*$", page, re.M)
     assert f"{protocol.n:,}" in row or f"{protocol.per_class} of each of" in row
@@ -89,12 +89,17 @@ def test_samples_that_keep_to_a_protocol_do_not_deviate(name):
     chosen = settings(name, metrics="fid")
     assert [*chosen.metrics] == ["fid"] and deviations(chosen) == {}
     assert deviations(settings("edm", extractor="inception")) == {}
+    for other in PROTOCOLS[name].extractors:
+        assert deviations(settings(name, extractor=other), samples(name, extractor=other), reference()) == {}
 
 
 EACH = "{}, each with {} to {} samples"
 WRONG = [
     *((name, {"n": N - 1, "labels": None}, "n", [N - 1, N]) for name in PROTOCOLS),
-    *((name, {"extractor": "elbo-tiny"}, "extractor", ["elbo-tiny", PROTOCOLS[name].extractor]) for name in PROTOCOLS),
+    *(
+        (name, {"extractor": "elbo-tiny"}, "extractor", ["elbo-tiny", " or ".join(PROTOCOLS[name].extractors)])
+        for name in PROTOCOLS
+    ),
     *((name, {"feature_precision": "bf16"}, "feature_precision", ["bf16", "fp32"]) for name in PROTOCOLS),
     ("edm", {"weights_sha256": "ab" * 32}, "extractor_weights", ["ab" * 4, PUBLISHED_INCEPTION]),
     (RAE, {"labels": np.arange(N) % 999}, "classes", [EACH.format(999, 50, 51), EACH.format(1000, 50, 50)]),

@@ -4,7 +4,6 @@ import hashlib
 import math
 import re
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ import torch
 from calls import load
 from peers.parts import draw
 from safetensors.torch import save_file
+from shared_fixtures import DEPTH, HEADS, WIDTH
 from torch import Tensor
 from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.nn.extractors import Extractor, make_extractor, vit
-from elbocli.nn.extractors.vit import load_vit
+from elbocli.nn.extractors import FDR6, Extractor, make_extractor, vit
+from elbocli.nn.extractors.vit import load_timm
 from elbocli.nn.networks import count_parameters
 
 RECIPE = Path(__file__).parent.parent.parent / "examples/extractors/export_timm.py"
@@ -85,6 +85,9 @@ def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path, monkeypat
         ("elbo-tiny", "other.pth", "weights"),
         ("x.pt2", "other.pth", "weights"),
         ("dinov2-vitl14", None, "extractor_weights"),
+        ("fdr6-siglip2", None, "vit_so400m_patch16_siglip_256.v2_webli"),
+        ("fdr6-mae", "other.pth", "other.pth"),
+        ("fdr6-convnextv2", "other.pth", "other.pth"),
     ],
 )
 def test_names_and_weights_that_do_not_fit_are_refused(name, file, word, tmp_path):
@@ -102,21 +105,13 @@ def test_an_extractor_that_returns_something_else_is_refused():
 
 # Vision transformers by the formulas of DINOv2's and CLIP's authors; tensors by the names of DINOv2's hub and of timm
 
-DINO, CLIP = vit.TABLES
-WIDTH, DEPTH, HEADS = 32, 2, 4
+DINO, CLIP = "dinov2-vitl14", "clip-vitb32"
 PATCH = {DINO: 14, CLIP: 32}
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    timm = pytest.importorskip("timm")
-    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS))
 
 
 def declared(name: str) -> Any:
     """timm's network of that table, at the size at which it was trained."""
-    timm, table = pytest.importorskip("timm"), vit.TABLES[name]
-    return timm.create_model(table["timm"], num_classes=table.get("embedding", 0), img_size=table["trained"] * PATCH[name])
+    return pytest.importorskip("timm").create_model(vit.TABLES[name]["timm"])
 
 
 def drawn(name: str) -> Weights:
@@ -151,7 +146,7 @@ def hub_rows(before: int, side: int) -> Tensor:
 def expected(levels: Tensor, weights: Weights, name: str) -> Tensor:
     """DINOv2's class token, or CLIP's embedding of length 1, in float64."""
     w = {name: value.double() for name, value in weights.items()}
-    clip, side, trained = name == CLIP, 224 // PATCH[name], vit.TABLES[name]["trained"]
+    clip, side, trained = name == CLIP, 224 // PATCH[name], math.isqrt(len(w["pos_embed"][0]) - 1)
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-5 if clip else 1e-6)
@@ -221,7 +216,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_vit_is_its_authors_formula_from_any_file(file, small, tmp_path):
+def test_a_vit_is_its_authors_formula_from_any_file(file, small_timm, tmp_path):
     """The images are noise; resizing overshoots, and neither side clips levels below 0 or above 255."""
     (name, names, more), path = FILES[file], tmp_path / file
     weights = {name: value.half().float() if "halves" in file else value for name, value in drawn(name).items()}
@@ -237,7 +232,7 @@ def test_a_vit_is_its_authors_formula_from_any_file(file, small, tmp_path):
         assert close(features, expected(levels, weights, name))
 
 
-def test_other_weights_are_refused(small, tmp_path, monkeypatch):
+def test_other_weights_are_refused(small_timm, tmp_path, monkeypatch):
     weights = drawn(DINO)
     wrong: dict[str, Any] = {
         "blocks.1.norm1.weight": {k: v for k, v in weights.items() if "blocks.1" not in k},
@@ -251,18 +246,53 @@ def test_other_weights_are_refused(small, tmp_path, monkeypatch):
     for word, state in wrong.items():
         torch.save(state, tmp_path / "w.pth")
         with pytest.raises(FormatError, match=rf"w\.pth: .*{word}"):
-            load_vit(DINO, tmp_path / "w.pth")
+            load_timm(DINO, tmp_path / "w.pth")
     save_file(weights, tmp_path / "cut.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-9])
     for name in ("cut.safetensors", "none.pth"):
         with pytest.raises(FormatError, match=name):
-            load_vit(DINO, tmp_path / name)
+            load_timm(DINO, tmp_path / name)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match=r"elbocli\[extractors\]"):
-        load_vit(DINO, tmp_path / "w.pth")
+        load_timm(DINO, tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("dinov2-vitl14", 304_367_616), ("clip-vitb32", 87_849_728)])
+SIZES = {"fdr6-convnextv2": 224, "fdr6-dinov2": 256, "fdr6-mae": 224, "fdr6-siglip2": 224, "fdr6-clip": 256}
+
+
+@pytest.mark.parametrize("name", FDR6)
+def test_features_of_fdr6_are_those_of_the_papers_program(name, small_timm, tmp_path):
+    """timm's network by its own mean and std, at any size; class token, else attention's pool, else mean of the map."""
+    timm = pytest.importorskip("timm")
+    options: dict[str, bool] = {} if "convnext" in name else {"dynamic_img_size": True, "dynamic_img_pad": True}
+    network = draw(timm.create_model, name=vit.TABLES[name]["timm"], **options).eval()
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    config = timm.data.resolve_data_config(network.pretrained_cfg)
+    mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    extractor = make_extractor(name, tmp_path / "w.safetensors", "cpu")
+    for levels in (levels_of(2, 40), levels_of(1, 256)):
+        x = F.interpolate(levels / 255, (SIZES[name],) * 2, mode=config["interpolation"], antialias=True)
+        with torch.no_grad():
+            found = network.forward_features((x - mean) / std)
+            if found.dim() == 4:
+                wanted = found.mean((2, 3))
+            else:
+                wanted = found[:, 0] if network.num_prefix_tokens else network.attn_pool(found)
+        assert wanted.std() > 1e-3 and close(extractor(levels)[0], wanted)
+
+
+PARAMETERS = {
+    "dinov2-vitl14": 304_367_616,
+    "clip-vitb32": 87_849_728,
+    "fdr6-convnextv2": 88_717_800,
+    "fdr6-dinov2": 304_367_616,
+    "fdr6-mae": 303_301_632,
+    "fdr6-siglip2": 427_888_064,
+    "fdr6-clip": 303_966_976,
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
 def test_the_declared_networks_are_as_large_as_the_published_ones(name, parameters):
     """DINOv2's file also holds a mask token of 1024 values, CLIP's no bias of the head."""
     with torch.device("meta"):

@@ -1,5 +1,6 @@
-"""Networks of extractors: DINOv2 as in EDM2, CLIP's image encoder as in CMMD, and a tiny network for tests."""
+"""Networks of extractors: those of timm in vit.yaml, and a tiny network for tests."""
 
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,6 @@ from elbocli.files.pickles import read_torch_file
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.yaml_text import read_yaml
 
-SIZE = 224
 HUB_OFFSET = 0.1  # DINOv2's hub scales S × S position embeddings by (side + 0.1)/S instead of side/S
 TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
 
@@ -40,8 +40,8 @@ class Tiny(nn.Module):
         return features, self.head(features)
 
 
-class Vit(nn.Module):
-    """Vision transformer, uint8 [B, 3, H, W] → class token [B, D]; for CLIP, projected and scaled to norm 1.
+class TimmFeatures(nn.Module):
+    """Network of timm, uint8 [B, 3, H, W] → features before its head [B, D], such as the class token; of maps, their mean.
 
     table: entry of vit.yaml.
     """
@@ -49,42 +49,47 @@ class Vit(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, table: Mapping[str, Any]):
+    def __init__(self, network: Any, table: Mapping[str, Any]):
         super().__init__()
-        self.network, self.unit = network, "embedding" in table
+        self.network, self.size, self.unit = network, table["size"], table.get("unit", False)
         self.register_buffer("mean", torch.tensor(table["mean"]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(table["std"]).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        # Values below 0 or above 255 are not clamped, as in EDM2 and CMMD.
-        x = F.interpolate(images.to(self.mean.dtype), (SIZE, SIZE), mode="bicubic", antialias=True)
-        features = self.network((x / 255 - self.mean) / self.std)
+        # Values below 0 or above 255 are not clamped, as in EDM2, CMMD and FDr⁶.
+        x = F.interpolate(images.to(self.mean.dtype), (self.size, self.size), mode="bicubic", antialias=True)
+        maps = self.network.forward_features((x / 255 - self.mean) / self.std)
+        if maps.dim() == 4:
+            return maps.mean((2, 3))
+        features = self.network.forward_head(maps, pre_logits=not self.unit)
         return F.normalize(features, dim=1) if self.unit else features
 
 
-def load_vit(name: str, path: Path) -> tuple[nn.Module, str]:
-    """Return a vision transformer with the weights in a file, and their SHA-256 digest. name: a key of vit.yaml.
+def load_timm(name: str, path: Path | None) -> tuple[nn.Module, str]:
+    """Return a network of timm with the weights in a file, and their SHA-256 digest. name: a key of vit.yaml.
 
     The file has the names of timm, DINOv2's hub or OpenAI's CLIP.
-    Raises UsageError if timm is missing, FormatError for weights of another network.
+    Raises UsageError if timm or `path` is missing, FormatError for weights of another network.
     """
+    table = TABLES[name]
+    if path is None:
+        raise UsageError(f"{name} needs `extractor_weights` FILE: timm's weights {table['timm']}; see docs/extractors.md")
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         import timm
-        from timm.models.vision_transformer import checkpoint_filter_fn
-    table, tensors, wrong = TABLES[name], read_torch_file(path), f"{path}: not weights of {name}"
+    tensors, options, wrong = read_torch_file(path), table.get("options", {}), f"{path}: not weights of {name}"
     with torch.device("meta"):
-        network: Any = timm.create_model(table["timm"], num_classes=table.get("embedding", 0), img_size=SIZE, weight_init="skip")
-    positions = (1 + table["trained"] ** 2) * network.embed_dim
+        network: Any = timm.create_model(table["timm"], **options)
     with reading(wrong):
         sizes = {tensor.numel() for tensor in tensors.values()}
-    if not {positions, network.patch_embed.proj.weight.numel()} <= sizes:  # timm would interpolate others
+    positions = table.get("positions")  # timm would interpolate others, and patches
+    if positions and not {positions * network.embed_dim, network.patch_embed.proj.weight.numel()} <= sizes:
         raise FormatError(f"{wrong}: the file lacks position embeddings or patches of this size; see docs/extractors.md")
     with reading(wrong):
-        if "pos_embed" in tensors:
+        if "img_size" in options and "pos_embed" in tensors:
             tensors["pos_embed"] = fitted_positions(tensors["pos_embed"].float(), network.patch_embed.grid_size[0])
-        weights = {key: tensor.float() for key, tensor in checkpoint_filter_fn(tensors, network).items()}
-        network.load_state_dict(weights, assign=True)
-    return Vit(network, table).eval().requires_grad_(False), file_sha256(path)
+        named = sys.modules[type(network).__module__].checkpoint_filter_fn(tensors, network)
+        network.load_state_dict({key: tensor.float() for key, tensor in named.items()}, assign=True)
+    return TimmFeatures(network, table).eval().requires_grad_(False), file_sha256(path)
 
 
 def fitted_positions(positions: Tensor, side: int) -> Tensor:

@@ -40,6 +40,8 @@ class Fdr6(Record, kw_only=True):
 def join(samples: Path, validation: Path, command: str) -> Fdr6:
     """Join the results in two folders. Raises FormatError, DataError: a result is missing, or two results don't fit each other."""
     sides, ratios = [_results_in(folder) for folder in (samples, validation)], list[dict[str, Any]]()
+    if any(result.common()["made"] for result in sides[1].values()):
+        raise DataError(f"{validation}: results of drawn samples; give the folder of the validation images second")
     for name, result in sides[0].items():
         remedy = f"score both by --extractor {name} with the same weights and reference"
         refuse(mismatches(result.alike(), sides[1][name].alike()), f"{samples}: {name}", validation, remedy)
@@ -72,6 +74,8 @@ def join(samples: Path, validation: Path, command: str) -> Fdr6:
 def _results_in(folder: Path) -> dict[str, EvalResult]:
     # Results for one set of images, by extractor.
     results, first = dict[str, EvalResult](), dict[str, Any]()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give a folder of results of 'elbo eval --protocol fdr6'")
     for path in sorted(folder.glob("*.json")):
         result = result_of(read_bytes(path), str(path))
         facts = result.common()

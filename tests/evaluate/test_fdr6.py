@@ -106,6 +106,7 @@ MAE, CLIP = "fdr6-mae", "fdr6-clip"
         ("samples", {MAE: {"n_ref": 10}}, r"3\.json: n_ref is 10, but 1000"),
         ("samples", {MAE: {"protocol": "edm2"}}, r"3\.json: not a result of --protocol fdr6"),
         ("val", {MAE: {"values": {FID: 0.0}}}, rf"above 0 by {MAE}"),
+        ("val", {MAE: {"made": {"run": "a"}}}, "val: results of drawn samples"),
     ],
 )
 def test_results_that_do_not_fit_are_refused(side, change, words, tmp_path):

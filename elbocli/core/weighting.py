@@ -208,7 +208,8 @@ class Weighting:
         middle: λ at the centres of bins, [bins].
         error: ‖ε − ε̂‖²/D in each bin, [bins].
         """
-        return replace(self, curve=self.curve._replace(schedule=schedule, levels=middle, log_error=error.log()))
+        assert isinstance(self.curve, LearnedCurve)
+        return replace(self, curve=LearnedCurve(self.curve.declared, schedule, middle, error.log()))
 
     @property
     def schedule(self) -> Schedule | None:

@@ -1,4 +1,4 @@
-# `make demo` and `make test` start from a bare clone: each makes .venv, installs, and runs.
+# `make demo` and `make test` start from a bare clone: each makes a virtual environment, installs, and runs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,15 +31,26 @@ help:
 	@echo "                 DEVICE=cpu runs the same small"
 	@echo "make gpu-report  the table of docs/gpu.md from reports of make gpu: FILES=\"a.json b.json\""
 
-$(VENV)/.ready: setup.cfg pyproject.toml
+define new_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "elbo needs Python 3.11 or newer; set PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D)
+endef
+
+$(VENV)/.ready: setup.cfg pyproject.toml
+	$(new_venv)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
 	@touch $@
 
-demo: $(VENV)/.ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/digits/demo.sh demo
+# Without $(VENV), the demo installs only the packages that it runs.
+DEMO := $(if $(wildcard $(VENV)/.ready),$(VENV),.venv-demo)
+.venv-demo/.ready: setup.cfg
+	$(new_venv)
+	$(@D)/bin/python -m pip install --quiet --editable . 'scikit-learn >= 1.4'
+	@touch $@
+
+demo: $(DEMO)/.ready
+	PATH="$(CURDIR)/$(DEMO)/bin:$$PATH" sh examples/digits/demo.sh demo
 
 # FASHION: the folder of the four files; docs/tutorial.md says where they are from.
 FASHION ?= /usr/share/datasets/fashion-mnist
@@ -160,4 +171,4 @@ dist: $(VENV)/.ready
 	$(BIN)/python tools/release.py dist dist
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-middle .venv-newest build dist demo demo-fashion recipes site *.egg-info
+	rm -rf $(VENV) .venv-demo .venv-oldest .venv-middle .venv-newest build dist demo demo-fashion recipes site *.egg-info

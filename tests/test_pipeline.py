@@ -29,7 +29,7 @@ def demo(folder, **settings):
 
 def test_the_demo_learns_digits(tmp_path):
     """Chance is 10 % and 8 bits; in 120 steps a sound build reaches 80 % and 6.5 bits, and a sixth of the untrained distance."""
-    small = {"STEPS": "120", "IMAGES": "150", "WALK": "10", "ELBO_TRAIN_PREVIEW_EVERY": "0", "ELBO_BOUND_N": "100"}
+    small = {"STEPS": "120", "IMAGES": "150", "ELBO_SAMPLE_STEPS": "10", "ELBO_TRAIN_PREVIEW_EVERY": "0", "ELBO_BOUND_N": "100"}
     said, read = demo(tmp_path, LEAVE_OUT="0-untrained 1-elbo-cosine", **small)
     for name in ("2-sigmoid-cosine", "3-sigmoid-fitted"):
         score = read(f"{name}.json")

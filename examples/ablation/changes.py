@@ -3,6 +3,7 @@
     python changes.py RESULTS.jsonl digits train.h5 test.h5 classifier.pt2 --seconds 40 \
         --change "preset: --preset digits" --change "adamw: --preset digits --optimizer adamw --lr 2e-3"
     python changes.py RESULTS.jsonl    # the table of docs/measurements.md
+    python changes.py RESULTS.jsonl --against edm    # ratios of distances to those of the change named edm, with 95 % intervals
 
 Each --change has a name and options of elbo train. Its number of steps fits into the time on one core, by the CPU time of two short
 trainings, which other work on the machine changes little. A change that doesn't alter the cost of a step can take the steps of another
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from math import exp, log
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -84,6 +86,30 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("bpd", "bits/dim")
 
 
+def ratios(rows: Sequence[dict[str, Any]], base: str) -> str:
+    """Return the geometric mean ratio of each distance to the base's of the same seed, and its 95 % interval by Student's t, as Markdown."""
+    from scipy.stats import t
+
+    names, changes = ([*dict.fromkeys(row[key] for row in rows)] for key in ("data", "change"))
+    distance = {(row["data"], row["change"], row["seed"]): row["distance"] for row in rows}
+    lines = [["change", *names], ["---"] * (1 + len(names))]
+    for change in (change for change in changes if change != base):
+        lines.append([change])
+        for name in names:
+            pairs = [
+                (value, distance.get((name, base, seed)))
+                for (data, of, seed), value in distance.items()
+                if (data, of) == (name, change)
+            ]
+            logs = [log(value / other) for value, other in pairs if other]
+            if len(logs) < 2:
+                lines[-1].append("")
+                continue
+            half = t.ppf(0.975, len(logs) - 1) * stdev(logs) / len(logs) ** 0.5
+            lines[-1].append("{:.2f} ({:.2f} to {:.2f})".format(*(exp(mean(logs) + shift) for shift in (0, -half, half))))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main() -> None:
     """Measure what is missing in the file of results, or print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,6 +123,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="images to draw (default: 1000)")
     parser.add_argument("--bound-images", type=int, default=449, help="test images for bits/dim (default: 449)")
     parser.add_argument("--classes", action="store_true", help="the classifier knows the classes of the data: measure accuracy")
+    parser.add_argument(
+        "--against", metavar="NAME", help="change for the ratios of distances, which are printed instead of the table"
+    )
     given = parser.parse_args()
     rows = [json.loads(line) for line in given.results.read_text().splitlines()] if given.results.exists() else []
     steps = {(row["data"], row["change"]): row["steps"] for row in rows}
@@ -113,7 +142,7 @@ def main() -> None:
             rows.append({**row, **measure(given, steps[key], seed, words)})
             with given.results.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-    print(table(rows))
+    print(ratios(rows, given.against) if given.against else table(rows))
 
 
 if __name__ == "__main__":

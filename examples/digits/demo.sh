@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "${1:-demo}"
 cd "${1:-demo}"
 python=${PYTHON:-python3}
-steps=${STEPS:-1000} images=${IMAGES:-900} walk=${WALK:-50}
+steps=${STEPS:-1000} images=${IMAGES:-900}
 mkdir -p results
 
 say() { printf '\n== %s\n' "$*" >&2; }
@@ -23,7 +23,7 @@ score() {
     mv "results/$1.part" "results/$1.json"
 }
 
-# run NAME TITLE OPTIONS...: train, score images of 50 evaluations each, and keep a picture
+# run NAME TITLE OPTIONS...: train, score images, and keep a picture
 run() {
     name=$1; title=$2; shift 2
     case " ${LEAVE_OUT:-} " in *" $name "*) return ;; esac
@@ -32,9 +32,9 @@ run() {
     begin=$(date +%s)
     elbo train train.h5 -o "run-$name" --preset digits --seed 0 --val test.h5 "$@" > /dev/null
     elbo bound -q "run-$name" test.h5 > "results/$name.bound"
-    elbo sample "run-$name" -n "$images" --sampler ddim --steps "$walk" | score "$name" -
+    elbo sample "run-$name" -n "$images" | score "$name" -
     echo $(($(date +%s) - begin)) > "results/$name.seconds"
-    elbo sample -q "run-$name" -n 100 --sampler ddim --steps "$walk" -o "$name.png" --overwrite
+    elbo sample -q "run-$name" -n 100 -o "$name.png" --overwrite
 }
 
 run 0-untrained "the untrained network, for comparison" --steps 1 --lr 1e-12 --preview-every none

@@ -3,9 +3,9 @@
     python tools/mutants.py 200 --seed 0 [elbocli/core elbocli/files/atomic.py …]
 
 A change flips a comparison, + and -, * and /, `and` and `or`, True and False, adds 1 to a number, or removes `not` or a statement.
-It is made in a copy of the checkout. At most six files of tests run: those of the folder that mirrors the module's package and import
-the module, by themselves or through a helper, or have its name; then files of other folders that import the module; then, if none of
-the first kind is there, the rest of the folder. A change counts as noticed if a test fails that passes without it.
+It is made in a copy of the checkout. The tests that run are those of the folder that mirrors the module's package and import the
+module, by themselves or through a helper, or have its name; and up to six files in all of other folders that import it, and if none
+of the first kind is there, of the folder. A change counts as noticed if a test fails that passes without it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 600
 """Limit of a run of tests; a change that makes the tests exceed it counts as noticed."""
 FILES = 6
-"""Most files of tests that run for a change."""
+"""Most files of tests that run for a change, unless more of its folder import the module."""
 PAIRS: list[tuple[type[ast.AST], type[ast.AST]]] = [
     *((ast.Lt, ast.GtE), (ast.Gt, ast.LtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)),
     *((ast.And, ast.Or), (ast.Add, ast.Sub), (ast.Mult, ast.Div)),
@@ -106,7 +106,8 @@ def tests_of(module: Path) -> list[str]:
     far = sorted(set((ROOT / "tests").rglob("test_*.py")) - set(near))
     ours = [path for path in near if path.stem == f"test_{name}" or dotted in imports_of(path) | imports_of_helpers(path)]
     others = [path for path in far if dotted in imports_of(path)]
-    return [str(path.relative_to(ROOT)) for path in [*ours, *others, *([] if ours else near)][:FILES]]
+    files = [*ours, *others, *([] if ours else near)][: max(FILES, len(ours))]
+    return [str(path.relative_to(ROOT)) for path in files]
 
 
 def passes(copy: Path, *words: str) -> bool:

@@ -190,7 +190,7 @@ BAD = """
 cosin cosine:s=1 cosine:shift=x cosine:shift=200 edm:mean=400 edm:std=0 edm:mean=1,mean=2 iddpm:s=0
 linear-beta:beta_min=-1 linear-beta:beta_min=30 edm-sample:sigma_min=90 edm-sample:rho=0 edm-sample:rho=1e-3
 edm-sample:rho=1e-4 cosine,shift=1 interpolated:low=0 interpolated:low=232,high=10 t-linear:count=1
-mode:scale=-1.01 t-linear:count=10.5 t-linear:end=2 t-linear:start=0 t-scaled-linear:start=-1 t-squaredcos:count=1000000
+mode:scale=-1.01 mode:scale=1.76 t-linear:count=10.5 t-linear:end=2 t-linear:start=0 t-scaled-linear:start=-1 t-squaredcos:count=1000000
 """
 
 

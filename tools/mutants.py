@@ -4,8 +4,8 @@
 
 A change flips a comparison, + and -, * and /, `and` and `or`, True and False, adds 1 to a number, or removes `not` or a statement.
 It is made in a copy of the checkout. The tests that run are those of the folder that mirrors the module's package and import the
-module, by themselves or through a helper, or have its name; and up to six files in all of other folders that import it, and if none
-of the first kind is there, of the folder. A change counts as noticed if a test fails that passes without it.
+module (or name its command), by themselves or through a helper, or have its name; and up to six files in all of other folders that do,
+and if none of the first kind is there, of the folder. A change counts as noticed if a test fails that passes without it.
 """
 
 import argparse
@@ -80,32 +80,34 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 @functools.cache
 def imports_of(path: Path) -> set[str]:
-    """Return the dotted names that a file imports, and the modules it imports them from."""
+    """Return the dotted names that a file imports, the modules it imports them from, and its texts, such as names of commands."""
     names = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        match node:
+            case ast.Import():
+                names |= {alias.name for alias in node.names}
+            case ast.ImportFrom():
+                names |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+            case ast.Constant(str(text)):
+                names.add(text)
     return names
 
 
 def imports_of_helpers(path: Path) -> set[str]:
     """Return what the modules of tests/ import that a file imports."""
-    helpers = [ROOT / "tests" / f"{name}.py" for name in imports_of(path)]
-    return set().union(*(imports_of(helper) for helper in helpers if helper.exists()))
+    return set().union(*(imports_of(helper) for helper in (ROOT / "tests").glob("*.py") if helper.stem in imports_of(path)))
 
 
 def tests_of(module: Path) -> list[str]:
     """Return the test files for a module, as paths below ROOT, those of its folder first."""
     parts = module.relative_to(ROOT).with_suffix("").parts
     package, name = ".".join(parts[:-1]), parts[-1]
-    dotted = package if name == "__init__" else f"{package}.{name}"
+    asked = {package if name == "__init__" else f"{package}.{name}", *([parts[1]] if name == "command" else [])}
     folder = ROOT.joinpath("tests", *parts[1:-1][:1])
     near = sorted(folder.rglob("test_*.py") if parts[1:-1] else folder.glob("test_*.py"))
     far = sorted(set((ROOT / "tests").rglob("test_*.py")) - set(near))
-    ours = [path for path in near if path.stem == f"test_{name}" or dotted in imports_of(path) | imports_of_helpers(path)]
-    others = [path for path in far if dotted in imports_of(path)]
+    ours = [path for path in near if path.stem == f"test_{name}" or asked & (imports_of(path) | imports_of_helpers(path))]
+    others = [path for path in far if asked & imports_of(path)]
     files = [*ours, *others, *([] if ours else near)][: max(FILES, len(ours))]
     return [str(path.relative_to(ROOT)) for path in files]
 

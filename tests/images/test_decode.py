@@ -77,7 +77,12 @@ def test_sixteen_bits_are_scaled_by_one_257th():
     deep = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
     image, change = decode(encoded(deep), DecodeOptions(channels=1))
     np.testing.assert_array_equal(np.asarray(image), np.rint(deep / 257))
-    assert change == "16-bit scaled" and decode(encoded(RGB), DecodeOptions())[1] == ""
+    assert change == "16-bit scaled"
+
+
+def test_colours_are_told_where_grey_is_expected():
+    told = [decode(encoded(RGB), DecodeOptions(channels=1, grey_expected=expected))[1] for expected in (False, True)]
+    assert told == ["", "colour made grey"] and decode(encoded(RGB), DecodeOptions())[1] == ""
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "bmp", "tiff"])

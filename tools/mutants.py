@@ -3,9 +3,10 @@
     python tools/mutants.py 200 --seed 0 [elbocli/core elbocli/files/atomic.py …]
 
 A change flips a comparison, + and -, * and /, `and` and `or`, True and False, adds 1 to a number, or removes `not` or a statement.
-It is made in a copy of the checkout. The tests that run are those of the folder that mirrors the module's package and import the
-module (or name its command), by themselves or through a helper, or have its name; and up to six files in all of other folders that do,
-and if none of the first kind is there, of the folder. A change counts as noticed if a test fails that passes without it.
+It is made in a copy of the checkout. First run the test files of the folder that mirrors the module's package, if they import the
+module, by themselves or through a helper, name its command, or have its name. Then run files of other folders that import the module
+or name its command, and, if the first kind is lacking, the rest of the folder, up to six files in all. A change counts as noticed if
+a test fails that passes without it.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 
 @functools.cache
-def imports_of(path: Path) -> set[str]:
+def names_in(path: Path) -> set[str]:
     """Return the dotted names that a file imports, the modules it imports them from, and its texts, such as names of commands."""
     names = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
@@ -93,9 +94,9 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def imports_of_helpers(path: Path) -> set[str]:
-    """Return what the modules of tests/ import that a file imports."""
-    return set().union(*(imports_of(helper) for helper in (ROOT / "tests").glob("*.py") if helper.stem in imports_of(path)))
+def names_in_helpers(path: Path) -> set[str]:
+    """Return the names in the modules of tests/ that a file imports."""
+    return set().union(*(names_in(helper) for helper in (ROOT / "tests").glob("*.py") if helper.stem in names_in(path)))
 
 
 def tests_of(module: Path) -> list[str]:
@@ -106,8 +107,8 @@ def tests_of(module: Path) -> list[str]:
     folder = ROOT.joinpath("tests", *parts[1:-1][:1])
     near = sorted(folder.rglob("test_*.py") if parts[1:-1] else folder.glob("test_*.py"))
     far = sorted(set((ROOT / "tests").rglob("test_*.py")) - set(near))
-    ours = [path for path in near if path.stem == f"test_{name}" or asked & (imports_of(path) | imports_of_helpers(path))]
-    others = [path for path in far if asked & imports_of(path)]
+    ours = [path for path in near if path.stem == f"test_{name}" or asked & (names_in(path) | names_in_helpers(path))]
+    others = [path for path in far if asked & names_in(path)]
     files = [*ours, *others, *([] if ours else near)][: max(FILES, len(ours))]
     return [str(path.relative_to(ROOT)) for path in files]
 

@@ -3,12 +3,15 @@
     python tools/mutants.py 200 --seed 0 [elbocli/core elbocli/files/atomic.py …]
 
 A change flips a comparison, + and -, * and /, `and` and `or`, True and False, adds 1 to a number, or removes `not` or a statement.
-It is made in a copy of the checkout. The tests that run are those of the folder that mirrors the module's package and import the
-module or have its name; all of the folder if none does. A change counts as noticed if a test fails that passes without it.
+It is made in a copy of the checkout. First run the test files of the folder that mirrors the module's package, if they import the
+module, by themselves or through a helper, name its command, or have its name. Then run files of other folders that import the module
+or name its command, and, if the first kind is lacking, the rest of the folder, up to six files in all. A change counts as noticed if
+a test fails that passes without it.
 """
 
 import argparse
 import ast
+import functools
 import os
 import random
 import shutil
@@ -22,6 +25,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 SECONDS = 600
 """Limit of a run of tests; a change that makes the tests exceed it counts as noticed."""
+FILES = 6
+"""Most files of tests that run for a change, unless more of its folder import the module."""
 PAIRS: list[tuple[type[ast.AST], type[ast.AST]]] = [
     *((ast.Lt, ast.GtE), (ast.Gt, ast.LtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)),
     *((ast.And, ast.Or), (ast.Add, ast.Sub), (ast.Mult, ast.Div)),
@@ -74,15 +79,38 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             yield Mutant(path, node.lineno, start, end, text if isinstance(node, ast.stmt) else f"({text})")
 
 
+@functools.cache
+def names_in(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, the modules it imports them from, and its texts, such as names of commands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        match node:
+            case ast.Import():
+                names |= {alias.name for alias in node.names}
+            case ast.ImportFrom():
+                names |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+            case ast.Constant(str(text)):
+                names.add(text)
+    return names
+
+
+def names_in_helpers(path: Path) -> set[str]:
+    """Return the names in the modules of tests/ that a file imports."""
+    return set().union(*(names_in(helper) for helper in (ROOT / "tests").glob("*.py") if helper.stem in names_in(path)))
+
+
 def tests_of(module: Path) -> list[str]:
-    """Return the test files for a module, as paths below ROOT."""
-    package, name = module.parent.relative_to(ROOT / "elbocli"), module.stem
-    folder = ROOT / "tests" / package.parts[0] if package.parts else ROOT / "tests"
-    dotted = ".".join(["elbocli", *package.parts])
-    asked = (f"from {dotted}.{name} import", f"from {dotted} import {name}", f"import {dotted}.{name}")
-    files = sorted(folder.rglob("test_*.py") if package.parts else folder.glob("test_*.py"))
-    ours = [path for path in files if path.stem == f"test_{name}" or any(line in path.read_text("utf-8") for line in asked)]
-    return [str(path.relative_to(ROOT)) for path in ours or files]
+    """Return the test files for a module, as paths below ROOT, those of its folder first."""
+    parts = module.relative_to(ROOT).with_suffix("").parts
+    package, name = ".".join(parts[:-1]), parts[-1]
+    asked = {package if name == "__init__" else f"{package}.{name}", *([parts[1]] if name == "command" else [])}
+    folder = ROOT.joinpath("tests", *parts[1:-1][:1])
+    near = sorted(folder.rglob("test_*.py") if parts[1:-1] else folder.glob("test_*.py"))
+    far = sorted(set((ROOT / "tests").rglob("test_*.py")) - set(near))
+    ours = [path for path in near if path.stem == f"test_{name}" or asked & (names_in(path) | names_in_helpers(path))]
+    others = [path for path in far if asked & names_in(path)]
+    files = [*ours, *others, *([] if ours else near)][: max(FILES, len(ours))]
+    return [str(path.relative_to(ROOT)) for path in files]
 
 
 def passes(copy: Path, *words: str) -> bool:

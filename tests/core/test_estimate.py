@@ -11,6 +11,7 @@ from scipy import stats
 
 from elbocli.core.estimate import Estimate, PairedMoments, error_of_share, image_errors
 from elbocli.core.frechet import StreamingFeatureMoments
+from elbocli.errors import UsageError
 from elbocli.run.classes import p_of_equal_shares, p_of_uniform
 
 sizes = st.integers(2, 12)
@@ -99,6 +100,8 @@ def test_when_every_image_was_drawn_only_the_noise_is_left():
     found = estimated(np.random.default_rng(2), 50)
     assert found.se(ONE, 50) == found.noise_se(ONE)
     assert found.noise_se(ONE) < found.se(ONE, 51) < found.se(ONE, np.inf)
+    with pytest.raises(UsageError):
+        estimated(np.random.default_rng(2), 1)
 
 
 @pytest.mark.parametrize("freedom", [4, 1e6])

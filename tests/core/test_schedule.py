@@ -168,7 +168,8 @@ def test_base_reads_back_as_the_same_schedule(schedule):
 def test_without_a_range_a_schedule_covers_what_its_curve_does():
     sample = parse_schedule("edm-sample")
     assert (sample.logsnr_min, sample.logsnr_max) == pytest.approx((-2 * math.log(80), -2 * math.log(0.002)), rel=1e-14)
-    assert (parse_schedule("cosine").logsnr_min, parse_schedule("cosine").logsnr_max) == (-LIMIT, LIMIT)
+    for whole in map(parse_schedule, ("cosine", "cosine:shift=3", "cosine:shift=-3")):
+        assert (whole.logsnr_min, whole.logsnr_max) == (-LIMIT, LIMIT)
 
 
 def test_a_range_beyond_the_curve_is_refused_at_either_end_or_clipped():
@@ -189,7 +190,7 @@ BAD = """
 cosin cosine:s=1 cosine:shift=x cosine:shift=200 edm:mean=400 edm:std=0 edm:mean=1,mean=2 iddpm:s=0
 linear-beta:beta_min=-1 linear-beta:beta_min=30 edm-sample:sigma_min=90 edm-sample:rho=0 edm-sample:rho=1e-3
 edm-sample:rho=1e-4 cosine,shift=1 interpolated:low=0 interpolated:low=232,high=10 t-linear:count=1
-t-linear:count=10.5 t-linear:end=2 t-linear:start=0 t-scaled-linear:start=-1 t-squaredcos:count=1000000
+mode:scale=-1.01 mode:scale=1.76 t-linear:count=10.5 t-linear:end=2 t-linear:start=0 t-scaled-linear:start=-1 t-squaredcos:count=1000000
 """
 
 

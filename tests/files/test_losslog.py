@@ -123,7 +123,8 @@ def test_only_logs_of_the_same_bins_and_of_other_steps_are_added_up(tmp_path):
     log.write_text("".join(lines([1, 2])))
     held_out.write_text(losslog.header(EDGES, held_out=9) + lines([3])[1])
     other.write_text("".join([*lines([1]), *lines([2], bin_edges(-5, 8, 4))]))
-    for sources, error in (([log, log], UsageError), ([log, held_out], FormatError), ([other], FormatError)):
+    gone = tmp_path / "gone"
+    for sources, error in (([log, log], UsageError), *((paths, FormatError) for paths in ([log, held_out], [other], [gone]))):
         with pytest.raises(error, match=f"^{sources[-1]}: "):
             losslog.read_logs(sources)
     assert losslog.read_logs([held_out]).lines == 1

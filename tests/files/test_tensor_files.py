@@ -207,6 +207,9 @@ def test_a_tensor_that_does_not_fit_its_storage_is_refused(data, tmp_path):
         file.writestr("archive/data/0", bytes(4000))
     if data == tensor_pickle():
         assert torch.equal(read_torch_file(path)["w"], torch.zeros(1000))
+        path.write_bytes(data)
+        with pytest.raises(FormatError, match="lacks a tensor"):
+            read_torch_file(path)
     else:
         with pytest.raises(FormatError, match=r"crafted.pt"):
             read_torch_file(path)

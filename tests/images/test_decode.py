@@ -80,6 +80,11 @@ def test_sixteen_bits_are_scaled_by_one_257th():
     assert change == "16-bit scaled"
 
 
+def test_colours_are_told_where_grey_is_expected():
+    told = [decode(encoded(RGB), DecodeOptions(channels=1, grey_expected=expected))[1] for expected in (False, True)]
+    assert told == ["", "colour made grey"] and decode(encoded(RGB), DecodeOptions())[1] == ""
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "bmp", "tiff"])
 def test_a_damaged_image_is_refused_or_decoded_and_a_cut_one_is_refused_or_whole(kind):
     content, random = encoded(RGB[:8, :8], kind), np.random.default_rng(0)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.files.dataset import Dataset
-from elbocli.nn.networks.edm2 import EDM2, Block, EDM2Config, LevelAndClass, UnitLayer
+from elbocli.nn.networks.edm2 import EDM2, Block, EDM2Config, LevelAndClass, UnitLayer, blend, join
 from elbocli.run.open import open_initial
 from elbocli.run.settings import resolve
 from elbocli.train import loop
@@ -40,6 +40,14 @@ def test_a_new_network_keeps_unit_magnitude_through_all_its_blocks():
         out = network(torch.randn(2, 4, 32, 32), torch.tensor([-6.0, 8.0]), torch.tensor([1, 7]))
     assert len(seen) == 2 + 8 + 2 + 11
     assert all(0.8 < size < 1.2 for size in (*seen.values(), size_of(out))), seen
+
+
+def test_sums_keep_the_magnitude_and_joined_parts_are_in_the_ratio_of_their_shares():
+    x, y = torch.randn(2, 1, 300, 50, 50, generator=torch.Generator().manual_seed(0))
+    assert size_of(blend(x, y, 0.3)) == pytest.approx(1, rel=0.01)
+    joined = join(x, y[:, :100], 0.3)
+    assert size_of(joined) == pytest.approx(1, rel=0.01)
+    assert float(joined[:, 300:].norm() / joined[:, :300].norm()) == pytest.approx(3 / 7, rel=0.01)
 
 
 @pytest.mark.parametrize("kernel", [0, 1, 3])

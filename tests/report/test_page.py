@@ -24,7 +24,7 @@ from elbocli.files import losslog
 from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
 from elbocli.report.gather import RunFacts
 from elbocli.report.objective import weighting_terms
-from elbocli.report.page import code, model_card, number, pictures, render, swatch
+from elbocli.report.page import code, curve_line, model_card, number, pictures, render, swatch
 from elbocli.report.summary import BITS, differences, figures, headline
 from elbocli.version import __version__
 
@@ -91,6 +91,8 @@ def test_scores_while_training_are_curves_with_bands_and_their_last_values(runs)
     )
     assert "fill-opacity: 0.3" in one["score0"][0] and "fill-opacity: 0.3" not in one["score1"][0]
     assert [len(many[name][1]) for name in ("score0", "score1")] == [2, 1]
+    band = curve_line(RunFacts(runs[0]), "eval_frechet_distance[elbo-tiny]").spread
+    assert band.tolist() == [1, 1], "two standard errors"
     last = {row.name: (row.value, row.interval is not None) for row in headline(RunFacts(runs[0]))}
     assert last["frechet distance, elbo-tiny"] == (7.25, True) and last["kernel distance, elbo-tiny"] == (7.25, False)
     for read in (shown(runs[0]), shown(*runs)):

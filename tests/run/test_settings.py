@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -154,6 +154,13 @@ def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(nam
     other = next(each for each in (*get_args(setting.kind), others.get(setting.kind)) if each not in (had, str, ...))
     lines = difference(replace(now, settings=dataclasses.replace(now.settings, **{name: other})), now)
     assert bool(lines) != SETTINGS[name].free
+
+
+def test_trainings_that_differ_in_their_seed_or_in_what_they_keep_alone_have_the_same_digest(resolved):
+    changes: list[dict[str, Any]] = [{}, {"seed": 1}, {"save_every": 3}, {"lr": 0.5}, {"network.dropout": 0.2}]
+    facts = [resolved(TRAIN, **change).config().training_facts() for change in changes]
+    same, *others = (told["settings_sha256"] for told in facts)
+    assert others[:2] == [same] * 2 and len({same, *others}) == 3 and [told["training_seed"] for told in facts] == [0, 1, 0, 0, 0]
 
 
 def test_a_run_goes_on_with_and_without_tf32_but_with_no_other_precision(resolved):

@@ -39,18 +39,19 @@ def test_a_module_is_changed_in_each_place_alone_and_stays_python(tmp_path):
 
 
 def test_a_change_is_noticed_by_the_tests_of_its_module(tmp_path, monkeypatch):
-    package, tests = tmp_path / "whole/elbocli/core", tmp_path / "whole/tests/core"
-    for folder in (package, tests):
+    package, tests, others = (tmp_path / "whole" / name for name in ("elbocli/core", "tests/core", "tests/run"))
+    for folder in (package, tests, others):
         folder.mkdir(parents=True)
     for folder in (package, package.parent):
         (folder / "__init__.py").touch()
-    (package / "zero.py").write_text("def is_zero(x):\n    return not x\n\nUNUSED = 1\n")
+    (package / "zero.py").write_text("def is_zero(x):\n    return not x\n\nUSED_ELSEWHERE = 2\nUNUSED = 1\n")
     (tests / "test_numbers.py").write_text("from elbocli.core.zero import is_zero\n\ndef test_zero():\n    assert is_zero(0)\n")
     (tests / "test_other.py").write_text("def test_that_fails_anyway():\n    assert False\n")
+    (others / "test_far.py").write_text("from elbocli.core import zero\n\ndef test_two():\n    assert zero.USED_ELSEWHERE == 2\n")
     shutil.copytree(tmp_path / "whole", tmp_path / "copy")
     monkeypatch.setattr(mutants, "ROOT", tmp_path / "whole")
     verdicts = {mutant.line: mutants.verdict(mutant, tmp_path / "copy") for mutant in mutants_of(package / "zero.py")}
-    assert verdicts == {2: "noticed", 4: "missed"}
+    assert verdicts == {2: "noticed", 4: "noticed", 5: "missed"}
 
 
 def test_sizes_count_code_alone(tmp_path):

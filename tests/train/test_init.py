@@ -136,6 +136,7 @@ def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(which, trai
     saved = latest(trained)
     state = begun(saved.path / f"{which}.safetensors" if which else trained, digits, ema=["0.5", "power:std=0.1"])
     wanted, files = saved.weights(which or "ema-0.9").all(), [state.live, *state.ema.values()]
+    assert all(weight.is_meta for weight in state.resolved.initial.network.parameters()), "no second copy in memory"
     assert len(files) == 3 and state.steps_done == 0 and state.optimizer.state_dict()["state"] == {}
     for tensors in files:
         assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[key], wanted[key]) for key in wanted)

@@ -187,6 +187,9 @@ def test_the_numbers_of_a_network_that_says_nothing_are_known(make):
     assert error == pytest.approx(1, abs=5 * math.sqrt(2 / (64 * 300 * DRAWS)))
     found = asked.finish(sums)
     assert found["val_loss"] == pytest.approx(0.5 * 20 * error, rel=1e-6)  # ½ ∫ 1 · error dλ over a range of 20
+    few = torch.rand(5, dtype=torch.float64)
+    of_few = torch.stack([few**0, few, few**2]).sum(1, keepdim=True).expand(-1, 2)
+    assert asked.finish(of_few)["val_loss_se"] == pytest.approx(float(few.std()) / math.sqrt(5))
     spread = 0.5 * 20 * math.sqrt(2 / (64 * DRAWS)) / math.sqrt(300)
     assert found["val_loss_se"] == pytest.approx(spread, rel=0.2)
     assert float(sums[2, :-2].sum() / sums[0, :-2].sum() - error**2) == pytest.approx(2 / 64, rel=0.2)

@@ -16,7 +16,7 @@ from msgspec import structs
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.result import Pairs, mismatches, refuse
-from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, Protocol
+from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings, Protocol
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, read_features, read_statistics
 from elbocli.files.reading import file_sha256
 from elbocli.files.recognise import arrays_in, recognise
@@ -186,6 +186,8 @@ def _make_extractor(opened: Opened) -> Extractor | None:
     with opened.world.together():
         if source and not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
             raise UsageError(f"{source.name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
+        if settings.extractor_weights is None and PROTOCOLS.get(settings.protocol, USUAL).weights_given:
+            raise UsageError(f"protocol {settings.protocol} fetches nothing; give {name}'s weights by `extractor_weights` FILE")
         return make_extractor(name, settings.extractor_weights, opened.world.device, settings.precision)
 
 

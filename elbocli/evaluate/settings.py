@@ -51,6 +51,7 @@ class Protocol(NamedTuple):
     formula: description for the help. options: of the metrics. tables: papers with scores by this protocol.
     extractors: those allowed; the first is the default. ref_images: number of images beside the reference's statistics; 0: any reference.
     classes, per_class: number of classes, and samples per class; 0: any number. n: number of samples.
+    weights_given: whether the user must give the extractor's weights, so that nothing is fetched.
     """
 
     formula: str
@@ -63,6 +64,7 @@ class Protocol(NamedTuple):
     ref_images: int = 0
     classes: int = 0
     per_class: int = 0
+    weights_given: bool = False
 
 
 # ADM's Inception score splits the samples into consecutive parts, in the order of the file.
@@ -105,6 +107,7 @@ PROTOCOLS = {
         tables="FD-loss",
         extractors=[DEFAULT, *FDR6],
         metrics="fid",
+        weights_given=True,
     ),
 }
 USUAL = Protocol("", "", "", extractors=[""], metrics="fid,is")  # for evaluations without a protocol

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from elbocli.core.frechet import FeatureMoments, frechet_distance
 from elbocli.core.metrics.distances import FID
-from elbocli.errors import DataError
+from elbocli.errors import DataError, UsageError
 from elbocli.evaluate import scoring
 from elbocli.evaluate.fdr6 import join
 from elbocli.evaluate.result import EvalResult, Facts, Scores
@@ -120,3 +120,13 @@ def test_deviations_from_the_protocol_on_either_side_are_told(tmp_path):
     found = join(written(tmp_path / "samples"), written(tmp_path / "val", **deviating), "")
     assert [row["extractor"] for row in found.ratios if row["deviates"]] == [MAE]
     assert "[12, 50000]" in found.table().text(200)
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_the_protocol_asks_for_weights_and_fetches_none(name, tmp_path):
+    paths = [tmp_path / "samples.npy", tmp_path / "train.npy"]
+    for path in paths:
+        save(path, np.zeros((4, 8, 8, 3), np.uint8))
+    settings = EvalSettings(**settings_of("fdr6", {"extractor": name}), allow_mismatch=True)
+    with pytest.raises(UsageError, match=f"nothing; give {name}'s weights"):
+        scoring.run([paths[0]], paths[1], settings)

@@ -117,7 +117,7 @@ def mutated(rng: random.Random, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def table() -> list[str]:
-    """The table of docs/datasets.md."""
+    """Return the lines of the table in docs/datasets.md."""
     rows = ["| file | format | version | record |", "|---|---|---|---|"]
     for each in declared():
         name = f"`{each.name}`" if each.name else ""
@@ -127,7 +127,7 @@ def table() -> list[str]:
 
 
 def sections() -> list[str]:
-    """The list of elbo-formats.5: a section for each file, with the docstring of its record and the keys."""
+    """Return the sections of elbo-formats.5. Each file has a section with the docstring and the keys of its record."""
     lines = []
     for each in declared():
         about = inspect.getdoc(each.record) or ""
@@ -139,13 +139,13 @@ def sections() -> list[str]:
 
 
 def roff(text: str) -> str:
-    """Text of a line for man(7), wrapped."""
+    """Escape and wrap a line of text for man(7)."""
     text = text.replace("`", "").replace("\\", "\\e").replace("-", "\\-")
     return "\n".join(f"\\&{line}" if line[0] in ".'" else line for line in textwrap.wrap(text, 56, break_on_hyphens=False))
 
 
 def renewed(path: Path) -> str:
-    """A page with its generated part made anew."""
+    """Return the text of a page, with a new generated part."""
     text, (begin, end) = path.read_text("utf-8"), MARKS[path.suffix]
     made_anew = "\n".join([begin, *(table() if path.suffix == ".md" else sections()), end])
     return text[: text.index(begin)] + made_anew + text[text.index(end) + len(end) :]

@@ -259,7 +259,7 @@ def transport_influence(
     # The effects' variance is var a + E b²/n (above), so that of halves exceeds it by E b²/n.
     of_halves = float(np.mean([float(transport(half, equal(half))[1].var()) for half in images.chunk(2)]))
     second = math.sqrt(n * max(of_halves - float(effects.var()), 0.0))
-    # With the weights (1 + step a)/n, the effects change by step times the mean of b(x, x′) a(x′) over x′.
+    # If the weights become (1 + step a)/n, the effects change by step times the mean of b(x, x′) a(x′) over x′.
     step = 0.5 / (float(effects.abs().max()) or 1.0)
     change = transport(images, (1 + step * effects) / n)[1] - effects
     return distance, Influence(effects.cpu().numpy(), np.array([second]), float((effects * change).mean()) / step)

@@ -38,7 +38,7 @@ class Fdr6(Record, kw_only=True):
 
 
 def join(samples: Path, validation: Path, command: str) -> Fdr6:
-    """Join the results in two folders. Raises FormatError, DataError: a result is missing, or two results don't fit each other."""
+    """Join the results in two folders. Raises FormatError or DataError if a result is missing, or two results can't be compared."""
     sides, ratios = [_results_in(folder) for folder in (samples, validation)], list[dict[str, Any]]()
     if any(result.common()["made"] for result in sides[1].values()):
         raise DataError(f"{validation}: results of drawn samples; give the folder of the validation images second")

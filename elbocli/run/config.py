@@ -112,7 +112,7 @@ class RunConfig(Record, kw_only=True):
         return {**settings, "val_split": self.settings.val_split, "precision": self.settings.precision}
 
     def training_facts(self) -> dict[str, Any]:
-        """Return what identifies a training in result files: run_id, training_seed and settings_sha256.
+        """Return the facts that identify a training in result files: run_id, training_seed and settings_sha256.
 
         settings_sha256 is equal for trainings that differ in nothing but the seed, the machine and what they keep.
         """

@@ -72,7 +72,7 @@ def test_without_a_terminal_a_line_has_count_rate_and_each_value_once(monkeypatc
     for clock in ("time.monotonic", "tqdm.std.time"):
         monkeypatch.setattr(clock, lambda: now)
     with progress_bar.shown_on_stderr("elbo train"):
-        for done in range(1, 6):
+        for done in range(6):
             progress(done, 10, "step", **({"loss": 0.5} if done == 2 else {}))
             now += 5
     lines = capsys.readouterr().err.splitlines()

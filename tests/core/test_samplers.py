@@ -305,7 +305,7 @@ def test_space_is_path_where_the_schedule_or_the_networks_input_is_the_paths(nam
             assert choose_space(parse_sampler(chosen), Prediction(prediction), schedule) == parse_sampler(chosen)
 
 
-# SDEs on the flow path, in the time t = 1 − τ of SiT, which is 1 at data
+# These tests state SDEs on the flow path in SiT's time t = 1 − τ; t = 1 is data.
 
 W = {  # diffusion coefficients of SiT, w(t, norm) in dx = (v + w s) dt + √(2w) dW
     "constant": lambda t, norm: norm,

@@ -26,7 +26,7 @@ SIDES = ("samples", "val")
 
 
 def test_fdr6_on_random_weights_is_the_mean_of_six_ratios(small_timm, tmp_path):
-    """Of 12 samples, 12 validation images and 20 training images, by networks with few weights; Inception's features are saved ones."""
+    """The test scores 12 samples and 12 validation images against 20 training images, by small networks and saved Inception features."""
     import timm
 
     random, ratios = np.random.default_rng(0), []
@@ -65,7 +65,10 @@ def test_fdr6_on_random_weights_is_the_mean_of_six_ratios(small_timm, tmp_path):
 
 
 def written(folder, **change):
-    """Folder of six results; distances 2, 4, 6 … of samples, 1 of others. change: extractor → facts that differ, or no result."""
+    """Write six results into a folder, and return the folder. The distances are 2, 4, 6 … for samples, and 1 for validation images.
+
+    change: extractor → facts that differ; None: the extractor has no result.
+    """
     folder.mkdir()
     for k, name in enumerate(SIX):
         facts = Facts(

@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
 
 def rotated(x: Tensor, side: int) -> Tensor:
-    """Rotate neighbouring channels (2j, 2j + 1) of x [B, heads, tokens, width]; class tokens, before the image's, stay.
+    """Rotate neighbouring channels (2j, 2j + 1) of x [B, heads, tokens, width], except in the class tokens, which come first.
 
     The first half of the pairs turns by the token's row times a frequency, the second by its column.
     """
@@ -135,7 +135,10 @@ class JiT(nn.Module):
 
 
 def training_file(script: dict[str, Any] | None = None, **shape: Any) -> dict[str, Any]:
-    """What its trainer saves: last weights, two averages, optimizer, epoch and arguments. script: arguments; None: without."""
+    """Return a checkpoint as JiT's trainer saves it: last weights, two averages, optimizer, epoch and arguments.
+
+    script: the trainer's arguments; None: the checkpoint has none.
+    """
     three = {
         key: {f"net.{name}": tensor for name, tensor in draw(JiT, seed=seed, **shape).state_dict().items()}
         for seed, key in enumerate(("model", "model_ema1", "model_ema2"))

@@ -74,7 +74,10 @@ class ImportOptions:
 
 
 class Source:
-    """File or folder to import. path: its only file of weights, for a folder other than diffusers'. notes: messages to the user."""
+    """File or folder to import.
+
+    path: the file or folder; a folder that isn't diffusers' is replaced by its only file of weights. notes: messages to the user.
+    """
 
     def __init__(self, path: Path):
         files = [file for file in path.glob("*") if file.suffix in SUFFIXES and not file.name.startswith(DIFFUSERS)]

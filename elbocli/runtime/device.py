@@ -1,5 +1,6 @@
 """Devices: choice, precision, memory, copies of tensors, and CUDA graphs."""
 
+import ctypes
 import os
 import platform
 from collections import Counter
@@ -19,6 +20,8 @@ from elbocli.runtime.progress import log
 # Name of a precision → dtype of the network's activations.
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CARD = Path("/dev/nvidia0")  # file of NVIDIA's driver
+# glibc's mallopt: options M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, and their values in bytes
+KEEP_FREED = {-3: 1 << 25, -1: 1 << 30}
 WARM_UPS = 2  # calls before a CUDA graph is captured: the first calls choose algorithms and allocate memory
 
 
@@ -66,7 +69,7 @@ def _warn_of_cpu_build() -> None:
 def choose_device(name: str) -> torch.device:
     """Return the device with a name such as cuda:1 or auto.
 
-    A CUDA device becomes torch's current device.
+    A CUDA device becomes torch's current device. For the CPU, glibc keeps freed memory from then on.
     Raises UsageError: when the device doesn't work on this machine.
     """
     name = resolve_device(name)
@@ -79,9 +82,22 @@ def choose_device(name: str) -> torch.device:
             if device.index is not None:
                 torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
+        else:
+            _keep_freed_memory()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}; choose another --device") from error
     return device
+
+
+@cache
+def _keep_freed_memory() -> None:
+    # By default, glibc returns each freed tensor of some megabytes to the system, and the next tensor's pages are zeroed anew:
+    # a tenth of a training step. Other libraries of C have no mallopt, and Windows has no library of this name.
+    try:
+        for option, value in KEEP_FREED.items():
+            ctypes.CDLL(None).mallopt(option, value)
+    except (AttributeError, TypeError, OSError):
+        return
 
 
 def name_of(device: torch.device) -> str:

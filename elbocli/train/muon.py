@@ -11,6 +11,7 @@ from elbocli.runtime.processes import sharded_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # (a, b, c) of a step X → aX + (bA + cA²)X with A = XXᵀ, by Jordan et al.
 STEPS = 5
+WIDE = 2  # columns / rows from which steps on XXᵀ take less time than steps on X
 MOMENTUM = 0.95
 SHARE = 0.2  # root mean square of an update / learning rate, as usual in AdamW: Muon and AdamW share a rate
 
@@ -24,9 +25,21 @@ def orthogonalised(x: Tensor) -> Tensor:
     tall = x.shape[1] > x.shape[2]
     out = (x.mT if tall else x).to(torch.bfloat16 if x.is_cuda else x.dtype)
     out = out / torch.linalg.matrix_norm(out, keepdim=True).clamp(min=1e-7)
-    for _ in range(STEPS):
-        gram = out @ out.mT
-        out = torch.baddbmm(out, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), out, beta=a)
+    if x.is_cuda or out.shape[2] < WIDE * out.shape[1]:
+        for _ in range(STEPS):
+            gram = out @ out.mT
+            out = torch.baddbmm(out, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), out, beta=a)
+    else:
+        # All steps are polynomials in A = XXᵀ and commute, so the wide X is multiplied once, by the product of all steps.
+        # bfloat16 is too coarse for this: errors of A grow from step to step.
+        gram, product = out @ out.mT, torch.eye(out.shape[1], dtype=out.dtype)
+        for step in range(STEPS):
+            change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            change.diagonal(dim1=1, dim2=2).add_(a)
+            product = change @ product
+            if step < STEPS - 1:
+                gram = change @ gram @ change
+        out = product @ out
     return (out.mT if tall else out).to(x.dtype)
 
 
@@ -55,22 +68,27 @@ class Muon(torch.optim.AdamW):
         group = self.param_groups[0]  # of the network's weights
         keep = 1 - self.found_inf  # type: ignore[attr-defined]
         update, decay = keep > 0, 1 - keep * (group["lr"] * group["weight_decay"])
-        shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-        for weight in self.matrices:
-            if weight.grad is None:
-                continue
+        weights: list[Tensor] = [weight for weight in self.matrices if weight.grad is not None]
+        momenta, gradients = list[Tensor](), list[Tensor]()
+        for weight in weights:
             state = self.state[weight]
             state.setdefault("step", torch.zeros(()))  # unused, but AdamW can't load a state without it
-            momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight))
-            gradient = (weight.grad / self.grad_scale).where(update, momentum)  # type: ignore[attr-defined]
-            momentum.lerp_(gradient, 1 - MOMENTUM)
-            ahead = gradient.lerp(momentum, MOMENTUM)
+            momenta.append(state.setdefault("momentum_buffer", torch.zeros_like(weight)))
+            gradients.append((weight.grad / self.grad_scale).where(update, momenta[-1]))  # type: ignore[attr-defined]
+            weight.grad = None
+        if not weights:  # the functions for lists refuse an empty one
+            super().step()
+            return
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        torch._foreach_lerp_(gradients, momenta, MOMENTUM)
+        shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for weight, ahead in zip(weights, gradients, strict=True):
             whole = ahead.full_tensor() if hasattr(ahead, "full_tensor") else ahead
             shapes.setdefault(whole.shape, []).append((weight, whole.flatten(1)))
-            weight.grad = None
+        torch._foreach_mul_(weights, decay)
         for shape, pairs in shapes.items():
             size = keep * (group["lr"] * SHARE * math.sqrt(max(pairs[0][1].shape)))
             changes = orthogonalised(torch.stack([whole for _, whole in pairs])) * size
             for (matrix, _), change in zip(pairs, changes, strict=True):
-                matrix.mul_(decay).sub_(sharded_like(change.view(shape), matrix))
+                matrix.sub_(sharded_like(change.view(shape), matrix))
         super().step()

@@ -42,7 +42,7 @@ def equal_time(monkeypatch):
 
 def test_the_loop_learns_until_its_time_is_over_and_draws(equal_time, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(equal_time.time, "time", count(step=0.5).__next__)  # read twice a step, so that a step takes a second
-    words = [digits, "--seed", 3, "-o", tmp_path / "a.npy", "--images", 5, "--sampling-steps", 2, "--decay", "cosine"]
+    words = [digits, "--seed", 3, "-o", tmp_path / "a.npy", "--images", 5, "--sampling-steps", 2]
     losses = []
     for seconds in (1, 40):
         until = ["--loop-until", time.time() + seconds, "--loop-seconds", seconds]
@@ -56,19 +56,24 @@ def test_the_loop_learns_until_its_time_is_over_and_draws(equal_time, digits, tm
 
 @pytest.mark.slow  # a minute
 def test_both_sides_are_trained_and_scored_by_elbos_commands_once(equal_time, digits, tmp_path, capsys, monkeypatch):
-    sizes = ("--minutes", 0.05, "--seeds", 1, "--images", 70, "--sampling-steps", 2, "--bound-images", 2)
+    sizes = ("--minutes", 0.05, "--seeds", 1, "--images", 70, "--sampling-steps", 2, "--bound-images", 2, "--tune")
     words = [str(word) for word in (digits, "--test", digits, *sizes, "-o", tmp_path / "out.json")]
+    monkeypatch.setattr(equal_time, "CANDIDATES", [(1, 1e-3), (2, 1e-3)])
     equal_time.main(words)
     result, said = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
     (row,) = result["seeds"]
     assert all(row[side]["distance"] > result["fresh"] >= 0 and row[side]["seconds"] > 0 for side in equal_time.SIDES)
     assert row["elbo"]["bpd"] > 0 and row["elbo"]["steps"] >= 1 and row["loop"]["parameters"] > row["elbo"]["parameters"]
+    best, other = result["tuning"]
+    assert {best["layers"], other["layers"]} == {1, 2} and best["distance"] <= other["distance"]
+    tuned = equal_time.narrowest(8, 1, 10, row["elbo"]["parameters"], best["layers"])
+    assert row["loop"]["parameters"] == tuned.num_parameters()
     assert result["distance_ratio"]["ratio"] == pytest.approx(row["elbo"]["distance"] / row["loop"]["distance"])
     monkeypatch.setattr(equal_time.subprocess, "run", None)
     equal_time.main(words)  # trains nothing
     assert capsys.readouterr().out == said and f"{result['distance_ratio']['ratio']:.3f}" in said
     with pytest.raises(SystemExit, match="other settings"):
-        equal_time.main([*words, "--decay", "cosine"])
+        equal_time.main([*words, "--batch", "8"])
 
 
 # Calibration

@@ -1,13 +1,14 @@
-"""Train elbo's defaults and a plain diffusers loop for the same time on the same cores, and compare their images.
+"""Train elbo's defaults and a diffusers loop for the same time on the same cores, and compare their images.
 
     python tools/bench/equal_time.py DATA.h5 --test TEST.h5 --minutes 5 --seeds 3 --classifier classifier.pt2 -o out.json
 
 Both learn from DATA.h5, one after the other, and the first to go alternates from seed to seed. Time is wall time of the training
 process, with its start-up. elbo trains by its defaults: two short runs tell how many --steps fit into the time, and a training
 that misses it is repeated. The loop gets as many seconds as elbo's last training took. It has batch size, clipping, average of
-the weights and precision of elbo's preset, and otherwise UNet2DModel, diffusers' cosine schedule, v prediction and AdamW. Both
-draw the same number of images in 25 steps of DDIM, with classes in equal shares, and `elbo eval` compares the images with TEST.h5
-in the classifier's features. The ratio of the distances, elbo's over the loop's, has a 95 % interval by Student's t of its
+the weights and precision of elbo's preset, and otherwise UNet2DModel, diffusers' cosine schedule, v prediction and AdamW with a
+cosine decay. Both draw the same number of images in 25 steps of DPM-Solver++, elbo's default, with classes in equal shares, and
+`elbo eval` compares the images with TEST.h5 in the classifier's features. With --tune, the loop first trains each of two networks
+at each of three learning rates on another seed, and goes on with the least distance to TEST.h5, which favours the loop. The ratio of the distances, elbo's over the loop's, has a 95 % interval by Student's t of its
 logarithms over seeds. The same command continues an interrupted comparison.
 """
 
@@ -39,6 +40,9 @@ RESERVE = 0.98
 """Share of the time that elbo's --steps are planned to fill."""
 TRIES, AMISS = 3, 0.1  # trainings, until the time of one differs from the limit by less than this share
 SIDES = ("elbo", "loop")
+TUNING_SEED = 1000
+CANDIDATES = [(layers, lr) for layers in (1, 2) for lr in (3e-4, 1e-3, 3e-3)]
+"""Layers of a block and learning rate of --tune; all networks have about as many parameters as elbo's."""
 
 
 def usual(data: elbocli.Dataset) -> Any:
@@ -88,7 +92,7 @@ def batches(rows: int, size: int, seed: int) -> Iterator[np.ndarray]:
 def loop(options: argparse.Namespace) -> dict[str, Any]:
     """Train until options.until, a time since the epoch; write images to options.out, uint8 [N,H,W,C]. Returns facts."""
     import torch
-    from diffusers import DDIMScheduler, DDPMScheduler
+    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
     from elbocli.core.averages import parse_average
     from elbocli.nn.networks import build, count_parameters
@@ -107,7 +111,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
         weights, options.lr, betas=(0.9, settings.beta2), eps=settings.adam_eps, weight_decay=settings.weight_decay
     )
     noise: Any = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    begin, batch = time.time(), min(settings.batch_size, count)
+    begin, batch = time.time(), min(options.batch or settings.batch_size, count)
     steps, longest, losses = 0, 0.0, list[float]()
     with precision.applied(benchmark=True):
         for rows in batches(count, batch, options.seed):
@@ -115,7 +119,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
             if now + longest > options.until and steps:
                 break
             done = (now - begin) / max(options.until - begin, 1e-9)
-            decay = 0.5 + 0.5 * math.cos(math.pi * min(done, 1)) if options.decay == "cosine" else 1
+            decay = 0.5 + 0.5 * math.cos(math.pi * min(done, 1))
             optimizer.param_groups[0]["lr"] = options.lr * decay * min(1, max(done, 1e-3) / WARM_UP)
             clean = torch.from_numpy(data.read(rows)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             if settings.flip:
@@ -139,14 +143,14 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
     for weight, mean in zip(weights, averaged):
         weight.data.copy_(mean)
     network.eval()
-    sampler = DDIMScheduler.from_config(noise.config, timestep_spacing="trailing")
-    sampler.set_timesteps(options.sampling_steps)
+    sampler = DPMSolverMultistepScheduler.from_config(noise.config, timestep_spacing="trailing")
     drawn = []
     with torch.inference_mode():
         for start in range(0, options.images, 64):
             index = torch.arange(start, min(start + 64, options.images))
             labels = (index % classes).to(device) if classes else None
             z = torch.randn(len(index), channels, height, height).to(device)
+            sampler.set_timesteps(options.sampling_steps)  # and forget the steps of the batch before
             for t in sampler.timesteps:
                 z = sampler.step(network(z, t, class_labels=labels).sample, t, z).prev_sample
             drawn.append(((z + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
@@ -202,7 +206,7 @@ class Comparison:
             self.step = max(seconds - self.startup, 1e-3) / steps  # of a whole training, with its previews and checkpoints
             if abs(seconds / self.limit - 1) < AMISS:
                 break
-        drawn = ("-n", self.options.images, "--sampler", "ddim", "--steps", self.options.sampling_steps)
+        drawn = ("-n", self.options.images, "--sampler", "dpmpp-2m", "--steps", self.options.sampling_steps)
         self.elbo("sample", "-q", "--overwrite", run, *drawn, "--seed", seed, "-o", images)
         bound = self.elbo("bound", "-q", run, self.options.test, "-n", self.options.bound_images)
         trained = elbocli.open_run(run)
@@ -215,7 +219,7 @@ class Comparison:
         images, given = self.folder / f"loop-{seed}.npy", self.options
         line = [sys.executable, __file__, given.data, "--loop-until", time.time() + self.spent, "--loop-seconds", self.spent]
         line += ["--seed", seed, "-o", images, "--images", given.images, "--sampling-steps", given.sampling_steps]
-        line += ["--layers", given.layers, "--width", given.width, "--decay", given.decay, "--lr", given.lr]
+        line += ["--layers", given.layers, "--width", given.width, "--batch", given.batch, "--lr", given.lr]
         said = subprocess.run([*map(str, line)], stdout=subprocess.PIPE, check=True).stdout
         return images, json.loads(said)
 
@@ -232,6 +236,16 @@ class Comparison:
         images, count = self.folder / "fresh.npy", len(self.data)
         np.save(images, self.data.read(np.linspace(0, count - 1, min(self.options.images, count)).astype(int)))
         return self.score(images, labelled=False)["distance"]
+
+    def tune(self) -> list[dict[str, Any]]:
+        """Train the loop with each of CANDIDATES. Returns their layers, lr and distance, the best first."""
+        rows = []
+        for layers, lr in CANDIDATES:
+            self.options.layers, self.options.lr = layers, lr
+            images, _ = self.loop_side(TUNING_SEED)
+            rows.append({"layers": layers, "lr": lr, "distance": self.score(images, labelled=False)["distance"]})
+            print(f"equal_time: tuning: {rows[-1]}", file=sys.stderr, flush=True)
+        return sorted(rows, key=lambda row: row["distance"])
 
     def seed(self, seed: int) -> dict[str, Any]:
         """Return the facts and scores of both sides for a seed."""
@@ -290,12 +304,13 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--classifier", metavar="FILE.pt2", help="features of distances, and accuracy; examples/digits/make_classifier.py"
     )
     parser.add_argument("--images", type=int, default=2000, help="images that each side draws (default: 2000)")
-    parser.add_argument("--sampling-steps", type=int, default=25, help="steps of DDIM (default: 25)")
+    parser.add_argument("--sampling-steps", type=int, default=25, help="steps of DPM-Solver++ (default: 25)")
     parser.add_argument("--bound-images", type=int, default=1000, help="held-out images for bits/dim (default: 1000)")
     parser.add_argument(
         "--elbo", default="", metavar="OPTIONS", help="options of elbo train beside its defaults, to try a change"
     )
-    parser.add_argument("--decay", choices=("constant", "cosine"), default="constant", help="the loop's learning rate")
+    parser.add_argument("--tune", action="store_true", help="choose the loop's network and learning rate on another seed")
+    parser.add_argument("--batch", type=int, default=0, help="the loop's batch size (default: that of elbo's preset)")
     parser.add_argument("--lr", type=float, default=1e-3, help="the loop's learning rate (default: 1e-3)")
     parser.add_argument("--layers", type=int, default=2, help="the loop's layers in a block (default: 2, diffusers' own)")
     parser.add_argument("--width", type=int, default=0, help="the loop's channels (default: the fewest with elbo's parameters)")
@@ -317,7 +332,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if options.until is not None:
         print(json.dumps(loop(options)))
         return
-    kept = ("minutes", "images", "sampling_steps", "bound_images", "elbo", "decay", "lr", "layers", "width")
+    kept = ("minutes", "images", "sampling_steps", "bound_images", "elbo", "tune", "batch", "lr", "layers", "width")
     settings = {name: getattr(options, name) for name in kept}
     settings |= {name: str(getattr(options, name)) for name in ("data", "test", "classifier")}
     before = json.loads(options.out.read_text()) if options.out.exists() else {"settings": settings, "seeds": []}
@@ -328,9 +343,13 @@ def main(words: Sequence[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         comparison, seeds = Comparison(options, folder), before["seeds"]
         fresh = before["fresh"] if seeds else comparison.fresh()
+        tuning = before.get("tuning") or (comparison.tune() if options.tune else [])
+        if tuning:
+            options.layers, options.lr = tuning[0]["layers"], tuning[0]["lr"]
         for seed in range(len(seeds), options.seeds):
             seeds.append(comparison.seed(seed))
-            options.out.write_text(json.dumps(summary(settings, fresh, seeds), indent=1) + "\n")
+            result = {**summary(settings, fresh, seeds), "tuning": tuning}
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(json.loads(options.out.read_text())))
 
 

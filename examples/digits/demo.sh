@@ -6,7 +6,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "${1:-demo}"
 cd "${1:-demo}"
 python=${PYTHON:-python3}
-steps=${STEPS:-1000} images=${IMAGES:-900}
+# As many images as test.h5 has: Fréchet distances of different numbers of images can't be compared.
+steps=${STEPS:-1000} images=${IMAGES:-449}
 mkdir -p results
 
 say() { printf '\n== %s\n' "$*" >&2; }

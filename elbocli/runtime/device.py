@@ -20,7 +20,7 @@ from elbocli.runtime.progress import log
 # Name of a precision → dtype of the network's activations.
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CARD = Path("/dev/nvidia0")  # file of NVIDIA's driver
-# glibc's mallopt: options M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, and their values in bytes
+# Option of glibc's mallopt → bytes: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 KEEP_FREED = {-3: 1 << 25, -1: 1 << 30}
 WARM_UPS = 2  # calls before a CUDA graph is captured: the first calls choose algorithms and allocate memory
 
@@ -89,15 +89,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-@cache
 def _keep_freed_memory() -> None:
-    # By default, glibc returns each freed tensor of some megabytes to the system, and the next tensor's pages are zeroed anew:
-    # a tenth of a training step. Other libraries of C have no mallopt, and Windows has no library of this name.
-    try:
+    # By default, glibc returns the memory of freed tensors to the system, and the system zeroes the pages of the next tensor.
+    # Both take about a tenth of a training step. Other C libraries have no mallopt.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
         for option, value in KEEP_FREED.items():
-            ctypes.CDLL(None).mallopt(option, value)
-    except (AttributeError, TypeError, OSError):
-        return
+            mallopt(option, value)
 
 
 def name_of(device: torch.device) -> str:

@@ -30,8 +30,8 @@ def orthogonalised(x: Tensor) -> Tensor:
             gram = out @ out.mT
             out = torch.baddbmm(out, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), out, beta=a)
     else:
-        # All steps are polynomials in A = XXᵀ and commute, so the wide X is multiplied once, by the product of all steps.
-        # bfloat16 is too coarse for this: errors of A grow from step to step.
+        # Each step multiplies X by a polynomial in A = XXᵀ. Such polynomials commute, so their product multiplies X once, and the
+        # steps update A alone. In bfloat16, the errors of A would grow too large.
         gram, product = out @ out.mT, torch.eye(out.shape[1], dtype=out.dtype)
         for step in range(STEPS):
             change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -76,9 +76,6 @@ class Muon(torch.optim.AdamW):
             momenta.append(state.setdefault("momentum_buffer", torch.zeros_like(weight)))
             gradients.append((weight.grad / self.grad_scale).where(update, momenta[-1]))  # type: ignore[attr-defined]
             weight.grad = None
-        if not weights:  # the functions for lists refuse an empty one
-            super().step()
-            return
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         torch._foreach_lerp_(gradients, momenta, MOMENTUM)
         shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}

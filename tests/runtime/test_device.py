@@ -294,7 +294,7 @@ def test_where_a_capture_fails_calls_go_on_without_and_it_is_told_once(monkeypat
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_the_memory_of_freed_tensors_serves_the_next_ones():
-    """In a process of its own: the third list of 30 tensors of 4 MB touches no new page."""
+    """A process of its own makes a list of 30 tensors of 4 MB three times; the third list touches no new page."""
     code = """
 import resource, torch
 from elbocli.runtime.device import choose_device

@@ -54,20 +54,28 @@ def test_the_loop_learns_until_its_time_is_over_and_draws(equal_time, digits, tm
     assert losses[1] < losses[0] and 30 < facts["steps"] < 40 and facts["seconds"] <= 41
 
 
+def test_tuning_tries_each_candidate_on_one_seed_and_sorts_by_distance(equal_time, digits, tmp_path, monkeypatch):
+    options = equal_time.parsed([str(word) for word in (digits, "--test", digits, "--tune", "-o", tmp_path / "out.json")])
+    comparison, seeds = equal_time.Comparison(options, tmp_path), []
+    monkeypatch.setattr(comparison, "loop_side", lambda seed: (seeds.append(seed), {}))
+    monkeypatch.setattr(comparison, "score", lambda images, labelled: {"distance": 1 / (options.layers + options.lr)})
+    rows = comparison.tune()
+    assert [(row["layers"], row["lr"]) for row in rows] == equal_time.CANDIDATES[::-1]
+    assert seeds == [equal_time.TUNING_SEED] * len(rows)
+
+
 @pytest.mark.slow  # a minute
 def test_both_sides_are_trained_and_scored_by_elbos_commands_once(equal_time, digits, tmp_path, capsys, monkeypatch):
     sizes = ("--minutes", 0.05, "--seeds", 1, "--images", 70, "--sampling-steps", 2, "--bound-images", 2, "--tune")
     words = [str(word) for word in (digits, "--test", digits, *sizes, "-o", tmp_path / "out.json")]
-    monkeypatch.setattr(equal_time, "CANDIDATES", [(1, 1e-3), (2, 1e-3)])
+    monkeypatch.setattr(equal_time.Comparison, "tune", lambda self: [{"layers": 1, "lr": 1e-3, "distance": 0.0}])
     equal_time.main(words)
     result, said = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
     (row,) = result["seeds"]
     assert all(row[side]["distance"] > result["fresh"] >= 0 and row[side]["seconds"] > 0 for side in equal_time.SIDES)
     assert row["elbo"]["bpd"] > 0 and row["elbo"]["steps"] >= 1 and row["loop"]["parameters"] > row["elbo"]["parameters"]
-    best, other = result["tuning"]
-    assert {best["layers"], other["layers"]} == {1, 2} and best["distance"] <= other["distance"]
-    tuned = equal_time.narrowest(8, 1, 10, row["elbo"]["parameters"], best["layers"])
-    assert row["loop"]["parameters"] == tuned.num_parameters()
+    tuned, untuned = (equal_time.narrowest(8, 1, 10, row["elbo"]["parameters"], layers).num_parameters() for layers in (1, 2))
+    assert row["loop"]["parameters"] == tuned != untuned
     assert result["distance_ratio"]["ratio"] == pytest.approx(row["elbo"]["distance"] / row["loop"]["distance"])
     monkeypatch.setattr(equal_time.subprocess, "run", None)
     equal_time.main(words)  # trains nothing

@@ -1,4 +1,4 @@
-"""Train elbo's defaults and a diffusers loop for the same time on the same cores, and compare their images.
+"""Compare images of elbo's defaults with those of a diffusers loop, after equal training times on the same cores.
 
     python tools/bench/equal_time.py DATA.h5 --test TEST.h5 --minutes 5 --seeds 3 --classifier classifier.pt2 -o out.json
 
@@ -42,7 +42,7 @@ TRIES, AMISS = 3, 0.1  # trainings, until the time of one differs from the limit
 SIDES = ("elbo", "loop")
 TUNING_SEED = 1000
 CANDIDATES = [(layers, lr) for layers in (1, 2) for lr in (3e-4, 1e-3, 3e-3)]
-"""Layers of a block and learning rate of --tune; all networks have about as many parameters as elbo's."""
+"""Pairs that --tune tries: layers of a block, learning rate. Each network has about as many parameters as elbo's."""
 
 
 def usual(data: elbocli.Dataset) -> Any:
@@ -150,7 +150,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
             index = torch.arange(start, min(start + 64, options.images))
             labels = (index % classes).to(device) if classes else None
             z = torch.randn(len(index), channels, height, height).to(device)
-            sampler.set_timesteps(options.sampling_steps)  # and forget the steps of the batch before
+            sampler.set_timesteps(options.sampling_steps)  # once per batch, because the scheduler counts its steps
             for t in sampler.timesteps:
                 z = sampler.step(network(z, t, class_labels=labels).sample, t, z).prev_sample
             drawn.append(((z + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
@@ -238,7 +238,7 @@ class Comparison:
         return self.score(images, labelled=False)["distance"]
 
     def tune(self) -> list[dict[str, Any]]:
-        """Train the loop with each of CANDIDATES. Returns their layers, lr and distance, the best first."""
+        """Train the loop with each of CANDIDATES. Returns the layers, lr and distance of each, the least distance first."""
         rows = []
         for layers, lr in CANDIDATES:
             self.options.layers, self.options.lr = layers, lr
@@ -304,13 +304,15 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--classifier", metavar="FILE.pt2", help="features of distances, and accuracy; examples/digits/make_classifier.py"
     )
     parser.add_argument("--images", type=int, default=2000, help="images that each side draws (default: 2000)")
-    parser.add_argument("--sampling-steps", type=int, default=25, help="steps of DPM-Solver++ (default: 25)")
+    parser.add_argument("--sampling-steps", type=int, default=25, help="steps of DPM-Solver++ for each side (default: 25)")
     parser.add_argument("--bound-images", type=int, default=1000, help="held-out images for bits/dim (default: 1000)")
     parser.add_argument(
         "--elbo", default="", metavar="OPTIONS", help="options of elbo train beside its defaults, to try a change"
     )
-    parser.add_argument("--tune", action="store_true", help="choose the loop's network and learning rate on another seed")
-    parser.add_argument("--batch", type=int, default=0, help="the loop's batch size (default: that of elbo's preset)")
+    parser.add_argument(
+        "--tune", action="store_true", help="first train the loop with each candidate on another seed, and keep the best"
+    )
+    parser.add_argument("--batch", type=int, default=0, help="images in a batch of the loop (default: as in elbo's preset)")
     parser.add_argument("--lr", type=float, default=1e-3, help="the loop's learning rate (default: 1e-3)")
     parser.add_argument("--layers", type=int, default=2, help="the loop's layers in a block (default: 2, diffusers' own)")
     parser.add_argument("--width", type=int, default=0, help="the loop's channels (default: the fewest with elbo's parameters)")

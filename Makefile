@@ -31,6 +31,9 @@ help:
 	@echo "                 DEVICE=cpu runs the same small"
 	@echo "make gpu-report  the table of docs/gpu.md from reports of make gpu: FILES=\"a.json b.json\""
 
+# Python compiles what it imports, a tenth of the files; pip would take half a minute for all of them.
+INSTALL := -m pip install --quiet --no-compile
+
 define new_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "elbo needs Python 3.11 or newer; set PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)
@@ -39,14 +42,14 @@ endef
 $(VENV)/.ready: setup.cfg pyproject.toml
 	$(new_venv)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
+	$(BIN)/python $(INSTALL) --editable '.[test,dev]'
 	@touch $@
 
 # Without $(VENV), the demo installs only the packages that it runs.
 DEMO := $(if $(wildcard $(VENV)/.ready),$(VENV),.venv-demo)
 .venv-demo/.ready: setup.cfg
 	$(new_venv)
-	$(@D)/bin/python -m pip install --quiet --editable . 'scikit-learn >= 1.4'
+	$(@D)/bin/python $(INSTALL) --editable . 'scikit-learn >= 1.4'
 	@touch $@
 
 demo: $(DEMO)/.ready

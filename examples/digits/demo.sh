@@ -24,18 +24,17 @@ score() {
     mv "results/$1.part" "results/$1.json"
 }
 
-# run NAME TITLE OPTIONS...: train, score images, and keep a picture
+# run NAME TITLE OPTIONS...: train, and score images; the last update draws a picture in the run's folder
 run() {
     name=$1; title=$2; shift 2
     case " ${LEAVE_OUT:-} " in *" $name "*) return ;; esac
     [ -f "results/$name.json" ] && return
     say "$title"
     begin=$(date +%s)
-    elbo train train.h5 -o "run-$name" --preset digits --seed 0 --val test.h5 "$@" > /dev/null
+    elbo train train.h5 -o "run-$name" --preset digits --seed 0 --val test.h5 --preview-every "$steps" "$@" > /dev/null
     elbo bound -q "run-$name" test.h5 > "results/$name.bound"
     elbo sample "run-$name" -n "$images" | score "$name" -
     echo $(($(date +%s) - begin)) > "results/$name.seconds"
-    elbo sample -q "run-$name" -n 100 -o "$name.png" --overwrite
 }
 
 run 0-untrained "the untrained network, for comparison" --steps 1 --lr 1e-12 --preview-every none
@@ -57,4 +56,4 @@ say "a run on one page"
 elbo report run-2-sigmoid-cosine --scores results/2-sigmoid-cosine.json --scores results/2-sigmoid-cosine.bound \
     --scores results/theorem -o report.html --overwrite
 "$python" "$here/table.py" results
-printf '\nin %s: report.html, weights.png, fitted.png, and a sheet of samples per run\n' "$(pwd)"
+printf '\nin %s: report.html, weights.png, fitted.png, and a picture by each run in run-*/previews\n' "$(pwd)"

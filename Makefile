@@ -31,7 +31,7 @@ help:
 	@echo "                 DEVICE=cpu runs the same small"
 	@echo "make gpu-report  the table of docs/gpu.md from reports of make gpu: FILES=\"a.json b.json\""
 
-# Python compiles what it imports, a tenth of the files; pip would take half a minute for all of them.
+# Python compiles the files that it imports, about a third; pip would spend half a minute on all.
 INSTALL := -m pip install --quiet --no-compile
 
 define new_venv

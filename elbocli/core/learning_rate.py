@@ -23,9 +23,15 @@ def cosine(done, steps, final=0.0):
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done / steps, 1)))
 
 
-@LR_DECAYS.declare("linear", formula="1 - (1 - final) n/steps after n updates", source="common use", within={"final": (0, 1)})
-def linear(done, steps, final=0.0):
-    return 1 - (1 - final) * min(done / steps, 1)
+@LR_DECAYS.declare(
+    "linear",
+    formula="final + (1 - final) min((1 - n/steps)/share, 1) after n updates: decays in the last share of them",
+    source="Hu et al. 2024 (WSD), arXiv:2404.06395",
+    positive=["share"],
+    within={"final": (0, 1), "share": (0, 1)},
+)
+def linear(done, steps, final=0.0, share=1.0):
+    return final + (1 - final) * min(max(1 - done / steps, 0) / share, 1)
 
 
 @LR_DECAYS.declare(

@@ -26,7 +26,7 @@ def presets() -> None:
 def list_(as_json: bool) -> None:
     """List presets: images and device that a preset is for, and its network and length of training.
 
-    Training chooses a preset for images of SIZES, if there are at least LEAST IMAGES of them; '-' means never.
+    Training chooses a preset for images of SIZES with CHANNELS ('-': any), if there are at least LEAST IMAGES of them ('-': never).
     """
     from elbocli.nn.presets import NAMES
 
@@ -45,6 +45,7 @@ def _row(name: str) -> dict[str, Any]:
         "name": name,
         "of": preset.about.kind or "pixels",
         "sizes": f"{low}-{high}",
+        "channels": preset.about.channels,
         "least_images": preset.about.images,
         "device": "GPU" if preset.about.gpu else "CPU",
         "network": preset.network.get("family", "unet"),

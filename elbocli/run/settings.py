@@ -242,7 +242,7 @@ def _read_preset(name: str, data: RunData, initial: Initial | None) -> Preset:
 
 def _choose(data: RunData, device: str) -> str:
     room = card_bytes(device)
-    assert data.image_size and data.count
+    assert data.image_size and data.channels and data.count
 
     def fits(name: str) -> bool:
         if room is None:
@@ -250,8 +250,9 @@ def _choose(data: RunData, device: str) -> str:
         network = _fitted(_preset_network(load_preset(name), data), name, data, data.num_classes or 0)
         return TRAINED_BYTES * count_parameters(build_empty(network)) <= room
 
-    name = choose_preset(data.image_size, data.count, data.latents, resolve_device(device) != "cpu", fits)
-    log.info("preset %s, chosen for a dataset of %d images of side %d", name, data.count, data.image_size)
+    on_gpu = resolve_device(device) != "cpu"
+    name = choose_preset(data.image_size, data.channels, data.count, data.latents, on_gpu, fits)
+    log.info("preset %s, chosen for %d images of side %d with %d channels", name, data.count, data.image_size, data.channels)
     return name
 
 

@@ -172,11 +172,12 @@ class TrainSettings:
     warmup_steps: int = setting(1000, "Updates over which lr rises from zero.", paced=True)
     lr_decay: str = setting(
         "constant",
-        "constant, cosine, linear or rsqrt:ref=STEPS.",
+        "constant, cosine, linear:share=S or rsqrt:ref=STEPS.",
         more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
-        "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
-        "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "
-        "curve of the new number from there.",
+        "final + (1 - final) min((1 - n/steps)/share, 1) (linear; share is 1 unless given), or by 1/sqrt(max(n/ref, 1)) (rsqrt, "
+        "as EDM2 does it; ref is 70000 unless given). cosine:final=.1 ends at a tenth of lr; final is 0 unless given. "
+        "linear:share=.2 decays in the last fifth of the updates. A run that goes on with other --steps follows the curve of the "
+        "new number from there.",
         names="elbocli.core.learning_rate.LR_DECAYS",
     )
     weight_decay: float = setting(0.0, "Weight decay.", shown="0", ge=0, le=1e3)

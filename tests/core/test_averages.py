@@ -166,6 +166,7 @@ def test_a_rate_begins_at_lr_and_never_rises_after_warm_up(name):
         *(("cosine", 0.25, (1 + math.cos(math.pi / 4)) / 2), ("cosine", 1, 0), ("linear", 0.25, 0.75), ("linear", 1, 0)),
         *(("cosine:final=.2", 0.5, 0.6), ("linear:final=.2", 0.5, 0.6), ("cosine:final=.2", 2, 0.2)),
         *(("linear:final=.2", 2, 0.2), ("constant", 0.9, 1)),
+        *(("linear:share=.2", 0.8, 1), ("linear:share=.2", 0.95, 0.25), ("linear:share=.4,final=.5", 0.9, 0.625)),
     ],
 )
 def test_a_rate_falls_to_its_end(spec, part, factor):
@@ -180,7 +181,9 @@ def test_an_inverse_square_root_is_constant_until_its_reference_whatever_the_num
     assert math.isclose(LR_DECAYS["rsqrt"](280_000, 1), 0.5)
 
 
-@pytest.mark.parametrize("spec", ["cosine:final=-.1", "linear:final=1.5", "rsqrt:ref=0", "rsqrt:final=0", "constant:final=1"])
+@pytest.mark.parametrize(
+    "spec", ["cosine:final=-.1", "linear:final=1.5", "linear:share=0", "rsqrt:ref=0", "rsqrt:final=0", "constant:final=1"]
+)
 def test_a_rate_that_cannot_be_is_refused(spec):
     with pytest.raises(UsageError):
         LR_DECAYS.parse(spec)

@@ -71,9 +71,9 @@ def test_large_images_have_the_papers_settings_and_need_a_gpu(size, patching):
     wanted |= {"ema": 0.9999, "beta2": 0.99, "adam_eps": 1e-12}
     assert preset.train == {**preset.train, **wanted}
     assert preset.network == {**preset.network, "family": "uvit", "dropout": 0.2, "depth": 36, "patching": patching}
-    assert choose_preset(size, 1_281_167, gpu=True) == f"imagenet{size}"
+    assert choose_preset(size, 3, 1_281_167, gpu=True) == f"imagenet{size}"
     with pytest.raises(UsageError):
-        choose_preset(size, 1_281_167)
+        choose_preset(size, 3, 1_281_167)
 
 
 # The choice
@@ -82,23 +82,25 @@ LEAST = load_preset("imagenet64").about.images or 0
 
 
 @pytest.mark.parametrize(
-    ("size", "images", "latents", "cpu", "gpu"),
+    ("size", "channels", "images", "latents", "cpu", "gpu"),
     [
-        (8, 100, False, "digits", "digits"),
-        (8, 60_000, False, "digits", "cifar"),
-        (32, 300, False, "small32", "small32"),
-        (48, 60_000, False, "small64", "ffhq64"),
-        (64, LEAST - 1, False, "small64", "ffhq64"),
-        (64, LEAST, False, "small64", "imagenet64"),
-        (32, 1_281_167, True, "small32", "latents256"),
-        (64, 50_000, True, "small64", "latents512"),
-        (32, 1000, True, "small32", "small32"),
-        (8, 10**6, True, "digits", "cifar"),
+        (8, 3, 100, False, "digits", "digits"),
+        (8, 3, 60_000, False, "digits", "cifar"),
+        (32, 1, 300, False, "small32", "small32"),
+        (32, 3, 300, False, "small32-colour", "small32-colour"),
+        (32, 3, 60_000, False, "small32-colour", "cifar"),
+        (48, 3, 60_000, False, "small64", "ffhq64"),
+        (64, 3, LEAST - 1, False, "small64", "ffhq64"),
+        (64, 3, LEAST, False, "small64", "imagenet64"),
+        (32, 4, 1_281_167, True, "small32", "latents256"),
+        (64, 3, 50_000, True, "small64", "latents512"),
+        (32, 4, 1000, True, "small32", "small32"),
+        (8, 3, 10**6, True, "digits", "cifar"),
     ],
 )
-def test_a_preset_is_chosen_by_size_and_count_and_kind_and_device(size, images, latents, cpu, gpu):
-    assert choose_preset(size, images, latents) == cpu
-    assert choose_preset(size, images, latents, gpu=True) == gpu
+def test_a_preset_is_chosen_by_size_and_count_and_kind_and_device(size, channels, images, latents, cpu, gpu):
+    assert choose_preset(size, channels, images, latents) == cpu
+    assert choose_preset(size, channels, images, latents, gpu=True) == gpu
 
 
 @pytest.mark.parametrize("latents", [False, True])
@@ -107,7 +109,7 @@ def test_every_size_has_one_that_is_for_it_and_asks_for_no_more_images(latents, 
     monkeypatch.setattr(presets, "load_preset", cache(load_preset))
     for size in range(4, 65):
         for images in (1, 60_000):
-            about = load_preset(choose_preset(size, images, latents, gpu)).about
+            about = load_preset(choose_preset(size, 3, images, latents, gpu)).about
             assert about.pixels and about.pixels[0] <= size <= about.pixels[1]
             assert (about.images or 0) <= images and (latents or not about.kind) and (gpu or not about.gpu)
 

@@ -8,8 +8,9 @@ that misses it is repeated. The loop gets as many seconds as elbo's last trainin
 the weights and precision of elbo's preset, and otherwise UNet2DModel, diffusers' cosine schedule, v prediction and AdamW with a
 cosine decay. Both draw the same number of images in 25 steps of DPM-Solver++, elbo's default, with classes in equal shares, and
 `elbo eval` compares the images with TEST.h5 in the classifier's features. With --tune, the loop first trains each of two networks
-at each of three learning rates on another seed, and goes on with the least distance to TEST.h5, which favours the loop. The ratio of the distances, elbo's over the loop's, has a 95 % interval by Student's t of its
-logarithms over seeds. The same command continues an interrupted comparison.
+at each of three learning rates on another seed, and goes on with the least distance to TEST.h5, which favours the loop. The ratio
+of the distances, elbo's over the loop's, has a 95 % interval by Student's t of its logarithms over seeds. The same command continues
+an interrupted comparison.
 """
 
 import argparse

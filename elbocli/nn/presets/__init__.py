@@ -36,11 +36,13 @@ class PresetAbout(Record):
 
     pixels: smallest and largest side of images or latents.
     images: smallest number of images; None: the preset is never chosen.
+    channels: of images or latents; None: any number.
     gpu: whether the preset needs a GPU. kind: `latents`, or None for images.
     """
 
     pixels: tuple[Least1, Least1] | None = None
     images: Count | None = None
+    channels: Least1 | None = None
     gpu: bool = False
     kind: str | None = None
 
@@ -76,11 +78,11 @@ def load_preset(name: str) -> Preset:
 
 
 def choose_preset(
-    image_size: int, images: int, latents: bool = False, gpu: bool = False, fits: Callable[[str], bool] = bool
+    image_size: int, channels: int, images: int, latents: bool = False, gpu: bool = False, fits: Callable[[str], bool] = bool
 ) -> str:
     """Choose a preset for a dataset, by name. Raises UsageError if none fits.
 
-    image_size: side of images or latents. images: number of images or latents. gpu: whether training is on a GPU.
+    image_size, channels: side and channels of images or latents. images: their number. gpu: whether training is on a GPU.
     fits: function that tells whether a preset, given by name, fits into GPU memory.
     """
     fitting = []
@@ -88,10 +90,11 @@ def choose_preset(
         suits = load_preset(name).about
         low, high = suits.pixels or (1, 0)
         enough = suits.images is not None and images >= suits.images and (latents or not suits.kind)
+        enough = enough and suits.channels in (None, channels)
         if enough and low <= image_size <= high and (not suits.gpu or (gpu and fits(name))):
-            fitting.append((bool(suits.kind), suits.gpu, suits.images, name))
+            fitting.append((bool(suits.kind), suits.gpu, suits.images, suits.channels is not None, name))
     if fitting:
-        return max(fitting)[-1]  # prefers presets for latents, then for a GPU, then for many images
+        return max(fitting)[-1]  # prefers presets for latents, then for a GPU, for many images, for a number of channels
     raise UsageError(
         f"no preset fits {images} images of side {image_size} on a {'GPU' if gpu else 'CPU'}; choose a `preset` (see 'elbo "
         "presets list'), or pack with another `size`"

@@ -59,7 +59,12 @@ def test_pages_of_measurements_show_what_was_measured():
     tables += f"\n### JiT\n\n{run(*(ROOT / 'examples/ablation' / name for name in ('nine.py', 'nine.jsonl'))).stdout}"
     assert (ROOT / "docs/experiments.md").read_text().endswith(tables)
     script, measurements = ROOT / "examples/ablation/changes.py", (ROOT / "docs/measurements.md").read_text()
-    for words in (["changes.jsonl"], ["learned.jsonl"], ["learned.jsonl", "--against", "edm"]):
+    for words in (
+        ["changes.jsonl"],
+        ["candidates.jsonl", "--against", "before"],
+        ["learned.jsonl"],
+        ["learned.jsonl", "--against", "edm"],
+    ):
         assert run(script, script.with_name(words[0]), *words[1:]).stdout in measurements
     writer = load(ROOT / "examples/fashion/write_tutorial.py")
     figures = json.loads((ROOT / "docs/tutorial/figures.json").read_text())

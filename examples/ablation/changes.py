@@ -59,7 +59,7 @@ def measure(given: argparse.Namespace, steps: int, seed: int, options: Sequence[
     with tempfile.TemporaryDirectory() as folder:
         run, images = Path(folder, "run"), Path(folder, "images.npy")
         elbo("train", "-q", given.train, "-o", run, "--steps", steps, "--seed", seed, *options)
-        elbo("sample", "-q", run, "-n", given.images, "--sampler", "ddim", "--steps", 25, "--seed", seed, "-o", images)
+        elbo("sample", "-q", run, "-n", given.images, "--seed", seed, "-o", images)
         metrics = ("--metrics", "fid,accuracy", "--classes", "balanced") if given.classes else ("--metrics", "fid")
         scores = elbo("eval", "-q", "-", "--ref", given.test, "--extractor", given.classifier, *metrics, feed=images)
         scores |= elbo("bound", "-q", run, given.test, "-n", given.bound_images)
@@ -87,7 +87,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def ratios(rows: Sequence[dict[str, Any]], base: str) -> str:
-    """Return the geometric mean ratio of each distance to the base's of the same seed, and its 95 % interval by Student's t, as Markdown."""
+    """Return the geometric mean ratio of each distance to the base's of the same seed, and, of several seeds, its 95 % interval by
+    Student's t, as Markdown."""
     from scipy.stats import t
 
     names, changes = ([*dict.fromkeys(row[key] for row in rows)] for key in ("data", "change"))
@@ -103,7 +104,7 @@ def ratios(rows: Sequence[dict[str, Any]], base: str) -> str:
             ]
             logs = [log(value / other) for value, other in pairs if other]
             if len(logs) < 2:
-                lines[-1].append("")
+                lines[-1].append("".join(f"{exp(each):.2f}" for each in logs))
                 continue
             half = t.ppf(0.975, len(logs) - 1) * stdev(logs) / len(logs) ** 0.5
             lines[-1].append("{:.2f} ({:.2f} to {:.2f})".format(*(exp(mean(logs) + shift) for shift in (0, -half, half))))

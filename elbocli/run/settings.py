@@ -252,7 +252,7 @@ def _choose(data: RunData, device: str) -> str:
 
     on_gpu = resolve_device(device) != "cpu"
     name = choose_preset(data.image_size, data.channels, data.count, data.latents, on_gpu, fits)
-    log.info("preset %s, chosen for %d images of side %d with %d channels", name, data.count, data.image_size, data.channels)
+    log.info("preset %s, chosen for a dataset of %d images of side %d", name, data.count, data.image_size)
     return name
 
 

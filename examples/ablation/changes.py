@@ -87,8 +87,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def ratios(rows: Sequence[dict[str, Any]], base: str) -> str:
-    """Return the geometric mean ratio of each distance to the base's of the same seed, and, of several seeds, its 95 % interval by
-    Student's t, as Markdown."""
+    """Return ratios of distances to the base's, geometric means over equal seeds, as Markdown.
+
+    Several seeds also give a 95 % interval, by Student's t.
+    """
     from scipy.stats import t
 
     names, changes = ([*dict.fromkeys(row[key] for row in rows)] for key in ("data", "change"))

@@ -89,9 +89,9 @@ def choose_preset(
     for name in NAMES:
         suits = load_preset(name).about
         low, high = suits.pixels or (1, 0)
-        enough = suits.images is not None and images >= suits.images and (latents or not suits.kind)
-        enough = enough and suits.channels in (None, channels)
-        if enough and low <= image_size <= high and (not suits.gpu or (gpu and fits(name))):
+        enough = suits.images is not None and images >= suits.images
+        alike = suits.channels in (None, channels) and (latents or not suits.kind)
+        if enough and alike and low <= image_size <= high and (not suits.gpu or (gpu and fits(name))):
             fitting.append((bool(suits.kind), suits.gpu, suits.images, suits.channels is not None, name))
     if fitting:
         return max(fitting)[-1]  # prefers presets for latents, then for a GPU, for many images, for a number of channels

@@ -11,36 +11,54 @@ from elbocli.runtime.processes import sharded_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # (a, b, c) of a step X → aX + (bA + cA²)X with A = XXᵀ, by Jordan et al.
 STEPS = 5
-WIDE = 2  # columns / rows from which steps on XXᵀ take less time than steps on X
 MOMENTUM = 0.95
 SHARE = 0.2  # root mean square of an update / learning rate, as usual in AdamW: Muon and AdamW share a rate
 
 
-def orthogonalised(x: Tensor) -> Tensor:
-    """Return about UVᵀ for matrices x = USVᵀ, [k, rows, columns], by Newton-Schulz iteration.
+def orthogonalised(stacks: list[Tensor]) -> list[Tensor]:
+    """Return about UVᵀ for each stack of matrices x = USVᵀ, [k, rows, columns], by Newton-Schulz iteration.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
     """
+    tall = [x.shape[1] > x.shape[2] for x in stacks]
+    wide = [x.mT if turned else x for x, turned in zip(stacks, tall, strict=True)]
+    out = [_on_matrices(x) for x in wide] if wide[0].is_cuda else _on_grams(wide)
+    return [x.mT if turned else x for x, turned in zip(out, tall, strict=True)]
+
+
+def _on_matrices(x: Tensor) -> Tensor:
+    """Return about UVᵀ for one stack, computed in bfloat16."""
     a, b, c = COEFFICIENTS
-    tall = x.shape[1] > x.shape[2]
-    out = (x.mT if tall else x).to(torch.bfloat16 if x.is_cuda else x.dtype)
+    out = x.bfloat16()
     out = out / torch.linalg.matrix_norm(out, keepdim=True).clamp(min=1e-7)
-    if x.is_cuda or out.shape[2] < WIDE * out.shape[1]:
-        for _ in range(STEPS):
-            gram = out @ out.mT
-            out = torch.baddbmm(out, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), out, beta=a)
-    else:
-        # Each step multiplies X by a polynomial in A = XXᵀ. Such polynomials commute, so their product multiplies X once, and the
-        # steps update A alone. In bfloat16, the errors of A would grow too large.
-        gram, product = out @ out.mT, torch.eye(out.shape[1], dtype=out.dtype)
+    for _ in range(STEPS):
+        gram = out @ out.mT
+        out = torch.baddbmm(out, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), out, beta=a)
+    return out.to(x.dtype)
+
+
+def _on_grams(stacks: list[Tensor]) -> list[Tensor]:
+    """Return about UVᵀ for stacks of any number of columns, with few and large products.
+
+    Each step multiplies X by a polynomial in A = XXᵀ. Such polynomials commute, so their product multiplies X once, and the
+    steps update A alone, together for all matrices with as many rows. In bfloat16, the errors of A would grow too large.
+    """
+    a, b, c = COEFFICIENTS
+    out = dict[int, Tensor]()
+    for rows in {x.shape[1] for x in stacks}:
+        chosen = [number for number, x in enumerate(stacks) if x.shape[1] == rows]
+        gram = torch.cat([stacks[number] @ stacks[number].mT for number in chosen])
+        square = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-14)  # of X's norm
+        gram, product = gram / square, square.rsqrt()
         for step in range(STEPS):
             change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
             change.diagonal(dim1=1, dim2=2).add_(a)
-            product = change @ product
+            product = change @ product if step else change * product
             if step < STEPS - 1:
                 gram = change @ gram @ change
-        out = product @ out
-    return (out.mT if tall else out).to(x.dtype)
+        parts = product.split([len(stacks[number]) for number in chosen])
+        out |= {number: part @ stacks[number] for number, part in zip(chosen, parts, strict=True)}
+    return [out[number] for number in range(len(stacks))]
 
 
 def matrices(network: Network) -> list[nn.Parameter]:
@@ -83,9 +101,9 @@ class Muon(torch.optim.AdamW):
             whole = ahead.full_tensor() if hasattr(ahead, "full_tensor") else ahead
             shapes.setdefault(whole.shape, []).append((weight, whole.flatten(1)))
         torch._foreach_mul_(weights, decay)
-        for shape, pairs in shapes.items():
-            size = keep * (group["lr"] * SHARE * math.sqrt(max(pairs[0][1].shape)))
-            changes = orthogonalised(torch.stack([whole for _, whole in pairs])) * size
+        stacks = orthogonalised([torch.stack([whole for _, whole in pairs]) for pairs in shapes.values()])
+        for (shape, pairs), stack in zip(shapes.items(), stacks, strict=True):
+            changes = stack * (keep * (group["lr"] * SHARE * math.sqrt(max(stack.shape[1:]))))
             for (matrix, _), change in zip(pairs, changes, strict=True):
                 matrix.sub_(sharded_like(change.view(shape), matrix))
         super().step()

@@ -364,12 +364,14 @@ def test_an_update_of_muon_has_a_root_mean_square_of_a_fifth_of_the_rate(fresh):
     torch.testing.assert_close(moved, torch.full_like(moved, 0.2 * 0.01), rtol=0.25, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(24, 24), (24, 40), (8, 40), (40, 8)])
-def test_muons_direction_is_newton_and_schulzs_polynomial_of_the_singular_values(shape):
-    matrix = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)) + 2 * torch.eye(*shape)
-    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-    s = s / s.square().sum(1, keepdim=True).sqrt()
-    for _ in range(5):
-        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-    assert bool((s[:, : min(shape) // 2] - 0.95).abs().max() < 0.3)
-    torch.testing.assert_close(orthogonalised(matrix), ((u * s[:, None]) @ vh).float(), atol=1e-4, rtol=0)
+def test_muons_direction_is_newton_and_schulzs_polynomial_of_the_singular_values():
+    """Matrices of several shapes, some with as many rows as others, are orthogonalised together."""
+    shapes, generator = [(24, 24), (24, 40), (8, 40), (40, 8), (40, 24)], torch.Generator().manual_seed(0)
+    stacks = [torch.randn(count + 1, *shape, generator=generator) + 2 * torch.eye(*shape) for count, shape in enumerate(shapes)]
+    for matrices, result in zip(stacks, orthogonalised(stacks), strict=True):
+        u, s, vh = torch.linalg.svd(matrices.double(), full_matrices=False)
+        s = s / s.square().sum(1, keepdim=True).sqrt()
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        assert bool((s[:, : s.shape[1] // 2] - 0.95).abs().max() < 0.3)
+        torch.testing.assert_close(result, ((u * s[:, None]) @ vh).float(), atol=1e-4, rtol=0)

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from elbocli.errors import FormatError
+from elbocli.errors import ElboError, FormatError
 from elbocli.files.reading import open_file, reading
 from elbocli.files.tensor_files import load, load_tensors
 
@@ -128,7 +128,12 @@ def read_torch_file(path: Path) -> Any:
         if head.startswith(b"PK"):
             archive = zipfile.ZipFile(file)
             unpickler = Unpickler(io.BytesIO(_member(archive, "data.pkl")), archive)
-        return unpickler.load()
+        try:
+            return unpickler.load()
+        except ElboError:
+            raise
+        except Exception as error:  # of a pickle that isn't one, such as "pop from empty list"
+            raise FormatError("it has neither safetensors nor a whole pickle; get the file again") from error
 
 
 def contents(found: Any) -> dict[Any, Any]:

@@ -1,6 +1,7 @@
 """A training step with all that elbo adds to it, against a bare loop of the same network and optimizer.
 
-elbo's has a memory-mapped dataset, weighted loss, clipping, a finiteness check, EMA, loss log; the bare one has none.
+elbo's has a memory-mapped dataset, weighted loss, clipping, a finiteness check, EMA, loss log; the bare one has none. On a CPU they
+take 1 to 2 ms of a step, so the bounds of the smallest networks are wider. Both use AdamW.
 """
 
 import tempfile
@@ -17,7 +18,7 @@ from elbocli.nn.networks.unet import UNetConfig
 from elbocli.run.settings import resolve
 from elbocli.train.state import TrainState
 
-BOUND = 1.05
+BOUND, SMALLEST_BOUND = 1.05, 1.15
 SMALL32 = UNetConfig(32, 3, 10, channels=32, levels=(1, 2, 2), blocks=1, attention=(16,))
 
 
@@ -31,10 +32,13 @@ def rows(small: bool) -> Iterator[Row]:
             ("U-ViT, small32-uvit", 32, 3, "small32-uvit", 32, 40),
         ):
             dataset = packed(Path(temporary), size, channels)
-            resolved: Any = resolve({"preset": preset, "batch_size": 2 if small else batch, "device": "cpu"}, dataset)
+            resolved: Any = resolve(
+                {"preset": preset, "batch_size": 2 if small else batch, "optimizer": "adamw", "device": "cpu"}, dataset
+            )
             if preset == "cifar":
                 resolved = replace(resolved, network=SMALL32)
             state = TrainState(resolved, dataset)
             step, bare = step_of(state), Bare(dataset, resolved.network, resolved.settings.batch_size).step
             rounds = 1 if small else rounds
-            yield compare(f"train step, {name} / bare loop", step, bare, BOUND, rounds=rounds, warm_up=8)
+            bound = SMALLEST_BOUND if size == 8 else BOUND
+            yield compare(f"train step, {name} / bare loop", step, bare, bound, rounds=rounds, warm_up=8)

@@ -1,6 +1,7 @@
 """Muon: updates along the orthogonalised momentum for matrices and kernels, AdamW for the other weights."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def orthogonalised(stacks: list[Tensor]) -> list[Tensor]:
     """
     tall = [x.shape[1] > x.shape[2] for x in stacks]
     wide = [x.mT if turned else x for x, turned in zip(stacks, tall, strict=True)]
-    out = [_on_matrices(x) for x in wide] if wide[0].is_cuda else _on_grams(wide)
+    out = [_on_matrices(x) for x in wide] if any(x.is_cuda for x in wide) else _on_grams(wide)
     return [x.mT if turned else x for x, turned in zip(out, tall, strict=True)]
 
 
@@ -38,27 +39,30 @@ def _on_matrices(x: Tensor) -> Tensor:
 
 
 def _on_grams(stacks: list[Tensor]) -> list[Tensor]:
-    """Return about UVᵀ for stacks of any number of columns, with few and large products.
+    """Return about UVᵀ for stacks with rows ≤ columns. Matrices with as many rows share products, which are few and large."""
+    grams, factors = [x @ x.mT for x in stacks], dict[int, Iterator[Tensor]]()
+    for rows in {gram.shape[1] for gram in grams}:
+        alike = [gram for gram in grams if gram.shape[1] == rows]
+        factors[rows] = iter(_factor(torch.cat(alike)).split([len(gram) for gram in alike]))
+    return [next(factors[x.shape[1]]) @ x for x in stacks]
 
-    Each step multiplies X by a polynomial in A = XXᵀ. Such polynomials commute, so their product multiplies X once, and the
-    steps update A alone, together for all matrices with as many rows. In bfloat16, the errors of A would grow too large.
+
+def _factor(gram: Tensor) -> Tensor:
+    """Return P with PX about UVᵀ for matrices A = XXᵀ, [k, rows, rows].
+
+    Each step multiplies X by a polynomial in A. Such polynomials commute, so their product P multiplies X once, and the steps
+    update A alone. In bfloat16, the errors of A would grow too large.
     """
     a, b, c = COEFFICIENTS
-    out = dict[int, Tensor]()
-    for rows in {x.shape[1] for x in stacks}:
-        chosen = [number for number, x in enumerate(stacks) if x.shape[1] == rows]
-        gram = torch.cat([stacks[number] @ stacks[number].mT for number in chosen])
-        square = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-14)  # of X's norm
-        gram, product = gram / square, square.rsqrt()
-        for step in range(STEPS):
-            change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            change.diagonal(dim1=1, dim2=2).add_(a)
-            product = change @ product if step else change * product
-            if step < STEPS - 1:
-                gram = change @ gram @ change
-        parts = product.split([len(stacks[number]) for number in chosen])
-        out |= {number: part @ stacks[number] for number, part in zip(chosen, parts, strict=True)}
-    return [out[number] for number in range(len(stacks))]
+    square = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-14)  # of X's norm
+    gram, factor = gram / square, square.rsqrt()
+    for step in range(STEPS):
+        change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        change.diagonal(dim1=1, dim2=2).add_(a)
+        factor = change @ factor if step else change * factor
+        if step < STEPS - 1:
+            gram = change @ gram @ change
+    return factor
 
 
 def matrices(network: Network) -> list[nn.Parameter]:

@@ -166,7 +166,9 @@ class ErrorMoments:
     def smoothed(self) -> ErrorMoments:
         """Copy smoothed over λ, positive in every bin. Raises DataError if no bin is `seen`, or the equations can't be solved."""
         if not self.seen.any():
-            raise DataError("no bin of logsnr has two errors; use the loss log of a longer training, or more images")
+            raise DataError(
+                "every bin of logsnr has fewer than two errors; take the loss log of a longer training, or measure more images"
+            )
         beyond = (self.count - 1).clamp(min=0)
         ratio = self.second / self.mean.square().where(self.mean > 0, 1)
         spread = ((ratio - 1) * self.count / beyond.where(beyond > 0, 1)).clamp(min=LEAST_SPREAD)

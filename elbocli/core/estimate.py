@@ -19,7 +19,7 @@ NORMAL_95 = 1.959963984540054  # half-width of a normal distribution's 95 % inte
 
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
-    """Return the standard error of the proportion right/n, and the 95 % interval [low, high] of Wilson 1927."""
+    """Return the proportion's standard error and 95 % interval [low, high] (Wilson 1927). right: successes in n trials."""
     share, z = right / n, NORMAL_95
     middle, half = (right + z**2 / 2) / (n + z**2), z / (n + z**2) * math.sqrt(n * share * (1 - share) + z**2 / 4)
     return math.sqrt(share * (1 - share) / n), [max(middle - half, 0.0), min(middle + half, 1.0)]

@@ -132,8 +132,8 @@ def read_torch_file(path: Path) -> Any:
             return unpickler.load()
         except ElboError:
             raise
-        except Exception as error:  # of a pickle that isn't one, such as "pop from empty list"
-            raise FormatError("it has neither safetensors nor a whole pickle; get the file again") from error
+        except Exception as error:  # messages of pickle, such as "pop from empty list", describe its stack
+            raise FormatError("the file holds neither safetensors nor a complete pickle; get the file again") from error
 
 
 def contents(found: Any) -> dict[Any, Any]:

@@ -1,7 +1,6 @@
 """Read files that may be damaged, and convert errors of libraries to elbo's errors."""
 
 import contextlib
-import hashlib
 import logging
 import re
 import warnings
@@ -96,6 +95,8 @@ def read_bytes(path: Path) -> bytes:
 
 def file_sha256(path: Path) -> str:
     """Return a file's SHA-256 as 64 hex digits. Raises OSError."""
+    import hashlib  # takes 3 ms, and the help of commands imports this file
+
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

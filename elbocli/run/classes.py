@@ -133,7 +133,7 @@ def p_of_equal_shares(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _p_of_counts(counts: np.ndarray, expected: np.ndarray) -> float:
-    # [samples, K], with K − 1 degrees of freedom.
+    """Return the p-value of Pearson's chi-square test with K − 1 degrees of freedom. counts, expected: [1 or 2 samples, K]."""
     from scipy.special import chdtrc  # scipy.stats takes half a second to import
 
     freedom = counts.shape[1] - 1

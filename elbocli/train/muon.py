@@ -17,7 +17,7 @@ SHARE = 0.2  # root mean square of an update / learning rate, as usual in AdamW:
 
 
 def orthogonalised(stacks: list[Tensor]) -> list[Tensor]:
-    """Return about UVᵀ for each stack of matrices x = USVᵀ, [k, rows, columns], by Newton-Schulz iteration.
+    """Orthogonalise stacks of matrices, [k, rows, columns], by Newton-Schulz iteration: X = USVᵀ becomes about UVᵀ.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
     """
@@ -28,7 +28,7 @@ def orthogonalised(stacks: list[Tensor]) -> list[Tensor]:
 
 
 def _on_matrices(x: Tensor) -> Tensor:
-    """Return about UVᵀ for one stack, computed in bfloat16."""
+    """Orthogonalise one stack by steps on the matrices X, in bfloat16."""
     a, b, c = COEFFICIENTS
     out = x.bfloat16()
     out = out / torch.linalg.matrix_norm(out, keepdim=True).clamp(min=1e-7)
@@ -39,7 +39,7 @@ def _on_matrices(x: Tensor) -> Tensor:
 
 
 def _on_grams(stacks: list[Tensor]) -> list[Tensor]:
-    """Return about UVᵀ for stacks with rows ≤ columns. Matrices with as many rows share products, which are few and large."""
+    """Orthogonalise stacks with rows ≤ columns by steps on XXᵀ. Matrices with equally many rows share these products."""
     grams, factors = [x @ x.mT for x in stacks], dict[int, Iterator[Tensor]]()
     for rows in {gram.shape[1] for gram in grams}:
         alike = [gram for gram in grams if gram.shape[1] == rows]
@@ -48,10 +48,10 @@ def _on_grams(stacks: list[Tensor]) -> list[Tensor]:
 
 
 def _factor(gram: Tensor) -> Tensor:
-    """Return P with PX about UVᵀ for matrices A = XXᵀ, [k, rows, rows].
+    """Return the matrices P, [k, rows, rows], for which PX is the result of all steps.
 
-    Each step multiplies X by a polynomial in A. Such polynomials commute, so their product P multiplies X once, and the steps
-    update A alone. In bfloat16, the errors of A would grow too large.
+    gram: A = XXᵀ, [k, rows, rows]. Each step multiplies X by a polynomial in A. Such polynomials commute, so their product P
+    multiplies X once, and the steps update A alone. In bfloat16, the errors of A would grow too large.
     """
     a, b, c = COEFFICIENTS
     square = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-14)  # of X's norm

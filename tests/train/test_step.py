@@ -365,7 +365,7 @@ def test_an_update_of_muon_has_a_root_mean_square_of_a_fifth_of_the_rate(fresh):
 
 
 def test_muons_direction_is_newton_and_schulzs_polynomial_of_the_singular_values():
-    """Matrices of several shapes, some with as many rows as others, are orthogonalised together."""
+    """One call orthogonalises matrices of several shapes; some of the shapes have equally many rows."""
     shapes, generator = [(24, 24), (24, 40), (8, 40), (40, 8), (40, 24)], torch.Generator().manual_seed(0)
     stacks = [torch.randn(count + 1, *shape, generator=generator) + 2 * torch.eye(*shape) for count, shape in enumerate(shapes)]
     for matrices, result in zip(stacks, orthogonalised(stacks), strict=True):

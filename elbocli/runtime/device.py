@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -152,6 +152,13 @@ class Precision:
             yield
         finally:
             matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Return whether this CPU has instructions for products of bfloat16."""
+    told: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch can't tell
+    return bool(told().get("avx512_bf16"))
 
 
 def usual_precision(device: str, for_gpu: bool) -> str:

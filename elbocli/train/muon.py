@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from elbocli.nn.networks import Network
+from elbocli.runtime.device import multiplies_bf16
 from elbocli.runtime.processes import sharded_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # (a, b, c) of a step X → aX + (bA + cA²)X with A = XXᵀ, by Jordan et al.
 STEPS = 5
 MOMENTUM = 0.95
+WIDE = 128  # least rows for which a CPU is faster with more products in bfloat16 than with fewer in float32
 SHARE = 0.2  # root mean square of an update / learning rate, as usual in AdamW: Muon and AdamW share a rate
 
 
@@ -23,8 +25,14 @@ def orthogonalised(stacks: list[Tensor]) -> list[Tensor]:
     """
     tall = [x.shape[1] > x.shape[2] for x in stacks]
     wide = [x.mT if turned else x for x, turned in zip(stacks, tall, strict=True)]
-    out = [_on_matrices(x) for x in wide] if any(x.is_cuda for x in wide) else _on_grams(wide)
+    others = iter(_on_grams([x for x in wide if not _in_bf16(x)]))
+    out = [_on_matrices(x) if _in_bf16(x) else next(others) for x in wide]
     return [x.mT if turned else x for x, turned in zip(out, tall, strict=True)]
+
+
+def _in_bf16(x: Tensor) -> bool:
+    """Return whether to orthogonalise a stack in bfloat16. x: [k, rows, columns] with rows ≤ columns."""
+    return x.is_cuda or (x.shape[1] >= WIDE and multiplies_bf16())
 
 
 def _on_matrices(x: Tensor) -> Tensor:

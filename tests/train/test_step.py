@@ -28,7 +28,7 @@ from elbocli.nn.networks.transformers import UViTConfig
 from elbocli.run.examples import channels_first
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
-from elbocli.train import loop, recorder
+from elbocli.train import loop, muon, recorder
 from elbocli.train.batches import Batches, count_parts, split
 from elbocli.train.muon import Muon, orthogonalised
 from elbocli.train.scores import Evaluation
@@ -364,9 +364,14 @@ def test_an_update_of_muon_has_a_root_mean_square_of_a_fifth_of_the_rate(fresh):
     torch.testing.assert_close(moved, torch.full_like(moved, 0.2 * 0.01), rtol=0.25, atol=0)
 
 
-def test_muons_direction_is_newton_and_schulzs_polynomial_of_the_singular_values():
-    """One call orthogonalises matrices of several shapes; some of the shapes have equally many rows."""
-    shapes, generator = [(24, 24), (24, 40), (8, 40), (40, 8), (40, 24)], torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("fast", [True, False])
+def test_muons_direction_is_newton_and_schulzs_polynomial_of_the_singular_values(fast, monkeypatch):
+    """One call orthogonalises matrices of several shapes; some of the shapes have equally many rows.
+
+    fast: whether the CPU multiplies bfloat16, which wide matrices then use.
+    """
+    monkeypatch.setattr(muon, "multiplies_bf16", lambda: fast)
+    shapes, generator = [(24, 24), (24, 40), (8, 40), (40, 8), (40, 24), (130, 140)], torch.Generator().manual_seed(0)
     stacks = [torch.randn(count + 1, *shape, generator=generator) + 2 * torch.eye(*shape) for count, shape in enumerate(shapes)]
     for matrices, result in zip(stacks, orthogonalised(stacks), strict=True):
         u, s, vh = torch.linalg.svd(matrices.double(), full_matrices=False)
@@ -374,4 +379,5 @@ def test_muons_direction_is_newton_and_schulzs_polynomial_of_the_singular_values
         for _ in range(5):
             s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
         assert bool((s[:, : s.shape[1] // 2] - 0.95).abs().max() < 0.3)
-        torch.testing.assert_close(result, ((u * s[:, None]) @ vh).float(), atol=1e-4, rtol=0)
+        error = 2e-2 if fast and min(matrices.shape[1:]) > 100 else 1e-4
+        torch.testing.assert_close(result, ((u * s[:, None]) @ vh).float(), atol=error, rtol=0)

@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -156,9 +156,9 @@ class Precision:
 
 @cache
 def multiplies_bf16() -> bool:
-    """Return whether this CPU has instructions for products of bfloat16."""
-    told: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch can't tell
-    return bool(told().get("avx512_bf16"))
+    """Return whether this CPU has instructions that multiply bfloat16 numbers."""
+    told: Any = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch can't tell
+    return bool(told.get("avx512_bf16"))
 
 
 def usual_precision(device: str, for_gpu: bool) -> str:

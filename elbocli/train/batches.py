@@ -71,7 +71,7 @@ class Batches:
         # Each call has a stream of its own, because the thread that reads ahead and the main thread ask for different epochs.
         self._shuffled = lru_cache(2)(lambda epoch: Stream(settings.seed, "order").permutation(epoch, len(rows)))
         self.parts = parts or [range(self.batch)]
-        self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get
+        self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if device.type != "cpu" else self._fetched
 
     def indices(self, step: int) -> np.ndarray:
         """Return the dataset row of each image of a step, [batch]."""

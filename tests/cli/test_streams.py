@@ -81,6 +81,15 @@ def test_without_a_terminal_a_line_has_count_rate_and_each_value_once(monkeypatc
     assert ["loss" in line for line in lines] == [False, True, False]
 
 
+def test_the_first_report_of_a_count_is_no_line_because_its_rate_is_unknown(capsys, shown):
+    with progress_bar.shown_on_stderr("elbo eval"):
+        progress(64, 64, "img")
+        progress(32, 64, "img")
+        assert not capsys.readouterr().err
+        progress(64, 64, "img")
+    assert capsys.readouterr().err.startswith("elbo eval: 64/64 img")
+
+
 @pytest.mark.parametrize("columns", [0, 80])
 def test_the_time_left_leaves_out_pauses(columns, monkeypatch, shown, capsys):
     now = 0.0

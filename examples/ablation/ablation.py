@@ -111,6 +111,8 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
             "adamw",
             "--lr",
             2e-3,
+            "--lr-decay",
+            "constant",
             "--steps",
             steps,
             "--seed",

@@ -23,7 +23,7 @@ from elbocli import main as elbo
 from elbocli.compare.result import ScoredFile, compare_results, read_scored
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--preset", "digits", "--set", "network.channels=16", "--batch-size", "32", "--preview-every", "0", "--quiet"]
+SMALL = ["--preset", "digits", "--lr-decay", "constant", "--batch-size", "32", "--preview-every", "0", "--quiet"]
 OF_EACH = 3
 
 

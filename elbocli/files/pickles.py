@@ -109,7 +109,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     for full in archive.namelist():
         if full.partition("/")[2] == name:
             return archive.read(full)
-    raise ValueError(f"an archive without {name}; save a state dict by torch.save")
+    raise FormatError(f"an archive without {name}; save a state dict by torch.save")
 
 
 def read_torch_file(path: Path) -> Any:
@@ -130,7 +130,7 @@ def read_torch_file(path: Path) -> Any:
             unpickler = Unpickler(io.BytesIO(_member(archive, "data.pkl")), archive)
         try:
             return unpickler.load()
-        except ElboError:
+        except (ElboError, MemoryError, OSError, zipfile.BadZipFile):
             raise
         except Exception as error:  # messages of pickle, such as "pop from empty list", describe its stack
             raise FormatError("the file holds neither safetensors nor a complete pickle; get the file again") from error

@@ -1,7 +1,7 @@
 """Muon: updates along the orthogonalised momentum for matrices and kernels, AdamW for the other weights."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,25 +14,38 @@ from elbocli.runtime.processes import sharded_like
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # (a, b, c) of a step X → aX + (bA + cA²)X with A = XXᵀ, by Jordan et al.
 STEPS = 5
 MOMENTUM = 0.95
-WIDE = 128  # least number of rows for which bfloat16 is faster on a CPU with avx512_bf16
+WIDE = 128  # least side of a matrix for which bfloat16 is faster on a CPU with AMX
 SHARE = 0.2  # root mean square of an update / learning rate, as usual in AdamW: Muon and AdamW share a rate
 
 
-def orthogonalised(stacks: list[Tensor]) -> list[Tensor]:
+def orthogonalised(stacks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
     """Orthogonalise stacks of matrices, [k, rows, columns], by Newton-Schulz iteration: X = USVᵀ becomes about UVᵀ.
 
+    Yields (index of the stack, result). A stack in bfloat16 is released before the next one is read, to save memory; all others
+    are orthogonalised together, because their products are small.
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
     """
-    tall = [x.shape[1] > x.shape[2] for x in stacks]
-    wide = [x.mT if turned else x for x, turned in zip(stacks, tall, strict=True)]
-    others = iter(_on_grams([x for x in wide if not _in_bf16(x)]))
-    out = [_on_matrices(x) if _in_bf16(x) else next(others) for x in wide]
-    return [x.mT if turned else x for x, turned in zip(out, tall, strict=True)]
+    small = dict[int, Tensor]()
+    for index, x in enumerate(stacks):
+        if _in_bf16(x):
+            yield index, _turned(_on_matrices(_wide(x)), x)
+        else:
+            small[index] = x
+    for (index, x), out in zip(small.items(), _on_grams([_wide(x) for x in small.values()]), strict=True):
+        yield index, _turned(out, x)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.mT if x.shape[1] > x.shape[2] else x
+
+
+def _turned(out: Tensor, x: Tensor) -> Tensor:
+    return out if out.shape == x.shape else out.mT
 
 
 def _in_bf16(x: Tensor) -> bool:
-    """Return whether bfloat16 is faster than float32 for a stack of matrices, [k, rows, columns] with rows ≤ columns."""
-    return x.is_cuda or (x.shape[1] >= WIDE and multiplies_bf16())
+    """Return whether bfloat16 is faster than float32 for a stack of matrices, [k, rows, columns]."""
+    return x.is_cuda or (min(x.shape[1:]) >= WIDE and multiplies_bf16())
 
 
 def _on_matrices(x: Tensor) -> Tensor:
@@ -73,6 +86,11 @@ def _factor(gram: Tensor) -> Tensor:
     return factor
 
 
+def _whole(x: Tensor) -> Tensor:
+    # Gather the shards of x, if it has any.
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
 def matrices(network: Network) -> list[nn.Parameter]:
     """Return a network's weights that Muon updates."""
     modules = [module for unit in network.units() or [network] for module in unit.modules()]
@@ -99,6 +117,8 @@ class Muon(torch.optim.AdamW):
         keep = 1 - self.found_inf  # type: ignore[attr-defined]
         update, decay = keep > 0, 1 - keep * (group["lr"] * group["weight_decay"])
         weights: list[Tensor] = [weight for weight in self.matrices if weight.grad is not None]
+        if not weights:
+            return super().step()
         momenta, gradients = list[Tensor](), list[Tensor]()
         for weight in weights:
             state = self.state[weight]
@@ -110,11 +130,12 @@ class Muon(torch.optim.AdamW):
         torch._foreach_lerp_(gradients, momenta, MOMENTUM)
         shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for weight, ahead in zip(weights, gradients, strict=True):
-            whole = ahead.full_tensor() if hasattr(ahead, "full_tensor") else ahead
-            shapes.setdefault(whole.shape, []).append((weight, whole.flatten(1)))
+            shapes.setdefault(ahead.shape, []).append((weight, ahead))
         torch._foreach_mul_(weights, decay)
-        stacks = orthogonalised([torch.stack([whole for _, whole in pairs]) for pairs in shapes.values()])
-        for (shape, pairs), stack in zip(shapes.items(), stacks, strict=True):
+        groups = list(shapes.items())
+        stacks = (torch.stack([_whole(ahead).flatten(1) for _, ahead in pairs]) for _, pairs in groups)
+        for index, stack in orthogonalised(stacks):
+            shape, pairs = groups[index]
             changes = stack * (keep * (group["lr"] * SHARE * math.sqrt(max(stack.shape[1:]))))
             for (matrix, _), change in zip(pairs, changes, strict=True):
                 matrix.sub_(sharded_like(change.view(shape), matrix))

@@ -87,7 +87,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def ratios(rows: Sequence[dict[str, Any]], base: str) -> str:
-    """Return distances divided by those of the change `base`, as Markdown: geometric means over the seeds that both have.
+    """Return distances divided by those of the change `base`, as Markdown: geometric means over the seeds that the change and the base have.
 
     Several seeds also give a 95 % interval, by Student's t.
     """

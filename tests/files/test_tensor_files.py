@@ -215,6 +215,19 @@ def test_a_tensor_that_does_not_fit_its_storage_is_refused(data, tmp_path):
             read_torch_file(path)
 
 
+def test_a_damaged_archive_and_a_lack_of_memory_are_not_called_an_incomplete_pickle(monkeypatch, tmp_path):
+    path, content = tmp_path / "x.pt", np.arange(1000, dtype=np.float32)
+    torch.save({"w": torch.from_numpy(content)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(content[:9].tobytes(), bytes(36)))
+    with pytest.raises(FormatError, match="data/0"):
+        read_torch_file(path)
+    path.write_bytes(whole)
+    monkeypatch.setattr(torch, "frombuffer", lambda *_, **__: bytearray(1 << 62))
+    with pytest.raises(FormatError, match="memory"):
+        read_torch_file(path)
+
+
 # Features and statistics
 
 FACTS = {"n": 3, "extractor": "elbo-tiny", "preprocessing": {"image_size": 8}}

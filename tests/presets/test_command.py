@@ -21,6 +21,7 @@ def test_the_list_says_of_each_what_its_file_says(elbo):
         preset = load_preset(name)
         assert row["sizes"] == "{}-{}".format(*preset.about.pixels)
         assert (row["least_images"], row["device"] == "GPU") == (preset.about.images, preset.about.gpu)
+        assert row["channels"] == preset.about.channels
         assert (row["steps"], row["batch_size"]) == (preset.train["steps"], preset.train["batch_size"])
         comments = "".join(re.findall("^#(.*)", (FOLDER / f"{name}.yaml").read_text(), re.M))
         assert f"{row['parameters']:,} parameters" in " ".join(comments.split())

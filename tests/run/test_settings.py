@@ -150,10 +150,18 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(resolved, a
 def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(name, resolved):
     now, setting = resolved().config(), SETTINGS[name]
     had = getattr(now.settings, name)
-    others = {str: "another", tuple[str, ...]: ("0.5",), bool: not had, int: 3, float: 0.5}
+    text = "rsqrt" if name == "lr_decay" else "another"
+    others = {str: text, tuple[str, ...]: ("0.5",), bool: not had, int: 3, float: 0.5}
     other = next(each for each in (*get_args(setting.kind), others.get(setting.kind)) if each not in (had, str, ...))
     lines = difference(replace(now, settings=dataclasses.replace(now.settings, **{name: other})), now)
     assert bool(lines) != SETTINGS[name].free
+
+
+def test_a_run_goes_on_whose_decay_was_stored_before_it_had_all_its_parameters(resolved):
+    now = resolved(lr_decay="linear").config()
+    for spec, same in (("linear:final=0", True), ("linear:share=0.5", False)):
+        earlier = replace(now, settings=dataclasses.replace(now.settings, lr_decay=spec))
+        assert (difference(earlier, now) == []) == same
 
 
 def test_trainings_that_differ_in_their_seed_or_in_what_they_keep_alone_have_the_same_digest(resolved):

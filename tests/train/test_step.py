@@ -364,13 +364,27 @@ def test_an_update_of_muon_has_a_root_mean_square_of_a_fifth_of_the_rate(fresh):
     torch.testing.assert_close(moved, torch.full_like(moved, 0.2 * 0.01), rtol=0.25, atol=0)
 
 
+def test_muon_updates_a_network_of_which_no_matrix_has_a_gradient(fresh):
+    network = fresh().network
+    for weight in network.parameters():
+        weight.grad = torch.ones_like(weight) if weight.dim() < 2 else None
+    optimizer: Any = Muon(network, 0.01, weight_decay=0.0, fused=True)
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
+    before = {weight: weight.clone() for weight in network.parameters()}
+    optimizer.step()
+    assert all(torch.equal(weight, old) == (weight.dim() > 1) for weight, old in before.items())
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_muons_direction_is_newton_and_schulzs_polynomial_of_the_singular_values(fast, monkeypatch):
     """One call takes stacks of six shapes. fast: whether the CPU multiplies bfloat16; then the largest matrices are in bfloat16."""
     monkeypatch.setattr(muon, "multiplies_bf16", lambda: fast)
     shapes, generator = [(24, 24), (24, 40), (8, 40), (40, 8), (40, 24), (130, 140)], torch.Generator().manual_seed(0)
     stacks = [torch.randn(count + 1, *shape, generator=generator) + 2 * torch.eye(*shape) for count, shape in enumerate(shapes)]
-    for matrices, result in zip(stacks, orthogonalised(stacks), strict=True):
+    results = dict(orthogonalised(stacks))
+    assert len(results) == len(stacks)
+    for index, matrices in enumerate(stacks):
+        result = results[index]
         u, s, vh = torch.linalg.svd(matrices.double(), full_matrices=False)
         s = s / s.square().sum(1, keepdim=True).sqrt()
         for _ in range(5):

@@ -1,7 +1,7 @@
 """A training step with all that elbo adds to it, against a bare loop of the same network and optimizer.
 
-elbo's has a memory-mapped dataset, weighted loss, clipping, a finiteness check, EMA, loss log; the bare one has none. On a CPU they
-take 1 to 2 ms of a step, so the bounds of the smallest networks are wider. Both use AdamW.
+elbo's has a memory-mapped dataset, weighted loss, clipping, a finiteness check, EMA, loss log; the bare one has none. On a CPU these
+additions take 1 to 2 ms of a step, so the bounds of the smallest networks are wider. Both use AdamW.
 """
 
 import tempfile

@@ -41,6 +41,7 @@ RESERVE = 0.98
 """Share of the time that elbo's --steps are planned to fill."""
 TRIES, AMISS = 3, 0.1  # trainings, until the time of one differs from the limit by less than this share
 SIDES = ("elbo", "loop")
+LAYERS, LR = 2, 1e-3
 TUNING_SEED = 1000
 CANDIDATES = [(layers, lr) for layers in (1, 2) for lr in (3e-4, 1e-3, 3e-3)]
 """Pairs that --tune tries: layers of a block, learning rate. Each network has about as many parameters as elbo's."""
@@ -314,8 +315,10 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--tune", action="store_true", help="first train the loop with each candidate on another seed, and keep the best"
     )
     parser.add_argument("--batch", type=int, default=0, help="images in a batch of the loop (default: as in elbo's preset)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="the loop's learning rate (default: 1e-3)")
-    parser.add_argument("--layers", type=int, default=2, help="the loop's layers in a block (default: 2, diffusers' own)")
+    parser.add_argument("--lr", type=float, default=LR, help=f"the loop's learning rate (default: {LR})")
+    parser.add_argument(
+        "--layers", type=int, default=LAYERS, help=f"the loop's layers in a block (default: {LAYERS}, diffusers' own)"
+    )
     parser.add_argument("--width", type=int, default=0, help="the loop's channels (default: the fewest with elbo's parameters)")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep runs and images here (default: a temporary folder)")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.json")
@@ -325,6 +328,8 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.until is None and options.test is None:
         parser.error("--test TEST.h5 is missing")
+    if options.tune and (options.lr, options.layers) != (LR, LAYERS):
+        parser.error("--tune chooses --lr and --layers; leave them out")
     return options
 
 
@@ -349,6 +354,7 @@ def main(words: Sequence[str] | None = None) -> None:
         tuning = before.get("tuning") or (comparison.tune() if options.tune else [])
         if tuning:
             options.layers, options.lr = tuning[0]["layers"], tuning[0]["lr"]
+            options.out.write_text(json.dumps({**before, "tuning": tuning}, indent=1) + "\n")
         for seed in range(len(seeds), options.seeds):
             seeds.append(comparison.seed(seed))
             result = {**summary(settings, fresh, seeds), "tuning": tuning}

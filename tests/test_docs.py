@@ -62,6 +62,7 @@ def test_pages_of_measurements_show_what_was_measured():
     for words in (
         ["changes.jsonl"],
         ["candidates.jsonl", "--against", "before"],
+        ["more_candidates.jsonl", "--against", "before"],
         ["learned.jsonl"],
         ["learned.jsonl", "--against", "edm"],
     ):

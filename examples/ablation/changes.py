@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+SAMPLER = "dpmpp-2m"
 COUNT = 100
 """Steps of the longer of the two short trainings."""
 ELBO = [sys.executable, "-m", "elbocli"]
@@ -59,7 +60,7 @@ def measure(given: argparse.Namespace, steps: int, seed: int, options: Sequence[
     with tempfile.TemporaryDirectory() as folder:
         run, images = Path(folder, "run"), Path(folder, "images.npy")
         elbo("train", "-q", given.train, "-o", run, "--steps", steps, "--seed", seed, *options)
-        elbo("sample", "-q", run, "-n", given.images, "--seed", seed, "-o", images)
+        elbo("sample", "-q", run, "-n", given.images, "--sampler", SAMPLER, "--seed", seed, "-o", images)
         metrics = ("--metrics", "fid,accuracy", "--classes", "balanced") if given.classes else ("--metrics", "fid")
         scores = elbo("eval", "-q", "-", "--ref", given.test, "--extractor", given.classifier, *metrics, feed=images)
         scores |= elbo("bound", "-q", run, given.test, "-n", given.bound_images)
@@ -132,6 +133,8 @@ def main() -> None:
     given = parser.parse_args()
     rows = [json.loads(line) for line in given.results.read_text().splitlines()] if given.results.exists() else []
     steps = {(row["data"], row["change"]): row["steps"] for row in rows}
+    if given.change and any(row.get("sampler") != SAMPLER for row in rows):
+        sys.exit(f"changes.py: error: {given.results}: has distances by another sampler than {SAMPLER}; choose another file")
     for seed in range(given.seeds if given.change else 0):
         for text in given.change:
             head, _, options = text.partition(":")
@@ -141,7 +144,7 @@ def main() -> None:
             key, words = (given.name, name), shlex.split(options)
             if key not in steps:
                 steps[key] = steps[given.name, like] if like else steps_within(given.seconds, given.train, words)
-            row = {"data": given.name, "change": name, "options": options.strip(), "seed": seed, "steps": steps[key]}
+            row = {"data": given.name, "change": name, "options": options.strip(), "seed": seed, "steps": steps[key], "sampler": SAMPLER}
             rows.append({**row, **measure(given, steps[key], seed, words)})
             with given.results.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")

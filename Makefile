@@ -15,7 +15,7 @@ VERSIONS := tests/core tests/files tests/images tests/nn tests/runtime tests/run
 .PHONY: help demo demo-fashion recipes site test all-but-slow check check-slow oldest middle newest bench gpu gpu-report fuzz lint types man docs dist clean
 help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
-	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 to 40 minutes on two cores (in demo-fashion/)"
+	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 20 to 40 minutes on two cores (in demo-fashion/)"
 	@echo "make recipes     set up, then train, score and time the preset digits for the table in docs/presets.md"
 	@echo "make site        the documentation as a site, in site/: open site/index.html, it needs no network"
 	@echo "make test        set up, then the tests of five minutes, with the whole pipeline on real images"

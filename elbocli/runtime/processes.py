@@ -114,6 +114,11 @@ def to_local(tensor: Any) -> Tensor:
         return tensor.to_local()
 
 
+def gathered(tensor: Any) -> Tensor:
+    """Gather the shards of a DTensor from all processes; return other tensors unchanged."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
     """Return `whole` sharded like `tensor`. whole: equal in all processes."""
     if not hasattr(tensor, "device_mesh"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from elbocli.nn.networks import Network
 from elbocli.runtime.device import multiplies_bf16
-from elbocli.runtime.processes import sharded_like
+from elbocli.runtime.processes import gathered, sharded_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # (a, b, c) of a step X → aX + (bA + cA²)X with A = XXᵀ, by Jordan et al.
 STEPS = 5
@@ -86,11 +86,6 @@ def _factor(gram: Tensor) -> Tensor:
     return factor
 
 
-def _whole(x: Tensor) -> Tensor:
-    # Gather the shards of x, if it has any.
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
 def matrices(network: Network) -> list[nn.Parameter]:
     """Return a network's weights that Muon updates."""
     modules = [module for unit in network.units() or [network] for module in unit.modules()]
@@ -133,7 +128,7 @@ class Muon(torch.optim.AdamW):
             shapes.setdefault(ahead.shape, []).append((weight, ahead))
         torch._foreach_mul_(weights, decay)
         groups = list(shapes.items())
-        stacks = (torch.stack([_whole(ahead).flatten(1) for _, ahead in pairs]) for _, pairs in groups)
+        stacks = (torch.stack([gathered(ahead).flatten(1) for _, ahead in pairs]) for _, pairs in groups)
         for index, stack in orthogonalised(stacks):
             shape, pairs = groups[index]
             changes = stack * (keep * (group["lr"] * SHARE * math.sqrt(max(stack.shape[1:]))))

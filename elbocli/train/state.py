@@ -25,7 +25,7 @@ from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE
 from elbocli.runtime.device import DTYPES, Precision, card_bytes, choose_device
-from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to_stderr, to_local
+from elbocli.runtime.processes import World, gathered, shard_size, sharded_like, stdout_to_stderr, to_local
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches, split
 from elbocli.train.muon import Muon
@@ -248,7 +248,7 @@ class TrainState:
         """Return unsharded CPU copies on rank 0, {} on other ranks. Call on every rank."""
         copies = {}
         for name, tensor in tensors.items():
-            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            whole = gathered(tensor)
             if self.world.first:
                 copies[name] = torch.empty(whole.shape, dtype=whole.dtype).copy_(whole)
         return copies

@@ -144,7 +144,14 @@ def main() -> None:
             key, words = (given.name, name), shlex.split(options)
             if key not in steps:
                 steps[key] = steps[given.name, like] if like else steps_within(given.seconds, given.train, words)
-            row = {"data": given.name, "change": name, "options": options.strip(), "seed": seed, "steps": steps[key], "sampler": SAMPLER}
+            row = {
+                "data": given.name,
+                "change": name,
+                "options": options.strip(),
+                "seed": seed,
+                "steps": steps[key],
+                "sampler": SAMPLER,
+            }
             rows.append({**row, **measure(given, steps[key], seed, words)})
             with given.results.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")

@@ -84,7 +84,6 @@ def elbo() -> None:
     """Diffusion objectives as weightings over noise levels: pack images, train, fit the schedule, sample, score."""
 
 
-COLLECT_AFTER = 5000  # new objects, until the garbage collector runs: by the 700 of Python 3.11, short commands take 6 % longer
 LATER_S = 10.0  # seconds that other ranks wait after an error: rank 0 prints before the launcher ends all ranks
 SIGNALLED = 128  # exit code of a command that a signal ended: 128 + the signal's number, as in shells
 LESS = "try a smaller --batch-size; in 'elbo train', a smaller --micro-batch, or --activation-checkpointing"
@@ -185,12 +184,11 @@ def main() -> None:
     if COMPLETE not in os.environ:
         share_cores()
         extend_segments()
-        gc.set_threshold(COLLECT_AFTER)
         faulthandler.enable()  # prints a traceback on SIGBUS, which a memory-mapped file causes if it is truncated meanwhile
     code = run(sys.argv[1:])
     try:
         sys.stderr.flush()
     except OSError:  # Python flushes stderr again at exit, and would exit with 120
         _silence(sys.stderr)
-    gc.freeze()  # at exit, the collector would look through all of torch's objects, which takes .2 to 1 s
+    gc.freeze()  # the garbage collector would traverse torch's objects at exit, which takes .2 s or more
     sys.exit(code)

@@ -76,7 +76,7 @@ class Display(logging.Handler):
             self.bar.set_postfix_str(self._postfix(), refresh=False)
             self.bar.update(done - self.bar.n)
         now = time.monotonic()
-        # After the first report, speed and time left are still unknown.
+        # Speed and time left are unknown until the second report.
         if not self.terminal and done > self.bar.initial and now - self.shown_at >= LINE_EVERY_S:
             tell(f"{self.command}: {self.bar}")
             self.shown_at, self.values = now, {}

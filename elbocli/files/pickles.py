@@ -109,7 +109,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     for full in archive.namelist():
         if full.partition("/")[2] == name:
             return archive.read(full)
-    raise FormatError(f"an archive without {name}; save a state dict by torch.save")
+    raise FormatError(f"the archive has no {name}; save a state dict with torch.save")
 
 
 def read_torch_file(path: Path) -> Any:

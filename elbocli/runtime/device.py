@@ -91,7 +91,7 @@ def choose_device(name: str) -> torch.device:
 
 def _keep_freed_memory() -> None:
     # By default, glibc returns the memory of freed tensors to the system, and the system zeroes the pages of the next tensor.
-    # Both take about a tenth of a training step. musl and macOS have no mallopt.
+    # Returning and zeroing take about a tenth of a training step. The C libraries of macOS and Alpine Linux have no mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for option, value in KEEP_FREED.items():
@@ -156,7 +156,7 @@ class Precision:
 
 @cache
 def multiplies_bf16() -> bool:
-    """Return whether this CPU has instructions that multiply matrices of bfloat16 numbers (AMX)."""
+    """Return whether this CPU has AMX instructions, which multiply bfloat16 matrices."""
     told: Any = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch can't tell
     return bool(told.get("amx_bf16"))
 

@@ -14,14 +14,14 @@ from elbocli.runtime.processes import gathered, sharded_like
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # (a, b, c) of a step X → aX + (bA + cA²)X with A = XXᵀ, by Jordan et al.
 STEPS = 5
 MOMENTUM = 0.95
-WIDE = 128  # least side of a matrix for which bfloat16 is faster on a CPU with AMX
+WIDE = 128  # on a CPU with AMX, bfloat16 is faster for matrices with at least this many rows and columns
 SHARE = 0.2  # root mean square of an update / learning rate, as usual in AdamW: Muon and AdamW share a rate
 
 
 def orthogonalised(stacks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
     """Orthogonalise stacks of matrices, [k, rows, columns], by Newton-Schulz iteration: X = USVᵀ becomes about UVᵀ.
 
-    Yields (index of the stack, result). A stack in bfloat16 is released before the next one is read, to save memory; all others
+    Yields pairs of a stack's index and its result. Stacks in bfloat16 are orthogonalised one at a time, to save memory. The others
     are orthogonalised together, because their products are small.
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
     """
@@ -44,7 +44,7 @@ def _turned(out: Tensor, x: Tensor) -> Tensor:
 
 
 def _in_bf16(x: Tensor) -> bool:
-    """Return whether bfloat16 is faster than float32 for a stack of matrices, [k, rows, columns]."""
+    """Return whether to orthogonalise a stack of matrices, [k, rows, columns], in bfloat16, where that is faster than float32."""
     return x.is_cuda or (min(x.shape[1:]) >= WIDE and multiplies_bf16())
 
 

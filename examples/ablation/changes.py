@@ -88,9 +88,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def ratios(rows: Sequence[dict[str, Any]], base: str) -> str:
-    """Return distances divided by those of the change `base`, as Markdown: geometric means over the seeds that the change and the base have.
+    """Return a Markdown table of distances divided by those of the change `base`.
 
-    Several seeds also give a 95 % interval, by Student's t.
+    Each ratio is a geometric mean over the seeds that the table has for both changes. Several seeds also give a 95 % interval, by
+    Student's t.
     """
     from scipy.stats import t
 
@@ -134,7 +135,9 @@ def main() -> None:
     rows = [json.loads(line) for line in given.results.read_text().splitlines()] if given.results.exists() else []
     steps = {(row["data"], row["change"]): row["steps"] for row in rows}
     if given.change and any(row.get("sampler") != SAMPLER for row in rows):
-        sys.exit(f"changes.py: error: {given.results}: has distances by another sampler than {SAMPLER}; choose another file")
+        sys.exit(
+            f"changes.py: error: {given.results}: has distances measured with another sampler than {SAMPLER}; choose another file"
+        )
     for seed in range(given.seeds if given.change else 0):
         for text in given.change:
             head, _, options = text.partition(":")

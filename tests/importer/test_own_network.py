@@ -131,4 +131,4 @@ def test_a_program_is_no_checkpoint(elbo, tmp_path):
     with zipfile.ZipFile(tmp_path / "net.pt2", "w") as archive:
         archive.writestr("net/models/model.json", "{}")
     result = elbo("import", "net.pt2", "run", *SAID, cwd=tmp_path)
-    assert result.returncode == 1 and b"net.pt2: not usable as a checkpoint: an archive without data.pkl" in result.stderr
+    assert result.returncode == 1 and b"net.pt2: not usable as a checkpoint: the archive has no data.pkl" in result.stderr

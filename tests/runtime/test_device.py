@@ -295,7 +295,7 @@ def test_where_a_capture_fails_calls_go_on_without_and_it_is_told_once(monkeypat
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_the_memory_of_freed_tensors_serves_the_next_ones():
-    """A process of its own makes a list of 30 tensors of 4 MB ten times; the last list touches no new page of 4 kB."""
+    """A subprocess allocates and frees 30 tensors of 4 MB ten times; the tenth time causes few page faults."""
     code = """
 import ctypes, resource, torch
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: huge pages would hide the faults

@@ -377,7 +377,7 @@ def test_muon_updates_a_network_of_which_no_matrix_has_a_gradient(fresh):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_muons_direction_is_newton_and_schulzs_polynomial_of_the_singular_values(fast, monkeypatch):
-    """One call takes stacks of six shapes. fast: whether the CPU multiplies bfloat16; then the largest matrices are in bfloat16."""
+    """One call orthogonalises stacks of six shapes. fast: whether the CPU has AMX, so that the largest stack is in bfloat16."""
     monkeypatch.setattr(muon, "multiplies_bf16", lambda: fast)
     shapes, generator = [(24, 24), (24, 40), (8, 40), (40, 8), (40, 24), (130, 140)], torch.Generator().manual_seed(0)
     stacks = [torch.randn(count + 1, *shape, generator=generator) + 2 * torch.eye(*shape) for count, shape in enumerate(shapes)]

@@ -149,7 +149,7 @@ DIRECTIONS, DIRECTIONS_SEED = 1000, 2020
     numbers=[Number(MIND, "monge_distance", parts=["se", "interval"])],
     needs=BOTH,
     least=lambda options: (4, 4),
-    few="MIND uses as many images of each side as the smaller side has, and is biased upwards, so compare it at the same n only",
+    few="MIND takes as many images from each side as the smaller side has, and is biased upwards; compare MIND at the same n only",
 )
 def mind(samples, reference, options):
     """Return MIND with its standard error and 95 % interval, of as many images of both sides as the smaller one has.

@@ -155,12 +155,18 @@ class DiffusionLoss:
             refuse_adaptive(weighting)
             schedule = "uniform"
         schedule = _on_range(schedule, logsnr_min, logsnr_max, None)
-        self.logsnr_min, self.logsnr_max = schedule.logsnr_min, schedule.logsnr_max
+        self.logsnr_min = schedule.logsnr_min
+        self.logsnr_max = schedule.logsnr_max
         weighting.check(self.logsnr_min, self.logsnr_max)
         self.online = OnlineObjective(Objective(weighting, schedule, _predicted(prediction, None)), adapts, floor)
         self.edges = self.online.edges
-        self.t_sampling, self.rank, self.ranks, self.step, self.images = t_sampling, rank, ranks, 0, 0
-        self._t, self._noise = Stream(seed, "t"), Stream(seed, "noise")
+        self.t_sampling = t_sampling
+        self.rank = rank
+        self.ranks = ranks
+        self.step = 0
+        self.images = 0
+        self._t = Stream(seed, "t")
+        self._noise = Stream(seed, "noise")
         self._sums: BinSums | None = None
 
     @property
@@ -200,7 +206,8 @@ class DiffusionLoss:
         """
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
             raise UsageError(f"x is {getattr(x, 'dtype', type(x))}; give a float tensor of ≥2 dims, pixels by elbocli.normalised")
-        size, first = len(x), self.rank * len(x)
+        size = len(x)
+        first = self.rank * len(x)
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
         if eps is None:
             places = range(self.images + first, self.images + first + size)
@@ -213,7 +220,8 @@ class DiffusionLoss:
             self._sums = BinSums(self.logsnr_min, self.logsnr_max, device=x.device)
         terms = self.objective.losses(network, x, eps, labels, self.schedule.logsnr(t))
         self._sums.add(terms.logsnr, terms.eps_mse)
-        self.step, self.images = self.step + 1, self.images + size * self.ranks
+        self.step = self.step + 1
+        self.images = self.images + size * self.ranks
         return terms
 
     def take_sums(self) -> Tensor:
@@ -257,7 +265,8 @@ class DiffusionLoss:
             raise UsageError(
                 f"the state is of a loss with {loss}, but this loss has {self._kind()}; make this loss with the state's settings"
             )
-        self.step, self.images = state["step"], state["images"]
+        self.step = state["step"]
+        self.images = state["images"]
         self.online.restore(state["adaptive"])
 
     def _kind(self) -> str:
@@ -389,17 +398,20 @@ def draw(
             labels = choose_labels(classes, n, network.network.config.num_classes, seed, counts=counts)
     if not shape or n < 1:
         raise UsageError(f"shape is {tuple(shape)} and n is {n}; pass the shape of one example, and the number of examples")
-    chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, trained)
+    chosen = parse_sampler(sampler) if isinstance(sampler, str) else sampler
+    what = _predicted(prediction, trained)
     steps = chosen.traits.steps if steps is None else steps
     schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, trained, clip=True)
     grid = logsnr_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else usual_spacing(schedule, chosen))
-    place, labels = choose_device(str(device)), _labels(labels, n)
+    place = choose_device(str(device))
+    labels = _labels(labels, n)
     how = SampleSettings(sampler=choose_space(chosen, what, schedule), start=STARTS.parse(start))
     if guidance_scale != 1 and labels is None:
         raise UsageError(
             f"guidance_scale {guidance_scale:g} needs labels of shape [{n}]; pass labels=, or leave guidance_scale at 1"
         )
-    source, arithmetic = Noise(seed, (*shape[1:], shape[0]), 0, place), Precision(precision, place)
+    source = Noise(seed, (*shape[1:], shape[0]), 0, place)
+    arithmetic = Precision(precision, place)
     denoiser = Denoiser(module, what, Guidance(guidance_scale), threshold=THRESHOLDS.parse(threshold))
     nfe = count_evaluations(denoiser, how.sampler, grid, None if labels is None else labels[:1])
 
@@ -455,9 +467,14 @@ def variational_bound(
     Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
     module, trained = _trained(network, loss)
-    what, schedule = _predicted(prediction, trained), _on_range(schedule, logsnr_min, logsnr_max, trained)
-    low, high, arithmetic = schedule.logsnr_min, schedule.logsnr_max, Precision(precision, choose_device(str(device)))
-    labels, size, images = _labels(labels, len(pixels)), max(1, batch_size // draws), []
+    what = _predicted(prediction, trained)
+    schedule = _on_range(schedule, logsnr_min, logsnr_max, trained)
+    low = schedule.logsnr_min
+    high = schedule.logsnr_max
+    arithmetic = Precision(precision, choose_device(str(device)))
+    labels = _labels(labels, len(pixels))
+    size = max(1, batch_size // draws)
+    images = []
     for first in range(0, len(pixels), size):
         rows = range(first, min(first + size, len(pixels)))
         some = channels_first(torch.as_tensor(pixels[first : rows.stop])).permute(0, 2, 3, 1).cpu()

@@ -147,7 +147,9 @@ def run(args: list[str]) -> int:
     try:
         return _invoke(args)
     except (Exception, KeyboardInterrupt) as error:
-        where, code, said = Command.path, getattr(error, "exit_code", 1), " ".join(str(error).split())[:200]
+        where = Command.path
+        code = getattr(error, "exit_code", 1)
+        said = " ".join(str(error).split())[:200]
         no_memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(repr(error)) is not None
         if isinstance(error, OSError) and error.filename is None:  # Python flushes stdout again at exit, which would fail again
             _silence(sys.stdout)
@@ -167,7 +169,8 @@ def run(args: list[str]) -> int:
             case OSError():
                 said = f"{error.filename or 'standard output'}: {error.strerror or error}"
             case KeyboardInterrupt() | click.Abort():
-                said, code = "interrupted", SIGNALLED + signal.SIGINT
+                said = "interrupted"
+                code = SIGNALLED + signal.SIGINT
             case _ if no_memory:
                 said = f"out of memory{said and f' ({said})'}; {LESS}"
             case _:

@@ -24,7 +24,8 @@ ROWS = ROOT / "docs/recipes.json"
 ELBO = (sys.executable, "-m", "elbocli")
 RATE = 3e14
 """Operations per second: docs/gpu.md estimates 290 to 350 TFLOP/s for imagenet64 on a card like an H100."""
-FID, ACCURACY = "frechet_distance", "accuracy"
+FID = "frechet_distance"
+ACCURACY = "accuracy"
 
 
 def stdout(*words: Any, feed: bytes | None = None) -> bytes:
@@ -81,7 +82,9 @@ def distances(scores: dict[str, Any]) -> dict[str, float]:
 def tutorial() -> dict[str, Any]:
     """The row of the tutorial, from the figures of its page."""
     figures = json.loads((ROOT / "docs/tutorial/figures.json").read_text())
-    output, scores, bound = figures["output"]["train"], figures["scores"], figures["bound"]
+    output = figures["output"]["train"]
+    scores = figures["scores"]
+    bound = figures["bound"]
     return {
         "preset": re.findall(r"preset (\S+),", output)[0],
         "data": "Fashion-MNIST",
@@ -108,7 +111,9 @@ def measured(rows: list[dict[str, Any]]) -> str:
     titles = "preset, data, images, machine, training, peak memory, loss, Fréchet distance, accuracy, bits/dim, command"
     lines = [titles.split(", ")]
     for row in rows:
-        seconds, memory, command = row["seconds"], row.get("peak_memory_MB"), row["command"]
+        seconds = row["seconds"]
+        memory = row.get("peak_memory_MB")
+        command = row["command"]
         lines.append(
             [
                 f"`{row['preset']}`",

@@ -123,7 +123,8 @@ def described(option: click.Option) -> tuple[str, str]:
 
 def listed(type_: Named) -> str:
     """All names that an option may begin with, with parameters and their defaults."""
-    table, words = resolve_name(type_.table), []
+    table = resolve_name(type_.table)
+    words = []
     for name in type_.known:
         declared = table[name] if isinstance(table, dict) and name in table else None
         words.append(declared.spec if declared else name)

@@ -113,7 +113,8 @@ def typed(**settings: Any) -> SampleSettings:
     return SampleSettings(**{key: PARSE[key](value) if key in PARSE else value for key, value in settings.items()})
 
 
-TINY, SPATIAL = "frechet_distance[elbo-tiny]", "spatial_frechet_distance[elbo-tiny]"
+TINY = "frechet_distance[elbo-tiny]"
+SPATIAL = "spatial_frechet_distance[elbo-tiny]"
 
 
 def result(samples: Any, ref: Any = None, metrics: Any = ("fid",), **settings: Any) -> EvalResult:

@@ -174,7 +174,8 @@ def trained(
     def counted(done: int, *_: Any) -> None:
         nonlocal ends
         if ends and done == ends[1] and world.rank == world.size - 1:
-            number, ends = signal.Signals[ends[0]], None
+            number = signal.Signals[ends[0]]
+            ends = None
             signal.raise_signal(number)
 
     with heard(counted):
@@ -186,7 +187,8 @@ if __name__ == "__main__":
     for line in sys.stdin:
         codes = []
         for job in json.loads(line):
-            size, (file, _, name) = job.pop("size", 2), job.pop("work", "").rpartition(":")
+            size = job.pop("size", 2)
+            (file, _, name) = job.pop("work", "").rpartition(":")
             work = runpy.run_path(file)[name] if file else trained
             codes.append(forked(size, partial(work, **job)))
         print(json.dumps(codes), flush=True)

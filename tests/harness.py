@@ -130,7 +130,8 @@ def terminal(columns: int = 80) -> Iterator[list[str]]:
     """A terminal as all streams inside the block; yields a list that holds what it shows, after the block."""
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    seen, shown = list[bytes](), list[str]()
+    seen = list[bytes]()
+    shown = list[str]()
 
     def read() -> None:
         try:

@@ -38,7 +38,9 @@ def betas(name, count):
     return np.minimum(1 - clean[1:] / clean[:-1], 0.999)
 
 
-SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
+SIGMA_MIN = 0.002
+SIGMA_MAX = 80.0
+RHO = 7.0
 
 
 class Stacked:
@@ -116,7 +118,8 @@ class Levels:
     """Independent pixels of 256 levels, which have these probabilities [256]."""
 
     def __init__(self, shares: Tensor):
-        self.shares, self.at = shares, torch.arange(256, dtype=torch.float64) / 127.5 - 1
+        self.shares = shares
+        self.at = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
     def __call__(self, z: Tensor, logsnr: Tensor, labels: Tensor | None) -> Tensor:
         at = z.double()[..., None]

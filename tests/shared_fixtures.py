@@ -357,17 +357,17 @@ def no_locks(request, monkeypatch):
     atomic._warn_of_no_locks.cache_clear()
 
 
-WIDTH, DEPTH, HEADS = 32, 2, 4
+WIDTH = 32
+DEPTH = 2
+HEADS = 4
 
 
 @pytest.fixture
 def small_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have timm make networks of few weights."""
     timm = pytest.importorskip("timm")
-    vits, convnexts = (
-        {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS},
-        {"dims": (8, 16, 24, WIDTH), "depths": (1, 1, 1, 1)},
-    )
+    vits = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
+    convnexts = {"dims": (8, 16, 24, WIDTH), "depths": (1, 1, 1, 1)}
     make = timm.create_model
     monkeypatch.setattr(
         timm, "create_model", lambda name, **more: make(name, **(convnexts if "convnext" in name else vits), **more)

@@ -41,7 +41,8 @@ def test_importing_it_imports_nothing_heavy_and_every_name_is_there():
 def test_the_loss_is_that_of_training_to_the_bit(schedule, digits, preset):
     data = elbocli.open_dataset(digits)
     resolved = resolve({"preset": str(preset), "schedule": schedule, "network.dropout": 0.0, "seed": 3}, data)
-    network, batches = build(resolved.network).eval(), Batches(data, resolved, CPU)
+    network = build(resolved.network).eval()
+    batches = Batches(data, resolved, CPU)
     loss = elbocli.DiffusionLoss("sigmoid", schedule, "v", logsnr_min=-10, logsnr_max=10, seed=3)
     for step in range(3):
         x, _, labels = batches.at(step, 0)
@@ -113,7 +114,8 @@ def test_a_range_is_that_of_the_loss_or_of_a_schedule_unless_given():
     cosine = elbocli.schedule("cosine", -9, 9)
     loss = elbocli.DiffusionLoss("sigmoid", cosine, "eps", logsnr_max=8)
     assert (loss.logsnr_min, loss.logsnr_max) == (-9, 8) == (loss.schedule.logsnr_min, loss.schedule.logsnr_max)
-    shape, given = (1, 8, 8), {"logsnr_min": -9.0, "logsnr_max": 8.0}
+    shape = (1, 8, 8)
+    given = {"logsnr_min": -9.0, "logsnr_max": 8.0}
     drawn = elbocli.draw(same, shape=shape, n=2, steps=3, loss=loss)
     assert torch.equal(drawn, elbocli.draw(same, "eps", shape, 2, steps=3, **given))
     assert not torch.equal(drawn, elbocli.draw(same, "eps", shape, 2, steps=3))
@@ -170,7 +172,8 @@ def test_what_it_draws_is_what_elbo_sample_draws(sampler, schedule, elbo, traine
     words = ("--steps", 4, "--sampler", sampler, "--schedule", schedule)
     result = elbo("sample", trained, "-n", 6, *words, "-o", tmp_path / "s.npy")
     assert result.returncode == 0, result.stderr
-    run, labels = elbocli.open_run(trained, "cpu"), torch.arange(6)
+    run = elbocli.open_run(trained, "cpu")
+    labels = torch.arange(6)
     on = elbocli.schedule(schedule, -10, 10)
     how = {"labels": labels, "steps": 4, "sampler": sampler, "schedule": on, "device": "cpu"}
     drawn = elbocli.draw(run.network, run.prediction, (1, 8, 8), 6, **how)
@@ -182,7 +185,9 @@ def test_what_it_draws_is_what_elbo_sample_draws(sampler, schedule, elbo, traine
 
 def test_the_bound_is_that_of_elbo_bound(elbo, trained, digits):
     result = elbo("bound", trained, digits, "-n", 300, "--draws", 2, "--device", "cpu")
-    expected, data, run = json.loads(result.stdout), elbocli.open_dataset(digits), elbocli.open_run(trained, "cpu")
+    expected = json.loads(result.stdout)
+    data = elbocli.open_dataset(digits)
+    run = elbocli.open_run(trained, "cpu")
     how = {"logsnr_min": -10, "logsnr_max": 10, "draws": 2, "population": 300, "device": "cpu"}
     images, how["schedule"] = (data.read(range(300)), torch.from_numpy(data.labels)), open_measurement(trained, None).schedule()
     found = elbocli.variational_bound(run.network, run.prediction, *images, **how)
@@ -199,7 +204,8 @@ def test_the_bound_is_that_of_elbo_bound(elbo, trained, digits):
 
 
 def test_a_network_keeps_the_range_and_prediction_of_its_run(trained, digits):
-    run, pixels = elbocli.open_run(trained, "cpu"), elbocli.open_dataset(digits).read(range(20))
+    run = elbocli.open_run(trained, "cpu")
+    pixels = elbocli.open_dataset(digits).read(range(20))
     few = {"pixels": pixels, "draws": 2, "device": "cpu"}
     bound = elbocli.variational_bound(run.network, **few)
     own = elbocli.schedule("uniform", -10, 10)
@@ -216,7 +222,8 @@ def test_a_network_keeps_the_range_and_prediction_of_its_run(trained, digits):
 
 
 def test_a_loss_log_is_read_as_arrays_by_interval_and_noise_level(trained, tmp_path):
-    arrays, whole = elbocli.read_losslog(trained), read_logs([trained / "losslog.jsonl"])
+    arrays = elbocli.read_losslog(trained)
+    whole = read_logs([trained / "losslog.jsonl"])
     assert arrays.count.shape == arrays.eps_mse.shape == arrays.eps_mse_se.shape == (whole.lines, len(whole.edges) - 1)
     assert np.array_equal(arrays.count.sum(0), whole.sums[0]) and arrays.images[-1] == whole.images
     np.testing.assert_allclose(np.nansum(arrays.count * arrays.eps_mse, 0), whole.sums[1])
@@ -224,7 +231,8 @@ def test_a_loss_log_is_read_as_arrays_by_interval_and_noise_level(trained, tmp_p
     log = elbocli.LossLogWriter(tmp_path / "l.jsonl", torch.tensor([-1.0, 0, 1]).double(), dimensions=4)
     log.write(1, 4, torch.tensor([[4.0, 1], [errors.sum(), 3], [(errors**2).sum(), 9]]).double())
     made = elbocli.read_losslog(tmp_path / "l.jsonl")
-    (mean, alone), (se, unknown) = made.eps_mse[0], made.eps_mse_se[0]
+    (mean, alone) = made.eps_mse[0]
+    (se, unknown) = made.eps_mse_se[0]
     assert mean == errors.mean() and alone == 3 and np.isnan(unknown)
     assert se == pytest.approx(errors.std(ddof=1) / 2)
 
@@ -232,7 +240,9 @@ def test_a_loss_log_is_read_as_arrays_by_interval_and_noise_level(trained, tmp_p
 def test_plots_draw_the_curves_on_the_given_axis(trained):
     from matplotlib.figure import Figure
 
-    axis, weighting, schedule = Figure().subplots(), elbocli.weighting("edm"), elbocli.schedule("cosine", -10, 10)
+    axis = Figure().subplots()
+    weighting = elbocli.weighting("edm")
+    schedule = elbocli.schedule("cosine", -10, 10)
     assert weighting.plot(-5, 5, axis) is axis and schedule.plot(axis) is axis
     arrays = elbocli.read_losslog(trained)
     arrays.plot(axis)

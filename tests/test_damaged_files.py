@@ -150,7 +150,8 @@ def seal(path):
     """Put the digest of a checkpoint's file right, as one who means harm would."""
     meta = path.parent / "meta.json"
     if meta.exists() and meta != path:
-        content, about = path.read_bytes(), json.loads(meta.read_text())
+        content = path.read_bytes()
+        about = json.loads(meta.read_text())
         about["files"][path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         meta.write_text(json.dumps(about))
 
@@ -267,7 +268,8 @@ def damaged(random, content):
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.long] * (seed > 0)) for seed in SEEDS])
 @pytest.mark.parametrize("file", READERS)
 def test_a_damaged_file_is_refused_in_a_sentence_or_harmless(file, seed, folder):
-    random, path = Random(f"{file} {seed}"), folder / file
+    random = Random(f"{file} {seed}")
+    path = folder / file
     path.write_bytes(damaged(random, path.read_bytes()))
     if random.random() < 0.7:
         seal(path)
@@ -300,7 +302,8 @@ def payloads(bomb):
 @pytest.mark.parametrize("file", READERS | ONLY_PICKLES)
 def test_nothing_in_a_file_is_run_and_a_hostile_one_is_refused_in_a_sentence(file, folder, bomb, monkeypatch):
     monkeypatch.setattr("elbocli.report.page.pictures", lambda *runs: {})  # a refused file changes none
-    lines, path = (READERS | ONLY_PICKLES)[file], folder / file
+    lines = (READERS | ONLY_PICKLES)[file]
+    path = folder / file
     before = folder.parent / "before"
     shutil.copytree(folder, before)
     for number, content in enumerate(payloads(bomb)):

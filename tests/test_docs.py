@@ -50,7 +50,8 @@ def test_the_page_on_presets_is_what_the_command_says():
 
 def test_pages_of_measurements_show_what_was_measured():
     """`make docs` writes them: nothing there is typed by hand."""
-    ablation, tabulate = load(ROOT / "examples/ablation/ablation.py"), load(ROOT / "examples/sweep/tabulate.py")
+    ablation = load(ROOT / "examples/ablation/ablation.py")
+    tabulate = load(ROOT / "examples/sweep/tabulate.py")
     rows = ablation.gathered(ROOT / "examples/ablation/results.jsonl")
     assert sorted(tuple(row[key] for key in ablation.Cell._fields) for row in rows) == sorted(ablation.cells(3))
     assert tabulate.STYLES.items() >= ablation.STYLES.items()
@@ -58,7 +59,8 @@ def test_pages_of_measurements_show_what_was_measured():
     tables = f"\n## Measured\n\n### Digits\n\n{ablation.summary(rows)}\n\n### Fashion-MNIST\n\n{sweep}\n"
     tables += f"\n### JiT\n\n{run(*(ROOT / 'examples/ablation' / name for name in ('nine.py', 'nine.jsonl'))).stdout}"
     assert (ROOT / "docs/experiments.md").read_text().endswith(tables)
-    script, measurements = ROOT / "examples/ablation/changes.py", (ROOT / "docs/measurements.md").read_text()
+    script = ROOT / "examples/ablation/changes.py"
+    measurements = (ROOT / "docs/measurements.md").read_text()
     for words in (
         ["changes.jsonl"],
         ["candidates.jsonl", "--against", "before"],
@@ -137,7 +139,9 @@ class Resources(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.loaded, self.links, self.ids = CSS.findall(page), [], set()
+        self.loaded = CSS.findall(page)
+        self.links = []
+        self.ids = set()
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):

@@ -190,7 +190,8 @@ def test_make_trains_each_setting_with_each_seed_and_goes_on(digits, tmp_path):
             [*line, f"SEEDS={seeds}"], cwd=tmp_path, env=environment(PATH=BIN), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        found, count = json.loads((tmp_path / "compare.json").read_text()), len(seeds.split())
+        found = json.loads((tmp_path / "compare.json").read_text())
+        count = len(seeds.split())
         assert found["first_trainings"] == found["others"][0]["trainings"] == count
         assert done.stdout.count("elbo train") == 2
     assert len((tmp_path / "compare.csv").read_text().splitlines()) == 1 + len(found["others"][0]["scores"])
@@ -247,7 +248,8 @@ def test_a_training_of_jits_nine_is_measured_by_elbos_own_commands(prepared, mon
 def test_one_training_of_the_sweep_through_shell_and_make(prepared):
     given = {"BIASES": "-1", "SHIFTS": "1.65", "SCHEDULES": "laplace:mean=0,scale=1.5", "SEEDS": "3", "STEPS": "2"}
     given |= {"SAMPLES": "20", "WALK": "3", "IMAGES": "4", "OMP_NUM_THREADS": "1", "JOBS": "1"}
-    line, variables = ["sh", SWEEP / "sweep.sh", prepared], environment(**given, PATH=BIN, PYTHON=sys.executable)
+    line = ["sh", SWEEP / "sweep.sh", prepared]
+    variables = environment(**given, PATH=BIN, PYTHON=sys.executable)
     done = subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     settings = read_yaml(prepared / "runs/-1_1.65_laplace+mean=0^scale=1.5_3/config.yaml")["settings"]
@@ -276,7 +278,8 @@ def test_photographs_are_cut_alike_each_time_and_whole_ones_are_held_out(monkeyp
     fresh = load(EXAMPLES / "fresh/make_dataset.py")
     monkeypatch.setattr(fresh, "BACKGROUNDS", tmp_path)
     monkeypatch.setattr(fresh, "CROPS", 5)
-    first, second = dict(fresh.cut()), dict(fresh.cut())
+    first = dict(fresh.cut())
+    second = dict(fresh.cut())
     assert all(np.array_equal(second[path], image) for path, image in first.items()) and len(first) == len(second)
     of_part = {part: {path.stem.rpartition("-")[0] for path in first if path.parts[0] == part} for part in ("train", "test")}
     assert not of_part["train"] & of_part["test"] and {len(found) for found in of_part.values()} == {2, 4}
@@ -323,7 +326,8 @@ def test_the_commands_of_the_tutorial_run_and_fill_its_page(tmp_path):
 
 
 def test_the_notebook_shows_tables_plots_and_a_bar(trained, digits, tmp_path):
-    nbclient, _ = pytest.importorskip("nbclient"), pytest.importorskip("ipykernel")
+    nbclient = pytest.importorskip("nbclient")
+    _ = pytest.importorskip("ipykernel")
     (tmp_path / "run").symlink_to(trained)
     (tmp_path / "test.h5").symlink_to(digits)
     notebook = import_module("nbformat").read(EXAMPLES / "run.ipynb", 4)

@@ -31,7 +31,8 @@ def _one_thread() -> Iterator[None]:
 def test_the_jackknife_knows_the_spread_of_independent_gradients():
     """Batch gradients N(μ, S): tr Cov / ‖μ‖² is known, and the stated errors are those of repetition."""
     random = np.random.default_rng(0)
-    mean, scale = np.array([1.0, 0, -2.0, 0.5]), np.array([1.0, 2.0, 0.5, 1.5])
+    mean = np.array([1.0, 0, -2.0, 0.5])
+    scale = np.array([1.0, 2.0, 0.5, 1.5])
     truth = float((scale**2).sum() / (mean**2).sum())
 
     def measured() -> Any:
@@ -67,7 +68,8 @@ def test_the_script_writes_a_schedule_and_the_table_shows_it(trained, tmp_path, 
 
     monkeypatch.setattr(gradients, "BINS", 10)
     monkeypatch.setattr(gradients, "PER_BIN", 6)
-    out, result = tmp_path / "g.yaml", tmp_path / "a.json"
+    out = tmp_path / "g.yaml"
+    result = tmp_path / "a.json"
     called(trained, "--batches", 16, "--schedule", "cosine", "--schedule", "fitted:gradient", "-o", out)
     gradients.main()
     result.write_text(capsys.readouterr().out)

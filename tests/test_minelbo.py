@@ -51,9 +51,11 @@ def unlabelled(network):
 
 
 def test_the_loss_is_elbos(script, network, pixels):
-    x, eps = pixels[:128].float() / 127.5 - 1, torch.randn(128, 1, 8, 8)
+    x = pixels[:128].float() / 127.5 - 1
+    eps = torch.randn(128, 1, 8, 8)
     terms = elbocli.DiffusionLoss("sigmoid:bias=2", "cosine", "v", **RANGE)(unlabelled(network), x, eps=eps)
-    weighting, schedule = script.sigmoid_weighting, script.Cosine()
+    weighting = script.sigmoid_weighting
+    schedule = script.Cosine()
     loss, error = script.losses(network, x, eps, terms.logsnr.double(), weighting, schedule)
     torch.testing.assert_close(loss, terms.loss, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(error, terms.eps_mse, rtol=1e-5, atol=1e-7)
@@ -99,7 +101,8 @@ def test_the_bound_is_elbos(script, network, pixels):
 
 def test_a_short_training_learns(script, pixels, capsys):
     torch.manual_seed(0)
-    x, network = pixels.float() / 127.5 - 1, script.Network(64, 192)
+    x = pixels.float() / 127.5 - 1
+    network = script.Network(64, 192)
 
     def loss(schedule):
         logsnr = schedule.logsnr(torch.rand(len(x), dtype=torch.float64))

@@ -271,7 +271,8 @@ def test_commands_on_pages_and_in_examples_are_understood(name, world, tmp_path,
         command: Any = main.elbo
         words = call.split("\0")
         while isinstance(command, click.Group) and words[:1] and words[0][0] != "-":
-            command, words = command.get_command(click.Context(command), words[0]), words[1:]
+            command = command.get_command(click.Context(command), words[0])
+            words = words[1:]
         with contextlib.suppress(click.exceptions.Exit), declarations_kept():
             command.make_context(call.replace("\0", " "), words)
 

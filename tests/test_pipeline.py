@@ -60,7 +60,9 @@ def test_paths_must_be_utf_8_but_images_and_classes_need_not(elbo, digits_folder
 def test_the_elbos_weighting_has_the_better_bound_and_the_sigmoid_the_better_images(tmp_path):
     """The paper's trade-off, which shows after a few hundred steps; and an untrained network's distance and accuracy."""
     _, read = demo(tmp_path, STEPS="400")
-    elbo, sigmoid, untrained = "1-elbo-cosine", "2-sigmoid-cosine", read("0-untrained.json")
+    elbo = "1-elbo-cosine"
+    sigmoid = "2-sigmoid-cosine"
+    untrained = read("0-untrained.json")
     distance = "frechet_distance[classifier.pt2]"
     assert read(f"{sigmoid}.json")[distance] < untrained[distance] / 10 and untrained["accuracy"] < 0.3
     assert read(f"{elbo}.bound")["bpd"] < read(f"{sigmoid}.bound")["bpd"]

@@ -28,7 +28,8 @@ def _read(setup: Path) -> ConfigParser:
 
 def lower_bounds(setup: Path = SETUP) -> dict[str, str]:
     """Versions by name. Raises ValueError when a requirement is no `name >= version`, or one name has two bounds."""
-    parser, found = _read(setup), dict[str, str]()
+    parser = _read(setup)
+    found = dict[str, str]()
     wanted = (parser["options"]["install_requires"], parser["options.extras_require"]["test"])
     for line in filter(None, (line.partition("#")[0].strip() for text in wanted for line in text.splitlines())):
         match = BOUND.fullmatch(line)

@@ -180,13 +180,16 @@ class Bare:
         else:
             self.images = stored.to(device).permute(0, 3, 1, 2) / 127.5 - 1
         self.labels = torch.from_numpy(dataset.labels).to(device)
-        self.batch, self.device, self.micro_batch = batch, device, micro_batch or batch
+        self.batch = batch
+        self.device = device
+        self.micro_batch = micro_batch or batch
         self.lowered = LOWERED.get(precision)
 
     def step(self) -> None:
         """One update."""
         for rows in torch.randint(len(self.images), (self.batch,), device=self.device).split(self.micro_batch):
-            x, labels = self.images[rows], self.labels[rows]
+            x = self.images[rows]
+            labels = self.labels[rows]
             angle = torch.rand(len(rows), device=self.device) * 0.998 + 0.001
             alpha, sigma = (f(angle * torch.pi / 2).view(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
             eps = torch.randn_like(x)

@@ -41,7 +41,8 @@ def declared() -> list[StoredFormat]:
 
 def made(rng: random.Random, hint: Any, meta: Meta | None = None) -> Any:
     """JSON content that a type hint allows."""
-    holds, meta = get_args(hint), meta or Meta()
+    holds = get_args(hint)
+    meta = meta or Meta()
     if get_origin(hint) is Annotated:
         return made(rng, *holds)
     if get_origin(hint) is Literal:
@@ -70,7 +71,8 @@ def made(rng: random.Random, hint: Any, meta: Meta | None = None) -> Any:
 
 def object_of(rng: random.Random, record: type[Record]) -> dict[str, Any]:
     """JSON content that a record allows: keys that may be missing are, now and then."""
-    hints, found = get_type_hints(record, include_extras=True), dict[str, Any](record.head())
+    hints = get_type_hints(record, include_extras=True)
+    found = dict[str, Any](record.head())
     for each in fields(record):
         if each.type == Rest:
             found |= {f"other{n}": made(rng, Any) for n in range(rng.randint(0, 2))}
@@ -146,7 +148,8 @@ def roff(text: str) -> str:
 
 def renewed(path: Path) -> str:
     """Return the text of a page, with a new generated part."""
-    text, (begin, end) = path.read_text("utf-8"), MARKS[path.suffix]
+    text = path.read_text("utf-8")
+    (begin, end) = MARKS[path.suffix]
     made_anew = "\n".join([begin, *(table() if path.suffix == ".md" else sections()), end])
     return text[: text.index(begin)] + made_anew + text[text.index(end) + len(end) :]
 

@@ -62,7 +62,8 @@ def packed_digits(folder: Path, count: int = 300) -> Dataset:
     images = rng.integers(0, 24, (count, 8, 8, 1), np.uint8)
     for index, image in enumerate(images):
         bits = np.array([GLYPHS[index % 10] >> (14 - k) & 1 for k in range(15)]).reshape(5, 3, 1)
-        top, left = rng.integers(0, 4), rng.integers(0, 6)
+        top = rng.integers(0, 4)
+        left = rng.integers(0, 6)
         image[top : top + 5, left : left + 3] += (bits * rng.integers(120, 230)).astype(np.uint8)
     return _written(out, BlockLayout(IMAGES, (8, 8, 1)), images, 10, image_size=8)
 

@@ -75,7 +75,8 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
         node = nodes.pop()
         nodes += [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.JoinedStr)]
         if isinstance(node, ast.expr | ast.stmt) and (text := changed(node)) is not None:
-            start, end = lines[node.lineno - 1] + node.col_offset, lines[node.end_lineno - 1] + node.end_col_offset
+            start = lines[node.lineno - 1] + node.col_offset
+            end = lines[node.end_lineno - 1] + node.end_col_offset
             yield Mutant(path, node.lineno, start, end, text if isinstance(node, ast.stmt) else f"({text})")
 
 
@@ -102,7 +103,8 @@ def names_in_helpers(path: Path) -> set[str]:
 def tests_of(module: Path) -> list[str]:
     """Return the test files for a module, as paths below ROOT, those of its folder first."""
     parts = module.relative_to(ROOT).with_suffix("").parts
-    package, name = ".".join(parts[:-1]), parts[-1]
+    package = ".".join(parts[:-1])
+    name = parts[-1]
     asked = {package if name == "__init__" else f"{package}.{name}", *([parts[1]] if name == "command" else [])}
     folder = ROOT.joinpath("tests", *parts[1:-1][:1])
     near = sorted(folder.rglob("test_*.py") if parts[1:-1] else folder.glob("test_*.py"))
@@ -125,7 +127,8 @@ def passes(copy: Path, *words: str) -> bool:
 
 def verdict(mutant: Mutant, copy: Path) -> str:
     """Run the tests with a change; return noticed, missed, or broken if the same test fails without it."""
-    path, tests = copy / mutant.path.relative_to(ROOT), tests_of(mutant.path)
+    path = copy / mutant.path.relative_to(ROOT)
+    tests = tests_of(mutant.path)
     source = mutant.path.read_bytes()
     path.write_bytes(source[: mutant.start] + mutant.text.encode() + source[mutant.end :])
     try:

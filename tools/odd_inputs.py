@@ -325,7 +325,9 @@ def source_of(odd: Odd, folder: Path) -> Path:
 
 def pack(source: Path, out: Path, **settings: Any) -> list[str]:
     """Pack a source; return the messages that were logged."""
-    handler, level, messages = logging.Handler(logging.INFO), log.level, list[str]()
+    handler = logging.Handler(logging.INFO)
+    level = log.level
+    messages = list[str]()
     # As text at once: a record may hold an error, whose traceback holds this frame and open files.
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     log.addHandler(handler)
@@ -340,9 +342,13 @@ def pack(source: Path, out: Path, **settings: Any) -> list[str]:
 
 def outcome(odd: Odd, folder: Path) -> Outcome:
     """Pack it twice, to stop and to skip."""
-    source, out = source_of(odd, folder), folder / "out.h5"
+    source = source_of(odd, folder)
+    out = folder / "out.h5"
     settings = {"size": 8, **odd.settings}
-    stopped, messages, packed, pixels = "", [], 0, None
+    stopped = ""
+    messages = []
+    packed = 0
+    pixels = None
     with as_nobody() if odd.nobody else contextlib.nullcontext():
         try:
             pack(source, folder / "stop.h5", **settings)

@@ -71,7 +71,9 @@ def repacked(path: Path) -> None:
     with tarfile.open(path) as before, tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as after:
         for member in sorted(before.getmembers(), key=lambda each: each.name):
             found = tarfile.TarInfo(member.name)
-            found.type, found.size, found.mtime = member.type, member.size, epoch()
+            found.type = member.type
+            found.size = member.size
+            found.mtime = epoch()
             found.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
             after.addfile(found, before.extractfile(member))
     path.write_bytes(gzip.compress(content.getvalue(), mtime=0))

@@ -30,7 +30,9 @@ def markdown(roff: str) -> str:
     """A page's Markdown. Raises ValueError for a macro that is not understood."""
     blocks: list[str] = []
     running: list[str] = []
-    title, code, tagged = "", False, False
+    title = ""
+    code = False
+    tagged = False
 
     def end_of_paragraph() -> None:
         text = re.sub(r"^[-+] ", r"\\\g<0>", linked(escaped(" ".join(running)), ""))  # no list

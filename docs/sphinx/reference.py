@@ -78,7 +78,8 @@ def written(annotation: Any) -> Any:
 
 def one_a_line(call: str) -> str:
     """A call with each parameter on a line of its own."""
-    depth, lines = 0, ""
+    depth = 0
+    lines = ""
     for sign in call:
         depth += (sign in "([") - (sign in ")]")
         if sign == "(" and depth == 1:

@@ -116,7 +116,8 @@ def fit_log(
         ratios = [value / minimum if minimum > 0 else math.nan for value, minimum in zip(pair, best)]
         promises[name] = dict(zip(PROMISE, map(finite, (*pair, *ratios))))
     digest = hashlib.sha256(edges.numpy().tobytes() + losses.sums.numpy().tobytes()).hexdigest()
-    share, error = w(moments.middle) * moments.smoothed.mean, moments.mean.where(moments.count > 1, torch.nan)
+    share = w(moments.middle) * moments.smoothed.mean
+    error = moments.mean.where(moments.count > 1, torch.nan)
     return FittedSchedule(
         schedule,
         to_text(schedule, weighting=w.spec, criterion=criterion, floor=floor, source_sha256=digest, images=losses.images),
@@ -143,7 +144,8 @@ def _own_density(losses: LossLog) -> Density:
         return resolve_schedule(str(losses.header.schedule), float(losses.edges[0]), float(losses.edges[-1])).density
     except ElboError:
         # + 0.5: the Krichevsky-Trofimov estimate, so that no density is zero.
-        counted, width = losses.sums[0] + 0.5, losses.edges.diff()
+        counted = losses.sums[0] + 0.5
+        width = losses.edges.diff()
         height = floored(counted / counted.sum(), width, losses.header.floor or 0) / width
         return lambda at: height[cell_of(at, losses.edges)]
 
@@ -159,8 +161,10 @@ def plot_fit(fitted: FittedSchedule, out: Path) -> None:
     """Plot a fitted schedule's errors and densities against λ."""
     from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, lettered, new_figure
 
-    (error, se), middle = fitted.error, bin_middles(fitted.edges)
-    low, high = float(fitted.edges[0]), float(fitted.edges[-1])
+    (error, se) = fitted.error
+    middle = bin_middles(fitted.edges)
+    low = float(fitted.edges[0])
+    high = float(fitted.edges[-1])
     sheet, axes = new_figure([["error"], ["density"]], 7.4, 5.2)
     seen = error.isfinite()
     draw_band(axes["error"], middle[seen], error[seen], se[seen])

@@ -146,7 +146,8 @@ def bound(
         result = judge.check_theorem(measured, weighting)
     else:
         several = estimate.measure_likelihoods(measured, estimators)
-        profile, table = several.bound, several.table(measured.rows, measured.dataset.labels)
+        profile = several.bound
+        table = several.table(measured.rows, measured.dataset.labels)
         result = profile.bound if alone else several.result
     facts: dict[str, Any] = {}
     if optimum:

@@ -79,8 +79,10 @@ class Sweep:
     """
 
     def __init__(self, measured: Measurement, schedule: Schedule):
-        self.measured, self.schedule = measured, schedule
-        self.edges, self.errors = bin_edges(measured.low, measured.high), BinSums(measured.low, measured.high)
+        self.measured = measured
+        self.schedule = schedule
+        self.edges = bin_edges(measured.low, measured.high)
+        self.errors = BinSums(measured.low, measured.high)
         self.terms = PairedMoments()
         if (first := next(iter(measured.images), None)) is None:
             raise UsageError(f"{measured.name}: there are no images to measure; give two or more")
@@ -116,13 +118,18 @@ class Sweep:
 
         means: of terms in nats, [C]. of: the terms' coefficients, [C]. solver: error of the ODE solver in nats.
         """
-        value, se = means.value(of), math.hypot(means.se(of, self.measured.population), solver)
-        unit, divisor = UNITS[self.batch.latent], self.batch.divisor
+        value = means.value(of)
+        se = math.hypot(means.se(of, self.measured.population), solver)
+        unit = UNITS[self.batch.latent]
+        divisor = self.batch.divisor
         return {"nats": value, "nats_se": se, unit: value / divisor, f"{unit}_se": se / divisor}
 
     def bound(self) -> BoundEstimate:
         """Return the bound. Raises UsageError for fewer than two images."""
-        means, share, unit, population = self.terms.estimate(), self.share, UNITS[self.batch.latent], self.measured.population
+        means = self.terms.estimate()
+        share = self.share
+        unit = UNITS[self.batch.latent]
+        population = self.measured.population
         place = np.arange(len(share))
         prior, reconstruction, diffusion = (Nats(**self.nats(means, of)) for of in (place == 0, place == 1, place > 1))
         errors = {f"{unit}_se_noise": means.noise_se(share), f"{unit}_se_population": means.se(share, math.inf)}
@@ -137,7 +144,8 @@ class Sweep:
             draws_per_image=self.measured.draws,
             schedule=self.schedule.base,
         )
-        sums, upto = self.errors.values, [(place != 1) & (place <= k) for k in place[2:]]
+        sums = self.errors.values
+        upto = [(place != 1) & (place <= k) for k in place[2:]]
         numbers = [(means.value(of), means.se(of, population)) for of in upto]
         profile = torch.tensor(numbers, dtype=torch.float64)
         return BoundEstimate(bound, sums, ErrorMoments.of_sums(self.edges, sums), *profile.T)
@@ -211,7 +219,8 @@ def variational(sweep: Sweep) -> Terms:
 )
 def information(sweep: Sweep) -> Terms:
     """Estimate ½ ∫ E‖ε−ε̂‖² dλ over all λ, with a Gaussian as a control variate."""
-    draws, sampled = sweep.draws, sweep.integral(_controlled_errors(sweep))
+    draws = sweep.draws
+    sampled = sweep.integral(_controlled_errors(sweep))
     # λ below the network's range: the Gaussian's error. λ above: the same for latents, the reconstruction term for pixels.
     below, end = draws.ends.unbind(1)
     # Control variate of the integral: the deviation of the Gaussian's sampled integral from its closed form.
@@ -226,12 +235,15 @@ def _controlled_errors(sweep: Sweep) -> Tensor:
     The control variate is the deviation of the Gaussian's error from its expectation, on the same noise. In each half of the
     draws and cell of λ, its coefficient, and whether to round, are found on the other half.
     """
-    draws, schedule = sweep.draws, sweep.schedule
-    deviation, error = draws.gaussian - draws.expected, draws.error.clone()
+    draws = sweep.draws
+    schedule = sweep.schedule
+    deviation = draws.gaussian - draws.expected
+    error = draws.error.clone()
     cell = cell_of(draws.logsnr, bin_edges(schedule.logsnr_min, schedule.logsnr_max, CELLS))
     halves = torch.arange(2)[:, None]
     for half, k in itertools.product((0, 1), range(CELLS)):
-        here, there = (cell == k) & (halves == half), (cell == k) & (halves != half)
+        here = (cell == k) & (halves == half)
+        there = (cell == k) & (halves != half)
         if there.sum() < ENOUGH:
             continue
         errors = [draws.error] if sweep.batch.latent else [draws.error, draws.rounded]
@@ -277,7 +289,9 @@ def _solve(measured: Measurement, steps: int, draws: int, signs: int) -> tuple[T
     """Return the results of `_flow` for `draws` noisy versions of each image, [N · draws, 3], and the solver's error in nats."""
     # A quarter of the network's batch size, because backward passes need more memory.
     size = max(1, measured.batch_size // 4 // draws) * draws
-    values, fine, coarse = list[Tensor](), list[Tensor](), list[Tensor]()
+    values = list[Tensor]()
+    fine = list[Tensor]()
+    coarse = list[Tensor]()
     for copies in (part for batch in measured.images for part in batch.copies(draws, size)):
         values.append(_flow(measured, copies, steps, signs))
         done = sum(map(len, values)) // draws
@@ -311,7 +325,8 @@ def _flow(measured: Measurement, copies: ImageBatch, steps: int, signs: int) -> 
 
 def _sign_vectors(seed: int, rows: Sequence[int], x: Tensor, count: int) -> list[Tensor]:
     """Return `count` tensors of random signs, float64, shaped like x and on its device."""
-    stream, shape = Stream(seed, "bound-ode-signs"), (*x.shape[2:], x.shape[1])
+    stream = Stream(seed, "bound-ode-signs")
+    shape = (*x.shape[2:], x.shape[1])
     numbers = (stream.signs([row * count + k for row in rows], shape) for k in range(count))
     return [sent(signs, x.device).movedim(-1, 1).double() for signs in numbers]
 
@@ -325,7 +340,8 @@ def slopes(value: Tensor, control: Tensor) -> Tensor:
     factors = torch.zeros(len(value), dtype=torch.float64)
     for here, there in ((odd, ~odd), (~odd, odd)):
         if there.sum() >= ENOUGH:
-            by, of = control[there].diff(dim=1), value[there].diff(dim=1)
+            by = control[there].diff(dim=1)
+            of = value[there].diff(dim=1)
             factors[here] = (by * of).sum() / by.square().sum().clamp(min=1e-30)
     return factors
 
@@ -351,11 +367,13 @@ class Estimates:
 
         rows: dataset row of each image, [N]. labels: labels of the whole dataset.
         """
-        order, batch = np.argsort(rows), self.sweep.batch
+        order = np.argsort(rows)
+        batch = self.sweep.batch
         table: losslog.Columns = {"index": rows[order], "label": labels[rows[order]]}
         for spec, terms in self.terms.items():
             halves = terms.nats.sum(2).numpy()[order]
-            nats, end = halves.mean(1), "" if len(self.terms) == 1 else f"_{spec.partition(':')[0]}"
+            nats = halves.mean(1)
+            end = "" if len(self.terms) == 1 else f"_{spec.partition(':')[0]}"
             errors = np.hypot(image_errors(halves), terms.solver)
             table |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{UNITS[batch.latent]}{end}": nats / batch.divisor}
         return table
@@ -385,7 +403,8 @@ def estimate_likelihoods(measured: Measurement, estimators: list[Declaration], s
 
 
 def _estimate(estimator: Declaration, terms: Terms, sweep: Sweep) -> LikelihoodEstimate:
-    means, whole = _means(terms.nats), np.ones(len(terms.names))
+    means = _means(terms.nats)
+    whole = np.ones(len(terms.names))
     return LikelihoodEstimate(
         estimator=estimator.spec,
         bounds=estimator.traits,
@@ -399,9 +418,11 @@ def _estimate(estimator: Declaration, terms: Terms, sweep: Sweep) -> LikelihoodE
 
 
 def _difference(one: LikelihoodEstimate, other: LikelihoodEstimate, terms: dict[str, Terms]) -> LikelihoodDifference:
-    of, minus = terms[one.estimator], terms[other.estimator]
+    of = terms[one.estimator]
+    minus = terms[other.estimator]
     means = _means((of.nats.sum(2) - minus.nats.sum(2))[..., None])
-    nats, se = float(means.mean[0]), means.noise_se(np.ones(1))
+    nats = float(means.mean[0])
+    se = means.noise_se(np.ones(1))
     whole = math.hypot(se, of.solver, minus.solver)
     # A smaller `whole` is rounding: both use the same draws, and their difference has no error.
     in_se = nats / whole if whole > ROUNDING * abs(one.nats) else 0.0
@@ -422,7 +443,8 @@ def _means(nats: Tensor) -> PairedEstimate:
 
 def measure_likelihoods(measured: RunMeasurement, estimators: list[Declaration]) -> Estimates:
     """Estimate −log p of images under a run, by several estimators, at noise levels from a fitted schedule."""
-    n, schedule = len(measured.dataset), measured.schedule()
+    n = len(measured.dataset)
+    schedule = measured.schedule()
     if "information" in (estimator.name for estimator in estimators):
         some = Stream(measured.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, measured.dimensions)]
         measured = replace(measured, gaussian=fit_gaussian(flat(measured.images.images(some).content)))

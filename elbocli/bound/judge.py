@@ -40,7 +40,8 @@ def check_theorem(measured: RunMeasurement, specs: Sequence[str] = ()) -> Theore
     weightings = [resolve_weighting(spec) for spec in specs] or [measured.trained.weighting()]
     measures = [_measure(weighting, measured.low, measured.high) for weighting in weightings]
     schedules = [measured.schedule(weighting) for weighting in weightings]
-    rights, checks = _right_sides(measured, measures, [measured.schedule(), *schedules]), list[Check]()
+    rights = _right_sides(measured, measures, [measured.schedule(), *schedules])
+    checks = list[Check]()
     for index, (weighting, schedule) in enumerate(zip(weightings, schedules)):
         left = _left_side(measured, Objective(weighting, schedule, measured.prediction), f"left-{index}")
         checks.append(_check(weighting, measures[index], left, rights, np.eye(len(rights.mean))[index]))
@@ -67,7 +68,8 @@ def _left_side(measured: RunMeasurement, objective: Objective, purpose: str) -> 
 def _right_sides(measured: RunMeasurement, measures: list[Augmented], schedules: list[Schedule]) -> PairedEstimate:
     """Estimate the right side of each weighting, and L(λmin;x) last."""
     # All weightings share the draws, at noise levels of the schedules' average density, so that no weighting lacks any.
-    edges, bounds = bin_edges(measured.low, measured.high), PairedMoments()
+    edges = bin_edges(measured.low, measured.high)
+    bounds = PairedMoments()
     share = torch.stack([-each.t(edges).diff() for each in schedules]).mean(0)
     shared = schedule_of_shares(edges, share, "mixture")
     for draws in measured.draw_all(Objective(PLAIN, shared, measured.prediction), "right"):
@@ -80,7 +82,9 @@ def _right_sides(measured: RunMeasurement, measures: list[Augmented], schedules:
 
 def _check(weighting: Weighting, measure: Augmented, left: Side, rights: PairedEstimate, of: np.ndarray) -> Check:
     # of: coefficients of the weighting's right side.
-    low, high, right = float(measure.levels[0]), float(measure.levels[-1]), _side(rights, of)
+    low = float(measure.levels[0])
+    high = float(measure.levels[-1])
+    right = _side(rights, of)
     se = math.hypot(left.se, right.se)
     in_se = (left.nats - right.nats) / se if se > 0 else 0.0
     rises = rising(weighting, low, high)  # the theorem is on the whole range, also where w is 0
@@ -94,7 +98,8 @@ def _check(weighting: Weighting, measure: Augmented, left: Side, rights: PairedE
 
 
 def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:
-    value, se = estimate.value(of), estimate.noise_se(of)
+    value = estimate.value(of)
+    se = estimate.noise_se(of)
     return Side(value, se, se / abs(value) if value else 0.0)
 
 
@@ -107,15 +112,18 @@ def open_training_images(measured: RunMeasurement, optimum: Path) -> RunMeasurem
     optimum: file of 'elbo optimum' for these images.
     Raises UsageError: `optimum` is for other images, or a narrower λ range. DataError, FormatError: the dataset is unusable.
     """
-    least, trained = read_optimum(optimum), measured.trained
-    digest, run = trained.data.payload_sha256, trained.path
+    least = read_optimum(optimum)
+    trained = measured.trained
+    digest = trained.data.payload_sha256
+    run = trained.path
     if least.payload_sha256 != digest:
         raise UsageError(
             f"{optimum}: its least possible errors are not for the training images of {run}; use 'elbo optimum --like {run}'"
         )
     least.least(torch.tensor([measured.low, measured.high], dtype=torch.float64))
     dataset = measured.dataset if measured.dataset.payload_sha256 == digest else open_data(trained, None)
-    rows, index = training_rows(trained.settings, dataset), 1 if trained.settings.val_split else 0
+    rows = training_rows(trained.settings, dataset)
+    index = 1 if trained.settings.val_split else 0
     rows = rows[Stream(measured.seed, "bound-images").permutation(index, len(rows))[: measured.limit]]
     images = replace(measured.images, dataset=dataset, rows=rows)
     return replace(measured, images=images, population=len(dataset), total=len(rows))
@@ -130,7 +138,8 @@ def add_excess(
     optimum: file of 'elbo optimum'.
     Returns: report for JSON: excess loss, nats per dimension (own: training images, new: others); `bound` with excess by λ bin.
     """
-    moments, weighting = bound.moments, measured.trained.weighting()
+    moments = bound.moments
+    weighting = measured.trained.weighting()
     least = read_optimum(optimum).least(moments.edges)
     same = training.dataset is measured.dataset and set(training.rows) == set(measured.rows)
     gains = {"own": excess(moments if same else measure_bound(training).moments, *least, weighting)}

@@ -123,7 +123,8 @@ class Measurement:
 
     def _levels(self, rows: Sequence[int], schedule: Schedule, purpose: str) -> Tensor:
         """Return two sets of evenly spaced λ(t) for each image, with a random offset each, [B, 2, draws / 2]."""
-        offsets, comb = Stream(self.seed, f"bound-t-{purpose}"), np.arange(self.draws // 2) / (self.draws // 2)
+        offsets = Stream(self.seed, f"bound-t-{purpose}")
+        comb = np.arange(self.draws // 2) / (self.draws // 2)
         t = (np.stack([offsets.uniform(row, 2) for row in rows])[:, :, None] + comb) % 1.0
         return schedule.logsnr(torch.from_numpy(t))
 
@@ -140,7 +141,8 @@ class Measurement:
 
     def _rounded_error(self, x: Tensor, eps: Tensor, logsnr: Tensor, out: Tensor) -> Tensor:
         """Return ‖ε−ε̂‖² of x̂ rounded to pixel levels, [n]."""
-        c, half = self.prediction.coefficients(logsnr), (LEVELS - 1) / 2
+        c = self.prediction.coefficients(logsnr)
+        half = (LEVELS - 1) / 2
         factors = sent(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float(), x.device)
         alpha, sigma, from_z, from_out = factors.view(4, -1, 1, 1, 1)
         x_hat = torch.addcmul(alpha * x, sigma, eps) * from_z + out.float() * from_out
@@ -224,13 +226,15 @@ def open_measurement(
     """
     place = choose_device(device)
     trained = open_run(path, place, weights)
-    dataset, settings = open_data(trained, data), trained.settings
+    dataset = open_data(trained, data)
+    settings = trained.settings
     low = settings.logsnr_min if logsnr_min is None else logsnr_min
     high = settings.logsnr_max if logsnr_max is None else logsnr_max
     check_range(low, high)
     rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:images]
     batch_size = batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:])))
-    posterior, conditional = Stream(seed, "bound-posterior"), trained.network.config.num_classes > 0
+    posterior = Stream(seed, "bound-posterior")
+    conditional = trained.network.config.num_classes > 0
     size = max(1, batch_size // draws)  # all draws of the images are one network batch
     measured = RunMeasurement(
         trained.network,
@@ -260,7 +264,8 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
 
     data: dataset; None: the run's training dataset.
     """
-    identity, config = trained.data, trained.network.config
+    identity = trained.data
+    config = trained.network.config
     if data is None and identity.path is None:
         raise UsageError(f"{trained.path}: names no dataset to evaluate on; add a dataset, as in RUN DATA.h5")
     dataset = Dataset(data or dataset_of(identity, trained.path), latents=True)

@@ -45,7 +45,10 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """
 
     def __init__(self, hint: Any, name: str, bounds: Any = None, zero: Any = None):
-        self.hint, self.name, self.bounds, self.zero = hint, name, bounds, zero
+        self.hint = hint
+        self.name = name
+        self.bounds = bounds
+        self.zero = zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from msgspec import Meta  # both imports are here because they would slow down --help by 10 ms
@@ -86,7 +89,8 @@ class Named(NameOrFile):
     name = "spec"
 
     def __init__(self, table: str, *others: str):
-        self.table, self.others = table, others
+        self.table = table
+        self.others = others
 
     @property
     def known(self) -> list[str]:  # type: ignore[override]
@@ -112,7 +116,10 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
 
     def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False, streams: bool = False):
         super().__init__(path_type=Path)
-        self.kinds, self.suffixes, self.stdout, self.streams = kinds, suffixes, stdout, streams
+        self.kinds = kinds
+        self.suffixes = suffixes
+        self.stdout = stdout
+        self.streams = streams
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(value)
@@ -240,7 +247,8 @@ class Command(click.Command):
         # The files and folders that the command reads.
         inputs = list[Path]()
         for param in self.params:
-            kind, value = param.type, params.get(param.name or "")
+            kind = param.type
+            value = params.get(param.name or "")
             paths = [
                 Path(word) for word in (value if isinstance(value, tuple) else [value]) if isinstance(word, str | Path) and word
             ]

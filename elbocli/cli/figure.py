@@ -120,7 +120,8 @@ def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
     """Draw schedules' densities against λ. densities: schedule's name → p(λ). at: λ to draw at."""
     for index, (name, density) in enumerate(densities.items()):
-        value, label = density(at), lettered(name)
+        value = density(at)
+        label = lettered(name)
         value = value.where(value > 0, torch.nan)
         twins = [line for line in axis.lines if same(line.get_ydata(), value)]
         for line in twins:

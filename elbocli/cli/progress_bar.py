@@ -26,7 +26,8 @@ def shown_on_stderr(command: str, level: int = logging.INFO) -> Iterator[None]:
 
     command: its full name, which begins each line. level: least level of the messages.
     """
-    display, before = Display(command), log.level
+    display = Display(command)
+    before = log.level
     log.addHandler(display)
     log.setLevel(level)
     show_progress_with(lambda *report: display.show(*report) if level <= logging.INFO else None)
@@ -79,7 +80,8 @@ class Display(logging.Handler):
         # Speed and time left are unknown until the second report.
         if not self.terminal and done > self.bar.initial and now - self.shown_at >= LINE_EVERY_S:
             tell(f"{self.command}: {self.bar}")
-            self.shown_at, self.values = now, {}
+            self.shown_at = now
+            self.values = {}
         if done == total:  # a result may follow on this terminal
             self.end()
 

@@ -85,7 +85,8 @@ class Comparison(Record, kw_only=True):
 
     def tables(self) -> list[Table]:
         """Return a table of the differences from the first side for each further side."""
-        extractor, tables = f"[{self.alike.get('extractor')}]", list[Table]()
+        extractor = f"[{self.alike.get('extractor')}]"
+        tables = list[Table]()
         n_samples = self.alike.get("n_samples") or 0
         few = f"{n_samples} images a score: compare only with scores of as many." if 0 < n_samples < ENOUGH else ""
         for other in self.others:
@@ -249,19 +250,26 @@ def compare_results(results: Sequence[ScoredFile]) -> tuple[list[Compared], dict
 
 
 def _difference(first: Side, other: Side, score: str) -> Difference:
-    n_first, n_other = first.n_trainings or 0, other.n_trainings or 0
+    n_first = first.n_trainings or 0
+    n_other = other.n_trainings or 0
     if min(n_first, n_other) > 1:
-        before, after = first.by_training_seed(score), other.by_training_seed(score)
+        before = first.by_training_seed(score)
+        after = other.by_training_seed(score)
         means = Estimate.of_repeats([*before.values()]), Estimate.of_repeats([*after.values()])
-        change, how = means[1].minus(means[0]), f"{n_first} and {n_other} trainings, unpaired"
+        change = means[1].minus(means[0])
+        how = f"{n_first} and {n_other} trainings, unpaired"
         if before.keys() == after.keys():
-            change, how = _paired(before, after), f"paired by {n_first} training seeds"
+            change = _paired(before, after)
+            how = f"paired by {n_first} training seeds"
         return difference_of(score, means[0].value, means[1].value, change, how, conclusive=True)
     sampled = first.estimate(score), other.estimate(score)
-    change, how = sampled[1].minus(sampled[0]), "unpaired"
-    before, after = first.by_seed(score), other.by_seed(score)
+    change = sampled[1].minus(sampled[0])
+    how = "unpaired"
+    before = first.by_seed(score)
+    after = other.by_seed(score)
     if before and before.keys() == after.keys():
-        change, how = _paired(before, after), f"paired by {len(before)} seeds"
+        change = _paired(before, after)
+        how = f"paired by {len(before)} seeds"
     scope, conclusive = _scope([[scored.made for scored in side.sets] for side in (first, other)])
     if first.sets[0].recipe == other.sets[0].recipe != {}:
         scope = f"one recipe, {scope}"
@@ -317,7 +325,8 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         raise UsageError(f"{ref}: has no statistics or features; make statistics: elbo eval {ref} --save-stats ref.npz")
     first = _distance(paths[0], reference, target)
     compared = [Compared(file=str(paths[0]), files=[str(paths[0])], scores=[])]
-    about, facts = first.saved.about, _facts(first.saved)
+    about = first.saved.about
+    facts = _facts(first.saved)
     for path in paths[1:]:
         other = _distance(path, reference, target)
         refuse(mismatches(_facts(other.saved), facts), path, paths[0], ALIKE)
@@ -344,7 +353,8 @@ def _facts(saved: SavedFeatures) -> dict[str, Any]:
 def _distance(path: Path, reference: OpenedSet, target: Gaussian) -> Distance:
     saved = read_features(path)
     features = saved.features.numpy()
-    (n, width), ref_width = features.shape, len(target.mu)
+    (n, width) = features.shape
+    ref_width = len(target.mu)
     if width != ref_width or 1 in (n, reference.n):
         sizes = f"{n} images x {width} features, and {reference.name} has {reference.n or 'any number of'} images x {ref_width}"
         raise DataError(f"{path}: {sizes}; both files need the same extractor, and at least 2 images")

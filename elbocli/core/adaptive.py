@@ -112,7 +112,9 @@ class BinSums:
     """
 
     def __init__(self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu"):
-        self.low, self.width, self.bins = low, (high - low) / bins, bins
+        self.low = low
+        self.width = (high - low) / bins
+        self.bins = bins
         self.values = torch.zeros(3, bins, dtype=torch.float64, device=device)
 
     def add(self, logsnr: Tensor, error: Tensor) -> None:
@@ -187,7 +189,8 @@ class ErrorMoments:
 
     def filled(self) -> ErrorMoments:
         """Return a copy with smoothed values in bins that are not `seen`. Raises DataError."""
-        known, seen = self.smoothed, self.seen
+        known = self.smoothed
+        seen = self.seen
         return ErrorMoments(self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second))
 
 
@@ -216,7 +219,8 @@ def fit_schedule(
     Raises DataError: no bin has two errors, or weighting × criterion is zero or not finite.
     """
     check_floor(floor)
-    known, edges = moments.smoothed, moments.edges
+    known = moments.smoothed
+    edges = moments.edges
     width = edges.diff()
     mass = weighting(fine_levels(edges)).mean(1) * CRITERIA.find(criterion)(known.mean, known.second) * width
     if not mass.isfinite().all() or float(mass.sum()) <= 0:
@@ -248,7 +252,8 @@ def loss_variance(
     known = moments.filled()
     at = fine_levels(moments.edges)
     cell = moments.edges.diff()[:, None] / POINTS
-    w, p = weighting(at), density(at)
+    w = weighting(at)
+    p = density(at)
     ratio = (w.square() / p).where(w.square() > 0, 0)
     loss = float((w * known.mean[:, None] * cell).sum())
     second = float((ratio * known.second[:, None] * cell).sum())
@@ -290,11 +295,13 @@ class AdaptiveSchedule:
     # an old error in a rarely visited bin is as outdated as in any other bin.
 
     def __init__(self, edges: Tensor):
-        self.edges, self.state = edges, torch.zeros(4, len(edges) - 1, dtype=torch.float64)
+        self.edges = edges
+        self.state = torch.zeros(4, len(edges) - 1, dtype=torch.float64)
 
     def update(self, sums: Tensor) -> None:
         """Add errors to the state. sums: count, sum and sum of squares of new errors, [3, bins]."""
-        before, fresh = float(self.state[3].sum()), float(sums[0].sum())
+        before = float(self.state[3].sum())
+        fresh = float(sums[0].sum())
         if not fresh:
             return
         kept = min((before / (before + fresh)) ** (1 / SHARE), math.exp(-fresh / LONGEST))
@@ -341,7 +348,9 @@ class OnlineObjective:
         floor: smallest density of an adaptive schedule, as a fraction of the uniform density.
         state: `state` of an AdaptiveSchedule; None: no errors.
         """
-        self.objective, self.adaptive, self.floor = objective, adaptive, floor
+        self.objective = objective
+        self.adaptive = adaptive
+        self.floor = floor
         self.edges = bin_edges(objective.schedule.logsnr_min, objective.schedule.logsnr_max)
         self.errors = AdaptiveSchedule(self.edges) if adaptive or objective.weighting.learned else None
         self.restore(state)
@@ -368,9 +377,11 @@ class OnlineObjective:
             self._follow(self.errors)
 
     def _follow(self, errors: AdaptiveSchedule) -> None:
-        now, moments = self.objective, errors.moments()
+        now = self.objective
+        moments = errors.moments()
         if now.weighting.learned:
-            seen, middle = bool(moments.seen.any()), moments.middle
+            seen = bool(moments.seen.any())
+            middle = moments.middle
             error = moments.smoothed.mean if seen else now.prediction.coefficients(middle).eps_factor
             now = replace(now, weighting=now.weighting.knowing(now.schedule, middle, error))
         if self.adaptive:

@@ -14,7 +14,9 @@ from elbocli.errors import UsageError
 # Functions (number of the update, from 1; images seen; images of the update) → β. After each update,
 # average ← β average + (1 − β) weights. β depends only on counters, so a resumed average is bit-identical.
 AVERAGES = Registry("average")
-BARE, STORED = "decay", "power"  # the average that a bare number means; the average whose snapshots `elbo ema` combines
+# the average that a bare number means; the average whose snapshots `elbo ema` combines
+BARE = "decay"
+STORED = "power"
 PREFIX = "ema-"
 MAX_STD = 1 / math.sqrt(12)  # relative standard deviation of t^γ at γ = 0; wider profiles would favour old weights
 
@@ -60,7 +62,8 @@ def std_of(gamma: float) -> float:
 @cache
 def gamma_of(std: float) -> float:
     """Return the γ ≥ 0 with std_of(γ) = std, for std ≤ MAX_STD."""
-    low, high = 0.0, 1 / std
+    low = 0.0
+    high = 1 / std
     while low < (middle := 0.5 * (low + high)) < high:
         low, high = (middle, high) if std_of(middle) > std else (low, middle)
     return high if low else 0.0
@@ -70,7 +73,9 @@ class Average:
     """Rule for averaging the weights, with its parameters."""
 
     def __init__(self, declared: Declaration):
-        self.declared, self.beta, self.params = declared, declared, declared.params
+        self.declared = declared
+        self.beta = declared
+        self.params = declared.params
         self.stored = declared.name == STORED  # whether `elbo ema` can combine snapshots
 
     @property

@@ -135,7 +135,8 @@ def log_density(
     # In y = z/α the ODE is dy/dσ = (y − x̂)/σ, and along it d log p(y)/dσ = −(D − tr ∂x̂/∂y)/σ. A sampler integrates only
     # equations of the form (y − x̂)/σ. So the log density is appended to z as one more dimension, with the estimate
     # x̂ = a + D α² − α tr ∂x̂/∂z, and gets the sampler's order of accuracy.
-    shape, size = z.shape, z[0].numel()
+    shape = z.shape
+    size = z[0].numel()
 
     def beside(state: Tensor, logsnr: float) -> Tensor:
         alpha = alpha_sigma(logsnr)[0]
@@ -185,7 +186,9 @@ class GaussianModel:
         E: mean over ε. ε̂: of the exact denoiser. x: [B, …]. logsnr: [L].
         """
         square, beyond = self._squares(x)
-        s, s0, columns = self.variances, self.rest, []
+        s = self.variances
+        s0 = self.rest
+        columns = []
         for r in logsnr.double().exp().tolist():
             own = (r * s).log1p() + r * (square - s) / (1 + r * s)
             other = self.others * math.log1p(r * s0) + r * (beyond - self.others * s0) / (1 + r * s0)
@@ -206,10 +209,14 @@ class GaussianModel:
         """
         ratio = logsnr.double().exp()[:, None]
         r, mean, turn, s = (each.to(x.device) for each in (ratio, self.mean, self.directions, self.variances))
-        away, noise = x.flatten(1) - mean, eps.double().flatten(1)
-        c, e = away @ turn, noise @ turn
-        a, b = r * s / (1 + r * s), r.sqrt() / (1 + r * s)
-        a0, b0 = r * self.rest / (1 + r * self.rest), r.sqrt() / (1 + r * self.rest)
+        away = x.flatten(1) - mean
+        noise = eps.double().flatten(1)
+        c = away @ turn
+        e = noise @ turn
+        a = r * s / (1 + r * s)
+        b = r.sqrt() / (1 + r * s)
+        a0 = r * self.rest / (1 + r * self.rest)
+        b0 = r.sqrt() / (1 + r * self.rest)
         error = a0 * noise - b0 * away + ((a - a0) * e - (b - b0) * c) @ turn.T
         expected = (a.square() + (b * c).square()).sum(1) + a0[:, 0] ** 2 * self.others
         expected += b0[:, 0] ** 2 * (away.square().sum(1) - c.square().sum(1))
@@ -242,7 +249,8 @@ def fit_gaussian(x: Tensor) -> GaussianModel:
         values, left = torch.linalg.eigh(data @ data.T / count)
         vectors = data.T @ left / (values.clamp(min=1e-300) * count).sqrt()
     keep = (values > LEAST * values.sum().clamp(min=1e-30) / dimensions).nonzero()[:, 0].flip(0)[:DIRECTIONS]
-    kept, vectors = values[keep], vectors[:, keep]
+    kept = values[keep]
+    vectors = vectors[:, keep]
     usual = float(values.clamp(min=0).sum()) / dimensions
     square = float(values.square().sum())
     away = square / dimensions - usual**2

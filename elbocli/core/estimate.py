@@ -20,8 +20,10 @@ NORMAL_95 = 1.959963984540054  # half-width of a normal distribution's 95 % inte
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
     """Return the proportion's standard error and 95 % interval [low, high] (Wilson 1927). right: successes in n trials."""
-    share, z = right / n, NORMAL_95
-    middle, half = (right + z**2 / 2) / (n + z**2), z / (n + z**2) * math.sqrt(n * share * (1 - share) + z**2 / 4)
+    share = right / n
+    z = NORMAL_95
+    middle = (right + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(n * share * (1 - share) + z**2 / 4)
     return math.sqrt(share * (1 - share) / n), [max(middle - half, 0.0), min(middle + half, 1.0)]
 
 
@@ -65,7 +67,8 @@ class Estimate:
         value = self.value - other.value
         if self.se is None or other.se is None:
             return Estimate(value)
-        mine, theirs = self.se**2, other.se**2
+        mine = self.se**2
+        theirs = other.se**2
         shares = [part**2 / freedom for part, freedom in ((mine, self.freedom), (theirs, other.freedom)) if part]
         doubt = sum(shares)  # 0 if both standard errors are exact, as x / inf is 0
         return Estimate(value, math.sqrt(mine + theirs), (mine + theirs) ** 2 / doubt if doubt else math.inf)
@@ -75,7 +78,9 @@ class PairedMoments:
     """Accumulator for a PairedEstimate. Each image gives two independent, noisy vectors."""
 
     def __init__(self) -> None:
-        self._means, self._noise, self._least = StreamingFeatureMoments(), 0.0, 0.0
+        self._means = StreamingFeatureMoments()
+        self._noise = 0.0
+        self._least = 0.0
 
     def add(self, pairs: Tensor, squares: Tensor | None = None) -> None:
         """Add images.

@@ -38,7 +38,8 @@ class FeatureMoments:
         return self.scatter / (self.n - 1)
 
     def __add__(self, other: FeatureMoments) -> FeatureMoments:
-        n, apart = self.n + other.n, other.mu - self.mu
+        n = self.n + other.n
+        apart = other.mu - self.mu
         between = np.outer(apart, apart * (self.n * other.n / n))
         return FeatureMoments(n, self.mu + apart * (other.n / n), self.scatter + other.scatter + between)
 
@@ -52,7 +53,8 @@ class StreamingFeatureMoments:
     ROWS = 4096  # vectors per sum: one sum per batch would take longer than a fast device needs for the batch
 
     def __init__(self) -> None:
-        self.n, self._sum = 0, NOTHING
+        self.n = 0
+        self._sum = NOTHING
         self._waiting: list[np.ndarray] = []
 
     def add(self, features: np.ndarray) -> None:

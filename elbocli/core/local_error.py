@@ -34,7 +34,9 @@ class FineSolution:
     """
 
     def __init__(self, denoise: Denoise, z: Tensor, low: float, high: float, cells: int):
-        self.denoise, self.low, self.width = denoise, low, (high - low) / cells
+        self.denoise = denoise
+        self.low = low
+        self.width = (high - low) / cells
         self.points: list[Tensor] = []
         self.slopes: list[Tensor] = []
         levels = [low + self.width * cell for cell in range(cells)] + [high]
@@ -44,7 +46,8 @@ class FineSolution:
             self.points.append(z)
             self.slopes.append(k1)
             if then < math.inf:
-                h, middle = then - now, 0.5 * (now + then)
+                h = then - now
+                middle = 0.5 * (now + then)
                 at = z + 0.5 * h * k1
                 k2 = slope(at, denoise(at, middle), middle)
                 at = z + 0.5 * h * k2
@@ -62,14 +65,17 @@ class FineSolution:
             return self.end
         place = (logsnr - self.low) / self.width
         cell = min(max(int(place), 0), len(self.points) - 2)
-        s, rest = place - cell, 1 - (place - cell)
+        s = place - cell
+        rest = 1 - (place - cell)
         found = self.points[cell] * ((1 + 2 * s) * rest**2) + self.points[cell + 1] * ((3 - 2 * s) * s**2)
         found += self.slopes[cell] * (self.width * s * rest**2)
         return found.sub_(self.slopes[cell + 1] * (self.width * s**2 * rest))
 
     def deviations(self, sampler: Sampler, grid: list[float]) -> list[Tensor]:
         """Return each step's local error, a tensor like z. grid: rising λ at which the steps start."""
-        found, last = [], None  # multistep methods get the previous x̂ on the exact trajectory
+        # multistep methods get the previous x̂ on the exact trajectory
+        found = []
+        last = None
         for before, now, then in zip([-math.inf, *grid], grid, [*grid[1:], math.inf]):
             move = Move(now, then, before, len(grid))
             z, last = sampler(self.at(now), last, move, self.denoise, no_noise)
@@ -102,7 +108,8 @@ def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> li
     step_errors: function, grid → error of each step.
     start: initial grid, rising λ at which steps start; the first λ stays fixed. high: upper limit of the last λ.
     """
-    grid, tried = start, list[tuple[float, list[float]]]()
+    grid = start
+    tried = list[tuple[float, list[float]]]()
     for _ in range(ROUNDS):
         errors = [max(error, LEAST) for error in step_errors(grid)]
         # At `high` the last level can't move on, so a larger error of the last step is ignored.
@@ -122,5 +129,6 @@ def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
     last = min(grid[-1] + max(by, 0.5 * (grid[-2] - grid[-1])), high)
     masses = [error**SHARE for error in errors[:-1]]
     masses[-1] *= (last - grid[-2]) / (grid[-1] - grid[-2])
-    knots, sums = [*grid[:-1], last], [0.0, *accumulate(masses)]
+    knots = [*grid[:-1], last]
+    sums = [0.0, *accumulate(masses)]
     return np.interp(np.linspace(0, sums[-1], len(grid)), sums, knots).tolist()

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 Function = Callable[["Tensor"], "Tensor"]
 POINTS = 20001
 # Rises below these thresholds are rounding: relative rise per grid step, relative rise per interval, value after the rise.
-ROUNDING, LEAST_RISE, TINIEST = 1e-12, 1e-9, 1e-300
+ROUNDING = 1e-12
+LEAST_RISE = 1e-9
+TINIEST = 1e-300
 SHOWN = 4  # number of intervals in a message: a weighting by a fitted schedule jumps at every knot
 
 
@@ -74,7 +76,8 @@ def rising(function: Function, low: float, high: float) -> list[tuple[float, flo
     value = function(grid)
     runs = []
     for i, j in _stretches(value.diff() > ROUNDING * value[1:].abs()):
-        first, last = float(value[i]), float(value[j])
+        first = float(value[i])
+        last = float(value[j])
         if abs(last) > TINIEST and last - first > LEAST_RISE * abs(last):
             runs.append((_turn(function, grid, i, -1.0), _turn(function, grid, j, 1.0)))
     return runs
@@ -146,7 +149,9 @@ def likeness(f: Function, g: Function, low: float, high: float) -> Likeness:
 
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     ratio = f(at).log() - g(at).log()
-    at, ratio = at[~ratio.isnan()], ratio[~ratio.isnan()]  # drop λ where both are zero
+    # drop λ where both are zero
+    at = at[~ratio.isnan()]
+    ratio = ratio[~ratio.isnan()]
     if not len(ratio):
         return Likeness(1.0, 0.0, low)
     middle = 0.5 * float(ratio.max() + ratio.min())

@@ -8,7 +8,9 @@ from torch import Tensor
 ROWS = 4096  # rows, and columns, of a block of distances, which takes 134 MB in float64
 SPARE = 4  # candidates beyond the k nearest, because rounding may change the order of nearly equal distances
 DENSE = 300  # use the distances of the block, not of single pairs, if more than 1/DENSE of its pairs are near
-LIMIT, ROUNDING = 1 + 1e-6, 1e-14  # for squared distances: factor for float32; error per term of a dot product
+# for squared distances: factor for float32; error per term of a dot product
+LIMIT = 1 + 1e-6
+ROUNDING = 1e-14
 
 
 def squares(

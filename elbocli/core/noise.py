@@ -70,7 +70,8 @@ class Noise:
         """Return a function () → noise of N images, float32 [N, C, H, W]: first start noise, then one step's noise per call."""
         from elbocli.core.streams import Stream
 
-        calls, pin = count(1), self.device.type == "cuda"
+        calls = count(1)
+        pin = self.device.type == "cuda"
         return lambda: Stream(self.seed, f"sample-{next(calls)}").noise(indices, self.shape, pin)
 
 

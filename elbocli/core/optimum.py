@@ -39,7 +39,10 @@ class LeastErrors:
 
     def __init__(self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Any = None, unit: float = 1.0):
         # Inner products of pixel values 0 to 255 are exact in float64, so `unit` is applied to the sums.
-        self.source, self.eps, self.labels, self.unit = source, eps.flatten(0, 1), labels, unit
+        self.source = source
+        self.eps = eps.flatten(0, 1)
+        self.labels = labels
+        self.unit = unit
         self.logsnr = logsnr
         self._scale = (0.5 * logsnr).exp() * unit
         self._half = -0.5 * self._scale.square()
@@ -99,7 +102,9 @@ class LeastErrors:
         return ((0.5 * apart.square()).square() * 0.5 * (apart / math.sqrt(8)).erfc()).nan_to_num(0.0)
 
 
-COPIES, BEGUN = 0.5, 0.1  # thresholds of `share` in the result of `copying`: network copies, or has begun to copy
+# thresholds of `share` in the result of `copying`: network copies, or has begun to copy
+COPIES = 0.5
+BEGUN = 0.1
 SURE = 2.0  # standard errors that make a difference significant
 
 
@@ -146,7 +151,8 @@ def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
     ratio = own.value / new.value
     noise = [math.sqrt(max(0.0, each.se**2 - each.least_se**2)) for each in (own, new)]
     least = 0.5 * (own.least_se + new.least_se) * abs(1 - ratio)
-    share, se = 1 - ratio, math.hypot(noise[0], ratio * noise[1], least) / new.value
+    share = 1 - ratio
+    se = math.hypot(noise[0], ratio * noise[1], least) / new.value
     return {"share": share, "se": se, "verdict": verdict(share - SURE * se, share + SURE * se)}
 
 

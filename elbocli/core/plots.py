@@ -13,7 +13,8 @@ def draw_curve(at: Any, value: Any, name: str, quantity: str, axis: Any = None, 
     from matplotlib import pyplot
 
     axis = axis or pyplot.gca()
-    at, value = np.asarray(at), np.asarray(value)
+    at = np.asarray(at)
+    value = np.asarray(value)
     (line,) = axis.plot(at, value, label=name)
     if se is not None:
         axis.fill_between(at, value - 2 * np.asarray(se), value + 2 * np.asarray(se), color=line.get_color(), alpha=0.3)

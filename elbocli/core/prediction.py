@@ -40,7 +40,8 @@ def logsnr_of(sigma_edm: float) -> float:
 def alpha_sigma(logsnr: float) -> tuple[float, float]:
     """Return (α, σ) at one λ; λ = inf is clean data."""
     odds = math.exp(-abs(logsnr))
-    large, small = math.sqrt(1 / (1 + odds)), math.sqrt(odds / (1 + odds))
+    large = math.sqrt(1 / (1 + odds))
+    small = math.sqrt(odds / (1 + odds))
     return (large, small) if logsnr >= 0 else (small, large)
 
 
@@ -173,7 +174,8 @@ class Prediction:
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
         """Return the coefficients at each λ. logsnr: any shape, float64."""
-        signal, noise = alpha(logsnr), sigma(logsnr)
+        signal = alpha(logsnr)
+        noise = sigma(logsnr)
         a, b, c_in = self.declared(signal, noise)
         d = signal * b - noise * a
         return Coefficients(signal, noise, a, b, c_in, b / d, -noise / d, (signal / d).square())

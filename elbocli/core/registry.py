@@ -162,7 +162,9 @@ class Registry(dict[str, Declaration]):
 
     def __init__(self, kind: str, traits: Any = None, check: Callable[[Declaration], None] | None = None):
         super().__init__()
-        self.kind, self.traits, self._check = kind, traits, check
+        self.kind = kind
+        self.traits = traits
+        self._check = check
 
     def verify(self, declared: Declaration) -> None:
         """Check what a plug-in declared, with its values of parameters. Raises PluginError."""

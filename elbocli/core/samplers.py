@@ -98,7 +98,8 @@ def ancestor(z, x_hat, move, noise, gamma):
     mean = (z * (kept * alpha_then / alpha)).add_(x_hat, alpha=fresh * alpha_then)
     if sigma_then == 0:
         return mean
-    small, large = math.log(fresh * sigma_then**2), math.log(fresh * sigma**2)
+    small = math.log(fresh * sigma_then**2)
+    large = math.log(fresh * sigma**2)
     log_variance = (1 - gamma) * small + gamma * large
     if isinstance(log_variance, float):
         return mean.add_(noise(), alpha=math.exp(0.5 * log_variance))
@@ -214,7 +215,8 @@ def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noi
     """
     now, then, _, steps = move
     z = z.double() if space == "path" else z  # (x̂₁ − x̂₂)/τ' keeps the digits of the network's output as τ' → 0
-    sigma, sigma_then = math.exp(-now / 2), math.exp(-then / 2)
+    sigma = math.exp(-now / 2)
+    sigma_then = math.exp(-then / 2)
     growth = min(s_churn / steps, math.sqrt(2) - 1) if s_min <= sigma <= s_max else 0.0
     if growth > 0:
         noisier = sigma * (1 + growth)
@@ -225,10 +227,13 @@ def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noi
         sigma = noisier
     # Both spaces have dy/dτ = (y − x̂)/τ. With odds = σ/α/noise_scale, the path has τ = odds/(1 + odds) and y = z/α/(1 + odds),
     # and EDM has τ = odds and y = z/α.
-    odds, odds_then = sigma / noise_scale, sigma_then / noise_scale
+    odds = sigma / noise_scale
+    odds_then = sigma_then / noise_scale
     stretch, stretch_then = (1 + odds, 1 + odds_then) if space == "path" else (1.0, 1.0)
-    scale, scale_then = alpha_sigma(now)[0] * stretch, alpha_sigma(then)[0] * stretch_then
-    tau, tau_then = odds / stretch, odds_then / stretch_then
+    scale = alpha_sigma(now)[0] * stretch
+    scale_then = alpha_sigma(then)[0] * stretch_then
+    tau = odds / stretch
+    tau_then = odds_then / stretch_then
 
     def estimate(z, logsnr, scale, tau):
         x_hat = denoise(z, logsnr)
@@ -281,8 +286,10 @@ def euler_maruyama(z, last, move, denoise, noise, diffusion="sigma", norm=1.0, l
     alpha, sigma, alpha_then, sigma_then = move.scales
     if sigma_then == 0 and last_step == "tweedie":
         return mean, x_hat
-    tau, stretch = sigma / (alpha + sigma), alpha_then + sigma_then
-    h, g = tau - sigma_then / stretch, DIFFUSIONS[diffusion](tau, norm)
+    tau = sigma / (alpha + sigma)
+    stretch = alpha_then + sigma_then
+    h = tau - sigma_then / stretch
+    g = DIFFUSIONS[diffusion](tau, norm)
     eps_hat = (z - alpha * x_hat).div_(sigma)
     mean.sub_(eps_hat, alpha=stretch * h * g / tau)
     return (mean.add_(noise(), alpha=stretch * math.sqrt(2 * g * h)) if sigma_then else mean), x_hat

@@ -45,7 +45,8 @@ class Table:
         time, level = torch.tensor(knots, dtype=torch.float64).T.contiguous()
         if time[0] != 0 or time[-1] != 1 or not rises(time) or not rises(-level):
             raise UsageError("knots: t must strictly rise from 0 to 1, and logsnr must strictly fall; correct the knots")
-        self.time, self.level = time, level
+        self.time = time
+        self.level = level
         self.support = (float(level[-1]), float(level[0]))
         self.height = time.diff() / -level.diff()
 
@@ -178,9 +179,11 @@ def make_schedule(
     Raises UsageError for a range that the curve doesn't cover.
     """
     ends = _support(curve, shift)
-    low, high = (ends[0] if low is None else low), (ends[1] if high is None else high)
+    low = ends[0] if low is None else low
+    high = ends[1] if high is None else high
     if clip:
-        low, high = max(low, ends[0]), min(high, ends[1])
+        low = max(low, ends[0])
+        high = min(high, ends[1])
     return Schedule(curve, name, low, high, shift, declared, file)
 
 
@@ -246,7 +249,8 @@ def flow_reversed(level, factor=1.0, noise_scale=1.0):
 def _timestep(schedule, level, **params: float):
     import torch
 
-    curve, count = SCHEDULES[schedule].make(**params).on(level.device), params["count"]
+    curve = SCHEDULES[schedule].make(**params).on(level.device)
+    count = params["count"]
     time = curve.t(level.double().clamp(*curve.support))
     return (count * time - 0.5).clamp(0, count - 1).to(torch.promote_types(level.dtype, torch.float32))
 

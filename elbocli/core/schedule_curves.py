@@ -79,7 +79,9 @@ class Steps:
 
         time = (torch.arange(len(logsnr), dtype=torch.float64) + 0.5) / len(logsnr)
         kept = logsnr.abs() <= LIMIT
-        self.level, self.time = logsnr[kept].flip(0), time[kept].flip(0)  # λ rising, t falling
+        # λ rising, t falling
+        self.level = logsnr[kept].flip(0)
+        self.time = time[kept].flip(0)
         if len(self.level) < 2 or not rises(self.level):
             raise UsageError(
                 f"logsnr must fall, with 2 or more values within ±{LIMIT:g} (here {len(self.level)}); choose other betas"
@@ -124,11 +126,13 @@ class Steps:
         import torch
 
         cell = self._cell(-self.time, -t)
-        low, high = torch.zeros_like(t), torch.ones_like(t)
+        low = torch.zeros_like(t)
+        high = torch.ones_like(t)
         for _ in range(53):
             middle = 0.5 * (low + high)
             late = self._at(cell, middle) > t  # λ is too low: search right
-            low, high = low.where(~late, middle), high.where(late, middle)
+            low = low.where(~late, middle)
+            high = high.where(late, middle)
         return self.level[cell] + 0.5 * (low + high) * (self.level[cell + 1] - self.level[cell])
 
 
@@ -151,7 +155,8 @@ class Moved:
     """Schedule curve λ(t) of `curve`, plus the number `by`."""
 
     def __init__(self, curve, by):
-        self.curve, self.by = curve, by
+        self.curve = curve
+        self.by = by
         self.on_path = getattr(curve, "on_path", False)
 
     def logsnr(self, t):
@@ -177,7 +182,9 @@ def check_schedule(declared: Declaration) -> None:
     """
     import torch
 
-    curve, off_grid = declared(), 0.381966  # a fraction that puts no point on a kink at a round t or λ
+    # a fraction that puts no point on a kink at a round t or λ
+    curve = declared()
+    off_grid = 0.381966
     low, high = getattr(curve, "support", (-LIMIT, LIMIT))
     even = (torch.arange(CHECKED, dtype=torch.float64) + off_grid) / CHECKED
     ends = torch.tensor([high, low], dtype=torch.float64)
@@ -188,7 +195,8 @@ def check_schedule(declared: Declaration) -> None:
         raise declared.fault(f"computes logsnr(t) in {level.dtype} and t(logsnr) in {t.dtype}; compute both in float64")
     if not (level.isfinite().all() and rises(-level)):
         raise declared.fault("has a logsnr(t) that is not finite or doesn't fall with t; t = 0 is data and t = 1 noise")
-    low, high = max(low, -15.0), min(high, 15.0)
+    low = max(low, -15.0)
+    high = min(high, 15.0)
     at = torch.cat([level, low + (high - low) * even])
     density = declared.expect_like(curve.density(at), at, "density(logsnr)")
     # One call for all λ: a t(λ) by bisection takes as long for one as for a thousand.
@@ -235,11 +243,13 @@ def _inverse(function, slope, goal, low, high):
     # x in [low, high] with function(x) = goal, for a rising function with derivative `slope`, by bisection and Newton steps.
     # Autograd differentiates the last Newton step alone.
     wanted = goal.detach()
-    low, high = wanted * 0 + low, wanted * 0 + high
+    low = wanted * 0 + low
+    high = wanted * 0 + high
     for _ in range(40):
         middle = (low + high) / 2
         above = function(middle) > wanted
-        low, high = low.where(above, middle), middle.where(above, high)
+        low = low.where(above, middle)
+        high = middle.where(above, high)
     x = (low + high) / 2
     x = x - (function(x) - wanted) / slope(x)
     return x - (function(x) - goal) / slope(x)
@@ -279,7 +289,8 @@ class Iddpm:
         return 2 * (turn + self.start).cos().log() - turn.sin().log() - (turn + 2 * self.start).sin().log()
 
     def _cos_sin(self, logsnr):
-        signal, noise = logsnr.sigmoid(), (-logsnr).sigmoid()
+        signal = logsnr.sigmoid()
+        noise = (-logsnr).sigmoid()
         return math.cos(self.start) * signal.sqrt(), (noise + signal * math.sin(self.start) ** 2).sqrt()
 
     def t(self, logsnr):
@@ -311,7 +322,8 @@ def normal_density(logsnr, mean, std):
 )
 class Edm:
     def __init__(self, mean=-1.2, std=1.2):
-        self.center, self.width = -2 * mean, 2 * std
+        self.center = -2 * mean
+        self.width = 2 * std
 
     def logsnr(self, t):
         import torch
@@ -334,7 +346,8 @@ class Edm:
 )
 class Laplace:
     def __init__(self, mean=0.0, scale=0.5):
-        self.mean, self.scale = mean, scale
+        self.mean = mean
+        self.scale = scale
 
     def logsnr(self, t):
         clean = t < 0.5  # t below and above ½ are computed separately, to keep precision in both tails
@@ -359,7 +372,8 @@ class Laplace:
 )
 class Cauchy:
     def __init__(self, mean=0.0, scale=1.0):
-        self.mean, self.scale = mean, scale
+        self.mean = mean
+        self.scale = scale
 
     def logsnr(self, t):
         return self.mean + self.scale / (math.pi * t).tan()
@@ -383,7 +397,8 @@ class Cauchy:
 class EdmSample:
     def __init__(self, rho=7.0, sigma_min=0.002, sigma_max=80.0):
         self.rho = rho
-        self.a, self.b = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        self.a = sigma_min ** (1 / rho)
+        self.b = sigma_max ** (1 / rho)
         self.support = (logsnr_of(sigma_max), logsnr_of(sigma_min))
 
     def logsnr(self, t):
@@ -427,7 +442,8 @@ class Mode:
     on_path = True
 
     def __init__(self, scale=1.29):
-        self.scale, self.path = scale, FmOt()
+        self.scale = scale
+        self.path = FmOt()
 
     def _u(self, t):
         return t - self.scale * ((t * (math.pi / 2)).sin().square() - t)
@@ -473,8 +489,10 @@ class Plateau:
 
     # u: time of the path z = (1 − u) x + u ε. t: distribution function of u. The mode is unique, because std² ≤ 2.
     def __init__(self, mean=0.0, std=1.0):
-        self.path, self.whole = FmOt(), Edm(mean, std)
-        low, high = 0.0, 1.0
+        self.path = FmOt()
+        self.whole = Edm(mean, std)
+        low = 0.0
+        high = 1.0
         for _ in range(60):
             self.mode = (low + high) / 2
             falling = math.log(self.mode / (1 - self.mode)) - mean > std**2 * (2 * self.mode - 1)
@@ -510,7 +528,8 @@ class LinearBeta:
     def __init__(self, beta_min=0.1, beta_max=20.0):
         if not 0 <= beta_min < beta_max:
             raise UsageError(f"linear-beta: expected 0 <= beta_min < beta_max, found {beta_min:g} and {beta_max:g}")
-        self.low, self.rise = beta_min, beta_max - beta_min
+        self.low = beta_min
+        self.rise = beta_max - beta_min
 
     def logsnr(self, t):
         return -(self.low * t + 0.5 * self.rise * t.square()).expm1().log()
@@ -535,7 +554,9 @@ class LinearBeta:
 class Interpolated:
     # λ = u + start + rise·t with u = −2 log tan(πt/2); λ falls if rise < 2π.
     def __init__(self, low=32.0, high=256.0, size=64.0):
-        self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
+        self.cosine = Cosine()
+        self.start = 2 * math.log(high / size)
+        self.rise = 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
             raise UsageError(f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high {high:g}; lower 'low'")
 

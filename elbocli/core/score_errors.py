@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 ROWS = 4096  # images at a time
 PAIRS = 16384  # pairs of images of which E b² is the mean
 FEWEST = 20  # a score that fewer images decide has no standard error
-SPLITS, CANDIDATES = 30, 16  # of recall: random halves; neighbours of a sample, of which a half has the nearest few
+# of recall: random halves; neighbours of a sample, of which a half has the nearest few
+SPLITS = 30
+CANDIDATES = 16
 PROJECTIONS = 64  # directions at a time
 COMMON = 30  # samples around an image of the reference, of which some are in any half
 
@@ -70,10 +72,13 @@ class Influence:
         # The expansion needs a small slope. With one standard error as its limit, intervals held the mean in simulations.
         if variance == 0:
             return [value, value]
-        cubes, scale = float(np.mean(self.first**3)), variance * len(self.first) ** 2
-        slope, skew = (cubes + 2 * self.joint) / scale, (cubes + 3 * self.joint) / scale * (NORMAL_95**2 - 1) / 6
+        cubes = float(np.mean(self.first**3))
+        scale = variance * len(self.first) ** 2
+        slope = (cubes + 2 * self.joint) / scale
+        skew = (cubes + 3 * self.joint) / scale * (NORMAL_95**2 - 1) / 6
         limited = min(1.0, math.sqrt(variance) / abs(slope)) if slope else 1.0
-        slope, skew = limited * slope, limited * skew
+        slope = limited * slope
+        skew = limited * skew
         centre = NORMAL_95**2 * slope / 2 - skew
         half = math.sqrt(max(centre**2 - skew**2 + NORMAL_95**2 * variance, 0.0))
         return [value + centre - half, value + centre + half]
@@ -99,13 +104,15 @@ def _centre(effects: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
     # Returned: effects less their mean, in each class, on the scale on which np.var(…, ddof=1) is their variance.
     if classes is None:
         return effects - effects.mean()
-    counts, n = np.bincount(classes), len(effects)
+    counts = np.bincount(classes)
+    n = len(effects)
     return (effects - (np.bincount(classes, effects) / counts)[classes]) * math.sqrt((n - 1) / (n - len(counts)))
 
 
 def _classmates(classes: np.ndarray) -> np.ndarray:
     # Returned: for each image the next image of its class, and the class's first for its last, [N].
-    order, ends = np.argsort(classes, kind="stable"), np.cumsum(np.bincount(classes))
+    order = np.argsort(classes, kind="stable")
+    ends = np.cumsum(np.bincount(classes))
     following = np.roll(order, -1)
     following[ends - 1] = order[np.r_[0, ends[:-1]]]
     classmates = np.empty_like(order)
@@ -117,16 +124,20 @@ def _influence(
     effects: np.ndarray, derivative: Callable[[np.ndarray, np.ndarray], np.ndarray], classes: np.ndarray | None
 ) -> Influence:
     # effects: a, [N]. derivative: function of the pairs' indices, [P] each → b of the pairs, [P].
-    a, (first, second) = _centre(effects, classes), some_pairs(len(effects))
+    a = _centre(effects, classes)
+    (first, second) = some_pairs(len(effects))
     if classes is None:
         b = derivative(first, second)
         return Influence(a, b, float(np.mean(a[first] * b * a[second])))
     mates = _classmates(classes)
     apart = (mates[first] != second) & (mates[second] != first)
-    first, second = first[apart], second[apart]
+    first = first[apart]
+    second = second[apart]
     # The sum of these four derivatives has four times the mean square of b centred in each class, and needs no mean over a class.
-    near, far = derivative(first, second) + derivative(mates[first], mates[second]), derivative(mates[first], second)
-    b, change = (near - far - derivative(first, mates[second])) / 2, a - a[mates]
+    near = derivative(first, second) + derivative(mates[first], mates[second])
+    far = derivative(mates[first], second)
+    b = (near - far - derivative(first, mates[second])) / 2
+    change = a - a[mates]
     return Influence(a, b, float(np.mean(change[first] * b * change[second])) / 2)
 
 
@@ -150,7 +161,8 @@ def frechet_influence(features: np.ndarray, own: Gaussian, reference: Gaussian, 
     values, vectors = np.linalg.eigh(factor.T @ own.sigma @ factor)
     whole = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0)
     roots = np.sqrt(values[whole])
-    across, toward = factor @ (vectors[:, whole] / np.sqrt(roots)), 2 * (own.mu - reference.mu)
+    across = factor @ (vectors[:, whole] / np.sqrt(roots))
+    toward = 2 * (own.mu - reference.mu)
     shares = 1 / (roots[:, None] + roots)
 
     def both(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -162,7 +174,8 @@ def frechet_influence(features: np.ndarray, own: Gaussian, reference: Gaussian, 
         parts = np.array_split(np.stack([one, other]), math.ceil(len(one) / ROWS), axis=1)
         return np.concatenate([both(*((features[indices] - own.mu) @ across for indices in part)) for part in parts])
 
-    n, classes = len(features), equal_classes(labels)
+    n = len(features)
+    classes = equal_classes(labels)
     first = np.empty(n)
     for start in range(0, n, ROWS):
         c = features[start : start + ROWS] - own.mu
@@ -189,11 +202,13 @@ def kernel_influence(
     import torch
 
     rows = torch.linspace(0, len(samples) - 1, min(ROWS, len(samples))).long()
-    some, classes = samples[rows].to(device).double(), equal_classes(labels)
+    some = samples[rows].to(device).double()
+    classes = equal_classes(labels)
     if classes is not None:
         _, classes, counts = np.unique(classes[rows.numpy()], return_inverse=True, return_counts=True)
         classes = classes if counts.min() > 1 else None
-    n, m = len(some), len(reference)
+    n = len(some)
+    m = len(reference)
     among = kernel(some, some).fill_diagonal_(0)
     mean = among.sum(1) / (n - 1)
     among -= mean + mean[:, None] - mean.mean()
@@ -202,7 +217,8 @@ def kernel_influence(
     counts = np.bincount(groups)
     shares = torch.from_numpy((groups == np.arange(len(counts))[:, None]) / counts[:, None]).to(some)  # in a class's mean, [K, n]
     weights = torch.from_numpy(counts[:, None] / n).to(some)
-    toward, across = torch.zeros_like(mean), 0.0
+    toward = torch.zeros_like(mean)
+    across = 0.0
     for part in reference.split(ROWS):
         block = kernel(some, part.to(device).double())
         toward += block.sum(1) / m
@@ -235,10 +251,12 @@ def transport_influence(
 
     def transport(images: Tensor, weights: Tensor) -> tuple[float, Tensor]:
         # The distance of weighted images from the reference, and its derivatives by the weights, but for a constant.
-        distance, effects = 0.0, torch.zeros_like(weights)
+        distance = 0.0
+        effects = torch.zeros_like(weights)
         for some in directions.split(PROJECTIONS):
             x, y = ((side.to(device) @ some.to(device).T).double() for side in (images, reference))
-            (x, order), y = x.sort(0), y.sort(0).values
+            (x, order) = x.sort(0)
+            y = y.sort(0).values
             mass = weights[order]
             place = ((mass.cumsum(0) - mass / 2) * len(y) - 0.5).clamp(0, len(y) - 1)
             below = place.long()
@@ -317,10 +335,13 @@ def recall_errors(
 
     from elbocli.core.neighbours import within
 
-    n, m, missed = len(samples), len(reference), int((reaching == 0).sum())
+    n = len(samples)
+    m = len(reference)
+    missed = int((reaching == 0).sum())
     if min(missed, m - missed) < FEWEST or n < 2 * CANDIDATES:
         return None, None
-    (apart, which), rare = closest, reaching < COMMON
+    (apart, which) = closest
+    rare = reaching < COMMON
     pairs = []
     for mine, others, far in within(samples, reference[rare], torch.zeros(int(rare.sum())), apart[:, -1], device):
         near = far <= apart[mine, -1]
@@ -334,16 +355,19 @@ def recall_errors(
         reached[others[half[mine] & (far <= apart.gather(1, place[:, None])[mine, 0])]] = True
         return float(precise[half].double().mean()), reached
 
-    changes, alone = [], []
+    changes = []
+    alone = []
     for split in range(SPLITS):
         half = torch.zeros(n, dtype=torch.bool)
         half[torch.from_numpy(Stream(0, "recall").permutation(split, n)[: n // 2])] = True
-        (one, reached), (other, others_reached) = of_half(half), of_half(~half)
+        (one, reached) = of_half(half)
+        (other, others_reached) = of_half(~half)
         changes.append((one - other, float(reached.sum() - others_reached.sum()) / m))
         alone.append(float((reached ^ others_reached).sum()) / (2 * m**2))
     # Halves are independent. From n/2 to n, the covariance of two images of the reference halves, because the radii shrink, but the
     # variance of each, their share `alone`, stays.
-    precision, recall = float(precise.double().mean()), 1 - missed / m
+    precision = float(precise.double().mean())
+    recall = 1 - missed / m
     found = []
     for slopes in ((0.0, 1.0), (2 * recall**2 / (precision + recall) ** 2, 2 * precision**2 / (precision + recall) ** 2)):
         halves = float(np.mean(np.square(np.array(changes) @ slopes))) / 2

@@ -86,7 +86,8 @@ def _levels(schedule):
         raise UsageError(
             f"{schedule.base} has no timesteps, which this spacing needs; choose a schedule such as t-linear, or spacing 'even'"
         )
-    low, high = schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9
+    low = schedule.logsnr_min - 1e-9
+    high = schedule.logsnr_max + 1e-9
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
 
 

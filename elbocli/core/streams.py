@@ -51,7 +51,8 @@ class Stream:
         import torch
 
         out = torch.empty((len(indices), *shape), dtype=torch.float32, pin_memory=pin)
-        rows, threads = out.numpy(), max(1, min(count_threads(), len(indices), out.numel() // PER_THREAD))
+        rows = out.numpy()
+        threads = max(1, min(count_threads(), len(indices), out.numel() // PER_THREAD))
         (first, *others) = pairwise(len(rows) * k // threads for k in range(threads + 1))
         with ThreadPoolExecutor(MOST_THREADS) as helpers:
             filling = [helpers.submit(Stream(*self._of)._fill, rows[a:b], indices[a:b]) for a, b in others]
@@ -114,5 +115,6 @@ def random_classes_of(counts: np.ndarray, n: int, seed: int) -> np.ndarray:
 
     counts: number of training images of each class, integers [K].
     """
-    stream, ends = Stream(seed, "sample-class"), np.cumsum(counts)
+    stream = Stream(seed, "sample-class")
+    ends = np.cumsum(counts)
     return np.searchsorted(ends, [stream.at(i).integers(ends[-1]) for i in range(n)], side="right")

@@ -139,8 +139,11 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     (slope,) = torch.gradient(values, spacing=(knots,))
     right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
     left = right - 1
-    width, rise = knots[right] - knots[left], values[right] - values[left]
-    part, first, last = (at - knots[left]) / width, width * slope[left], width * slope[right]
+    width = knots[right] - knots[left]
+    rise = values[right] - values[left]
+    part = (at - knots[left]) / width
+    first = width * slope[left]
+    last = width * slope[right]
     return values[left] + part * (first + part * (3 * rise - 2 * first - last + part * (first + last - 2 * rise)))
 
 
@@ -229,7 +232,8 @@ class Weighting:
         """Range (low, high) of λ outside which w is zero, clipped to ±LIMIT."""
         low, high = self.schedule.support if self.schedule else (-math.inf, math.inf)
         if self.learned and self.schedule:
-            low, high = self.schedule.logsnr_min, self.schedule.logsnr_max
+            low = self.schedule.logsnr_min
+            high = self.schedule.logsnr_max
         return -LIMIT if self.monotone else max(low + self.shift, -LIMIT), min(high + self.shift, LIMIT)
 
     @cached_property
@@ -306,14 +310,17 @@ def parse_weighting(
     Raises UsageError: for an unknown name or parameter.
     """
     text = text.strip()
-    loss, left, inner = is_foreign_loss(text), text, ""
+    loss = is_foreign_loss(text)
+    left = text
+    inner = ""
     if loss:
         left, _, inner = text.partition("@")
         if not inner:
             raise UsageError(f"{text!r}: the schedule is missing; name one, for example {left}@cosine")
     name, _, words = left.partition(":")
     words, own_shift, held = _modifiers(words)
-    shift, monotone = shift + own_shift, monotone or held
+    shift = shift + own_shift
+    monotone = monotone or held
     if loss:
         return Weighting(ForeignLoss(*_parse_loss(name, words, given), schedule(inner)), shift, monotone)
     declared = WEIGHTINGS.lookup(name) or LEARNED_WEIGHTINGS.lookup(name) or WEIGHTINGS.find(name)
@@ -327,7 +334,9 @@ def parse_weighting(
 
 def _modifiers(words: str) -> tuple[str, float, bool]:
     """Split `bias=2,shift=1,monotone` into ('bias=2', 1.0, True)."""
-    others, shift, monotone = [], None, False
+    others = []
+    shift = None
+    monotone = False
     for word in filter(None, (part.strip() for part in words.split(","))):
         key, _, value = word.partition("=")
         if word == "monotone":

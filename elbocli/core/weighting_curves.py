@@ -271,7 +271,8 @@ def infonoise(logsnr, profile, exponent=3.0, onset=0.002):
     times the gate σⁿ/(σⁿ + cⁿ). This is L_w for the w given here, with any loss weight; an exact network's w never rises.
     exponent: n of the gate. onset: c is the largest σ at which the rate is at least `onset` times its maximum.
     """
-    levels, error = profile.levels, profile.log_error(profile.levels).exp()
+    levels = profile.levels
+    error = profile.log_error(profile.levels).exp()
     rate = error * (levels / 2).exp()
     pivot = levels[rate >= onset * rate.max()].min()
     allocated = error * (exponent / 2 * (pivot - levels)).sigmoid()

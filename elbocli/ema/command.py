@@ -52,7 +52,9 @@ def ema(run: Path, std: float, at: int | None, out: Path) -> None:
     print_json(make_average(run, std, out, at, command_line()))
 
 
-WARN, REFUSE = 0.1, 0.5  # residuals above which elbo warns, and above which elbo refuses; 0: exact average
+# residuals above which elbo warns, and above which elbo refuses; 0: exact average
+WARN = 0.1
+REFUSE = 0.5
 REMEDY = "choose --std between the std of the stored averages and 0.2, or train with a smaller --snapshot-every"
 
 
@@ -75,8 +77,10 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     from elbocli.runtime.progress import log, progress
     from elbocli.version import __version__
 
-    target, config = parse_average(f"power:std={plain(std)}"), read_run_config(path)
-    averages, snapshots = map(parse_average, config.settings.ema), whole_snapshots(path, at)
+    target = parse_average(f"power:std={plain(std)}")
+    config = read_run_config(path)
+    averages = map(parse_average, config.settings.ema)
+    snapshots = whole_snapshots(path, at)
     stored = {average.name: average for average in averages if average.stored}
     parts = [
         (snapshot, stored[name], TensorFile(snapshot.path / f"{name}{WEIGHTS}"))

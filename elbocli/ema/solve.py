@@ -34,7 +34,8 @@ def products(one: Sequence[Profile], other: Sequence[Profile]) -> np.ndarray:
     g1, t1 = np.array(one, dtype=np.float64).T[:, :, None]
     g2, t2 = np.array(other, dtype=np.float64).T[:, None, :]
     late = np.where(t1 <= t2, g2, g1)
-    low, high = np.minimum(t1, t2), np.maximum(t1, t2)
+    low = np.minimum(t1, t2)
+    high = np.maximum(t1, t2)
     return (g1 + 1) * (g2 + 1) / (g1 + g2 + 1) * (low / high) ** late / high
 
 

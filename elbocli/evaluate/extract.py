@@ -33,7 +33,8 @@ def extract(opened: Opened) -> Opened:
 
 def extract_set(side: OpenedSet, opened: Opened) -> OpenedSet:
     """Return a set with the features that the metrics need. side: the evaluation's reference, or samples."""
-    settings, samples = opened.settings, side is not opened.reference
+    settings = opened.settings
+    samples = side is not opened.reference
     wanted = {
         "values": opened.compares_images or (samples and (settings.needing(Need.REFERENCE) or settings.save_features)),
         "logits": samples and (settings.needing(Need.LOGITS) or settings.save_features),
@@ -51,7 +52,8 @@ def extract_features(side: OpenedSet, opened: Opened, keep: Set[str], spatial: b
     spatial: whether to compute mean and covariance of spatial features, too.
     Raises DataError: when features are not finite or too large.
     """
-    about, statistics = side.about, side.statistics
+    about = side.about
+    statistics = side.statistics
     names = () if statistics else ("values", "spatial_values")[: 1 + spatial]
     if side.saved:
         kept, moments = _of_saved(side.saved, keep, names)
@@ -59,7 +61,9 @@ def extract_features(side: OpenedSet, opened: Opened, keep: Set[str], spatial: b
         kept, moments, digest = _of_images(side, opened, keep, names)
         about = about if statistics else structs.replace(about, images_sha256=digest)
     else:
-        kept, moments, about = {}, {}, structs.replace(about, images=None)
+        kept = {}
+        moments = {}
+        about = structs.replace(about, images=None)
     if statistics:
         moments = {"values": statistics, "spatial_values": statistics.spatial}
     spatial_moments = moments.get("spatial_values")
@@ -78,7 +82,10 @@ def _of_images(
     side: OpenedSet, opened: Opened, keep: Set[str], names: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     # Returns the features `keep` of each image (on rank 0), moments of the features `names`, and the digest of all images.
-    sums, kept, digests, done = {name: StreamingFeatureMoments() for name in names}, dict[str, Tensor](), list[str](), 0
+    sums = {name: StreamingFeatureMoments() for name in names}
+    kept = dict[str, Tensor]()
+    digests = list[str]()
+    done = 0
     world = opened.world
     for outputs, some_digests in _outputs(side, opened, "spatial_values" in {*names, *keep}):
         digests += some_digests
@@ -95,7 +102,8 @@ def _of_images(
 
 def _outputs(side: OpenedSet, opened: Opened, spatial: bool) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
     # Yields this rank's part of each step: features of its batch by name, and digests of the images; both empty without a batch.
-    world, batch = opened.world, opened.settings.batch_size
+    world = opened.world
+    batch = opened.settings.batch_size
     batch = world.of_first(side.reader.batch(batch) if side.reader else batch)
     sharers = 1 if side.streamed else world.size  # each takes whole batches: the result doesn't depend on world.size
 
@@ -110,7 +118,8 @@ def _outputs(side: OpenedSet, opened: Opened, spatial: bool) -> Iterator[tuple[d
 
     get = read if side.streamed else Ahead(read, depth=1).get
     for step in range(-(-side.n // (batch * sharers))):
-        outputs, digests = dict[str, Tensor](), list[str]()
+        outputs = dict[str, Tensor]()
+        digests = list[str]()
         with world.together():
             if part := get(step):
                 begin, images, digests = part
@@ -121,7 +130,8 @@ def _outputs(side: OpenedSet, opened: Opened, spatial: bool) -> Iterator[tuple[d
 
 def _features_of(images: np.ndarray, opened: Opened, spatial: bool, where: str, begin: int) -> dict[str, Tensor]:
     # Returns values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`. where, begin: for messages.
-    extractor, device = opened.extractor, opened.world.device
+    extractor = opened.extractor
+    device = opened.world.device
     assert extractor
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():

@@ -39,7 +39,8 @@ class Fdr6(Record, kw_only=True):
 
 def join(samples: Path, validation: Path, command: str) -> Fdr6:
     """Join the results in two folders. Raises FormatError or DataError if a result is missing, or two results can't be compared."""
-    sides, ratios = [_results_in(folder) for folder in (samples, validation)], list[dict[str, Any]]()
+    sides = [_results_in(folder) for folder in (samples, validation)]
+    ratios = list[dict[str, Any]]()
     if any(result.common()["made"] for result in sides[1].values()):
         raise DataError(f"{validation}: results of drawn samples; give the folder of the validation images second")
     for name, result in sides[0].items():
@@ -49,7 +50,8 @@ def join(samples: Path, validation: Path, command: str) -> Fdr6:
         if not all(scores) or scores[1][0].value <= 0:
             raise DataError(f"{samples}, {validation}: no Fréchet distance above 0 by {name}; score both by --metrics fid")
         (first,), (second,) = scores
-        error, facts = result.estimate(first).se, [side[name].common() for side in sides]
+        error = result.estimate(first).se
+        facts = [side[name].common() for side in sides]
         ratios.append(
             {
                 "extractor": name,
@@ -73,7 +75,8 @@ def join(samples: Path, validation: Path, command: str) -> Fdr6:
 
 def _results_in(folder: Path) -> dict[str, EvalResult]:
     # Results for one set of images, by extractor.
-    results, first = dict[str, EvalResult](), dict[str, Any]()
+    results = dict[str, EvalResult]()
+    first = dict[str, Any]()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a folder of results of 'elbo eval --protocol fdr6'")
     for path in sorted(folder.glob("*.json")):

@@ -65,7 +65,8 @@ def open_set(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World
     """Open saved features (a path) or images (a path or stream) until `stack` closes. Raises FormatError, DataError."""
     if isinstance(source, Path) and recognise(source) == "features":
         saved = read_features(source)
-        n, labels = len(saved.features), None if saved.labels is None else saved.labels.numpy()
+        n = len(saved.features)
+        labels = None if saved.labels is None else saved.labels.numpy()
         return OpenedSet(str(source), n, structs.replace(saved.about, n=n), saved=saved, labels=labels)
     streamed = not isinstance(source, Path) or source.is_fifo()
     images: Any = None
@@ -81,7 +82,8 @@ def set_of(reader: SampleReader) -> OpenedSet:
     n, height, width, channels = reader.shape
     size = {"image_size": height if height == width else [height, width], "channels": channels}
     about = FeatureFacts(n=n, preprocessing={**size, **reader.preprocessing}, made=reader.made.facts() or None)
-    shape, names = reader.shape[1:], reader.class_names
+    shape = reader.shape[1:]
+    names = reader.class_names
     return OpenedSet(reader.name, n, about, shape, reader, labels=reader.labels, class_names=names)
 
 
@@ -178,7 +180,8 @@ def prepare(opened: Opened) -> Opened:
 
 
 def _make_extractor(opened: Opened) -> Extractor | None:
-    settings, saved = opened.settings, [side for side in opened.by_image if side.saved]
+    settings = opened.settings
+    saved = [side for side in opened.by_image if side.saved]
     if len(saved) == len(opened.by_image):
         return None
     source = next((side for side in saved if side.about.extractor), None)
@@ -201,7 +204,9 @@ def _with_extractor(side: OpenedSet, extractor: Extractor | None) -> OpenedSet:
 
 def _with_labels(side: OpenedSet, logits: int, opened: Opened) -> OpenedSet:
     # Labels that the metrics or the protocol need: the file's, or those of --classes. logits: number of the extractor's logits.
-    settings, labels, names = opened.settings, side.labels, opened.reference.class_names if opened.reference else ()
+    settings = opened.settings
+    labels = side.labels
+    names = opened.reference.class_names if opened.reference else ()
     needed = bool(logits and settings.needing(Need.LABELS))
     if labels is None and settings.classes and (needed or settings.classes_of_protocol):
         number = settings.classes_of_protocol or len(names) or logits
@@ -222,7 +227,9 @@ def check_inputs(opened: Opened) -> None:
 
     Raises UsageError: for metrics that lack an input. Raises DataError: for too few images.
     """
-    settings, samples, reference = opened.settings, opened.samples, opened.reference
+    settings = opened.settings
+    samples = opened.samples
+    reference = opened.reference
     inputs = {
         Need.REFERENCE: reference,
         Need.REFERENCE_FEATURES: reference is None or reference.n,
@@ -251,7 +258,8 @@ def check_facts(opened: Opened) -> None:
     Raises UsageError: if a metric isn't defined for the extractor.
     Raises DataError: if sets of samples were made differently; without --allow-mismatch, also if --ref was.
     """
-    settings, samples = opened.settings, opened.samples
+    settings = opened.settings
+    samples = opened.samples
     for side in samples:
         facts = fingerprint(side.about)
         for name, options in settings.metrics.items():
@@ -293,7 +301,8 @@ def check_sizes(opened: Opened) -> list[int]:
 def _sizes_of(side: OpenedSet, opened: Opened) -> tuple[int, int]:
     # Numbers of features and of logits of an image: of saved ones, or as the extractor gives for black images.
     if side.saved:
-        features, logits = side.saved.features, side.saved.logits
+        features = side.saved.features
+        logits = side.saved.logits
     else:
         assert opened.extractor and side.image_shape
         black = torch.zeros(BLACK, *side.image_shape, dtype=torch.uint8)
@@ -335,7 +344,8 @@ def deviations(settings: EvalSettings, samples: OpenedSet | None = None, referen
     if samples:
         pairs |= _sample_pairs(samples, protocol)
     if reference and protocol.ref_images:
-        text, images = "statistics with {} images beside them", protocol.ref_images
+        text = "statistics with {} images beside them"
+        images = protocol.ref_images
         beside = text.format(reference.n if settings.needing(Need.REFERENCE_FEATURES) else images)
         pairs["reference"] = [beside if reference.statistics else "no statistics", text.format(images)]
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -353,7 +363,8 @@ def check_protocol(settings: EvalSettings, samples: OpenedSet | None = None, ref
 
 
 def _setting_pairs(settings: EvalSettings, protocol: Protocol) -> Pairs:
-    usual, options = asked(protocol.metrics, **protocol.options), options_of(settings.metrics)
+    usual = asked(protocol.metrics, **protocol.options)
+    options = options_of(settings.metrics)
     extractor = EXTRACTORS.lookup(settings.extractor)
     name = extractor.name if extractor else settings.extractor
     more = [name for name in settings.metrics if name not in usual]  # metrics of the protocol may be omitted
@@ -370,7 +381,8 @@ def _allowed(extractor: Any, protocol: Protocol) -> Any:
 
 
 def _sample_pairs(samples: OpenedSet, protocol: Protocol) -> Pairs:
-    about, unknown = samples.about, "not known"
+    about = samples.about
+    unknown = "not known"
     pairs: Pairs = {
         "n": [samples.n, protocol.n],
         "extractor": [about.extractor or unknown, _allowed(about.extractor, protocol)],
@@ -379,7 +391,8 @@ def _sample_pairs(samples: OpenedSet, protocol: Protocol) -> Pairs:
     if about.extractor == DEFAULT == _allowed(DEFAULT, protocol):
         pairs["extractor_weights"] = [str(about.weights_sha256 or unknown)[:8], PUBLISHED_INCEPTION]
     if protocol.classes:
-        text, counts = "{}, each with {} to {} samples", samples.class_sizes()
+        text = "{}, each with {} to {} samples"
+        counts = samples.class_sizes()
         classes = text.format(len(counts), min(counts), max(counts)) if counts else unknown
         pairs["classes"] = [classes, text.format(protocol.classes, protocol.per_class, protocol.per_class)]
     return pairs

@@ -109,12 +109,14 @@ class EvalResult(Record):
         """Scores; for several sets of samples, means and standard deviations."""
         scores = []
         for key, value in self.repeats[0].values.items():
-            number, sd = numbers()[key], None
+            number = numbers()[key]
+            sd = None
             if len(self.repeats) > 1:
                 if not isinstance(value, float):
                     continue
                 values = np.array([repeat.values[key] for repeat in self.repeats], float)
-                value, sd = float(np.mean(values)), None if number.role == Role.ERROR else float(np.std(values, ddof=1))
+                value = float(np.mean(values))
+                sd = None if number.role == Role.ERROR else float(np.std(values, ddof=1))
             scores.append(Score(number, value, sd))
         return scores
 
@@ -170,7 +172,8 @@ class EvalResult(Record):
     def alike(self) -> dict[str, Any]:
         """Return the metadata that must be equal in comparable results."""
         # earlier versions had no other precision than STRICT
-        facts, alike = {"feature_precision": STRICT, **self.common()}, dict[str, Any]()
+        facts = {"feature_precision": STRICT, **self.common()}
+        alike = dict[str, Any]()
         for key in [*ALIKE, *(option.name for metric in METRICS.values() for option in metric.traits.options)]:
             parts = facts.get(key)
             named = {f"{key}.{part}": value for part, value in parts.items()} if isinstance(parts, dict) else {key: parts}
@@ -179,10 +182,14 @@ class EvalResult(Record):
 
     def table(self) -> Table:
         """Return scores with standard errors and intervals, and what limits their meaning."""
-        facts, rows, notes = self.common(), list[list[Any]](), list[str]()
-        made, extractor = facts["made"], EXTRACTORS.get(str(facts.get("extractor")))
+        facts = self.common()
+        rows = list[list[Any]]()
+        notes = list[str]()
+        made = facts["made"]
+        extractor = EXTRACTORS.get(str(facts.get("extractor")))
         for score in self.numbers:
-            name, interval = self.title(score), self.interval(score)
+            name = self.title(score)
+            interval = self.interval(score)
             rows.append([name, (score.value, self.estimate(score).se), interval and [*interval]])
             if score.sd is None and (parts := self.about(score, Role.PARTS)):
                 told = score.number.told.format_map(facts)

@@ -60,7 +60,8 @@ def score(opened: Opened) -> EvalResult | None:
 
 def score_set(samples: OpenedSet, opened: Opened) -> Scores:
     """Compute all metrics of one set of samples. Raises DataError when a metric can't be computed from these features."""
-    reference, values = opened.reference and opened.reference.features, dict[str, Value]()
+    reference = opened.reference and opened.reference.features
+    values = dict[str, Value]()
     for name, options in opened.settings.metrics.items():
         values |= METRICS[name].make(samples.features, reference, options)
     mismatched = any(_mismatch(side, opened.reference) for side in opened.samples)
@@ -74,8 +75,10 @@ def _mismatch(samples: OpenedSet, reference: OpenedSet | None) -> Pairs:
 
 def facts_of(samples: OpenedSet, opened: Opened) -> Facts:
     """Return the metadata on the scores of one set of samples."""
-    settings, reference = opened.settings, opened.reference
-    about, ref = samples.about, reference.about if reference else FeatureFacts()
+    settings = opened.settings
+    reference = opened.reference
+    about = samples.about
+    ref = reference.about if reference else FeatureFacts()
     counts = samples.class_sizes()
     return Facts(
         samples=samples.name,
@@ -110,7 +113,8 @@ def facts_of(samples: OpenedSet, opened: Opened) -> Facts:
 
 
 def _save(samples: OpenedSet, settings: EvalSettings) -> None:
-    features, about = samples.features, samples.about
+    features = samples.features
+    about = samples.about
     if settings.save_stats:
         write_statistics(settings.save_stats, Statistics(features.moments.mu, features.moments.sigma, about, features.spatial))
     if settings.save_features:
@@ -136,7 +140,8 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
 
 
 def _warn_of_classes(opened: Opened) -> None:
-    settings, reference = opened.settings, opened.reference
+    settings = opened.settings
+    reference = opened.reference
     if reference is None or not settings.needing(Need.REFERENCE) or settings.classes_of_protocol:
         return
     for side in opened.samples:
@@ -168,7 +173,9 @@ def p_of_same_classes(samples: OpenedSet, reference: OpenedSet) -> float | None:
     return p_of_equal_shares(*(np.bincount(part, minlength=len(classes)) for part in np.split(numbers, [samples.n])))
 
 
-ROWS, BESIDE = 12, 5  # rows in the picture of --neighbours, and reference images in each row
+# rows in the picture of --neighbours, and reference images in each row
+ROWS = 12
+BESIDE = 5
 
 
 def write_sheet(out: Path, opened: Opened) -> None:

@@ -120,7 +120,8 @@ def settings_of(name: str, by_user: Mapping[str, Any]) -> dict[str, Any]:
     by_user: option → value instead of the protocol's: `metrics`, `extractor`, and options of metrics.
     """
     protocol = PROTOCOLS.get(name, USUAL)
-    extractor, metrics = by_user.get("extractor", protocol.extractors[0]), protocol.metrics
+    extractor = by_user.get("extractor", protocol.extractors[0])
+    metrics = protocol.metrics
     named = EXTRACTORS.lookup(extractor or DEFAULT)
     if protocol is USUAL and not (named and named.name == DEFAULT):
         metrics = "fid"  # other networks have no logits, or random ones, or classes of their own

@@ -76,7 +76,8 @@ def write_all(handle: int, data: bytes, at: int) -> None:
     left = memoryview(data)
     while left:
         count = os.pwrite(handle, left, at)
-        left, at = left[count:], at + count
+        left = left[count:]
+        at = at + count
 
 
 @contextmanager
@@ -201,7 +202,8 @@ def new_file(path: Path, overwrite: bool | None = None, before_naming: Callable[
 @contextmanager
 def new_folder(path: Path, overwrite: bool = True, before_naming: Callable[[int], None] = _ignore) -> Iterator[Path]:
     """Make a folder that gets the name `path` if the block succeeds. Raises DataError. Arguments: as for `new_file`."""
-    aside, old = _aside(path), _aside(path, "old")
+    aside = _aside(path)
+    old = _aside(path, "old")
     with writing(path):
         sweep(path.parent, path.name)
         try:

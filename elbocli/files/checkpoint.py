@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
     from elbocli.files.tensor_files import TensorFile
 
-FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
-CONFIG, META, WEIGHTS, STATE = "config.yaml", "meta.json", ".safetensors", "state.pt"
+FOLDER = "checkpoints"
+SNAPSHOTS = "snapshots"
+CONFIG = "config.yaml"
+META = "meta.json"
+WEIGHTS = ".safetensors"
+STATE = "state.pt"
 NAME = re.compile(r"step-\d+")
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
 DATA_DIGESTS = ("payload_sha256", "labels_sha256")  # fields of RunData; None: not recorded

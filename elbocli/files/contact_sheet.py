@@ -23,7 +23,9 @@ LARGEST_PICTURE = 89_478_485  # largest number of pixels of a picture; Pillow wa
 MOST_CLASSES = 16  # up to this many classes get separate rows; more classes only if there are as many columns as classes
 LETTER = 14  # usual font size of class names, in pixels; smaller in low rows, larger in high rows
 MOST_LETTERS = 20  # largest number of letters of a class name; longer names are shortened
-PAPER, INK = 255, 0  # grey levels of the background and of the letters
+# grey levels of the background and of the letters
+PAPER = 255
+INK = 0
 GUTTER = 32  # side of an enlarged image / gutter between images
 
 
@@ -104,7 +106,8 @@ class Layout(Struct, frozen=True):
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the picture in pixels."""
-        rows, (down, across) = sum(count for _, count, _ in self.rows()), self.pitch
+        rows = sum(count for _, count, _ in self.rows())
+        (down, across) = self.pitch
         return self.left + self.columns * across - self.gutter, rows * down - self.gutter
 
     @property
@@ -118,7 +121,8 @@ class Layout(Struct, frozen=True):
         down, across = self.pitch
         for row, _, group in self.rows():
             for k, image in enumerate(group.images):
-                y, x = (row + k // self.columns) * down, self.left + k % self.columns * across
+                y = (row + k // self.columns) * down
+                x = self.left + k % self.columns * across
                 places[image] = slice(y, y + down - self.gutter), slice(x, x + across - self.gutter)
         return [places[image] for image in sorted(places)]
 
@@ -132,7 +136,8 @@ class Layout(Struct, frozen=True):
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
     """Arrange images on a contact sheet. scale: factor of enlargement; 0: automatic."""
-    columns, left = _columns(groups), 0
+    columns = _columns(groups)
+    left = 0
     scale = scale or max(1, min(whole_factor(max(height, width)), WIDE // (columns * width)))
     if any(group.name for group in groups):
         font, margin = _lettering(height * scale)
@@ -147,7 +152,8 @@ def draw_contact_sheet(images: np.ndarray, layout: Layout) -> Image.Image:
     sheet = np.full((height, width, images.shape[3]), PAPER, np.uint8)
     for image, place in zip(images, layout.places()):
         sheet[place] = image.repeat(layout.scale, 0).repeat(layout.scale, 1)
-    drawn, down = picture(sheet), layout.pitch[0]
+    drawn = picture(sheet)
+    down = layout.pitch[0]
     for row, count, group in layout.rows() if layout.left else ():
         font, margin = _lettering(layout.height * layout.scale)
         high = count * down - layout.gutter

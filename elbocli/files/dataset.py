@@ -39,7 +39,9 @@ BLOCKS = {
 }
 PREPROCESSING = ("crop", "filter")  # attributes that record how images were made, beside `image_size`
 MOST_CLASSES = 10**6  # images of more classes are not counted by class
-PAYLOAD, CONTENTS = "payload_sha256", "contents_sha256"  # attributes: digest of the block, and of everything else
+# attributes: digest of the block, and of everything else
+PAYLOAD = "payload_sha256"
+CONTENTS = "contents_sha256"
 SCAN_BYTES = 16 << 20  # read at a time, where the whole block is read
 Members = dict[str, np.ndarray | list[str]]  # what a dataset holds beside its block: name → array or list of text
 
@@ -97,7 +99,8 @@ class Dataset:
             names = self._member(file, "class_names")[()] if "class_names" in file else []
             self.class_names: list[str] = self._text("class_names", names)
             classes = len(self.class_names) or self.attributes.num_classes or 0
-            labels, limit = np.asarray(self._member(file, "labels")[()]), classes or np.iinfo(np.int64).max
+            labels = np.asarray(self._member(file, "labels")[()])
+            limit = classes or np.iinfo(np.int64).max
             whole = labels.shape == (len(self),) and labels.dtype.kind in "iu"
             if not whole or not 0 <= labels.min() <= labels.max() < limit:
                 found = f"{labels.dtype} {labels.shape}, expected {len(self)} integers in [0, {limit})"
@@ -203,7 +206,8 @@ class Dataset:
 
     def payload_digest(self) -> str:
         """Return the sha256 of the block, which is read as a whole."""
-        digest, content = hashlib.sha256(), self.block.reshape(-1).view(np.uint8)
+        digest = hashlib.sha256()
+        content = self.block.reshape(-1).view(np.uint8)
         for start in range(0, len(content), SCAN_BYTES):
             digest.update(content[start : start + SCAN_BYTES].data)
             progress(min(start + SCAN_BYTES, len(content)) * len(self) // len(content), len(self), "img")
@@ -234,7 +238,9 @@ class Dataset:
 
     def identity(self) -> RunData:
         """Return the description of the dataset for config.yaml."""
-        space, about, counts = self.latent_space, self.attributes, None
+        space = self.latent_space
+        about = self.attributes
+        counts = None
         if self.num_classes <= MOST_CLASSES:
             counts = np.bincount(self.labels, minlength=self.num_classes).tolist()
         return RunData(
@@ -281,10 +287,14 @@ def contents_digest(attributes: dict[str, Any], members: Members) -> str:
     digest = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=str).encode())
     for name, value in sorted(members.items()):
         if isinstance(value, list):
-            kind, shape, content = "object", [len(value)], json.dumps(value).encode()
+            kind = "object"
+            shape = [len(value)]
+            content = json.dumps(value).encode()
         else:
             little = value.astype(value.dtype.newbyteorder("<"), copy=False)
-            kind, shape, content = str(value.dtype), list(value.shape), little.tobytes()
+            kind = str(value.dtype)
+            shape = list(value.shape)
+            content = little.tobytes()
         digest.update(json.dumps([name, kind, shape, len(content)]).encode())
         digest.update(content)
     return digest.hexdigest()

@@ -45,9 +45,12 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     from elbocli.files.reading import reading  # imported late: --help lists the conventions
 
     with reading("config.json"):
-        scale, mean, std = float(config["scaling_factor"]), config.get("latents_mean"), config.get("latents_std")
+        scale = float(config["scaling_factor"])
+        mean = config.get("latents_mean")
+        std = config.get("latents_std")
         if mean is None or std is None:
-            mean, std = [config.get("shift_factor") or 0] * channels, [1] * channels
+            mean = [config.get("shift_factor") or 0] * channels
+            std = [1] * channels
         if {len(mean), len(std)} != {channels}:
             raise ValueError(f"{len(mean)} latents_mean, {len(std)} latents_std for {channels} channels; correct config.json")
         return tuple(map(float, mean)), tuple(scale / each for each in std)
@@ -92,7 +95,8 @@ class LatentSpace:
     mirrored: Literal[0, 1]
 
     def __post_init__(self) -> None:
-        shift, scale = self.latent_shift, self.latent_scale
+        shift = self.latent_shift
+        scale = self.latent_scale
         known = self.latent_convention in CONVENTIONS and self.latent_input in INPUTS and self.autoencoder
         finite = all(map(math.isfinite, (*shift, *scale))) and len(shift) == len(scale)
         if not known or not finite or min(*scale, self.pixel_size) <= 0:

@@ -126,13 +126,15 @@ def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLo
 
     Raises FormatError: a line is damaged, or steps don't increase below a header.
     """
-    bins, step = 0, -1
+    bins = 0
+    step = -1
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
         content = parse_json(text, where)
         if "format" in content:
             header = LossLogHeader.of(content, where)
-            bins, step = len(header.edges) - 1, -1
+            bins = len(header.edges) - 1
+            step = -1
             yield header
             continue
         if not bins:
@@ -249,7 +251,8 @@ class LossLogArrays:
 
 def read_arrays(path: Path) -> LossLogArrays:
     """Read the loss log of a run, or a file of a loss log. Raises FormatError, DataError."""
-    edges, rows = np.zeros(1), list[LossLogRow]()
+    edges = np.zeros(1)
+    rows = list[LossLogRow]()
     for entry in entries(path):
         if isinstance(entry, LossLogHeader):
             edges = np.array(entry.edges)
@@ -280,7 +283,9 @@ class LossLogWriter:
     """
 
     def __init__(self, path: Path | str, edges: Tensor, *, dimensions: int, step: int | None = None, **specs: str):
-        self.path, self._last, lines = Path(path), -1, [header(edges, dimensions=dimensions, **specs)]
+        self.path = Path(path)
+        self._last = -1
+        lines = [header(edges, dimensions=dimensions, **specs)]
         new = not self.path.exists()
         for number, entry in enumerate([] if new else entries(self.path)):
             if isinstance(entry, LossLogHeader):

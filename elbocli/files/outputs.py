@@ -32,11 +32,13 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
     inputs: files that the command reads.
     Raises UsageError for a path that may not be written, DataError if the path's folder is missing.
     """
-    read, seen = [source.absolute() for source in inputs], set[Path]()
+    read = [source.absolute() for source in inputs]
+    seen = set[Path]()
     if not overwrite:
         undo_unfinished([path for path, _ in outputs])
     for path, kinds in outputs:
-        here, folder = path.absolute(), FOLDER in kinds and not path.suffix
+        here = path.absolute()
+        folder = FOLDER in kinds and not path.suffix
         runs = [run for run in here.parents if run in read or (run / "config.yaml").exists()]
         wrong = ""
         if here in seen:

@@ -34,7 +34,9 @@ class Foreign:
 
     def __new__(cls, *args: Any, **_: Any) -> Foreign:
         made = super().__new__(cls)
-        made.args, made.state, made.items = args, None, {}
+        made.args = args
+        made.state = None
+        made.items = {}
         return made
 
     def __setstate__(self, state: Any) -> None:
@@ -80,7 +82,8 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
 
     def __init__(self, file: IO[bytes], archive: zipfile.ZipFile | None = None):
         super().__init__(file, encoding="latin-1")
-        self._storages, self._archive = dict[tuple[str, torch.dtype], Tensor](), archive
+        self._storages = dict[tuple[str, torch.dtype], Tensor]()
+        self._archive = archive
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"

@@ -66,7 +66,8 @@ def check_format(where: object, found: Mapping[str, Any], name: str, known: int 
     then: end of the FormatError's message.
     Raises FormatError for another format, DataError for a later version.
     """
-    kind, version = found.get("format") if name else "", str(found.get("version", "" if name else 1))
+    kind = found.get("format") if name else ""
+    version = str(found.get("version", "" if name else 1))
     if kind != name or not re.fullmatch("[1-9][0-9]{0,8}", version):
         raise FormatError(f"{where}: has format {kind!r}, version {version!r}; expected format {name!r}, version {known}{then}")
     if int(version) > known:

@@ -16,7 +16,9 @@ from elbocli.files.atomic import PIPE, special
 from elbocli.files.reading import open_file
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MISSING, EMPTY, UNKNOWN = "no file or folder", "an empty file", "a file that is none of elbo's"
+MISSING = "no file or folder"
+EMPTY = "an empty file"
+UNKNOWN = "a file that is none of elbo's"
 FOLDER = "a folder of PNGs"
 HERE = "/"  # begins Kind.names of folders
 HEAD = 1 << 14  # bytes of a file that are looked at

@@ -72,7 +72,8 @@ class Record(msgspec.Struct, frozen=True):
 
     def facts(self) -> dict[str, Any]:
         """Return the fields as JSON values, without format and version."""
-        facts, rest = dict[str, Any](), dict[str, Any]()
+        facts = dict[str, Any]()
+        rest = dict[str, Any]()
         for each in _fields(type(self)):
             value = getattr(self, each.name)
             if each.type == Rest:

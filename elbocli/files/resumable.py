@@ -23,7 +23,9 @@ from elbocli.files.atomic import locked, put_in_place, write_all, write_json, wr
 from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.runtime.progress import log
 
-IMAGES, LATENTS = "images", "latents"  # names of a dataset's block
+# names of a dataset's block
+IMAGES = "images"
+LATENTS = "latents"
 Rows = Sequence[np.ndarray] | np.ndarray
 
 
@@ -88,9 +90,14 @@ class Resumable:
     """
 
     def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: dict[str, Any]):
-        self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
-        self.partial, self.journal = out.with_name(out.name + ".partial"), journal_of(out)
-        self.state, self._digest = Journal(source, 0, 0), hashlib.sha256()
+        self.out = out
+        self.layout = layout
+        self.offset = offset
+        self.limit = limit
+        self.partial = out.with_name(out.name + ".partial")
+        self.journal = journal_of(out)
+        self.state = Journal(source, 0, 0)
+        self._digest = hashlib.sha256()
         self.overwrite = self.complete = False
 
     @contextmanager
@@ -111,7 +118,8 @@ class Resumable:
         with locked(self.partial, str(self.out), wait), ExitStack() as stack:
             finished = finished_by(self.journal, self.out)
             if finished and finished.source == self.state.source:
-                self.state, self.complete = finished, True
+                self.state = finished
+                self.complete = True
                 self.discard()
                 yield self
                 return
@@ -135,14 +143,16 @@ class Resumable:
 
     def _resume(self, overwrite: bool, unchanged: Callable[[Journal], bool]) -> None:
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
-            there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
+            there = Journal.of(read_json(self.journal), self.journal)
+            own = self.state.source
             if there.source == own and unchanged(there):
                 size = there.rows * self.layout.row_bytes
                 written: Any = np.memmap(self.partial, np.uint8, "r", self.offset, (size,)) if size else b""
                 digest = hashlib.sha256(written)
                 if digest.hexdigest() != there.sha256:
                     raise ValueError("the rows on disk differ from the journal's digest")
-                self.state, self._digest = there, digest
+                self.state = there
+                self._digest = digest
                 return
             if not overwrite:
                 differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()})) or "images"

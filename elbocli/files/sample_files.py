@@ -80,7 +80,8 @@ class StreamSink:
     """Writer of samples to a binary stream. done: number of images written."""
 
     def __init__(self, file: IO[bytes], header: SamplesHeader):
-        self.done, self._name = 0, Path(str(getattr(file, "name", "stream")))
+        self.done = 0
+        self._name = Path(str(getattr(file, "name", "stream")))
         file.flush()
         # Unbuffered: at exit, a thread waiting for a slow reader would still hold the lock of the buffer.
         self._file: Any = getattr(file, "raw", file)
@@ -105,7 +106,8 @@ class FileSink:
     """Writer of samples to a file."""
 
     def __init__(self, file: Resumable, header: SamplesHeader):
-        self._file, self._header = file, header
+        self._file = file
+        self._header = header
 
     @property
     def done(self) -> int:
@@ -121,7 +123,9 @@ class FileSink:
 
         look: called after each PNG of a folder; may raise an error to stop.
         """
-        file, header, out = self._file, self._header, self._file.out
+        file = self._file
+        header = self._header
+        out = self._file.out
         naming: Any = {"overwrite": file.overwrite, "before_naming": file.note_naming}
         with writing(out):
             if file.complete:
@@ -139,7 +143,8 @@ class FileSink:
                     write_contact_sheet(sheet, file.block(), header.layout)
             else:
                 with new_folder(out, **naming) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
-                    images, names = file.block(), png_names(self.done)
+                    images = file.block()
+                    names = png_names(self.done)
                     saved = pool.map(lambda image, name: picture(image).save(folder / name), images, names)
                     for done, _ in enumerate(saved, 1):
                         progress(done, self.done, "png")
@@ -151,9 +156,11 @@ Sink = StreamSink | FileSink
 
 
 def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
-    labels, names = header.labels, header.class_names
+    labels = header.labels
+    names = header.class_names
     if labels is None:  # a dataset must have labels: one class stands for none
-        labels, names = np.zeros(header.shape[0], np.int64), ["all"]
+        labels = np.zeros(header.shape[0], np.int64)
+        names = ["all"]
     about = {
         "num_classes": len(names),
         "image_size": header.shape[1],
@@ -180,7 +187,8 @@ def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: boo
     if not isinstance(target, Path):
         yield StreamSink(target, header)
         return
-    count, rows = header.shape[0], BlockLayout(IMAGES, header.shape[1:])
+    count = header.shape[0]
+    rows = BlockLayout(IMAGES, header.shape[1:])
     # Disk space for the final file or the PNGs, which are made of these rows, is allocated too.
     twice = BlockLayout(IMAGES, rows.row, 2 * rows.row_bytes + (-(-FILE_BYTES // count) if suffix else FILE_BYTES))
     file = Resumable(target, twice, 0, count, header.identity)

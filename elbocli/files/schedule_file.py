@@ -145,10 +145,12 @@ def resolve_schedule(
     """
     if SCHEDULES.lookup(text.partition(":")[0]):
         return parse_schedule(text, low, high, clip=clip, size=size)
-    path, shift = Path(text), 0.0
+    path = Path(text)
+    shift = 0.0
     if not path.exists() and ":shift=" in text:
         name, _, words = text.rpartition(":shift=")
-        path, shift = Path(name), number(words, "shift")
+        path = Path(name)
+        shift = number(words, "shift")
     if not path.exists():
         if path.suffix or "/" in text:
             raise FormatError(wrong_kind(path, "a schedule"))

@@ -98,7 +98,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Reco
     """
     content = memoryview(save({key: value.contiguous() for key, value in tensors.items()}))
     end = 8 + int.from_bytes(content[:8], "little")
-    header, payload = json.loads(bytes(content[8:end])), content[end:]
+    header = json.loads(bytes(content[8:end]))
+    payload = content[end:]
     # The header is written here, because safetensors puts metadata in any order.
     meta = {"format": kind, "version": "1", "about": json.dumps(about.json(), allow_nan=False)}
     meta[DIGEST] = hashlib.sha256(payload).hexdigest()

@@ -54,15 +54,20 @@ def make_grid(
     # A step refuses samplers that add noise now, not after minutes of measuring.
     sampler(torch.zeros(1), None, Move(-1.0, 1.0), lambda z, logsnr: z, no_noise)
     steps = steps or sampler.traits.steps
-    place, worse, evaluations = choose_device(device), None, 0
+    place = choose_device(device)
+    worse = None
+    evaluations = 0
     run = open_run(path, place, weights)
     sampler = choose_space(sampler, run.prediction)
     if guide or guide_weights:
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
-    low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, run.precision(precision, place)
+    low = run.settings.logsnr_min
+    high = run.settings.logsnr_max
+    arithmetic = run.precision(precision, place)
     denoiser = denoiser_of(run, guidance, worse)
     check_guidance(run, worse, denoiser, [low, high, math.inf])
-    names, counts = run.data.class_names or (), run.class_counts()
+    names = run.data.class_names or ()
+    counts = run.class_counts()
     chosen = choose_labels(classes, images, run.network.config.num_classes, seed, names, counts)
     labels = None if chosen is None else sent(torch.from_numpy(chosen).long(), place)
     parts = [None] * -(-images // batch_size) if labels is None else labels.split(batch_size)

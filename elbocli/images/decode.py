@@ -24,7 +24,9 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prep decodes in threads of its own
 MODES = {0: "RGB", 1: "L", 3: "RGB"}
 PLAIN_GREY = ("1", "L", "I", "I;16", "I;16B")
 GREY = (*PLAIN_GREY, "LA")
-BOX, BICUBIC, LANCZOS = Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
+BOX = Image.Resampling.BOX
+BICUBIC = Image.Resampling.BICUBIC
+LANCZOS = Image.Resampling.LANCZOS
 
 
 # Crops of an image of any shape to a square
@@ -71,7 +73,8 @@ CROPS: dict[str, tuple[Callable[..., Image.Image], str]] = {  # name → (functi
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    left = (image.width - size) // 2
+    top = (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
@@ -170,6 +173,7 @@ def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray,
     elif content.shape == (how.size, how.size, how.channels):
         return content, ""
     else:
-        image, change = picture(content).convert(MODES[how.channels]), ""
+        image = picture(content).convert(MODES[how.channels])
+        change = ""
     pixels = np.asarray(CROPS[how.crop][0](image, how.size))
     return pixels.reshape(how.size, how.size, -1), change

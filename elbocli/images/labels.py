@@ -55,7 +55,8 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
             raise DataError(
                 f"{path}: {len(lines)} lines for {len(names)} images; expected one class per image, or lines of NAME CLASS"
             )
-        numbers, meta = [_word(line) for line in lines], path.with_name("meta.mat")
+        numbers = [_word(line) for line in lines]
+        meta = path.with_name("meta.mat")
         if isinstance(numbers[0], int) and meta.is_file():
             log.warning(f"{path}: the numbers in this file are read as class numbers of {meta}")
             wnids: dict[Word, Word] = dict(enumerate(read_meta(meta)[0], 1))
@@ -71,7 +72,8 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     fits: dict[str, str] = {}  # a name without its folder, or without its suffix too → the image that has it
     for row in rows:
         if len(row) >= 2:
-            key, boxes = row[0].strip().removeprefix("./"), BOXES.match(row[1])
+            key = row[0].strip().removeprefix("./")
+            boxes = BOXES.match(row[1])
             word = _word(boxes[1] if boxes else row[1])
             # A path in the file may begin above or below SRC. But an image's whole path names no other image by its last part.
             for name in {key, Path(key).name}:
@@ -138,7 +140,9 @@ def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]
     """
     if path.suffix == ".mat":
         return read_meta(path)
-    keys, names, lines = [], [], [line.strip() for line in lines_of(path)]
+    keys = []
+    names = []
+    lines = [line.strip() for line in lines_of(path)]
     for line in lines:
         key, tab, name = line.partition("\t")
         if not tab and line not in words and NUMBERED.match(line):
@@ -181,7 +185,8 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
     if texts or (listed is not None and all(map(str.isdecimal, keys))):
         index = {int(key) if numbers else key: number for number, key in enumerate(keys)}
         return [index.get(word, -1) for word in words], names
-    least, largest = min(numbers), max(numbers)
+    least = min(numbers)
+    largest = max(numbers)
     first = int(least > 0 if bare else listed is not None and listed.suffix == ".mat")
     if listed is None:
         names = [str(number) for number in range(first, min(largest, 10 * len(numbers) + 1000) + 1)]

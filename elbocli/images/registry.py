@@ -65,7 +65,8 @@ class DatasetRows:
     """Images of an elbo dataset, read like an array. shape: (N, H, W, C)."""
 
     def __init__(self, dataset: Dataset):
-        self.dataset, self.shape = dataset, dataset.shape
+        self.dataset = dataset
+        self.shape = dataset.shape
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return self.dataset.read(range(rows.start, rows.stop))

@@ -42,7 +42,8 @@ class DecodedRows:
         for index in range(*rows.indices(len(self.images))):
             pixels.append(self._pixels(index))
             if pixels[-1].shape != self.shape[1:]:
-                name, first = self.images.files[index], self.images.files[0]
+                name = self.images.files[index]
+                first = self.images.files[0]
                 shapes = f"{pixels[-1].shape}, but {first} has {self.shape[1:]}"
                 raise DataError(
                     f"{self.images.prefix}{name}: (height, width, channels) is {shapes}; pack the images to one size with 'elbo prep'"
@@ -118,7 +119,10 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     """
     name, kind = (str(source), recognise(source)) if isinstance(source, Path) else ("standard input", PIPE)
     rows: Rows
-    labels, names, made, about = None, list[str](), SamplesAbout(), dict[str, Any]()
+    labels = None
+    names = list[str]()
+    made = SamplesAbout()
+    about = dict[str, Any]()
     with contextlib.ExitStack() as stack:
         if not isinstance(source, Path):
             rows = StreamRows(source, name)
@@ -126,9 +130,11 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
             rows = StreamRows(stack.enter_context(open(source, "rb")), name)
         elif kind == "a dataset":
             data = Dataset(source)
-            rows, about = DatasetRows(data), data.attributes.json()
+            rows = DatasetRows(data)
+            about = data.attributes.json()
             made = about_samples(data.attributes.samples, name)
-            labels, names = data.labels, data.class_names
+            labels = data.labels
+            names = data.class_names
         elif kind in ("samples", "statistics") and source.suffix.lower() == NPZ:
             archive = stack.enter_context(open_zip(source))
             with reading(source, kind=DataError):
@@ -139,11 +145,14 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
             rows = npy_rows(source)
         elif kind in SOURCES:
             images = open_pictures(source)
-            rows, labels, names = DecodedRows(images), np.array(images.labels), images.class_names
+            rows = DecodedRows(images)
+            labels = np.array(images.labels)
+            names = images.class_names
         else:
             raise FormatError(wrong_kind(source, "images"))
         if len(names) == 1:  # a source without labels has one class
-            labels, names = None, []
+            labels = None
+            names = []
         about = made.more | about
         yield SampleReader(name, rows, labels, made, names, {key: about[key] for key in PREPROCESSING if key in about})
 

@@ -40,7 +40,8 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, class_name
     if labels is class_names is None:
         _refuse_splits(roots[0], parts)
     class_folders = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
-    whole, bare = Images([], [], [], class_folders, parts[0].prefix if len(parts) == 1 else ""), False
+    whole = Images([], [], [], class_folders, parts[0].prefix if len(parts) == 1 else "")
+    bare = False
     for part in parts:
         whole.files += part.files
         whole.labels += _words_of(part)
@@ -121,7 +122,8 @@ def list_source(root: Path, among: bool, label_files: Sequence[str]) -> Images:
             f"{root}: is {kind}, no source of images; give a folder, zip, tar, .npy, .npz, dataset, or files of MNIST, CIFAR or parquet; "
             "unpack a compressed file first, and name a plug-in for other kinds"
         )
-    source, stem = SOURCES[kind], root.resolve().name if root.is_dir() else root.stem
+    source = SOURCES[kind]
+    stem = root.resolve().name if root.is_dir() else root.stem
     if source.form == "tree":
         # OUT and the files of --labels and --class-names may be in the folder of the images.
         listed = source.open(root)
@@ -136,7 +138,8 @@ def list_source(root: Path, among: bool, label_files: Sequence[str]) -> Images:
         images = Images(*([row[column] for row in rows] for column in range(3)))
     flat = all(label is None for label in images.labels or ())
     if flat:
-        images.labels, images.class_names = [stem] * len(images), [stem]
+        images.labels = [stem] * len(images)
+        images.class_names = [stem]
     images.prefix = (f"{root}/" if root.is_dir() else f"{root}: ") + images.prefix
     if among and (flat or not any("/" in name for name in images.files)):
         images.files = [f"{stem}/{name}" for name in images.files]
@@ -195,7 +198,8 @@ def _published_set(entries: Entries) -> Images | None:
         with contextlib.suppress(ElboError):
             kind = kind_of(Path(name), bytes(ref.read(HEAD)))
             if kind in SOURCES and SOURCES[kind].form == "parts":
-                split, folder = SPLIT.search(name.lower()), name[: name.rfind("/") + 1]
+                split = SPLIT.search(name.lower())
+                folder = name[: name.rfind("/") + 1]
                 sets.setdefault((kind, split and split.lastindex, folder), []).append(name)
     chosen = [key for key in sets if key[1] == 1] or list(sets)
     if not chosen:
@@ -220,7 +224,9 @@ def choose(source: Images, *, subset: tuple[str, float] | None = None, limit: in
     """
     chosen = np.arange(len(source))
     if subset is not None:
-        labels, held_out, stream = np.asarray(source.labels), np.zeros(len(source), bool), Stream(0, "prep-subset")
+        labels = np.asarray(source.labels)
+        held_out = np.zeros(len(source), bool)
+        stream = Stream(0, "prep-subset")
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
             # The draw doesn't depend on the class's number, so that --class-names doesn't change which images are held out.

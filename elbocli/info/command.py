@@ -85,7 +85,8 @@ def _show_runs(runs: Sequence[Path], as_json: bool, csv: bool, follow: bool) -> 
     from elbocli.info.runs import progress_of_runs, table_of_runs
     from elbocli.run.folder import RUNNING
 
-    in_place, height = follow and sys.stdout.isatty() and not as_json, 0
+    in_place = follow and sys.stdout.isatty() and not as_json
+    height = 0
     while True:
         rows = progress_of_runs(runs)
         if csv:

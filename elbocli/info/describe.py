@@ -20,7 +20,9 @@ from elbocli.images.samples import read_samples
 from elbocli.run.config import RunConfig, read_config
 from elbocli.runtime.progress import progress
 
-SHOWN, LEAST = 64, 8  # images on a contact sheet; images per class, even if the sheet then has more images
+# images on a contact sheet; images per class, even if the sheet then has more images
+SHOWN = 64
+LEAST = 8
 # keys of a description that are not shown, because their values are redundant or too long
 HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
 Facts = dict[str, Any]
@@ -73,7 +75,8 @@ def _saved(path: Path) -> Facts:
 def _run(path: Path) -> Facts:
     from elbocli.info.runs import progress_of
 
-    config, checkpoint = read_config(path), latest(path)
+    config = read_config(path)
+    checkpoint = latest(path)
     step = checkpoint.step if checkpoint else 0
     return {
         "state": "unknown",
@@ -156,7 +159,8 @@ def verify(path: Path) -> Facts:
 
     Raises DataError or FormatError if the content differs from a digest.
     """
-    facts, kind = describe(path), recognise(path)
+    facts = describe(path)
+    kind = recognise(path)
     if kind == "a dataset":
         digests = Dataset(path, latents=True).verify()
         verified = [name for name in digests if digests[name]]
@@ -171,7 +175,8 @@ def verify(path: Path) -> Facts:
 
 def _verify_folder(path: Path) -> int:
     """Verify a run, a checkpoint or a snapshot of averaged weights; return the number of files. Raises DataError, FormatError."""
-    files, folders = 0, [path]
+    files = 0
+    folders = [path]
     if recognise(path) == "a run":
         folders = [*checkpoints(path), *snapshots(path)]
     for done, folder in enumerate(folders, 1):
@@ -188,7 +193,8 @@ def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
     """
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)
-        most, chosen = max(LEAST, SHOWN // len(classes)), list[int]()
+        most = max(LEAST, SHOWN // len(classes))
+        chosen = list[int]()
         for _, images in classes:
             spread = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)
             chosen += [images[at] for at in spread]

@@ -19,7 +19,8 @@ NO_SCORES = (f"{EVAL}samples", f"{EVAL}s")
 
 def last_metrics(run: Path) -> dict[str, Any]:
     """Return the last value of each metric in metrics.jsonl; {}: no such file. Raises FormatError, DataError."""
-    path, values = run / "metrics.jsonl", dict[str, Any]()
+    path = run / "metrics.jsonl"
+    values = dict[str, Any]()
     if path.exists():
         with reading(path, kind=DataError), open_file(path) as file:
             for line in whole_lines(file):
@@ -31,7 +32,8 @@ def progress_of(run: Path, config: RunConfig) -> dict[str, Any]:
     """Return a run's status, its speed, the seconds left, and the last value of each loss and score; {}: no status.json."""
     if not (run / "status.json").exists():
         return {}
-    status, metrics = read_status(run), last_metrics(run)
+    status = read_status(run)
+    metrics = last_metrics(run)
     seconds = None
     if status.state == RUNNING and status.images_per_s:
         seconds = round((status.steps - status.step) * config.settings.batch_size / status.images_per_s)

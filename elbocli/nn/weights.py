@@ -26,7 +26,8 @@ class Averages(dict[str, dict[str, Tensor]]):
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
         for average in averages:
             self[average.name] = {key: value.detach().clone() for key, value in tensors.items()}
-        self.averages, self._live = averages, tensors
+        self.averages = averages
+        self._live = tensors
 
     @torch.no_grad()
     def follow(self, step: int, images: int, batch: int) -> None:
@@ -93,7 +94,10 @@ def transfer(
     # gets a copy of the "no class" row. Without such a row it gets zeros if `quiet_classes` is set, otherwise random signs at the
     # magnitude of other rows. Without an old table, all rows are zero if `quiet_classes` is set; otherwise the new network
     # initialises the table. Weights on a grid of positions are interpolated.
-    family, tables, had, wanted = declaration_of(before).name, class_axes(now), shapes_of(before), shapes_of(now)
+    family = declaration_of(before).name
+    tables = class_axes(now)
+    had = shapes_of(before)
+    wanted = shapes_of(now)
     adapted = replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout)
     if adapted != now:
         kept = section_of(adapted)
@@ -103,7 +107,8 @@ def transfer(
         raise UsageError(f"the weights of a {family} have no row per class; keep the old network's classes")
     found = {}
     for name in {**wanted, **had}:
-        old, new = had.get(name), wanted.get(name)
+        old = had.get(name)
+        new = wanted.get(name)
         if new is None and not now.num_classes:
             continue  # class table of a network that becomes unconditional
         if new and old is None and now.num_classes and not before.num_classes:
@@ -127,7 +132,8 @@ def transfer(
 
 def _table(given: Tensor, before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None]) -> Tensor:
     size = 0.0 if now.quiet_classes else given.square().mean(0).sqrt()  # per output, so that magnitudes stay the same
-    draws, classes = torch.Generator().manual_seed(0), before.num_classes
+    draws = torch.Generator().manual_seed(0)
+    classes = before.num_classes
     kept = []
     for known in rows:
         if known is None and len(given) == classes:

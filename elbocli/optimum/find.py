@@ -74,7 +74,8 @@ class Search:
         places: positions of the S sources in `rows`.
         offsets: relative position of each source's λ within every bin, [S] in [0, 1).
         """
-        device, count = self.device, len(places)
+        device = self.device
+        count = len(places)
         noise, extra = (Stream(self.seed, f"optimum-{what}") for what in ("noise", "levels"))
         indices = [int(place) * NOISES + k for place in self.rows[places] for k in range(NOISES)]
         eps = noise.normal(indices, (self.dimensions,)).to(device).double().view(count, NOISES, -1)
@@ -83,11 +84,14 @@ class Search:
         logsnr = self.edges[:-1] + at[:, :, None] * self.edges.diff()
         labels = self.labels[places].to(device) if self.conditional else None
         sums = LeastErrors(self.levels(places).flatten(1), eps, logsnr.to(device), labels, UNIT)
-        batch, among = max(1, min(MOST_IMAGES, NUMBERS // self.dimensions)), np.arange(len(self.rows))
+        batch = max(1, min(MOST_IMAGES, NUMBERS // self.dimensions))
+        among = np.arange(len(self.rows))
         own = torch.from_numpy(places).to(device)[:, None]
         for some in (among[start : start + batch] for start in range(0, len(among), batch)):
-            where, classes = torch.from_numpy(some).to(device), self.labels[some].to(device)
-            levels_there, same = self.levels(some), own == where
+            where = torch.from_numpy(some).to(device)
+            classes = self.labels[some].to(device)
+            levels_there = self.levels(some)
+            same = own == where
             sums.add(levels_there.flatten(1), same, classes)
             if self.flip:
                 sums.add(levels_there.flip(2).flatten(1), same & False, classes)
@@ -111,7 +115,8 @@ def find_optimum(search: Search) -> Optimum:
 
 
 def _result(search: Search, main: PairedEstimate, sources: int) -> Optimum:
-    count, data = len(search.rows), search.dataset
+    count = len(search.rows)
+    data = search.dataset
     # Coefficients of each bin's error, [1, bins, C]; with classes, [2, bins, C]: without the class, then with the class.
     units = np.eye(len(main.mean)).reshape(-1, search.bins, len(main.mean))
     own = units[-1]
@@ -156,10 +161,13 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
     data: None: the run's dataset. like: the run; None: no run. options: fields of Search; None: the default.
     Raises UsageError: no dataset. DataError: the run was trained on other images.
     """
-    usual, classes, trained_on = TrainSettings(label_dropout=0.0), False, RunData()
+    usual = TrainSettings(label_dropout=0.0)
+    classes = False
+    trained_on = RunData()
     if like:
         config = read_run_config(like)
-        usual, trained_on = config.settings, config.data
+        usual = config.settings
+        trained_on = config.data
         classes = config_of(config.network, like / "config.yaml").num_classes > 0
         data = data or (dataset_of(trained_on, like) if trained_on.path else None)
     if data is None:

@@ -33,7 +33,9 @@ from elbocli.version import __version__
 USUAL_SIZE = 64  # default size in pixels; smaller images of one size keep their size
 LOOKED_AT = 1000  # most image files whose size and channels are read to choose the defaults
 COMPARED = 1000  # most images whose contents are read to tell whether a source has changed
-AT_ONCE, AHEAD = 1 << 16, 8  # pixels × channels in a task of a thread, and tasks computed ahead per thread
+# pixels × channels in a task of a thread, and tasks computed ahead per thread
+AT_ONCE = 1 << 16
+AHEAD = 8
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
@@ -78,7 +80,8 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     settings = _with_shape(settings, look(whole))
     encoder = _encoder(settings)
     source = choose(whole, subset=settings.subset, limit=settings.limit)
-    classes, shape = source.class_names, f"{settings.size} x {settings.size} pixels, {settings.channels} channels"
+    classes = source.class_names
+    shape = f"{settings.size} x {settings.size} pixels, {settings.channels} channels"
     log.info(f"{sources[0]}: {len(source)} images, {len(classes)} classes -> {shape}")
     identity = _identity(source, settings, encoder)
 
@@ -139,7 +142,8 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
     sizes = {shape[:2] for shape in shapes}
     sides = list(map(min, sizes)) or [USUAL_SIZE]
     keep = len(sizes) == 1 and (sides[0] <= USUAL_SIZE or settings.crop == "none")
-    size, channels = settings.size or (sides[0] if keep else USUAL_SIZE), settings.channels
+    size = settings.size or (sides[0] if keep else USUAL_SIZE)
+    channels = settings.channels
     if not channels:
         grey = shapes and all(shape[2] == 1 for shape in shapes)
         channels = 1 if grey and settings.latents is None else 3
@@ -189,14 +193,17 @@ def latent_encoder(folder: Path, settings: Settings) -> Encoder:
     from elbocli.nn.networks.diffusers import Autoencoder
     from elbocli.runtime.device import Precision, choose_device
 
-    size, device = settings.size, choose_device(settings.device)
-    precision, autoencoder = Precision(settings.precision, device), Autoencoder(folder, device)
+    size = settings.size
+    device = choose_device(settings.device)
+    precision = Precision(settings.precision, device)
+    autoencoder = Autoencoder(folder, device)
     factor = autoencoder.factor
     if size % factor:
         raise UsageError(f"--size {size}: {folder} downsamples images by {factor}; choose a multiple of {factor}")
     space = autoencoder.space(settings.latent_convention, size, settings.mirror)
     layout = BlockLayout(LATENTS, (2 * autoencoder.channels, size // factor, size // factor))
-    batch, copies = autoencoder.comfortable_batch(size), 2 if settings.mirror else 1
+    batch = autoencoder.comfortable_batch(size)
+    copies = 2 if settings.mirror else 1
     attributes = {
         **asdict(space),
         "latent_precision": str(precision),
@@ -222,7 +229,8 @@ def latent_encoder(folder: Path, settings: Settings) -> Encoder:
 
 def _identity(source: Images, settings: Settings, encoder: Encoder) -> dict[str, str]:
     # Everything that the result depends on, except the contents of images, by name for messages.
-    files, classes = hashlib.sha256(), hashlib.sha256(json.dumps(source.class_names).encode())
+    files = hashlib.sha256()
+    classes = hashlib.sha256(json.dumps(source.class_names).encode())
     for file, label in zip(source.files, source.labels):
         files.update(os.fsencode(file) + b"\n")
         classes.update(b"%d\n" % label)
@@ -266,12 +274,14 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
     # The notes' `source_sha256` is a sum of digests, to which a resumed run adds. Rows are flushed only between batches of the
     # encoder, so that batches, and thus the stored values, are the same after a kill.
     notes = writer.state.notes or {"compared": {}, "source_sha256": add_digests([]), "skipped": {}, "changed": {}}
-    total, done = len(source), writer.state.done
+    total = len(source)
+    done = writer.state.done
     rows: list[Any] = []
     batch: list[np.ndarray] = []
     if done:
         log.info(f"going on after {done} images, which are packed already")
-    safe_at, unsaved_bytes = time.monotonic(), 0
+    safe_at = time.monotonic()
+    unsaved_bytes = 0
     for packed in _packed_in_order(source, done, settings):
         if packed.trouble:
             notes["skipped"][str(done)] = packed.trouble
@@ -289,7 +299,8 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
             notes["compared"][str(done)] = packed.digest
         if packed.change:
             notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
-        done, unsaved_bytes = done + 1, unsaved_bytes + memoryview(packed.row).nbytes
+        done = done + 1
+        unsaved_bytes = unsaved_bytes + memoryview(packed.row).nbytes
         if batch and (len(batch) >= encoder.batch or done == total):
             rows += encoder.rows(batch)
             batch.clear()
@@ -297,7 +308,8 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
         if not batch and (late or signals.received or done == total):
             writer.append(rows, done, notes)
             rows.clear()
-            safe_at, unsaved_bytes = time.monotonic(), 0
+            safe_at = time.monotonic()
+            unsaved_bytes = 0
         if signals.received and done < total:
             safe = f"{writer.state.done} of {total} images are safe in {writer.partial.name}"
             raise interrupted(signals.received, f"{safe}; the same command goes on from there")
@@ -305,7 +317,8 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
 
 
 def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
-    threads, step = len(os.sched_getaffinity(0)), 1 + AT_ONCE // (settings.size**2 * settings.channels)
+    threads = len(os.sched_getaffinity(0))
+    step = 1 + AT_ONCE // (settings.size**2 * settings.channels)
 
     def pack(task: int) -> list[Packed]:
         first = start + task * step

@@ -38,9 +38,11 @@ def _row(name: str) -> dict[str, Any]:
     from elbocli.nn.presets import load_preset
     from elbocli.run.settings import preset_data, resolve
 
-    preset, data = load_preset(name), preset_data(name)
+    preset = load_preset(name)
+    data = preset_data(name)
     assert preset.about.pixels and data
-    network, (low, high) = resolve({"preset": name, "device": "cpu"}, data).network, preset.about.pixels
+    network = resolve({"preset": name, "device": "cpu"}, data).network
+    (low, high) = preset.about.pixels
     return {
         "name": name,
         "of": preset.about.kind or "pixels",

@@ -58,7 +58,10 @@ class RunFacts:
         samples: file of images to show by class. files: more result files (JSON) of elbo.
         Raises FormatError: `path` is not a run. Raises ElboError: unusable `samples` or `files`.
         """
-        self.path, self.config, self.samples, self.missing = path, read_run_config(path), samples, list[str]()
+        self.path = path
+        self.config = read_run_config(path)
+        self.samples = samples
+        self.missing = list[str]()
         self.settings = self.config.settings
         self.data: dict[str, Any] = self.config.data.json()
         by_path = {result.path.resolve(): result for result in [*results_in(path), *map(read_result, files)]}.values()
@@ -103,7 +106,8 @@ class RunFacts:
         return digest is not None and file.content.get("payload_sha256") == digest
 
     def _environment(self) -> dict[str, Any]:
-        config, rates = self.config, curve(self.curves, "images_per_s")[1]
+        config = self.config
+        rates = curve(self.curves, "images_per_s")[1]
         keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
         facts = {
             **{key: getattr(config, key) for key in keys},

@@ -23,7 +23,8 @@ def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
 
     missing: list to which a message about damaged lines is appended.
     """
-    rows, damaged = list[dict[str, float]](), 0
+    rows = list[dict[str, float]]()
+    damaged = 0
     if path.exists():
         with reading(path, kind=DataError), open_file(path) as file:
             for text in whole_lines(file):
@@ -103,7 +104,8 @@ def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
 
     missing: list to which a message about a damaged line is appended.
     """
-    edges, rows = list[float](), list[LossLogRow]()
+    edges = list[float]()
+    rows = list[LossLogRow]()
     try:
         for entry in entries(path) if path.exists() and path.stat().st_size else ():
             if isinstance(entry, LossLogHeader):

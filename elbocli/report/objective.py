@@ -40,7 +40,8 @@ class RunObjective(NamedTuple):
 
 def read_objective(run: Path, settings: TrainSettings) -> RunObjective:
     """Return a run's objective. Raises ElboError for a damaged loss log."""
-    schedule, effective = schedule_of(settings), effective_weightings(run, settings)
+    schedule = schedule_of(settings)
+    effective = effective_weightings(run, settings)
     terms = [
         *weighting_terms(effective[-1].weighting),
         schedule_term(schedule),

@@ -35,9 +35,12 @@ PAGE_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "savefig.transparent": True,
 }
-LEVEL, ERROR, WEIGHT = "noise  ←  λ  →  data", "‖ε − ε̂‖² / D", "w(λ) / max w"
+LEVEL = "noise  ←  λ  →  data"
+ERROR = "‖ε − ε̂‖² / D"
+WEIGHT = "w(λ) / max w"
 POINTS = 241
-LOSS, BOUND = f"loss, {NATS}", f"bound, {BITS}"
+LOSS = f"loss, {NATS}"
+BOUND = f"bound, {BITS}"
 
 
 class Line(NamedTuple):
@@ -206,7 +209,8 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
     if facts.objective is None:
         return {}
-    w, at = facts.objective.last.weighting, levels_of(facts)
+    w = facts.objective.last.weighting
+    at = levels_of(facts)
     panels = {
         "weighting": draw_lines(WEIGHT, [("", weighting_line(facts))]),
         "noise": draw_lines("−dw/dλ over max w", [("", Line(at, -w.slope(at) / (float(w(at).max()) or 1.0)))]),

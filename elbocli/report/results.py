@@ -66,7 +66,8 @@ def read_result(path: Path) -> ResultFile:
     """Read a result file. Raises FormatError for any other file."""
     if (kind := recognise(path)) not in RESULTS:
         raise FormatError(wrong_kind(path, "a result"))
-    content, (name, record) = parse_json(read_bytes(path), path), RESULTS[kind]
+    content = parse_json(read_bytes(path), path)
+    (name, record) = RESULTS[kind]
     return ResultFile(path, name, content, record.of(content, f"{path}: a damaged result"))
 
 

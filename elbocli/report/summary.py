@@ -10,7 +10,8 @@ from elbocli.report.log_history import Curve, curve, error_of, score_columns
 from elbocli.report.results import ResultFile, Row, score_rows
 
 DIGEST = 12  # hex digits of a digest on the page
-NATS, BITS = "nats per dimension", "bits per dimension"
+NATS = "nats per dimension"
+BITS = "bits per dimension"
 CURVES = {
     "loss": ("training loss", NATS),
     "val_loss": ("validation loss", NATS),

@@ -15,7 +15,9 @@ from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.images.labels import lines_of
 from elbocli.runtime.progress import log
 
-DATA, BALANCED, RANDOM = "data", "balanced", "random"
+DATA = "data"
+BALANCED = "balanced"
+RANDOM = "random"
 UNKNOWN = "the run doesn't record the class frequencies of its training data, and the dataset isn't there"
 MOST_IMAGES = 10**15
 CHANCE = 1e-3  # below this p-value, class frequencies differ by more than chance
@@ -81,10 +83,13 @@ def choose_labels(
         digits = (word.lstrip("0") or "0") if word.isdecimal() else ""
         return [number for number in range(num_classes) if name_of.get(number) == word or str(number) == digits]
 
-    words, where = classes.split(","), "--classes"
+    words = classes.split(",")
+    where = "--classes"
     kind: type[ElboError] = UsageError
     if _is_file(classes) and not find(classes):
-        words, where, kind = [*lines_of(Path(classes))], classes, DataError
+        words = [*lines_of(Path(classes))]
+        where = classes
+        kind = DataError
     numbers = list[int]()
     for word in map(str.strip, words):
         matches = find(word)
@@ -120,7 +125,8 @@ def p_of_equal_shares(first: np.ndarray, second: np.ndarray) -> float:
     table = np.stack([first, second])
     table = table[:, np.argsort(table.sum(0), kind="stable")]
     expected = table.sum(0) * (table.sum(1).min() / table.sum())
-    starts, pooled = [0], 0.0
+    starts = [0]
+    pooled = 0.0
     for place, images in enumerate(expected):
         if pooled >= LEAST_EXPECTED:
             starts.append(place)

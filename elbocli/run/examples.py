@@ -26,7 +26,9 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
 
     Raises UsageError if --val-split separates an image from its mirror image, or leaves too few images.
     """
-    space, count, n = dataset.latent_space, len(dataset), settings.val_split
+    space = dataset.latent_space
+    count = len(dataset)
+    n = settings.val_split
     together = 2 if space is not None and space.mirrored else 1
     if n % together:
         raise UsageError(f"--val-split {n}: the dataset holds each image and its mirror image; give an even number")
@@ -156,7 +158,8 @@ class Examples:
         η: for latents, the Gaussian noise of the posterior sample, [B,C,h,w]; else None.
         places: index of each image in `posterior`. mirrored: whether to mirror each image's pixels, [B].
         """
-        stored, eta = self.dataset.read(rows), None
+        stored = self.dataset.read(rows)
+        eta = None
         if mirrored is not None:
             stored[mirrored] = stored[mirrored, :, ::-1]
         if self.dataset.latent_space is not None:

@@ -25,7 +25,8 @@ from elbocli.version import __version__
 
 STATUS = "status.json"
 LOCK = ".lock"
-RUNNING, DONE = "running", "done"
+RUNNING = "running"
+DONE = "done"
 EVERY_S = 5.0  # least time between two writes of the current step to status.json
 
 
@@ -139,7 +140,10 @@ class Status:
     """
 
     def __init__(self, run: Path, steps: int, writes: bool = True):
-        self.run, self.writes, self._lock, self._written = run, writes, Lock(), time.monotonic()
+        self.run = run
+        self.writes = writes
+        self._lock = Lock()
+        self._written = time.monotonic()
         self.now = RunStatus("", 0, steps, 0, 0.0)
         with suppress(FormatError):
             self.now = structs.replace(read_status(run), steps=steps)

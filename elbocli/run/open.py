@@ -44,7 +44,8 @@ TIMES = 12  # number of steps at which a learned weighting is reported
 
 def dataset_of(data: RunData, run: Path) -> Path:
     """Return the path of a run's dataset, also if run and dataset were moved together. data: section `data` of config.yaml."""
-    typed, moved = Path(str(data.path)), run.resolve() / str(data.from_run)
+    typed = Path(str(data.path))
+    moved = run.resolve() / str(data.from_run)
     if not moved.exists() or (typed.exists() and typed.samefile(moved)):
         return typed
     return Path(os.path.relpath(moved))
@@ -58,7 +59,8 @@ def check_alike(data: RunData, reference: RunData, name: object, keys: Sequence[
     """
     facts, expected = ({"latents": dataset.latents, **dataset.json()} for dataset in (data, reference))
     for key in ("latents", *SPACE, *keys):
-        value, wanted = facts.get(key), expected.get(key)
+        value = facts.get(key)
+        wanted = expected.get(key)
         if None not in (value, wanted) and value != wanted:
             raise UsageError(
                 f"{data.path}: {key} is {value!s:.60}, but for {name} it is {wanted!s:.60}; choose a dataset made alike"
@@ -95,7 +97,8 @@ class TrainedRun:
         return f"TrainedRun({str(self.path)!r}, step {self.step})"
 
     def _repr_html_(self) -> str:
-        settings, about = self.settings, self.about
+        settings = self.settings
+        about = self.about
         facts = {
             "step": self.step,
             "weights": about.get("weights"),
@@ -147,7 +150,8 @@ class TrainedRun:
         Runs of earlier versions don't record these numbers; they are then read from the dataset, if it is there.
         Raises FormatError for unusable numbers in config.yaml.
         """
-        classes, counts = self.network.config.num_classes, self.data.class_counts
+        classes = self.network.config.num_classes
+        counts = self.data.class_counts
         if classes and counts is None and self.data.payload_sha256:
             with suppress(ElboError):
                 dataset = Dataset(dataset_of(self.data, self.path), latents=True)
@@ -207,7 +211,8 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
 
 def _read_weights(weights: str, checkpoint: Checkpoint, config: RunConfig) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
     # Returns the checkpoint or file, the weights, and their entries of `about`. weights: name, or path of a file of 'elbo ema'.
-    name, file = weights, Path(weights)
+    name = weights
+    file = Path(weights)
     with suppress(UsageError):
         name = parse_average(weights).name
     if name in checkpoint.names:
@@ -240,7 +245,8 @@ class EffectiveWeighting(NamedTuple):
 
     def json(self) -> dict[str, Any]:
         """Return the JSON form. rising: intervals of λ where w rises. rise: total rise / largest w."""
-        rising, rise = self.weighting.rising(*self.ends), self.weighting.rise(*self.ends)
+        rising = self.weighting.rising(*self.ends)
+        rise = self.weighting.rise(*self.ends)
         falls = not rising and not self.weighting.faults(*self.ends)
         return {"step": self.step, "images": self.images, "monotone": falls, "rising": rising, "rise": rise}
 
@@ -261,8 +267,10 @@ def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
     """Return a run's weighting: one item if fixed; if learned, one for each of up to 12 steps. Raises ElboError."""
     # A learned weighting is recomputed from the loss log, as training does after each log interval.
-    low, high = settings.logsnr_min, settings.logsnr_max
-    weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings) or parse_schedule("uniform", low, high)
+    low = settings.logsnr_min
+    high = settings.logsnr_max
+    weighting = resolve_weighting(settings.weighting)
+    schedule = schedule_of(settings) or parse_schedule("uniform", low, high)
     ends = weighting.within_support(low, high)
     if not weighting.learned:
         return [EffectiveWeighting(0, 0, weighting, ends)]
@@ -311,8 +319,10 @@ class Initial(TrainedRun):
 
         Classes are matched by name if the datasets have class names in common, else by number.
         """
-        before, now = self.network.config.num_classes, network.num_classes
-        old, new = self.data.class_names or [], data.class_names or []
+        before = self.network.config.num_classes
+        now = network.num_classes
+        old = self.data.class_names or []
+        new = data.class_names or []
         if len(set(old)) == len(old) == before and len(new) == now and set(old) & set(new):
             return [old.index(name) if name in old else None for name in new]
         return [row if row < before else None for row in range(now)]
@@ -326,9 +336,11 @@ class Initial(TrainedRun):
 
 def open_initial(path: Path) -> Initial:
     """Open the path of --init. Raises FormatError, DataError, UsageError."""
-    folder, name = path, "ema"
+    folder = path
+    name = "ema"
     if path.suffix == WEIGHTS and (path.parent / META).exists():
-        folder, name = path.parent, path.stem
+        folder = path.parent
+        name = path.stem
     source = open_run(folder, torch.device("cpu"), name)
     source.network.to("meta")
     return Initial(**vars(source), source=path)

@@ -57,7 +57,8 @@ def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[
     Returns: (config if the file is a run's config.yaml, else None; merged options by name).
     Raises UsageError, FormatError.
     """
-    config, merged = None, Values()
+    config = None
+    merged = Values()
     content = {} if path is None else read_yaml(path)
     values = {key.replace("-", "_"): value for key, value in content.items() if value is not None}
     if path is not None and values.get("format") == "elbo-run":
@@ -175,7 +176,9 @@ def resolve(
 
 def _settings(merged: Merged, objective: Objective, initial: Initial | None) -> TrainSettings:
     # The merged settings, as config.yaml has them: complete SPECs, and numbers for words such as auto.
-    values, weighting, schedule = merged.values, objective.weighting, objective.schedule
+    values = merged.values
+    weighting = objective.weighting
+    schedule = objective.schedule
     if values["schedule"] == ADAPTIVE:
         refuse_adaptive(weighting)
     else:
@@ -266,7 +269,8 @@ def _precision(merged: Merged, initial: Initial | None) -> str:
 def _weighting(merged: Merged, size: int, source: Initial | None) -> Weighting:
     # source: the run of --init if settings are inherited from it.
     values = merged.values
-    spec, shift = values["weighting"], values.get("shift")
+    spec = values["weighting"]
+    shift = values.get("shift")
     moved = resolution_shift(size) if shift == AUTO else shift or 0.0
     if merged.refined and shift is not None:
         moved -= resolve_weighting(spec).shift  # --shift replaces the spec's shift, which may come from the same option
@@ -278,7 +282,8 @@ def _weighting(merged: Merged, size: int, source: Initial | None) -> Weighting:
 
 def _schedule(merged: Merged, size: int) -> Schedule:
     # A schedule file's own range of λ applies unless a range was chosen.
-    spec, ends = merged.values["schedule"], (merged.values["logsnr_min"], merged.values["logsnr_max"])
+    spec = merged.values["schedule"]
+    ends = (merged.values["logsnr_min"], merged.values["logsnr_max"])
     if spec == ADAPTIVE:
         spec = "uniform"
     if {"logsnr_min", "logsnr_max"}.isdisjoint(merged.chosen) and SCHEDULES.lookup(spec.partition(":")[0]) is None:
@@ -287,7 +292,8 @@ def _schedule(merged: Merged, size: int) -> Schedule:
 
 
 def _averages(values: Values) -> Values:
-    specs, every = canonical(values["ema"]), values["snapshot_every"]
+    specs = canonical(values["ema"])
+    every = values["snapshot_every"]
     stored = any(parse_average(spec).stored for spec in specs)
     if every and not stored:
         specs += USUAL_AVERAGES
@@ -299,15 +305,19 @@ def _averages(values: Values) -> Values:
 def _network(merged: Merged, data: RunData, existing: ConfigFile | None, initial: Initial | None = None) -> NetworkConfig:
     # The config comes from `initial`, the run that has the first weights; from the preset; or from config.yaml.
     if initial:
-        where, section = str(initial.source), section_of(initial.network.config)
+        where = str(initial.source)
+        section = section_of(initial.network.config)
     elif merged.preset:
-        where, section = f"preset {merged.values['preset']}", _preset_network(merged.preset, data)
+        where = f"preset {merged.values['preset']}"
+        section = _preset_network(merged.preset, data)
     else:
         assert existing
-        where, section = str(existing.path), existing.config.network
+        where = str(existing.path)
+        section = existing.config.network
     if merged.network.get("family") not in (None, section.get("family")):  # the other settings are those of the preset's family
         section = {key: value for key, value in section.items() if key in ("image_size", "num_classes")}
-    classes, conditional = data.num_classes or 0, merged.values.get("conditional")
+    classes = data.num_classes or 0
+    conditional = merged.values.get("conditional")
     if conditional is None:
         several = classes > 1
         conditional = section.get("num_classes", several) and (several or not initial)
@@ -327,7 +337,8 @@ def _fitted(section: dict[str, Any], where: object, data: RunData, classes: int)
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
     """Return a line per setting that differs, but must not change on resuming."""
     unknown = {key: None for key in DATA_DIGESTS if getattr(had_run.data, key) is None}
-    had, asked = _fixed(had_run), _fixed(structs.replace(asked_for, data=structs.replace(asked_for.data, **unknown)))
+    had = _fixed(had_run)
+    asked = _fixed(structs.replace(asked_for, data=structs.replace(asked_for.data, **unknown)))
     changed = sorted(key for key in had | asked if had.get(key) != asked.get(key))
     return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in changed]
 

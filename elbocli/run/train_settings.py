@@ -312,7 +312,8 @@ class TrainSettings:
 def _settings() -> Iterator[tuple[str, Setting]]:
     group = ""
     for field_ in fields(TrainSettings)[1:]:  # the first, `stated`, is no setting
-        declared, kind = field_.metadata["setting"], field_.type
+        declared = field_.metadata["setting"]
+        kind = field_.type
         group = declared.group or group
         bounds = {key: bound for key in ("ge", "gt", "le") if (bound := getattr(declared, key)) is not None}
         if kind is int:
@@ -345,7 +346,8 @@ def convert_settings(values: Mapping[str, Any], allowed: Collection[str] = SETTI
     """Convert settings to their types. Raises UsageError for a name outside `allowed`, or a bad value."""
     converted = {}
     for name, value in values.items():
-        former, name = name, FORMER.get(name, name)
+        former = name
+        name = FORMER.get(name, name)
         if not name and not value:
             continue
         if name not in allowed:

@@ -19,7 +19,8 @@ class Ahead(Generic[T]):
     """Background threads that compute work(step) for the next `depth` steps."""
 
     def __init__(self, work: Callable[[int], T], depth: int = 2, threads: int = 1):
-        self._work, self._depth = work, depth
+        self._work = work
+        self._depth = depth
         self._executor = ThreadPoolExecutor(threads, "elbo-ahead")
         self._begun: dict[int, Future[T]] = {}
 
@@ -34,19 +35,23 @@ class Ahead(Generic[T]):
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 GRACE_S = 1.0  # seconds after the first signal in which SIGINT is ignored, because torchrun passes the first Ctrl-C on again
 PATIENCE_S = 60  # seconds that a process restarted by torchrun waits for its predecessor, which may still be saving, to end
-TIME, ORPHAN = 1001, 1002  # reasons to end a run besides signals: time limit, dead launcher
+# reasons to end a run besides signals: time limit, dead launcher
+TIME = 1001
+ORPHAN = 1002
 
 
 class Signals:
     """Records the first signal in `received` (0: none); a later SIGINT ends the process."""
 
     def __init__(self) -> None:
-        self.received, self._first = 0, 0.0
+        self.received = 0
+        self._first = 0.0
 
     def remember(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not self.received:
-            self.received, self._first = signum, now
+            self.received = signum
+            self._first = now
         elif signum == signal.SIGINT and now - self._first > GRACE_S:
             os._exit(128 + signum)
 
@@ -64,7 +69,8 @@ def interrupted(reason: int, saved: str) -> ElboError:
 @contextmanager
 def catching_signals() -> Iterator[Signals]:
     """Record signals inside the block, instead of acting on them."""
-    signals, before = Signals(), dict[signal.Signals, Any]()
+    signals = Signals()
+    before = dict[signal.Signals, Any]()
     if current_thread() is main_thread():
         for caught in CAUGHT:
             if caught != signal.SIGHUP or signal.getsignal(caught) is not signal.SIG_IGN:
@@ -84,7 +90,8 @@ class Ending:
     """
 
     def __init__(self, signals: Signals, limit: float, launched: bool):
-        self.signals, self.limit = signals, limit
+        self.signals = signals
+        self.limit = limit
         self.begun = time.monotonic()
         self._parent = os.getppid() if launched else 0
 

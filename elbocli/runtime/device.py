@@ -144,7 +144,8 @@ class Precision:
         if self.device.type != "cuda":
             yield
             return
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        matmul = torch.backends.cuda.matmul
+        cudnn = torch.backends.cudnn
         before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
         matmul.allow_tf32 = cudnn.allow_tf32 = self.tf32
         cudnn.benchmark = benchmark
@@ -199,7 +200,8 @@ class CudaGraphs:
     """CUDA graphs of functions that are called repeatedly with equal shapes."""
 
     def __init__(self) -> None:
-        self._pool, self._failed = torch.cuda.graph_pool_handle(), False
+        self._pool = torch.cuda.graph_pool_handle()
+        self._failed = False
         self._calls = Counter[Hashable]()
         self._graphs: dict[Hashable, tuple[Any, list[Tensor | None], Tensor]] = {}
 
@@ -220,7 +222,8 @@ class CudaGraphs:
 
     def _capture(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]) -> None:
         places = [None if x is None else x.clone() for x in inputs]
-        graph, caching = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
+        graph = torch.cuda.CUDAGraph()
+        caching = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # cached casts would lie in the graph's memory
         try:
             # The outer block restores this stream even if a failed capture can't be ended. "thread_local" lets other

@@ -145,7 +145,8 @@ def joined(device: str) -> Iterator[World]:
     meant = resolve_device(device)
     if meant.startswith("cuda:"):
         raise UsageError(f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out")
-    cuda, rank = meant == "cuda", int(os.environ["RANK"])
+    cuda = meant == "cuda"
+    rank = int(os.environ["RANK"])
     # With `srun --gpus-per-task=1` each process sees one GPU alone, as cuda:0.
     chosen = choose_device(f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}" if cuda else meant)
     with telling_lost(NotJoined, JOINING), stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections

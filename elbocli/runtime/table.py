@@ -85,7 +85,8 @@ class Table(NamedTuple):
 def aligned(rows: Sequence[Sequence[str]], width: float = math.inf) -> Iterator[str]:
     """Yield lines of aligned columns. Columns beyond `width` follow below the others, beside the first column again."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    blocks, used = [[0]], 0
+    blocks = [[0]]
+    used = 0
     for column, size in enumerate(widths[1:], 1):
         if used and widths[0] + used + len(GAP) + size > width:
             blocks.append([0])

@@ -92,7 +92,10 @@ def describe_guidance(denoiser: Denoiser, guide: TrainedRun | None) -> dict[str,
 
 def check_guidance(trained: TrainedRun, guide: TrainedRun | None, denoiser: Denoiser, grid: list[float]) -> None:
     """Raise UsageError if guide, guidance or threshold don't fit the run."""
-    config, path, scale, channels = trained.network.config, trained.path, denoiser.guidance.scale, denoiser.guidance.channels
+    config = trained.network.config
+    path = trained.path
+    scale = denoiser.guidance.scale
+    channels = denoiser.guidance.channels
     if denoiser.threshold.name != "none" and trained.data.latents:
         raise UsageError(
             f"--threshold {denoiser.threshold.spec}: {path} draws latents, which have no range; leave --threshold out"
@@ -111,7 +114,8 @@ def check_guidance(trained: TrainedRun, guide: TrainedRun | None, denoiser: Deno
             f"--guide {guide.path}: draws other images or classes than {path}; name a guide with "
             "the same image size, channels and latent space, and the same classes or none"
         )
-    low, high = guide.settings.logsnr_min, guide.settings.logsnr_max
+    low = guide.settings.logsnr_min
+    high = guide.settings.logsnr_max
     beyond = [at for at in grid[:-1] if denoiser.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
     if beyond:
         raise UsageError(
@@ -168,7 +172,8 @@ def open_decoder(
         raise UsageError(
             f"{space.autoencoder}: the autoencoder of the latents is missing; name its folder with --autoencoder DIR"
         )
-    model, size = Autoencoder(folder, device), space.pixel_size
+    model = Autoencoder(folder, device)
+    size = space.pixel_size
     its = model.space(space.latent_convention, size, space.mirrored)
     same = (its.latent_shift, its.latent_scale) == (space.latent_shift, space.latent_scale)
     if not (same if space.autoencoder_sha256 == UNKNOWN else model.sha256 == space.autoencoder_sha256):
@@ -271,7 +276,8 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
     """
     world = world or World(device=choose_device(settings.device))
     with catching_signals() as signals, telling_lost():
-        trained, guide = _open(path, world, settings.weights), None
+        trained = _open(path, world, settings.weights)
+        guide = None
         if settings.guide or settings.guide_weights:  # without --guide, the guide weights are of the same checkpoint
             guide = _open(settings.guide or trained.checkpoint.path, world, settings.guide_weights or "ema")
         with world.together():
@@ -294,7 +300,8 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings) -> Schedule:
     spec = settings.schedule or settings.sampler.traits.grid
     if spec == "run":
         return trained.schedule()
-    low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
+    low = trained.settings.logsnr_min
+    high = trained.settings.logsnr_max
     return resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
 
 
@@ -307,13 +314,17 @@ class _Drawing:
     """Drawing of images in rounds: every rank draws a batch, and rank 0 writes."""
 
     def __init__(self, trained: TrainedRun, guide: TrainedRun | None, settings: SampleSettings, world: World, ending: Ending):
-        device, n, config = world.device, settings.n, trained.network.config
+        device = world.device
+        n = settings.n
+        config = trained.network.config
         self.precision = trained.precision(settings.precision, device)
         schedule = _choose_schedule(trained, settings)
         sampler = choose_space(settings.sampler, trained.prediction, schedule)
         steps = settings.steps or sampler.traits.steps
         _check_purpose(schedule, purpose_of(sampler, steps, settings.guidance.scale))
-        self.settings, self.world, self.ending = replace(settings, sampler=sampler), world, ending
+        self.settings = replace(settings, sampler=sampler)
+        self.world = world
+        self.ending = ending
         spacing = settings.spacing or usual_spacing(schedule, sampler)
         self.grid = grid = logsnr_grid(schedule, steps, spacing)
         denoiser = denoiser_of(trained, settings.guidance, guide, settings.threshold)
@@ -327,7 +338,8 @@ class _Drawing:
         class_names = trained.data.class_names or []
         names = [str(class_names[k] if k < len(class_names) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, config.shape, config.num_classes, device)
-        counts, effect = trained.class_counts(), "samples have classes with these frequencies (--classes data)"
+        counts = trained.class_counts()
+        effect = "samples have classes with these frequencies (--classes data)"
         classes = settings.classes or usual_classes(counts, trained.path, effect)
         labels = (
             self.noise.classes(n)
@@ -369,7 +381,10 @@ class _Drawing:
 
         Raises Interrupted and PeerLost; an ElboError of one rank is raised on all ranks.
         """
-        world, trained, about, n = self.world, self.trained, self.header.about, self.settings.n
+        world = self.world
+        trained = self.trained
+        about = self.header.about
+        n = self.settings.n
         with ExitStack() as stack:
             sink = None
             with world.together():
@@ -402,15 +417,19 @@ class _Drawing:
             raise interrupted(reason, f"{done}; with -o FILE the same command goes on from there")
 
     def _draw(self) -> Tensor:
-        start, n, device = self.done + self.batch * self.world.rank, self.settings.n, self.world.device
+        start = self.done + self.batch * self.world.rank
+        n = self.settings.n
+        device = self.world.device
         count = max(0, min(self.batch, n - start))
         if not count:
             return torch.empty((0, *self.output.shape), dtype=torch.uint8)
         indices = range(start, start + (self.batch if self.fixed else count))
-        labels, of_images = None, self.header.labels
+        labels = None
+        of_images = self.header.labels
         if of_images is not None:
             labels = sent(torch.from_numpy(of_images[np.minimum(indices, n - 1)]).long(), device)
-        denoiser, nfe = self.denoiser.given(labels), self.header.about["nfe"]
+        denoiser = self.denoiser.given(labels)
+        nfe = self.header.about["nfe"]
         together = min(self.batch * self.world.size, n - start)
 
         def report() -> None:

@@ -62,11 +62,14 @@ class Batches:
         parts: list[range] | None = None,
     ):
         settings = self.settings = resolved.settings
-        self.batch, self.device, self.dropout = settings.batch_size, device, resolved.network.dropout > 0
+        self.batch = settings.batch_size
+        self.device = device
+        self.dropout = resolved.network.dropout > 0
         self._flips, self._drops, self._noise, self._t, self.masks, posterior = (
             Stream(settings.seed, name) for name in ("flip", "label-dropout", "noise", "t", "dropout", "posterior")
         )
-        rows, conditional = training_rows(settings, dataset), resolved.network.num_classes > 0
+        rows = training_rows(settings, dataset)
+        conditional = resolved.network.num_classes > 0
         self.examples = Examples(dataset, rows, conditional, posterior, device)
         # Each call has a stream of its own, because the thread that reads ahead and the main thread ask for different epochs.
         self._shuffled = lru_cache(2)(lambda epoch: Stream(settings.seed, "order").permutation(epoch, len(rows)))
@@ -91,7 +94,8 @@ class Batches:
         """
         step, which = divmod(index, len(self.parts))
         part = slice(self.parts[which].start, self.parts[which].stop)
-        places, mirrored = range(step * self.batch, (step + 1) * self.batch)[part], None
+        places = range(step * self.batch, (step + 1) * self.batch)[part]
+        mirrored = None
         if self.settings.flip and self.examples.scaling is None:
             mirrored = self._flips.uniform(step, self.batch)[part] < 0.5
         stored, eta, labels = self.examples.fetch(self.indices(step)[part], places, mirrored)

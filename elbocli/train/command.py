@@ -24,7 +24,8 @@ def _type(setting: Setting) -> Any:
 def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each training setting. Options that aren't given are None or ()."""
     for name, setting in reversed(SETTINGS.items()):
-        word, kind = name.replace("_", "-"), _type(setting)
+        word = name.replace("_", "-")
+        kind = _type(setting)
         if setting.flags == "":
             continue
         option(
@@ -141,7 +142,8 @@ def train(
     from elbocli.train.targets import check_targets
 
     existing, given = settings.read_options(config, {**options, "data": data, "init": init}, words)
-    data, init = given.pop("data", None), given.pop("init", None)
+    data = given.pop("data", None)
+    init = given.pop("init", None)
     preset = given.get("preset")
     existing = existing or folder.config_to_resume(out, data is not None, preset)
     if dry_run:

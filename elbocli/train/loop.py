@@ -49,7 +49,8 @@ def run(
     world = world or World(device=choose_device(settings.device))
     with ExitStack() as stack:
         stack.enter_context(Precision(settings.precision, world.device).applied(benchmark=True))
-        signals, saved = stack.enter_context(catching_signals()), None
+        signals = stack.enter_context(catching_signals())
+        saved = None
         with world.together():
             held_out = open_held_out(settings, dataset, resolved.network.num_classes > 0)
             if world.first:
@@ -66,7 +67,8 @@ def run(
             return
         try:
             with world.together():
-                state, lengths = TrainState(resolved, dataset, world), dict[str, int]()
+                state = TrainState(resolved, dataset, world)
+                lengths = dict[str, int]()
                 if saved is not None:
                     state.restore(saved)
                     lengths = saved.meta.log_bytes or {}
@@ -87,7 +89,9 @@ def run(
 
 
 def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, ending: Ending) -> None:
-    settings, world, last_saved = state.settings, state.world, state.steps_done
+    settings = state.settings
+    world = state.world
+    last_saved = state.steps_done
     writing = Future[object]()
     writing.set_result(None)
     with ThreadPoolExecutor(1, "elbo-saver") as writer:
@@ -138,7 +142,8 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, end
                 return
             update(state)
             step += 1
-            every, last = settings.snapshot_every, step == settings.steps
+            every = settings.snapshot_every
+            last = step == settings.steps
             if every and (step % every == 0 or last):
                 check(state)
                 averages = {each.name: state.copies(state.ema[each.name]) for each in state.ema.averages if each.stored}
@@ -157,7 +162,9 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, end
 
 
 def _introduction(state: TrainState, out: Path) -> str:
-    settings, start, init = state.settings, state.steps_done, state.resolved.init
+    settings = state.settings
+    start = state.steps_done
+    init = state.resolved.init
     new = "new run"
     if init:
         new += f" from {init.run}, weights {init.weights}"

@@ -12,7 +12,9 @@ from elbocli.runtime.processes import World
 from elbocli.train.state import TrainState
 from elbocli.train.step import check, update
 
-STEPS, ENOUGH_S = 5, 10.0  # steps to measure after the first; seconds after which fewer are enough
+# steps to measure after the first; seconds after which fewer are enough
+STEPS = 5
+ENOUGH_S = 10.0
 MOST_CPU_TFLOP = 1.0  # of a step on a CPU, where more would take minutes
 NOT_MEASURED = "not measured: {}"
 
@@ -38,7 +40,8 @@ def measured_time(resolved: Resolved, dataset: Dataset, plan: dict[str, Any]) ->
         state = TrainState(resolved, dataset, World(device=device))
         update(state)  # the first update also allocates memory and chooses algorithms
         check(state)
-        begun, done = time.monotonic(), 0
+        begun = time.monotonic()
+        done = 0
         while done < STEPS and time.monotonic() - begun < ENOUGH_S:
             update(state)
             done += 1

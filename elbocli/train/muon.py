@@ -61,7 +61,8 @@ def _on_matrices(x: Tensor) -> Tensor:
 
 def _on_grams(stacks: list[Tensor]) -> list[Tensor]:
     """Orthogonalise stacks with rows ≤ columns by steps on XXᵀ. Matrices with equally many rows share these products."""
-    grams, factors = [x @ x.mT for x in stacks], dict[int, Iterator[Tensor]]()
+    grams = [x @ x.mT for x in stacks]
+    factors = dict[int, Iterator[Tensor]]()
     for rows in {gram.shape[1] for gram in grams}:
         alike = [gram for gram in grams if gram.shape[1] == rows]
         factors[rows] = iter(_factor(torch.cat(alike)).split([len(gram) for gram in alike]))
@@ -76,7 +77,8 @@ def _factor(gram: Tensor) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     square = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-14)  # of X's norm
-    gram, factor = gram / square, square.rsqrt()
+    gram = gram / square
+    factor = square.rsqrt()
     for step in range(STEPS):
         change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         change.diagonal(dim1=1, dim2=2).add_(a)
@@ -110,11 +112,13 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         group = self.param_groups[0]  # of the network's weights
         keep = 1 - self.found_inf  # type: ignore[attr-defined]
-        update, decay = keep > 0, 1 - keep * (group["lr"] * group["weight_decay"])
+        update = keep > 0
+        decay = 1 - keep * (group["lr"] * group["weight_decay"])
         weights: list[Tensor] = [weight for weight in self.matrices if weight.grad is not None]
         if not weights:
             return super().step()
-        momenta, gradients = list[Tensor](), list[Tensor]()
+        momenta = list[Tensor]()
+        gradients = list[Tensor]()
         for weight in weights:
             state = self.state[weight]
             state.setdefault("step", torch.zeros(()))  # unused, but AdamW can't load a state without it

@@ -48,7 +48,8 @@ class Step(NamedTuple):
 @cache
 def measure_step(config: NetworkConfig, cuda: bool) -> Step:
     """Return the costs of a training step. cuda: whether group norm is fused, as on CUDA."""
-    kept, entering = dict[int, torch.UntypedStorage](), [0]
+    kept = dict[int, torch.UntypedStorage]()
+    entering = [0]
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -82,7 +83,8 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
         forward = counter.get_total_flops()
         out.square().mean().backward()
     growing = [storage.nbytes() // BATCH for storage in kept.values() if storage.nbytes() % BATCH == 0]
-    gradient, again = max(growing), sum(growing) * max(entering) // max(1, sum(entering))
+    gradient = max(growing)
+    again = sum(growing) * max(entering) // max(1, sum(entering))
     return Step(
         count_parameters(network),
         sum(weight.numel() for weight in matrices(network)),
@@ -96,8 +98,10 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
 
 def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> dict[str, int]:
     """Return bytes per device for each use, such as `weights`. images: number per forward pass. cuda: as in `measure_step`."""
-    settings, size = resolved.settings, DTYPES[resolved.settings.precision].itemsize
-    step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
+    settings = resolved.settings
+    size = DTYPES[resolved.settings.precision].itemsize
+    step = measure_step(resolved.network, cuda)
+    sharded = settings.parallel == "fsdp" and devices > 1
     held = FLOAT * -(-step.weights // (shard_size(devices) if sharded else 1))
     kept = step.checkpointed if settings.activation_checkpointing else step.kept
     return {
@@ -115,13 +119,17 @@ def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
 
     devices: number of processes, with one device each. Raises UsageError for more devices than images in a batch.
     """
-    settings, config, images = resolved.settings, resolved.config(), resolved.data.count or 1
+    settings = resolved.settings
+    config = resolved.config()
+    images = resolved.data.count or 1
     device = resolve_device(settings.device).partition(":")[0]
     parts = len(split(World(0, devices), settings.batch_size, settings.micro_batch or settings.batch_size))
-    at_once, recompute = -(-settings.batch_size // (devices * parts)), settings.activation_checkpointing
+    at_once = -(-settings.batch_size // (devices * parts))
+    recompute = settings.activation_checkpointing
     memory = device_memory(resolved, devices, at_once, device == "cuda")
     step = measure_step(resolved.network, device == "cuda")
-    flops, seen = step.flops + recompute * step.forward_flops, settings.steps * settings.batch_size
+    flops = step.flops + recompute * step.forward_flops
+    seen = settings.steps * settings.batch_size
     compute = {
         "forward_GFLOP_per_image": step.forward_flops / 1e9,
         "training_GFLOP_per_image": flops / 1e9,

@@ -10,7 +10,9 @@ from elbocli.train.scores import draw_averaged
 from elbocli.train.state import TrainState
 
 PREVIEW = SampleSettings(n=64)  # n: largest number of images
-MOST_ROWS, SOME_ROWS = 10, 8  # previews show up to MOST_ROWS classes in full, and of more classes SOME_ROWS
+# previews show up to MOST_ROWS classes in full, and of more classes SOME_ROWS
+MOST_ROWS = 10
+SOME_ROWS = 8
 
 
 def preview_labels(num_classes: int) -> np.ndarray | None:

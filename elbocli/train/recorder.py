@@ -54,8 +54,12 @@ class Recorder:
         log_to: Iterable[str],
         extractor: tuple[str, Path | None],
     ):
-        self.state, self.settings, self.world, self.out = state, state.settings, state.world, out
-        settings, network = state.settings, state.resolved.network
+        self.state = state
+        self.settings = state.settings
+        self.world = state.world
+        self.out = out
+        settings = state.settings
+        network = state.resolved.network
         self.validation = Validation(held_out, state.resolved, state.device) if held_out else None
         if state.world.first:
             for name, size in log_lengths(out).items():
@@ -85,7 +89,9 @@ class Recorder:
         self.validated = False
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
         self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)
-        self._since, self._clock, self._paused = state.steps_done, 0.0, 0.0
+        self._since = state.steps_done
+        self._clock = 0.0
+        self._paused = 0.0
         if self.validation and state.resolved.init is not None and not state.steps_done:
             self._validate(self.validation)  # the score of the weights that the run begins from
         self._begun = self._clock = time.monotonic()
@@ -99,7 +105,9 @@ class Recorder:
 
         early: whether to draw a preview even if none is due. The numbers have the seconds of all but logging, as PAUSED. Raises NonFiniteError and DataError, on all ranks alike.
         """
-        settings, step, values = self.settings, self.state.steps_done, dict[str, Any]()
+        settings = self.settings
+        step = self.state.steps_done
+        values = dict[str, Any]()
         self._paused = 0.0
 
         def due(every: int) -> bool:
@@ -125,7 +133,8 @@ class Recorder:
         sums, loss, norm = state.interval()
         now = time.monotonic()
         rate = (state.steps_done - self._since) * state.settings.batch_size / max(now - self._clock, 1e-9)
-        self._clock, self._since = now, state.steps_done
+        self._clock = now
+        self._since = state.steps_done
         values = {
             "loss": finite(loss),
             "eps_mse": finite(float(sums[1].sum() / sums[0].sum())),
@@ -139,7 +148,8 @@ class Recorder:
         return values
 
     def _validate(self, validation: Validation) -> dict[str, Any]:
-        state, world = self.state, self.world
+        state = self.state
+        world = self.world
         validation.objective = replace(state.objective, schedule=validation.schedule)  # a learned weighting has changed
         if state.compiled and not self.validated:
             log.info("compiling the network for validation")

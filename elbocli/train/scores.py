@@ -43,7 +43,9 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     how: n, sampler and steps are used. labels: class of each image, [n]; None: network without classes.
     Returns: uint8 [n, H, W, C] on the CPU.
     """
-    network, settings, world = state.resolved.network, state.settings, state.world
+    network = state.resolved.network
+    settings = state.settings
+    world = state.world
     traits = how.sampler.traits
     schedule = resolve_schedule(traits.grid, settings.logsnr_min, settings.logsnr_max, clip=True)
     grid = logsnr_grid(schedule, how.steps or traits.steps, usual_spacing(schedule, how.sampler))
@@ -52,11 +54,14 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     # cuDNN chooses its algorithms for each batch size, so the last batch is padded; the padding is cut off below.
     # Size of the smallest micro-batch of any process, which fits into memory on all ranks: ranks of a sharded network must do
     # equally many forward passes.
-    share, most = -(-how.n // world.size), settings.batch_size // world.size // len(state.batches.parts)
-    at_once, images = -(-share // count_parts(share, 1, most)), list[Tensor]()
+    share = -(-how.n // world.size)
+    most = settings.batch_size // world.size // len(state.batches.parts)
+    at_once = -(-share // count_parts(share, 1, most))
+    images = list[Tensor]()
     with state.averaged(), torch.compiler.set_stance("force_eager"):
         for start in range(world.rank * share, (world.rank + 1) * share, at_once):
-            places, part = range(start, start + at_once), None
+            places = range(start, start + at_once)
+            part = None
             if labels is not None:
                 part = sent(torch.from_numpy(labels[np.minimum(places, how.n - 1)]), state.device)
             denoiser = Denoiser(state.spread.forward, state.objective.prediction, labels=part)
@@ -72,8 +77,11 @@ class Evaluation:
     """
 
     def __init__(self, state: TrainState, output: Decoder, extractor: str, weights: Path | None):
-        settings, data, world = state.settings, state.dataset, state.world
-        self.state, self.output = state, output
+        settings = state.settings
+        data = state.dataset
+        world = state.world
+        self.state = state
+        self.output = output
         path = Path(settings.eval_ref or data.path)
         if not settings.eval_ref and data.kind == LATENTS:
             raise UsageError(f"--eval-every: {path} holds latents; name a dataset of images, or statistics, with --eval-ref")
@@ -86,7 +94,8 @@ class Evaluation:
         with world.together(), reading(f"--eval-extractor {extractor}", kind=UsageError):
             made = make_extractor(extractor, weights, world.device)
         with ExitStack() as stack:
-            reference, spatial = open_reference(path, stack, world), asks.needing(Need.SPATIAL)
+            reference = open_reference(path, stack, world)
+            spatial = asks.needing(Need.SPATIAL)
             black = torch.zeros(1, *output.shape, dtype=torch.uint8).expand(self.how.n, -1, -1, -1)
             samples = set_of(self.reader(black))
             opened = prepare(Opened(asks, world, [samples], reference, extractor=made, spatial=spatial))
@@ -95,7 +104,8 @@ class Evaluation:
 
     def reader(self, images: Tensor) -> SampleReader:
         """Return a reader of drawn images, uint8 [n, H, W, C]."""
-        data, name = self.state.resolved.data, f"--eval-samples {len(images)}"
+        data = self.state.resolved.data
+        name = f"--eval-samples {len(images)}"
         crop = {key: value for key in PREPROCESSING if (value := getattr(data, key)) is not None}
         return SampleReader(name, images.numpy(), self.labels, SamplesAbout(), [], crop)
 

@@ -47,7 +47,9 @@ class Parallel:
     """
 
     def __init__(self, network: Network, world: World, precision: str, sharded: bool):
-        self.network, self.world, self.sharded = network, world, sharded
+        self.network = network
+        self.world = world
+        self.sharded = sharded
         self.precision = Precision(precision, world.device)
         self.forward: nn.Module = network
         self.shards = shard_size(world.size) if sharded else 1
@@ -62,7 +64,8 @@ class Parallel:
                 cast_forward_inputs=False,
             )
             once = self.shards == world.size
-            shape, names = (world.size // self.shards, self.shards)[once:], ("copies", "shards")[once:]
+            shape = (world.size // self.shards, self.shards)[once:]
+            names = ("copies", "shards")[once:]
             with stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections
                 mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
             for module in (*network.units(), network):
@@ -120,7 +123,9 @@ def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
 
 
 # Loss scale of fp16: first value; value below which an overflow is an error; steps until the scale doubles, as in GradScaler.
-FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
+FIRST_SCALE = 2.0**16
+LEAST_SCALE = 2.0**-16
+GROWTH_INTERVAL = 2000
 
 
 class TrainState:
@@ -132,7 +137,8 @@ class TrainState:
     def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None):
         settings = self.settings = resolved.settings
         self.online = OnlineObjective(resolved.objective, settings.schedule == ADAPTIVE, settings.floor)
-        self.resolved, self.dataset = resolved, dataset
+        self.resolved = resolved
+        self.dataset = dataset
         world = self.world = world or World(device=choose_device(settings.device))
         self.device = world.device
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
@@ -166,7 +172,8 @@ class TrainState:
         self.scaled = settings.precision == "fp16"
         zeros = torch.zeros(8, dtype=torch.float64, device=self.device)
         # Loss scale, and number of steps since the last change of the loss scale.
-        self.scale, self.unbroken = zeros[0] + (FIRST_SCALE if self.scaled else 1.0), zeros[1]
+        self.scale = zeros[0] + (FIRST_SCALE if self.scaled else 1.0)
+        self.unbroken = zeros[1]
         self.first_bad = zeros[2:5]  # number, loss and gradient norm of the first non-finite step; zeros if there was none
         # Since the last log interval: sum of all images' losses, sum of gradient norms, updates.
         self.totals = zeros[5:]
@@ -224,7 +231,8 @@ class TrainState:
         now = torch.stack([torch.full_like(norm, self.steps_done + 1), total, norm])
         self.first_bad = torch.where(bad & (self.first_bad[0] == 0), now, self.first_bad)
         if self.scaled:
-            unbroken, scale = torch.where(overflow, 0, self.unbroken + 1), self.scale
+            unbroken = torch.where(overflow, 0, self.unbroken + 1)
+            scale = self.scale
             self.scale = torch.where(overflow, scale / 2, torch.where(unbroken == GROWTH_INTERVAL, scale * 2, scale))
             self.unbroken = unbroken % GROWTH_INTERVAL
         return (self.first_bad[0] > 0) | overflow
@@ -290,7 +298,8 @@ class TrainState:
                 file = saved.weights(name)
                 for key, tensor in tensors.items():
                     tensor.copy_(sharded_like(file.read(key), tensor))
-            optimizer, weights = state["optimizer"], [*self.network.parameters()]
+            optimizer = state["optimizer"]
+            weights = [*self.network.parameters()]
             for index, one in optimizer["state"].items():
                 for key, value in one.items():
                     # Fused optimizers ignore strides, so moments need the memory format of the weights. "step" is a scalar.

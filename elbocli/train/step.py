@@ -28,7 +28,9 @@ def step_losses(
     logsnr: λ of each image of the whole batch, [batch]; None: the schedule's λ(t).
     Source: Kingma & Gao 2023.
     """
-    settings, device, mine = batches.settings, batches.device, batches.parts[part]
+    settings = batches.settings
+    device = batches.device
+    mine = batches.parts[part]
     # Noise levels: λ(t) of every image of the batch.
     if logsnr is None:
         logsnr = objective.schedule.logsnr(batches.times(step))
@@ -42,8 +44,14 @@ def step_losses(
 
 def update(state: TrainState) -> None:
     """Do one optimizer update; skip it if the loss or the gradient isn't finite."""
-    settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
-    step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
+    settings = state.settings
+    world = state.world
+    spread = state.spread
+    optimizer = state.optimizer
+    step = state.steps_done
+    parts = len(state.batches.parts)
+    scale = state.scale
+    seen = []
     for part in range(parts):
         with spread.accumulating(last=part == parts - 1):
             loss, eps_error, logsnr = step_losses(spread.forward, state.batches, step, part, state.objective)
@@ -66,7 +74,9 @@ def update(state: TrainState) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, settings.steps, settings.lr, settings.warmup_steps, state.lr_decay)
     clipped = scale * (norm / settings.grad_clip).clamp(min=1) if settings.grad_clip else scale
-    optimizer.grad_scale, optimizer.found_inf = clipped.float(), left_out.float()  # type: ignore[attr-defined]
+    # type: ignore[attr-defined]
+    optimizer.grad_scale = clipped.float()
+    optimizer.found_inf = left_out.float()
     optimizer.step()
     optimizer.zero_grad()
     state.totals += torch.stack([total, norm, torch.ones_like(norm)]).where(~left_out, 0)

@@ -37,7 +37,8 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
     Raises UsageError: the datasets don't match, or too few images are held out. FormatError: --val is not a dataset.
     """
     if settings.val_split:
-        held, rows = dataset, split_rows(settings, dataset)[1]
+        held = dataset
+        rows = split_rows(settings, dataset)[1]
     elif settings.val:
         held = Dataset(settings.val, latents=True)
         held.check_square()
@@ -74,7 +75,8 @@ class Validation:
     def __init__(self, held: tuple[Dataset, np.ndarray], resolved: Resolved, device: torch.device):
         settings = self.settings = resolved.settings
         conditional = resolved.network.num_classes > 0
-        self.examples, self.device = Examples(*held, conditional, Stream(settings.seed, "val-posterior"), device), device
+        self.examples = Examples(*held, conditional, Stream(settings.seed, "val-posterior"), device)
+        self.device = device
         self.dataset, self.rows = held
         self.schedule = parse_schedule(SCHEDULE, settings.logsnr_min, settings.logsnr_max)
         self.objective = replace(resolved.objective, schedule=self.schedule)
@@ -96,20 +98,25 @@ class Validation:
         Rows: count, sum, sum of squares.
         Columns: ε error per dimension in each bin of λ; weighted loss; bits per dimension (meaningless for latents).
         """
-        settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
+        settings = self.settings
+        to_bits = bits_per_dimension(1.0, self.dimensions)
         noise = Stream(settings.seed, "val-noise")
-        turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
+        turns = -(-len(self.rows) // (size * self._at_once))
+        losses = list[Tensor]()
+        fixed = list[Tensor]()
         places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
         # Positions beyond the last image repeat the last image and are dropped below: all ranks of a sharded network must call
         # the network equally often, with equally many inputs.
         for some in places.clip(max=len(self.rows) - 1):
-            rows, nats = self.rows[some], torch.zeros(len(some), dtype=torch.float64)
+            rows = self.rows[some]
+            nats = torch.zeros(len(some), dtype=torch.float64)
             images = self.examples.images(rows)
             if not images.latent:  # the terms of the bound that don't depend on the network
                 nats += prior(images.x, settings.logsnr_min) + images.decoder_nats(settings.logsnr_max)
             fixed.append(nats * to_bits)
             x, labels = images.placed(self.device)
-            x, labels = x.repeat_interleave(DRAWS, 0), None if labels is None else labels.repeat_interleave(DRAWS)
+            x = x.repeat_interleave(DRAWS, 0)
+            labels = None if labels is None else labels.repeat_interleave(DRAWS)
             eps = draw_noise(noise, (rows[:, None] * DRAWS + np.arange(DRAWS)).ravel().tolist(), x)
             with Precision(settings.precision, self.device).autocast():
                 level = self.schedule.logsnr(self._t[some]).flatten()

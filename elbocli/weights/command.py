@@ -160,13 +160,15 @@ def check(ctx: click.Context, spec: str, equals: str | None, low: float, high: f
         for curve in curves:
             low, high = curve.within_support(low, high)
         check_range(low, high)
-        rising, faults = weighting.rising(low, high), weighting.faults(low, high)
+        rising = weighting.rising(low, high)
+        faults = weighting.faults(low, high)
         good = not rising and not faults
         verdict = {"weighting": weighting.spec, "monotone": good, "rising": rising, "faults": faults, "logsnr": [low, high]}
         sentences = [f"{weighting.spec}: {weighting.verdict(low, high)}"]
         for other in others:
             scale, off, at = likeness(weighting, other, low, high)
-            good, at = off <= SAME and not faults and not other.faults(low, high), round(at, 6) + 0.0
+            good = off <= SAME and not faults and not other.faults(low, high)
+            at = round(at, 6) + 0.0
             verdict["equals"] = {"weighting": other.spec, "same": good, "scale": scale, "deviation": finite(off), "logsnr": at}
             end = f"the same up to a constant, {scale:.6g}; largest relative deviation {off:.3g}, at logsnr {at:g}"
             sentences.append(f"{weighting.spec} and {other.spec} are {'' if good else 'not '}{end}")

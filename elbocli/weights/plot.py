@@ -28,7 +28,8 @@ class Line:
 
 
 def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
-    low, high = float(at[0]), float(at[-1])
+    low = float(at[0])
+    high = float(at[-1])
     lines = list[Line]()
     for spec, weighting in weightings.items():
         value = weighting(at)

@@ -58,7 +58,8 @@ def steps_within(seconds: float, data: Path, options: Sequence[str]) -> int:
 def measure(given: argparse.Namespace, steps: int, seed: int, options: Sequence[str]) -> dict[str, float]:
     """Train, draw and score. Returns distance, accuracy (if the classifier knows the classes) and bits/dim by name."""
     with tempfile.TemporaryDirectory() as folder:
-        run, images = Path(folder, "run"), Path(folder, "images.npy")
+        run = Path(folder, "run")
+        images = Path(folder, "images.npy")
         elbo("train", "-q", given.train, "-o", run, "--steps", steps, "--seed", seed, *options)
         elbo("sample", "-q", run, "-n", given.images, "--sampler", SAMPLER, "--seed", seed, "-o", images)
         metrics = ("--metrics", "fid,accuracy", "--classes", "balanced") if given.classes else ("--metrics", "fid")
@@ -144,7 +145,8 @@ def main() -> None:
             name, _, like = head.strip().partition("=")
             if any((row["data"], row["change"], row["seed"]) == (given.name, name, seed) for row in rows):
                 continue
-            key, words = (given.name, name), shlex.split(options)
+            key = (given.name, name)
+            words = shlex.split(options)
             if key not in steps:
                 steps[key] = steps[given.name, like] if like else steps_within(given.seconds, given.train, words)
             row = {

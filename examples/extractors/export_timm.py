@@ -24,8 +24,10 @@ class Features(nn.Module):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.network, config = network, resolve_model_data_config(network)
-        self.size, self.mode = config["input_size"][1:], config["interpolation"]
+        self.network = network
+        config = resolve_model_data_config(network)
+        self.size = config["input_size"][1:]
+        self.mode = config["interpolation"]
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1))
 

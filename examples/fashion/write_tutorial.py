@@ -18,7 +18,8 @@ from PIL import Image
 
 PAGE = Path(__file__).with_name("tutorial.md.j2")
 PICTURES = {"samples.png": "samples.png", "schedule.png": "schedule.png"}
-GREYS, COLOURS = 24, 256
+GREYS = 24
+COLOURS = 256
 PROGRESS = re.compile(r"elbo \w+: \d+/\d+ ")
 LARGEST = 560
 """Pixels: a picture that is wider is made smaller, so that all of them stay below 300 kB."""
@@ -85,7 +86,8 @@ def copy_pictures(folder: Path, to: Path) -> None:
 
 def main() -> None:
     """Write page, figures and pictures."""
-    folder, docs = sys.argv[1], Path(sys.argv[2])
+    folder = sys.argv[1]
+    docs = Path(sys.argv[2])
     kept = docs / "tutorial" / "figures.json"
     if folder != "-":
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-LETTER_SIZE, PHOTOGRAPH_SIZE = 24, 64
+LETTER_SIZE = 24
+PHOTOGRAPH_SIZE = 64
 MARGIN = 2
 """Pixels around a letter."""
 LARGE = 160
@@ -78,7 +79,8 @@ def family(font: ImageFont.FreeTypeFont) -> str:
 def letter(font: ImageFont.FreeTypeFont, text: str) -> np.ndarray | None:
     """Return a letter, white on black, uint8 [24, 24]; None if the font has none or draws nothing."""
     left, top, right, bottom = (int(side) for side in font.getbbox(text))
-    width, height = right - left, bottom - top
+    width = right - left
+    height = bottom - top
     if width < LARGE // 16 or height < LARGE // 16:
         return None
     side = max(width, height)
@@ -96,7 +98,8 @@ def letters(folders: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
     files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
     fonts = {path: ImageFont.truetype(str(path), LARGE) for path in files}
     families = {path: family(font) for path, font in fonts.items()}
-    part, seen = parts([*families.values()]), set[bytes]()
+    part = parts([*families.values()])
+    seen = set[bytes]()
     for path, font in fonts.items():
         missing = letter(font, "\uffff")  # a box, or nothing
         drawn = {text: image for text in LETTERS if (image := letter(font, text)) is not None}

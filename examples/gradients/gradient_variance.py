@@ -37,7 +37,8 @@ from elbocli.train.step import step_losses
 
 MEASURED = "fitted:gradient"
 GROUPS = 8
-BINS, PER_BIN = 40, 32
+BINS = 40
+PER_BIN = 32
 DEFAULT = ("cosine", "edm", "uniform", "fitted:loss", "fitted:second-moment", "fitted:std", MEASURED)
 
 
@@ -66,7 +67,8 @@ class GroupSums:
 
     def trace_and_norm(self, keep: Tensor) -> tuple[Tensor, Tensor]:
         """(tr Cov of a batch's gradient, ‖mean‖²), unbiased: the second from products of different batches only."""
-        count, squares = keep.sum() * self.per_group, keep @ self.squares
+        count = keep.sum() * self.per_group
+        squares = keep @ self.squares
         norm = (keep @ self.products @ keep - squares) / (count * (count - 1))
         return squares / count - norm, norm
 
@@ -108,7 +110,9 @@ class Gradients:
         trained = asked.trained
         objective = Objective(trained.weighting(), parse_schedule("uniform", asked.low, asked.high), trained.prediction)
         resolved = Resolved(self.settings, trained.network.config, RunData(), {}, objective)
-        self.device, self.precision, self.prediction = asked.precision.device, asked.precision, asked.trained.prediction
+        self.device = asked.precision.device
+        self.precision = asked.precision
+        self.prediction = asked.trained.prediction
         self.batches = Batches(asked.dataset, resolved, self.device)
         self.network = asked.trained.network.requires_grad_(True).train()
         self.parameters = list(self.network.parameters())
@@ -135,7 +139,8 @@ def group_sums(gradients: Gradients, weighting: Weighting, schedule: Schedule, b
 
 def _squared_norm(singles: Gradients, asked: RunMeasurement, cell: int, edges: Tensor) -> float:
     """Mean square of one image's gradient of ½‖ε−ε̂‖²/p, for p uniform and λ in one cell."""
-    plain, uniform = parse_weighting("elbo"), parse_schedule("uniform", asked.low, asked.high)
+    plain = parse_weighting("elbo")
+    uniform = parse_schedule("uniform", asked.low, asked.high)
     offset = Stream(asked.seed, "gradient-norm").uniform(cell, 1)
     part = torch.from_numpy((offset + np.arange(PER_BIN) / PER_BIN) % 1.0)
     levels = edges[cell] + (edges[cell + 1] - edges[cell]) * part
@@ -150,18 +155,24 @@ def run(asked: RunMeasurement, weightings: list[Weighting], specs: list[str], ba
     """
     if batches < 2 * GROUPS or batches % GROUPS:
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
-    gradients, settings = Gradients(asked), asked.trained.settings
-    size, total = gradients.settings.batch_size, len(weightings) * len(specs) * batches
+    gradients = Gradients(asked)
+    settings = asked.trained.settings
+    size = gradients.settings.batch_size
+    total = len(weightings) * len(specs) * batches
     what = f"{batches} batches of {size} images for each schedule; {asked.precision.device}, {asked.precision}"
     log.info("%s: %s", asked.trained.path, what)
     edges = bin_edges(asked.low, asked.high, BINS)
-    singles, norms = Gradients(asked, batch=1), list[float]()
+    singles = Gradients(asked, batch=1)
+    norms = list[float]()
     while MEASURED in specs and len(norms) < BINS:
         norms.append(_squared_norm(singles, asked, len(norms), edges))
         progress(len(norms), BINS, "level")
-    rows, text, done = list[ScheduleVariance](), "", 0
+    rows = list[ScheduleVariance]()
+    text = ""
+    done = 0
     for weighting in weightings:
-        schedules, sums = [], []
+        schedules = []
+        sums = []
         for spec in specs:
             if spec == MEASURED:
                 schedules.append(_least(edges, norms, weighting, settings.floor))
@@ -180,7 +191,8 @@ def run(asked: RunMeasurement, weightings: list[Weighting], specs: list[str], ba
 
 def _schedule_of(spec: str, asked: RunMeasurement, weighting: Weighting) -> Schedule:
     """The schedule of a SPEC; of fitted:CRITERION, a schedule fitted to the run's loss log."""
-    trained, (name, _, criterion) = asked.trained, spec.partition(":")
+    trained = asked.trained
+    (name, _, criterion) = spec.partition(":")
     if name != "fitted":
         return resolve_schedule(spec, asked.low, asked.high, size=trained.network.config.image_size)
     losses = read_logs([trained.path])

@@ -9,7 +9,9 @@ from torch.utils.data import DataLoader, RandomSampler
 
 import elbocli
 
-path, steps, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+path = sys.argv[1]
+steps = int(sys.argv[2])
+out = sys.argv[3]
 torch.manual_seed(0)
 data = elbocli.open_dataset(path)
 network = Small(data.image_size, data.channels, data.num_classes, channels=32, depth=6)

@@ -25,7 +25,8 @@ def fit(log: str | Path, weighting: str | None = None, criterion: str = "loss", 
 
 def log_text(schedule: str = "cosine", count: int = 200_000, ends: tuple[float, float] = (-10, 10)) -> str:
     """A log of errors with mean sigmoid(λ/2) and standard deviation 0.3 of it, drawn under a schedule."""
-    draw, (low, high) = torch.Generator().manual_seed(0), ends
+    draw = torch.Generator().manual_seed(0)
+    (low, high) = ends
     lam = parse_schedule(schedule, low, high).logsnr(torch.rand(count, generator=draw, dtype=torch.float64))
     error = (lam / 2).sigmoid() * (1 + 0.3 * torch.randn(count, generator=draw, dtype=torch.float64)).clamp(min=0)
     cell = ((lam - low) / (high - low) * 100).long().clamp(0, 99)
@@ -83,7 +84,8 @@ def test_a_bin_that_a_short_adaptive_run_missed_by_chance_makes_no_infinity(floo
     """A schedule's density in one bin is the floor's: of 12,800 draws 1.28 are expected there, and none came."""
     edges = bin_edges(-10, 10)
     share = floored(torch.cat([torch.zeros(1), torch.full((99,), 1 / 99)]).double(), edges.diff(), 0.01)
-    count, error = 12_800 * share, torch.full((100,), 0.5, dtype=torch.float64)
+    count = 12_800 * share
+    error = torch.full((100,), 0.5, dtype=torch.float64)
     count[0] = 0
     sums = torch.stack([count, count * error, 1.09 * count * error.square()])
     head = losslog.header(edges, dimensions=64, schedule="adaptive", weighting="elbo", floor=floor)

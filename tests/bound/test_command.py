@@ -64,14 +64,17 @@ def test_the_bound_is_one_json_object_with_all_that_it_can_write(elbo, trained, 
 
 def test_the_same_line_prints_the_same(elbo, trained):
     line = ("bound", trained, "-q", "-n", 20, "--draws", 2)
-    first, second, other = elbo(*line), elbo(*line), elbo(*line, "--seed", 1)
+    first = elbo(*line)
+    second = elbo(*line)
+    other = elbo(*line, "--seed", 1)
     assert first.stdout == second.stdout != other.stdout and first.stderr == b""
 
 
 @pytest.mark.parametrize("ending", [".tsv", ".txt"])
 def test_numbers_of_images_add_up_to_the_bound(ending, bound, elbo, trained, tmp_path):
     line = (trained, "-n", 30, "--draws", 4, "--per-image", f"each{ending}")
-    result, table = bound(*line), read_table(tmp_path / f"each{ending}")
+    result = bound(*line)
+    table = read_table(tmp_path / f"each{ending}")
     assert result["per_image"] == f"each{ending}" and [*table][2:] == ["nats", "nats_se", "bpd"]
     assert table["nats"].sum() == pytest.approx(30 * result["nats"], rel=1e-9)
     assert table["bpd"].mean() == pytest.approx(result["bpd"], rel=1e-9)
@@ -125,7 +128,9 @@ def test_latents_are_drawn_once_as_training_draws_them(latent_run, latents):
         each = {row: x for some in asked.images for row, x in zip(some.rows, some.content, strict=True)}
         return asked, torch.stack([each[row] for row in range(48)])
 
-    (asked, x), (_, same), (_, other) = drawn(64, 0), drawn(256, 0), drawn(256, 1)
+    (asked, x) = drawn(64, 0)
+    (_, same) = drawn(256, 0)
+    (_, other) = drawn(256, 1)
     assert torch.equal(x, same) and float((x == other).double().mean()) < 0.01
     with h5py.File(latents, "r", locking=False) as file:
         mean, std = (torch.from_numpy(half).float() for half in np.split(file["latents"][:], 2, 1))

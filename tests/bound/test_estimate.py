@@ -30,8 +30,10 @@ from elbocli.files.losslog import read_logs
 from elbocli.run.examples import ImageBatch
 from elbocli.runtime.device import Precision
 
-LOW, HIGH = -12.0, 13.0
-NORMAL, MIXED = Mixture([1.0], [0.4], [0.6]), Mixture([0.3, 0.7], [-1.0, 0.5], [0.2, 0.3])
+LOW = -12.0
+HIGH = 13.0
+NORMAL = Mixture([1.0], [0.4], [0.6])
+MIXED = Mixture([0.3, 0.7], [-1.0, 0.5], [0.2, 0.3])
 SHARES = torch.linspace(-2, 2, 256, dtype=torch.float64).square().neg().exp()
 TOY = Levels(SHARES / SHARES.sum())
 DRAWN = ("variational", "information")
@@ -138,7 +140,8 @@ def test_of_latents_it_is_the_cross_entropy_with_the_density_of_an_exact_denoise
 def test_of_pixels_it_is_the_entropy_in_bits(schedule):
     """−log₂ p of a level is −log₂ of the density times the width of a level, on average."""
     levels = (127.5 * (Mixture([1.0], [0.1], [0.3]).draw(400, 4, 4, 1) + 1)).round().clamp(0, 255).byte()
-    network, how = Mixture([1.0], [0.1], [0.3]), {"high": 12.0, "draws": 64}
+    network = Mixture([1.0], [0.1], [0.3])
+    how = {"high": 12.0, "draws": 64}
     found = bound_of(network, images_of(levels, 37), schedule, **how)
     entropy = 0.5 * np.log2(2 * np.pi * np.e * 0.3**2) + np.log2(127.5)
     assert abs(found.bpd - entropy) < 4 * found.bpd_se_population + 0.002
@@ -149,7 +152,8 @@ def test_of_pixels_it_is_the_entropy_in_bits(schedule):
 def test_nothing_is_left_to_chance_where_the_data_are_the_gaussian():
     """β = γ = 1, so that each image's number is −log p itself."""
     x = NORMAL.draw(64, 1, 2, 1)
-    known, ones = fit_gaussian(NORMAL.draw(4, 1, 2, 1)), torch.ones(2, dtype=torch.float64)
+    known = fit_gaussian(NORMAL.draw(4, 1, 2, 1))
+    ones = torch.ones(2, dtype=torch.float64)
     exact = type(known)(0.4 * ones, torch.diag(ones), 0.36 * ones, 1)
     found = estimated(NORMAL, x, DRAWN, exact)
     variational, information = found.result.estimates

@@ -38,7 +38,9 @@ def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained):
 
 def test_the_sides_are_drawn_apart(trained, monkeypatch):
     """No two sweeps share their noise."""
-    asked, purposes, whole = open_measurement(trained, None, images=20), list[str](), Measurement.draw_all
+    asked = open_measurement(trained, None, images=20)
+    purposes = list[str]()
+    whole = Measurement.draw_all
 
     def draw_all(self: Any, objective: Any, purpose: str) -> Any:
         purposes.append(purpose)

@@ -72,7 +72,8 @@ def work(line, folder, signum, at):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before elbo begins, no exception: the exit status tells the signal
     for descriptor, name in enumerate((os.devnull, "../stdout", "../stderr")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
-    called, code = [], 70
+    called = []
+    code = 70
 
     def counted(name, real):
         def call(*args, **options):
@@ -215,7 +216,8 @@ def test_a_kill_at_any_call_of_the_last_ones_leaves_what_the_same_command_comple
 
 @pytest.mark.slow
 def test_interrupted_at_random_moments(start, whole, tmp_path):
-    draw, until = random.Random(int(os.environ.get("SEED", "0"))), time.monotonic() + 150
+    draw = random.Random(int(os.environ.get("SEED", "0")))
+    until = time.monotonic() + 150
     while time.monotonic() < until:
         name = draw.choice([*COMMANDS])
         made, _ = whole(name)

@@ -118,7 +118,8 @@ def test_quiet_keeps_warnings_and_another_rank_says_nothing(capsys, shown, level
 
 
 def test_samples_go_through_a_pipe_and_a_producer_that_dies_is_noticed(elbo, digits, trained):
-    samples, results = elbo("sample", trained, "-n", 24, "--steps", 2).stdout, []
+    samples = elbo("sample", trained, "-n", 24, "--steps", 2).stdout
+    results = []
     for sent in (samples, samples[:-100]):
         reader, writer = os.pipe()
         with os.fdopen(reader, "rb") as stream:
@@ -178,7 +179,8 @@ def hidden(text):
 
 @given(st.text())
 def test_any_text_is_shown_as_printable_lines(text):
-    lines, whole = visible(text).split("\n"), visible_lines(text)
+    lines = visible(text).split("\n")
+    whole = visible_lines(text)
     assert all(line.isprintable() for line in lines) and all(line.startswith("  ") for line in lines[1:])
     assert not hidden(whole) and whole.count("\n") == text.count("\n")
     assert (visible(visible(text)), visible_lines(whole)) == (visible(text), whole)

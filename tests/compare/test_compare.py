@@ -13,7 +13,8 @@ from elbocli.compare.result import compare_features, compare_results, read_score
 from elbocli.errors import DataError
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 
-FID, SE = "frechet_distance[a.pt2]", "frechet_distance_se[a.pt2]"
+FID = "frechet_distance[a.pt2]"
+SE = "frechet_distance_se[a.pt2]"
 PRECISION = "precision[a.pt2]"
 BASE = {
     FID: 1.5,
@@ -31,7 +32,8 @@ BASE = {
     "made": {"sampler": "ddim", "seed": 0},
 }
 ALIKE = ("n_samples", "n_ref", "ref_sha256", "extractor", "extractor_sha256", "feature_precision", "protocol", "splits")
-A, B = [1.0, 2.0, 3.0], [1.2, 2.1, 3.3]
+A = [1.0, 2.0, 3.0]
+B = [1.2, 2.1, 3.3]
 
 
 def repeats(values, seeds):
@@ -110,7 +112,8 @@ def test_results_of_equal_settings_are_one_side_whose_trainings_count(seeds, int
 
 
 def test_further_samples_of_one_training_are_no_further_training():
-    a, b = trained("a", A[:1], [0]), trained("b", B, [0, 0, 0])
+    a = trained("a", A[:1], [0])
+    b = trained("b", B, [0, 0, 0])
     (_, beside), _ = compare_results([*a, *b])
     assert beside.trainings == 1 and beside.scores[0].apart is None
     more = [*a, *trained("a", [1.1], [1]), *b, *trained("b", [2.0], [1])]
@@ -182,10 +185,12 @@ def ref(tmp_path):
 
 def test_pairs_of_images_have_the_error_that_repeats_show(ref, saved):
     """40 times 200 images: two models that draw nearly the same of each noise."""
-    draw, found = np.random.default_rng(0), []
+    draw = np.random.default_rng(0)
+    found = []
     for _ in range(40):
         noise = draw.normal(0.2, 1.3, (200, 3))
-        a, b = saved("a", noise), saved("b", 1.02 * noise + draw.normal(0, 0.05, noise.shape))
+        a = saved("a", noise)
+        b = saved("b", 1.02 * noise + draw.normal(0, 0.05, noise.shape))
         (_, beside), _ = compare_features([a, b], ref)
         found.append(beside.scores[0])
     shown = np.std([each.difference for each in found], ddof=1)

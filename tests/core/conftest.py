@@ -42,9 +42,11 @@ class Mixture:
     def denoise(self, z, logsnr):
         """The exact E[x | z], at one λ or a λ per example."""
         level = torch.as_tensor(logsnr, dtype=torch.float64)
-        alpha2, sigma2 = level.sigmoid(), (-level).sigmoid()
+        alpha2 = level.sigmoid()
+        sigma2 = (-level).sigmoid()
         alpha = alpha2.sqrt()
-        estimates, evidence = [], []
+        estimates = []
+        evidence = []
         for share, mean, var in zip(self.share, self.mean, self.var):
             total = alpha2 * var + sigma2
             off = z - alpha * mean

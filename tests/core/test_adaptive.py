@@ -57,7 +57,8 @@ positive = st.lists(st.floats(0.01, 5), min_size=28, max_size=28).map(lambda v: 
 @given(st.integers(0, 999), st.integers(1, 300))
 def test_bin_sums_are_a_histogram(seed, n):
     random = np.random.default_rng(seed)
-    lam, error = random.uniform(-6, 8, n), random.gamma(2, size=n)
+    lam = random.uniform(-6, 8, n)
+    error = random.gamma(2, size=n)
     sums = BinSums(-6, 8, 28)
     half = n // 2
     sums.add(torch.from_numpy(lam[:half]), torch.from_numpy(error[:half]))
@@ -137,7 +138,8 @@ def test_filling_leaves_the_bins_that_were_seen():
 
 def test_smoothing_brings_a_short_log_nearer_to_the_truth():
     random = np.random.default_rng(3)
-    truth, count = (MIDDLE / 2).sigmoid(), 12
+    truth = (MIDDLE / 2).sigmoid()
+    count = 12
     error = torch.from_numpy(random.gamma(2, size=(60, 28, count))) / 2 * truth[:, None]
     off = []
     for draw in error:
@@ -171,7 +173,9 @@ def test_moments_and_options_that_fit_no_schedule_are_refused(error, options):
 def test_predicted_variance_has_no_bias_from_short_logs():
     """Mean over logs of nine errors a bin, though each bin's own variance is that of nine numbers about their mean."""
     random = np.random.default_rng(4)
-    truth, count, p = (MIDDLE / 2).sigmoid(), 9, parse_schedule("cosine", -6, 8).density
+    truth = (MIDDLE / 2).sigmoid()
+    count = 9
+    p = parse_schedule("cosine", -6, 8).density
     wanted = loss_variance(moments_of(truth, truth / 2), W, p)[1]
     error = torch.from_numpy(random.gamma(4, size=(75, 28, count))) / 4 * truth[:, None]
     found = []
@@ -196,8 +200,10 @@ def errors(random, lam, mean, spread):
 
 @pytest.mark.parametrize("schedule", ["cosine", "uniform", "std"])
 def test_predicted_variance_is_that_of_samples(schedule):
-    random, batch = np.random.default_rng(5), 64
-    mean, spread = (0.3 * torch.sin(MIDDLE)).exp(), 0.5 + 0.2 * torch.cos(MIDDLE)
+    random = np.random.default_rng(5)
+    batch = 64
+    mean = (0.3 * torch.sin(MIDDLE)).exp()
+    spread = 0.5 + 0.2 * torch.cos(MIDDLE)
     moments = moments_of(mean, spread)
     s = fit_schedule(moments, W, schedule) if schedule in CRITERIA else parse_schedule(schedule, -6, 8)
     independent, comb = loss_variance(moments, W, s.density, batch)
@@ -229,7 +235,8 @@ def test_errors_make_the_next_objective_and_leave_the_one_before_as_it_was(weigh
     """An adaptive schedule or a learned weighting changes, never both, and nothing of a fixed objective."""
     first = Objective(parse_weighting(weighting), parse_schedule("cosine", -6, 8), Prediction("v"))
     online = OnlineObjective(first, adaptive, 0.02)
-    start, before = online.objective, online.objective.schedule.density(MIDDLE)
+    start = online.objective
+    before = online.objective.schedule.density(MIDDLE)
     online.refit(torch.full((3, len(online.edges) - 1), 5.0, dtype=torch.float64))
     assert (online.objective is start) == (online.errors is None) == (not adaptive and not start.weighting.learned)
     assert (online.objective.schedule is start.schedule) == (not adaptive)

@@ -219,17 +219,20 @@ def test_products_are_the_integrals(one, other):
 
 @pytest.mark.parametrize("std", [0.03, 0.07, 0.2, 0.28])
 def test_the_solution_is_the_best_and_its_residual_the_distance(std):
-    profiles, target = stored(count=5), Profile(gamma_of(std), STEPS)
+    profiles = stored(count=5)
+    target = Profile(gamma_of(std), STEPS)
     found = solve(profiles, target)
     t = (np.arange(200_000) + 0.5) * (STEPS / 200_000)
-    columns, wish = np.stack([density(p, t) for p in profiles], 1), density(target, t)
+    columns = np.stack([density(p, t) for p in profiles], 1)
+    wish = density(target, t)
 
     def distance(x):
         return np.linalg.norm(columns @ x - wish) / np.linalg.norm(wish)
 
     assert found.residual == pytest.approx(distance(found.coefficients), rel=1e-3, abs=1e-6)
     # Least squares on a grid, with the last coefficient given by the sum.
-    free, last = columns[:, :-1] - columns[:, -1:], columns[:, -1]
+    free = columns[:, :-1] - columns[:, -1:]
+    last = columns[:, -1]
     best, *_ = np.linalg.lstsq(free, wish - last, rcond=None)
     assert found.residual == pytest.approx(distance(np.append(best, 1 - best.sum())), rel=1e-3)
 

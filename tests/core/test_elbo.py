@@ -36,7 +36,9 @@ SPECS = [*WEIGHTINGS, "sigmoid:bias=-3", "edm:monotone", "iddpm:shift=1.5,monoto
 @pytest.mark.parametrize("name", ["v", "eps", "x", "edm"])
 def test_the_bound_of_gaussian_data_is_its_likelihood(name, panels):
     """Four independent pixels of different variance, as one 2×2 image; the exact denoiser through the code that trains."""
-    low, high, p = -20.0, 20.0, Prediction(name)
+    low = -20.0
+    high = 20.0
+    p = Prediction(name)
     variance = torch.tensor([0.05, 0.3, 0.9, 2.0], dtype=torch.float64).view(1, 1, 2, 2)
     x = torch.tensor([0.1, -0.5, 0.3, 1.0], dtype=torch.float64).view(1, 1, 2, 2)
 
@@ -51,7 +53,8 @@ def test_the_bound_of_gaussian_data_is_its_likelihood(name, panels):
     node, weight = np.polynomial.hermite_e.hermegauss(4)
     at, share = (torch.from_numpy(values) for values in panels(np.linspace(low, high, 161)))
     eps = torch.from_numpy(node).repeat(len(at)).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    level, schedule = at.repeat_interleave(4), parse_schedule("uniform", low, high)
+    level = at.repeat_interleave(4)
+    schedule = parse_schedule("uniform", low, high)
     terms = Objective(parse_weighting("elbo"), schedule, p).losses(network, x.expand_as(eps), eps, None, level)
     error = 4 * terms.eps_mse.view(-1, 4) @ torch.from_numpy(weight / weight.sum())
     nats = float(prior(x, low)) + 0.5 * float(error @ share) + 4 * reconstruction_of_numbers(high)
@@ -62,7 +65,8 @@ def test_the_bound_of_gaussian_data_is_its_likelihood(name, panels):
 @given(st.floats(-8, 8), st.integers(1, 5))
 def test_the_prior_is_a_divergence_of_two_normals(low, size):
     x = torch.linspace(-1, 1, 2 * size, dtype=torch.float64).view(2, size)
-    signal, noise = 1 / (1 + math.exp(-low)), 1 / (1 + math.exp(low))
+    signal = 1 / (1 + math.exp(-low))
+    noise = 1 / (1 + math.exp(low))
     mean = torch.distributions.Normal(math.sqrt(signal) * x, math.sqrt(noise))
     wanted = torch.distributions.kl_divergence(mean, torch.distributions.Normal(0.0, 1.0)).sum(1)
     np.testing.assert_allclose(prior(x, low), wanted, rtol=1e-6, atol=1e-12)
@@ -86,7 +90,8 @@ def test_reconstruction_is_the_mean_of_the_decoder(logsnr_max, panels):
 
 def wrong_error(lam):
     """E‖ε−ε̂‖² of a deliberately wrong denoiser of N(0, .36): x̂ = 0.8 times the exact one, plus .1."""
-    alpha2, sigma2 = lam.sigmoid(), (-lam).sigmoid()
+    alpha2 = lam.sigmoid()
+    sigma2 = (-lam).sigmoid()
     gain = 0.8 * alpha2.sqrt() * 0.36 / (alpha2 * 0.36 + sigma2)
     # x − x̂ = (1 − gain α) x − gain σ ε − .1
     error = (1 - gain * alpha2.sqrt()).square() * 0.36 + gain.square() * sigma2 + 0.01
@@ -96,7 +101,9 @@ def wrong_error(lam):
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_weighted_loss_is_an_integral_of_bounds_whatever_the_denoiser(spec, panels):
     """∫ (dw/dt) L(t;x) dt + w(λmax) L(0;x) − w(λmin) L(1;x), by quadrature, to 1e-9 absolute."""
-    low, high, kl = -8.0, 6.0, 0.37
+    low = -8.0
+    high = 6.0
+    kl = 0.37
     w = parse_weighting(spec)
     kinks = [parse_weighting("edm").rising(low, high)[0][1], math.log(5.0)]
     edges = np.unique([*np.linspace(low, high, 281), *kinks])
@@ -118,7 +125,8 @@ def test_the_weighted_loss_is_an_integral_of_bounds_whatever_the_denoiser(spec, 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_measure_above_a_level_is_the_weight_there(spec):
-    low, high = -8.0, 6.0
+    low = -8.0
+    high = 6.0
     w = parse_weighting(spec)
     at = torch.linspace(low, high, 1001, dtype=torch.float64)
     above = Augmented(w, low, high).above(at)
@@ -137,7 +145,8 @@ def test_values_are_added_up_in_their_cells():
 
 @pytest.mark.parametrize(("sampler", "order", "error"), [("heun", 2, 0.05), ("ddim", 1, 1)])
 def test_the_density_comes_right_with_the_order_of_the_sampler(mixture, sampler, order, error):
-    low, high = -14.0, 6.0
+    low = -14.0
+    high = 6.0
     z = torch.randn(20, 2, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     share, mean, var = (torch.tensor(each, dtype=torch.float64) for each in (mixture.share, mixture.mean, mixture.var))
     level = torch.tensor(high, dtype=torch.float64)
@@ -206,7 +215,8 @@ def test_the_error_is_that_of_the_exact_denoiser(kept):
     model, covariance = kept_of(fit_gaussian(x), kept, 0.3)
     for level in (-6.0, 0.0, 5.0):
         logsnr = torch.tensor(level, dtype=torch.float64)
-        alpha, sigma = logsnr.sigmoid().sqrt(), (-logsnr).sigmoid().sqrt()
+        alpha = logsnr.sigmoid().sqrt()
+        sigma = (-logsnr).sigmoid().sqrt()
         eps = torch.randn(60, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         z = alpha * x + sigma * eps
         inverse = torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(4, dtype=torch.float64))

@@ -20,7 +20,8 @@ sizes = st.integers(2, 12)
 @given(st.integers(0, 10**6), sizes, sizes)
 def test_the_difference_of_two_means_is_welchs(seed, n, m):
     draw = np.random.default_rng(seed)
-    a, b = draw.normal(1, 0.5, n), draw.normal(0, 2, m)
+    a = draw.normal(1, 0.5, n)
+    b = draw.normal(0, 2, m)
     found = Estimate.of_repeats([*a]).minus(Estimate.of_repeats([*b]))
     wanted = stats.ttest_ind(a, b, equal_var=False)
     assert found.freedom == pytest.approx(wanted.df)
@@ -136,7 +137,8 @@ def test_single_precision_far_from_the_origin_keeps_its_digits():
     moments = StreamingFeatureMoments()
     for part in np.split(features, 10):
         moments.add(part)
-    found, exact = moments.moments(), features.astype(np.float64)
+    found = moments.moments()
+    exact = features.astype(np.float64)
     np.testing.assert_allclose(found.mu, exact.mean(0), rtol=1e-14)
     np.testing.assert_allclose(found.sigma, np.cov(exact - 1e4, rowvar=False), rtol=1e-10, atol=1e-12)
 
@@ -149,7 +151,8 @@ def test_single_precision_far_from_the_origin_keeps_its_digits():
 )
 def test_samples_of_equal_frequencies_differ_by_chance_alone(n, m, shares):
     """Among p-values of 500 pairs, a tenth are below .1, also where most classes have less than one image."""
-    draw, shares = np.random.default_rng(0), shares / shares.sum()
+    draw = np.random.default_rng(0)
+    shares = shares / shares.sum()
     values = np.array([p_of_equal_shares(draw.multinomial(n, shares), draw.multinomial(m, shares)) for _ in range(500)])
     assert stats.binomtest(int((values < 0.1).sum()), 500, 0.1).pvalue > 1e-3 and (values < 1e-3).sum() <= 4
 

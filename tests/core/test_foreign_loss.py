@@ -123,7 +123,10 @@ KINKS = {
 def bump(seed):
     """A smooth positive ε error over λ: nothing symmetric, nothing that a mistake could hide behind."""
     rng = np.random.default_rng(seed)
-    height, middle, width, wave = rng.uniform(0.2, 1, 4), rng.uniform(-8, 8, 4), rng.uniform(1, 4, 4), rng.uniform(0, 6)
+    height = rng.uniform(0.2, 1, 4)
+    middle = rng.uniform(-8, 8, 4)
+    width = rng.uniform(1, 4, 4)
+    wave = rng.uniform(0, 6)
 
     def error(lam):
         hills = height * np.exp(-(((lam[..., None] - middle) / width) ** 2))
@@ -145,7 +148,8 @@ def edges_of(times, kink, ends=(-9.9, 11.0)):
 
 def both_sides(spec, times, factor, target, panels, kink, seed):
     """(E_t[c g(λ_t)] on a range of t, ½∫ w g dλ on the same range of λ): factor times the error of target is c(λ)."""
-    g, edges = bump(seed), edges_of(times, kink)
+    g = bump(seed)
+    edges = edges_of(times, kink)
     t, share = panels(edges)
     at = times(t)
     left = float((factor(at, target) * ERROR[target](at) * g(at) * share).sum())

@@ -26,7 +26,8 @@ def by_scipy(a, b):
 @pytest.mark.parametrize(("n", "m"), [(400, 300), (30, 300), (300, 30), (30, 25), (41, 400)], ids=lambda n: f"{n} for 40")
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
 def test_it_is_scipys_also_where_ranks_are_short(n, m, decay):
-    a, b = drawn(n, 40, 1, decay), drawn(m, 40, 2, decay)
+    a = drawn(n, 40, 1, decay)
+    b = drawn(m, 40, 2, decay)
     assert frechet_distance(a, b) == pytest.approx(by_scipy(a, b), rel=1e-6)
 
 
@@ -82,7 +83,8 @@ class World:
 
 def test_the_influence_is_the_change_by_an_image_that_is_left_out():
     """To second order: the distance without one image, by its definition."""
-    world, n = World(6), 400
+    world = World(6)
+    n = 400
     features = world.draw(n)
     found = frechet_influence(features, FeatureMoments.of(features), world.reference).first
     changes = [world.plain(features) - world.plain(np.delete(features, index, 0)) for index in range(n)]
@@ -91,7 +93,9 @@ def test_the_influence_is_the_change_by_an_image_that_is_left_out():
 
 
 def test_the_second_influence_is_the_mixed_derivative_by_two_images_weights():
-    world, n, step = World(6), 60, 1e-3
+    world = World(6)
+    n = 60
+    step = 1e-3
     features = world.draw(n)
     own = FeatureMoments.of(features)
     own = FeatureMoments(n, own.mu, own.scatter * (n - 1) / n)

@@ -24,7 +24,8 @@ from elbocli.core.weighting import parse_weighting, through
 from elbocli.core.weighting_curves import LEARNED_WEIGHTINGS, check_learned
 from elbocli.errors import PluginError, UsageError
 
-LOW, HIGH = -10.0, 12.0
+LOW = -10.0
+HIGH = 12.0
 
 
 EDGES = bin_edges(LOW, HIGH)
@@ -41,7 +42,8 @@ def exact_error(mixture: Any, logsnr: Tensor) -> Tensor:
     x, eps, chance = mixture.quadrature(80)
     found = []
     for level in logsnr.tolist():
-        alpha, sigma = math.sqrt(1 / (1 + math.exp(-level))), math.sqrt(1 / (1 + math.exp(level)))
+        alpha = math.sqrt(1 / (1 + math.exp(-level)))
+        sigma = math.sqrt(1 / (1 + math.exp(level)))
         z = alpha * x + sigma * eps
         eps_hat = (z - alpha * mixture.denoise(z, level)) / sigma
         found.append((chance * (eps - eps_hat).square()).sum())
@@ -51,7 +53,8 @@ def exact_error(mixture: Any, logsnr: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["edm2-img512", "laplace:mean=1,scale=2", "uniform", "fm-ot"])
 def test_a_schedule_is_the_adaptive_one_of_its_own_learned_weighting(name, mixture):
     """EDM2's theorem: p ∝ w e with w = p/e. The floor adds the only difference, and bins are as fine as it gets."""
-    schedule, error = parse_schedule(name, LOW, HIGH), exact_error(mixture, MIDDLE)
+    schedule = parse_schedule(name, LOW, HIGH)
+    error = exact_error(mixture, MIDDLE)
     learned = parse_weighting("uncertainty").knowing(schedule, MIDDLE, error)
     moments = ErrorMoments(EDGES, torch.full_like(error, 1e9), error, 3 * error.square())
     fitted = fit_schedule(moments, learned, floor=1e-9)
@@ -73,7 +76,9 @@ def test_it_begins_as_the_plain_squared_error_of_the_networks_output():
 @pytest.mark.parametrize("loss_weight", [lambda s: 1 / s**2, lambda s: (s**2 + 0.25) / (0.5 * s) ** 2])
 def test_infonoise_is_its_papers_allocation_with_any_loss_weight_and_any_schedule(mixture, loss_weight):
     """In the paper's words: the density of σ times the weight on ‖x − x̂‖² is the gated rate of entropy; eq. 13 to 16."""
-    error, exponent, onset = exact_error(mixture, MIDDLE), 4.0, 0.01
+    error = exact_error(mixture, MIDDLE)
+    exponent = 4.0
+    onset = 0.01
     sigma = (-MIDDLE / 2).exp()
     rate = error * sigma**2 / sigma**3
     pivot = sigma[rate >= onset * rate.max()].max()
@@ -91,10 +96,12 @@ def test_infonoise_and_its_schedule_follow_the_errors_together(mixture):
     """The schedule is an importance sampler of the weighting, p ∝ w e; its own errors change both."""
     first = Objective(parse_weighting("infonoise"), parse_schedule("uniform", LOW, HIGH), Prediction("v"))
     online = OnlineObjective(first, adaptive=True, floor=1e-9)
-    begun, error = online.objective, exact_error(mixture, MIDDLE)
+    begun = online.objective
+    error = exact_error(mixture, MIDDLE)
     assert torch.allclose(begun.schedule.density(MIDDLE), torch.tensor(1 / (HIGH - LOW)).double())
     online.refit(torch.stack([torch.full_like(error, 1e6), 1e6 * error, 3e6 * error.square()]))
-    weighting, schedule = online.objective.weighting, online.objective.schedule
+    weighting = online.objective.weighting
+    schedule = online.objective.schedule
     share = weighting(MIDDLE) * error
     np.testing.assert_allclose(schedule.density(MIDDLE), share / share.sum() / (MIDDLE[1] - MIDDLE[0]), rtol=0.02, atol=1e-6)
     assert not torch.allclose(begun.weighting(MIDDLE), weighting(MIDDLE), rtol=0.1)

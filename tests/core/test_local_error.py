@@ -17,7 +17,8 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.spacing import logsnr_grid
 from elbocli.errors import DataError, UsageError
 
-LOW, HIGH = -10.0, 10.0
+LOW = -10.0
+HIGH = 10.0
 
 
 SPREAD = 0.3
@@ -66,7 +67,8 @@ def test_the_fine_solution_is_the_normals_own():
 
 
 def test_a_step_of_ddim_deviates_as_on_paper():
-    solution, grid = FineSolution(normal, noise(), LOW, HIGH, 256), levels("cosine", 9)
+    solution = FineSolution(normal, noise(), LOW, HIGH, 256)
+    grid = levels("cosine", 9)
     found = solution.deviations(parse_sampler("ddim"), grid)
     for (now, then), deviation in zip(pairwise(grid), found):
         alpha, sigma = alpha_sigma(now)
@@ -87,7 +89,8 @@ def test_local_errors_have_the_order_of_the_sampler(mixture, spec, order):
 @pytest.mark.parametrize("spec", ORDERS)
 def test_equal_errors_beat_cosine_on_a_mixture(mixture, spec):
     sampler = parse_sampler(spec)
-    solution, cosine = FineSolution(mixture.denoise, noise(100), LOW, HIGH, 160), levels("cosine", 8)
+    solution = FineSolution(mixture.denoise, noise(100), LOW, HIGH, 160)
+    cosine = levels("cosine", 8)
     found = equal_errors(partial(solution.errors, sampler), cosine, HIGH)
     errors = solution.errors(sampler, found)[:-1]
     assert max(errors) / min(errors) < 1.5

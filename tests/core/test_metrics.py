@@ -79,15 +79,19 @@ def drawn(n, seed=0, width=6, shift=0.0):
 
 def test_standard_errors_and_limit_of_equally_drawn_classes_are_those_of_new_equal_draws():
     """Distances of five far clusters from a reference of independent draws; spread over 80 sets of 60 of each."""
-    centres, draw = np.random.default_rng(0).normal(size=(5, 6)) * 3, np.random.default_rng(1)
+    centres = np.random.default_rng(0).normal(size=(5, 6)) * 3
+    draw = np.random.default_rng(1)
 
     def clusters(classes):
         return centres[classes] + draw.normal(size=(len(classes), 6))
 
-    labels, reference, scores = np.arange(300) % 5, features(clusters(draw.integers(5, size=600))), []
+    labels = np.arange(300) % 5
+    reference = features(clusters(draw.integers(5, size=600)))
+    scores = []
     chosen = asked("fid,kid,cmmd", kid_subset_size=60)
     for _ in range(80):
-        own, values = features(clusters(labels), labels=labels), {}
+        own = features(clusters(labels), labels=labels)
+        values = {}
         for name, options in chosen.items():
             values |= METRICS[name].make(own, reference, options)
         scores.append(values)
@@ -98,12 +102,14 @@ def test_standard_errors_and_limit_of_equally_drawn_classes_are_those_of_new_equ
 
 def test_intervals_miss_the_mean_equally_often_on_both_sides_of_samples_like_the_reference():
     """A set with a low distance has a low standard error, so value ± 1.96 errors lies below the mean in a tenth of sets."""
-    draw, intervals = np.random.default_rng(2), []
+    draw = np.random.default_rng(2)
+    intervals = []
     reference = FeatureMoments.of(draw.normal(size=(2000, 2)))
     for _ in range(1000):
         values = draw.normal(size=(200, 2)) + 0.15
         moments = FeatureMoments.of(values)
-        effects, distance = frechet_influence(values, moments, reference), frechet_distance(moments, reference)
+        effects = frechet_influence(values, moments, reference)
+        distance = frechet_distance(moments, reference)
         intervals.append((distance, *effects.interval(distance, effects.variance(200))))
     distances, low, high = np.array(intervals).T
     assert (high < distances.mean()).mean() < 0.06
@@ -190,7 +196,8 @@ SPREAD = {"kid_subset_size": 60, "splits": 5}
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_standard_errors_are_the_spread_over_sets_of_samples(shift, few_directions):
     """Also for samples like the reference, where a jackknife counts half of the variance twice."""
-    reference, found = drawn(1000, 999, 8), dict[str, list]()
+    reference = drawn(1000, 999, 8)
+    found = dict[str, list]()
     for seed in range(80):
         samples = drawn(200, seed, 8, shift)
         samples = replace(samples, logits=2 * samples.logits)
@@ -214,7 +221,8 @@ def test_adms_protocol_takes_so_many_of_the_reference_evenly_spaced(monkeypatch)
     """Prep sorts images by class, so the first images of a reference show few classes."""
     assert PRC_PROTOCOLS["adm"].most == 10_000
     monkeypatch.setitem(PRC_PROTOCOLS, "adm", PrcProtocol("", most=10))
-    a, b = drawn(50), drawn(40, 1)
+    a = drawn(50)
+    b = drawn(40, 1)
     found = ask("prc", a, b, prc_protocol="adm")
     assert found == ask("prc", a, Features(b.moments, b.values[::4]))
     assert found != ask("prc", a, b)
@@ -262,7 +270,8 @@ def test_cmmd_is_its_formula(made, rows):
 
 def restated_mind(x, y):
     """3 D times the mean square between equal ranks along 1000 directions, as torch-fidelity draws them; n of the larger side."""
-    random, n = torch.Generator().manual_seed(2020), min(len(x), len(y))
+    random = torch.Generator().manual_seed(2020)
+    n = min(len(x), len(y))
     x, y = (side if len(side) == n else side[torch.randperm(len(side), generator=random)[:n]] for side in (x, y))
     directions = torch.randn(1000, x.shape[1], generator=random)
     directions /= directions.square().sum(1, keepdim=True).sqrt()
@@ -286,7 +295,8 @@ def test_mind_of_one_feature_is_three_times_the_cost_of_the_best_transport():
 def test_mind_of_shifted_features_is_three_times_the_square_of_the_shift():
     """E (u·δ)² = |δ|²/D, for any direction of δ: features may be rotated, and images permuted."""
     own = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 8))).float()
-    shift, rotation = torch.arange(8.0), torch.linalg.qr(drawn(8, 3, 8).values)[0]
+    shift = torch.arange(8.0)
+    rotation = torch.linalg.qr(drawn(8, 3, 8).values)[0]
     wanted = 3 * float(shift.square().sum())
     for moved, rotated in ((own + shift, own), ((own + shift) @ rotation, own @ rotation), ((own + shift).flip(0), own)):
         assert ask("mind", rotated, moved)[MIND] == pytest.approx(wanted, rel=0.1)
@@ -300,7 +310,8 @@ def test_mind_of_equal_distributions_falls_as_one_over_n(few_directions):
 
 def test_minds_interval_holds_the_mean_of_samples_like_the_reference(few_directions):
     """Value ± 1.96 errors would lie below the mean in a twelfth of sets, and never above."""
-    reference, intervals = drawn(200, 999, 8), []
+    reference = drawn(200, 999, 8)
+    intervals = []
     for seed in range(300):
         found = ask("mind", drawn(200, seed, 8), reference)
         intervals.append((found[MIND], *found[f"{MIND}_interval"]))
@@ -332,9 +343,11 @@ def test_the_nearest_are_scikit_learns(rows, others):
 def test_all_pairs_within_reach_are_found_and_measured(rows, dense, scale, monkeypatch):
     """By blocks in float64 or pair by pair; also where squares leave float32."""
     monkeypatch.setattr(neighbours, "DENSE", dense)
-    queries, points = points_at(37, 0) * scale, points_at(61, 1) * scale
+    queries = points_at(37, 0) * scale
+    points = points_at(61, 1) * scale
     apart = torch.from_numpy(pairwise_distances(queries.double(), points.double())).float()
-    reach, own = apart.quantile(0.2, 0), apart.quantile(0.1, 1)
+    reach = apart.quantile(0.2, 0)
+    own = apart.quantile(0.1, 1)
     for mine in (None, own):
         wanted = apart <= reach if mine is None else (apart <= reach) | (apart <= own[:, None])
         found = torch.full((37, 61), torch.inf)

@@ -13,7 +13,8 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
 
-LOW, HIGH = -8.0, 10.0
+LOW = -8.0
+HIGH = 10.0
 
 
 SCHEDULES = ("cosine", "edm", "fm-ot", "linear-beta", "uniform")
@@ -34,7 +35,9 @@ def integrate(panels, mixture):
     edges = torch.linspace(HIGH, LOW, 31, dtype=torch.float64)
 
     def run(weighting, schedule, prediction="v"):
-        w, s, p = parse_weighting(weighting), parse_schedule(schedule, LOW, HIGH), Prediction(prediction)
+        w = parse_weighting(weighting)
+        s = parse_schedule(schedule, LOW, HIGH)
+        p = Prediction(prediction)
         t, share = panels(s.t(edges).numpy())
         lam = s.logsnr(torch.from_numpy(t)).repeat_interleave(len(x))
         data, noise = (v.repeat(len(t)).view(-1, 1, 1, 1) for v in (x, eps))
@@ -68,7 +71,8 @@ def test_the_loss_is_half_the_weighted_integral_over_logsnr(integrate, panels, m
     x, eps, chance = mixture.quadrature(10)
     total = 0.0
     for lam, part in zip(at, share, strict=True):
-        a, s = math.sqrt(1 / (1 + math.exp(-lam))), math.sqrt(1 / (1 + math.exp(lam)))
+        a = math.sqrt(1 / (1 + math.exp(-lam)))
+        s = math.sqrt(1 / (1 + math.exp(lam)))
         eps_hat = (a * x + s * eps - a * mixture.denoise(a * x + s * eps, lam)) / s
         total += part * 0.5 / (1 + math.exp(lam - 2)) * float(chance @ (eps - eps_hat) ** 2)
     assert integrate("sigmoid:bias=2", "edm") == pytest.approx(total, rel=1e-6)
@@ -77,12 +81,15 @@ def test_the_loss_is_half_the_weighted_integral_over_logsnr(integrate, panels, m
 def test_jits_loss_and_input_are_those_of_its_code():
     """JiT sees z = (1−τ)x + τε, and divides x − z and x̂ − z by max(τ, .05) before it compares them."""
     x, eps, x_hat = torch.randn(3, 64, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    lam, seen = torch.linspace(-12, 12, 64, dtype=torch.float64), []
-    w, s = parse_weighting("u-mse:clamped@logit-normal:mean=.8,std=.8"), parse_schedule("logit-normal:mean=.8,std=.8", -15, 15)
+    lam = torch.linspace(-12, 12, 64, dtype=torch.float64)
+    seen = []
+    w = parse_weighting("u-mse:clamped@logit-normal:mean=.8,std=.8")
+    s = parse_schedule("logit-normal:mean=.8,std=.8", -15, 15)
     objective = Objective(w, s, Prediction("x-path"))
     loss = objective.losses(lambda z, *_: seen.append(z) or x_hat, x, eps, None, lam).loss
     tau = (-lam / 2).sigmoid().view(-1, 1, 1, 1)
-    z, scale = (1 - tau) * x + tau * eps, tau.clamp(min=0.05)
+    z = (1 - tau) * x + tau * eps
+    scale = tau.clamp(min=0.05)
     wanted = ((x - z) / scale - (x_hat - z) / scale).square().mean((1, 2, 3))
     np.testing.assert_allclose(loss, wanted, rtol=1e-6)
     np.testing.assert_allclose(seen[0], z, atol=1e-12)
@@ -101,7 +108,8 @@ def test_losses_are_computed_in_single_precision_under_autocast():
 
 
 def test_the_logged_error_carries_no_gradient():
-    x, out = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2, requires_grad=True)
+    x = torch.zeros(1, 1, 2, 2)
+    out = torch.ones(1, 1, 2, 2, requires_grad=True)
     loss, error = losses(out, x, x, torch.zeros(1, dtype=torch.float64), BOUND)
     assert loss.requires_grad and not error.requires_grad
 
@@ -114,5 +122,6 @@ def test_an_output_that_would_broadcast_is_refused(out):
 
 
 def test_an_output_of_twice_the_channels_holds_a_variance():
-    z, out = torch.zeros(4, 3, 8, 8), torch.zeros(4, 6, 8, 8)
+    z = torch.zeros(4, 3, 8, 8)
+    out = torch.zeros(4, 6, 8, 8)
     assert check_output(out, z, variance=True) is out and check_output(z, z) is z

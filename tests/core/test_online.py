@@ -16,7 +16,10 @@ from elbocli.core.adaptive import LONGEST, SHARE, AdaptiveSchedule, BinSums, bin
 from elbocli.core.streams import Stream, times
 from elbocli.core.weighting import parse_weighting
 
-BATCH, BINS, SCALE, FLOOR = 128, 100, 4.0, 0.01
+BATCH = 128
+BINS = 100
+SCALE = 4.0
+FLOOR = 0.01
 
 
 def sigmoid(x):
@@ -43,7 +46,8 @@ class Simulation:
         self.fine = self.edges[:-1, None] + np.diff(self.edges)[:, None] * (np.arange(32) + 0.5) / 32
         self.fine_w = self.w(torch.from_numpy(self.fine)).numpy()
         self.scale = SCALE / (self.fine_w * network(self.fine)).mean()
-        self.t, self.random = Stream(0, "t"), np.random.default_rng(0)
+        self.t = Stream(0, "t")
+        self.random = np.random.default_rng(0)
 
     def errors(self, lam):
         shape = self.spread**-2
@@ -56,7 +60,8 @@ class Simulation:
     def ours(self, marks, every=100):
         """Distances of the adaptive schedule, refitted as the trainer does."""
         online = AdaptiveSchedule(bin_edges(self.low, self.high, BINS))
-        self.schedule, found = online.schedule(self.w, FLOOR), {}
+        self.schedule = online.schedule(self.w, FLOOR)
+        found = {}
         sums = BinSums(self.low, self.high, BINS)
         for step in range(max(marks)):
             lam = self.schedule.logsnr(times(self.t, step, BATCH))
@@ -89,7 +94,8 @@ def test_a_weighting_that_diverges_at_one_end():
 
 def test_no_start_value_lingers():
     online = AdaptiveSchedule(bin_edges(-10, 10))
-    first, then = torch.ones(3, BINS, dtype=torch.float64), torch.ones(3, BINS, dtype=torch.float64) * 5
+    first = torch.ones(3, BINS, dtype=torch.float64)
+    then = torch.ones(3, BINS, dtype=torch.float64) * 5
     online.update(first)
     assert torch.equal(online.moments().mean, torch.ones(BINS, dtype=torch.float64))
     online.update(then)
@@ -100,7 +106,8 @@ def test_no_start_value_lingers():
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=20))
 def test_how_often_it_is_updated_does_not_change_what_is_remembered(counts):
-    often, once = AdaptiveSchedule(bin_edges(-1, 1, 4)), AdaptiveSchedule(bin_edges(-1, 1, 4))
+    often = AdaptiveSchedule(bin_edges(-1, 1, 4))
+    once = AdaptiveSchedule(bin_edges(-1, 1, 4))
     fresh = torch.tensor([[1.0], [0.0], [0.0]], dtype=torch.float64).expand(3, 4)
     for online, parts in ((often, counts), (once, [sum(counts)])):
         online.update(torch.full((3, 4), 1000.0, dtype=torch.float64))
@@ -113,7 +120,8 @@ def test_how_often_it_is_updated_does_not_change_what_is_remembered(counts):
 @given(st.integers(0, 10**9), st.integers(1, 10**6))
 def test_at_any_age_a_change_is_forgotten_fast_enough(before, after):
     online = AdaptiveSchedule(bin_edges(-1, 1, 2))
-    old, new = torch.full((3, 2), before / 2, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64)
+    old = torch.full((3, 2), before / 2, dtype=torch.float64)
+    new = torch.zeros(3, 2, dtype=torch.float64)
     new[0] = after / 2
     online.update(old)
     online.update(new)

@@ -24,7 +24,8 @@ LEVELS = torch.linspace(-8, 6, 15, dtype=torch.float64)
 
 def least(points: Tensor, levels: Tensor = LEVELS) -> Tensor:
     """e* of points on a line by elbo's sums, with the noise integrated: [L]."""
-    count, nodes = len(points), len(GRID)
+    count = len(points)
+    nodes = len(GRID)
     eps = GRID.expand(count, nodes)[:, :, None]
     sums = LeastErrors(points[:, None], eps, levels.expand(count, nodes, -1))
     sums.add(points[:, None], torch.eye(count, dtype=torch.bool))
@@ -102,7 +103,8 @@ def test_the_nearest_image_tells_the_mean_square_of_a_draw():
         sums.add(points[:, None], torch.arange(len(points))[None] == 0)
         draws = sums.values()
         true, told = ((each[0, 0] * MASS[:, None]).sum(0) for each in (draws.square(), sums.squares()))
-        told, true = told[true > 1e-12], true[true > 1e-12]
+        told = told[true > 1e-12]
+        true = true[true > 1e-12]
         assert bool((told >= true * (1 - 1e-9)).all()) and (copies or bool((told <= 2.0001 * true).all()))
 
 
@@ -123,7 +125,8 @@ def moments(mean: torch.Tensor, spread: float = 0.1, count: int = 400) -> ErrorM
 
 def test_the_excess_is_an_integral_within_its_error():
     at = 0.5 * (EDGES[1:] + EDGES[:-1])
-    mean, least = at.sigmoid(), 0.5 * at.sigmoid()
+    mean = at.sigmoid()
+    least = 0.5 * at.sigmoid()
     wanted = float((0.5 * 0.5 * parse_weighting("sigmoid:bias=2")(at) * mean * 0.5).sum())
     apart = []
     for _ in range(40):
@@ -133,13 +136,15 @@ def test_the_excess_is_an_integral_within_its_error():
 
 
 def test_the_error_of_the_least_one_is_shared_by_all_bins():
-    ones, nothing = torch.ones(24, dtype=torch.float64), torch.zeros(24, dtype=torch.float64)
+    ones = torch.ones(24, dtype=torch.float64)
+    nothing = torch.zeros(24, dtype=torch.float64)
     found = excess(moments(ones, 1e-6), nothing, 0.1 * ones, parse_weighting("elbo"))
     assert found.least_se == pytest.approx(0.5 * 12 * 0.1) and found.se == pytest.approx(found.least_se)
 
 
 def test_a_network_copies_at_the_least_error_and_not_where_it_is_as_good_on_new_images():
-    same, least = Excess(0.2, 0.01, 0.001), Excess(0.001, 0.001, 0.001)
+    same = Excess(0.2, 0.01, 0.001)
+    least = Excess(0.001, 0.001, 0.001)
     found = copying(same, same)
     assert found is not None and found["share"] == pytest.approx(0) and "no sign" in found["verdict"]
     found = copying(least, Excess(1.0, 0.01, 0.001))
@@ -156,7 +161,9 @@ def test_the_verdict_heeds_the_error(share, se, words):
 
 
 def test_the_share_scatters_as_its_error_says():
-    own, new, least = 0.3, 1.0, 0.1
+    own = 0.3
+    new = 1.0
+    least = 0.1
     found = []
     for noise in torch.randn(4000, 3, generator=GENERATOR, dtype=torch.float64).tolist():
         common = least * noise[0]

@@ -31,7 +31,8 @@ def at(value):
 
 @given(st.floats(-level.LIMIT, level.LIMIT))
 def test_variance_is_preserved_and_logsnr_is_the_log_of_the_ratio(lam):
-    alpha, sigma = float(level.alpha(at(lam))), float(level.sigma(at(lam)))
+    alpha = float(level.alpha(at(lam)))
+    sigma = float(level.sigma(at(lam)))
     assert alpha**2 + sigma**2 == pytest.approx(1, rel=1e-15)
     assert level.logsnr_of(sigma / alpha) == pytest.approx(lam, abs=1e-13)
     assert level.alpha_sigma(lam) == pytest.approx((alpha, sigma), rel=1e-14)

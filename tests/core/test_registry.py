@@ -103,7 +103,8 @@ def test_later_declarations_are_found_wherever_names_are():
         @schedule("late", formula="-k (2 t - 1)", source="this test", k=5.0)
         class Late:
             def __init__(self, k):
-                self.k, self.support = k, (-k, k)
+                self.k = k
+                self.support = (-k, k)
 
             def logsnr(self, t):
                 return self.k * (1 - 2 * t)
@@ -223,7 +224,8 @@ TRAINERS = {  # SPEC → times that a program draws, of a uniform number that ri
 def test_a_trainers_times_are_drawn_by_this_schedule(spec):
     u = np.linspace(0.01, 0.99, 99)
     time = TRAINERS[spec](u)
-    schedule, level = parse_schedule(spec), torch.from_numpy(2 * np.log((1 - time) / time))
+    schedule = parse_schedule(spec)
+    level = torch.from_numpy(2 * np.log((1 - time) / time))
     np.testing.assert_allclose(schedule.curve.t(level - schedule.shift), u, rtol=1e-10)
 
 
@@ -231,7 +233,8 @@ def test_a_trainers_times_are_drawn_by_this_schedule(spec):
 def test_cos_maps_density_of_time_is_the_cosines(shift):
     """OneTrainer draws a time with these weights; its shift multiplies them by the slope of the time before the shift."""
     time = np.linspace(0.01, 0.99, 99)
-    before, slope = time / (shift - shift * time + time), shift / (shift + time - shift * time) ** 2
+    before = time / (shift - shift * time + time)
+    slope = shift / (shift + time - shift * time) ** 2
     weights = 2 / (math.pi - 2 * math.pi * before + 2 * math.pi * before**2) * slope
     schedule = parse_schedule(f"cos-map:shift={-2 * math.log(shift)}")
     level = torch.from_numpy(2 * np.log((1 - time) / time))

@@ -20,10 +20,12 @@ from elbocli.core.spacing import SPACINGS, logsnr_grid, usual_spacing
 from elbocli.errors import UsageError
 from elbocli.nn.denoiser import Denoiser
 
-MEAN, VAR = 0.23, 0.8806
+MEAN = 0.23
+VAR = 0.8806
 
 
-LOW, HIGH = -15, 15
+LOW = -15
+HIGH = 15
 
 
 EQUATION = {"ddim": 1, "heun": 2, "heun:space=path": 2, "dpmpp-2m": 2}
@@ -117,7 +119,8 @@ def test_moments_at_64_steps(mixture, spec):
 @pytest.mark.parametrize(("spec", "order"), EQUATION.items())
 def test_a_walk_along_the_equation_converges_with_its_order(mixture, spec, order):
     grid = GRIDS.get(spec, parse_sampler(spec).traits.grid)
-    z, schedule = quantiles(500), parse_schedule(grid, LOW, HIGH, clip=True)
+    z = quantiles(500)
+    schedule = parse_schedule(grid, LOW, HIGH, clip=True)
     truth, *ends = (
         walk(parse_sampler(spec), z, logsnr_grid(schedule, steps + 1), mixture.denoise, no_noise) for steps in (2048, 32, 64)
     )
@@ -135,8 +138,11 @@ def test_the_variance_of_walks_with_noise_converges_with_its_order(mixture, spec
 def test_a_walk_asks_once_a_step_at_the_grids_levels_and_ends_with_the_denoiser(name):
     """And heun a second time in each step but the last. The start is left as it was."""
     spec = f"{name}:last_step=tweedie" if name == "euler-maruyama" else name
-    sampler, grid, calls = parse_sampler(spec), logsnr_grid(parse_schedule("cosine", -15, 15), 6), []
-    start, before = quantiles(4), quantiles(4)
+    sampler = parse_sampler(spec)
+    grid = logsnr_grid(parse_schedule("cosine", -15, 15), 6)
+    calls = []
+    start = quantiles(4)
+    before = quantiles(4)
 
     def denoise(z, logsnr):
         calls.append((logsnr, 0.3 * z))
@@ -156,7 +162,8 @@ def test_every_sampler_passes_the_check_of_plug_ins(name):
 
 def test_heuns_correction_keeps_its_digits_over_the_widest_range():
     """Data of variance 1: x̂ = αz. The last steps are so wide that the correction is a difference of x̂ times e¹⁰ and more."""
-    grid, sampler = logsnr_grid(parse_schedule("cosine", -20, 50), 64), parse_sampler("heun")
+    grid = logsnr_grid(parse_schedule("cosine", -20, 50), 64)
+    sampler = parse_sampler("heun")
     single, double = (
         walk(sampler, quantiles(200).to(kind), grid, lambda z, logsnr: alpha_sigma(logsnr)[0] * z, no_noise)
         for kind in (torch.float32, torch.float64)
@@ -210,7 +217,8 @@ def jit_clamped(noise_scale, least=0.05):
 
     def integrated(z, steps):
         def v(z, t):
-            share, spread = 0.25 * t, 0.25 * t**2 + ((1 - t) * noise_scale) ** 2
+            share = 0.25 * t
+            spread = 0.25 * t**2 + ((1 - t) * noise_scale) ** 2
             return (0.3 + share / spread * (z - 0.3 * t) - z) / max(1 - t, least)
 
         times = np.linspace(0, 1, steps + 1).tolist()
@@ -327,7 +335,8 @@ def sit_sde(x, steps, noises, form="sigma", norm=1.0, last="Mean", last_size=0.0
         return (ratio * v - x) / ((1 - t) ** 2 + ratio * (1 - t))
 
     for t, w_cur in zip(times[:-1], noises, strict=True):
-        v, w = -velocity(x, 1 - t), W[form](t, norm)
+        v = -velocity(x, 1 - t)
+        w = W[form](t, norm)
         x = x + (v + w * score(x, v, t)) * dt + math.sqrt(2 * w) * w_cur * math.sqrt(dt)
     t = times[-1]
     v = -velocity(x, 1 - t)
@@ -373,14 +382,17 @@ def test_a_walk_of_an_sde_is_its_authors_with_the_same_noise(spec, integrated, h
 @pytest.mark.parametrize("limit", [15, 40])
 @pytest.mark.parametrize("steps", [2, 25, 250])
 def test_the_usual_grid_of_an_sde_is_its_authors_from_the_noisiest_level(steps, limit):
-    sampler, schedule = parse_sampler("sit-sde"), parse_schedule("fm-ot", -limit, limit)
-    spacing, first = usual_spacing(schedule, sampler), 1 / (1 + math.exp(-limit / 2))
+    sampler = parse_sampler("sit-sde")
+    schedule = parse_schedule("fm-ot", -limit, limit)
+    spacing = usual_spacing(schedule, sampler)
+    first = 1 / (1 + math.exp(-limit / 2))
     assert (sampler.traits.grid, sampler.traits.steps) == ("fm-ot", 250) and spacing == SPACINGS.find("repa")
     wanted = levels_of(np.linspace(first, 0.04, steps))
     np.testing.assert_allclose(logsnr_grid(schedule, steps, spacing)[1:], wanted[1:], rtol=1e-12)
 
 
-CENTRE, SPREAD = 0.4, 0.5
+CENTRE = 0.4
+SPREAD = 0.5
 
 
 def of_normal(z, logsnr):
@@ -403,13 +415,16 @@ def test_mean_and_variance_of_an_sde_are_those_of_its_recursion_and_tend_to_the_
     errors = []
     for steps in (50, 100, 250, 1000):
         times = np.linspace(0, 0.96, steps)
-        mean, variance, dt = 0.0, 1.0, times[1]
+        mean = 0.0
+        variance = 1.0
+        dt = times[1]
         for t in times[:-1]:
             pull = (t * SPREAD**2 - (1 - t) - W[form](t, 1)) / (t**2 * SPREAD**2 + (1 - t) ** 2)
             mean += dt * (CENTRE + pull * (mean - t * CENTRE))
             variance = (1 + dt * pull) ** 2 * variance + 2 * W[form](t, 1) * dt
         levels = levels_of(1 - times)
-        stretch, spec = sum(alpha_sigma(levels[-2])), f"euler-maruyama:diffusion={form}"
+        stretch = sum(alpha_sigma(levels[-2]))
+        spec = f"euler-maruyama:diffusion={form}"
         found, of_noise = moments(spec, levels[:-1])
         np.testing.assert_allclose((found / stretch, of_noise / stretch**2), (mean, variance), rtol=1e-6, atol=1e-8)
         errors.append(steps * (variance - (0.96**2 * SPREAD**2 + 0.04**2)))
@@ -422,7 +437,8 @@ def test_mean_and_variance_of_an_sde_are_those_of_its_recursion_and_tend_to_the_
 @pytest.mark.parametrize("form", ["sigma", "decreasing", "increasing-decreasing", "constant"])
 def test_an_sde_has_strong_order_1_since_its_noise_is_additive(form):
     """On the same Brownian paths, against a walk of 4096 steps."""
-    finest, times = 4096, np.linspace(0.98, 0.04, 4097)
+    finest = 4096
+    times = np.linspace(0.98, 0.04, 4097)
     walks = torch.randn(finest, 500, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     start = torch.randn(500, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
@@ -439,7 +455,8 @@ def test_an_sde_has_strong_order_1_since_its_noise_is_additive(form):
 
 # Single steps
 
-LEVELS, UP = st.floats(-12, 12), st.floats(0.01, 4)
+LEVELS = st.floats(-12, 12)
+UP = st.floats(0.01, 4)
 Z, X, LAST, XI = torch.tensor([[0.4, -1.3], [0.7, 0.2], [0.9, 0.1], [-0.6, 1.1]], dtype=torch.float64)
 FAITHFUL = [
     "ddim",
@@ -462,7 +479,8 @@ def step(spec, last, move, z=Z, x=X, xi=XI):
 @given(LEVELS, UP)
 def test_the_true_data_keeps_the_marginal_whatever_the_noise(spec, now, up):
     """With x̂ = x, z = αx + σε becomes a mean α'x and, with what ε leaves, a variance of σ'²."""
-    (alpha, sigma), (alpha_then, sigma_then) = alpha_sigma(now), alpha_sigma(now + up)
+    (alpha, sigma) = alpha_sigma(now)
+    (alpha_then, sigma_then) = alpha_sigma(now + up)
     x = torch.full((3,), 0.7, dtype=torch.float64)
     z = alpha * x + sigma * torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
     out, kept = step(spec, x, Move(now, now + up, now - 1), z, x, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
@@ -482,8 +500,10 @@ def test_ddpms_noise_interpolates_between_small_and_large(now, up, gamma):
 @given(st.floats(-12, 12), st.floats(0.01, 4), st.floats(0.01, 4))
 def test_a_step_is_that_of_the_papers_algorithm_2(now, back, up):
     move = Move(now, now + up, now - back)
-    (_, sigma), (alpha_then, sigma_then) = alpha_sigma(now), alpha_sigma(now + up)
-    h, r = up / 2, back / up
+    (_, sigma) = alpha_sigma(now)
+    (alpha_then, sigma_then) = alpha_sigma(now + up)
+    h = up / 2
+    r = back / up
     d = (1 + 1 / (2 * r)) * X - 1 / (2 * r) * LAST
     wanted = sigma_then / sigma * Z - alpha_then * (math.exp(-h) - 1) * d
     found, kept = step("dpmpp-2m", LAST, move)

@@ -34,7 +34,9 @@ def subset(count, words):
         wanted = int(words[4:])
         gap = next(gap for gap in range(1, count) if (count + gap - 1) // gap == wanted)
         return list(range(0, count, gap))
-    wanted, at, found = int(words), 0.0, []
+    wanted = int(words)
+    at = 0.0
+    found = []
     while len(found) < wanted:
         found.append(round(at))
         at += (count - 1) / (wanted - 1)
@@ -76,7 +78,8 @@ class Spaced:
 @pytest.mark.parametrize("words", ["250", "2", "1000", "ddim25", "ddim1000"])
 @pytest.mark.parametrize("name", LEVELS)
 def test_a_grid_has_adms_abar_at_every_step_and_ends_clean(name, words):
-    steps, spacing = int(words.removeprefix("ddim")), SPACINGS["stride" if "ddim" in words else "timesteps"]
+    steps = int(words.removeprefix("ddim"))
+    spacing = SPACINGS["stride" if "ddim" in words else "timesteps"]
     grid = logsnr_grid(parse_schedule(LEVELS[name]), steps, spacing)
     abar = Spaced(name, 1000, words).abar[::-1]
     assert len(grid) == steps + 1 and grid[-1] == math.inf
@@ -92,7 +95,8 @@ def test_any_subset_is_adms(count, data):
 
 
 def test_declared_timesteps_are_walked_as_adm_does_and_others_evenly(tmp_path):
-    declared, config = parse_schedule("t-linear"), tmp_path / "scheduler_config.json"
+    declared = parse_schedule("t-linear")
+    config = tmp_path / "scheduler_config.json"
     config.write_text('{"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}')
     same = resolve_schedule(str(config))
     names = [usual_spacing(each).name for each in (declared, parse_schedule("cosine"), same)]
@@ -143,9 +147,11 @@ def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
     def network(z, logsnr, labels):
         return torch.cat(outputs(z, int(np.abs(levels - float(logsnr[0])).argmin())), 1)
 
-    draw, size = draws(0, (2, 3, 4, 4)), (2, 3, 4, 4)
+    draw = draws(0, (2, 3, 4, 4))
+    size = (2, 3, 4, 4)
     wanted = Spaced(name, 1000, str(steps)).walk(outputs, draw(), draw, clip == "static")
-    sampler, draw = parse_sampler("ddpm-learned"), draws(0, size)
+    sampler = parse_sampler("ddpm-learned")
+    draw = draws(0, size)
     denoiser = Denoiser(network, Prediction("eps"), threshold=THRESHOLDS.parse(clip))
     grid = logsnr_grid(parse_schedule(LEVELS[name]), steps)
     found = walk(sampler, draw(), grid, denoiser.asked_by(sampler), draw)
@@ -162,7 +168,8 @@ def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps, noi
         logsnr = -2 * math.log(sigma)
         return mixture.denoise(y * alpha_sigma(logsnr)[0], logsnr)
 
-    sampler, draw = parse_sampler(spec), draws()
+    sampler = parse_sampler(spec)
+    draw = draws()
     grid = logsnr_grid(parse_schedule("edm-sample"), steps)
     wanted = identities.algorithm_2(d, draws(), steps, *[*sampler.params.values()][:4], edm2=noise == "edm2")
     found = walk(sampler, draw() * STARTS["edm"](grid[0]), grid, mixture.denoise, draw, noise == "edm")
@@ -177,7 +184,9 @@ def test_guidance_is_dits_and_the_variance_is_the_one_with_the_class():
     """DiT guides ε̂ of the first three of four channels, and leaves the rest as the class has it."""
     z = draws(1, (2, 4, 3, 3))()
     tables = {label: draws(2 + label, (2, 8, 3, 3))() for label in (-1, 5)}
-    prediction, labels, at = Prediction("eps"), torch.tensor([5, 5]), 0.7
+    prediction = Prediction("eps")
+    labels = torch.tensor([5, 5])
+    at = 0.7
     guided = Denoiser(lambda z, logsnr, labels: tables[int(labels[0])], prediction, Guidance(1.5, channels=3), labels)
     eps = tables[5][:, :4].clone()
     eps[:, :3] = tables[-1][:, :3] + 1.5 * (eps[:, :3] - tables[-1][:, :3])
@@ -212,7 +221,8 @@ def estimate(scale, seed=0):
 @given(st.floats(0.01, 20))
 def test_a_clip_leaves_its_input_alone_and_what_lies_inside_as_it_is(name, scale):
     x = estimate(scale)
-    before, inside = x.clone(), x / x.abs().max()
+    before = x.clone()
+    inside = x / x.abs().max()
     clip = THRESHOLDS.parse(name)
     clip(x)
     assert torch.equal(x, before)
@@ -292,7 +302,8 @@ def made(name, seed, classes=10):
 @pytest.mark.parametrize("seed", [7, 2**32 - 2, 2**63 - 1])
 @pytest.mark.parametrize(("name", "later"), [("edm", torch.float64), ("edm2", torch.float32)])
 def test_edms_noise_and_classes_are_its_generators(seed, classes, name, later):
-    ours, theirs = made(name, seed, classes=classes), identities.Stacked([seed + i for i in range(6)])
+    ours = made(name, seed, classes=classes)
+    theirs = identities.Stacked([seed + i for i in range(6)])
     draw = ours.walk(range(6))
     first = draw()
     assert first.dtype == torch.float32 and first.shape == (6, 3, 5, 4) and first.movedim(1, -1).is_contiguous()
@@ -306,7 +317,8 @@ def test_edms_noise_and_classes_are_its_generators(seed, classes, name, later):
 
 @pytest.mark.parametrize("name", NOISES)
 def test_an_image_has_the_same_noise_in_any_batch(name):
-    whole, part = made(name, 3).walk(range(9)), made(name, 3).walk(range(4, 7))
+    whole = made(name, 3).walk(range(9))
+    part = made(name, 3).walk(range(4, 7))
     for _ in range(3):
         assert torch.equal(whole()[4:7], part())
     assert np.array_equal(made(name, 3).classes(9)[:5], made(name, 3).classes(5))

@@ -64,7 +64,8 @@ def plateau_level(t, mean=0, std=1):
         return stats.norm.pdf(special.logit(u), mean, std) / (u * (1 - u))
 
     mode = optimize.minimize_scalar(lambda u: -density(u), bounds=(1e-3, 1 - 1e-3), method="bounded", options={"xatol": 1e-13}).x
-    below, rest = stats.norm.cdf(special.logit(mode), mean, std), density(mode) * (1 - mode)
+    below = stats.norm.cdf(special.logit(mode), mean, std)
+    rest = density(mode) * (1 - mode)
     share = t * (below + rest)
     logit = mean + std * special.ndtri(np.minimum(share, below))
     return np.where(share < below, -2 * logit, flow(np.maximum(mode + (share - below) / density(mode), mode)))
@@ -97,7 +98,8 @@ def any_schedule(draw):
     params = draw(st.fixed_dictionaries(PARAMETERS.get(name, {})))
     shift = draw(st.sampled_from([0.0, -1.4, 1.4]))
     bound = SCHEDULES[name].bind(params)
-    low, high = draw(st.floats(-10, -1)), draw(st.floats(1, 10))
+    low = draw(st.floats(-10, -1))
+    high = draw(st.floats(1, 10))
     return make_schedule(bound(), bound.spec, low, high, shift=shift, clip=True)
 
 
@@ -146,7 +148,8 @@ def test_density_is_zero_outside(schedule):
 @pytest.mark.parametrize("name", NAMES)
 def test_t_runs_from_the_highest_level_to_the_lowest_exactly(name):
     schedule = parse_schedule(name, -15, 15, clip=True)
-    low, high = schedule.logsnr_min, schedule.logsnr_max
+    low = schedule.logsnr_min
+    high = schedule.logsnr_max
     assert (name == "edm-sample") == ((low, high) != (-15, 15))
     assert schedule.logsnr(float64([0.0, 1.0])).tolist() == pytest.approx([high, low], abs=1e-9)
     assert schedule.t(float64([high, low, high + 1, low - 1])).tolist() == [0, 1, 0, 1]

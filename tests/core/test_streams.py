@@ -20,7 +20,8 @@ INDICES = st.integers(0, 2**62)
 def test_any_number_of_threads_draws_the_numbers_of_one(count, monkeypatch):
     wanted = Stream(3, "noise").normal(range(count), (4, 2))
     monkeypatch.setattr(streams, "PER_THREAD", 1)
-    drawing, fill = set(), Stream._fill
+    drawing = set()
+    fill = Stream._fill
     monkeypatch.setattr(Stream, "_fill", lambda self, *rows: (drawing.add(self), fill(self, *rows)))
     for cores, processes, threads in ((1, 1, 1), (2, 1, 2), (7, 2, 3), (64, 4, 8), (64, 16, 4), (1, 2, 1)):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: range(cores))
@@ -43,7 +44,8 @@ def test_an_images_noise_is_the_same_in_any_batch(seed, indices, random):
 
 @given(SEEDS, INDICES, st.integers(1, 9), st.integers(1, 9))
 def test_a_draw_does_not_depend_on_what_was_drawn_before(seed, index, odd, count):
-    used, new = Stream(seed, "t"), Stream(seed, "t")
+    used = Stream(seed, "t")
+    new = Stream(seed, "t")
     used.at(index + 1).integers(7, size=odd, dtype=np.uint32)
     used.at(index).random(odd, dtype=np.float32)
     used.at(index).standard_normal(odd)

@@ -113,7 +113,8 @@ def test_the_command_prints_json_and_the_file_says_how_it_was_made(elbo, kept, t
     out = tmp_path / "a.safetensors"
     done = elbo("ema", kept, "--std", ".08", "-o", out, "-q")
     assert (done.returncode, done.stderr) == (0, b"")
-    result, (made, digest) = json.loads(done.stdout), read_average_facts(out)
+    result = json.loads(done.stdout)
+    (made, digest) = read_average_facts(out)
     about = made.json()
     same = {"spec": "power:std=0.08", "step": 100, "images": 1600, "run": str(kept), "residual": result["residual"]}
     assert result == {**result, **same, "average": str(out), "snapshots": 20, "first_snapshot": 5, "sha256": digest}
@@ -172,7 +173,8 @@ def test_other_averages_in_a_snapshot_are_left_alone(copy, tmp_path):
 
 # Opening
 
-FIRST, LAST = "checkpoints/step-00000050", "checkpoints/step-00000100"
+FIRST = "checkpoints/step-00000050"
+LAST = "checkpoints/step-00000100"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,8 @@ FIRST, LAST = "checkpoints/step-00000050", "checkpoints/step-00000100"
     ],
 )
 def test_weights_are_those_that_are_asked_for(place, asked, name, step, kept):
-    opened, path = open_run(kept / place, CPU, asked), kept / f"checkpoints/step-{step:08d}/{name}.safetensors"
+    opened = open_run(kept / place, CPU, asked)
+    path = kept / f"checkpoints/step-{step:08d}/{name}.safetensors"
     about = {"step": step, "images_trained": 16 * step, "weights": name}
     assert opened.path.samefile(kept) and opened.about == {**opened.about, **about}
     wanted = load_file(path)
@@ -197,7 +200,8 @@ def test_weights_are_those_that_are_asked_for(place, asked, name, step, kept):
 def test_an_average_made_afterwards_is_opened_sampled_and_measured(elbo, kept, digits, tmp_path):
     average = tmp_path / "a.safetensors"
     result = make_average(kept, 0.15, average, 50)
-    opened, wanted = open_run(kept, CPU, str(average)), load_file(average)
+    opened = open_run(kept, CPU, str(average))
+    wanted = load_file(average)
     about = {"step": 50, "images_trained": 800, "weights": "ema-power-0.15", "weights_file": str(average)}
     assert opened.about == {**opened.about, **about, "weights_sha256": result["sha256"]}
     assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
@@ -229,7 +233,8 @@ def test_weights_that_are_not_there_or_no_average_are_refused(kept, digits, pres
 
 
 def test_info_knows_snapshots_and_verifies_them_and_a_named_checkpoint_is_not_replaced(elbo, copy):
-    snapshot, average = copy / "snapshots/step-00000010", copy.parent / "a.safetensors"
+    snapshot = copy / "snapshots/step-00000010"
+    average = copy.parent / "a.safetensors"
     facts = json.loads(elbo("info", snapshot, "--json", "--verify").stdout)
     assert (facts["is"], facts["step"], facts["images"]) == ("snapshot", 10, 160)
     assert facts["averages"] == "ema-power-0.05, ema-power-0.1" and facts["verified"] == ["sha256 of 2 files"]
@@ -276,7 +281,8 @@ def test_going_on_drops_the_snapshots_of_steps_that_come_again(copy, digits, pre
 
 
 def test_several_averages_survive_a_stop_and_change_nothing_else(kept, true):
-    one, two = latest(kept), latest(true)
+    one = latest(kept)
+    two = latest(true)
     assert one is not None and two is not None
     for name in ("model", "ema-0.9", "ema-power-0.05"):
         assert one.meta.files[f"{name}.safetensors"] == two.meta.files[f"{name}.safetensors"]

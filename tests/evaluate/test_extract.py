@@ -58,11 +58,13 @@ def extracted(path, monkeypatch, extractor, asked):
 
 
 def test_a_thread_reads_files_one_batch_ahead_and_the_main_thread_pipes(tmp_path, monkeypatch, network, within):
-    images, folder = np.random.default_rng(0).integers(0, 256, (22, 8, 8, 3), dtype=np.uint8), tmp_path / "images"
+    images = np.random.default_rng(0).integers(0, 256, (22, 8, 8, 3), dtype=np.uint8)
+    folder = tmp_path / "images"
     folder.mkdir()
     for k, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{k:02}.png")
-    asked, seen = [], []
+    asked = []
+    seen = []
 
     def slow(batch):
         while len(asked) < min(len(seen) + 2, 6):
@@ -129,7 +131,8 @@ print(json.dumps([group.forked(2, sys.argv[2:]), *codes]))
 @pytest.mark.long
 def test_numbers_do_not_depend_on_processes_and_an_error_of_any_ends_all(digits, tmp_path):
     """100 images in batches of 7, which no 2 or 3 processes share evenly; a picture is cut short in the second's part."""
-    images, folder = Dataset(digits).read(np.arange(100)), tmp_path / "cut"
+    images = Dataset(digits).read(np.arange(100))
+    folder = tmp_path / "cut"
     np.save(tmp_path / "a.npy", images)
     np.savez_compressed(tmp_path / "a.npz", images)
     folder.mkdir()
@@ -180,9 +183,11 @@ def pair(tmp_path):
 
 
 def test_features_in_bf16_are_those_of_autocast_and_every_file_says_so(pair, tmp_path, network):
-    features, stats = tmp_path / "f.safetensors", tmp_path / "s.npz"
+    features = tmp_path / "f.safetensors"
+    stats = tmp_path / "s.npz"
     found = score(pair[0], None, precision="bf16", save_features=features, save_stats=stats)
-    kept, images = read_features(features), torch.from_numpy(np.load(pair[0])).permute(0, 3, 1, 2)
+    kept = read_features(features)
+    images = torch.from_numpy(np.load(pair[0])).permute(0, 3, 1, 2)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         parts = [network.module(part)[0] for part in images.split(64)]
     assert torch.equal(kept.features, torch.cat(parts).float())

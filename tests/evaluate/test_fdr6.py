@@ -29,20 +29,23 @@ def test_fdr6_on_random_weights_is_the_mean_of_six_ratios(small_timm, tmp_path):
     """The test scores 12 samples and 12 validation images against 20 training images, by small networks and saved Inception features."""
     import timm
 
-    random, ratios = np.random.default_rng(0), []
+    random = np.random.default_rng(0)
+    ratios = []
     images = {
         key: random.integers(0, top, (n, 40, 40, 3), np.uint8)
         for key, n, top in (("samples", 12, 256), ("val", 12, 200), ("train", 20, 220))
     }
     for name in SIX:
         if name in FDR6:
-            weights, suffix = tmp_path / f"{name}.safetensors", "npy"
+            weights = tmp_path / f"{name}.safetensors"
+            suffix = "npy"
             save_file(draw(timm.create_model, name=vit.TABLES[name]["timm"]).state_dict(), weights)
             extractor = make_extractor(name, weights, "cpu")
             with torch.inference_mode():
                 features = {key: extractor(torch.from_numpy(values).permute(0, 3, 1, 2))[0] for key, values in images.items()}
         else:
-            weights, suffix = None, "safetensors"
+            weights = None
+            suffix = "safetensors"
             features = {key: torch.from_numpy(random.normal(size=(len(values), 4))).float() for key, values in images.items()}
         paths = {key: tmp_path / f"{key}.{suffix}" for key in images}
         for key, path in paths.items():
@@ -93,7 +96,8 @@ def test_the_command_prints_the_mean_and_a_bound_of_its_error(elbo, tmp_path):
     assert {row["extractor_sha256"] for row in found["ratios"]} == {*SIX}
 
 
-MAE, CLIP = "fdr6-mae", "fdr6-clip"
+MAE = "fdr6-mae"
+CLIP = "fdr6-clip"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION
 
-N, RAE = 50_000, "rae-50-a-class"
+N = 50_000
+RAE = "rae-50-a-class"
 ADM_METRICS = "fid,sfid,is,prc"
 BALANCED = np.arange(N) % 1000
 
@@ -165,8 +166,10 @@ def statistics(path, values, **more):
 
 def test_scores_that_keep_to_a_protocol_have_published_names_and_say_so(elbo, tmp_path):
     """50,000 features that say they are of the published Inception, 50 of each class, by EDM's and ADM's references."""
-    draw, saved = np.random.default_rng(0), tmp_path / "a.safetensors"
-    values, theirs = draw.normal(size=(N, 4)).astype(np.float32), draw.normal(size=(2000, 4)) + 0.5
+    draw = np.random.default_rng(0)
+    saved = tmp_path / "a.safetensors"
+    values = draw.normal(size=(N, 4)).astype(np.float32)
+    theirs = draw.normal(size=(2000, 4)) + 0.5
     logits = torch.from_numpy(draw.normal(size=(N, 3)).astype(np.float32))
     write_features(saved, SavedFeatures(torch.from_numpy(values), logits, torch.from_numpy(BALANCED), samples().about))
     edm = statistics(tmp_path / "edm.npz", theirs)

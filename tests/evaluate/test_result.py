@@ -24,12 +24,14 @@ MADE |= {"weights_sha256": "ab" * 32, "trained_on": "cd" * 32, "init_sha256": "e
 @pytest.fixture(scope="module")
 def paths(digits, tmp_path_factory):
     """Three files of 100 digits, drawn alike with other seeds."""
-    folder, images = tmp_path_factory.mktemp("repeats"), Dataset(digits).read(np.arange(300))
+    folder = tmp_path_factory.mktemp("repeats")
+    images = Dataset(digits).read(np.arange(300))
     return [save(folder / f"{k}.npz", images[k::3], np.arange(100) % 10, **{**MADE, "seed": k}) for k in range(3)]
 
 
 def test_of_repeats_the_mean_and_the_spread_are_told_never_the_best(paths, digits):
-    alone, found = [score(path, digits, ("fid", "is")) for path in paths], score(paths, digits, ("fid", "is"))
+    alone = [score(path, digits, ("fid", "is")) for path in paths]
+    found = score(paths, digits, ("fid", "is"))
     column = [one[TINY] for one in alone]
     assert found[TINY] == pytest.approx(np.mean(column), rel=1e-12)
     assert found[SPREAD] == pytest.approx(np.std(column, ddof=1), rel=1e-12) and found[SPREAD] > 0

@@ -36,7 +36,8 @@ def images(digits):
 
 def seen_by_torch_fidelity(weights, images):
     """Pooled features; 7 channels of Mixed_6d's 1 × 1 branch, in the order rows, columns, channels; and logits."""
-    layers, before = ["2048", "logits_unbiased"], []
+    layers = ["2048", "logits_unbiased"]
+    before = []
     network = FeatureExtractorInceptionV3(INCEPTION, layers, feature_extractor_weights_path=str(weights))
     network.Mixed_6d.register_forward_pre_hook(lambda module, given: before.append(given[0].clone()))
     pooled, logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
@@ -50,7 +51,8 @@ def seen_by_torch_fidelity(weights, images):
 def frechet(one, other):
     """The distance by scipy's root of the product, in the subspace that the few images span."""
     axes = np.linalg.svd(np.concatenate([one, other]) - one.mean(0), full_matrices=False)[2]
-    one, other = one @ axes.T, other @ axes.T
+    one = one @ axes.T
+    other = other @ axes.T
     apart = one.mean(0) - other.mean(0)
     first, second = (np.cov(each, rowvar=False) for each in (one, other))
     return apart @ apart + np.trace(first + second - 2 * sqrtm(first @ second).real)
@@ -63,7 +65,8 @@ def test_fid_sfid_and_inception_score_are_those_of_torch_fidelitys_network(incep
     made[4:] += 20
     paths = [save(tmp_path / "a.npy", made[:4]), save(tmp_path / "b.npy", made[4:])]
     seen = seen_by_torch_fidelity(inception_weights, made)
-    saved, network = tmp_path / "f.safetensors", {"extractor": INCEPTION, "extractor_weights": inception_weights}
+    saved = tmp_path / "f.safetensors"
+    network = {"extractor": INCEPTION, "extractor_weights": inception_weights}
     found = score(*paths, ("fid", "sfid", "is"), splits=2, save_features=saved, **network)
     read = read_features(saved)
     for ours, theirs in zip((read.features, read.spatial, read.logits), seen):
@@ -80,8 +83,11 @@ def test_saved_features_and_statistics_stand_for_their_images(images, digits, tm
     """On both sides, with every metric, labels and facts."""
     about = {"sampler": "heun", "steps": 4, "seed": 7}
     samples = save(tmp_path / "a.npz", images[100:220], np.arange(120) % 10, **about)
-    own, ref, stats = tmp_path / "a.safetensors", tmp_path / "ref.safetensors", tmp_path / "ref.npz"
-    metrics, options = (("fid", "sfid", "is", "kid", "prc", "accuracy"), {"kid_subset_size": 50})
+    own = tmp_path / "a.safetensors"
+    ref = tmp_path / "ref.safetensors"
+    stats = tmp_path / "ref.npz"
+    metrics = ("fid", "sfid", "is", "kid", "prc", "accuracy")
+    options = {"kid_subset_size": 50}
     plain = score(samples, digits, metrics, save_features=own, **options)
     assert score(digits, None, metrics, save_features=ref, save_stats=stats, classes="1")["n_samples"] == 300
     classes = (plain["classes"], plain["fewest_of_a_class"], plain["most_of_a_class"])
@@ -118,7 +124,8 @@ def test_references_of_adm_and_edm_give_the_scores_of_their_images(images, tmp_p
     assert found["ref_preprocessing"] == {"image_size": 8, "channels": 3}
     assert found["ref_sha256"] == hashlib.sha256((tmp_path / "adm.npz").read_bytes()).hexdigest()
 
-    mu, edm = features.sum(0) / 300, tmp_path / "edm.npz"
+    mu = features.sum(0) / 300
+    edm = tmp_path / "edm.npz"
     np.savez(edm, mu=mu, sigma=(features.T @ features - np.outer(mu, mu) * 300) / 299)
     assert score(half, edm)[TINY] == pytest.approx(wanted[TINY], abs=1e-4)
     for metric in ("kid", "sfid"):
@@ -165,7 +172,9 @@ def test_samples_know_how_the_images_were_made_that_their_run_has_seen(trained, 
 
 
 def test_references_and_features_that_do_not_fit_are_refused(images, digits, tmp_path):
-    saved, other, stats = tmp_path / "f.safetensors", tmp_path / "g.safetensors", tmp_path / "s.npz"
+    saved = tmp_path / "f.safetensors"
+    other = tmp_path / "g.safetensors"
+    stats = tmp_path / "s.npz"
     score(digits, None, save_features=saved, save_stats=stats)
     read = read_features(saved)
     assert read.spatial is None
@@ -249,7 +258,8 @@ def test_memory_does_not_grow_with_the_stream():
         """A stream of black images after a header."""
 
         def __init__(self, count):
-            self.header, self.left = io.BytesIO(npy_header((count, 64, 64, 3))), count * 64 * 64 * 3
+            self.header = io.BytesIO(npy_header((count, 64, 64, 3)))
+            self.left = count * 64 * 64 * 3
 
         def read(self, size=-1):
             return self.header.read(size) or bytes(self.readinto(bytearray(size)))
@@ -292,7 +302,8 @@ def test_other_class_frequencies_than_the_references_are_a_warning(images, skewe
         return [line for line in lines if "--classes data" in line]
 
     assert warned(balanced, ("fid",)) and not warned(alike, ("fid",)) and not warned(balanced, ("is",))
-    draw, even = np.random.default_rng(0), save(tmp_path / "even.npz", images, np.arange(300) % 10)
+    draw = np.random.default_rng(0)
+    even = save(tmp_path / "even.npz", images, np.arange(300) % 10)
     for _ in range(20):
         fair = save(tmp_path / "fair.npz", images[:100], draw.integers(0, 10, 100))
         assert not warned(fair, ("fid",), even)
@@ -327,7 +338,9 @@ def test_what_is_drawn_by_a_seed_names_it(images, digits, tmp_path):
 
 
 def test_the_sheet_of_neighbours_has_the_closest_pairs_pixel_for_pixel(images, tmp_path):
-    samples, training, sheet = images[200:].copy(), images[:200], tmp_path / "n.png"
+    samples = images[200:].copy()
+    training = images[:200]
+    sheet = tmp_path / "n.png"
     samples[33], samples[5] = training[17], training[3]
     saved = [tmp_path / f"{name}.safetensors" for name in "st"]
     paths = [save(tmp_path / "s.npz", samples), save(tmp_path / "t.npy", training)]
@@ -345,7 +358,8 @@ def test_the_sheet_of_neighbours_has_the_closest_pairs_pixel_for_pixel(images, t
 
 def sheet_of(rows, names):
     """A sheet with a row of images behind each name."""
-    images, columns = np.concatenate(rows), len(rows[0])
+    images = np.concatenate(rows)
+    columns = len(rows[0])
     groups = [Group(name, range(k * columns, (k + 1) * columns)) for k, name in enumerate(names)]
     return draw_contact_sheet(images, structs.replace(lay_out(8, 8, groups), columns=columns))
 
@@ -354,14 +368,16 @@ def sheet_of(rows, names):
 def test_few_images_make_a_small_sheet(n, ref, images, tmp_path):
     pair = save(tmp_path / "s.npy", images[:n]), save(tmp_path / "t.npy", images[n : n + ref])
     score(*pair, ("accuracy",), classes="1", neighbours=tmp_path / "n.png")
-    rows, columns = min(n, 12), 1 + min(ref, 5)
+    rows = min(n, 12)
+    columns = 1 + min(ref, 5)
     height = sheet_of(np.zeros((rows, columns, 8, 8, 1), np.uint8), ["0: 0"] * rows).height
     with Image.open(tmp_path / "n.png") as picture:
         assert picture.height == height
 
 
 def test_a_sheet_needs_two_files_of_images_of_one_size(digits, tmp_path):
-    features, stats = tmp_path / "f.safetensors", tmp_path / "f.npz"
+    features = tmp_path / "f.safetensors"
+    stats = tmp_path / "f.npz"
     score(digits, None, save_features=features, save_stats=stats)
     large = save(tmp_path / "large.npy", np.zeros((30, 16, 16, 1), np.uint8))
     for pair in ((features, digits), (digits, features), (digits, stats), ([digits, digits], digits), (large, digits)):

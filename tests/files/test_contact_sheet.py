@@ -55,7 +55,8 @@ def test_a_class_has_rows_of_its_own_behind_its_name():
     sheet = np.asarray(draw_contact_sheet(numbered(6, 20), layout))
     assert layout.columns == 3 and layout.gutter == 1 and sheet.shape == (62, layout.left + 62)
     assert sheet[::21, layout.left :: 21].tolist() == [[1, 4, PAPER], [0, 2, 3], [5, PAPER, PAPER]]
-    names, between = sheet[:, : layout.left], sheet[:, layout.left :]
+    names = sheet[:, : layout.left]
+    between = sheet[:, layout.left :]
     assert (between[[20, 41]] == PAPER).all() and (between[:, [20, 41]] == PAPER).all(), "the gutter"
     assert names[:20].min() < PAPER > names[21:].min() and not np.array_equal(names[:20], names[21:41])
 

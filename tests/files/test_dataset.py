@@ -54,7 +54,8 @@ def write(path, kind="raw", count=12, step=5, limit=None, **about):
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_rows_labels_and_names_read_back_in_any_order_also_by_plain_h5py(kind, tmp_path):
-    path, rows = write(tmp_path / "x.h5", kind, crop="center"), rows_of(kind)
+    path = write(tmp_path / "x.h5", kind, crop="center")
+    rows = rows_of(kind)
     data = Dataset(path, latents=True)
     order = np.random.default_rng(0).integers(0, 12, 50)
     batch = data.read(order)
@@ -77,7 +78,8 @@ def test_rows_labels_and_names_read_back_in_any_order_also_by_plain_h5py(kind, t
 def test_the_code_in_the_docs_does_what_it_says(index, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    rows, made = rows_of("raw"), {}
+    rows = rows_of("raw")
+    made = {}
     write(Path("raw.h5"))
     exec(blocks[index], made)
     name, wanted = [("images", rows[:8]), ("mapped", rows)][index]
@@ -86,7 +88,8 @@ def test_the_code_in_the_docs_does_what_it_says(index, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"chunks": (2, 8, 8, 3)}, {"chunks": (2, 8, 8, 3), "compression": "gzip"}, {}])
 def test_a_file_of_another_program_reads_the_same_and_damage_in_it_is_told(tmp_path, options):
-    rows, path = rows_of("raw") // 64, tmp_path / "x.h5"
+    rows = rows_of("raw") // 64
+    path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         file["labels"] = np.arange(12) % 2
         file.attrs.update({"format": "elbo-dataset", "version": 1})
@@ -294,7 +297,8 @@ def test_attributes_that_cannot_be_are_refused_by_file(change):
 
 
 def test_the_conventions_are_those_of_their_sources():
-    diffusers, edm2 = CONVENTIONS["diffusers"], CONVENTIONS["edm2"]
+    diffusers = CONVENTIONS["diffusers"]
+    edm2 = CONVENTIONS["edm2"]
     assert diffusers.make({"scaling_factor": 0.18215}, 4) == ((0.0,) * 4, (0.18215,) * 4)
     flux = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
     assert diffusers.make(flux, 16) == ((0.1159,) * 16, (0.3611,) * 16)
@@ -355,7 +359,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_rows_that_are_not_what_the_journal_says_are_written_again(tmp_path, change, monkeypatch):
-    path, seen = tmp_path / "out.h5", []
+    path = tmp_path / "out.h5"
+    seen = []
     begun(path)
     harmed = path.with_name("out.h5.partial")
     harmed.write_bytes(change(harmed.read_bytes()))
@@ -369,7 +374,8 @@ def test_rows_that_are_not_what_the_journal_says_are_written_again(tmp_path, cha
 
 
 def test_an_unfinished_file_survives_a_full_disk_and_its_writer_closes_all(small_disk):
-    path, count = small_disk / "out.h5", 1600
+    path = small_disk / "out.h5"
+    count = 1600
     rows = rows_of("raw", count)
     with DatasetWriter(path, LAYOUTS["raw"], count, SOURCE).held() as writer:
         writer.append(rows[:100], 100, {})

@@ -42,7 +42,8 @@ def read(*sources, since=0):
 
 @given(SEEDS, SEEDS)
 def test_logs_read_back_exactly_and_add_up_joined_or_apart(one, other):
-    log, together = read(lines(one)), read(lines(one) + lines(other))
+    log = read(lines(one))
+    together = read(lines(one) + lines(other))
     total = sum(map(sums, one), torch.zeros(3, 4, dtype=torch.float64))
     assert torch.equal(log.sums, total) and torch.equal(log.edges, EDGES)
     assert (log.lines, log.images, log.batch) == (len(one), 640 * len(one), 64 if one else 1)

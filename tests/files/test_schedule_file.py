@@ -35,7 +35,8 @@ def rows_of(seed):
     """Knots at numbers that no short decimal is."""
     random = np.random.default_rng(seed)
     count = random.integers(2, 30)
-    time, level = np.linspace(0, 1, count), np.sort(random.uniform(-49, 49, count))[::-1]
+    time = np.linspace(0, 1, count)
+    level = np.sort(random.uniform(-49, 49, count))[::-1]
     return [*zip((time**1.1).tolist(), (level + np.linspace(1, -1, count) * NARROWEST).tolist(), strict=True)]
 
 
@@ -143,7 +144,9 @@ def write(tmp_path):
 
 def levels(config):
     """λ_i by hand, from the definition of each beta schedule; and their number."""
-    count, first, last = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
+    count = config["num_train_timesteps"]
+    first = config["beta_start"]
+    last = config["beta_end"]
     part = np.linspace(0, 1, count)
 
     def cosine(time):
@@ -172,7 +175,8 @@ def test_a_config_gives_each_timestep_its_share_and_its_middle(name, write):
     np.testing.assert_allclose(curve.t(torch.tensor(level)), (np.arange(len(level)) + 0.5) / count, atol=1e-9)
     node, weight = np.polynomial.legendre.leggauss(10)
     half = -np.diff(level)[::-1, None] / 2
-    at, width = (level[:0:-1, None] + half * (1 + node)).ravel(), (half * weight).ravel()
+    at = (level[:0:-1, None] + half * (1 + node)).ravel()
+    width = (half * weight).ravel()
     w = resolve_weighting(write(config))(torch.from_numpy(at)).numpy()
     share = 0.5 * (w / ERROR[config.get("prediction_type", "epsilon")](at) * width).reshape(-1, 10).sum(1)
     np.testing.assert_allclose(share, 1 / count, rtol=1e-8)
@@ -180,7 +184,8 @@ def test_a_config_gives_each_timestep_its_share_and_its_middle(name, write):
 
 @pytest.mark.parametrize("said", [{}, {"shift": 3.0}, {"shift": 0.5}])
 def test_flow_matching_is_the_velocity_loss_on_the_shifted_path(said, write):
-    w, shift = resolve_weighting(write({**FLOW, **said})), said.get("shift", 1.0)
+    w = resolve_weighting(write({**FLOW, **said}))
+    shift = said.get("shift", 1.0)
     wanted = parse_weighting(f"u-mse@fm-ot:shift={-2 * math.log(shift)}")
     np.testing.assert_allclose(w(LAMBDA), wanted(LAMBDA), rtol=1e-12)
     assert likeness(w, parse_weighting("fm-ot"), -8, 8).deviation < 1e-12 or shift != 1

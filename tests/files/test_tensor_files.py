@@ -72,7 +72,8 @@ def test_an_average_is_read_by_safetensors_and_by_elbo_and_tells_its_origin(tmp_
 def test_tensors_are_read_also_when_the_file_is_gone_and_stay_when_it_is_cut(tmp_path):
     for name in ("a", "b"):
         save_file({"x": torch.ones(4096)}, tmp_path / name)
-    file, found = TensorFile(tmp_path / "a"), load(tmp_path / "b")
+    file = TensorFile(tmp_path / "a")
+    found = load(tmp_path / "b")
     (tmp_path / "a").unlink()
     os.truncate(tmp_path / "b", 100)
     assert bool((file.read("x") == 1).all()) and bool((found["x"] == 1).all())
@@ -216,7 +217,8 @@ def test_a_tensor_that_does_not_fit_its_storage_is_refused(data, tmp_path):
 
 
 def test_a_damaged_archive_and_a_lack_of_memory_are_not_called_an_incomplete_pickle(monkeypatch, tmp_path):
-    path, content = tmp_path / "x.pt", np.arange(1000, dtype=np.float32)
+    path = tmp_path / "x.pt"
+    content = np.arange(1000, dtype=np.float32)
     torch.save({"w": torch.from_numpy(content)}, path)
     whole = path.read_bytes()
     path.write_bytes(whole.replace(content[:9].tobytes(), bytes(36)))
@@ -275,13 +277,15 @@ def moments(width=5, seed=0):
 
 
 MU, SIGMA = moments()
-NAN_MU, INF_SIGMA = MU.copy(), SIGMA.copy()
+NAN_MU = MU.copy()
+INF_SIGMA = SIGMA.copy()
 NAN_MU[1], INF_SIGMA[0, 3] = np.nan, np.inf
 
 
 @given(st.integers(1, 8), st.integers(0, 99), st.booleans())
 def test_statistics_read_back_to_the_last_bit_without_pickle(tmp_path_factory, width, seed, spatial):
-    path, (mu, sigma) = tmp_path_factory.mktemp("s") / "ref.npz", moments(width, seed)
+    path = tmp_path_factory.mktemp("s") / "ref.npz"
+    (mu, sigma) = moments(width, seed)
     more = Statistics(*moments(3)) if spatial else None
     write_statistics(path, Statistics(mu, sigma, FeatureFacts(**FACTS), more))
     found = read_statistics(path)

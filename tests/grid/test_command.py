@@ -84,7 +84,8 @@ def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
 
 @pytest.mark.long
 def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
-    heun, guided = ("--sampler", "heun"), ("--guidance-scale", 2)
+    heun = ("--sampler", "heun")
+    guided = ("--guidance-scale", 2)
     for name, words in {"heun": heun, "guided": (*heun, *guided)}.items():
         works("grid", trained, *FEW, *words, "-o", f"{name}.yaml")
     for name, steps, words, warned in (

@@ -21,7 +21,9 @@ PHOTOGRAPHS = [
     for path in sorted(Path(module.__file__).parent.rglob("*"))
     if path.suffix in (".png", ".jpg", ".jpeg") and path.stat().st_size > 15_000
 ]
-BICUBIC, BOX, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.BOX, Image.Resampling.LANCZOS
+BICUBIC = Image.Resampling.BICUBIC
+BOX = Image.Resampling.BOX
+LANCZOS = Image.Resampling.LANCZOS
 RGB = np.random.default_rng(2).integers(0, 256, (200, 300, 3), np.uint8)
 PICTURE = Image.fromarray(RGB)
 
@@ -33,7 +35,8 @@ def adm(image, size):
         image = image.resize(tuple(side // 2 for side in image.size), resample=BOX)
     scale = size / min(image.size)
     array = np.array(image.resize(tuple(round(side * scale) for side in image.size), resample=BICUBIC))
-    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
+    top = (array.shape[0] - size) // 2
+    left = (array.shape[1] - size) // 2
     return array[top : top + size, left : left + size]
 
 
@@ -87,7 +90,8 @@ def test_colours_are_told_where_grey_is_expected():
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "bmp", "tiff"])
 def test_a_damaged_image_is_refused_or_decoded_and_a_cut_one_is_refused_or_whole(kind):
-    content, random = encoded(RGB[:8, :8], kind), np.random.default_rng(0)
+    content = encoded(RGB[:8, :8], kind)
+    random = np.random.default_rng(0)
     whole = np.asarray(decode(content, DecodeOptions())[0])
     for size in range(0, len(content), 7):
         try:

@@ -55,7 +55,8 @@ def test_every_form_says_the_same(listed, text, expected, bare):
 
 
 def test_a_line_that_fits_several_images_is_refused_and_a_path_fits_only_its_own(tmp_path):
-    names, labels = ["a/1.png", "b/1.png", "b/2.png"], tmp_path / "labels"
+    names = ["a/1.png", "b/1.png", "b/2.png"]
+    labels = tmp_path / "labels"
     for line in ("1.png x", "1 x", "else/1.png x"):
         labels.write_text(f"{line}\n2.png y\n")
         with pytest.raises(DataError, match=r"a/1\.png and b/1\.png"):
@@ -283,10 +284,8 @@ def test_training_and_validation_agree(validation, devkit, listed, order):
     training = touch(devkit / "train", *(f"{wnid}/{wnid}_{k}.JPEG" for wnid in WNIDS for k in range(2)))
     own = listed("".join(f"{wnid} some words\n" for wnid in sorted(WNIDS)[::-1]))
     classes = {"sorted": None, "meta.mat": devkit / "meta.mat", "own": own}[order]
-    train, val = (
-        open_source(training, class_names=classes),
-        open_source(validation, labels=devkit / "truth.txt", class_names=classes),
-    )
+    train = open_source(training, class_names=classes)
+    val = open_source(validation, labels=devkit / "truth.txt", class_names=classes)
     assert train.class_names == val.class_names and val.files == sorted(val.files)
     number = {name.partition("/")[0]: label for name, label in zip(train.files, train.labels, strict=True)}
     assert val.labels == [number[list(WNIDS)[at - 1]] for at in NUMBERS]

@@ -117,7 +117,8 @@ def test_a_pipe_with_a_name_is_read(rows, npy):
 
 
 def test_a_folder_has_the_images_in_order_and_stays_colour_when_the_first_is_grey(tmp_path, images, monkeypatch):
-    rows, said = images(12), []
+    rows = images(12)
+    said = []
     rows[0] = 255
     monkeypatch.setattr("elbocli.files.sample_files.progress", lambda done, *_: said.append(done))
     write(tmp_path / "x", rows, None)

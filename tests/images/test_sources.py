@@ -201,7 +201,8 @@ def many(tmp_path):
 
 def test_train_and_val_are_the_same_two_parts_of_each_class_in_any_order(many, tmp_path):
     whole = open_source(many)
-    val, train = choose(whole, subset=("val", 0.2)), choose(whole, subset=("train", 0.2))
+    val = choose(whole, subset=("val", 0.2))
+    train = choose(whole, subset=("train", 0.2))
     assert Counter(val.labels) == {0: 20, 1: 10, 2: 1}
     assert sorted(val.files + train.files) == sorted(whole.files)
     assert val.files == [name for name in whole.files if name in set(val.files)]

@@ -57,9 +57,11 @@ def assert_computes(found: Imported, peer: Any) -> None:
     """Compare F and D(x; σ) over the range of levels: without classes, with a class each, and with and without in one batch."""
     peer.double()
     inner = peer.model if isinstance(peer, edm_unet.EDMPrecond) else peer.unet
-    network, config = build(found.network).eval(), found.network
+    network = build(found.network).eval()
+    config = found.network
     network.load_state_dict(found.weights)
-    shape, classes = (2, config.image_channels, config.image_size, config.image_size), config.num_classes
+    shape = (2, config.image_channels, config.image_size, config.image_size)
+    classes = config.num_classes
     z = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     asked = [None, torch.tensor([-1, 1]), torch.tensor([0, classes - 1])] if classes else [None]
     for level in LEVELS.tolist():
@@ -128,7 +130,8 @@ def sorted_safetensors(peer: Any, path: Path) -> Path:
 def test_other_files_of_the_same_weights_become_the_same_network(format, write, averaged, noted, tmp_path):
     peer = draw(PEERS[format], classes=5, levels=(1, 2, 2))
     path = write(peer, tmp_path / "y.pt")
-    (found, notes), (wanted, _) = read(format, path), read(format, pickled(peer, tmp_path))
+    (found, notes) = read(format, path)
+    (wanted, _) = read(format, pickled(peer, tmp_path))
     assert list(found.weights) == list(wanted.weights) and found.averaged == averaged
     assert all(torch.equal(found.weights[name], weight) for name, weight in wanted.weights.items())
     assert {**vars(found.network), "dropout": 0} == {**vars(wanted.network), "dropout": 0}
@@ -177,7 +180,8 @@ def test_weighting_and_schedule_are_those_of_its_loss_or_of_the_published_networ
 ):
     found, notes = read(format, write(tmp_path))
     settings = found.settings
-    low, high = settings["logsnr_min"], settings["logsnr_max"]
+    low = settings["logsnr_min"]
+    high = settings["logsnr_max"]
     assert np.exp([-low / 2, -high / 2]) == pytest.approx([80, 0.002])
     assert ("doesn't say the noise" in notes) == guessed and settings["prediction"] == f"edm:sigma_data={sigma_data:g}"
     at = torch.linspace(low + 0.1, high - 0.1, 50, dtype=torch.float64)

@@ -90,7 +90,8 @@ def adm_of(source: Source, **options: Any) -> Imported:
 )
 @torch.inference_mode()
 def test_guided_diffusions_outputs_are_its_formulas(shape, attention, heads, levels, saved):
-    peer, classes = draw(UNetModel, **shape, heads=heads, new_order="new" in attention), shape.get("classes", 0)
+    peer = draw(UNetModel, **shape, heads=heads, new_order="new" in attention)
+    classes = shape.get("classes", 0)
     source = Source(saved(peer.state_dict()))
     peer.double()
     found = adm_of(source, size=16, attention=attention, noise_input=levels)
@@ -126,7 +127,9 @@ def test_published_shapes_are_known_and_have_the_published_number_of_parameters(
         vars(source)["tree"] = UNetModel(**{**usual, **shape}).state_dict()
         found = adm_of(source)
         assert round(count_parameters(build(found.network)) / 1e6) == millions
-    order, network, settings = parse_attention(attention), vars(found.network), found.settings
+    order = parse_attention(attention)
+    network = vars(found.network)
+    settings = found.settings
     assert (network["image_size"], network["heads"], network["head_width"]) == (size, order.heads, order.width)
     assert network["attention"] == (32, 16, 8) and network["variance"] and source.notes == [] and found.averaged
     ends = settings["logsnr_min"], settings["logsnr_max"]
@@ -179,7 +182,8 @@ TOLD = [(SOME, ROWS_OF_SOME), (NOBODY, NOBODY + ROWS), (None, NOBODY + ROWS)]
 @torch.inference_mode()
 def test_dits_noise_and_variances_are_its_formulas(labels, rows, saved):
     peer = draw(DiT)
-    trained, z = imported(saved(peer.state_dict())), noised()
+    trained = imported(saved(peer.state_dict()))
+    z = noised()
     peer.double()
     beyond = [(0, 15.0), (999, -15.0)]
     for step, level in [*zip(STEPS, logsnr_of(STEPS)), *beyond]:
@@ -225,8 +229,10 @@ def test_other_shapes_heads_and_tables(shape, options, dtype, saved):
     """Half precision becomes single."""
     peer = draw(DiT, depth=1, **shape).to(dtype)
     trained = imported(saved(peer.state_dict()), **options)
-    config, (level,) = trained.network.config, logsnr_of([321])
-    whole, z = "num_classes" in options, noised(trained.network.config.image_size)
+    config = trained.network.config
+    (level,) = logsnr_of([321])
+    whole = "num_classes" in options
+    z = noised(trained.network.config.image_size)
     rows = ROWS_OF_SOME if shape.get("rows", ROWS) else None
     labels = rows if whole or rows is None else SOME
     agree(trained.network.outputs(z, same(level), labels), peer.double()(z.double(), same(321), rows))
@@ -314,7 +320,8 @@ def test_an_autoencoder_is_named_when_a_network_is_imported_or_sampled(saved, el
 def test_any_autoencoder_will_do_that_scales_as_the_published_ones(saved, make_autoencoder):
     """No digest is known of its weights."""
     trained = imported(saved(draw(DiT, depth=1).state_dict()))
-    data, config = structs.replace(trained.data, more={**trained.data.more, "pixel_size": 16}), trained.network.config
+    data = structs.replace(trained.data, more={**trained.data.more, "pixel_size": 16})
+    config = trained.network.config
     decoder = open_decoder(data, config, CPU, make_autoencoder())
     assert decoder.pixels(noised()).shape == (4, 16, 16, 3)
     with pytest.raises(DataError):

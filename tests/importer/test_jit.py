@@ -33,7 +33,8 @@ SCRIPT = {
     "label_drop_prob": 0.3,
 }
 TIMES = [0.001, 0.03, 0.1, 0.25, 0.4, 0.5, 0.65, 0.8, 0.95, 0.999]
-SOME, ROWS = torch.tensor([3, -1, 0, 9]), torch.tensor([3, 10, 0, 9])
+SOME = torch.tensor([3, -1, 0, 9])
+ROWS = torch.tensor([3, 10, 0, 9])
 
 
 @pytest.fixture
@@ -94,8 +95,11 @@ def loss_of_jit(x: Tensor, e: Tensor, t: float, x_hat: Tensor, noise_scale: floa
 def test_the_run_is_trained_with_its_loss_at_its_times(saved):
     """elbo's integrand w(λ) ‖ε − ε̂‖²/2 is the density of λ times JiT's loss, up to the constant c²."""
     run = imported(saved(training_file(SCRIPT)))
-    weighting, schedule = run.weighting(), run.schedule()
-    c, mean, std = SCRIPT["noise_scale"], SCRIPT["P_mean"], SCRIPT["P_std"]
+    weighting = run.weighting()
+    schedule = run.schedule()
+    c = SCRIPT["noise_scale"]
+    mean = SCRIPT["P_mean"]
+    std = SCRIPT["P_std"]
     x, e, wrong = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for t in (0.05, 0.2, 0.5, 0.8, 0.97):
         level = 2 * math.log(t / ((1 - t) * c))
@@ -160,7 +164,8 @@ def test_odd_arguments_are_refused(value, saved):
 
 
 def test_a_folder_from_the_hub_is_its_only_file_of_weights(saved, elbo, tmp_path):
-    path, folder = saved(training_file(SCRIPT)), tmp_path / "hub"
+    path = saved(training_file(SCRIPT))
+    folder = tmp_path / "hub"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_name": "jit"}')
     moved = path.rename(folder / path.name)

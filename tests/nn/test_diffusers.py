@@ -31,7 +31,8 @@ def test_encode_and_decode_are_diffusers_own(convention, make_autoencoder, photo
     """Without a network."""
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("no network"))
     folder = make_autoencoder(scaling_factor=0.7, shift_factor=0.2)
-    ours, theirs = Autoencoder(folder, CPU), AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False).eval()
+    ours = Autoencoder(folder, CPU)
+    theirs = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False).eval()
     space = ours.space(convention, 16, False)
     mean, std = ours.encode(photos, space)
     x = torch.from_numpy(photos).permute(0, 3, 1, 2).double()
@@ -118,7 +119,8 @@ LAYOUT: dict[str, Any] = {
     "attention_head_dim": 4,
 }
 UNET = DiffusersUNetConfig(8, 3, 4, model=json.dumps(LAYOUT), code="logsnr:factor=-0.125")
-LEVELS, LABELS = torch.tensor([-10.0, 0.0, 9.0]), torch.tensor([0, 3, 1])
+LEVELS = torch.tensor([-10.0, 0.0, 9.0])
+LABELS = torch.tensor([0, 3, 1])
 
 
 def images() -> torch.Tensor:
@@ -133,7 +135,8 @@ def test_a_unet_is_diffusers_own_with_variances_behind():
     theirs.eval()
     theirs.load_state_dict({name.removeprefix("model."): value for name, value in ours.state_dict().items()})
     wanted = theirs(images(), LEVELS * -0.125, LABELS).sample
-    every, first = ours.outputs(images(), LEVELS, LABELS), ours(images(), LEVELS, LABELS)
+    every = ours.outputs(images(), LEVELS, LABELS)
+    first = ours(images(), LEVELS, LABELS)
     assert torch.allclose(every, wanted, atol=1e-6 * float(wanted.abs().max()))
     assert torch.equal(first, every[:, :3]) and first.is_contiguous()
 

@@ -31,7 +31,8 @@ def test_a_new_network_keeps_unit_magnitude_through_all_its_blocks():
     """Their gains of zero leave noise levels and classes out, and the convolutions' edges lose a little."""
     torch.manual_seed(3)
     config = EDM2Config(32, 4, 10, channels=64, levels=(1, 2, 2), blocks=2, attention=(16, 8))
-    network, seen = EDM2(config).eval(), dict[str, float]()
+    network = EDM2(config).eval()
+    seen = dict[str, float]()
     for name, module in network.named_modules():
         if isinstance(module, Block | LevelAndClass) or name == "first":
             module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: size_of(out)}))
@@ -75,7 +76,8 @@ def test_neighbouring_levels_are_told_apart_in_bf16(weights):
     torch.manual_seed(0)
     layer = LevelAndClass("logsnr:factor=-0.125", 64, 32, 3)
     assert 4 < float(layer.frequencies.std()) < 9 and float(layer.phases.std()) == pytest.approx(1.8, abs=0.3)
-    level, labels = torch.tensor([14.0, 14.01]), torch.tensor([0, 0])
+    level = torch.tensor([14.0, 14.01])
+    labels = torch.tensor([0, 0])
     for parameter in layer.parameters():
         parameter.data = parameter.data.to(weights)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -119,7 +121,8 @@ def average_of(run: TrainState) -> dict[str, Tensor]:
 
 def test_updates_leave_weights_at_unit_magnitude_and_the_average_sees_them_before(state, monkeypatch):
     fixed = {name: state.live[name].clone() for name in FIXED}
-    before, constrain = dict[str, Tensor](), state.network.constrain
+    before = dict[str, Tensor]()
+    constrain = state.network.constrain
 
     def seen(weights: dict[str, Tensor], left_out: Tensor) -> None:
         before.update({name: value.clone() for name, value in weights.items()})
@@ -154,7 +157,8 @@ def test_an_update_that_is_left_out_changes_no_bit_and_parts_are_held_as_the_who
 @pytest.mark.long
 def test_a_run_in_pieces_ends_with_the_same_bits_and_another_begins_with_its_frequencies(digits, options, tmp_path):
     """The other's seed draws others. Averages begin as they were, which the network uses alike."""
-    data, more = Dataset(digits), {**options, "save_every": 2, "activation_checkpointing": True, "micro_batch": 8}
+    data = Dataset(digits)
+    more = {**options, "save_every": 2, "activation_checkpointing": True, "micro_batch": 8}
     for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
         loop.run(data, tmp_path / name, resolve({**more, "steps": steps}, data))
     for file in ("model", "ema-power-0.1"):

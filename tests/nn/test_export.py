@@ -16,7 +16,8 @@ class Features(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features, self.logits = nn.Linear(192, 4), nn.Linear(4, 2)
+        self.features = nn.Linear(192, 4)
+        self.logits = nn.Linear(4, 2)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(images.float().flatten(1))
@@ -30,7 +31,8 @@ class Fixed(nn.Module):
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_fixed_batch_is_refused_and_the_remedy_that_is_named_makes_it_good(batch, tmp_path):
-    network, path = Features().eval(), tmp_path / "a net.pt2"
+    network = Features().eval()
+    path = tmp_path / "a net.pt2"
     levels = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
     torch.export.save(torch.export.export(network, (levels[:batch],)), path)
     with pytest.raises(FormatError, match=f"batches of {batch} images") as caught:

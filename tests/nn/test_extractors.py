@@ -68,7 +68,8 @@ def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["", "test_vit", "24", str(tmp_path / "out.pt2"), str(tmp_path / "w.pth")])
     load(RECIPE)
     config = timm.data.resolve_model_data_config(network)
-    size, mode = config["input_size"][1:], config["interpolation"]
+    size = config["input_size"][1:]
+    mode = config["interpolation"]
     x = F.interpolate(levels_of(3, 24).float(), size, mode=mode, antialias=True)
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
     network.reset_classifier(0)
@@ -105,7 +106,8 @@ def test_an_extractor_that_returns_something_else_is_refused():
 
 # Vision transformers by the formulas of DINOv2's and CLIP's authors; tensors by the names of DINOv2's hub and of timm
 
-DINO, CLIP = "dinov2-vitl14", "clip-vitb32"
+DINO = "dinov2-vitl14"
+CLIP = "clip-vitb32"
 PATCH = {DINO: 14, CLIP: 32}
 
 
@@ -129,7 +131,8 @@ def pixels(levels: Tensor, name: str) -> Tensor:
 
 def cubic(x: float) -> float:
     """Keys' cubic with a = −0.75."""
-    x, a = abs(x), -0.75
+    x = abs(x)
+    a = -0.75
     return (a + 2) * x**3 - (a + 3) * x**2 + 1 if x <= 1 else a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
 
 
@@ -146,7 +149,9 @@ def hub_rows(before: int, side: int) -> Tensor:
 def expected(levels: Tensor, weights: Weights, name: str) -> Tensor:
     """DINOv2's class token, or CLIP's embedding of length 1, in float64."""
     w = {name: value.double() for name, value in weights.items()}
-    clip, side, trained = name == CLIP, 224 // PATCH[name], math.isqrt(len(w["pos_embed"][0]) - 1)
+    clip = name == CLIP
+    side = 224 // PATCH[name]
+    trained = math.isqrt(len(w["pos_embed"][0]) - 1)
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-5 if clip else 1e-6)
@@ -154,7 +159,8 @@ def expected(levels: Tensor, weights: Weights, name: str) -> Tensor:
     def layer(x: Tensor, name: str) -> Tensor:
         return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
 
-    token, places = w["pos_embed"][0, :1], w["pos_embed"][0, 1:]
+    token = w["pos_embed"][0, :1]
+    places = w["pos_embed"][0, 1:]
     if side != trained:
         rows = hub_rows(trained, side)
         grid = places.reshape(trained, trained, -1)
@@ -218,7 +224,8 @@ FILES = {
 @pytest.mark.parametrize("file", FILES)
 def test_a_vit_is_its_authors_formula_from_any_file(file, small_timm, tmp_path):
     """The images are noise; resizing overshoots, and neither side clips levels below 0 or above 255."""
-    (name, names, more), path = FILES[file], tmp_path / file
+    (name, names, more) = FILES[file]
+    path = tmp_path / file
     weights = {name: value.half().float() if "halves" in file else value for name, value in drawn(name).items()}
     written = by_names(weights, names) | {name: torch.ones(7, 8) for name in more}
     if file == "timm.safetensors":

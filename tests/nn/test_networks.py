@@ -153,8 +153,10 @@ def test_a_new_network_gives_zeros_in_the_layout_of_its_images(config):
 @torch.no_grad()
 @VARIANT
 def test_an_output_is_of_its_own_image_level_and_class(config):
-    network, (z, logsnr, labels) = awake(config).eval(), inputs(config)
-    out, every = network(z, logsnr, labels), network.outputs(z, logsnr, labels)
+    network = awake(config).eval()
+    (z, logsnr, labels) = inputs(config)
+    out = network(z, logsnr, labels)
+    every = network.outputs(z, logsnr, labels)
     assert torch.equal(out, every[:, :3]) and (out.shape == every.shape or not torch.allclose(out, every[:, 3:]))
     torch.testing.assert_close(network(z[1:2], logsnr[1:2], labels[1:2]), out[1:2], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(out, network(z, logsnr + 0.3, labels))
@@ -175,7 +177,8 @@ def test_an_odd_size_is_the_next_that_can_be_halved_with_zeros_around(config, si
     more = odd.side - size
     assert (more == 0) == (size == 16) and whole.side == whole.image_size
     torch.manual_seed(1)
-    network, wider = build(odd).double(), build(whole).double()
+    network = build(odd).double()
+    wider = build(whole).double()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
     wider.load_state_dict(network.state_dict())
@@ -197,7 +200,8 @@ def test_attention_stays_as_many_halvings_down_at_odd_sizes():
 
 @FAMILY
 def test_units_run_once_each_in_their_order_and_share_no_parameter(config):
-    network, seen = build(config), list[int]()
+    network = build(config)
+    seen = list[int]()
     units = network.units()
     for index, unit in enumerate(units):
         unit.register_forward_hook(lambda *_, index=index: seen.append(index))
@@ -211,7 +215,9 @@ def test_units_run_once_each_in_their_order_and_share_no_parameter(config):
 def test_recomputing_gives_the_same_gradients_with_dropout_and_keeps_less(config):
     plain = awake(config).train()
     spare = copy.deepcopy(plain)
-    spare.recompute, sizes, runs = True, list[int](), list[int]()
+    spare.recompute = True
+    sizes = list[int]()
+    runs = list[int]()
     spare.units()[0].register_forward_pre_hook(lambda *_: runs.append(1))
     for network in (plain, spare):
         kept: list[Tensor] = [*network.parameters()]
@@ -249,7 +255,8 @@ def test_a_network_compiles_to_one_graph_in_which_no_number_is_copied_to_the_dev
 def test_a_gpus_network_compiles_to_one_graph_forward_and_one_back():
     """A transform as on a GPU, with the norms that it has there, but for the compiler's last step."""
     plain = place(awake(replace(UNET, dropout=0.0, levels=(1,), attention=())), torch.device("cpu"))
-    lean, graphs = copy.deepcopy(plain), list[Any]()
+    lean = copy.deepcopy(plain)
+    graphs = list[Any]()
     for module in lean.modules():
         if isinstance(module, GroupNorm):
             module.fused = True
@@ -269,7 +276,8 @@ def test_a_gpus_network_compiles_to_one_graph_forward_and_one_back():
 
 # The kernels that CUDA would take of a training step, seen without a card.
 
-IMAGES, LARGE = 256, 1_500_000
+IMAGES = 256
+LARGE = 1_500_000
 """LARGE: bytes that all images have in bf16, and no weight."""
 aten = torch.ops.aten
 CONVOLUTIONS = {aten.convolution: 2, aten.convolution_backward: 3}
@@ -302,7 +310,8 @@ class Kernels(TorchDispatchMode):
         self.names: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet, out = func.overloadpacket, func(*args, **(kwargs or {}))
+        packet = func.overloadpacket
+        out = func(*args, **(kwargs or {}))
         large = any(isinstance(each, Tensor) and each.numel() * each.itemsize > LARGE for each in args)
         self.names.update([packet.__name__, f"large {packet.__name__}"] if large else [packet.__name__])
         count = CONVOLUTIONS.get(packet, 0)
@@ -355,7 +364,8 @@ def perceptron() -> Iterator[None]:
         def __init__(self, config: PerceptronConfig):
             super().__init__(config)
             pixels = config.image_channels * config.image_size**2
-            self.first, self.last = nn.Linear(pixels + 1, config.width), nn.Linear(config.width, pixels)
+            self.first = nn.Linear(pixels + 1, config.width)
+            self.last = nn.Linear(config.width, pixels)
 
         def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
             hidden = self.first(torch.cat([z.flatten(1), logsnr[:, None]], 1))
@@ -366,7 +376,8 @@ def perceptron() -> Iterator[None]:
 
 
 def test_a_plug_ins_network_trains_resumes_and_samples(perceptron, digits, tmp_path):
-    preset, data = tmp_path / "mine.yaml", Dataset(digits)
+    preset = tmp_path / "mine.yaml"
+    data = Dataset(digits)
     preset.write_text("network: {family: perceptron, width: 16}\ntrain: {logsnr_min: -9, logsnr_max: 9, batch_size: 8}")
     options = {"preset": str(preset), "save_every": 2, "activation_checkpointing": True, "preview_every": 0}
     for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
@@ -383,7 +394,9 @@ def test_a_plug_ins_network_trains_resumes_and_samples(perceptron, digits, tmp_p
 @pytest.fixture
 def switched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of the precisions under which convolutions were computed, forward and backward; "" is none."""
-    under, seen, conv2d = [""], set[str](), F.conv2d
+    under = [""]
+    seen = set[str]()
+    conv2d = F.conv2d
 
     @contextmanager
     def applied(self: Precision, benchmark: bool = False) -> Iterator[None]:
@@ -404,7 +417,8 @@ def switched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def test_training_its_previews_sampling_and_decoding_run_in_their_precision(latents, preset, tmp_path, short_previews, switched):
-    data, run = Dataset(latents, latents=True), tmp_path / "run"
+    data = Dataset(latents, latents=True)
+    run = tmp_path / "run"
     options = {"preset": str(preset), "steps": 2, "preview_every": 2, "val_split": 8, "val_every": 2}
     loop.run(data, run, resolve({**options, "precision": "bf16"}, data))
     assert switched == {"bf16"}
@@ -413,7 +427,8 @@ def test_training_its_previews_sampling_and_decoding_run_in_their_precision(late
 
 
 def test_bounds_encoding_scores_and_the_api_run_in_their_precision(trained, digits, autoencoder, photos, tmp_path, switched):
-    run, pixels = elbocli.open_run(trained), elbocli.open_dataset(digits).read(np.arange(2))
+    run = elbocli.open_run(trained)
+    pixels = elbocli.open_dataset(digits).read(np.arange(2))
     network: Any = (run.network, run.prediction)
     stats = EvalSettings(metrics={}, extractor="elbo-tiny", save_stats=tmp_path / "stats.npz")
     bf16: Any = {"device": "cpu", "precision": "bf16"}

@@ -42,7 +42,8 @@ def test_a_preset_has_numbers_that_are_numbers_and_an_objective_that_exists(name
 @pytest.mark.long
 def test_a_preset_builds_for_what_it_was_made_for_and_its_range_and_says_its_size(name):
     preset = load_preset(name)
-    about, data = preset.about, preset.data
+    about = preset.about
+    data = preset.data
     assert about.pixels and data and about.kind == data.kind and data.images >= (about.images or 0)
     low, high = about.pixels
     assert low <= data.image_size <= high

@@ -80,7 +80,8 @@ def test_a_place_matters_to_the_transformer_of_a_uvit():
 
 def test_a_transformer_block_is_attention_and_a_conditioned_mlp():
     block = awake(TransformerBlock(12, 3, 8, 0.0))
-    x, code = torch.randn(2, 5, 12).double(), torch.randn(2, 8).double()
+    x = torch.randn(2, 5, 12).double()
+    code = torch.randn(2, 8).double()
     q, k, v = block.qkv(F.layer_norm(x, (12,), block.norm1.weight, block.norm1.bias)).view(2, 5, 3, 3, 4).unbind(2)
     weight = torch.softmax(torch.einsum("bqhc,bkhc->bhqk", q, k) / 2, -1)
     y = x + block.mix(torch.einsum("bhqk,bkhc->bqhc", weight, v).reshape(2, 5, 12))
@@ -93,7 +94,8 @@ def test_a_transformer_block_is_attention_and_a_conditioned_mlp():
 @pytest.mark.parametrize("patching", ["dwt-1", "dwt-2"])
 def test_a_uvit_takes_bands_and_puts_its_own_together_in_the_precision_of_the_image(patching):
     """With everything between first and last layer taken out, each band is given back as it came in."""
-    network, levels = UViT(replace(UVIT, patching=patching)), PATCHINGS[patching]
+    network = UViT(replace(UVIT, patching=patching))
+    levels = PATCHINGS[patching]
     given = inputs(UVIT)
     seen = dict[str, Tensor]()
     network.first.register_forward_pre_hook(lambda _, args: seen.update(first=args[0]))
@@ -116,8 +118,10 @@ def test_bands_are_filters_of_three_and_five_taps():
     x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
     taps = {"l": np.array([-1, 2, 6, 2, -1]) / 8, "h": np.array([-1, 2, -1]) / 2}
     for found, (down, across) in zip(bands(x, [1] * 4)[0], itertools.product("lh", "lh"), strict=True):
-        row, column = 6 + (down == "h"), 8 + (across == "h")
-        r, c = len(taps[down]) // 2, len(taps[across]) // 2
+        row = 6 + (down == "h")
+        column = 8 + (across == "h")
+        r = len(taps[down]) // 2
+        c = len(taps[across]) // 2
         around = x[0, 0, row - r : row + r + 1, column - c : column + c + 1].numpy()
         assert float(found[3, 4]) == pytest.approx(taps[down] @ around @ taps[across])
 
@@ -158,7 +162,9 @@ def test_a_jit_block_drops_the_projection_of_attention_and_the_input_of_swiglus_
     """Dropout acts where JiT's own block has it (LTH14/JiT, model_jit.py, `Attention.proj_drop` and `SwiGLUFFN.ffn_dropout`)."""
     block = awake(JiTBlock(24, 2, dropout=0.5)).train()
     torch.manual_seed(2)
-    x, code, angle = torch.randn(3, 9, 24).double(), torch.randn(3, 24).double(), rotary_angles(3, 12, 0, torch.device("cpu"))
+    x = torch.randn(3, 9, 24).double()
+    code = torch.randn(3, 24).double()
+    angle = rotary_angles(3, 12, 0, torch.device("cpu"))
     torch.manual_seed(3)
     found = block(x, code, angle)
     torch.manual_seed(3)

@@ -67,7 +67,8 @@ class Rounding(TorchDispatchMode):
 def test_the_level_is_not_rounded_by_a_precision_nor_by_a_cards_tf32(code, weights, precision):
     """Sharded weights are in bf16 themselves."""
     torch.manual_seed(0)
-    layer, seen = Conditioning(code, 16, 0).to(weights), list[Tensor]()
+    layer = Conditioning(code, 16, 0).to(weights)
+    seen = list[Tensor]()
     layer.second.register_forward_pre_hook(lambda _, args: seen.append(args[0].as_subclass(Tensor).double()))
     level = torch.tensor([14.0, 14.01]).as_subclass(OnCard)  # type: ignore[arg-type]
     with torch.no_grad(), Rounding(), Precision(precision, CPU).autocast():
@@ -82,7 +83,8 @@ def test_the_level_is_not_rounded_by_a_precision_nor_by_a_cards_tf32(code, weigh
 
 @pytest.mark.parametrize("channels", [4, 60, 64, 100, 128, 192, 332, 768])
 def test_heads_and_groups_divide_the_channels_at_any_width_and_published_heads_have_64(channels):
-    layer, x = Attention(channels), torch.randn(1, channels, 2, 3)
+    layer = Attention(channels)
+    x = torch.randn(1, channels, 2, 3)
     assert channels % layer.heads == 0 and layer(x).shape == x.shape
     assert channels % 64 or layer.heads == channels // 64
     groups = norm(channels).num_groups
@@ -128,7 +130,8 @@ def test_heads_groups_eps_and_embedding_are_as_said():
 
 # Group norm with scale, shift and SiLU: torch's on a CPU; elsewhere one in the image's precision and layout
 
-GROUPS, CHANNELS = 4, 24
+GROUPS = 4
+CHANNELS = 24
 EVERY = pytest.mark.parametrize(("scaled", "silu"), [(False, False), (False, True), (True, False), (True, True)])
 
 
@@ -164,11 +167,13 @@ def with_gradients(out: Tensor, *of: Tensor | None) -> list[Tensor]:
 
 @EVERY
 def test_values_and_gradients_are_torchs_and_on_a_cpu_to_the_bit(scaled, silu):
-    layer, given = group_norm(), inputs(scaled)
+    layer = group_norm()
+    given = inputs(scaled)
     both = [with_gradients(out, *given, *layer.parameters()) for out in (layer(*given, silu), plain(layer, *given, silu=silu))]
     for ours, theirs in zip(*both, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
-    layer, given = group_norm(torch.float32, fused=None), inputs(scaled, torch.float32)
+    layer = group_norm(torch.float32, fused=None)
+    given = inputs(scaled, torch.float32)
     assert torch.equal(layer(*given, silu), plain(layer, *given, silu=silu))
 
 
@@ -177,7 +182,8 @@ def test_values_and_gradients_are_torchs_and_on_a_cpu_to_the_bit(scaled, silu):
 @pytest.mark.parametrize("mean", [0.5, 30.0])
 def test_only_what_is_written_is_rounded(scaled, silu, dtype, mean):
     """Statistics, and what there is one of for a channel, are float32: errors are those of rounding an image."""
-    layer, given = group_norm(torch.float32), inputs(scaled, dtype, mean)
+    layer = group_norm(torch.float32)
+    given = inputs(scaled, dtype, mean)
     ours = with_gradients(layer(*given, silu), *given, *layer.parameters())
     exact = [each if each is None else each.detach().double().requires_grad_() for each in given]
     wide = copy.deepcopy(layer).double()

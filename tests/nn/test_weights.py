@@ -33,7 +33,8 @@ SPECS = {
 def test_averages_follow_their_recurrences_side_by_side():
     torch.manual_seed(0)
     live = {"w": torch.randn(3, 2), "b": torch.randn(2)}
-    before, averages = live["b"].clone(), Averages([*map(parse_average, SPECS)], live)
+    before = live["b"].clone()
+    averages = Averages([*map(parse_average, SPECS)], live)
     expected = [live["w"].double() for _ in SPECS]
     for step in range(1, 200):
         live["w"].normal_()
@@ -133,7 +134,8 @@ def drawn(config: NetworkConfig) -> Any:
 
 
 def taken(source: Network, now: NetworkConfig, rows: list[int | None]) -> Any:
-    weights, made = source.state_dict(), build(now).eval()
+    weights = source.state_dict()
+    made = build(now).eval()
     lacking = made.load_state_dict(transfer(source.config, now, rows, weights.__getitem__), strict=False)
     assert lacking.unexpected_keys == [] and not set(lacking.missing_keys) & weights.keys()
     return made
@@ -234,12 +236,14 @@ def test_a_network_that_must_keep_its_classes_has_no_rows_of_classes(monkeypatch
 def test_a_perfect_network_gives_back_the_data_and_is_guided_by_anothers(name):
     """D = D_guide + scale (D − D_guide) inside the interval, though one network outputs x and the other v."""
     x, weak, eps = torch.randn(3, 2, 1, 4, 4, dtype=torch.float64)
-    prediction, guide_prediction = Prediction(name), Prediction("v")
+    prediction = Prediction(name)
+    guide_prediction = Prediction("v")
     for logsnr in (-6.0, 0.5, 6.0):
         level = torch.full((2,), logsnr, dtype=torch.float64)
         z = diffuse(x, eps, level)
         eps_of_weak = (z - level.sigmoid().sqrt()[0] * weak) / (-level).sigmoid().sqrt()[0]
-        weak_out, own_out = target(guide_prediction, weak, eps_of_weak, level), target(prediction, x, eps, level)
+        weak_out = target(guide_prediction, weak, eps_of_weak, level)
+        own_out = target(prediction, x, eps, level)
         guide = Denoiser(lambda *_, out=weak_out: out, guide_prediction)
         denoise = Denoiser(lambda *_, out=own_out: out, prediction, Guidance(2.0, 0.0, 1.0), guide=guide)
         torch.testing.assert_close(denoise(z, logsnr), weak + 2 * (x - weak) if logsnr == 0.5 else x)

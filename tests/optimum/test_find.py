@@ -31,9 +31,11 @@ class Images:
     path = Path("images.h5")
 
     def __init__(self, levels: np.ndarray, labels: np.ndarray | None = None):
-        self.levels, self.shape = levels, levels.shape
+        self.levels = levels
+        self.shape = levels.shape
         self.labels = np.zeros(len(levels), np.int64) if labels is None else labels
-        self.attributes, self.payload_sha256 = DatasetAttributes(), ""
+        self.attributes = DatasetAttributes()
+        self.payload_sha256 = ""
         self.largest = 0
 
     def __len__(self) -> int:

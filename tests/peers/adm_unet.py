@@ -36,7 +36,8 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, count: int, heads: int | None, new_order: bool):
         super().__init__()
-        self.heads, self.new_order = heads or count // 64, new_order
+        self.heads = heads or count // 64
+        self.new_order = new_order
         self.norm = nn.GroupNorm(32, count)
         self.qkv = nn.Conv1d(count, 3 * count, 1)
         self.proj_out = nn.Conv1d(count, count, 1)

@@ -65,7 +65,8 @@ class DiT(nn.Module):
         heads: int = 2,
     ):
         super().__init__()
-        self.side, self.patch = side, patch
+        self.side = side
+        self.patch = patch
         self.pos_embed = nn.Parameter(places(side, width).float()[None], requires_grad=False)
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(channels, width, patch, patch)})
         two = nn.Sequential(nn.Linear(CODE, width), nn.SiLU(), nn.Linear(width, width))

@@ -67,8 +67,13 @@ class Block(Persistent, nn.Module):
     def __init__(self, before: int, after: int, width: int, encoder: bool, attends: bool, way: str):
         super().__init__()
         self.way = way if way in RESIZE else ""
-        self.encoder, self.out_channels = encoder, after
-        self.res_balance, self.attn_balance, self.clip_act, self.dropout, self.resample_filter = 0.3, 0.3, 256, 0.1, [1, 1]
+        self.encoder = encoder
+        self.out_channels = after
+        self.res_balance = 0.3
+        self.attn_balance = 0.3
+        self.clip_act = 256
+        self.dropout = 0.1
+        self.resample_filter = [1, 1]
         self.emb_gain = nn.Parameter(torch.empty([]))
         self.conv_res0 = MPConv(after if encoder else before, after, 3)
         self.emb_linear = MPConv(width, after)
@@ -113,7 +118,8 @@ class UNet(Persistent, nn.Module):
         self.emb_fourier = MPFourier(wide[0])
         self.emb_noise = MPConv(wide[0], width)
         self.emb_label = MPConv(classes, width) if classes else None
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        self.enc = nn.ModuleDict()
+        self.dec = nn.ModuleDict()
         for name, before, after, attends in unet_blocks(size, wide, blocks, attention):
             side, _, short = name.partition(".")
             way = name.rpartition("_")[2]
@@ -128,14 +134,16 @@ class UNet(Persistent, nn.Module):
             one_hot = labels.to(embedding) * math.sqrt(labels.shape[1])
             embedding = mixed(embedding, self.emb_label(one_hot), 0.5)
         embedding = activated(embedding)
-        x, skips = torch.cat([x, torch.ones_like(x[:, :1])], 1), []
+        x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        skips = []
         for block in self.enc.values():
             x = block(x) if isinstance(block, MPConv) else block(x, embedding)
             skips.append(x)
         for name, block in self.dec.items():
             if "_block" in name:
                 skip = skips.pop()
-                one, other = x.shape[1], skip.shape[1]
+                one = x.shape[1]
+                other = skip.shape[1]
                 # Both shares are a half: each side gets half of the sum of squares.
                 x = torch.cat([x * math.sqrt((one + other) / 2 / one), skip * math.sqrt((one + other) / 2 / other)], 1)
             x = block(x, embedding)
@@ -147,7 +155,8 @@ class Precond(Persistent, nn.Module):
 
     def __init__(self, **shape: Any):
         super().__init__()
-        self.sigma_data, self.use_fp16 = 0.5, True
+        self.sigma_data = 0.5
+        self.use_fp16 = True
         self.unet = UNet(**shape)
         self.logvar_fourier = MPFourier(128)
         self.logvar_linear = MPConv(128, 1)
@@ -185,7 +194,8 @@ def write_snapshot(path: Path, network: Precond, **beside: Any) -> Path:
         **beside,
         "ema": network,
     }
-    package, module = ModuleType("dnnlib"), ModuleType("dnnlib.util")
+    package = ModuleType("dnnlib")
+    module = ModuleType("dnnlib.util")
     easy = type("EasyDict", (dict,), {"__module__": "dnnlib.util"})
     module.EasyDict = easy  # type: ignore[attr-defined]
     sys.modules |= {"dnnlib": package, "dnnlib.util": module}

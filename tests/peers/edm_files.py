@@ -24,8 +24,10 @@ def _made_again(meta: Any) -> Any:
 @contextmanager
 def persistence() -> Iterator[None]:
     """Let pickle find torch_utils.persistence, for as long as it writes."""
-    package, module = ModuleType("torch_utils"), ModuleType("torch_utils.persistence")
-    _made_again.__module__, _made_again.__qualname__ = "torch_utils.persistence", "_reconstruct_persistent_obj"
+    package = ModuleType("torch_utils")
+    module = ModuleType("torch_utils.persistence")
+    _made_again.__module__ = "torch_utils.persistence"
+    _made_again.__qualname__ = "_reconstruct_persistent_obj"
     module._reconstruct_persistent_obj = _made_again  # type: ignore[attr-defined]
     package.persistence = module  # type: ignore[attr-defined]
     sys.modules |= {"torch_utils": package, "torch_utils.persistence": module}

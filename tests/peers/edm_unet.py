@@ -94,7 +94,8 @@ class DhariwalUNet(Persistent, nn.Module):
         self.map_layer0 = Linear(channels, width)
         self.map_layer1 = Linear(width, width)
         self.map_label = Linear(classes, width, bias=False) if classes else None
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        self.enc = nn.ModuleDict()
+        self.dec = nn.ModuleDict()
         for name, before, after, attends in unet_blocks(size, [channels * level for level in levels], blocks, attention):
             side, _, short = name.partition(".")
             way = name.rpartition("_")[2]
@@ -108,7 +109,8 @@ class DhariwalUNet(Persistent, nn.Module):
         told = self.map_layer1(F.silu(self.map_layer0(code(noise, self.map_layer0.in_features))))
         if labels is not None and self.map_label is not None:
             told = told + self.map_label(labels.to(told))
-        told, skips = F.silu(told), []
+        told = F.silu(told)
+        skips = []
         for block in self.enc.values():
             x = block(x) if isinstance(block, Conv2d) else block(x, told)
             skips.append(x)
@@ -124,7 +126,10 @@ class EDMPrecond(Persistent, nn.Module):
 
     def __init__(self, sigma_data: float = 0.5, **shape: Any):
         super().__init__()
-        self.sigma_data, self.sigma_min, self.sigma_max, self.use_fp16 = sigma_data, 0, float("inf"), True
+        self.sigma_data = sigma_data
+        self.sigma_min = 0
+        self.sigma_max = float("inf")
+        self.use_fp16 = True
         self.model = DhariwalUNet(**shape)
 
     def forward(self, y: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:

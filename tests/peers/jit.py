@@ -32,13 +32,15 @@ def rotated(x: Tensor, side: int) -> Tensor:
 
     The first half of the pairs turns by the token's row times a frequency, the second by its column.
     """
-    width, before = x.shape[3], x.shape[2] - side**2
+    width = x.shape[3]
+    before = x.shape[2] - side**2
     out = x.clone()
     for token in range(side**2):
         for pair in range(width // 2):
             at = token // side if pair < width // 4 else token % side
             angle = at * FASTEST ** (-(pair % (width // 4)) / (width // 4))
-            one, other = x[:, :, before + token, 2 * pair], x[:, :, before + token, 2 * pair + 1]
+            one = x[:, :, before + token, 2 * pair]
+            other = x[:, :, before + token, 2 * pair + 1]
             out[:, :, before + token, 2 * pair] = one * math.cos(angle) - other * math.sin(angle)
             out[:, :, before + token, 2 * pair + 1] = other * math.cos(angle) + one * math.sin(angle)
     return out
@@ -50,12 +52,15 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.q_norm = RMSNorm(width // heads)
+        self.k_norm = RMSNorm(width // heads)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, side: int) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotated(self.q_norm(q), side), rotated(self.k_norm(k), side)
+        q = rotated(self.q_norm(q), side)
+        k = rotated(self.k_norm(k), side)
         chance = (q @ k.mT / math.sqrt(q.shape[3])).softmax(3)
         return self.proj((chance @ v).transpose(1, 2).flatten(2))
 
@@ -66,7 +71,8 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         hidden = int(4 * width * 2 / 3)
-        self.w12, self.w3 = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.w12(x).chunk(2, 2)
@@ -78,8 +84,10 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
-        self.attn, self.mlp = Attention(width, heads), SwiGLU(width)
+        self.norm1 = RMSNorm(width)
+        self.norm2 = RMSNorm(width)
+        self.attn = Attention(width, heads)
+        self.mlp = SwiGLU(width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, told: Tensor, side: int) -> Tensor:
@@ -104,7 +112,9 @@ class JiT(nn.Module):
         channels: int = 3,
     ):
         super().__init__()
-        self.side, self.patch, self.start = side, patch, depth // 3
+        self.side = side
+        self.patch = patch
+        self.start = depth // 3
         self.pos_embed = nn.Parameter(places(side, width).float()[None], requires_grad=False)
         proj1 = nn.Conv2d(channels, bottleneck, patch, patch, bias=False)
         self.x_embedder = nn.ModuleDict({"proj1": proj1, "proj2": nn.Conv2d(bottleneck, width, 1)})

@@ -47,7 +47,8 @@ def unet_blocks(size: int, wide: Sequence[int], blocks: int, attention: Sequence
 
     wide: width of each level. The first block is a convolution, whose width before is that of images: 0 here.
     """
-    found, now = [(f"enc.{size}x{size}_conv", 0, wide[0], False)], wide[0]
+    found = [(f"enc.{size}x{size}_conv", 0, wide[0], False)]
+    now = wide[0]
     levels = [(f"{size >> depth}x{size >> depth}", goal, size >> depth in attention) for depth, goal in enumerate(wide)]
     skips = [now]
     for name, goal, attends in levels:

@@ -77,7 +77,8 @@ def changed(run: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_rows_are_the_posterior_in_half_precision(autoencoder, photos):
-    encoder, model = encoder_of(autoencoder), Autoencoder(autoencoder, CPU)
+    encoder = encoder_of(autoencoder)
+    model = Autoencoder(autoencoder, CPU)
     rows = np.stack(encoder.rows(list(photos[:5])))
     mean, std = model.encode(photos[:5], model.space("diffusers", 16, False))
     assert rows.dtype == np.float16 and rows.shape[1:] == encoder.layout.row == (8, 8, 8)
@@ -95,7 +96,8 @@ def test_the_second_row_of_an_image_is_its_mirror_image(autoencoder, photos):
 
 def test_images_are_encoded_and_made_safe_batch_by_batch(autoencoder, photos, tmp_path, monkeypatch):
     np.save(tmp_path / "photos.npy", photos[..., :1])  # grey, and made colour
-    batches, safe = [], []
+    batches = []
+    safe = []
 
     def noting(owner: Any, name: str, note: Callable[..., None]) -> None:
         method = getattr(owner, name)
@@ -157,7 +159,8 @@ def test_draws_differ_between_epochs_and_are_equal_at_equal_positions(latents, p
         return rows, np.concatenate([examples.at(step)[0].numpy() for step in steps])
 
     rows, x = seen(16, range(6))
-    first, second = np.argsort(rows[:48]), 48 + np.argsort(rows[48:])
+    first = np.argsort(rows[:48])
+    second = 48 + np.argsort(rows[48:])
     assert np.array_equal(rows[first], rows[second])
     assert not (x[first] == x[second]).all(axis=(1, 2, 3)).any()
     assert np.array_equal(x, seen(32, range(3))[1]), "the place in the run decides, not the batch"
@@ -172,7 +175,8 @@ def test_a_run_records_its_space_and_its_log_the_dimensions(latents, run):
 
 
 def test_a_changed_space_is_refused_and_a_moved_autoencoder_is_not(autoencoder, pack_latents, preset, changed, tmp_path):
-    copy, moved = changed(), pack_latents(Path(shutil.copytree(autoencoder, tmp_path / "moved")))
+    copy = changed()
+    moved = pack_latents(Path(shutil.copytree(autoencoder, tmp_path / "moved")))
     assert any("done, 12 steps" in line for line in train(moved, copy, preset, steps=12, preview_every=6))
     with pytest.raises(UsageError):
         train(pack_latents(autoencoder, latent_convention="edm2"), copy, preset, steps=12)
@@ -202,7 +206,8 @@ def test_previews_are_decoded(run):
 def test_samples_are_the_decoded_draws_the_same_in_any_batch(run, autoencoder, tmp_path, monkeypatch):
     kept: list[torch.Tensor] = []
     monkeypatch.setattr(draw, "walk", lambda *a: kept.append(walk(*a)) or kept[-1])  # type: ignore[func-returns-value]
-    whole, pieces = drawn(run, tmp_path / "a.npy"), drawn(run, tmp_path / "b.npy", batch_size=4)
+    whole = drawn(run, tmp_path / "a.npy")
+    pieces = drawn(run, tmp_path / "b.npy", batch_size=4)
     with torch.no_grad():
         first = next(each for each in kept if each.dim() == 4)  # another walk counts evaluations
         x = Autoencoder(autoencoder, CPU).model.decode(first / 0.18215).sample

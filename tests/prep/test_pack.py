@@ -56,7 +56,8 @@ def test_images_labels_and_names_are_those_of_the_folders(digits_folder, tmp_pat
 
 @pytest.mark.parametrize("repair", [True, False])
 def test_a_bad_file_stops_and_the_same_command_goes_on_when_it_is_mended_or_skipped(repair, tmp_path):
-    source, out = folder_of(tmp_path / "in", [(12, 12)] * 6, "L"), tmp_path / "a.h5"
+    source = folder_of(tmp_path / "in", [(12, 12)] * 6, "L")
+    out = tmp_path / "a.h5"
     bad = source / "0003.png"
     good = bad.read_bytes()
     bad.write_text("not an image")
@@ -75,7 +76,8 @@ def test_a_bad_file_stops_and_the_same_command_goes_on_when_it_is_mended_or_skip
 
 
 def test_skipped_files_are_not_kept_by_a_prep_that_stops(tmp_path, monkeypatch):
-    source, out = folder_of(tmp_path / "in", [(8, 8)] * 6), tmp_path / "a.h5"
+    source = folder_of(tmp_path / "in", [(8, 8)] * 6)
+    out = tmp_path / "a.h5"
     (source / "0001.png").write_bytes(b"bad")
     monkeypatch.setattr(prep, "SAFE_EVERY_S", 0.0)
     with pytest.raises(Stopped):
@@ -96,7 +98,8 @@ def test_skipped_files_are_not_kept_by_a_prep_that_stops(tmp_path, monkeypatch):
 def test_a_killed_prep_goes_on_from_a_moved_source_but_never_from_another(form, tmp_path, monkeypatch):
     """Another version has equal names; as BMP or NPY, equal sizes too."""
     monkeypatch.setattr(prep, "SAFE_EVERY_S", 0.0)
-    draw, sources = np.random.default_rng(0), [tmp_path / name / ("in.npy" if form == "npy" else "in") for name in "ab"]
+    draw = np.random.default_rng(0)
+    sources = [tmp_path / name / ("in.npy" if form == "npy" else "in") for name in "ab"]
     for source in sources:
         source.parent.mkdir()
         pixels = draw.integers(0, 256, (30, 8, 8, 3), np.uint8)
@@ -106,7 +109,8 @@ def test_a_killed_prep_goes_on_from_a_moved_source_but_never_from_another(form, 
         source.mkdir()
         for index, image in enumerate(pixels):
             Image.fromarray(image).save(source / f"{index}.{form}")
-    out, moved = tmp_path / "out.h5", tmp_path / "moved"
+    out = tmp_path / "out.h5"
+    moved = tmp_path / "moved"
     with pytest.raises(Stopped):
         pack(sources[0], out, at=stop_after(9))
     with pytest.raises(UsageError):

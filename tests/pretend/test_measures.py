@@ -21,7 +21,9 @@ from elbocli.nn.networks import build, config_of
 from elbocli.runtime.device import sent
 from elbocli.runtime.processes import World
 
-IMAGES, DRAWS, BATCH = 6, 4, 8
+IMAGES = 6
+DRAWS = 4
+BATCH = 8
 TIMES = IMAGES * DRAWS // BATCH
 """Batches that show all draws of all images to the network."""
 IMAGES_OF = {"image_size": 8, "image_channels": 1, "num_classes": 4}
@@ -100,8 +102,10 @@ def test_the_api_in_anyones_own_loop():
     def ask(device: str, given: str) -> tuple[Any, ...]:
         torch.manual_seed(0)
         network = build(config_of({**yaml.safe_load(NETWORKS["uvit-none"]), **IMAGES_OF}, "test")).to(device).eval()
-        labels, pixels = torch.arange(4).to(given), torch.arange(256, dtype=torch.uint8).view(4, 8, 8, 1).to(given)
-        x, loss = torch.linspace(-1, 1, 256).view(4, 1, 8, 8), api.DiffusionLoss()
+        labels = torch.arange(4).to(given)
+        pixels = torch.arange(256, dtype=torch.uint8).view(4, 8, 8, 1).to(given)
+        x = torch.linspace(-1, 1, 256).view(4, 1, 8, 8)
+        loss = api.DiffusionLoss()
         for _ in range(2):
             loss(network, sent(x, torch.device(device)), sent(labels, torch.device(device))).loss.sum().backward()
         drawn = api.draw(network, "v", (1, 8, 8), 4, labels=labels, steps=2, device=device)

@@ -103,7 +103,8 @@ def test_fp32_training_is_strict_and_tf32_rounds_all_but_the_noise_level(network
     assert not [each for each in multiplied if f", {inputs}] and [{inputs}, " in each]
 
 
-N, BATCH = 6, 4
+N = 6
+BATCH = 4
 ONCE = ("place", "CudaGraphs._capture")
 """What is done once, not in every batch."""
 SAMPLER_OPTIONS: dict[str, dict[str, Any]] = {

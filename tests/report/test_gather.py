@@ -76,7 +76,8 @@ def test_logs_cut_anywhere_lose_one_line_at_most(path):
     text = path.read_bytes()
     for cut in range(0, len(text), 41):
         path.write_bytes(text[:cut])
-        course, whole = read_log_history(path, []), max(0, text[:cut].count(b"}\n") + text[:cut].endswith(b"}") - 1)
+        course = read_log_history(path, [])
+        whole = max(0, text[:cut].count(b"}\n") + text[:cut].endswith(b"}") - 1)
         assert (course is None) == (whole == 0)
         if course is not None:
             assert torch.equal(course.sums, torch.stack(draws[:whole]))
@@ -90,7 +91,8 @@ def test_logs_cut_anywhere_lose_one_line_at_most(path):
 )
 def test_a_line_that_is_none_is_left_out_and_counted(line, path):
     metrics(path, losses(2))
-    whole, said = path.read_text(), []
+    whole = path.read_text()
+    said = []
     path.write_text(whole + line + "\n" + whole, encoding="latin-1")
     assert len(curve(read_curves(path, said), "loss")[0]) == 4
     assert len(said) == 1 and "left out: 1" in said[0]
@@ -165,7 +167,8 @@ def test_scores_are_told_from_what_is_said_about_them(path):
 
 
 def test_the_interval_of_repeats_comes_before_others_and_nothing_is_shown_twice(path):
-    distance, score = "frechet_inception_distance", "inception_score"
+    distance = "frechet_inception_distance"
+    score = "inception_score"
     values = [{distance: v, f"{distance}_se": 0.1, f"{score}_mean": v, f"{score}_std": 0.2} for v in (1.0, 3.0)]
     facts = [{"n_samples": 9, "extractor": "x", "made": {"command": f"sample {k}"}} for k in range(2)]
     repeats = [Scores(None, each, Facts.of(about)) for each, about in zip(values, facts)]
@@ -219,5 +222,6 @@ def test_a_preview_is_the_contact_sheet_made_smaller_where_it_is_large(side, tmp
     sheet = np.broadcast_to(np.arange(9, dtype=np.uint8).repeat(side), (side, 9 * side))
     Image.fromarray(sheet).save(tmp_path / "step-00000040.png")
     preview = read_preview(tmp_path / "step-00000040.png")
-    width, shown = min(9 * side, SHEET), np.asarray(Image.open(io.BytesIO(base64.b64decode(preview.png))))
+    width = min(9 * side, SHEET)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(preview.png))))
     assert preview.name == "40" and shown[0, width // 18 :: width // 9][:9].tolist() == [*range(9)]

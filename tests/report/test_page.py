@@ -85,7 +85,8 @@ def test_scores_while_training_are_curves_with_bands_and_their_last_values(runs)
             for step, value in ((20, 12.5), (40, 7.25)):
                 scores = {f"{key}[elbo-tiny]": value for key in keys} | {f"{keys[0]}_se[elbo-tiny]": 0.5}
                 file.write(json.dumps({"step": step, "images": 16 * step, **scores, "eval_samples": 50, "eval_s": 1.0}) + "\n")
-    one, many = pictures(RunFacts(runs[0])), pictures(*map(RunFacts, runs))
+    one = pictures(RunFacts(runs[0]))
+    many = pictures(*map(RunFacts, runs))
     assert (
         {name for name in one if name.startswith("score")} == {name for name in many if "score" in name} == {"score0", "score1"}
     )
@@ -207,7 +208,8 @@ def test_a_weighting_says_what_it_is_made_of_and_where_it_rises(spec, copy):
     weighting = parse_weighting(spec)
     just_begun(copy)
     change(copy, "settings", weighting=weighting.spec)
-    facts, terms = RunFacts(copy), weighting_terms(weighting)
+    facts = RunFacts(copy)
+    terms = weighting_terms(weighting)
     assert terms[0].name == weighting.spec and all(term.formula and term.source for term in terms)
     assert len(terms) == {"x": 4}.get(spec[0], 1)
     page = render(facts)
@@ -255,7 +257,8 @@ def test_a_card_has_the_metadata_and_the_facts_of_the_run(runs):
     change(other, "settings", weighting="edm")
     for run, classes, metrics in ((alone, 10, ["frechet_distance"]), (other, 0, ["bits_per_dimension"])):
         block, body = card_of(run)
-        config, verdict = read_yaml(run / "config.yaml"), RunFacts(run).objective.last.verdict
+        config = read_yaml(run / "config.yaml")
+        verdict = RunFacts(run).objective.last.verdict
         assert (block["library_name"], block["license"]) == ("elbo", "unknown") and block["metrics"] == metrics
         assert block["pipeline_tag"] == "unconditional-image-generation" and ("class-conditional" in block["tags"]) == bool(
             classes
@@ -313,7 +316,8 @@ def test_a_card_lands_in_its_run_and_replaces_only_a_card_that_one_gives_up(copy
 @given(st.text())
 def test_a_code_span_ends_where_it_should(text):
     """By CommonMark: at the next run of as many backticks as began it."""
-    span, words = code(text), visible(" ".join(text.split()))
+    span = code(text)
+    words = visible(" ".join(text.split()))
     if not words:
         assert span == "*not known*"
         return

@@ -11,7 +11,8 @@ CPU = torch.device("cpu")
 
 
 def test_rows_are_the_same_images_one_by_one_in_batches_and_as_the_network_sees_them(digits):
-    data, rows = Dataset(digits), np.array([7, 2, 250])
+    data = Dataset(digits)
+    rows = np.array([7, 2, 250])
     examples = Examples(data, rows, True, Stream(0, "none"), CPU, size=2)
     batches = list(examples)
     assert [batch.rows for batch in batches] == [[7, 2], [250]]
@@ -25,7 +26,8 @@ def test_rows_are_the_same_images_one_by_one_in_batches_and_as_the_network_sees_
 
 
 def test_noise_has_the_shape_of_x_and_is_the_same_for_any_batch():
-    x, stream = torch.zeros(3, 2, 4, 5), Stream(3, "noise")
+    x = torch.zeros(3, 2, 4, 5)
+    stream = Stream(3, "noise")
     noise = draw_noise(stream, [4, 9, 1], x)
     assert noise.shape == x.shape and torch.equal(noise[1:2], draw_noise(stream, [9], x))
     assert torch.equal(noise.movedim(1, -1), stream.normal([4, 9, 1], (4, 5, 2))), "drawn with channels last"

@@ -124,7 +124,8 @@ def held(resolved, tmp_path):
 def test_a_status_is_read_as_it_was_written(held):
     status = Status(held, 100)
     status.write("failed", step=7, images=112, saved=5, message="no more disk")
-    found, later = read_status(held), Status(held, 100).now
+    found = read_status(held)
+    later = Status(held, 100).now
     assert (found.state, found.steps, found.message) == ("failed", 100, "no more disk")
     for each in (found, later):
         assert (each.step, each.images, each.saved) == (7, 112, 5)
@@ -169,7 +170,8 @@ def test_the_step_is_written_every_few_seconds(held, monkeypatch):
     clock = SimpleNamespace(now=0.0, time=lambda: 0.0)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(module, "time", clock)
-    status, written = Status(held, 100), []
+    status = Status(held, 100)
+    written = []
     monkeypatch.setattr(module, "write_json", lambda path, content: written.append((content["state"], content["step"])))
     for step in range(1, 13):
         clock.now = step

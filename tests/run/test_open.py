@@ -22,7 +22,8 @@ from elbocli.run.open import dataset_of, open_run
 from elbocli.run.settings import resolve
 from elbocli.train import loop
 
-RUN, DATA = Path("runs/a"), Path("data/d.h5")
+RUN = Path("runs/a")
+DATA = Path("data/d.h5")
 
 
 @pytest.fixture

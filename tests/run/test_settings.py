@@ -148,7 +148,8 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(resolved, a
 
 @pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.stored])
 def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(name, resolved):
-    now, setting = resolved().config(), SETTINGS[name]
+    now = resolved().config()
+    setting = SETTINGS[name]
     had = getattr(now.settings, name)
     text = "rsqrt" if name == "lr_decay" else "another"
     others = {str: text, tuple[str, ...]: ("0.5",), bool: not had, int: 3, float: 0.5}

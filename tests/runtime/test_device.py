@@ -75,14 +75,16 @@ def install(monkeypatch: pytest.MonkeyPatch, fails: str = "") -> list[Graph]:
     return graphs
 
 
-CPU, CARD = torch.device("cpu"), torch.device("cuda", 1)
+CPU = torch.device("cpu")
+CARD = torch.device("cuda", 1)
 
 
 class Cards:
     """Two CUDA devices without memory: which is current, and which was seeded."""
 
     def __init__(self, monkeypatch):
-        self.current, self.seeds = 0, dict[int, int]()
+        self.current = 0
+        self.seeds = dict[int, int]()
         real = torch.empty
         for name, stand_in in {
             "is_available": lambda: True,
@@ -105,7 +107,8 @@ class Cards:
     @contextmanager
     def device(self, device):
         """Do what torch.cuda's function of this name does, on two pretend cards."""
-        before, self.current = self.current, device.index
+        before = self.current
+        self.current = device.index
         yield
         self.current = before
 
@@ -194,7 +197,8 @@ def test_dropout_is_seeded_on_its_own_card(cards):
     ],
 )
 def test_a_precision_says_what_it_is_on_its_device(name, on_cpu, tf32, dtype):
-    here, there = Precision(name, CPU), Precision(name, CARD)
+    here = Precision(name, CPU)
+    there = Precision(name, CARD)
     assert (str(here), here.tf32, str(there), there.tf32) == (on_cpu, False, name, tf32)
     with here.autocast():
         assert torch.is_autocast_enabled("cpu") == (dtype is not None)
@@ -219,7 +223,8 @@ def any_switches():
 @pytest.mark.parametrize("name", DTYPES)
 def test_matrices_and_convolutions_are_switched_alike_and_back(name):
     """By default cuDNN's convolutions are in TF32, whatever matrices are."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    cudnn = torch.backends.cudnn
     for before in ((True, True, True), (True, False, False), (False, True, True), (False, False, False)):
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
         with pytest.raises(KeyError), Precision(name, CARD).applied(benchmark=not before[2]):
@@ -260,14 +265,17 @@ class Counted:
 def asked(graphs, function, size, start, labels=True):
     """Call the function once through graphs, and check its answer."""
     z = torch.arange(size * 3.0).view(size, 3) + start
-    level, named = torch.full((size,), 2.0 + start), torch.arange(size) - start if labels else None
+    level = torch.full((size,), 2.0 + start)
+    named = torch.arange(size) - start if labels else None
     wanted = z * (2.0 + start) + (0 if named is None else named[:, None])
     assert torch.equal(graphs.call(function, z, level, named), wanted)
 
 
 def test_each_shape_is_captured_once_and_replayed_with_the_inputs_of_each_call(monkeypatch):
     captured = install(monkeypatch)
-    graphs, function, other = CudaGraphs(), Counted(), Counted()
+    graphs = CudaGraphs()
+    function = Counted()
+    other = Counted()
     for start in range(6):
         asked(graphs, function, 4, start)
     assert len(captured) == 1 and captured[0].replays == 6 - WARM_UPS and function.runs == WARM_UPS + 1
@@ -285,7 +293,8 @@ def test_each_shape_is_captured_once_and_replayed_with_the_inputs_of_each_call(m
 
 def test_where_a_capture_fails_calls_go_on_without_and_it_is_told_once(monkeypatch):
     captured = install(monkeypatch, fails="operation not permitted when stream is capturing\nmore")
-    graphs, function = CudaGraphs(), Counted()
+    graphs = CudaGraphs()
+    function = Counted()
     with heard() as lines:
         for start in range(6):
             asked(graphs, function, 4, start)

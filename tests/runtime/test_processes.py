@@ -194,7 +194,8 @@ print("still here")
 def test_the_clock_a_signal_and_a_launcher_that_is_gone_are_reasons(monkeypatch):
     launched, alone, limited = (Ending(Signals(), limit, there) for limit, there in ((0, True), (0, False), (60, False)))
     assert launched.reason() == alone.reason() == limited.reason() == 0
-    begun, other = limited.begun, os.getppid() + 1
+    begun = limited.begun
+    other = os.getppid() + 1
     monkeypatch.setattr(os, "getppid", lambda: other)
     monkeypatch.setattr(time, "monotonic", lambda: begun + 61)
     assert (launched.reason(), alone.reason(), limited.reason()) == (ORPHAN, 0, TIME)

@@ -21,8 +21,10 @@ CHURN = (40.0, 0.05, 50.0, 1.003)
 
 def by_edm(run: Path, later: torch.dtype, *churn: float) -> tuple[np.ndarray, list[int]]:
     """Images [N,H,W,C] and labels by EDM's sampler for λ from −10 to 10. later: dtype of noise after the start."""
-    trained, random = open_run(run, torch.device("cpu")), identities.Stacked(SEEDS)
-    first, labels = [random.normal((1, 8, 8)).double()], random.label(10)
+    trained = open_run(run, torch.device("cpu"))
+    random = identities.Stacked(SEEDS)
+    first = [random.normal((1, 8, 8)).double()]
+    labels = random.label(10)
     network = trained.network.double()
     denoiser = Denoiser(lambda z, *rest: network(z.double(), *rest), trained.prediction, labels=labels)
 
@@ -55,7 +57,8 @@ def test_elbo_draws_what_edm_draws(noise, later, sampler, churn, trained, elbo, 
     assert done.returncode == 0, done.stderr
     wanted, labels = by_edm(trained, later, *churn)
     with h5py.File(tmp_path / "x.h5") as file:
-        images, about = file["images"][()], json.loads(str(file.attrs["samples"]))
+        images = file["images"][()]
+        about = json.loads(str(file.attrs["samples"]))
         assert file["labels"][()].tolist() == labels and file["seeds"][()].tolist() == list(SEEDS)
     told = {"start": "edm", "noise": noise, "noise_device": "cpu", "rounding": "half-up", "classes": "random"}
     assert {key: about[key] for key in told} == told

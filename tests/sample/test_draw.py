@@ -64,7 +64,8 @@ def make(tmp_path_factory: pytest.TempPathFactory, digits: Path, preset: Path) -
     """make(data, steps, **settings): a run of the digits."""
 
     def run(data: Path = digits, steps: int = 2, **given: Any) -> Path:
-        dataset, path = Dataset(data), tmp_path_factory.mktemp("drawer") / "run"
+        dataset = Dataset(data)
+        path = tmp_path_factory.mktemp("drawer") / "run"
         resolved = settings.resolve({"preset": str(preset), "steps": steps, "device": "cpu", **given}, dataset)
         loop.run(dataset, path, resolved)
         return path
@@ -90,7 +91,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_is_the_same_in_any_batch(sampler, trained, learned, drawn):
     run = learned if SAMPLERS[sampler].traits.learned else trained
-    whole, parts = drawn(run, sampler=sampler)[0], list[float]()
+    whole = drawn(run, sampler=sampler)[0]
+    parts = list[float]()
     for more in ({"batch_size": 4}, {"n": 9, "batch_size": 7}):
         with heard(lambda done, total, unit, *rest: parts.append(done / total) if unit == "evaluation" else None):
             pieces = drawn(run, sampler=sampler, **more)[0][:6]
@@ -110,7 +112,8 @@ def test_an_image_is_the_same_in_any_batch(sampler, trained, learned, drawn):
     ids=str,
 )
 def test_samples_say_how_often_networks_were_called(how, calls, trained, drawn, monkeypatch):
-    seen, forward = [], UNet.forward
+    seen = []
+    forward = UNet.forward
     monkeypatch.setattr(UNet, "forward", lambda *given: seen.append(1) or forward(*given))
     with heard() as lines:
         assert drawn(trained, **how)[1]["nfe"] == len(seen) == calls
@@ -143,7 +146,8 @@ def test_classes_by_frequency_are_drawn_image_by_image():
 
 
 def test_a_file_of_labels_is_a_list_however_long(tmp_path):
-    names, listed = ["ant", "bee", "7"], [1, 1, 0] * 100
+    names = ["ant", "bee", "7"]
+    listed = [1, 1, 0] * 100
     (tmp_path / "a.txt").write_text("\n".join(map(str, listed)))
     (tmp_path / "named.txt").write_text("bee\nbee\n\nant\n")
     for words in (",".join(map(str, listed)), *(str(tmp_path / name) for name in ("a.txt", "named.txt"))):
@@ -161,7 +165,8 @@ def test_an_unusable_file_of_labels_is_named(content, tmp_path):
 def test_classes_of_unbalanced_data_are_drawn_with_their_frequencies(make, skewed, drawn, tmp_path):
     """By default, by a run of an earlier version too, while its dataset is there."""
     data = Path(shutil.copy(skewed, tmp_path / "skewed.h5"))
-    run, counts = make(data=data), np.bincount(Dataset(data).labels)
+    run = make(data=data)
+    counts = np.bincount(Dataset(data).labels)
     config = (run / "config.yaml").read_text()
     with heard() as lines:
         images, about = drawn(run, n=40)
@@ -269,12 +274,14 @@ def test_the_grid_may_be_the_runs_own_schedule(trained, digits, preset, make, dr
     own, about = drawn(trained, schedule="run")
     assert about["schedule"] == "cosine" and np.array_equal(own, drawn(trained, schedule="cosine")[0])
     options = {"preset": str(preset), "steps": 20, "device": "cpu", "schedule": "adaptive", "log_every": 10}
-    run, state = make(**options), TrainState(settings.resolve(options, Dataset(digits)), Dataset(digits))
+    run = make(**options)
+    state = TrainState(settings.resolve(options, Dataset(digits)), Dataset(digits))
     uniform = logsnr_grid(state.objective.schedule, 9)
     state.restore(open_run(run, CPU).checkpoint)
     assert logsnr_grid(open_run(run, CPU).schedule(), 9) == logsnr_grid(state.objective.schedule, 9) != uniform
     assert drawn(run, schedule="run")[1]["schedule"] == "adaptive"
-    file, shares = tmp_path / "s.yaml", torch.tensor([0.1, 0.4, 0.3, 0.2]).double()
+    file = tmp_path / "s.yaml"
+    shares = torch.tensor([0.1, 0.4, 0.3, 0.2]).double()
     file.write_text(to_text(schedule_of_shares(bin_edges(-10, 10, 4), shares, "x")))
     run = make(schedule=str(file))
     assert drawn(run, schedule="run")[1]["schedule"] == str(file)
@@ -321,7 +328,8 @@ def test_a_checkpoint_or_another_average_of_the_same_run_may_guide(make, drawn):
 @pytest.mark.parametrize("given", [{"conditional": False}, {"label_dropout": 0.0}])
 def test_a_run_that_can_not_guide_itself_can_be_guided(given, make, drawn):
     """Neither without classes, nor where no image was ever shown without its class."""
-    run, guide = make(**given), make(steps=1, **given)
+    run = make(**given)
+    guide = make(steps=1, **given)
     with pytest.raises(UsageError):
         drawn(run, guidance=Guidance(2.0))
     assert drawn(run, guidance=Guidance(2.0), guide=guide)[1]["nfe"] == 10

@@ -60,7 +60,8 @@ def test_batches_and_processes_change_no_label_and_pixels_by_a_level_at_most(sta
         for batch, size in ((64, 1), (64, 2), (1, 2), (7, 1), (7, 2))
     ]
     jobs += [{"size": size, "guide": guide, "options": walk} for size in (1, 2)]
-    results, batches = [], []
+    results = []
+    batches = []
     for job in jobs:
         codes, said, drawn_here = start("x.h5", **{**job, "options": {"overwrite": True, **job["options"]}})
         assert not any(codes), said
@@ -163,7 +164,8 @@ def work(
     stream: write `out` as a stream. leave: bytes of a stream to read before it is closed. told: signal for the last process when
     so many images are drawn. fails: rank that can't draw its third batch. kill: seed of the moment at which a process is killed.
     """
-    whole, batches = sample.draw_batch, []
+    whole = sample.draw_batch
+    batches = []
 
     def draw(denoiser: Any, indices: range, *args: Any) -> Any:
         batches.append(indices)

@@ -56,7 +56,8 @@ def test_the_loop_learns_until_its_time_is_over_and_draws(equal_time, digits, tm
 
 def test_tuning_tries_each_candidate_on_one_seed_and_sorts_by_distance(equal_time, digits, tmp_path, monkeypatch):
     options = equal_time.parsed([str(word) for word in (digits, "--test", digits, "--tune", "-o", tmp_path / "out.json")])
-    comparison, seeds = equal_time.Comparison(options, tmp_path), []
+    comparison = equal_time.Comparison(options, tmp_path)
+    seeds = []
     monkeypatch.setattr(comparison, "loop_side", lambda seed: (seeds.append(seed), {}))
     monkeypatch.setattr(comparison, "score", lambda images, labelled: {"distance": 1 / (options.layers + options.lr)})
     rows = comparison.tune()
@@ -70,7 +71,8 @@ def test_both_sides_are_trained_and_scored_by_elbos_commands_once(equal_time, di
     words = [str(word) for word in (digits, "--test", digits, *sizes, "-o", tmp_path / "out.json")]
     monkeypatch.setattr(equal_time.Comparison, "tune", lambda self: [{"layers": 1, "lr": 1e-3, "distance": 0.0}])
     equal_time.main(words)
-    result, said = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
+    result = json.loads((tmp_path / "out.json").read_text())
+    said = capsys.readouterr().out
     (row,) = result["seeds"]
     assert all(row[side]["distance"] > result["fresh"] >= 0 and row[side]["seconds"] > 0 for side in equal_time.SIDES)
     assert row["elbo"]["bpd"] > 0 and row["elbo"]["steps"] >= 1 and row["loop"]["parameters"] > row["elbo"]["parameters"]

@@ -149,7 +149,8 @@ def test_the_notebook_runs_and_writes_an_issue(runner, tmp_path, monkeypatch):
     """Within a clone, on the CPU; as a script where there is no Jupyter."""
     notebook = ROOT / "examples/gpu.ipynb"
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
-    root, run = tmp_path / "clone", tmp_path / "clone/runs"
+    root = tmp_path / "clone"
+    run = tmp_path / "clone/runs"
     for name in ("Makefile", "setup.cfg", "tools", "elbocli"):
         root.mkdir(exist_ok=True)
         (root / name).symlink_to(ROOT / name)
@@ -161,7 +162,8 @@ def test_the_notebook_runs_and_writes_an_issue(runner, tmp_path, monkeypatch):
         done = subprocess.run([sys.executable, "-c", code], cwd=run, capture_output=True, text=True, check=False)
         text = done.stdout + done.stderr
     else:
-        nbclient, _ = pytest.importorskip("nbclient"), pytest.importorskip("ipykernel")
+        nbclient = pytest.importorskip("nbclient")
+        _ = pytest.importorskip("ipykernel")
         made = import_module("nbformat").read(notebook, 4)
         nbclient.NotebookClient(made, timeout=600, resources={"metadata": {"path": str(run)}}).execute()
         text = "".join(out.get("text", "") for cell in made.cells for out in cell.get("outputs", []))
@@ -189,7 +191,8 @@ def test_make_takes_a_python_that_has_all_requirements_and_otherwise_makes_its_o
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/make").write_text("#!/bin/sh\necho installs\nexit 1\n")
     (tmp_path / "bin/make").chmod(0o755)
-    make, path = shutil.which("make"), f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    make = shutil.which("make")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     line = [str(make), "--no-print-directory", "gpu", f"PYTHON={sys.executable}"]
     done = subprocess.run(line, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[:1] == ["installs" if lacking else "measured"]

@@ -95,7 +95,8 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, more, ways,
 def exchanges(world, data, preset, node, shards):
     """Count the sums of gradients over the copies of the weights in an update, for one micro-batch and for four."""
     os.environ["LOCAL_WORLD_SIZE"] = str(node)
-    dataset, counts = Dataset(Path(data)), []
+    dataset = Dataset(Path(data))
+    counts = []
     for images in (4, 1):
         options = {"preset": preset, "parallel": "fsdp", "batch_size": 4 * world.size, "micro_batch": images, **SMALL}
         state = TrainState(resolve(options, dataset), dataset, world)
@@ -161,7 +162,8 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_shar
 def test_nan_in_one_process_is_named_by_all_and_reaches_no_weights(digits, preset, tmp_path):
     options = {"preset": str(preset), "steps": 6, "save_every": 4, "log_every": 3, "keep_last": 9, **SMALL}
     job = {"data": digits, "options": options}
-    bad, good = tmp_path / "bad", tmp_path / "good"
+    bad = tmp_path / "bad"
+    good = tmp_path / "good"
     ways = [{**options, "steps": steps} for steps in (6, 4)]
     jobs = [{**job, "out": bad, "options": ways[0], "poison": [5, 13]}, {**job, "out": good, "options": ways[1]}]
     codes, said = in_processes(*jobs)

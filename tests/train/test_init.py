@@ -135,7 +135,8 @@ def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(which, trai
     """Those of its first average, or of the file that is named; and the optimizer is new."""
     saved = latest(trained)
     state = begun(saved.path / f"{which}.safetensors" if which else trained, digits, ema=["0.5", "power:std=0.1"])
-    wanted, files = saved.weights(which or "ema-0.9").all(), [state.live, *state.ema.values()]
+    wanted = saved.weights(which or "ema-0.9").all()
+    files = [state.live, *state.ema.values()]
     assert all(weight.is_meta for weight in state.resolved.initial.network.parameters()), "no second copy in memory"
     assert len(files) == 3 and state.steps_done == 0 and state.optimizer.state_dict()["state"] == {}
     for tensors in files:
@@ -143,9 +144,11 @@ def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(which, trai
 
 
 def test_settings_are_the_sources_unless_given_or_of_its_machine(trained, digits, tmp_path):
-    source, data = read_config(trained), Dataset(digits)
+    source = read_config(trained)
+    data = Dataset(digits)
     found = resolved(trained, data)
-    stored, before = found.config().settings.written(), source.settings.written()
+    stored = found.config().settings.written()
+    before = source.settings.written()
     assert {key for key in stored if stored[key] != before[key]} <= {"device"}
     other = resolved(trained, data, weighting="edm", logsnr_max=5.0).settings
     assert (other.weighting[:4], other.logsnr_min, other.logsnr_max, other.lr) == ("edm:", -10, 5, source.settings.lr)
@@ -233,7 +236,8 @@ def forget(run):
 @pytest.mark.long
 def test_a_run_from_anothers_weights_goes_on_without_it_once_there_is_a_checkpoint(train, folder, trained, elbo):
     shutil.copytree(trained, folder / "src")
-    said, new = train(*NEW), folder / "new"
+    said = train(*NEW)
+    new = folder / "new"
     assert "new: new run from src, weights ema-0.9" in said
     init = read_config(new).init
     assert (init.run, init.step, init.images, init.weights) == ("src", 40, 640, "ema-0.9")

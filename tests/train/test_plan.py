@@ -39,7 +39,8 @@ def one_pass(network, config, batch):
     size = config.image_size
     x = torch.zeros(batch, config.image_channels, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.int64) if config.num_classes else None
-    level, schedule = torch.zeros(batch, dtype=torch.float64), parse_schedule("uniform", -10, 10)
+    level = torch.zeros(batch, dtype=torch.float64)
+    schedule = parse_schedule("uniform", -10, 10)
     objective = Objective(parse_weighting("elbo"), schedule, Prediction("v"))
     objective.losses(network, x, torch.zeros_like(x), labels, level).loss.mean().backward()
 
@@ -66,7 +67,8 @@ def measured_peak(config, batch, recompute):
 @pytest.mark.long
 def test_memory_and_operations_of_a_pass_are_about_what_was_planned(config):
     """In bf16 a CPU takes what its kernels need besides, so that plan is compared with the one in fp32."""
-    batch, data = 8, RunData("here", None, 100, config.image_size, 3, config.num_classes)
+    batch = 8
+    data = RunData("here", None, 100, config.image_size, 3, config.num_classes)
     for recompute in (False, True):
         options = {"preset": MINE, "precision": "fp32", "activation_checkpointing": recompute}
         planned = replace(settings.resolve(options, data), network=config)
@@ -83,7 +85,8 @@ def test_memory_and_operations_of_a_pass_are_about_what_was_planned(config):
         network = build(config)
         with FlopCounterMode(display=False) as counter:
             network(*inputs)
-    step, there = plan.measure_step(config, False), plan.measure_step(config, True)
+    step = plan.measure_step(config, False)
+    there = plan.measure_step(config, True)
     assert step.weights == sum(weight.numel() for weight in network.parameters())
     if config is UNET:  # norms on CUDA keep their input alone
         assert 0.6 * step.kept < there.kept < 0.8 * step.kept
@@ -98,8 +101,10 @@ def plan_of(preset=MINE, devices=1, **options):
 
 
 def test_sharding_divides_what_stays_and_gathers_what_passes():
-    alone, spread = plan_of(batch_size=64), plan_of(batch_size=64, devices=4, parallel="fsdp")
-    whole, parts = alone["memory_MB"], spread["memory_MB"]
+    alone = plan_of(batch_size=64)
+    spread = plan_of(batch_size=64, devices=4, parallel="fsdp")
+    whole = alone["memory_MB"]
+    parts = spread["memory_MB"]
     assert whole["weights"] == pytest.approx(4e-6 * alone["network"]["parameters"], abs=0.1)
     assert whole["optimizer"] == pytest.approx(2 * whole["weights"], abs=0.2)
     for key in ("weights", "gradients", "optimizer", "averages"):
@@ -115,7 +120,8 @@ def test_the_optimizer_keeps_as_many_bytes_as_planned(name):
     resolved = settings.resolve({"preset": MINE, "optimizer": name}, settings.preset_data(MINE))
     network = build(resolved.network)
     optimizer: Any = Muon(network, fused=True) if name == "muon" else torch.optim.AdamW(network.parameters(), fused=True)
-    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
+    optimizer.grad_scale = torch.ones(())
+    optimizer.found_inf = torch.zeros(())
     for weight in network.parameters():
         weight.grad = torch.ones_like(weight)
     optimizer.step()

@@ -32,7 +32,8 @@ from elbocli.train.previews import PREVIEW, preview, preview_labels
 from elbocli.train.state import TrainState
 from elbocli.train.targets import check_targets, open_tensorboard
 
-LOW, HIGH = -10.0, 10.0
+LOW = -10.0
+HIGH = 10.0
 MIDDLE = bin_middles(bin_edges(LOW, HIGH))
 
 
@@ -63,10 +64,12 @@ def test_a_preview_shows_few_classes_in_turns_or_some_of_many_in_full_rows(class
 
 def test_a_preview_asks_for_no_more_images_at_once_than_training_and_is_the_same_picture(digits, preset):
     """Sixty images: of a batch of 64 at once, or of 32, or of parts of it."""
-    pictures, data = [], Dataset(digits)
+    pictures = []
+    data = Dataset(digits)
     for batch, most, at_once in ((64, 0, [60]), (32, 0, [30] * 2), (32, 7, [4] * 15)):
         options = {"preset": str(preset), "batch_size": batch, "micro_batch": most, "preview_every": 1}
-        state, seen = TrainState(resolve(options, data), data), []
+        state = TrainState(resolve(options, data), data)
+        seen = []
         output = open_decoder(state.resolved.data, state.resolved.network, state.device)
         state.network.register_forward_pre_hook(lambda network, inputs, seen=seen: seen.append(len(inputs[0])))
         pictures.append(preview(state, output)[0].astype(int))
@@ -103,7 +106,8 @@ def test_scores_while_training_are_those_of_sample_and_eval_and_change_no_weight
     drawn = ("-n", 60, "-o", "x.npz")
     assert elbo("sample", "scored", *drawn, cwd=tmp_path).returncode == 0
     judged = elbo("eval", "x.npz", "--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid,prc", cwd=tmp_path)
-    wanted, keys = json.loads(judged.stdout), set(rows[-1]) - {"step", "images", "eval_samples"}
+    wanted = json.loads(judged.stdout)
+    keys = set(rows[-1]) - {"step", "images", "eval_samples"}
     assert {f"frechet_distance{end}[elbo-tiny]" for end in ("", "_se")} < {key.removeprefix("eval_") for key in keys}
     assert {key: rows[-1][key] for key in keys} == pytest.approx(
         {key: wanted[key.removeprefix("eval_")] for key in keys}, rel=0.02
@@ -113,7 +117,8 @@ def test_scores_while_training_are_those_of_sample_and_eval_and_change_no_weight
 
 def test_seconds_of_evaluations_are_logged_apart_from_the_speed(train, tmp_path, monkeypatch):
     """A clock that only runs while samples are drawn, so that training takes no time at all."""
-    clock, whole = [0.0], scores.draw_averaged
+    clock = [0.0]
+    whole = scores.draw_averaged
 
     def slow(*given):
         clock[0] += 1000.0
@@ -136,7 +141,8 @@ def test_the_status_has_the_speed_of_the_last_line_of_the_metrics(trained):
 
 def test_what_can_not_be_scored_is_refused_before_the_first_step(digits, preset, tmp_path):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
-    data, run = Dataset(digits), tmp_path / "run"
+    data = Dataset(digits)
+    run = tmp_path / "run"
     refused: list[tuple[str, object]] = [("eval_metrics", word) for word in ("nonsense", "copying", "kid", "sfid,")]
     refused += [("extractor", word) for word in ("nonsense", "none.pt2", "dinov2-vitl14")]
     refused += [("eval_ref", str(path)) for path in (tmp_path / "none.h5", preset, tmp_path)]
@@ -210,7 +216,9 @@ def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice(tmp_path, monk
 @pytest.mark.usefixtures("short_previews")
 def test_wandb_gets_all_under_one_name_and_a_run_that_goes_on_is_the_same(train, tmp_path, monkeypatch):
     """A stand-in takes the calls. The user's own variables come before elbo's."""
-    begun, logged, run = [], [], tmp_path / "run"
+    begun = []
+    logged = []
+    run = tmp_path / "run"
 
     def init(**how):
         begun.append({**{key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "name", "dir")}, **how})
@@ -220,7 +228,9 @@ def test_wandb_gets_all_under_one_name_and_a_run_that_goes_on_is_the_same(train,
     with patch.dict(os.environ, {"WANDB_NAME": "best"}):
         for steps in (8, 10):
             train("run", log_to=["wandb"], steps=steps, log_every=2, preview_every=4, eval_every=4, eval_samples=10)
-    config, pictures, timed = read_config(run), [row for row in logged if "samples" in row], {"images_per_s": 0, "eval_s": 0}
+    config = read_config(run)
+    pictures = [row for row in logged if "samples" in row]
+    timed = {"images_per_s": 0, "eval_s": 0}
     wanted = [(step, (run / f"previews/step-{step:08d}.png").read_bytes()) for step in (4, 8, 10)]
     assert [(row["step"], row["samples"]) for row in pictures] == wanted
     numbers = [{**row, **timed} for row in logged if "samples" not in row]

@@ -224,7 +224,8 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_roo
     options |= {"network.channels": 4, "network.levels": [1], "network.attention": [], "keep_last": 1}
     options |= {"preview_every": 0, "snapshot_every": 8} if folder == "snapshots" else {"preview_every": 0}
     train_here(digits, tmp_path / "good", preset, **options)
-    run, ballast = small_disk / "run", []
+    run = small_disk / "run"
+    ballast = []
 
     def counted(done, *_):
         if done == 12 and not ballast:
@@ -264,7 +265,9 @@ def test_a_run_goes_on_only_with_its_images_and_labels_also_where_the_dataset_ha
     def train(data, steps):
         return elbo("train", data, "-o", tmp_path / "run", "--preset", preset, "--steps", steps).returncode
 
-    first, images, labels = dataset("a.h5", 0, 0), dataset("b.h5", 1, 0), dataset("c.h5", 0, 1)
+    first = dataset("a.h5", 0, 0)
+    images = dataset("b.h5", 1, 0)
+    labels = dataset("c.h5", 0, 1)
     assert [train(first, 4), train(images, 6), train(labels, 6), train(first, 6)] == [0, 2, 2, 0]
     config = tmp_path / "run" / "config.yaml"
     config.write_text("".join(line for line in config.read_text().splitlines(True) if "labels_sha256" not in line))
@@ -286,7 +289,8 @@ def test_a_start_that_fails_before_its_first_step_keeps_the_step_that_is_safe(di
 
 
 def test_training_goes_on_while_a_checkpoint_of_an_earlier_moment_is_written(digits, preset, tmp_path, monkeypatch):
-    later, whole = threading.Event(), store.save
+    later = threading.Event()
+    whole = store.save
 
     def slow(*args):
         assert later.wait(300)

@@ -36,7 +36,8 @@ from elbocli.train.state import Parallel, TrainState
 from elbocli.train.step import check, update
 from elbocli.train.validation import Validation
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
 
 
 @pytest.fixture
@@ -75,7 +76,8 @@ def batches(digits, preset):
 def test_an_update_follows_the_gradient_of_the_mean_loss_in_parts_and_clipped(options, fresh, compiler):
     compiler("eager")
     state = fresh(**options)
-    levels, losses = state.objective.schedule.logsnr(state.batches.times(0)), []
+    levels = state.objective.schedule.logsnr(state.batches.times(0))
+    losses = []
     for part, mine in enumerate(state.batches.parts):
         x, eps, labels = state.batches.at(0, part)
         losses.append(state.objective.losses(state.network, x, eps, labels, levels[mine.start : mine.stop]).loss)
@@ -113,11 +115,13 @@ def test_an_adaptive_schedule_moves_towards_weighting_times_error(fresh):
 
 
 def test_rates_are_logged_and_a_run_of_more_steps_follows_their_curve(digits, preset, tmp_path):
-    data, options = Dataset(digits), {"preset": str(preset), "log_every": 1, "save_every": 99, "lr": 1.0}
+    data = Dataset(digits)
+    options = {"preset": str(preset), "log_every": 1, "save_every": 99, "lr": 1.0}
     options["warmup_steps"] = 4
     loop.run(data, tmp_path / "plain", resolve({**options, "steps": 6}, data))
     assert [row["lr"] for row in lines_of(tmp_path / "plain" / "metrics.jsonl")] == [0.25, 0.5, 0.75, 1, 1, 1]
-    decay, wanted = "cosine:final=.1", []
+    decay = "cosine:final=.1"
+    wanted = []
     for done, steps in ((0, 6), (6, 9)):
         loop.run(data, tmp_path / "run", resolve({**options, "lr": 1e-3, "lr_decay": decay, "steps": steps}, data))
         wanted += [learning_rate(step, steps, 1e-3, 4, LR_DECAYS.parse(decay)) for step in range(done, steps)]
@@ -158,7 +162,8 @@ def test_half_precision_begins_at_the_scale_of_torch_and_does_not_halve_it_forev
 
 
 def test_half_precision_doubles_its_scale_after_2000_finite_steps(fresh):
-    state, one = fresh(precision="fp16"), torch.ones((), dtype=torch.float64)
+    state = fresh(precision="fp16")
+    one = torch.ones((), dtype=torch.float64)
     for _ in range(2000):
         before = float(state.scale)
         assert not state.leaves_out(one, one)
@@ -176,11 +181,14 @@ def test_every_image_is_seen_once_an_epoch_in_another_order(batches):
 
 
 def test_pixels_labels_flips_and_dropped_labels_are_their_share(batches, digits):
-    data, plain = Dataset(digits), batches(batch_size=256, label_dropout=0.0)
+    data = Dataset(digits)
+    plain = batches(batch_size=256, label_dropout=0.0)
     changed = batches(batch_size=256, label_dropout=0.25, flip=True)
-    dropped, turned = [], []
+    dropped = []
+    turned = []
     for step in range(8):
-        (x, _, labels), (y, _, some) = plain.at(step), changed.at(step)
+        (x, _, labels) = plain.at(step)
+        (y, _, some) = changed.at(step)
         rows = plain.indices(step)
         wanted = data.read(rows).transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1
         np.testing.assert_allclose(x.numpy(), wanted, atol=1e-6)
@@ -193,7 +201,8 @@ def test_pixels_labels_flips_and_dropped_labels_are_their_share(batches, digits)
 
 
 def test_parts_of_a_batch_are_the_batch_and_every_step_has_noise_of_its_own(batches):
-    whole, parts = batches(flip=True), batches([range(5), range(5, 16)], flip=True)
+    whole = batches(flip=True)
+    parts = batches([range(5), range(5, 16)], flip=True)
     for one, *pieces in zip(whole.at(7), parts.at(7), parts.at(7, 1), strict=True):
         assert torch.equal(one, torch.cat(pieces))
     noise = torch.cat([whole.at(step)[1] for step in range(40)]).flatten(1)
@@ -221,8 +230,10 @@ def test_channels_are_found_first_or_last(shape, axes):
 
 @given(batch=st.integers(1, 3000), processes=st.integers(1, 24), most=st.integers(1, 3000))
 def test_a_batch_is_shared_in_as_few_parts_as_can_be_or_in_parts_of_one_size(batch, processes, most):
-    share, worlds = math.ceil(batch / processes), [World(rank, processes) for rank in range(processes)]
-    few, count = math.ceil(share / most), count_parts(batch, processes, most)
+    share = math.ceil(batch / processes)
+    worlds = [World(rank, processes) for rank in range(processes)]
+    few = math.ceil(share / most)
+    count = count_parts(batch, processes, most)
     even = [parts for parts in range(few, 2 * few) if share % parts == 0 and batch % processes == 0]
     assert count == (even[0] if even else few)
     if batch // processes < count:
@@ -238,8 +249,11 @@ def test_a_batch_is_shared_in_as_few_parts_as_can_be_or_in_parts_of_one_size(bat
 
 def test_threads_that_ask_for_different_epochs_at_once_get_their_own_orders(fresh, monkeypatch):
     """The thread that reads ahead asks while another one has begun to draw an order."""
-    batches, wanted = fresh().batches, fresh().batches
-    count, at, orders = len(batches.examples.rows) // batches.batch + 1, Stream.at, []
+    batches = fresh().batches
+    wanted = fresh().batches
+    count = len(batches.examples.rows) // batches.batch + 1
+    at = Stream.at
+    orders = []
 
     def interrupted(stream, index):
         generator = at(stream, index)
@@ -298,7 +312,8 @@ def test_a_run_compiles_its_network_once_for_training_and_once_for_validation(
     if whole:
         monkeypatch.setattr(Parallel, "compile", lambda spread, parts: spread.network.compile(dynamic=False))
     compiler("eager")
-    data, graphs = Dataset(digits), []
+    data = Dataset(digits)
+    graphs = []
 
     def count(owner, name):
         real = getattr(owner, name)
@@ -322,7 +337,8 @@ def test_a_run_compiles_its_network_once_for_training_and_once_for_validation(
 
 
 def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_graphs(monkeypatch):
-    modes, asked = [], set()
+    modes = []
+    asked = set()
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: asked.add(how["mode"]))
     network = build(UViTConfig(8, 1, 0, 8, (1, 2), blocks=1, depth=1, heads=2, embedding=8))
     replica = Parallel(network, World(), "fp32", False)
@@ -330,7 +346,8 @@ def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_gr
         *((CUDA, 1, 1, False, 10**8), (CPU, 1, 1, False, 10**8), (CUDA, 1, 2, False, 10**8)),
         *((CUDA, 2, 1, False, 10**8), (CUDA, 1, 1, True, 10**8), (CUDA, 1, 1, False, 100)),
     ):
-        replica.world, replica.network.recompute = World(0, processes, device), recompute
+        replica.world = World(0, processes, device)
+        replica.network.recompute = recompute
         monkeypatch.setattr("elbocli.train.state.SMALL", small)
         asked.clear()
         replica.compile(parts)
@@ -357,7 +374,8 @@ def test_an_update_of_muon_has_a_root_mean_square_of_a_fifth_of_the_rate(fresh):
     for weight in network.parameters():
         weight.grad = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     optimizer: Any = Muon(network, 0.01, weight_decay=0.0, fused=True)
-    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
+    optimizer.grad_scale = torch.ones(())
+    optimizer.found_inf = torch.zeros(())
     before = [weight.clone() for weight in optimizer.matrices]
     optimizer.step()
     moved = torch.stack([(weight - old).square().mean().sqrt() for weight, old in zip(optimizer.matrices, before, strict=True)])
@@ -369,7 +387,8 @@ def test_muon_updates_a_network_of_which_no_matrix_has_a_gradient(fresh):
     for weight in network.parameters():
         weight.grad = torch.ones_like(weight) if weight.dim() < 2 else None
     optimizer: Any = Muon(network, 0.01, weight_decay=0.0, fused=True)
-    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
+    optimizer.grad_scale = torch.ones(())
+    optimizer.found_inf = torch.zeros(())
     before = {weight: weight.clone() for weight in network.parameters()}
     optimizer.step()
     assert all(torch.equal(weight, old) == (weight.dim() > 1) for weight, old in before.items())
@@ -379,7 +398,8 @@ def test_muon_updates_a_network_of_which_no_matrix_has_a_gradient(fresh):
 def test_muons_direction_is_newton_and_schulzs_polynomial_of_the_singular_values(fast, monkeypatch):
     """One call orthogonalises stacks of six shapes. fast: whether the CPU has AMX, so that the largest stack is in bfloat16."""
     monkeypatch.setattr(muon, "multiplies_bf16", lambda: fast)
-    shapes, generator = [(24, 24), (24, 40), (8, 40), (40, 8), (40, 24), (130, 140)], torch.Generator().manual_seed(0)
+    shapes = [(24, 24), (24, 40), (8, 40), (40, 8), (40, 24), (130, 140)]
+    generator = torch.Generator().manual_seed(0)
     stacks = [torch.randn(count + 1, *shape, generator=generator) + 2 * torch.eye(*shape) for count, shape in enumerate(shapes)]
     results = dict(orthogonalised(stacks))
     assert len(results) == len(stacks)

@@ -34,7 +34,8 @@ class Rows:
     """Stand-in for a dataset: it has the attributes that a split reads."""
 
     def __init__(self, count, together):
-        self.count, self.latent_space = count, SimpleNamespace(mirrored=together == 2)
+        self.count = count
+        self.latent_space = SimpleNamespace(mirrored=together == 2)
 
     def __len__(self):
         return self.count
@@ -47,7 +48,8 @@ def held_out(seed, count, n, together=1):
 
 @given(st.integers(0, 2**40), st.integers(3, 300), st.data(), st.sampled_from([1, 2]))
 def test_every_row_is_on_one_side_and_pairs_stay_together(seed, groups, data, together):
-    count, n = groups * together, data.draw(st.integers(2, groups - 1)) * together
+    count = groups * together
+    n = data.draw(st.integers(2, groups - 1)) * together
     train, out = held_out(seed, count, n, together)
     assert len(out) == n and sorted([*train, *out]) == list(range(count))
     assert (np.diff(train) > 0).all() and (np.diff(out) > 0).all()
@@ -65,8 +67,10 @@ def test_a_split_that_leaves_nothing_or_parts_pairs_is_refused(count, n, togethe
 
 
 def test_training_and_validation_take_the_two_sides_of_one_split(digits, preset):
-    data, split = Dataset(digits), TrainSettings(val_split=60, seed=5)
-    held, rows = open_held_out(split, data, True), training_rows(split, data)
+    data = Dataset(digits)
+    split = TrainSettings(val_split=60, seed=5)
+    held = open_held_out(split, data, True)
+    rows = training_rows(split, data)
     assert held[0] is data
     assert sorted([*held[1], *rows]) == list(range(300))
     assert len(training_rows(TrainSettings(), data)) == 300 and open_held_out(TrainSettings(), data, True) is None
@@ -84,7 +88,8 @@ def test_training_and_validation_take_the_two_sides_of_one_split(digits, preset)
     ],
 )
 def test_another_dataset_is_taken_if_it_is_packed_likewise(size, channels, names, word, pack, images, digits):
-    val, data = TrainSettings(val=str(pack("other.h5", images(50, size, channels), names=names))), Dataset(digits)
+    val = TrainSettings(val=str(pack("other.h5", images(50, size, channels), names=names)))
+    data = Dataset(digits)
     if word:
         with pytest.raises(UsageError, match=rf"other\.h5: .*{word}"):
             open_held_out(val, data, True)
@@ -95,7 +100,8 @@ def test_another_dataset_is_taken_if_it_is_packed_likewise(size, channels, names
 def test_the_training_images_latents_of_others_and_a_single_image_are_refused(
     digits, latents, make_autoencoder, pack_latents, pack, images
 ):
-    data, own = Dataset(digits), Dataset(latents, latents=True)
+    data = Dataset(digits)
+    own = Dataset(latents, latents=True)
     for options, trained, word in (
         ({"val": digits}, data, "--val-split"),
         ({"val": pack_latents(make_autoencoder(seed=1))}, own, "autoencoder_sha256"),
@@ -155,7 +161,8 @@ def test_shares_of_any_number_of_processes_add_up_and_ask_equally_often(images, 
 
 
 def test_every_held_out_image_is_shown_once_with_its_class(make, digits):
-    rows, data = np.arange(0, 300, 3), Dataset(digits)
+    rows = np.arange(0, 300, 3)
+    data = Dataset(digits)
     images = torch.from_numpy(data.read(rows)).flatten(1) / 127.5 - 1
     shown = []
 
@@ -173,7 +180,8 @@ def test_every_held_out_image_is_shown_once_with_its_class(make, digits):
 
 
 def test_draws_are_the_same_every_time_and_touch_nothing(make, run):
-    before, asked = torch.get_rng_state(), make()
+    before = torch.get_rng_state()
+    asked = make()
     first, again, anew = (each.partial(run.network) for each in (asked, asked, make()))
     assert torch.equal(first, again) and torch.equal(first, anew) and torch.equal(before, torch.get_rng_state())
     assert not torch.equal(first, make(seed=1).partial(run.network))
@@ -226,10 +234,13 @@ def test_the_weighted_loss_is_that_of_training_on_these_images(weighting, make, 
 
 
 def test_the_errors_are_a_loss_log_with_a_header_for_each_set_of_images(make, tmp_path):
-    one, other, path = make(np.arange(50)), make(), tmp_path / "validation.jsonl"
+    one = make(np.arange(50))
+    other = make()
+    path = tmp_path / "validation.jsonl"
     sums = other.partial(nothing)[:, :-2]
     path.write_text(other.header_for(path) + losslog.line(10, 160, sums) + losslog.line(20, 320, sums))
-    log, told = read_logs([path]), info.describe(path)
+    log = read_logs([path])
+    told = info.describe(path)
     assert torch.equal(log.sums, 2 * sums) and log.images == 320 and log.header.schedule == "uniform"
     assert (told["is"], told["held_out"], told["intervals"]) == ("loss log", 300, 2)
     assert not other.header_for(path)
@@ -250,8 +261,10 @@ def test_latents_have_a_loss_and_no_bits(latents, preset):
     found = asked.finish(parts[0] + parts[1])
     assert set(found) == {"val_images", "val_loss", "val_loss_se"} and found["val_images"] == 10
     # Training shows an image anew each time: x0 = (mean + std·η − shift)·scale.
-    batches, space = Batches(data, resolved, CPU), data.latent_space
-    x, rows = batches.at(0)[0], batches.indices(0)
+    batches = Batches(data, resolved, CPU)
+    space = data.latent_space
+    x = batches.at(0)[0]
+    rows = batches.indices(0)
     mean, std = torch.from_numpy(data.read(rows)).float().chunk(2, 1)
     shift, scale = (torch.tensor(each).view(1, -1, 1, 1).float() for each in (space.latent_shift, space.latent_scale))
     eta = (x / scale + shift - mean) / std

@@ -26,7 +26,8 @@ def rows(small: bool) -> Iterator[Row]:
             run.mkdir()
             dataset = packed(Path(temporary), 8 if small else 32, 3)
             options = {"preset": preset, "batch_size": 2 if small else 32, "device": "cpu"}
-            state, writer = TrainState(resolve(options, dataset), dataset), ThreadPoolExecutor(1)
+            state = TrainState(resolve(options, dataset), dataset)
+            writer = ThreadPoolExecutor(1)
             step = step_of(state)
 
             writing: list[Future[Path]] = []
@@ -38,10 +39,13 @@ def rows(small: bool) -> Iterator[Row]:
                 writing: list[Future[Path]] = writing,
             ) -> None:
                 weights, rest = state.snapshot()
-                about, done = {"images": 0, "log_bytes": {}}, state.steps_done
+                about = {"images": 0, "log_bytes": {}}
+                done = state.steps_done
                 writing.append(writer.submit(lambda: store.save(run, done, weights, rest, about)))
 
-            stalls, steps, written = [], [], []
+            stalls = []
+            steps = []
+            written = []
             for _ in range(2 if small else ROUNDS):
                 steps.append(median(seconds(step) for _ in range(1 if small else 3)))
                 stalls.append(seconds(save))

@@ -19,8 +19,13 @@ from PIL import Image
 
 from elbocli.prep.pack import Settings, pack_images
 
-COUNT, WIDTH, HEIGHT, SIZE, ROUNDS = 2000, 500, 375, 64, 5
-BOUND_ALONE, BOUND_LOOP = 1 / 0.9, 1 / 2.5
+COUNT = 2000
+WIDTH = 500
+HEIGHT = 375
+SIZE = 64
+ROUNDS = 5
+BOUND_ALONE = 1 / 0.9
+BOUND_LOOP = 1 / 2.5
 
 
 def write(folder: Path, count: int) -> list[Path]:
@@ -35,8 +40,10 @@ def write(folder: Path, count: int) -> list[Path]:
         width = int(rng.integers(WIDTH, photograph.width))
         height = width * HEIGHT // WIDTH
         if height > photograph.height:
-            width, height = WIDTH, HEIGHT
-        left, top = int(rng.integers(photograph.width - width + 1)), int(rng.integers(photograph.height - height + 1))
+            width = WIDTH
+            height = HEIGHT
+        left = int(rng.integers(photograph.width - width + 1))
+        top = int(rng.integers(photograph.height - height + 1))
         image = photograph.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
         path = folder / f"class{index % 10}" / f"{index:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +59,8 @@ def crop(path: Path) -> Image.Image:
         image = image.resize((image.size[0] // 2, image.size[1] // 2), Image.Resampling.BOX)
     scale = SIZE / min(image.size)
     image = image.resize((round(image.size[0] * scale), round(image.size[1] * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.size[0] - SIZE) // 2, (image.size[1] - SIZE) // 2
+    left = (image.size[0] - SIZE) // 2
+    top = (image.size[1] - SIZE) // 2
     return image.crop((left, top, left + SIZE, top + SIZE))
 
 

@@ -15,20 +15,27 @@ from elbocli.run.examples import normalised
 from elbocli.run.settings import resolve
 from elbocli.train.batches import Batches
 
-COUNT, SHAPE, READ_BATCH = 50_000, (64, 64, 3), 256
-READ_BOUND, NOISE_BOUND = 1 / 0.8, 1.3
+COUNT = 50_000
+SHAPE = (64, 64, 3)
+READ_BATCH = 256
+READ_BOUND = 1 / 0.8
+NOISE_BOUND = 1.3
 
 
 def rows(small: bool) -> Iterator[Row]:
     """Yield reading against reading; a step's noise against as much at one go; both against both."""
-    cpu, images, batch = torch.device("cpu"), 20 if small else COUNT, 4 if small else READ_BATCH
+    cpu = torch.device("cpu")
+    images = 20 if small else COUNT
+    batch = 4 if small else READ_BATCH
     often, seldom = (1, 1) if small else (300, 50)
     with tempfile.TemporaryDirectory() as temporary:
         dataset = packed(Path(temporary), SHAPE[0], SHAPE[2], images)
         np.save(Path(temporary) / "plain.npy", dataset.read(np.arange(images)))
         plain = np.load(Path(temporary) / "plain.npy", mmap_mode="r")
         batches = Batches(dataset, resolve({"batch_size": batch, "device": "cpu"}, dataset), cpu)
-        rng, steps, noise = np.random.default_rng(1), count(), Stream(1, "noise")
+        rng = np.random.default_rng(1)
+        steps = count()
+        noise = Stream(1, "noise")
 
         def some() -> np.ndarray:
             return rng.integers(0, images, batch)

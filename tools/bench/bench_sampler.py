@@ -23,9 +23,12 @@ from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import build, config_of, place
 from elbocli.nn.presets import load_preset
 
-STEPS, SHAPE = 20, (64, 3, 32, 32)
+STEPS = 20
+SHAPE = (64, 3, 32, 32)
 CPU = torch.device("cpu")
-BOUND, NOISY_BOUND, SHARE = 0.5, 1.3, 0.02
+BOUND = 0.5
+NOISY_BOUND = 1.3
+SHARE = 0.02
 NOISY_SHARE = 0.05  # numpy needs 2 ms for the noise of a step, and small32 50 ms on two cores
 SCHEDULERS: dict[str, dict[str, dict[str, Any]]] = {
     "ddim": {"DDIMScheduler": {"clip_sample": False}, "EulerDiscreteScheduler": {}},  # elbo doesn't clip either
@@ -52,7 +55,8 @@ class Noise:
     """The numbers that `elbo sample` draws, by this thread; and counts."""
 
     def __init__(self, n: int):
-        self.n, self.draws = n, 0
+        self.n = n
+        self.draws = 0
 
     def __call__(self) -> torch.Tensor:
         self.draws += 1
@@ -71,7 +75,8 @@ def ours(spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Callable[[
 
 def of_diffusers(name: str, options: dict[str, Any], z: torch.Tensor) -> Callable[[], int]:
     """A walk, which says its evaluations."""
-    scheduler, network = getattr(diffusers, name)(prediction_type="v_prediction", **options), Same()
+    scheduler = getattr(diffusers, name)(prediction_type="v_prediction", **options)
+    network = Same()
 
     def job(z: torch.Tensor = z) -> int:
         scheduler.set_timesteps(STEPS)
@@ -95,7 +100,9 @@ def against_peers(name: str, z: torch.Tensor, rounds: int) -> Iterator[Row]:
 
 def against_noise(spec: str, z: torch.Tensor, rounds: int) -> Row:
     """One that draws noise, against nothing but the noise and the network."""
-    noise, network, level = Noise(len(z)), Same(), torch.zeros(len(z))
+    noise = Noise(len(z))
+    network = Same()
+    level = torch.zeros(len(z))
     evaluations = ours(spec, z, network, noise)
     draws = noise.draws
 
@@ -125,7 +132,8 @@ def share(spec: str, z: torch.Tensor, network: torch.nn.Module, small: bool) -> 
     wrapped.forward = timed  # type: ignore[assignment, method-assign]
     pairs = []
     for _ in range(1 if small else 3):
-        inside, start = 0.0, time.perf_counter()
+        inside = 0.0
+        start = time.perf_counter()
         drawn = ELBO(0, (*SHAPE[2:], SHAPE[1]), 0, CPU).walk(range(len(z)))
         ours(spec, z, wrapped, drawn, steps=2 if small else STEPS)
         total = time.perf_counter() - start

@@ -24,7 +24,10 @@ from elbocli.evaluate.settings import EvalSettings
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
 
-BOUND_INCEPTION, BOUND_FRECHET, IMAGES_AT_ONCE, FEATURES = 1 / 1.3, 1 / 5, 32, 2048
+BOUND_INCEPTION = 1 / 1.3
+BOUND_FRECHET = 1 / 5
+IMAGES_AT_ONCE = 32
+FEATURES = 2048
 
 
 def by_scipy(a: FeatureMoments, b: FeatureMoments) -> float:
@@ -54,7 +57,8 @@ def inception(weights: Path, device: str = "cpu", batch: int = IMAGES_AT_ONCE, r
     drawn = torch.randint(0, 256, (batch, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = drawn.to(device)
     with torch.inference_mode():
-        mine, other = ours(images)[0], theirs(images)[0]
+        mine = ours(images)[0]
+        other = theirs(images)[0]
         if (mine - other).norm() > 1e-4 * (other - other.mean(0)).norm():
             raise RuntimeError("the features are not torch-fidelity's")
         # Their numbers are fetched, as scoring does it: a device has then done the work.
@@ -85,7 +89,11 @@ def distance_rows(small: bool, weights: Path) -> Iterator[Row]:
             )
 
 
-COUNT, SIZE, BATCH, BOUND_LOOP, BOUND_AHEAD = 96, 256, 32, 1 / 1.2, 0.75
+COUNT = 96
+SIZE = 256
+BATCH = 32
+BOUND_LOOP = 1 / 1.2
+BOUND_AHEAD = 0.75
 
 
 class Waits(torch.nn.Module):
@@ -120,19 +128,22 @@ def seen(images: OpenedSet, extractor: Extractor) -> OpenedSet:
 def loops(folder: Path, weights: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Row]:
     """Yield Inception's loop against torch-fidelity's; and one whose network needs none of the processor, with and without
     decoding ahead."""
-    ours, source = make_extractor("inception-v3-compat", weights, "cpu"), open_set(folder, stack, ALONE)
+    ours = make_extractor("inception-v3-compat", weights, "cpu")
+    source = open_set(folder, stack, ALONE)
     theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
     dataset = prepare_input_from_id(1, input1=str(folder), verbose=False)
 
     def peer() -> torch.Tensor:
         return get_featuresdict_from_dataset(dataset, theirs, BATCH, False, False, False)["2048"]
 
-    mine, other = seen(source, ours).features, peer()
+    mine = seen(source, ours).features
+    other = peer()
     if (mine.values - other).norm() > 1e-4 * (other - other.mean(0)).norm():
         raise RuntimeError("the features are not torch-fidelity's")
     name = f"Inception, a PNG of {SIZE} pixels / torch-fidelity's loop"
     yield compare(name, lambda: seen(source, ours), peer, BOUND_LOOP, rounds=1 if small else 3, warm_up=0, per=source.n)
-    waits, alone = Extractor("waits", Waits(_decoding(source)), ""), replace(source, streamed=True)
+    waits = Extractor("waits", Waits(_decoding(source)), "")
+    alone = replace(source, streamed=True)
     name = "a device as slow as decoding / without decoding ahead"
     ahead, after = (lambda source=source: seen(source, waits) for source in (source, alone))
     yield compare(name, ahead, after, BOUND_AHEAD, rounds=1 if small else 5, warm_up=1, per=source.n)

@@ -15,7 +15,8 @@ from release import install, make_wheel
 
 from elbocli.main import elbo
 
-BOUND, ROUNDS = 1.5, 31
+BOUND = 1.5
+ROUNDS = 31
 
 
 def bare(path: Path, options: int) -> None:
@@ -28,7 +29,8 @@ def rows(small: bool) -> Iterator[Row]:
     """Yield the group's help, and each command's."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        python, peer = install(make_wheel(folder), folder / "env"), folder / "peer.py"
+        python = install(make_wheel(folder), folder / "env")
+        peer = folder / "peer.py"
         environment = {**os.environ, "PYTHONPATH": ""}
 
         def run(*line: str | Path) -> str:

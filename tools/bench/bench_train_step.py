@@ -18,7 +18,8 @@ from elbocli.nn.networks.unet import UNetConfig
 from elbocli.run.settings import resolve
 from elbocli.train.state import TrainState
 
-BOUND, SMALLEST_BOUND = 1.05, 1.15
+BOUND = 1.05
+SMALLEST_BOUND = 1.15
 SMALL32 = UNetConfig(32, 3, 10, channels=32, levels=(1, 2, 2), blocks=1, attention=(16,))
 
 
@@ -38,7 +39,8 @@ def rows(small: bool) -> Iterator[Row]:
             if preset == "cifar":
                 resolved = replace(resolved, network=SMALL32)
             state = TrainState(resolved, dataset)
-            step, bare = step_of(state), Bare(dataset, resolved.network, resolved.settings.batch_size).step
+            step = step_of(state)
+            bare = Bare(dataset, resolved.network, resolved.settings.batch_size).step
             rounds = 1 if small else rounds
             bound = SMALLEST_BOUND if size == 8 else BOUND
             yield compare(f"train step, {name} / bare loop", step, bare, bound, rounds=rounds, warm_up=8)

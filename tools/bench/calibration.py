@@ -23,7 +23,8 @@ from elbocli.core.estimate import NORMAL_95, standard_error
 from elbocli.core.frechet import FeatureMoments
 from elbocli.core.metrics import METRICS, Features, Role, asked
 
-CLASSES, CLUSTERS = 10, 5
+CLASSES = 10
+CLUSTERS = 5
 LINE = "{:<9} {:>5} {:>5}  {:<42} {:>5} {:>10} {:>10} {:>6} {:>6} {:>6}"
 HEADS = ("world", "width", "n", "score", "sets", "mean", "deviation", "ratio", "±", "inside")
 
@@ -32,7 +33,8 @@ class World:
     """Two distributions of features, of samples and of the reference."""
 
     def __init__(self, name: str, width: int):
-        self.name, self.width = name, width
+        self.name = name
+        self.width = width
         random = np.random.default_rng(width)
         self.mix = 1.3 * (np.eye(width) + 0.3 * random.standard_normal((width, width)) / width**0.5)
         self.scales = np.arange(1, width + 1) ** -0.5
@@ -100,7 +102,8 @@ def rows(world: World, n: int, sets: int, references: int, names: str, n_ref: in
         reference = world.features(n_ref, random, False)
         scored.append(list[dict[str, Any]]())
         for _ in range(sets // references):
-            samples, values = world.features(n, random, True), dict[str, Any]()
+            samples = world.features(n, random, True)
+            values = dict[str, Any]()
             for name, own in chosen.items():
                 values |= METRICS[name].make(samples, reference, own)
             scored[-1].append(values)
@@ -114,7 +117,9 @@ def rows(world: World, n: int, sets: int, references: int, names: str, n_ref: in
             of = [one for one in found if all(one[part] is not None for part in parts.values())]
             mean = float(np.mean([one[number.key] for one in of])) if of else 0.0
             for one in of if 2 * len(of) > len(found) else ():
-                value, error, ends = one[number.key], one.get(parts.get(Role.ERROR)), one.get(parts.get(Role.INTERVAL))
+                value = one[number.key]
+                error = one.get(parts.get(Role.ERROR))
+                ends = one.get(parts.get(Role.INTERVAL))
                 error = (ends[1] - ends[0]) / (2 * NORMAL_95) if error is None else error
                 ends = ends or [value - NORMAL_95 * error, value + NORMAL_95 * error]
                 figures.append((value, mean, error, *ends))

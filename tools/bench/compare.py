@@ -45,7 +45,8 @@ def compare(
     pairs = []
     for turn in range(rounds):
         first, second = (ours, peer) if turn % 2 == 0 else (peer, ours)
-        a, b = seconds(first, clock), seconds(second, clock)
+        a = seconds(first, clock)
+        b = seconds(second, clock)
         pairs.append((a, b) if turn % 2 == 0 else (b, a))
     mine, theirs = (median(side) / per for side in zip(*pairs))
     return Row(name, mine, theirs, median(a / b for a, b in pairs), bound)

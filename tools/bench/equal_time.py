@@ -39,9 +39,12 @@ WARM_UP = 0.05
 """Share of the loop's time over which its learning rate rises."""
 RESERVE = 0.98
 """Share of the time that elbo's --steps are planned to fill."""
-TRIES, AMISS = 3, 0.1  # trainings, until the time of one differs from the limit by less than this share
+# trainings, until the time of one differs from the limit by less than this share
+TRIES = 3
+AMISS = 0.1
 SIDES = ("elbo", "loop")
-LAYERS, LR = 2, 1e-3
+LAYERS = 2
+LR = 1e-3
 TUNING_SEED = 1000
 CANDIDATES = [(layers, lr) for layers in (1, 2) for lr in (3e-4, 1e-3, 3e-3)]
 """Pairs that --tune tries: layers of a block, learning rate. Each network has about as many parameters as elbo's."""
@@ -102,19 +105,26 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
 
     data = elbocli.open_dataset(options.data)
     elbo = usual(data)
-    settings, device = elbo.settings, choose_device(elbo.settings.device)
-    precision, average = Precision(settings.precision, device), parse_average(settings.ema[0])
+    settings = elbo.settings
+    device = choose_device(elbo.settings.device)
+    precision = Precision(settings.precision, device)
+    average = parse_average(settings.ema[0])
     torch.manual_seed(options.seed)
     count, height, _, channels = data.shape
-    classes, parameters = elbo.network.num_classes, count_parameters(build(elbo.network))
+    classes = elbo.network.num_classes
+    parameters = count_parameters(build(elbo.network))
     network = narrowest(height, channels, classes, parameters, options.layers, options.width).to(device)
-    weights, averaged = list(network.parameters()), [weight.detach().clone() for weight in network.parameters()]
+    weights = list(network.parameters())
+    averaged = [weight.detach().clone() for weight in network.parameters()]
     optimizer = torch.optim.AdamW(
         weights, options.lr, betas=(0.9, settings.beta2), eps=settings.adam_eps, weight_decay=settings.weight_decay
     )
     noise: Any = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    begin, batch = time.time(), min(options.batch or settings.batch_size, count)
-    steps, longest, losses = 0, 0.0, list[float]()
+    begin = time.time()
+    batch = min(options.batch or settings.batch_size, count)
+    steps = 0
+    longest = 0.0
+    losses = list[float]()
     with precision.applied(benchmark=True):
         for rows in batches(count, batch, options.seed):
             now = time.time()
@@ -127,7 +137,8 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
             if settings.flip:
                 clean = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, clean.flip(3), clean)
             labels = torch.from_numpy(data.labels[rows]).long().to(device) if classes else None
-            t, eps = torch.randint(1000, (batch,), device=device), torch.randn_like(clean)
+            t = torch.randint(1000, (batch,), device=device)
+            eps = torch.randn_like(clean)
             with precision.autocast():
                 v = network(noise.add_noise(clean, eps, t), t, class_labels=labels).sample
             loss = (v.float() - noise.get_velocity(clean, eps, t)).square().mean()
@@ -169,8 +180,12 @@ class Comparison:
     """A comparison in a folder. options: of the command line."""
 
     def __init__(self, options: argparse.Namespace, folder: Path):
-        self.options, self.folder, self.limit = options, folder, 60 * options.minutes
-        self.startup, self.step, self.spent = 0.0, 0.0, self.limit
+        self.options = options
+        self.folder = folder
+        self.limit = 60 * options.minutes
+        self.startup = 0.0
+        self.step = 0.0
+        self.spent = self.limit
         self.data = elbocli.open_dataset(options.data)
         self.labelled = bool(options.classifier and usual(self.data).network.num_classes)
 
@@ -201,7 +216,8 @@ class Comparison:
 
     def elbo_side(self, seed: int) -> tuple[Path, dict[str, Any]]:
         """Train elbo's network and draw from it. Returns the images, and facts."""
-        run, images = self.folder / f"run-{seed}", self.folder / f"elbo-{seed}.npy"
+        run = self.folder / f"run-{seed}"
+        images = self.folder / f"elbo-{seed}.npy"
         for _ in range(TRIES):
             steps = self.plan()
             self.spent = seconds = self.train(run, seed, "--steps", steps)[0]
@@ -218,7 +234,8 @@ class Comparison:
 
     def loop_side(self, seed: int) -> tuple[Path, dict[str, Any]]:
         """Run the loop in a process, for as long as elbo's last training took. Returns its images, and facts."""
-        images, given = self.folder / f"loop-{seed}.npy", self.options
+        images = self.folder / f"loop-{seed}.npy"
+        given = self.options
         line = [sys.executable, __file__, given.data, "--loop-until", time.time() + self.spent, "--loop-seconds", self.spent]
         line += ["--seed", seed, "-o", images, "--images", given.images, "--sampling-steps", given.sampling_steps]
         line += ["--layers", given.layers, "--width", given.width, "--batch", given.batch, "--lr", given.lr]
@@ -235,7 +252,8 @@ class Comparison:
 
     def fresh(self) -> float:
         """Return the distance of as many training images, evenly spaced."""
-        images, count = self.folder / "fresh.npy", len(self.data)
+        images = self.folder / "fresh.npy"
+        count = len(self.data)
         np.save(images, self.data.read(np.linspace(0, count - 1, min(self.options.images, count)).astype(int)))
         return self.score(images, labelled=False)["distance"]
 
@@ -243,7 +261,8 @@ class Comparison:
         """Train the loop with each of CANDIDATES. Returns the layers, lr and distance of each, the least distance first."""
         rows = []
         for layers, lr in CANDIDATES:
-            self.options.layers, self.options.lr = layers, lr
+            self.options.layers = layers
+            self.options.lr = lr
             images, _ = self.loop_side(TUNING_SEED)
             rows.append({"layers": layers, "lr": lr, "distance": self.score(images, labelled=False)["distance"]})
             print(f"equal_time: tuning: {rows[-1]}", file=sys.stderr, flush=True)
@@ -349,11 +368,13 @@ def main(words: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        comparison, seeds = Comparison(options, folder), before["seeds"]
+        comparison = Comparison(options, folder)
+        seeds = before["seeds"]
         fresh = before["fresh"] if seeds else comparison.fresh()
         tuning = before.get("tuning") or (comparison.tune() if options.tune else [])
         if tuning:
-            options.layers, options.lr = tuning[0]["layers"], tuning[0]["lr"]
+            options.layers = tuning[0]["layers"]
+            options.lr = tuning[0]["lr"]
             options.out.write_text(json.dumps({**before, "tuning": tuning}, indent=1) + "\n")
         for seed in range(len(seeds), options.seeds):
             seeds.append(comparison.seed(seed))

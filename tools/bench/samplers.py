@@ -34,7 +34,8 @@ def elbo(*words: str) -> str:
 def rows(run: Path, data: Path, extractor: Path, n: int, samplers: list[str], evaluations: list[int]) -> Iterator[dict]:
     """Yield the figures of each sampler and number of evaluations."""
     with tempfile.TemporaryDirectory() as folder:
-        images, features = Path(folder) / "images.npz", Path(folder) / "features.safetensors"
+        images = Path(folder) / "images.npz"
+        features = Path(folder) / "features.safetensors"
         score = ("--extractor", str(extractor), "--metrics", "fid")
         elbo("eval", "-q", str(data), *score, "--save-features", str(features))
         for sampler in samplers:

@@ -38,7 +38,8 @@ def command(*words: object) -> bytes:
 
 def scored(work: Path, name: str, data: Path, options: list[str], seed: int, steps: int) -> ScoredFile:
     """Train, draw, score; results that are there are read."""
-    run, result = work / f"{name}{seed}", work / f"{name}{seed}.json"
+    run = work / f"{name}{seed}"
+    result = work / f"{name}{seed}.json"
     if not result.exists():
         command("train", data, "-o", run, *SMALL, "--steps", steps, "--seed", seed, *options)
         command(

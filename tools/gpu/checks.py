@@ -77,7 +77,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 """Dataset, settings and changes of the network, by what the large presets are made of."""
 SAMPLERS = ("ddpm", "ddim", "heun:s_churn=40", "heun:space=path", "dpmpp-2m", "dpmpp-2m-sde")
-WARM, STEPS = 2, 2
+WARM = 2
+STEPS = 2
 
 
 def place_of(error: RuntimeError) -> str:
@@ -103,16 +104,19 @@ def opened(run: Path, device: str) -> tuple[NetworkConfig, Denoiser]:
     """A run as `elbo sample` draws from it, guided by itself without classes, and clipped."""
 
     where = choose_device(device)
-    clip, graphs = THRESHOLDS.parse("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
+    clip = THRESHOLDS.parse("dynamic:percentile=99")
+    graphs = CudaGraphs() if where.type == "cuda" else None
     trained = open_run(run, where)
     return trained.network.config, prepared(denoiser_of(trained, Guidance(2.0), threshold=clip), False, False, graphs)
 
 
 def walking(run: tuple[NetworkConfig, Denoiser], spec: str, precision: str, device: str) -> Callable[[], object]:
     """A walk of four steps, from noise to pixels."""
-    (config, denoiser), where = run, choose_device(device)
+    (config, denoiser) = run
+    where = choose_device(device)
     settings = SampleSettings(sampler=parse_sampler(spec))
-    grid, labels = logsnr_grid(parse_schedule("cosine", -10, 10), 4), torch.arange(4, device=where) % config.num_classes
+    grid = logsnr_grid(parse_schedule("cosine", -10, 10), 4)
+    labels = torch.arange(4, device=where) % config.num_classes
     how = Noise(0, config.shape, 0, where), Precision(precision, where), to_levels
     return lambda: draw_batch(denoiser.given(labels), range(4), grid, settings, *how)
 
@@ -145,7 +149,10 @@ def host_waits(session: Session) -> Iterator[Row]:
         yield watched("U-Net, bf16, compiled, training_step", device, step, 2 * WARM, STEPS)
 
 
-LOSSES, MUON, PIXELS, BITS = 1e-3, 1e-2, 0.5, 1e-4
+LOSSES = 1e-3
+MUON = 1e-2
+PIXELS = 0.5
+BITS = 1e-4
 """Largest differences: of losses, relative, by AdamW and by Muon; of pixels, mean levels; of bits per dimension, relative.
 
 Muon orthogonalises in bf16 on CUDA alone, which changed 20 losses of the preset digits by 1.3e-3 to 3e-3 with three seeds.
@@ -262,7 +269,8 @@ def interrupted(session: Session, line: list[str], log: Path) -> tuple[int, str]
 def end_to_end(session: Session) -> Iterator[Row]:
     """Each command's end, and what it left."""
     made_data.packed_digits(session.folder)
-    run, device = session.folder / "run", ("--device", session.device)
+    run = session.folder / "run"
+    device = ("--device", session.device)
     words = ("train", "digits.h5", "-o", "run", "--preset", "digits", "--save-every", 10**6, "--log-every", 5, *device)
     # It must not be over before it is interrupted: that start has steps without end, which a run may change.
     code, said = interrupted(session, command(session, *words, "--steps", 10**6), run / "metrics.jsonl")

@@ -70,9 +70,12 @@ def simulated(steps: Iterable[Step], budget: float) -> str:
     """Tell which steps end within 200, 400 and 600 seconds of a card, for each of three times that compiling may take."""
     lines = []
     for compiling in (60, 100, 150):
-        now, ends, late = STARTING_S, list[tuple[float, str]](), list[str]()
+        now = STARTING_S
+        ends = list[tuple[float, str]]()
+        late = list[str]()
         for step in steps:
-            limit, took = step.limit(budget - now), step.seconds + compiling * step.compiles
+            limit = step.limit(budget - now)
+            took = step.seconds + compiling * step.compiles
             now += min(limit, took)
             ends, late = ([*ends, (now, step.name)], late) if limit >= took else (ends, [*late, step.name])
         lines.append(f"compiling takes {compiling} s")
@@ -89,7 +92,9 @@ def filled(page: str, table: str) -> str:
 
 def run(report: Report, steps: list[Step], out: Path, folder: Path) -> None:
     """Do the steps, and write the report after each finding."""
-    end, worker, beside = time.monotonic() + report.budget_s, Worker(report.device), out.resolve().with_suffix("")
+    end = time.monotonic() + report.budget_s
+    worker = Worker(report.device)
+    beside = out.resolve().with_suffix("")
     try:
         for index, step in enumerate(steps):
             result = StepResult(step.name)
@@ -105,7 +110,8 @@ def run(report: Report, steps: list[Step], out: Path, folder: Path) -> None:
                 session = Session(report.device, report.small, time.monotonic() + limit, folder, beside)
                 worker.run(step, session, limit, result, lambda: report.write(out))
                 if result.status == LATE and limit < step.limit(math.inf):
-                    result.status, result.message = CUT, f"the budget ended after {limit:.0f} s of this step"
+                    result.status = CUT
+                    result.message = f"the budget ended after {limit:.0f} s of this step"
             report.write(out)
             if result.status == SKIPPED:
                 print(f"{step.name}: skipped: {result.message}", file=sys.stderr, flush=True)

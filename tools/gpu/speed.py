@@ -147,7 +147,8 @@ def warnings() -> Iterator[list[str]]:
 
 def training(session: Session, preset: str, name: str) -> Iterator[Row]:
     """Speed and memory of one way, with half as many images at a time when memory runs out."""
-    case, begun = case_of(preset, session), time.perf_counter()
+    case = case_of(preset, session)
+    begun = time.perf_counter()
     data = data_of(case, session)
     while True:
         released()
@@ -194,7 +195,9 @@ def compiled(session: Session) -> Iterator[Row]:
         yield Row(f"{what}, compiled bf16 against fp32", errors[1], "relative", ok=errors[1] <= 2 * errors[0] + 1e-3, note=note)
 
 
-EVALUATIONS, BATCH, BATCHES = 32, 32, 4
+EVALUATIONS = 32
+BATCH = 32
+BATCHES = 4
 
 
 def drawn(run: Path, precision: str, compile: str, session: Session) -> float:
@@ -210,7 +213,8 @@ def drawn(run: Path, precision: str, compile: str, session: Session) -> float:
         compile=compile,
         overwrite=True,
     )
-    ends, put = list[tuple[int, float]](), FileSink.put
+    ends = list[tuple[int, float]]()
+    put = FileSink.put
 
     def timed(sink: FileSink, images: Any) -> None:
         put(sink, images)
@@ -218,15 +222,20 @@ def drawn(run: Path, precision: str, compile: str, session: Session) -> float:
 
     with patch.object(FileSink, "put", timed):
         draw.draw_samples(run, run / "samples.npy", settings)
-    (first, begun), (last, ended) = ends[0], ends[-1]
+    (first, begun) = ends[0]
+    (last, ended) = ends[-1]
     return (last - first) / (ended - begun)
 
 
 def sampling(session: Session, _: str, name: str) -> Iterator[Row]:
     """Speed of `elbo sample` with a precision and a --compile, such as 'auto, graphs', the default."""
-    case, way, (precision, compile) = case_of("imagenet64", session), Way("bf16"), name.split(", ")
+    case = case_of("imagenet64", session)
+    way = Way("bf16")
+    (precision, compile) = name.split(", ")
     released()
-    run, begun = session.folder / f"imagenet64 {os.getpid()}", time.perf_counter()  # another process may have left half a run
+    # another process may have left half a run
+    run = session.folder / f"imagenet64 {os.getpid()}"
+    begun = time.perf_counter()
     if not run.exists():
         data = data_of(case, session)
         on.untrained(data, run, settings_of(case, session, data, way))
@@ -267,7 +276,9 @@ def profiled(step: Callable[[], None], cuda: bool) -> profile:
 
 def kernels(session: Session, _: str, name: str) -> Iterator[Row]:
     """The share of each of the slowest kernels in a micro-batch of imagenet64, and a chrome trace beside the report."""
-    case, way, cuda = case_of("imagenet64", session), Way.named(name), session.device == "cuda"
+    case = case_of("imagenet64", session)
+    way = Way.named(name)
+    cuda = session.device == "cuda"
     data = data_of(case, session)
     released()
     with on.arithmetic(way.precision, session.device):

@@ -25,7 +25,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_a_step_begins_while_half_its_time_is_left(run):
-    plain, compiled = run.Step("plain", "", 10), run.Step("compiled", "", 10, compiles=True)
+    plain = run.Step("plain", "", 10)
+    compiled = run.Step("compiled", "", 10, compiles=True)
     assert [plain.limit(left) for left in (540, 20, 5, 4)] == [50, 20, 5, 0]
     assert [compiled.limit(left) for left in (540, 100, 50, 49)] == [230, 100, 50, 0]
 
@@ -48,11 +49,10 @@ def test_reports_of_a_card_are_one_column(run):
         made = {name: [dict(zip(("name", "value", "unit"), row)) for row in rows] for name, (_, rows) in found.items()}
         return {"small": False, "steps": [{"name": name, "status": found[name][0], "rows": made[name]} for name in found]}
 
-    speed, memory = ("speed", 512.3, "images/s"), ("memory", 40.0, "GB")
-    first, later = (
-        report("H100", a=("done", [speed, memory]), b=("skipped", [])),
-        report("H100", a=("skipped", []), b=("failed", [speed])),
-    )
+    speed = ("speed", 512.3, "images/s")
+    memory = ("memory", 40.0, "GB")
+    first = report("H100", a=("done", [speed, memory]), b=("skipped", []))
+    later = report("H100", a=("skipped", []), b=("failed", [speed]))
     reports = [first, later, report("L4")]
     assert run.page_table(reports).splitlines() == [
         "| step | H100 | L4 |",

@@ -33,7 +33,8 @@ def session(module: Callable[[str], ModuleType], tmp_path: Path) -> Any:
 
 
 def test_no_step_waits(module, session, monkeypatch):
-    checks, device_runs = module("checks"), module("device_runs")
+    checks = module("checks")
+    device_runs = module("device_runs")
     families = ("U-Net", "U-ViT, two wavelet levels")
     monkeypatch.setattr(checks, "FAMILIES", {name: checks.FAMILIES[name] for name in families})
     monkeypatch.setattr(checks, "PRECISIONS", ("fp32", "bf16"))

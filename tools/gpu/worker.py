@@ -15,7 +15,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-DONE, FAILED, LATE, CUT, SKIPPED = "done", "failed", "timed out", "cut", "skipped"
+DONE = "done"
+FAILED = "failed"
+LATE = "timed out"
+CUT = "cut"
+SKIPPED = "skipped"
 COMPILING_S = 90.0
 """Seconds that compiling a network is expected to take."""
 
@@ -216,7 +220,8 @@ class Worker:
             self._process.start()
             theirs.close()
         self._connection.send((step, session))
-        result.status, result.message = LATE, f"did not end within {limit:.0f} s"
+        result.status = LATE
+        result.message = f"did not end within {limit:.0f} s"
         try:
             while self._connection.poll(max(0.0, begun + limit - time.monotonic())):
                 found = self._connection.recv()
@@ -228,7 +233,8 @@ class Worker:
                 save()
         except (EOFError, ConnectionResetError):
             self._process.join()
-            result.status, result.message = FAILED, f"its process ended with {self._process.exitcode}"
+            result.status = FAILED
+            result.message = f"its process ended with {self._process.exitcode}"
         result.seconds = time.monotonic() - begun
         if step.fresh or result.status in (FAILED, LATE):
             self.close()

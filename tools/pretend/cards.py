@@ -49,8 +49,11 @@ class Card:
     """
 
     def __init__(self, index: int):
-        self.device, self.generator = torch.device("cuda", index), torch.Generator()
-        self.memory, self.made, self.issued = MEMORY, 0, 0
+        self.device = torch.device("cuda", index)
+        self.generator = torch.Generator()
+        self.memory = MEMORY
+        self.made = 0
+        self.issued = 0
         self._on_their_way: deque[tuple[int, Tensor, Tensor]] = deque()
 
     def send(self, host: Tensor, value: Tensor) -> None:
@@ -104,7 +107,8 @@ def stand_ins(cards: tuple[Card, ...], waits: Records) -> dict[str, Any]:
         """A moment of a stream: the current card's where none is named."""
 
         def __init__(self, **_: Any):
-            self._card, self._number = cards[0], 0
+            self._card = cards[0]
+            self._number = 0
 
         def record(self, stream: Stream | None = None) -> None:
             self._card = chosen() if stream is None else stream.card

@@ -25,12 +25,14 @@ class Capture:
     """Captures what is done in its block. Raises RuntimeError when the host has waited meanwhile, as a card does."""
 
     def __init__(self, graph: Graph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"):
-        self._graph, self._waits = graph, 0
+        self._graph = graph
+        self._waits = 0
 
     def __enter__(self) -> None:
         calls = Calls.now
         calls.waits.note("torch.cuda.graph()")
-        self._waits, calls.capture = len(calls.waits), self._graph.steps
+        self._waits = len(calls.waits)
+        calls.capture = self._graph.steps
 
     def __exit__(self, *_: Any) -> None:
         calls = Calls.now

@@ -33,7 +33,8 @@ class Records(list[Record]):
         frames = _frames()
         where = "no line of elbocli"
         if frames:
-            path, line = frames[0].f_code.co_filename, frames[0].f_lineno
+            path = frames[0].f_code.co_filename
+            line = frames[0].f_lineno
             where = f"{path.removeprefix(PACKAGE)}:{line}: {linecache.getline(path, line).strip()}"
         self.append(Record(what, where, frozenset(frame.f_code.co_qualname for frame in frames)))
 

@@ -27,7 +27,8 @@ def lacking() -> str:
 @cache
 def shim() -> ctypes.CDLL:
     """Load the library, after having built it if need be. Must come before the first backward pass of the process."""
-    compiler, root = _compiler(), Path(torch.__file__).parent
+    compiler = _compiler()
+    root = Path(torch.__file__).parent
     assert compiler is not None, "lacking() says so"
     flags = ["-std=c++20", "-O0", "-shared", "-fPIC", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={torch.compiled_with_cxx11_abi():d}"]
     digest = hashlib.sha256(" ".join([compiler, torch.__version__, str(root), *flags, SOURCE.read_text()]).encode())

@@ -78,7 +78,10 @@ class Calls(TorchDispatchMode):
 
     def __init__(self, cards: tuple[Card, ...], waits: Records, copies: Records, rounded: Records):
         super().__init__()
-        self.cards, self.waits, self.copies, self.rounded = cards, waits, copies, rounded
+        self.cards = cards
+        self.waits = waits
+        self.copies = copies
+        self.rounded = rounded
         self.capture: list[Callable[[], None]] | None = None
         """What a CUDA graph that is being captured has to do again."""
 
@@ -235,7 +238,8 @@ class Calls(TorchDispatchMode):
 @cache
 def _composite(func: Any) -> bool:
     """Tell whether a device has no code of its own for it."""
-    of, has = func.name(), torch._C._dispatch_has_kernel_for_dispatch_key
+    of = func.name()
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
     return has(of, "CompositeImplicitAutograd") and not has(of, "CPU")
 
 
@@ -250,7 +254,8 @@ def _changed(func: Any) -> list[int | str | None]:
     """Return for each result the position or name of the argument that it is; None: a new tensor."""
     found: list[int | str | None] = []
     for result in func._schema.returns:
-        alias, place = result.alias_info, None
+        alias = result.alias_info
+        place = None
         if alias is not None and alias.is_write:
             for position, argument in enumerate(func._schema.arguments):
                 same = argument.alias_info is not None and argument.alias_info.before_set == alias.before_set
@@ -283,7 +288,8 @@ def _real(value: Any) -> Any:
 
 def methods() -> dict[str, Any]:
     """Return what takes the place of methods of torch.Tensor that don't come by as operations."""
-    to_list, to_numpy = torch.Tensor.tolist, torch.Tensor.numpy
+    to_list = torch.Tensor.tolist
+    to_numpy = torch.Tensor.numpy
 
     def tolist(self: Tensor) -> Any:
         return to_list(self.cpu() if isinstance(self, PretendTensor) else self)

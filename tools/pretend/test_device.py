@@ -74,7 +74,8 @@ def test_who_does_not_wait_is_let_be(name):
 
 
 def test_a_record_names_the_line_that_asked_for_it():
-    level, schedule = torch.zeros(4, dtype=torch.float64), parse_schedule("cosine", -9, 9)
+    level = torch.zeros(4, dtype=torch.float64)
+    schedule = parse_schedule("cosine", -9, 9)
     objective = Objective(parse_weighting("elbo"), schedule, Prediction("v"))
     with pretending() as device:
         BinSums(-9, 9, device=CUDA).take()
@@ -115,7 +116,8 @@ def test_a_copy_to_the_host_arrives_when_its_own_card_is_waited_for():
         values = torch.arange(4.0).to("cuda:1")
         host = torch.empty(4, pin_memory=True).copy_(values, non_blocking=True)
         values += 1
-        mistaken, right = torch.cuda.Event(), torch.cuda.Event()
+        mistaken = torch.cuda.Event()
+        right = torch.cuda.Event()
         mistaken.record()
         mistaken.synchronize()
         assert bool(host.isnan().all()), "of the current card, on which nothing happened"
@@ -208,7 +210,8 @@ def test_each_card_has_its_own_random_numbers_and_the_host_keeps_its_own():
 
 def test_a_graph_does_it_again_to_the_same_tensors_and_waits_for_nobody():
     with pretending() as device:
-        x, graph = torch.zeros(4, device=CUDA), torch.cuda.CUDAGraph()
+        x = torch.zeros(4, device=CUDA)
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             y = (x + 1).double()
             y[1:].mul_(10).add_(y[0])
@@ -224,7 +227,8 @@ def test_inference_mode_takes_parameters_and_views_of_them():
     with pretending():
         layer = torch.nn.Linear(2, 2).to(CUDA)
         with torch.inference_mode():
-            view, made = layer.weight[None].unflatten(1, (1, 2)), layer.weight * 2
+            view = layer.weight[None].unflatten(1, (1, 2))
+            made = layer.weight * 2
             assert made.is_inference() and not view.is_inference()
             assert torch.equal(view.flatten(), layer.weight.flatten())
 

@@ -18,7 +18,8 @@ class PrcProtocol(NamedTuple):
     most: int | None = None
 
 
-PRC_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5
+PRC_NEIGHBOURS = 3
+COVERAGE_NEIGHBOURS = 5
 PRC_PROTOCOLS = {
     "torch-fidelity": PrcProtocol("3 neighbours, all images of the reference"),
     "adm": PrcProtocol(
@@ -68,14 +69,19 @@ def precision_recall(samples, reference, options):
     from elbocli.core.neighbours import nearest, within
     from elbocli.core.score_errors import CANDIDATES, recall_errors
 
-    own, theirs, protocol = samples.values, reference.values, PRC_PROTOCOLS[options.prc_protocol]
-    most, k = protocol.most or len(theirs), PRC_NEIGHBOURS
+    own = samples.values
+    theirs = reference.values
+    protocol = PRC_PROTOCOLS[options.prc_protocol]
+    most = protocol.most or len(theirs)
+    k = PRC_NEIGHBOURS
     if len(theirs) > most:
         theirs = theirs[[each * len(theirs) // most for each in range(most)]]
         reference = replace(reference, values=theirs)
     closest = nearest(own, own, min(CANDIDATES, len(own) - 1), samples.device, others=True)
-    reach, their_reach = closest[0][:, k - 1], reference.radii(k)
-    reached, reaching = torch.zeros(len(own), dtype=torch.bool), torch.zeros(len(theirs), dtype=torch.int64)
+    reach = closest[0][:, k - 1]
+    their_reach = reference.radii(k)
+    reached = torch.zeros(len(own), dtype=torch.bool)
+    reaching = torch.zeros(len(theirs), dtype=torch.int64)
     for mine, others, apart in within(own, theirs, their_reach, reach, samples.device):
         reached[mine[apart <= their_reach[others]]] = True
         reaching += others[apart <= reach[mine]].bincount(minlength=len(theirs))
@@ -116,8 +122,11 @@ def density_coverage(samples, reference, options):
     from elbocli.core.score_errors import FEWEST, coverage_error
     from elbocli.core.streams import Stream
 
-    own, theirs, k = samples.values, reference.values, COVERAGE_NEIGHBOURS
-    reach, balls = reference.radii(k), torch.zeros(len(own), dtype=torch.int64)
+    own = samples.values
+    theirs = reference.values
+    k = COVERAGE_NEIGHBOURS
+    reach = reference.radii(k)
+    balls = torch.zeros(len(own), dtype=torch.int64)
     names = torch.from_numpy(Stream(0, "coverage").at(0).integers(1 << 62, size=len(own)))
     held, contents = torch.zeros(2, len(theirs), dtype=torch.int64)
     for mine, images, apart in within(own, theirs, reach, device=samples.device):

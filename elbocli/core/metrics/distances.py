@@ -52,7 +52,9 @@ def sfid(samples, reference, options):
     from elbocli.core.frechet import frechet_distance
     from elbocli.core.score_errors import frechet_influence
 
-    own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
+    own = samples.spatial
+    theirs = reference.spatial
+    values = samples.spatial_values
     effects = frechet_influence(values.numpy(), own, theirs, samples.labels)
     return _with_error(SFID, frechet_distance(own, theirs), effects, effects.variance(len(values)))
 
@@ -82,7 +84,9 @@ def kid(samples, reference, options):
 
     from elbocli.core.score_errors import kernel_influence
 
-    own, theirs, size = samples.values, reference.values, options.kid_subset_size
+    own = samples.values
+    theirs = reference.values
+    size = options.kid_subset_size
     found = dict(kid_features_to_metric(own, theirs, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False))
 
     def cubic(x, y):
@@ -116,10 +120,12 @@ def cmmd(samples, reference, options):
     from elbocli.core.neighbours import squares
     from elbocli.core.score_errors import kernel_influence
 
-    first, second = samples.values, reference.values
+    first = samples.values
+    second = reference.values
 
     def total(some, others):
-        same, found = some is others, 0.0
+        same = some is others
+        found = 0.0
         for row, column, apart in squares(some, others, samples.device, unit=True, upper=same):
             part = float(apart.mul_(-0.5 / WIDTH**2).exp_().sum())
             found += 2 * part if same and column > row else part
@@ -139,7 +145,8 @@ def cmmd(samples, reference, options):
 
 
 MIND = "monge_inception_distance"
-DIRECTIONS, DIRECTIONS_SEED = 1000, 2020
+DIRECTIONS = 1000
+DIRECTIONS_SEED = 2020
 
 
 @metric(
@@ -163,8 +170,10 @@ def mind(samples, reference, options):
 
     from elbocli.core.score_errors import transport_influence
 
-    random, sides = torch.Generator().manual_seed(DIRECTIONS_SEED), [samples.values, reference.values]
-    n, width = min(map(len, sides)), sides[0].shape[1]
+    random = torch.Generator().manual_seed(DIRECTIONS_SEED)
+    sides = [samples.values, reference.values]
+    n = min(map(len, sides))
+    width = sides[0].shape[1]
     own, theirs = (side if len(side) == n else side[torch.randperm(len(side), generator=random)[:n]] for side in sides)
     directions = normalize(torch.randn(DIRECTIONS, width, generator=random))
     # As features times (3 D)^½ have 3 D times the distance, the errors need no factor.
@@ -203,7 +212,8 @@ def inception_score(samples, reference, options):
     from elbocli.core.score_errors import inception_influence
     from elbocli.core.streams import Stream
 
-    logits, n = samples.logits, len(samples.logits)
+    logits = samples.logits
+    n = len(samples.logits)
     found = dict(isc_features_to_metric(logits, options.splits, shuffle=options.is_order == "shuffled"))
     order = Stream(0, IS).permutation(0, n) if options.is_order == "shuffled" else np.arange(n)
     # The score is a mean over independent splits, and exp KL of a split changes by exp KL times the change of KL.
@@ -225,6 +235,7 @@ def accuracy(samples, reference, options):
 
     from elbocli.core.estimate import error_of_share
 
-    right, n = int((samples.logits.argmax(1) == as_tensor(samples.labels)).sum()), len(samples.labels)
+    right = int((samples.logits.argmax(1) == as_tensor(samples.labels)).sum())
+    n = len(samples.labels)
     error, within = error_of_share(right, n)
     return {"accuracy": right / n, "accuracy_se": error, "accuracy_interval": within}

@@ -42,7 +42,9 @@ class StreamRows:
     """Images in an NPY stream, uint8 [N, H, W, C], read in order."""
 
     def __init__(self, file: Any, name: str):
-        self.file, self.name = file, name  # buffered, so that a read from a pipe returns all requested bytes
+        # buffered, so that a read from a pipe returns all requested bytes
+        self.file = file
+        self.name = name
         self.shape = read_header(file, name)
         self.next = 0
 
@@ -51,7 +53,8 @@ class StreamRows:
 
         Raises DataError if the stream ends early, or goes on after the last row.
         """
-        row, count = math.prod(self.shape[1:]), rows.stop - rows.start
+        row = math.prod(self.shape[1:])
+        count = rows.stop - rows.start
         with reading(self.name, kind=DataError):
             if rows.start != self.next:
                 self.file.seek((rows.start - self.next) * row, os.SEEK_CUR)

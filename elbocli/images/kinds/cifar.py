@@ -21,9 +21,13 @@ def open_cifar(files: Sequence[str], folder: Entries) -> Images:
     """Open CIFAR batches as one set of images. files: names of batches. folder: its files by name. Raises FormatError."""
     with reading(files[0], "; get the files again, and name batches of one kind"):
         contents = [bytes(folder[name].read()) for name in files]
-        count, names_file, labels = 10, "batches.meta.txt", 1
+        count = 10
+        names_file = "batches.meta.txt"
+        labels = 1
         if len(contents[0]) % (PIXELS + labels):
-            count, names_file, labels = 100, "fine_label_names.txt", 2
+            count = 100
+            names_file = "fine_label_names.txt"
+            labels = 2
         batches = [np.frombuffer(content, np.uint8).reshape(-1, labels + PIXELS) for content in contents]
         records = np.concatenate(batches)
         largest = records[:, labels - 1].max()

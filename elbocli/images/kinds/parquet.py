@@ -53,7 +53,10 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
     Raises FormatError if a file is damaged, in an archive, without images, or unlike the first file.
     """
     _row_group.cache_clear()
-    layout, labels, names, refs = None, [], [], list[ParquetRow]()
+    layout = None
+    labels = []
+    names = []
+    refs = list[ParquetRow]()
     for name in files:
         ref = folder[name]
         if not isinstance(ref, Span) or ref.size >= 0:

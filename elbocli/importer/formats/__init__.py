@@ -31,12 +31,16 @@ from elbocli.nn.networks.unet import HEAD_WIDTH, heads_of
 
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes by DistributedDataParallel and torch.compile
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")  # keys of the last weights; averages: "ema" in key
-SUFFIXES, DIFFUSERS = (".pt", ".pth", ".pkl", ".safetensors"), "diffusion_pytorch_model"  # names of files of weights
+# names of files of weights
+SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
+DIFFUSERS = "diffusion_pytorch_model"
 NAMED = ("weights", "prefix", "rename")  # ImportOptions that `state_dict` uses
 OWN = "import it as a network of a plug-in, by --plugin and --network"  # remedy for networks that elbo lacks
 TABLES = read_yaml(Path(__file__).with_name("formats.yaml"))
 # Published latent networks: autoencoder, downsampling factor, and scale of latents (sd-vae-ft-ema has the same).
-AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
+AUTOENCODER = "stabilityai/sd-vae-ft-mse"
+FACTOR = 8
+SCALE = 0.18215
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Source:
 
     def __init__(self, path: Path):
         files = [file for file in path.glob("*") if file.suffix in SUFFIXES and not file.name.startswith(DIFFUSERS)]
-        self.path, self.notes = files[0] if len(files) == 1 else path, list[str]()
+        self.path = files[0] if len(files) == 1 else path
+        self.notes = list[str]()
 
     @cached_property
     def tree(self) -> Any:
@@ -254,11 +259,13 @@ def fitted(
     """
     where = source.path
     wanted = build_empty(config).state_dict()
-    weights, unused = {}, dict(tensors)
+    weights = {}
+    unused = dict(tensors)
     for name, empty in wanted.items():
         module, _, kind = name.rpartition(".")
         theirs = name if modules is None else modules.get(name) or f"{modules[module]}.{kind}"
-        shape, value = shape_of(tensors, theirs), tensors[theirs]
+        shape = shape_of(tensors, theirs)
+        value = tensors[theirs]
         with suppress(RuntimeError, IndexError):  # a tensor of another shape is refused below
             value = turned(name, value)
         if value.shape != empty.shape:
@@ -318,7 +325,8 @@ def timestep_settings(code: str, source: Source, options: ImportOptions, predict
 
     code: SPEC of the network's input for the noise level; without timesteps, only `prediction` is returned.
     """
-    spec, ends = parse_level_code(code).spec, range_settings(code, source, options)
+    spec = parse_level_code(code).spec
+    ends = range_settings(code, source, options)
     trained = {"schedule": spec, "weighting": f"{prediction}-mse@{spec}", **ends} if ends else {}
     return {"prediction": prediction, **trained}
 
@@ -328,7 +336,9 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
 
     convention: scaling of latents, a name in CONVENTIONS. options.autoencoder: folder; None: Stable Diffusion's autoencoder.
     """
-    size, channels, folder = config.image_size, config.image_channels, options.autoencoder
+    size = config.image_size
+    channels = config.image_channels
+    folder = options.autoencoder
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))
         if model.channels != channels:

@@ -68,7 +68,8 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    whole, stem = folder / WEIGHTS, WEIGHTS.removesuffix(".safetensors")
+    whole = folder / WEIGHTS
+    stem = WEIGHTS.removesuffix(".safetensors")
     files = [whole] if whole.exists() else sorted(folder.glob(f"{stem}*.safetensors"))  # parts of one file, or a variant
     if not files:
         raise FormatError(
@@ -105,7 +106,8 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
     count = config.get("num_train_timesteps", 1000)
     if prediction == "u":
         shift = float(getattr(curve, "by", 0.0))
-        schedule, code = f"fm-ot:shift={shift:.12g}" if shift else "fm-ot", f"flow:factor={count}"
+        schedule = f"fm-ot:shift={shift:.12g}" if shift else "fm-ot"
+        code = f"flow:factor={count}"
         flow = {"prediction": "u-path", "weighting": f"u-mse@{schedule}", "schedule": schedule}
         return {**formats.range_settings(code, source, options), **flow}, code
     beta_schedule = str(config.get("beta_schedule"))

@@ -21,8 +21,11 @@ from elbocli.importer import formats
 from elbocli.importer.formats import TABLES, AttentionOrder, Imported, ImportOptions, Source, shape_of, source_format
 from elbocli.nn.networks.transformers import DiTConfig, positions
 
-PATCH, POSITIONS, LAST = "x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight"
-TABLE, PROJECTORS = "y_embedder.embedding_table.weight", "projectors."
+PATCH = "x_embedder.proj.weight"
+POSITIONS = "pos_embed"
+LAST = "final_layer.linear.weight"
+TABLE = "y_embedder.embedding_table.weight"
+PROJECTORS = "projectors."
 # Weights by which the network is recognised.
 MARKS = {PATCH, POSITIONS, LAST, "blocks.0.adaLN_modulation.1.weight", "final_layer.adaLN_modulation.1.weight"}
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # width of DiT-S, B, L and XL → number of attention heads
@@ -41,7 +44,8 @@ def _is(format: str, source: Source) -> bool:
 def grid_side(tensors: Mapping[str, Tensor], width: int) -> int:
     """Return the number of tokens along a side of the image. Raises FormatError unless `pos_embed` is DiT's."""
     side = math.isqrt(shape_of(tensors, POSITIONS)[1])
-    places, wanted = tensors[POSITIONS][0].double(), positions(side, width, torch.device("cpu")).double()
+    places = tensors[POSITIONS][0].double()
+    wanted = positions(side, width, torch.device("cpu")).double()
     most = 1e-5 if tensors[POSITIONS].dtype in (torch.float32, torch.float64) else 1e-2
     if places.shape != wanted.shape or not torch.allclose(places, wanted, rtol=0, atol=most):
         raise FormatError(f"{POSITIONS} isn't DiT's sine-cosine embedding of a square grid; elbo can't import such a network")
@@ -49,7 +53,9 @@ def grid_side(tensors: Mapping[str, Tensor], width: int) -> int:
 
 
 def _translate(its_code: str, source: Source, options: ImportOptions) -> Imported:
-    where, code, flow = source.path, options.noise_input or its_code, its_code.startswith("flow")
+    where = source.path
+    code = options.noise_input or its_code
+    flow = its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:
         source.notes.append("read as DiT's; files of SiT and REPA look alike: for these, add --format sit or --format repa")
@@ -69,7 +75,8 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
         raise UsageError(
             f"--num-classes {classes}: {TABLE} has {rows} rows; give {rows}, or 1 less if the last row is 'no class'"
         )
-    outputs, doubled = shape_of(tensors, LAST)[0], 2 * channels * patch**2
+    outputs = shape_of(tensors, LAST)[0]
+    doubled = 2 * channels * patch**2
     with reading(where):
         config = DiTConfig(
             side * patch,

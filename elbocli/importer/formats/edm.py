@@ -22,8 +22,12 @@ from elbocli.importer.formats import TABLES, Imported, ImportOptions, Source, sh
 from elbocli.nn.networks import edm2 as ours
 from elbocli.nn.networks.unet import UNetConfig, heads_of
 
-LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5  # range of σ in sampling with EDM and EDM2, and σ of the data
-LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
+# range of σ in sampling with EDM and EDM2, and σ of the data
+LEAST_SIGMA = 0.002
+MOST_SIGMA = 80.0
+SIGMA_DATA = 0.5
+LATENTS = "StabilityVAEEncoder"
+PIXELS = "StandardRGBEncoder"
 DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}  # encoder, or "" for EDM → mean and std of ln σ in training
 ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}  # number of channels → encoder that is assumed if a file doesn't name its encoder
 BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")  # as in enc.64x64_block0.
@@ -64,14 +68,16 @@ def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dic
 
     module: pickled network. format: 'edm' or 'edm2'.
     """
-    names, qkv = TABLES[format], TABLES[format]["block"]["attention.qkv"]
+    names = TABLES[format]
+    qkv = TABLES[format]["block"]["attention.qkv"]
     places = [match.groups() for match in map(BLOCK.match, tensors) if match]
     sides = sorted({int(side) for _, side, _ in places}, reverse=True)
     if not sides:
         raise FormatError("has no blocks of EDM's networks, such as enc.64x64_block0; choose another --format")
     blocks = len({place for way, _, place in places if way == "enc" and place.startswith("block")})
     own = [f"block{index}" for index in range(blocks + 1)]
-    below, first = f"dec.{sides[-1]}x{sides[-1]}", f"enc.{sides[0]}x{sides[0]}_conv"
+    below = f"dec.{sides[-1]}x{sides[-1]}"
+    first = f"enc.{sides[0]}x{sides[0]}_conv"
     ways = {
         "down": [f"enc.{side}x{side}_{name}" for side in sides for name in ("down", *own[:-1])][1:],
         "middle": [f"{below}_in0", f"{below}_in1"],

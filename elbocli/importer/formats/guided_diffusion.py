@@ -13,7 +13,10 @@ from elbocli.importer import formats
 from elbocli.importer.formats import TABLES, AttentionOrder, Imported, ImportOptions, Source, shape_of, source_format
 from elbocli.nn.networks.unet import UNetConfig
 
-TIME, LABELS, FIRST, LAST = "time_embed.0.weight", "label_emb.weight", "input_blocks.0.0.weight", "out.2.weight"
+TIME = "time_embed.0.weight"
+LABELS = "label_emb.weight"
+FIRST = "input_blocks.0.0.weight"
+LAST = "out.2.weight"
 # Checkpoints lack image size, attention heads and noise schedule; both tables list these for OpenAI's networks.
 SIZES: dict[tuple[float, ...], int] = {
     (1, 2, 3, 4): 64,
@@ -44,7 +47,8 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     where = source.path
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels = shape_of(tensors, TIME)
-    image_channels, outputs = shape_of(tensors, FIRST)[1], shape_of(tensors, LAST)[0]
+    image_channels = shape_of(tensors, FIRST)[1]
+    outputs = shape_of(tensors, LAST)[0]
     if image_channels == outputs == 6:
         raise FormatError(f"{where}: a super-resolution network, with a smaller image as input; elbo can't import such networks")
     parts = [re.fullmatch(r"output_blocks\.(\d+)\.(\d)\.in_layers\.0\.weight", name) for name in tensors]

@@ -19,7 +19,9 @@ from elbocli.importer.formats import TABLES, Imported, ImportOptions, Source, sh
 from elbocli.importer.formats.dit import LAST, POSITIONS, TABLE, grid_side
 from elbocli.nn.networks.transformers import JiTConfig
 
-PREFIX, AVERAGE = "net.", "model_ema1"  # JiT's own evaluation draws from the first average
+# JiT's own evaluation draws from the first average
+PREFIX = "net."
+AVERAGE = "model_ema1"
 MARKS = {"x_embedder.proj1.weight", "blocks.0.attn.q_norm.weight", "blocks.0.mlp.w12.weight", LAST}
 CONTEXT = "in_context_posemb"
 DEPTHS = (12, 24, 32)  # of B, L and H

@@ -51,7 +51,9 @@ class TimmFeatures(nn.Module):
 
     def __init__(self, network: Any, table: Mapping[str, Any]):
         super().__init__()
-        self.network, self.size, self.unit = network, table["size"], table.get("unit", False)
+        self.network = network
+        self.size = table["size"]
+        self.unit = table.get("unit", False)
         self.register_buffer("mean", torch.tensor(table["mean"]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(table["std"]).view(3, 1, 1))
 
@@ -76,7 +78,9 @@ def load_timm(name: str, path: Path | None) -> tuple[nn.Module, str]:
         raise UsageError(f"{name} needs `extractor_weights` FILE: timm's weights {table['timm']}; see docs/extractors.md")
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         import timm
-    tensors, options, wrong = read_torch_file(path), table.get("options", {}), f"{path}: not weights of {name}"
+    tensors = read_torch_file(path)
+    options = table.get("options", {})
+    wrong = f"{path}: not weights of {name}"
     with torch.device("meta"):
         network: Any = timm.create_model(table["timm"], **options)
     with reading(wrong):
@@ -94,7 +98,8 @@ def load_timm(name: str, path: Path | None) -> tuple[nn.Module, str]:
 
 def fitted_positions(positions: Tensor, side: int) -> Tensor:
     """Interpolate position embeddings [1, 1 + S², D] to [1, 1 + side², D], as in DINOv2's hub."""
-    token, grid = positions[:, :1], positions[:, 1:]
+    token = positions[:, :1]
+    grid = positions[:, 1:]
     before = round(grid.shape[1] ** 0.5)
     if before == side:
         return positions

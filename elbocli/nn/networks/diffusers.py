@@ -23,9 +23,12 @@ from elbocli.nn.networks import Network, NetworkConfig, network
 from elbocli.nn.networks.unet import ClassTable, named_labels
 from elbocli.runtime.device import sent
 
-UNET, AUTOENCODER = "UNet2DModel", "AutoencoderKL"
+UNET = "UNet2DModel"
+AUTOENCODER = "AutoencoderKL"
 EXTRA = "needs the extra 'latents': pip install 'elbocli[latents]'"
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # file names in the folder of a diffusers model
+# file names in the folder of a diffusers model
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +86,10 @@ class Autoencoder:
     """
 
     def __init__(self, folder: Path, device: torch.device):
-        self.folder, self.device = folder, device
-        found, weights = read_json(folder / CONFIG).get("_class_name"), folder / WEIGHTS
+        self.folder = folder
+        self.device = device
+        found = read_json(folder / CONFIG).get("_class_name")
+        weights = folder / WEIGHTS
         if found != AUTOENCODER:
             raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}; name the folder of an {AUTOENCODER} instead")
         with reading(weights, "; save it with diffusers' save_pretrained(…, safe_serialization=True)", DataError):

@@ -26,7 +26,11 @@ from elbocli.nn.networks.unet import (
 
 EPS = 1e-4  # avoids division by zero
 SILU_SIZE = 0.596  # root mean square of SiLU of a standard normal variable, as rounded in the paper (eq. 81)
-RESIDUAL, ATTENTION, CLASS, JOINED = 0.3, 0.3, 0.5, 0.5  # argument `share` of blend() or join()
+# argument `share` of blend() or join()
+RESIDUAL = 0.3
+ATTENTION = 0.3
+CLASS = 0.5
+JOINED = 0.5
 CLIP = 256.0  # largest absolute activation of a block's output
 
 
@@ -65,7 +69,8 @@ def blend(x: Tensor, y: Tensor, share: float) -> Tensor:
 
 def join(x: Tensor, y: Tensor, share: float) -> Tensor:
     """Concatenate channels of x and y, rescaled to magnitudes in the ratio 1 − share : share (eq. 103)."""
-    one, other = x.shape[1], y.shape[1]
+    one = x.shape[1]
+    other = y.shape[1]
     scale = math.sqrt((one + other) / ((1 - share) ** 2 + share**2))
     return torch.cat([x * (scale * (1 - share) / math.sqrt(one)), y * (scale * share / math.sqrt(other))], 1)
 
@@ -103,7 +108,8 @@ class LevelAndClass(nn.Module):
     def __init__(self, code: str, channels: int, width: int, num_classes: int):
         super().__init__()
         self.code = code
-        frequencies, phases = torch.empty(channels), torch.empty(channels)
+        frequencies = torch.empty(channels)
+        phases = torch.empty(channels)
         if not phases.is_meta:
             frequencies.normal_(std=2 * math.pi)
             phases.uniform_(0, 2 * math.pi)
@@ -148,7 +154,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int, dropout: float, cin: int, cout: int, down: bool, attention: bool, resample: str):
         super().__init__()
-        self.down, self.resample = down, resample
+        self.down = down
+        self.resample = resample
         self.gain = nn.Parameter(torch.zeros(1))
         self.conv1 = UnitLayer(cout if down else cin, cout, 3)
         self.scale = UnitLayer(width, cout)
@@ -175,11 +182,13 @@ class EDM2(LevelsNetwork):
 
     def __init__(self, config: EDM2Config):
         super().__init__(config)
-        width, first = max(config.widths), config.widths[0]
+        width = max(config.widths)
+        first = config.widths[0]
         self.conditioning = LevelAndClass(config.code, first, width, config.num_classes)
         # A constant input channel of ones replaces biases.
         self.first = UnitLayer(config.image_channels + 1, first, 3)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
         block = partial(Block, width, config.dropout)
         self.last = UnitLayer(self.add_blocks(block, middle_attention=True), config.image_channels, 3)
         self.gain = nn.Parameter(torch.zeros(1))

@@ -101,7 +101,8 @@ class DiT(Network):
 
     def __init__(self, config: DiTConfig):
         super().__init__(config)
-        width, code = config.width, Fourier(256, config.code)
+        width = config.width
+        code = Fourier(256, config.code)
         self.conditioning = Conditioning(code, width, config.num_classes, config.null_class)
         self.first = self.first_layer()
         self.blocks = nn.ModuleList(self.block(index) for index in range(config.depth))
@@ -194,7 +195,8 @@ def rotary_angles(side: int, width: int, before: int, device: torch.device) -> T
 
 def rotated(x: Tensor, angle: Tensor) -> Tensor:
     """Rotate channel pairs (i, i + width/2). x: [B, heads, N, width]. angle: [N, width/2]."""
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    cos = angle.cos().to(x.dtype)
+    sin = angle.sin().to(x.dtype)
     one, other = x.chunk(2, -1)
     return torch.cat([one * cos - other * sin, one * sin + other * cos], -1)
 
@@ -207,9 +209,12 @@ class JiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        self.heads, hidden = heads, MLP * width * 2 // 3
-        self.norm1, self.norm2 = nn.RMSNorm(width, EPS), nn.RMSNorm(width, EPS)
-        self.norm_q, self.norm_k = nn.RMSNorm(width // heads, EPS), nn.RMSNorm(width // heads, EPS)
+        self.heads = heads
+        hidden = MLP * width * 2 // 3
+        self.norm1 = nn.RMSNorm(width, EPS)
+        self.norm2 = nn.RMSNorm(width, EPS)
+        self.norm_q = nn.RMSNorm(width // heads, EPS)
+        self.norm_k = nn.RMSNorm(width // heads, EPS)
         self.modulation = zeroed(nn.Linear(width, 6 * width))
         self.qkv = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
@@ -251,7 +256,9 @@ class JiT(DiT):
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         config = self.config
-        code, x, side = self.conditioning(logsnr, labels), self.tokens(z), config.side // config.patch
+        code = self.conditioning(logsnr, labels)
+        x = self.tokens(z)
+        side = config.side // config.patch
         angle = rotary_angles(side, config.width // config.heads, self.context, x.device)
         for index, block in enumerate(self.blocks):
             if self.conditioning.classes is not None and self.context and index == config.class_start:
@@ -318,12 +325,15 @@ class UViT(Network):
     def __init__(self, config: UViTConfig):
         super().__init__(config)
         self.patches = PATCHINGS[config.patching]
-        width, channels = config.embedding, config.widths
+        width = config.embedding
+        channels = config.widths
         inside = config.image_channels * 4**self.patches
         self.conditioning = Conditioning(LinearCode(), width, config.num_classes)
         self.first = nn.Conv2d(inside, channels[0], 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        self.widen, self.narrow = nn.ModuleList(), nn.ModuleList()
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        self.widen = nn.ModuleList()
+        self.narrow = nn.ModuleList()
         for now, below in pairwise(channels):
             self.down.append(nn.ModuleList(Block(now, now, width, 0.0) for _ in range(config.blocks)))
             self.up.append(nn.ModuleList(Block(2 * now, now, width, 0.0) for _ in range(config.blocks)))
@@ -375,7 +385,8 @@ HIGH = [1.0, *SCALES[0][1:]]  # scales of level 1 before level 2, which scales t
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
     """Split the last axis, […, 2n], into a low and a high wavelet band, […, n] each."""
-    even, odd = x[..., 0::2], x[..., 1::2]
+    even = x[..., 0::2]
+    odd = x[..., 1::2]
     high = odd - 0.5 * (even + _after(even))
     return even + 0.25 * (high + _before(high)), high
 

@@ -53,10 +53,12 @@ class GroupNorm(nn.GroupNorm):
                 h = torch.addcmul(shift[:, :, None, None], h, scale[:, :, None, None] + 1)
             return F.silu(h) if silu else h
         wide = torch.promote_types(x.dtype, torch.float32)
-        gain, bias = self.weight.to(wide)[None], self.bias.to(wide)[None]
+        gain = self.weight.to(wide)[None]
+        bias = self.bias.to(wide)[None]
         if scale is not None and shift is not None:
             scale = scale.to(wide) + 1
-            gain, bias = gain * scale, torch.addcmul(shift.to(wide), bias, scale)
+            gain = gain * scale
+            bias = torch.addcmul(shift.to(wide), bias, scale)
         pixels = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         gain, bias = (each.unflatten(1, (self.num_groups, -1)) for each in (gain, bias))
         out = _Normed.apply(pixels.flatten(1, 2), gain, bias, self.eps, silu)
@@ -67,7 +69,8 @@ class _Normed(torch.autograd.Function):
     # silu(norm(x)·gain + bias), SiLU optional. x: [B, pixels, C]. gain, bias: [B or 1, groups, C/groups].
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
-        wide, groups = gain.dtype, gain.shape[1:]
+        wide = gain.dtype
+        groups = gain.shape[1:]
         if x.dtype == wide:
             variance, mean = torch.var_mean(x, 1, correction=0)
         else:
@@ -88,7 +91,9 @@ class _Normed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, mean, inverse, factor, offset = ctx.saved_tensors
-        wide, groups, count = gain.dtype, gain.shape[1:], x.shape[1] * gain.shape[2]
+        wide = gain.dtype
+        groups = gain.shape[1:]
+        count = x.shape[1] * gain.shape[2]
         out = torch.empty_like(x)
         if ctx.silu:
             grad = torch.ops.aten.silu_backward(grad, _affine(x, factor, offset, out))
@@ -214,7 +219,8 @@ class LevelsNetwork(Network):
                 skips.append(now)
         self.middle = nn.ModuleList([block(now, now, False, middle_attention, ""), block(now, now, False, False, "")])
         while widths:
-            width, attention = widths.pop(), attends.pop()
+            width = widths.pop()
+            attention = attends.pop()
             for _ in range(config.blocks + 1):
                 self.up.append(block(now + skips.pop(), width, False, attention, ""))
                 now = width
@@ -264,14 +270,17 @@ class Fourier(nn.Module):
 
     def __init__(self, channels: int, code: str = CODE):
         super().__init__()
-        self.channels, self.code = channels, code
+        self.channels = channels
+        self.code = code
 
     def forward(self, logsnr: Tensor) -> Tensor:
         half = self.channels // 2
         if self.code == CODE:
-            number, wide = 0.5 * logsnr.float(), torch.float32
+            number = 0.5 * logsnr.float()
+            wide = torch.float32
         else:  # float32 is too coarse for the angle of a timestep up to 1000
-            number, wide = level_number(logsnr.double(), self.code), torch.float64
+            number = level_number(logsnr.double(), self.code)
+            wide = torch.float64
         power = torch.arange(half, device=logsnr.device, dtype=wide) / half
         angle = number[:, None] * 1e-4**power
         return torch.cat([angle.cos(), angle.sin()], 1).float()
@@ -457,7 +466,8 @@ class UNet(LevelsNetwork):
         super().__init__(config)
         width = config.embedding or 4 * config.channels
         self.conditioning = Conditioning(Fourier(config.channels, config.code), width, config.num_classes)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
 
         normed = partial(norm, groups=config.groups, eps=config.norm_eps)
 

@@ -14,10 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-# λ runs from almost pure noise to almost clean data, in bins
-LOW = -10.0
-HIGH = 10.0
-BINS = 100
+LOW, HIGH, BINS = -10.0, 10.0, 100  # λ runs from almost pure noise to almost clean data, in bins
 EDGES = torch.linspace(LOW, HIGH, BINS + 1, dtype=torch.float64)
 
 
@@ -70,8 +67,7 @@ def losses(network, x, eps, logsnr, weighting, schedule):
     schedule is an importance sampler, and any p gives the same loss on average (the paper, eq. 6).
     """
     alpha, sigma = (scale.float()[:, None, None, None] for scale in alpha_sigma(logsnr))
-    v = alpha * eps - sigma * x
-    v_hat = network(alpha * x + sigma * eps, logsnr.float())
+    v, v_hat = alpha * eps - sigma * x, network(alpha * x + sigma * eps, logsnr.float())
     error = (alpha * (v - v_hat)).square().flatten(1).mean(1)  # since ε − ε̂ = α (v − v̂)
     return 0.5 * (weighting(logsnr) / schedule.density(logsnr)).float() * error, error.detach()
 
@@ -90,13 +86,11 @@ class Network(nn.Sequential):
 
 def train(network, x, steps, batch=128, weighting=sigmoid_weighting):
     """Minimise the weighted loss, under a schedule that follows the network's errors. Returns that schedule."""
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    schedule = Cosine()
+    optimizer, schedule = torch.optim.AdamW(network.parameters(), 1e-3), Cosine()
     sums = torch.ones(2, BINS)  # the number of errors and their sum in each bin, from one error of 1
     for step in range(steps):
         t = (torch.rand(1, dtype=torch.float64) + torch.arange(batch) / batch) % 1  # an even comb (VDM, app. I.1)
-        rows = torch.randint(len(x), (batch,))
-        logsnr = schedule.logsnr(t)
+        rows, logsnr = torch.randint(len(x), (batch,)), schedule.logsnr(t)
         loss, error = losses(network, x[rows], torch.randn_like(x[rows]), logsnr, weighting, schedule)
         optimizer.zero_grad()
         loss.mean().backward()
@@ -113,8 +107,7 @@ def sample(network, z, schedule, steps=64):
     """Images from noise z [B, C, H, W], by DDIM: estimate x and ε at λ, then mix them as the next λ asks."""
     levels = schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64))
     for now, then in zip(levels, [*levels[1:], torch.tensor(torch.inf)]):  # λ = ∞ is clean
-        (alpha, sigma) = alpha_sigma(now)
-        (alpha_then, sigma_then) = alpha_sigma(then)
+        (alpha, sigma), (alpha_then, sigma_then) = alpha_sigma(now), alpha_sigma(then)
         v_hat = network(z, now.float().expand(len(z)))
         z = alpha_then * (alpha * z - sigma * v_hat) + sigma_then * (alpha * v_hat + sigma * z)
     return z
@@ -123,10 +116,7 @@ def sample(network, z, schedule, steps=64):
 @torch.no_grad()
 def bound(network, pixels, schedule, draws=64):
     """(prior, reconstruction, diffusion), each [N] in nats: their sum bounds −log p(x) from above (VDM, eq. 11)."""
-    # pixels: levels 0 to 255, [N, C, H, W]
-    x = pixels.float() / 127.5 - 1
-    low = EDGES[0]
-    high = EDGES[-1]
+    x, low, high = pixels.float() / 127.5 - 1, EDGES[0], EDGES[-1]  # pixels: levels 0 to 255, [N, C, H, W]
     # KL(q(z₁|x) ‖ N(0, I)): how much of x is left in the noise that sampling starts from
     prior = 0.5 * (low.sigmoid() * (x.square() - 1) - (-low).sigmoid().log()).flatten(1).sum(1)
     # −log p(x|z₀): a softmax over the 256 levels, by their distance to z₀/α, where λ is largest
@@ -142,8 +132,7 @@ def bound(network, pixels, schedule, draws=64):
 def main(path, steps=3000):
     torch.manual_seed(0)
     pixels = torch.from_numpy(np.rint(np.load(path)).astype(np.uint8))[:, None]
-    x = pixels.float() / 127.5 - 1
-    network = Network(pixels[0].numel())
+    x, network = pixels.float() / 127.5 - 1, Network(pixels[0].numel())
     adaptive = train(network, x, steps)
     for name, schedule in ("cosine", Cosine()), ("adaptive", adaptive):
         logsnr = schedule.logsnr(torch.rand(len(x), dtype=torch.float64))

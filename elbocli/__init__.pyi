@@ -12,15 +12,15 @@ from elbocli.core.adaptive import AdaptiveSchedule as AdaptiveSchedule
 from elbocli.core.objective import LossTerms as LossTerms
 from elbocli.core.objective import Objective as Objective
 from elbocli.core.prediction import Prediction as Prediction
-from elbocli.core.samplers import Sampler as Sampler
 from elbocli.core.schedule import Schedule as Schedule
 from elbocli.core.weighting import Weighting as Weighting
 from elbocli.errors import ElboError as ElboError
 from elbocli.files.dataset import Dataset as Dataset
 from elbocli.files.losslog import LossLogArrays as LossLogArrays
 from elbocli.files.losslog import LossLogWriter as LossLogWriter
-from elbocli.nn.extractors import export_extractor as export_extractor
-from elbocli.run.examples import normalised as normalised
-from elbocli.run.open import TrainedRun as TrainedRun
+from elbocli.runs.examples import normalised as normalised
+from elbocli.runs.open import TrainedRun as TrainedRun
+from elbocli.sampling.samplers import Sampler as Sampler
+from elbocli.scoring.extractors import export_extractor as export_extractor
 
 __version__: str

@@ -18,26 +18,26 @@ from elbocli.bound.estimate import estimate_bound
 from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Bound
 from elbocli.core.adaptive import BinSums, OnlineObjective, check_floor, refuse_adaptive
-from elbocli.core.guidance import THRESHOLDS, Guidance
 from elbocli.core.noise import STARTS, Noise
 from elbocli.core.objective import LossTerms, NetworkFunction, Objective
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import USUAL, Sampler, choose_space, parse_sampler
 from elbocli.core.schedule import Schedule
-from elbocli.core.spacing import SPACINGS, logsnr_grid, usual_spacing
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import LossLogArrays, read_arrays
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.denoiser import Denoiser
-from elbocli.run.classes import choose_labels, usual_classes
-from elbocli.run.examples import ImageBatch, channels_first, draw_noise
-from elbocli.run.open import TrainedRun
+from elbocli.runs.classes import choose_labels, usual_classes
+from elbocli.runs.examples import ImageBatch, channels_first, draw_noise
+from elbocli.runs.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import progress, show_progress_with
-from elbocli.sample.draw import SampleSettings, count_evaluations, draw_batch
+from elbocli.sampling.denoiser import Denoiser
+from elbocli.sampling.draw import SampleSettings, count_evaluations, draw_batch
+from elbocli.sampling.guidance import THRESHOLDS, Guidance
+from elbocli.sampling.samplers import USUAL, Sampler, choose_space, parse_sampler
+from elbocli.sampling.spacing import SPACINGS, logsnr_grid, usual_spacing
 
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
 
@@ -498,7 +498,7 @@ def open_run(
     Raises FormatError or DataError for an unusable run, UsageError for an invalid argument.
     """
     from elbocli.files.plugins import run_plugin
-    from elbocli.run.open import open_run as opened
+    from elbocli.runs.open import open_run as opened
 
     for file in [*filter(None, os.environ.get("ELBO_PLUGIN", "").split(os.pathsep)), *plugins]:
         run_plugin(Path(file))

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import ADDED, COMPLETE, CONTEXT, Command, Group, Option, plugin_option
-from elbocli.cli.text import tell
+from elbocli.commands.shared.commands import ADDED, COMPLETE, CONTEXT, Command, Group, Option, plugin_option
 from elbocli.errors import OUT_OF_MEMORY, DataError, ElboError, NotJoined, UsageError
+from elbocli.runtime.text import tell
 from elbocli.version import __version__
 
 # Heading of the help → command → first sentence of the command's help.
@@ -48,10 +48,10 @@ GROUPS = {
 }
 COMMANDS = {name: text for rows in GROUPS.values() for name, text in rows.items()}
 ELSEWHERE = {
-    "eval": "elbocli.evaluate.command.evaluate",
-    "fdr6": "elbocli.evaluate.command.fdr6",
-    "import": "elbocli.importer.command.import_",
-    "list": "elbocli.weights.command.list_",
+    "eval": "elbocli.commands.eval.evaluate",
+    "fdr6": "elbocli.commands.eval.fdr6",
+    "import": "elbocli.commands.import_.import_",
+    "list": "elbocli.commands.weights.list_",
 }
 
 
@@ -63,7 +63,7 @@ class Commands(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
-            return resolve_name(ELSEWHERE.get(cmd_name, f"elbocli.{cmd_name}.command.{cmd_name}"))
+            return resolve_name(ELSEWHERE.get(cmd_name, f"elbocli.commands.{cmd_name}.{cmd_name}"))
         if cmd_name not in ADDED and not ctx.resilient_parsing:
             from elbocli.core.registry import load_installed
 

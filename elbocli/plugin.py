@@ -8,15 +8,15 @@
 Load a plug-in with `--plugin FILE.py`, or install an entry point of the group `elbo.plugins`. docs/extending.md has examples.
 """
 
-from elbocli.cli.commands import add_command as command
-from elbocli.cli.commands import option
-from elbocli.core.metrics import Need, Number, metric
-from elbocli.core.samplers import Move, sampler
+from elbocli.commands.shared.commands import add_command as command
+from elbocli.commands.shared.commands import option
 from elbocli.core.schedule_curves import schedule
 from elbocli.core.weighting_curves import ErrorProfile, learned_weighting, weighting
-from elbocli.images.registry import ArrayRow, Span, source
-from elbocli.nn.extractors import Extractor, extractor
-from elbocli.nn.networks import Network, NetworkConfig, network
+from elbocli.data.registry import ArrayRow, Span, source
+from elbocli.networks import Network, NetworkConfig, network
+from elbocli.sampling.samplers import Move, sampler
+from elbocli.scoring.extractors import Extractor, extractor
+from elbocli.scoring.metrics import Need, Number, metric
 
 __all__ = [
     "ArrayRow",

@@ -134,9 +134,9 @@ def measured(rows: list[dict[str, Any]]) -> str:
 
 def planned() -> str:
     """Markdown: for each preset for a GPU, its plan with micro-batches of one image, and days at RATE."""
-    from elbocli.nn.presets import NAMES, load_preset
-    from elbocli.run.settings import preset_data, resolve
-    from elbocli.train.plan import plan
+    from elbocli.networks.presets import NAMES, load_preset
+    from elbocli.runs.settings import preset_data, resolve
+    from elbocli.training.plan import plan
 
     lines = [["preset", "images", "operations", "memory", "memory per image", "days"]]
     for name in NAMES:

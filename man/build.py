@@ -15,9 +15,9 @@ from pkgutil import resolve_name
 
 import click
 
-from elbocli.cli.commands import Command, Named, Option, examples
-from elbocli.core.samplers import SamplerTraits
+from elbocli.commands.shared.commands import Command, Named, Option, examples
 from elbocli.main import elbo
+from elbocli.sampling.samplers import SamplerTraits
 from elbocli.version import __version__
 
 HERE = Path(__file__).parent

@@ -17,20 +17,20 @@ import numpy as np
 from harness import heard
 from torch import Tensor, nn
 
-from elbocli.core.guidance import THRESHOLDS
-from elbocli.core.metrics import METRICS, asked
 from elbocli.core.noise import NOISES, STARTS
 from elbocli.core.pixels import ROUNDINGS
-from elbocli.core.samplers import parse_sampler
-from elbocli.core.spacing import SPACINGS
-from elbocli.evaluate import scoring
-from elbocli.evaluate.result import EvalResult
-from elbocli.evaluate.settings import EvalSettings
+from elbocli.data import sources as sources_module
+from elbocli.data.pack import Encoder, Settings, latent_encoder, pack_images
+from elbocli.data.registry import Images
 from elbocli.files.dataset import Dataset
-from elbocli.images import sources as sources_module
-from elbocli.images.registry import Images
-from elbocli.prep.pack import Encoder, Settings, latent_encoder, pack_images
-from elbocli.sample.draw import SampleSettings
+from elbocli.sampling.draw import SampleSettings
+from elbocli.sampling.guidance import THRESHOLDS
+from elbocli.sampling.samplers import parse_sampler
+from elbocli.sampling.spacing import SPACINGS
+from elbocli.scoring import scoring
+from elbocli.scoring.metrics import METRICS, asked
+from elbocli.scoring.result import EvalResult
+from elbocli.scoring.settings import EvalSettings
 
 At = Callable[[int], object]
 

@@ -29,11 +29,11 @@ from elbocli.core.elbo import reconstruction
 from elbocli.errors import ElboError
 from elbocli.files.checkpoint import latest
 from elbocli.files.dataset import Dataset
-from elbocli.run import settings
-from elbocli.run.open import open_initial
+from elbocli.runs import settings
+from elbocli.runs.open import open_initial
 from elbocli.runtime.processes import World, joined
-from elbocli.train import loop, previews
-from elbocli.train.batches import Batches
+from elbocli.training import loop, previews
+from elbocli.training.batches import Batches
 
 
 @cache

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import elbocli.importer.formats
+import elbocli.networks.published
 import elbocli.plugin  # noqa: F401 - with these, all tables of declarations
 from elbocli import main
-from elbocli.cli.commands import ADDED, Command
+from elbocli.commands.shared.commands import ADDED, Command
 from elbocli.core.registry import Registry
+from elbocli.data import sources  # noqa: F401 - declares elbo's own kinds
+from elbocli.data.registry import SOURCES
 from elbocli.files import plugins
 from elbocli.files.recognise import KINDS
-from elbocli.images import sources  # noqa: F401 - declares elbo's own kinds
-from elbocli.images.registry import SOURCES
 
 Result = subprocess.CompletedProcess[bytes]
 ROOT = Path(__file__).parent.parent

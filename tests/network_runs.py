@@ -10,8 +10,8 @@ from typing import Any
 from harness import heard
 
 from elbocli.files.dataset import Dataset
-from elbocli.run import settings
-from elbocli.train import loop
+from elbocli.runs import settings
+from elbocli.training import loop
 
 UVIT = "{family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 16, patching: %s}"
 NETWORKS = {

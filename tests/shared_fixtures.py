@@ -32,8 +32,8 @@ from elbocli.files.yaml_text import read_yaml
 
 PLUGIN = """
 import elbocli.plugin as elbo
-from elbocli.importer.formats import Imported, fitted, source_format, state_dict
-from elbocli.nn.networks import config_of
+from elbocli.networks.published import Imported, fitted, source_format, state_dict
+from elbocli.networks import config_of
 
 @source_format("mine", about="", source="", licence="", recognises=lambda source: True)
 def mine(source, options):
@@ -103,7 +103,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path, preset: Path
 @pytest.fixture(scope="module")
 def short_previews() -> Iterator[None]:
     """Previews of 4 steps instead of 32, in this process, for tests of whatever else happens meanwhile."""
-    from elbocli.train import previews
+    from elbocli.training import previews
 
     with patch.object(previews, "PREVIEW", replace(previews.PREVIEW, steps=4)):
         yield

@@ -14,10 +14,10 @@ from elbocli.bound.measure import open_measurement
 from elbocli.core.pixels import to_levels
 from elbocli.errors import UsageError
 from elbocli.files.losslog import read_logs
-from elbocli.nn.networks import build
-from elbocli.run.settings import resolve
-from elbocli.train.batches import Batches
-from elbocli.train.step import step_losses
+from elbocli.networks import build
+from elbocli.runs.settings import resolve
+from elbocli.training.batches import Batches
+from elbocli.training.step import step_losses
 
 CPU = torch.device("cpu")
 IMPORTED = """

@@ -15,7 +15,7 @@ import pytest
 from calls import load
 
 from elbocli import plugin
-from elbocli.bound.command import bound
+from elbocli.commands.bound import bound
 from elbocli.files.recognise import MAKERS
 from elbocli.main import elbo
 

@@ -24,8 +24,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.distributed.run import get_args_parser
 
+from elbocli.commands.train import train
 from elbocli.files.yaml_text import read_yaml
-from elbocli.train.command import train
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

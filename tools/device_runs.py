@@ -14,19 +14,19 @@ from torch import Tensor
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
-from elbocli.core.samplers import parse_sampler
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.resumable import LATENTS
-from elbocli.nn.networks import NetworkConfig, build, place
-from elbocli.run.config import write_config
-from elbocli.run.settings import Resolved, resolve
+from elbocli.networks import NetworkConfig, build, place
+from elbocli.runs.config import write_config
+from elbocli.runs.settings import Resolved, resolve
 from elbocli.runtime.device import Precision
 from elbocli.runtime.processes import World
-from elbocli.sample import draw
-from elbocli.train import loop
-from elbocli.train.state import Parallel, TrainState
-from elbocli.train.step import update
+from elbocli.sampling import draw
+from elbocli.sampling.samplers import parse_sampler
+from elbocli.training import loop
+from elbocli.training.state import Parallel, TrainState
+from elbocli.training.step import update
 
 LIMIT = 2 << 30
 """Bytes of a device that are left to a search for memory."""

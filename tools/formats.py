@@ -19,7 +19,7 @@ from msgspec import NODEFAULT, Meta
 from msgspec.structs import fields
 
 from elbocli.files.records import FORMATS, Record, Rest, StoredFormat
-from elbocli.run.train_settings import TrainSettings
+from elbocli.runs.train_settings import TrainSettings
 
 PACKAGE = Path(__file__).resolve().parent.parent / "elbocli"
 MARKS = {".md": ("<!-- tools/formats.py -->", "<!-- end -->"), ".5": ('.\\" tools/formats.py', '.\\" end')}
@@ -85,7 +85,7 @@ def object_of(rng: random.Random, record: type[Record]) -> dict[str, Any]:
 
 def content_of(rng: random.Random, each: StoredFormat) -> dict[str, Any]:
     """JSON content of a file of a format."""
-    from elbocli.evaluate.result import EvalResult, Facts
+    from elbocli.scoring.result import EvalResult, Facts
 
     if each.record is EvalResult:
         return {**object_of(rng, Facts), "extractor": rng.choice(WORDS), "kernel_inception_distance_mean": 0.5}

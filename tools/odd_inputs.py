@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from elbocli.cli.text import visible
+from elbocli.data.pack import Settings, pack_images
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
-from elbocli.prep.pack import Settings, pack_images
 from elbocli.runtime.progress import log
+from elbocli.runtime.text import visible
 
 NOBODY = 65534
 BID = "; repair the image, or add --on-error skip to leave the image out"

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from elbocli.bound.measure import PLAIN, Draws, Measurement, RunMeasurement
+from elbocli.bound.ode import log_density, with_trace
 from elbocli.bound.result import Bound, LikelihoodDifference, LikelihoodEstimate, Likelihoods, Nats
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
-from elbocli.core.elbo import by_cell, fit_gaussian, log_density, rows_to_fit, with_trace
+from elbocli.core.elbo import by_cell, fit_gaussian, rows_to_fit
 from elbocli.core.estimate import PairedEstimate, PairedMoments, image_errors
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import alpha_sigma
@@ -23,10 +24,10 @@ from elbocli.core.schedule import Schedule, cell_of
 from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
-from elbocli.nn.denoiser import Denoiser
-from elbocli.run.examples import ImageBatch, draw_noise
+from elbocli.runs.examples import ImageBatch, draw_noise
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
+from elbocli.sampling.denoiser import Denoiser
 
 UNITS = ("bpd", "nats_per_latent_dimension")  # per dimension of pixels, of latents
 COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se", "excess", "excess_se")

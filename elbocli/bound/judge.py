@@ -27,7 +27,7 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.losslog import read_optimum
 from elbocli.files.schedule_file import resolve_weighting
-from elbocli.run.examples import training_rows
+from elbocli.runs.examples import training_rows
 
 AGREE = 4.0  # largest difference between the theorem's two sides that counts as agreement, in standard errors
 

@@ -21,8 +21,8 @@ from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
-from elbocli.run.examples import Examples, ImageBatch, draw_noise
-from elbocli.run.open import TrainedRun, check_alike, dataset_of, open_run
+from elbocli.runs.examples import Examples, ImageBatch, draw_noise
+from elbocli.runs.open import TrainedRun, check_alike, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__

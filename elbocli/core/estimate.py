@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elbocli.core.frechet import StreamingFeatureMoments
+from elbocli.core.moments import StreamingFeatureMoments
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:

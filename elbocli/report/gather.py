@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from elbocli.data.samples import read_samples
 from elbocli.errors import DataError, ElboError
 from elbocli.files.checkpoint import CONFIG
 from elbocli.files.contact_sheet import CELL, draw_contact_sheet
 from elbocli.files.reading import reading
-from elbocli.images.samples import read_samples
-from elbocli.info.describe import images_of
-from elbocli.nn.networks import count_parameters
+from elbocli.networks import count_parameters
+from elbocli.report.describe import images_of
 from elbocli.report.log_history import Curve, LogHistory, curve, read_curves, read_log_history
 from elbocli.report.objective import RunObjective, read_objective
 from elbocli.report.results import RESULTS, ResultFile, drawn_by, read_result, results_in
-from elbocli.run.config import read_run_config
-from elbocli.run.folder import read_status
-from elbocli.run.open import OBJECTIVE, dataset_of, empty_network
+from elbocli.runs.config import read_run_config
+from elbocli.runs.folder import read_status
+from elbocli.runs.open import OBJECTIVE, dataset_of, empty_network
 
 TIMES = 7  # largest number of previews
 SHEET = 4 * CELL  # largest side of a preview in pixels

@@ -7,8 +7,8 @@ from elbocli.core.criteria import CRITERIA
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import ForeignLoss, LearnedCurve, Weighting
-from elbocli.run.open import EffectiveWeighting, effective_weightings, schedule_of
-from elbocli.run.train_settings import ADAPTIVE, TrainSettings
+from elbocli.runs.open import EffectiveWeighting, effective_weightings, schedule_of
+from elbocli.runs.train_settings import ADAPTIVE, TrainSettings
 
 
 class Term(NamedTuple):

@@ -13,15 +13,15 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from elbocli.cli.figure import STYLE, import_matplotlib, level_ticks, line_style
-from elbocli.cli.text import visible, visible_lines
 from elbocli.core.adaptive import ErrorMoments, bin_middles
 from elbocli.core.schedule import Schedule
-from elbocli.evaluate.settings import PROTOCOLS
+from elbocli.report.figure import STYLE, import_matplotlib, level_ticks, line_style
 from elbocli.report.gather import RunFacts
 from elbocli.report.log_history import LogHistory, curve, error_of, score_columns
 from elbocli.report.results import score_rows
 from elbocli.report.summary import BITS, NATS, differences, figures, headline, logged
+from elbocli.runtime.text import visible, visible_lines
+from elbocli.scoring.settings import PROTOCOLS
 from elbocli.version import __version__
 
 PAGE_STYLE: dict[Any, Any] = {

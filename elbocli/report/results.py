@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from elbocli.bound.result import Bound, Likelihoods, Theorem
 from elbocli.errors import FormatError
-from elbocli.evaluate.result import ENOUGH, EvalResult
 from elbocli.files.reading import read_bytes
 from elbocli.files.recognise import recognise, wrong_kind
 from elbocli.files.records import parse_json
+from elbocli.scoring.result import ENOUGH, EvalResult
 
 RESULTS: dict[str, tuple[str, type[Any]]] = {  # kind of file → (name on the report page, class)
     "scores": ("scores", EvalResult),

@@ -30,10 +30,10 @@ from elbocli.errors import ElboError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting, to_text
-from elbocli.run.settings import Resolved
+from elbocli.runs.settings import Resolved
 from elbocli.runtime.progress import log, progress
-from elbocli.train.batches import Batches
-from elbocli.train.step import step_losses
+from elbocli.training.batches import Batches
+from elbocli.training.step import step_losses
 
 MEASURED = "fitted:gradient"
 GROUPS = 8

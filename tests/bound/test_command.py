@@ -15,7 +15,7 @@ import yaml
 
 from elbocli.bound.measure import RunMeasurement, open_measurement
 from elbocli.errors import DataError
-from elbocli.nn.networks.diffusers import affine
+from elbocli.networks.diffusers import affine
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 Found = Callable[..., dict[str, Any]]

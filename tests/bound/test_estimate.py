@@ -27,7 +27,7 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.losslog import read_logs
-from elbocli.run.examples import ImageBatch
+from elbocli.runs.examples import ImageBatch
 from elbocli.runtime.device import Precision
 
 LOW = -12.0

@@ -11,8 +11,8 @@ from scipy import integrate
 
 from elbocli.core.averages import AVERAGES, MAX_STD, Average, canonical, gamma_of, parse_average, std_of
 from elbocli.core.learning_rate import LR_DECAYS, learning_rate
-from elbocli.ema.solve import Profile, products, solve
 from elbocli.errors import UsageError
+from elbocli.training.average_fit import Profile, products, solve
 
 NAMES = sorted(AVERAGES)
 

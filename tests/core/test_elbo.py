@@ -8,17 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elbocli.bound.ode import log_density, with_trace
 from elbocli.core.elbo import (
     Augmented,
     GaussianModel,
     by_cell,
     fit_gaussian,
-    log_density,
     prior,
     reconstruction,
     reconstruction_of_numbers,
     rows_to_fit,
-    with_trace,
 )
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from elbocli.core.estimate import Estimate, PairedMoments, error_of_share, image_errors
-from elbocli.core.frechet import StreamingFeatureMoments
+from elbocli.core.moments import StreamingFeatureMoments
 from elbocli.errors import UsageError
-from elbocli.run.classes import p_of_equal_shares, p_of_uniform
+from elbocli.runs.classes import p_of_equal_shares, p_of_uniform
 
 sizes = st.integers(2, 12)
 

@@ -11,21 +11,21 @@ from scipy import special
 
 from elbocli.core.averages import AVERAGES, parse_average
 from elbocli.core.criteria import CRITERIA
-from elbocli.core.guidance import THRESHOLDS
-from elbocli.core.metrics import METRICS
 from elbocli.core.noise import NOISES, STARTS
 from elbocli.core.pixels import ROUNDINGS
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.registry import Registry, alike, nearest, number, parse_spec, plain
-from elbocli.core.samplers import SAMPLERS, parse_sampler
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES, schedule
-from elbocli.core.spacing import SPACINGS
 from elbocli.core.weighting import FACTORS, parse_weighting
 from elbocli.core.weighting_curves import LEARNED_WEIGHTINGS, WEIGHTINGS, weighting
 from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.extractors import EXTRACTORS
+from elbocli.sampling.guidance import THRESHOLDS
+from elbocli.sampling.samplers import SAMPLERS, parse_sampler
+from elbocli.sampling.spacing import SPACINGS
+from elbocli.scoring.extractors import EXTRACTORS
+from elbocli.scoring.metrics import METRICS
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
 

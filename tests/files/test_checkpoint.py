@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from elbocli.errors import FormatError
 from elbocli.files import checkpoint as store
-from elbocli.run.config import RunConfig, write_config
+from elbocli.runs.config import RunConfig, write_config
 
 BASE = torch.arange(12.0).reshape(3, 4)
 WEIGHTS = {

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from harness import heard
 
+from elbocli.data.samples import read_samples
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.dataset import Dataset, DatasetWriter
 from elbocli.files.dataset import find_dataset as find
 from elbocli.files.latents import CONVENTIONS, LatentSpace, read_space
 from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout
-from elbocli.images.samples import read_samples
-from elbocli.info.describe import verify
+from elbocli.report.describe import verify
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"
 SOURCE = {"of": "test"}

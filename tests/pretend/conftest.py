@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 from pretend import lacking
 
-from elbocli.train import previews
+from elbocli.training import previews
 
 HERE = Path(__file__).parent
 

@@ -14,12 +14,12 @@ from pretend import Pretence, plain_attention, pretending
 from elbocli import api
 from elbocli.bound import estimate
 from elbocli.bound.measure import RunMeasurement, open_measurement
-from elbocli.core.metrics import asked
-from elbocli.evaluate import scoring
-from elbocli.evaluate.settings import EvalSettings
-from elbocli.nn.networks import build, config_of
+from elbocli.networks import build, config_of
 from elbocli.runtime.device import sent
 from elbocli.runtime.processes import World
+from elbocli.scoring import scoring
+from elbocli.scoring.metrics import asked
+from elbocli.scoring.settings import EvalSettings
 
 IMAGES = 6
 DRAWS = 4

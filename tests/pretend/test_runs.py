@@ -10,10 +10,10 @@ from calls import encoder_of, typed
 from network_runs import NETWORKS, train
 from pretend import plain_attention, pretending
 
-from elbocli.core.guidance import Guidance
-from elbocli.core.samplers import SAMPLERS
 from elbocli.runtime.device import choose_device, name_of, seed_dropout
-from elbocli.sample import draw
+from elbocli.sampling import draw
+from elbocli.sampling.guidance import Guidance
+from elbocli.sampling.samplers import SAMPLERS
 
 
 def test_images_are_there_before_they_are_read(digits, tmp_path):

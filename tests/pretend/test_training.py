@@ -12,7 +12,7 @@ from PIL import Image
 from pretend import Pretence, plain_attention, pretending
 
 from elbocli.errors import NonFiniteError
-from elbocli.train.batches import Batches
+from elbocli.training.batches import Batches
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_previews")]
 

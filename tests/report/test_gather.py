@@ -14,11 +14,11 @@ from scipy import stats
 from elbocli.bound.result import Bound, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError
-from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.files import losslog
 from elbocli.report.gather import SHEET, TIMES, chosen_times, read_preview
 from elbocli.report.log_history import POINTS, curve, read_curves, read_log_history
 from elbocli.report.results import drawn_by, read_result, results_in, score_rows
+from elbocli.scoring.result import EvalResult, Facts, Scores
 
 EDGES = bin_edges(-5, 5, 3)
 

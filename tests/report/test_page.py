@@ -14,18 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_pages import ALERT, BOUND, HOSTILE, Reader, beyond_numbers, change, just_begun
 
-from elbocli.cli.figure import COLORS
-from elbocli.cli.text import visible
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files import losslog
 from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
+from elbocli.report.figure import COLORS
 from elbocli.report.gather import RunFacts
 from elbocli.report.objective import weighting_terms
 from elbocli.report.page import code, curve_line, model_card, number, pictures, render, swatch
 from elbocli.report.summary import BITS, differences, figures, headline
+from elbocli.runtime.text import visible
 from elbocli.version import __version__
 
 VALIDATION = {"val_loss": 0.5, "val_loss_se": 0.01, "val_bpd": 4.5, "val_bpd_se": 0.02}

@@ -10,7 +10,7 @@ import torch
 from harness import run_code
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from elbocli.cli import commands
+from elbocli.commands.shared import commands
 from elbocli.errors import UsageError
 from elbocli.runtime import processes
 from elbocli.runtime.background import CAUGHT, ORPHAN, TIME, Ahead, Ending, Signals, catching_signals

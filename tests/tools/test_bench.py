@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elbocli.core.metrics import METRICS, Role
+from elbocli.scoring.metrics import METRICS, Role
 
 BENCH = Path(__file__).parents[2] / "tools/bench"
 

@@ -11,8 +11,8 @@ from device_runs import step_of
 from made_data import packed
 
 from elbocli.files import checkpoint as store
-from elbocli.run.settings import resolve
-from elbocli.train.state import TrainState
+from elbocli.runs.settings import resolve
+from elbocli.training.state import TrainState
 
 ROUNDS = 15
 PRESETS = {"U-Net": "small32", "U-ViT": "small32-uvit"}

@@ -17,7 +17,7 @@ import sklearn
 from compare import Row, compare
 from PIL import Image
 
-from elbocli.prep.pack import Settings, pack_images
+from elbocli.data.pack import Settings, pack_images
 
 COUNT = 2000
 WIDTH = 500

@@ -11,9 +11,9 @@ from compare import Row, compare
 from made_data import packed
 
 from elbocli.core.streams import Stream
-from elbocli.run.examples import normalised
-from elbocli.run.settings import resolve
-from elbocli.train.batches import Batches
+from elbocli.runs.examples import normalised
+from elbocli.runs.settings import resolve
+from elbocli.training.batches import Batches
 
 COUNT = 50_000
 SHAPE = (64, 64, 3)

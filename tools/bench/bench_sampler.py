@@ -15,13 +15,13 @@ from compare import Row, compare
 
 from elbocli.core.noise import ELBO
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import parse_sampler, walk
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.spacing import logsnr_grid
 from elbocli.core.streams import Stream
-from elbocli.nn.denoiser import Denoiser
-from elbocli.nn.networks import build, config_of, place
-from elbocli.nn.presets import load_preset
+from elbocli.networks import build, config_of, place
+from elbocli.networks.presets import load_preset
+from elbocli.sampling.denoiser import Denoiser
+from elbocli.sampling.samplers import parse_sampler, walk
+from elbocli.sampling.spacing import logsnr_grid
 
 STEPS = 20
 SHAPE = (64, 3, 32, 32)

@@ -17,12 +17,13 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset, prepare_input_from_id
 
-from elbocli.core.frechet import FeatureMoments, frechet_distance
-from elbocli.evaluate.extract import extract_features
-from elbocli.evaluate.opening import Opened, OpenedSet, open_set
-from elbocli.evaluate.settings import EvalSettings
-from elbocli.nn.extractors import Extractor, make_extractor
+from elbocli.core.moments import FeatureMoments
 from elbocli.runtime.processes import ALONE
+from elbocli.scoring.extract import extract_features
+from elbocli.scoring.extractors import Extractor, make_extractor
+from elbocli.scoring.frechet import frechet_distance
+from elbocli.scoring.opening import Opened, OpenedSet, open_set
+from elbocli.scoring.settings import EvalSettings
 
 BOUND_INCEPTION = 1 / 1.3
 BOUND_FRECHET = 1 / 5

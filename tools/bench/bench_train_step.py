@@ -14,9 +14,9 @@ from compare import Row, compare
 from device_runs import Bare, step_of
 from made_data import packed
 
-from elbocli.nn.networks.unet import UNetConfig
-from elbocli.run.settings import resolve
-from elbocli.train.state import TrainState
+from elbocli.networks.unet import UNetConfig
+from elbocli.runs.settings import resolve
+from elbocli.training.state import TrainState
 
 BOUND = 1.05
 SMALLEST_BOUND = 1.15

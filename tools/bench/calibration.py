@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from elbocli.core.estimate import NORMAL_95, standard_error
-from elbocli.core.frechet import FeatureMoments
-from elbocli.core.metrics import METRICS, Features, Role, asked
+from elbocli.core.moments import FeatureMoments
+from elbocli.scoring.metrics import METRICS, Features, Role, asked
 
 CLASSES = 10
 CLUSTERS = 5

@@ -52,7 +52,7 @@ CANDIDATES = [(layers, lr) for layers in (1, 2) for lr in (3e-4, 1e-3, 3e-3)]
 
 def usual(data: elbocli.Dataset) -> Any:
     """Return elbo's default settings and network for a dataset."""
-    from elbocli.run.settings import resolve
+    from elbocli.runs.settings import resolve
 
     return resolve({}, data)
 
@@ -100,7 +100,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
     from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
     from elbocli.core.averages import parse_average
-    from elbocli.nn.networks import build, count_parameters
+    from elbocli.networks import build, count_parameters
     from elbocli.runtime.device import Precision, choose_device
 
     data = elbocli.open_dataset(options.data)

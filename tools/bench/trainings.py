@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from elbocli import main as elbo
-from elbocli.compare.result import ScoredFile, compare_results, read_scored
+from elbocli.scoring.comparison import ScoredFile, compare_results, read_scored
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--preset", "digits", "--lr-decay", "constant", "--batch-size", "32", "--preview-every", "0", "--quiet"]

@@ -21,20 +21,20 @@ import torch.distributed as dist
 from environment import has
 from worker import Row, Session, Skipped
 
-from elbocli.core.guidance import THRESHOLDS, Guidance
 from elbocli.core.noise import Noise
 from elbocli.core.pixels import to_levels
-from elbocli.core.samplers import parse_sampler
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.spacing import logsnr_grid
-from elbocli.nn.denoiser import Denoiser
-from elbocli.nn.networks import NetworkConfig
-from elbocli.run.open import open_run
+from elbocli.networks import NetworkConfig
+from elbocli.runs.open import open_run
 from elbocli.runtime import PRECISIONS
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device
-from elbocli.sample.draw import SampleSettings, denoiser_of, draw_batch, prepared
-from elbocli.train.state import TrainState
-from elbocli.train.step import update
+from elbocli.sampling.denoiser import Denoiser
+from elbocli.sampling.draw import SampleSettings, denoiser_of, draw_batch, prepared
+from elbocli.sampling.guidance import THRESHOLDS, Guidance
+from elbocli.sampling.samplers import parse_sampler
+from elbocli.sampling.spacing import logsnr_grid
+from elbocli.training.state import TrainState
+from elbocli.training.step import update
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "tests/train/test_cuda.py"

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from worker import Row, Session, Skipped
 
-from elbocli.core.samplers import parse_sampler
 from elbocli.files.dataset import Dataset
 from elbocli.files.sample_files import FileSink
-from elbocli.run.settings import Resolved
+from elbocli.runs.settings import Resolved
 from elbocli.runtime.progress import log
-from elbocli.sample import draw
-from elbocli.train.state import TrainState
-from elbocli.train.step import step_losses
+from elbocli.sampling import draw
+from elbocli.sampling.samplers import parse_sampler
+from elbocli.training.state import TrainState
+from elbocli.training.step import step_losses
 
 TIMED_S = 4.0
 TINY = {"channels": 16, "levels": (1, 2), "blocks": 1}

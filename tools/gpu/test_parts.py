@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from elbocli.core.adaptive import bin_edges
-from elbocli.train.state import Parallel, TrainState
+from elbocli.training.state import Parallel, TrainState
 
 GPU = Path(__file__).parent
 

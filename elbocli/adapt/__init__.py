@@ -1,1 +1,0 @@
-"""`elbo adapt`: fit a schedule to loss logs."""

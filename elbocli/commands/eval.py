@@ -1,0 +1,188 @@
+"""Command line of `elbo eval`."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.commands.shared.commands import (
+    PATH,
+    SEED,
+    STREAM,
+    Command,
+    NameOrFile,
+    Output,
+    batch_option,
+    command_line,
+    common,
+    device_option,
+    json_option,
+    option,
+    overwrite_option,
+    plugin_option,
+    print_result,
+    stdin_or_fail,
+    value,
+)
+from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, FEATURE_PRECISIONS, STRICT
+from elbocli.scoring.metrics import METRICS
+from elbocli.scoring.settings import PROTOCOLS, EvalSettings, settings_of
+
+# option → (metric, declaration); only --protocol sets is_order
+OPTIONS = {
+    item.name: (name, item) for name, metric in METRICS.items() for item in metric.traits.options if item.name != "is_order"
+}
+GROUPS = {
+    "Scores": ("ref", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
+    "Extractor": ("extractor", "extractor_weights"),
+    "Outputs": ("neighbours", "save_stats", "save_features", "as_json", "overwrite"),
+    "A stream's draw": ("classes", "seed"),
+    "Speed and memory": ("batch_size", "device", "precision"),
+}
+
+
+def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of all metrics to a command."""
+    for name, (_, item) in reversed(OPTIONS.items()):
+        kind: Any = click.Choice(list(item.choices)) if item.choices else value(int, ge=item.least, le=item.most)
+        option(f"--{name.replace('_', '-')}", default=item.default, help=item.help, type=kind)(function)
+    return function
+
+
+@click.command("eval", cls=Command, groups=GROUPS)
+@click.argument("samples", type=PATH, nargs=-1, metavar="[SAMPLES...|-]")
+@option(
+    "--ref",
+    type=PATH,
+    help="Reference: a dataset or other images, saved features, or statistics (.npz, also ADM's and EDM's).",
+)
+@option(
+    "--protocol",
+    type=click.Choice(list(PROTOCOLS)),
+    help="Score as published tables do: sets metrics, their options, extractor and n, and refuses others.",
+    more="; ".join(f"{name}: {p.formula} ({p.tables})" for name, p in PROTOCOLS.items()) + ".",
+)
+@option(
+    "--metrics",
+    metavar="LIST",
+    default="fid,is",
+    show_default=False,
+    help="Names from 'elbo list metrics'.  [default: fid,is by Inception, and fid by another --extractor]",
+    more="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
+)
+@metric_options
+@option(
+    "--extractor",
+    type=NameOrFile(),
+    metavar="NAME|FILE.pt2",
+    help=f"A name from 'elbo list extractors', or a torch.export program.  [default: that of saved features, or {DEFAULT}]",
+    more="A program takes uint8 NCHW and gives features, or (features, logits). "
+    + "; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
+    + ".  elbocli.export_extractor(network, images, 'FILE.pt2') writes a network of yours as such a program.",
+)
+@option(
+    "--extractor-weights",
+    type=PATH,
+    help=f"Weights of the extractor.  [default: those of {DEFAULT} are fetched once into the user's cache]",
+)
+@option(
+    "--allow-mismatch",
+    is_flag=True,
+    help="Accept a reference made in another way, and deviations from --protocol; the result names them.",
+)
+@option("--save-stats", type=Output("statistics"), help="Also save the samples' statistics, for use as --ref.")
+@option(
+    "--save-features",
+    type=Output("features", suffixes=(".safetensors",)),
+    metavar="FILE.safetensors",
+    help="Also save the features, for SAMPLES or --ref.",
+)
+@option(
+    "--neighbours",
+    type=Output("images"),
+    metavar="FILE.png",
+    help="Also draw the samples that are closest to images of --ref.",
+)
+@option(
+    "--classes",
+    default="",
+    metavar="balanced|random|LIST|FILE",
+    help="Classes that a stream was drawn with, for accuracy; as in 'elbo sample'.",
+    more="They may be names if --ref is a dataset that has them.",
+)
+@option(
+    "--seed",
+    type=SEED,
+    default=0,
+    help="Seed of --classes random.",
+)
+@batch_option
+@device_option
+@option(
+    "--precision",
+    type=click.Choice(FEATURE_PRECISIONS),
+    default=STRICT,
+    help="Precision of the extractor; bf16 is faster, but changes FID.",
+    more="fp32 is strict; published tables use it.",
+)
+@json_option
+@overwrite_option
+@plugin_option
+@common
+def evaluate(
+    samples: tuple[Path, ...],
+    ref: Path | None,
+    protocol: str | None,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score SAMPLES against a reference: FID and others.
+
+    SAMPLES are a stream, .npy, .npz, .h5, saved features, or what 'elbo prep' reads, of one size. With features of the published
+    Inception network, FID is named frechet_inception_distance, and with those of another extractor frechet_distance[NAME].
+    Several SAMPLES count as repeats with different seeds: scores are means over the repeats, with standard deviations.
+    Under torchrun, processes share the images, except those of a stream.
+    """
+    from elbocli.runtime.processes import joined
+    from elbocli.scoring import scoring
+
+    context = click.get_current_context()
+    source = click.core.ParameterSource
+    by_protocol = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
+    by_user = {name: setting for name, setting in by_protocol.items() if context.get_parameter_source(name) is not source.DEFAULT}
+    settings = EvalSettings(command=command_line(), **settings_of(protocol or "", by_user), **options)
+    for name, (metric, _) in OPTIONS.items():
+        if metric not in settings.metrics and context.get_parameter_source(name) is source.COMMANDLINE:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for --metrics {metric}; add this metric, or leave the option out"
+            )
+    sources: Any = samples or (STREAM,)
+    if STREAM in sources:
+        if len(sources) > 1:
+            raise click.UsageError("a stream can't be one of several SAMPLES; name files")
+        sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]  # only rank 0 reads the stream
+    with joined(device) as world:
+        result = scoring.run(sources, ref, settings, world)
+    if result:
+        print_result(result.json(), as_json, result.table())
+
+
+@click.command(cls=Command)
+@click.argument("samples", type=PATH, metavar="SAMPLES")
+@click.argument("validation", type=PATH, metavar="VALIDATION")
+@json_option
+@common
+def fdr6(samples: Path, validation: Path, as_json: bool) -> None:
+    """Join the scores of six networks into FDr6.
+
+    SAMPLES and VALIDATION are folders with six results (.json) each of 'elbo eval --protocol fdr6', one by each extractor: of
+    samples, and of the validation images. FDr6 is the mean over the extractors of the samples' Fréchet distance from the training
+    images, divided by that of the validation images.
+    """
+    from elbocli.scoring.fdr6 import join
+
+    result = join(samples, validation, command_line())
+    print_result(result.json(), as_json, result.table())

@@ -1,1 +1,0 @@
-"""`elbo compare`: test whether the scores of several sets of samples differ significantly."""

@@ -1,1 +1,0 @@
-"""`elbo ema`: average the weights of a run after training."""

@@ -1,1 +1,0 @@
-"""`elbo info`: describe a file, and verify its digests."""

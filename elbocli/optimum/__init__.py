@@ -1,1 +1,0 @@
-"""`elbo optimum`: the least possible error of a denoiser on a set of images."""

@@ -1,1 +1,0 @@
-"""`elbo prep`: pack images into one dataset file."""

@@ -1,1 +1,0 @@
-"""`elbo presets`: list, show and write presets."""

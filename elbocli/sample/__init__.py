@@ -1,1 +1,0 @@
-"""`elbo sample` draws images from a run. Begin with draw.py."""

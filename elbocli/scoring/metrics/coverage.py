@@ -1,0 +1,143 @@
+"""Metrics of nearest neighbours between features of samples and reference. Arguments and results: see `metric`."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from elbocli.scoring.metrics import BOTH, Number, Option, metric
+
+
+class PrcProtocol(NamedTuple):
+    """Protocol of precision and recall.
+
+    formula: the protocol in words. most: number of reference images to use, if there are more; None: all.
+    network: the only feature extractor allowed; None: any extractor.
+    """
+
+    formula: str
+    network: str | None = None
+    most: int | None = None
+
+
+PRC_NEIGHBOURS = 3
+COVERAGE_NEIGHBOURS = 5
+PRC_PROTOCOLS = {
+    "torch-fidelity": PrcProtocol("3 neighbours, all images of the reference"),
+    "adm": PrcProtocol(
+        "3 neighbours, Inception's features, 10000 images of the reference (evenly spaced when it has more), as in ADM's "
+        "reference batches",
+        network="inception-v3-compat",
+        most=10_000,
+    ),
+}
+
+
+PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items())
+
+
+@metric(
+    "prc",
+    formula="precision and recall: images within reach of the other side's neighbours",
+    source="Kynkäänniemi et al. 2019",
+    numbers=[
+        Number("precision", parts=["se", "interval"]),
+        Number("recall", parts=["se"]),
+        Number("f_score", parts=["se"]),
+    ],
+    needs=BOTH,
+    least=lambda options: (PRC_NEIGHBOURS + 1,) * 2,
+    options=[
+        Option(
+            "prc_protocol",
+            "torch-fidelity",
+            f"Protocol of precision and recall.  {PROTOCOL_HELP}.",
+            choices=PRC_PROTOCOLS,
+        )
+    ],
+    network=lambda options: PRC_PROTOCOLS[options.prc_protocol].network,
+    few="precision and recall depend on the numbers of samples and of reference images, so compare them at equal numbers only",
+)
+def precision_recall(samples, reference, options):
+    """Return precision, recall and F-score with standard errors, and precision's 95 % interval.
+
+    radius of an image: distance to the k-th nearest other image of the same set; k = PRC_NEIGHBOURS.
+    precision: fraction of samples within the radius of a reference image.
+    recall: fraction of reference images within the radius of a sample.
+    """
+    import torch
+
+    from elbocli.core.estimate import error_of_share
+    from elbocli.scoring.neighbours import nearest, within
+    from elbocli.scoring.score_errors import CANDIDATES, recall_errors
+
+    own = samples.values
+    theirs = reference.values
+    protocol = PRC_PROTOCOLS[options.prc_protocol]
+    most = protocol.most or len(theirs)
+    k = PRC_NEIGHBOURS
+    if len(theirs) > most:
+        theirs = theirs[[each * len(theirs) // most for each in range(most)]]
+        reference = replace(reference, values=theirs)
+    closest = nearest(own, own, min(CANDIDATES, len(own) - 1), samples.device, others=True)
+    reach = closest[0][:, k - 1]
+    their_reach = reference.radii(k)
+    reached = torch.zeros(len(own), dtype=torch.bool)
+    reaching = torch.zeros(len(theirs), dtype=torch.int64)
+    for mine, others, apart in within(own, theirs, their_reach, reach, samples.device):
+        reached[mine[apart <= their_reach[others]]] = True
+        reaching += others[apart <= reach[mine]].bincount(minlength=len(theirs))
+    precision, recall = (float(side.double().mean()) for side in (reached, reaching > 0))
+    error, interval = error_of_share(int(reached.sum()), len(own))
+    recall_error, score_error = recall_errors(own, theirs, k, closest, reached, reaching, samples.device)
+    return {
+        "precision": precision,
+        "precision_se": error,
+        "precision_interval": interval,
+        "recall": recall,
+        "recall_se": recall_error,
+        "f_score": 2 * precision * recall / max(1e-5, precision + recall),
+        "f_score_se": score_error,
+    }
+
+
+@metric(
+    "density-coverage",
+    formula="images of the reference within whose reach a sample lies, and share of them that reach one",
+    source="Naeem et al. 2020",
+    numbers=[Number("density", parts=["se"]), Number("coverage", parts=["se"])],
+    needs=BOTH,
+    least=lambda options: (1, COVERAGE_NEIGHBOURS + 1),
+    few="density and coverage depend on the numbers of samples and of reference images, so compare them at equal numbers only",
+)
+def density_coverage(samples, reference, options):
+    """Return density and coverage, with standard errors.
+
+    ball of a reference image: all points nearer than its k-th neighbour in the reference; k = COVERAGE_NEIGHBOURS.
+    density: mean number of balls that a sample lies in, divided by k.
+    coverage: fraction of reference images with a sample in their ball.
+    """
+    import torch
+
+    from elbocli.core.estimate import standard_error
+    from elbocli.core.streams import Stream
+    from elbocli.scoring.neighbours import within
+    from elbocli.scoring.score_errors import FEWEST, coverage_error
+
+    own = samples.values
+    theirs = reference.values
+    k = COVERAGE_NEIGHBOURS
+    reach = reference.radii(k)
+    balls = torch.zeros(len(own), dtype=torch.int64)
+    names = torch.from_numpy(Stream(0, "coverage").at(0).integers(1 << 62, size=len(own)))
+    held, contents = torch.zeros(2, len(theirs), dtype=torch.int64)
+    for mine, images, apart in within(own, theirs, reach, device=samples.device):
+        reached = apart < reach[images]
+        balls += mine[reached].bincount(minlength=len(own))
+        held += images[reached].bincount(minlength=len(theirs))
+        contents.index_add_(0, images[reached], names[mine[reached]])
+    error = standard_error(balls.numpy() / k) if int((balls > 0).sum()) >= FEWEST else None
+    return {
+        "density": int(balls.sum()) / (k * len(own)),
+        "density_se": error,
+        "coverage": float((held > 0).double().mean()),
+        "coverage_se": coverage_error(held.numpy(), contents.numpy(), len(own)),
+    }

@@ -1,0 +1,129 @@
+"""Settings of `elbo eval`, and of published evaluations. Imports no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, FDR6, STRICT
+from elbocli.scoring.metrics import METRICS, Need, asked
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Settings of `elbo eval`.
+
+    metrics: options of each metric, by the metric's name.
+    extractor: name, or file of a program; '': the extractor of saved features, or Inception for images.
+    extractor_weights: None: the published weights.
+    classes: classes of a stream of samples: 'balanced', 'random', a list, or a file of labels; '': not given.
+    neighbours: file for a picture of samples beside the closest reference images.
+    protocol: name in PROTOCOLS; '': no protocol. command: elbo's command line, for the result.
+    """
+
+    metrics: Mapping[str, Any]
+    seed: int = 0
+    extractor: str = ""
+    extractor_weights: Path | None = None
+    batch_size: int = 64
+    classes: str = ""
+    allow_mismatch: bool = False
+    command: str = ""
+    save_stats: Path | None = None
+    save_features: Path | None = None
+    neighbours: Path | None = None
+    protocol: str = ""
+    precision: str = STRICT
+
+    def needing(self, need: Need) -> list[str]:
+        """Return the names of the metrics that need an input."""
+        return [name for name in self.metrics if need in METRICS[name].traits.needs]
+
+    @property
+    def classes_of_protocol(self) -> int:
+        """Number of classes that the protocol requires; 0: any."""
+        return PROTOCOLS.get(self.protocol, USUAL).classes
+
+
+class Protocol(NamedTuple):
+    """Settings of a published evaluation.
+
+    formula: description for the help. options: of the metrics. tables: papers with scores by this protocol.
+    extractors: those allowed; the first is the default. ref_images: number of images beside the reference's statistics; 0: any reference.
+    classes, per_class: number of classes, and samples per class; 0: any number. n: number of samples.
+    weights_given: whether the user must give the extractor's weights, so that nothing is fetched.
+    """
+
+    formula: str
+    source: str
+    tables: str
+    extractors: Sequence[str]
+    metrics: str
+    options: Mapping[str, Any] = {}
+    n: int = 50_000
+    ref_images: int = 0
+    classes: int = 0
+    per_class: int = 0
+    weights_given: bool = False
+
+
+# ADM's Inception score splits the samples into consecutive parts, in the order of the file.
+ADM = Protocol(
+    formula="50000 samples against ADM's reference batch of their image size",
+    source="Dhariwal & Nichol 2021, evaluator.py",
+    tables="ADM, DiT, SiT, REPA, LightningDiT",
+    extractors=[DEFAULT],
+    metrics="fid,sfid,is,prc",
+    options={"splits": 10, "is_order": "given", "prc_protocol": "adm"},
+    ref_images=10_000,
+)
+PROTOCOLS = {
+    "adm": ADM,
+    "edm": Protocol(
+        formula="FID of 50000 samples, by Inception",
+        source="Karras et al. 2022, fid.py",
+        tables="EDM; the FID of EDM2",
+        extractors=[DEFAULT],
+        metrics="fid",
+    ),
+    "edm2": Protocol(
+        formula="FD-DINOv2 of 50000 samples",
+        source="Karras et al. 2024, calculate_metrics.py",
+        tables="the FD-DINOv2 of EDM2",
+        extractors=["dinov2-vitl14"],
+        metrics="fid",
+    ),
+    # This protocol differs from adm in the samples' labels alone: FID is about 0.1 lower than with random labels.
+    "rae-50-a-class": ADM._replace(
+        formula="adm, with exactly 50 samples of each of ImageNet's 1000 classes",
+        source="Zheng et al. 2025, arXiv:2510.11690",
+        tables="RAE",
+        classes=1000,
+        per_class=50,
+    ),
+    "fdr6": Protocol(
+        formula="Fréchet distance by one of six extractors, of 50000 samples, or of the validation images; 'elbo fdr6' joins them",
+        source="Yang et al. 2026, arXiv:2604.28190",
+        tables="FD-loss",
+        extractors=[DEFAULT, *FDR6],
+        metrics="fid",
+        weights_given=True,
+    ),
+}
+USUAL = Protocol("", "", "", extractors=[""], metrics="fid,is")  # for evaluations without a protocol
+
+
+def settings_of(name: str, by_user: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields protocol, metrics and extractor of EvalSettings.
+
+    name: protocol; '': no protocol.
+    by_user: option → value instead of the protocol's: `metrics`, `extractor`, and options of metrics.
+    """
+    protocol = PROTOCOLS.get(name, USUAL)
+    extractor = by_user.get("extractor", protocol.extractors[0])
+    metrics = protocol.metrics
+    named = EXTRACTORS.lookup(extractor or DEFAULT)
+    if protocol is USUAL and not (named and named.name == DEFAULT):
+        metrics = "fid"  # other networks have no logits, or random ones, or classes of their own
+    metrics_options = asked(by_user.get("metrics", metrics), **{**protocol.options, **by_user})
+    return {"protocol": name, "metrics": metrics_options, "extractor": extractor}

@@ -1,1 +1,0 @@
-"""`elbo weights` lists, shows, checks and plots weightings."""

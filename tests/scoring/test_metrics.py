@@ -1,0 +1,369 @@
+"""Every metric equals its paper, restated, or torch-fidelity on the same features, and takes as many images as it says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from scipy.stats import binomtest
+from sklearn.metrics import pairwise_distances
+from sklearn.neighbors import NearestNeighbors
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from elbocli.core.moments import FeatureMoments
+from elbocli.scoring import neighbours
+from elbocli.scoring.frechet import frechet_distance
+from elbocli.scoring.metrics import METRICS, Features, Number, Option, Role, asked, distances, metric
+from elbocli.scoring.metrics.coverage import PRC_PROTOCOLS, PrcProtocol
+from elbocli.scoring.metrics.distances import FID, KID, MIND
+from elbocli.scoring.score_errors import frechet_influence
+
+
+def features(values, **more):
+    """Features that are the vectors [N, D] themselves, with their moments."""
+    values = torch.as_tensor(np.asarray(values), dtype=torch.float32)
+    return Features(FeatureMoments.of(values.numpy()), values, **more)
+
+
+def plain(seed, n=150, m=130, width=8):
+    """Two sets of normal vectors, a little apart."""
+    draw = np.random.default_rng(seed)
+    return draw.normal(size=(n, width)) + 0.2, draw.normal(size=(m, width))
+
+
+def structured(seed, n=150, m=130, width=8):
+    """Two sets of three clusters of unlike spread far from the origin; a quarter of the first are copies of the second."""
+    draw = np.random.default_rng(seed)
+    centres = draw.normal(size=(3, width)) * 4 + 10
+    scales = np.geomspace(1, 1e-2, width)
+    first, second = (centres[draw.integers(3, size=count)] + draw.normal(size=(count, width)) * scales for count in (n, m))
+    first[: n // 4] = second[: n // 4]
+    return first, second
+
+
+def ask(name, own, other, **options):
+    """The numbers of a metric for vectors, for Features, or for no reference."""
+    own, other = (each if each is None or isinstance(each, Features) else features(each) for each in (own, other))
+    return METRICS[name].make(own, other, asked(name, **options)[name])
+
+
+@pytest.fixture(params=[16, 4096])
+def rows(request, monkeypatch):
+    """Vectors on either side of a block."""
+    monkeypatch.setattr(neighbours, "ROWS", request.param)
+
+
+@pytest.fixture
+def few_directions(monkeypatch):
+    monkeypatch.setattr(distances, "DIRECTIONS", 60)
+
+
+# Declarations
+
+
+SMALL = {"splits": 3, "kid_subset_size": 40}
+
+
+def drawn(n, seed=0, width=6, shift=0.0):
+    """Return features, logits of 5 classes and labels of n images."""
+    torch.manual_seed(seed)
+    values = torch.randn(n, width) + shift
+    moments = FeatureMoments.of(values.numpy())
+    spatial = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, 9)))
+    of_spatial = FeatureMoments.of(spatial.numpy())
+    return Features(moments, values, torch.randn(n, 5), np.arange(n) % 5, of_spatial, spatial)
+
+
+def test_standard_errors_and_limit_of_equally_drawn_classes_are_those_of_new_equal_draws():
+    """Distances of five far clusters from a reference of independent draws; spread over 80 sets of 60 of each."""
+    centres = np.random.default_rng(0).normal(size=(5, 6)) * 3
+    draw = np.random.default_rng(1)
+
+    def clusters(classes):
+        return centres[classes] + draw.normal(size=(len(classes), 6))
+
+    labels = np.arange(300) % 5
+    reference = features(clusters(draw.integers(5, size=600)))
+    scores = []
+    chosen = asked("fid,kid,cmmd", kid_subset_size=60)
+    for _ in range(80):
+        own = features(clusters(labels), labels=labels)
+        values = {}
+        for name, options in chosen.items():
+            values |= METRICS[name].make(own, reference, options)
+        scores.append(values)
+    for key, error in ((f"{KID}_mean", f"{KID}_se"), (FID, f"{FID}_se"), ("gaussian_mmd", "gaussian_mmd_se")):
+        mean_square = np.mean([values[error] ** 2 for values in scores])
+        assert mean_square**0.5 == pytest.approx(np.std([values[key] for values in scores]), rel=0.25)
+
+
+def test_intervals_miss_the_mean_equally_often_on_both_sides_of_samples_like_the_reference():
+    """A set with a low distance has a low standard error, so value ± 1.96 errors lies below the mean in a tenth of sets."""
+    draw = np.random.default_rng(2)
+    intervals = []
+    reference = FeatureMoments.of(draw.normal(size=(2000, 2)))
+    for _ in range(1000):
+        values = draw.normal(size=(200, 2)) + 0.15
+        moments = FeatureMoments.of(values)
+        effects = frechet_influence(values, moments, reference)
+        distance = frechet_distance(moments, reference)
+        intervals.append((distance, *effects.interval(distance, effects.variance(200))))
+    distances, low, high = np.array(intervals).T
+    assert (high < distances.mean()).mean() < 0.06
+    assert (low > distances.mean()).mean() < 0.06
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_gives_finite_numbers_of_just_enough_images_and_declares_them_all(name):
+    own, other = METRICS[name].traits.least(asked(name, **SMALL)[name])
+    found = ask(name, drawn(own, 1), drawn(max(other, 2), 2, shift=0.5), **SMALL)
+    declared = {number.key: number for number in METRICS[name].traits.numbers}
+    assert set(found) == set(declared)
+    values = [value for value in found.values() if isinstance(value, float)]
+    assert values and np.isfinite(values).all()
+    for number in declared.values():
+        assert (number.role == Role.NUMBER) == (not number.of)
+        assert not number.of or number.of in declared
+
+
+def test_no_two_numbers_or_options_have_one_name():
+    numbers = [number for each in METRICS.values() for number in each.traits.numbers]
+    for network in (None, "x"):
+        names = [number.name(network, suffix) for suffix in ("", "_sd") for number in numbers]
+        names += [number.alias for number in numbers if number.alias]
+        assert len(names) == len(set(names))
+    options = [own.name for each in METRICS.values() for own in each.traits.options]
+    assert len(options) == len(set(options))
+
+
+def test_a_metric_of_somebody_else_is_one_declaration():
+    """With an option of its own and a number that goes by the network."""
+    try:
+
+        @metric("spread", formula="E|x|^power", numbers=[Number("spread")], options=[Option("power", 2, "Of the norm.")])
+        def spread(samples, reference, options):
+            return {"spread": float(samples.values.abs().pow(options.power).mean())}
+
+        own = drawn(7)
+        for options, power in (({}, 2), ({"power": 4, "splits": 3}, 4)):
+            assert ask("spread", own, None, **options) == {"spread": float(own.values.abs().pow(power).mean())}
+        number = METRICS["spread"].traits.numbers[0]
+        assert [number.name(None), number.name("x.pt2", "_sd")] == ["spread", "spread_sd[x.pt2]"]
+    finally:
+        METRICS.pop("spread", None)
+
+
+# torch-fidelity's
+
+
+def test_kid_is_torch_fidelitys():
+    pair = drawn(300, 1, 12), drawn(250, 2, 12, 0.4)
+    theirs = kid_features_to_metric(*(each.values for each in pair), kid_subset_size=100, verbose=False)
+    assert ask("kid", *pair, kid_subset_size=100).items() >= theirs.items()
+    assert asked("kid")["kid"].kid_subset_size == 1000
+
+
+def test_precision_and_recall_are_torch_fidelitys(rows):
+    pair = [torch.from_numpy(each).float() for each in plain(5)]
+    theirs = prc_features_to_metric(*pair, verbose=False)
+    found = ask("prc", *pair)
+    assert {name: found[name] for name in theirs} == pytest.approx(theirs, abs=1e-6) and 0 < theirs["recall"] < 1
+
+
+def test_the_inception_score_takes_its_splits():
+    a = drawn(100)
+    for splits in (1, 7):
+        found = ask("is", a, None, splits=splits)
+        assert found.items() >= isc_features_to_metric(a.logits, splits).items()
+
+
+@pytest.mark.parametrize("right", [3, 4])
+def test_accuracy_is_the_share_of_labels_that_the_logits_tell(right):
+    labels = np.array([0, 1, 2, right - 1])
+    found = ask("accuracy", Features(FeatureMoments.of(np.zeros((4, 1))), None, torch.eye(4), labels), None)
+    share = right / 4
+    assert found["accuracy"] == share and found["accuracy_se"] == (share * (1 - share) / 4) ** 0.5
+    wilson = binomtest(right, 4).proportion_ci(method="wilson")
+    assert found["accuracy_interval"] == pytest.approx([*wilson], abs=1e-12)
+
+
+SPREAD = {"kid_subset_size": 60, "splits": 5}
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_standard_errors_are_the_spread_over_sets_of_samples(shift, few_directions):
+    """Also for samples like the reference, where a jackknife counts half of the variance twice."""
+    reference = drawn(1000, 999, 8)
+    found = dict[str, list]()
+    for seed in range(80):
+        samples = drawn(200, seed, 8, shift)
+        samples = replace(samples, logits=2 * samples.logits)
+        for name in ("cmmd", "density-coverage", "is", "kid", "mind", "prc"):
+            for key, value in ask(name, samples, reference, **SPREAD).items():
+                found.setdefault(key, []).append(value)
+    for number in (number for name in METRICS for number in METRICS[name].traits.numbers):
+        if number.role is Role.ERROR and number.key in found:
+            ratio = np.mean(found[number.key]) / np.std(found[number.of], ddof=1)
+            assert 0.75 < ratio < 1.25, (number.key, ratio)
+
+
+def test_shares_of_the_reference_that_few_images_decide_have_no_standard_error():
+    """All of 300 images but a few are reached, or all: a standard error would depend on those few."""
+    own = drawn(3000, 1, 2)
+    for found, key in ((ask("density-coverage", own, drawn(300, 2, 2)), "coverage"), (ask("prc", own, own), "recall")):
+        assert found[key] > 0.98 and found[f"{key}_se"] is None
+
+
+def test_adms_protocol_takes_so_many_of_the_reference_evenly_spaced(monkeypatch):
+    """Prep sorts images by class, so the first images of a reference show few classes."""
+    assert PRC_PROTOCOLS["adm"].most == 10_000
+    monkeypatch.setitem(PRC_PROTOCOLS, "adm", PrcProtocol("", most=10))
+    a = drawn(50)
+    b = drawn(40, 1)
+    found = ask("prc", a, b, prc_protocol="adm")
+    assert found == ask("prc", a, Features(b.moments, b.values[::4]))
+    assert found != ask("prc", a, b)
+
+
+# Those of papers, restated
+
+
+def restated_coverage(fake, real, k):
+    """All distances at once, rounded to single precision so that copies are as far as what they are copies of."""
+    fake, real = (each.astype(np.float32).astype(np.float64) for each in (fake, real))
+    reach = np.sort(cdist(real, real).astype(np.float32), 1)[:, k]
+    apart = cdist(real, fake).astype(np.float32)
+    inside = apart < reach[:, None]
+    return {"density": inside.sum() / (k * len(fake)), "coverage": (apart.min(1) < reach).mean()}
+
+
+@pytest.mark.parametrize("made", [plain, structured])
+def test_density_and_coverage_are_those_of_the_paper(made, rows):
+    own, other = made(5)
+    found = ask("density-coverage", own, other)
+    wanted = restated_coverage(own, other, 5)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
+    assert 0 < found["coverage"] < 1 and found["density"] > 0
+
+
+def kernel(x, y, width):
+    return np.exp(-cdist(x, y, "sqeuclidean") / (2 * width**2))
+
+
+def restated_cmmd(x, y):
+    """Jayasumana et al. 2024: σ = 10, means over all pairs, times 1000, of embeddings on the sphere."""
+    x, y = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (x, y))
+    return 1000 * (kernel(x, x, 10).mean() + kernel(y, y, 10).mean() - 2 * kernel(x, y, 10).mean())
+
+
+@pytest.mark.parametrize("made", [plain, structured])
+def test_cmmd_is_its_formula(made, rows):
+    pair = [each.astype(np.float32).astype(np.float64) for each in made(0)]
+    assert ask("cmmd", *pair)["gaussian_mmd"] == pytest.approx(restated_cmmd(*pair), rel=1e-6, abs=1e-9)
+
+
+# MIND
+
+
+def restated_mind(x, y):
+    """3 D times the mean square between equal ranks along 1000 directions, as torch-fidelity draws them; n of the larger side."""
+    random = torch.Generator().manual_seed(2020)
+    n = min(len(x), len(y))
+    x, y = (side if len(side) == n else side[torch.randperm(len(side), generator=random)[:n]] for side in (x, y))
+    directions = torch.randn(1000, x.shape[1], generator=random)
+    directions /= directions.square().sum(1, keepdim=True).sqrt()
+    ranks = [torch.sort(side @ directions.T, 0)[0].double() for side in (x, y)]
+    return 3 * x.shape[1] * float((ranks[0] - ranks[1]).square().mean())
+
+
+@pytest.mark.parametrize(("n", "m"), [(90, 90), (90, 131), (131, 90), (4, 5)])
+def test_mind_is_its_formula(n, m):
+    pair = drawn(n, 1, 12), drawn(m, 2, 12, 0.4)
+    assert ask("mind", *pair)[MIND] == pytest.approx(restated_mind(pair[0].values, pair[1].values), rel=1e-5)
+
+
+def test_mind_of_one_feature_is_three_times_the_cost_of_the_best_transport():
+    own, other = (draw.values for draw in (drawn(70, 1, 1), drawn(70, 2, 1, 0.3)))
+    costs = cdist(own, other, "sqeuclidean")
+    best = costs[linear_sum_assignment(costs)].mean()
+    assert ask("mind", own, other)[MIND] == pytest.approx(3 * best, rel=1e-5)
+
+
+def test_mind_of_shifted_features_is_three_times_the_square_of_the_shift():
+    """E (u·δ)² = |δ|²/D, for any direction of δ: features may be rotated, and images permuted."""
+    own = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 8))).float()
+    shift = torch.arange(8.0)
+    rotation = torch.linalg.qr(drawn(8, 3, 8).values)[0]
+    wanted = 3 * float(shift.square().sum())
+    for moved, rotated in ((own + shift, own), ((own + shift) @ rotation, own @ rotation), ((own + shift).flip(0), own)):
+        assert ask("mind", rotated, moved)[MIND] == pytest.approx(wanted, rel=0.1)
+    assert ask("mind", own, own.flip(0))[MIND] == pytest.approx(0, abs=1e-9)
+
+
+def test_mind_of_equal_distributions_falls_as_one_over_n(few_directions):
+    means = [np.mean([ask("mind", drawn(n, k, 8), drawn(n, 100 + k, 8))[MIND] for k in range(20)]) for n in (100, 800)]
+    assert 5 < means[0] / means[1] < 11
+
+
+def test_minds_interval_holds_the_mean_of_samples_like_the_reference(few_directions):
+    """Value ± 1.96 errors would lie below the mean in a twelfth of sets, and never above."""
+    reference = drawn(200, 999, 8)
+    intervals = []
+    for seed in range(300):
+        found = ask("mind", drawn(200, seed, 8), reference)
+        intervals.append((found[MIND], *found[f"{MIND}_interval"]))
+    values, low, high = np.array(intervals).T
+    assert (high < values.mean()).mean() < 0.04
+    assert (low > values.mean()).mean() < 0.08
+
+
+# Neighbours
+
+
+def points_at(n, seed, width=5):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(n, width)) + 30).float()
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_the_nearest_are_scikit_learns(rows, others):
+    points = points_at(61, 0)
+    queries = points if others else points_at(37, 1)
+    far, which = neighbours.nearest(queries, points, 4, others=others)
+    model = NearestNeighbors(n_neighbors=4).fit(points.double().numpy())
+    expected, indices = model.kneighbors(None if others else queries.double().numpy())
+    assert (which.numpy() == indices).all()
+    np.testing.assert_allclose(far, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dense", [1, 10**9])
+@pytest.mark.parametrize("scale", [1, 1e-22, 1e18])
+def test_all_pairs_within_reach_are_found_and_measured(rows, dense, scale, monkeypatch):
+    """By blocks in float64 or pair by pair; also where squares leave float32."""
+    monkeypatch.setattr(neighbours, "DENSE", dense)
+    queries = points_at(37, 0) * scale
+    points = points_at(61, 1) * scale
+    apart = torch.from_numpy(pairwise_distances(queries.double(), points.double())).float()
+    reach = apart.quantile(0.2, 0)
+    own = apart.quantile(0.1, 1)
+    for mine in (None, own):
+        wanted = apart <= reach if mine is None else (apart <= reach) | (apart <= own[:, None])
+        found = torch.full((37, 61), torch.inf)
+        for i, j, far in neighbours.within(queries, points, reach, mine):
+            assert far.dtype == torch.float32 and torch.isinf(found[i, j]).all(), "each pair comes once"
+            found[i, j] = far
+        assert torch.isfinite(found[wanted]).all()
+        np.testing.assert_allclose(found[found.isfinite()], apart[found.isfinite()], rtol=1e-6)
+
+
+def test_among_many_copies_the_nearest_are_still_found(rows):
+    """More of them than are kept, so that the bounds decide nothing."""
+    points = points_at(4, 0).repeat(15, 1)
+    points[::4] += torch.arange(15)[:, None] * 1e-6
+    far, which = neighbours.nearest(points, points, 3, others=True)
+    expected = NearestNeighbors(n_neighbors=3).fit(points.double()).kneighbors()[0]
+    np.testing.assert_allclose(far, expected, rtol=1e-6, atol=1e-12)
+    assert (which != torch.arange(60)[:, None]).all()

@@ -141,33 +141,21 @@ docs: $(VENV)/.ready
 	mv docs/datasets.md.new docs/datasets.md
 	$(BIN)/python tools/formats.py man/elbo-formats.5 > man/elbo-formats.5.new
 	mv man/elbo-formats.5.new man/elbo-formats.5
-	sed '/^## Measured/q' docs/experiments.md > docs/experiments.md.new
-	printf '\n### Digits\n\n' >> docs/experiments.md.new
-	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/experiments.md.new
-	printf '\n### Fashion-MNIST\n\n' >> docs/experiments.md.new
-	$(BIN)/python examples/sweep/tabulate.py examples/sweep/results.jsonl >> docs/experiments.md.new
-	printf '\n### JiT\n\n' >> docs/experiments.md.new
-	$(BIN)/python examples/ablation/nine.py examples/ablation/nine.jsonl >> docs/experiments.md.new
-	mv docs/experiments.md.new docs/experiments.md
 
 bench: $(VENV)/.ready
 	$(BIN)/python tools/bench/run.py
 
-# A machine with a card often has a torch of its own, and no network to install another from. Variables of these names that the
-# environment has mean something else: `make gpu OUT=card.json BUDGET=600 ONLY="imagenet64 sampling"` sets them.
+# Variables of these names that the environment has mean something else: `make gpu OUT=card.json BUDGET=600 ONLY='"host waits"'`.
 DEVICE ?= cuda
 OUT = gpu.json
 BUDGET = 540
 ONLY =
 FILES =
-RUN_GPU = if [ -e $(VENV)/.ready ]; then python=$(BIN)/python; \
-	elif $(PYTHON) tools/gpu/requirements.py; then python=$(PYTHON); \
-	else make $(VENV)/.ready && python=$(BIN)/python; fi && $$python tools/gpu/run.py
-gpu:
-	@$(RUN_GPU) --device $(DEVICE) --out $(OUT) --budget $(BUDGET) $(ONLY)
+gpu: $(VENV)/.ready
+	$(BIN)/python tools/gpu.py --device $(DEVICE) --out $(OUT) --budget $(BUDGET) $(ONLY)
 
-gpu-report:
-	@$(RUN_GPU) --report $(FILES)
+gpu-report: $(VENV)/.ready
+	$(BIN)/python tools/gpu.py --report $(FILES)
 
 dist: $(VENV)/.ready
 	rm -rf dist

@@ -42,7 +42,6 @@ GROUPS = {
     "Analysis": {
         "list": "List the names of a KIND: weightings, samplers and others.",
         "weights": "Show, check and plot weightings.",
-        "optimum": "Find the least error that any denoiser can have.",
         "report": "Show a run, or several, on one page of HTML.",
     },
 }

@@ -15,21 +15,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core already: more threads only wait for each other, which made the demo three times as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pretend  # noqa: F401 - before the first backward pass of the process, which may come while tests are collected
 from harness import Result, run_elbo
 from hypothesis import settings
 
 LONG = (
     "test_pages.py",
-    "tools/test_bench.py",
-    "cli/test_interruption.py",
-    "nn/test_export.py",
+    "commands/test_interruption.py",
+    "scoring/test_export.py",
 )
 """Files of tests that are all marked long."""
-LONGEST = ("test_pipeline.py", "train/test_resume.py", "test_pages.py", "train/test_group.py")
+LONGEST = ("test_pipeline.py", "training/test_resume.py", "test_pages.py", "training/test_group.py")
 """Files that take longest, by the time that they take on an idle core."""
 TESTS = Path(__file__).parent
-pytest_plugins = ["shared_fixtures", "wheel_fixtures"]
+pytest_plugins = ["shared_fixtures", "gaussian_fixtures", "wheel_fixtures"]
 settings.register_profile("elbo", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("elbo")
 

@@ -38,7 +38,6 @@ MAKING = {
     f"eval samples.h5 --ref data.h5 {SCORES} --save-stats stats.npz --save-features features.safetensors": "run/scores.json",
     "bound run -n 4 --draws 2 -q": "run/bound.json",
     "bound run -n 4 --draws 2 -q --check": "run/theorem.json",
-    "optimum data.h5 -n 4 -o optimum.json -q": "",
     "ema run --std .1 -o average.safetensors -q": "",
     "adapt run -o schedule.yaml -q": "",
 }
@@ -55,7 +54,7 @@ OF_RESULTS = [REPORT]
 READERS = {
     "data.h5": [
         *("info --verify {0}", "prep {0} x.h5 -q", "bound run {0} -n 2 --draws 2 -q"),
-        *(DRY, f"eval samples.npz --ref {{0}} {SCORES}", "info {0} --sheet x.png", "optimum {0} -n 2 -q"),
+        *(DRY, f"eval samples.npz --ref {{0}} {SCORES}", "info {0} --sheet x.png"),
     ],
     "samples.h5": ["info {0}", f"eval {{0}} --ref data.h5 {SCORES}", "report run --samples {0} -o x.html"],
     "good.npy": ["info {0}", "prep {0} x.h5 -q", f"eval {{0}} --ref data.h5 {SCORES}"],
@@ -66,7 +65,6 @@ READERS = {
     "schedule.yaml": ["info {0}", "weights show u-mse@{0}", DRY + " --schedule {0}", SAMPLE + " --schedule {0}"],
     "tiny.yaml": [DRY, "presets show {0}"],
     "scheduler_config.json": ["weights check {0}", DRY + " --schedule {0}"],
-    "optimum.json": ["info {0}", "bound run data.h5 -n 16 --draws 16 --optimum {0} -q"],
     "run/config.yaml": [*OF_RUN, "train data.h5 --config {0} -o new --dry-run"],
     "run/status.json": ["info run", REPORT],
     "run/metrics.jsonl": ["info run", REPORT],

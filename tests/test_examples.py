@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -229,22 +228,6 @@ def test_cells_of_the_ablation_are_measured_once_by_elbos_own_commands(prepared,
 
 
 @pytest.mark.slow
-def test_a_training_of_jits_nine_is_measured_by_elbos_own_commands(prepared, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES / "ablation"))
-    nine = load(EXAMPLES / "ablation/nine.py")
-    options = nine.parsed([str(prepared), "--steps", "2", "--samples", "20", "--walk", "2", "--jobs", "1"])
-    todo = nine.Cell(4, "eps", "v", 0)
-    nine.work(prepared, [todo], options)
-    (row,) = nine.gathered(prepared)
-    assert row["frechet"] > 0 and 0 <= row["accuracy"] <= 1
-    config = read_yaml(prepared / "runs" / todo.name / "config.yaml")
-    assert (config["settings"]["prediction"], config["network"]["patch"]) == ("eps-path", 4)
-    assert (
-        config["settings"]["weighting"].startswith("u-mse@") and config["settings"]["schedule"] in config["settings"]["weighting"]
-    )
-
-
-@pytest.mark.slow
 def test_one_training_of_the_sweep_through_shell_and_make(prepared):
     given = {"BIASES": "-1", "SHIFTS": "1.65", "SCHEDULES": "laplace:mean=0,scale=1.5", "SEEDS": "3", "STEPS": "2"}
     given |= {"SAMPLES": "20", "WALK": "3", "IMAGES": "4", "OMP_NUM_THREADS": "1", "JOBS": "1"}
@@ -260,30 +243,6 @@ def test_one_training_of_the_sweep_through_shell_and_make(prepared):
     assert (prepared / "sweep.md").read_text() == done.stdout
     again = subprocess.run(line, env={**variables, "PYTHON": "false"}, capture_output=True, check=False)
     assert again.returncode == 0 and not again.stdout, "all is done"
-
-
-# Datasets that no preset was chosen by
-
-
-def test_letters_of_a_family_are_in_one_part_alone(tmp_path):
-    fresh = load(EXAMPLES / "fresh/make_dataset.py")
-    made = dict(fresh.letters([Path(matplotlib.get_data_path()) / "fonts/ttf"]))
-    assert {path.parts[1] for path in made} == set(fresh.LETTERS) and {image.shape for image in made.values()} == {(24, 24)}
-    families = {part: {path.stem[:4] for path in made if path.parts[0] == part} for part in ("train", "test")}
-    assert families["train"] and families["test"] and not families["train"] & families["test"]  # DejaVu, STIX, cmr10
-    assert len({image.tobytes() for image in made.values()}) == len(made)
-
-
-def test_photographs_are_cut_alike_each_time_and_whole_ones_are_held_out(monkeypatch, tmp_path):
-    fresh = load(EXAMPLES / "fresh/make_dataset.py")
-    monkeypatch.setattr(fresh, "BACKGROUNDS", tmp_path)
-    monkeypatch.setattr(fresh, "CROPS", 5)
-    first = dict(fresh.cut())
-    second = dict(fresh.cut())
-    assert all(np.array_equal(second[path], image) for path, image in first.items()) and len(first) == len(second)
-    of_part = {part: {path.stem.rpartition("-")[0] for path in first if path.parts[0] == part} for part in ("train", "test")}
-    assert not of_part["train"] & of_part["test"] and {len(found) for found in of_part.values()} == {2, 4}
-    assert {path.parts[2] for path in first if path.parts[0] == "features"} == of_part["train"]
 
 
 # The tutorial

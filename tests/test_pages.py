@@ -142,7 +142,6 @@ SMALLER = {
     "train imagenet256.h5": r"\g<0> -o run256",
     "elbo train --preset": "env --unset ELBO_DATA --chdir empty elbo train --preset",
     "bench/run.py": r"\g<0> --small",
-    r"(gradient_variance.py \S+)(?: --batches \d+)?": r"\1 --batches 16",
     "pytest -m cuda": r"\g<0> --collect-only $ROOT/tests/train/test_cuda.py",
 }
 """Replacements that make commands small, or name what is here; the environment sets what a command does not."""
@@ -158,7 +157,7 @@ SETTINGS = {
 SWEEP = {"BIASES": "2", "SHIFTS": "0", "SCHEDULES": "cosine", "SEEDS": "0"}
 SWEEP |= {"STEPS": "4", "SAMPLES": "20", "WALK": "2", "IMAGES": "4"}
 """One setting of examples/sweep."""
-WRITERS = "-o|>|--save-\\w+|--card|--plot|--curve|--log|--per-image|--neighbours|--sheet|prep \\S+|import \\S+|write \\S+"
+WRITERS = "-o|>|--save-\\w+|--card|--plot|--curve|--log|--neighbours|--sheet|prep \\S+|import \\S+|write \\S+"
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 ROUNDING = re.compile(r"\S+e-1\d, at logsnr \S+")
 QUICK = ("docs/commands.md", "docs/prep.md", "elbo sample-0", "elbo adapt-0", "elbo info-0")
@@ -189,7 +188,7 @@ CASES = {str(page.relative_to(ROOT)): [*parts(page)] for page in PAGES} | {
 def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
     """Make all files that the commands name."""
     folder = tmp_path_factory.mktemp("world") / "world"
-    for name in ("scheduler", "empty", "work", "full", "ablation/results"):
+    for name in ("scheduler", "empty", "work", "full"):
         (folder / name).mkdir(parents=True)
     links = {"first.h5": digits} | dict.fromkeys(("digits", "imagenet", "photos"), digits_folder)
     links |= dict.fromkeys(("vae", "sd-vae-ft-mse", "sd-vae-ft-ema"), autoencoder)
@@ -202,10 +201,6 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
     config = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon"}
     config |= {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
-    ablation = load(ROOT / "examples/ablation/ablation.py")
-    for row in ablation.gathered(ROOT / "examples/ablation/results.jsonl"):
-        name = ablation.Cell(*(row[key] for key in ablation.Cell._fields)).name
-        (folder / f"ablation/results/{name}.json").write_text(json.dumps(row))
     make_published(folder)
     subprocess.run(["bash", "-e", "-c", f". {SHELL}; make_files"], cwd=folder, check=True)
     for line in (
@@ -214,7 +209,6 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
         ("sample", "run", "-n", 60, "-o", "samples.npz"),
         *(("sample", "run", "-n", 60, "--seed", seed, "-o", f"s{seed}.h5") for seed in range(3)),
         ("eval", "out.h5", "--metrics", "fid", "--save-stats", "ref.npz", "--save-features", "ref.safetensors"),
-        ("optimum", "out.h5", "-o", "optimum.json"),
         ("adapt", "run", "-o", "schedule.yaml"),
     ):
         result = elbo(*line, cwd=folder, env=SETTINGS)

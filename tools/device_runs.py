@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
@@ -21,11 +19,10 @@ from elbocli.networks import NetworkConfig, build, place
 from elbocli.runs.config import write_config
 from elbocli.runs.settings import Resolved, resolve
 from elbocli.runtime.device import Precision
-from elbocli.runtime.processes import World
 from elbocli.sampling import draw
 from elbocli.sampling.samplers import parse_sampler
 from elbocli.training import loop
-from elbocli.training.state import Parallel, TrainState
+from elbocli.training.state import TrainState
 from elbocli.training.step import update
 
 LIMIT = 2 << 30
@@ -81,47 +78,6 @@ def bits(run: Path, device: str, images: int = 32) -> float:
     """Bits per dimension as `elbo bound` finds them on the run's own images."""
     settings: Any = {"images": images, "draws": 8, "device": device}
     return float(estimate.measure_bound(open_measurement(run, None, **settings)).bound.bpd or 0)
-
-
-@contextmanager
-def alone_in_a_group(device: str) -> Iterator[World]:
-    """A process group of this process alone, as torchrun's processes join one."""
-    where = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    try:
-        yield World(0, 1, where)
-    finally:
-        dist.destroy_process_group()
-
-
-def sharded_and_whole(config: NetworkConfig, device: str, precision: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of one network over the same inputs, sharded over a group of one, and as it is; on the CPU.
-
-    The sharded one is run twice, so that it is seen to be whole again after a step.
-    """
-    found = []
-    with alone_in_a_group(device) as world:
-        shape = (4, config.image_channels, config.image_size, config.image_size)
-        how = Precision(precision, world.device)
-        for sharded in (True, False):
-            torch.manual_seed(0)
-            network = build(config)
-            for parameter in network.parameters():  # a new network's last layers are zero, and so would gradients be
-                torch.nn.init.normal_(parameter, 0, 0.1)
-            spread = Parallel(network, world, precision, sharded)
-            z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(world.device)
-            labels = torch.arange(4, device=world.device) % config.num_classes if config.num_classes else None
-            for _ in range(2 if sharded else 1):
-                spread.network.zero_grad()
-                with how.applied():
-                    with how.autocast():
-                        out = spread.forward(z, torch.linspace(-3, 3, 4, device=world.device), labels)
-                    out.float().square().mean().backward()
-            found.append(
-                [getattr(weight.grad, "full_tensor", weight.grad.clone)().float().cpu() for weight in spread.network.parameters()]
-            )
-    return found[0], found[1]
 
 
 @contextmanager

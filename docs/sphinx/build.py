@@ -31,7 +31,7 @@ CONTENTS = {
         "docs/extending",
         "docs/gpu",
     ],
-    "Explanation": ["docs/weightings", "docs/theory", "docs/optimum", "docs/experiments"],
+    "Explanation": ["docs/weightings", "docs/theory"],
     "Reference": [
         "docs/commands",
         "commands/index",
@@ -40,6 +40,8 @@ CONTENTS = {
         "docs/samplers",
         "docs/extractors",
         "docs/measurements",
+        "examples/ablation/RESULTS",
+        "examples/sweep/RESULTS",
         "docs/glossary",
         "docs/security",
         "Python API <reference/elbocli>",

@@ -1,33 +1,25 @@
-"""Checks of a run: theorem 1 of Kingma & Gao 2023, and excess over the least possible errors.
+"""Check theorem 1 of Kingma & Gao 2023 on a run.
 
 Theorem 1: weighted loss = −∫ L(λ) dw(λ) + w(λmax) L(λmax) − w(λmin) L(λmin); L(λ) = prior term + ½ ∫ ‖ε−ε̂‖² dλ up to λ.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from elbocli.bound.estimate import BoundEstimate, measure_bound
-from elbocli.bound.measure import PLAIN, RunMeasurement, open_data
+from elbocli.bound.measure import PLAIN, RunMeasurement
 from elbocli.bound.result import Check, Side, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
 from elbocli.core.estimate import PairedEstimate, PairedMoments
 from elbocli.core.monotone import rising
 from elbocli.core.objective import Objective
-from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.schedule import Schedule, schedule_of_shares
-from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
-from elbocli.files.losslog import read_optimum
 from elbocli.files.schedule_file import resolve_weighting
-from elbocli.runs.examples import training_rows
 
 AGREE = 4.0  # largest difference between the theorem's two sides that counts as agreement, in standard errors
 
@@ -45,7 +37,8 @@ def check_theorem(measured: RunMeasurement, specs: Sequence[str] = ()) -> Theore
     for index, (weighting, schedule) in enumerate(zip(weightings, schedules)):
         left = _left_side(measured, Objective(weighting, schedule, measured.prediction), f"left-{index}")
         checks.append(_check(weighting, measures[index], left, rights, np.eye(len(rights.mean))[index]))
-    return Theorem(all(check.agree for check in checks), checks, measured.draws, n_images=len(measured.rows))
+    agree = all(check.agree for check in checks)
+    return Theorem(agree=agree, checks=checks, draws_per_side=measured.draws, n_images=len(measured.rows))
 
 
 def _measure(weighting: Weighting, low: float, high: float) -> Augmented:
@@ -101,52 +94,3 @@ def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:
     value = estimate.value(of)
     se = estimate.noise_se(of)
     return Side(value, se, se / abs(value) if value else 0.0)
-
-
-# Errors above the least possible errors. A network that copies its training images has larger errors on new images.
-
-
-def open_training_images(measured: RunMeasurement, optimum: Path) -> RunMeasurement:
-    """Return `measured` with the run's training images: `measured.limit` of them, or all if fewer.
-
-    optimum: file of 'elbo optimum' for these images.
-    Raises UsageError: `optimum` is for other images, or a narrower λ range. DataError, FormatError: the dataset is unusable.
-    """
-    least = read_optimum(optimum)
-    trained = measured.trained
-    digest = trained.data.payload_sha256
-    run = trained.path
-    if least.payload_sha256 != digest:
-        raise UsageError(
-            f"{optimum}: its least possible errors are not for the training images of {run}; use 'elbo optimum --like {run}'"
-        )
-    least.least(torch.tensor([measured.low, measured.high], dtype=torch.float64))
-    dataset = measured.dataset if measured.dataset.payload_sha256 == digest else open_data(trained, None)
-    rows = training_rows(trained.settings, dataset)
-    index = 1 if trained.settings.val_split else 0
-    rows = rows[Stream(measured.seed, "bound-images").permutation(index, len(rows))[: measured.limit]]
-    images = replace(measured.images, dataset=dataset, rows=rows)
-    return replace(measured, images=images, population=len(dataset), total=len(rows))
-
-
-def add_excess(
-    measured: RunMeasurement, training: RunMeasurement, optimum: Path, bound: BoundEstimate
-) -> tuple[dict[str, Any], BoundEstimate]:
-    """Compare a run's errors on training images and on the user's images with the least possible errors.
-
-    measured, training: run with the user's images, and with training images. bound: bound on the user's images.
-    optimum: file of 'elbo optimum'.
-    Returns: report for JSON: excess loss, nats per dimension (own: training images, new: others); `bound` with excess by λ bin.
-    """
-    moments = bound.moments
-    weighting = measured.trained.weighting()
-    least = read_optimum(optimum).least(moments.edges)
-    same = training.dataset is measured.dataset and set(training.rows) == set(measured.rows)
-    gains = {"own": excess(moments if same else measure_bound(training).moments, *least, weighting)}
-    report: dict[str, Any] = {"weighting": weighting.spec, "optimum": str(optimum), "n_own": len(training.rows)}
-    if not same:
-        gains["new"] = excess(moments, *least, weighting)
-        if copies := copying(gains["own"], gains["new"]):
-            report["copying"] = copies
-    report |= {name: gain.facts() for name, gain in gains.items()}
-    return report, replace(bound, excess=excess_by_bin(moments, *least))

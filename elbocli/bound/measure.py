@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
-from elbocli.core.elbo import LEVELS, GaussianModel, prior
+from elbocli.core.elbo import prior
 from elbocli.core.objective import NetworkFunction, Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
@@ -23,7 +23,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.runs.examples import Examples, ImageBatch, draw_noise
 from elbocli.runs.open import TrainedRun, check_alike, dataset_of, open_run
-from elbocli.runtime.device import Precision, choose_device, sent
+from elbocli.runtime.device import Precision, choose_device
 from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
 
@@ -31,7 +31,6 @@ FLOOR = 0.1
 CRITERION = "second-moment"
 PIXELS = 256 * 3072  # values in a default batch: 256 images of 32 × 32 × 3
 PLAIN = parse_weighting("elbo")
-NONE = torch.empty(0, dtype=torch.float64)
 
 
 class Draws(NamedTuple):
@@ -40,11 +39,6 @@ class Draws(NamedTuple):
     Axis 1 of [B, 2, K]: two independent sets of noise levels.
     logsnr: λ, [B, 2, K]. loss, error: weighted loss and ‖ε−ε̂‖², summed over dimensions, [B, 2, K].
     prior, reconstruction: terms of the bound, nats, [B].
-    Further fields are empty without a GaussianModel.
-    rounded: ‖ε−ε̂‖² of x̂ rounded to pixel levels, [B, 2, K].
-    gaussian: ‖ε−ε̂‖² of the model's exact denoiser, [B, 2, K]. expected: expectation of `gaussian` over ε, [B, 2, K].
-    ends: ½ ∫ `expected` dλ from −∞ to each end of the range of λ, nats, [B, 2].
-    nats: −log p of each image under the model, [B].
     """
 
     logsnr: Tensor
@@ -52,11 +46,6 @@ class Draws(NamedTuple):
     error: Tensor
     prior: Tensor
     reconstruction: Tensor
-    rounded: Tensor = NONE
-    gaussian: Tensor = NONE
-    expected: Tensor = NONE
-    ends: Tensor = NONE
-    nats: Tensor = NONE
 
     def shares(self, schedule: Schedule) -> Tensor:
         """Return terms in nats, [B, 2, K]; their sum over K estimates ½ ∫ ‖ε−ε̂‖² dλ. schedule: as for `draw`."""
@@ -73,7 +62,6 @@ class Measurement:
     draws: noise levels per image, even.
     population: size of the dataset that the images come from; inf: images from a distribution.
     total: number of images, for progress messages; None: unknown.
-    gaussian: model of similar images, whose exact denoiser is also evaluated; None: no model.
     """
 
     network: NetworkFunction
@@ -88,7 +76,6 @@ class Measurement:
     name: str = "the network"
     population: float = math.inf
     total: int | None = None
-    gaussian: GaussianModel | None = None
 
     def draw_all(self, objective: Objective, purpose: str) -> Iterator[Draws]:
         """Yield the Draws of each batch, and report progress. objective, purpose: as for `draw`."""
@@ -112,14 +99,10 @@ class Measurement:
         batches = zip(images.copies(self.draws, self.batch_size), logsnr.flatten().split(self.batch_size))
         noise = Stream(self.seed, f"bound-noise-{purpose}")
         errors = torch.cat([self._errors(objective, copies, noise, levels) for copies, levels in batches], 1)
-        loss, error, *more = errors.view(-1, *logsnr.shape)
+        loss, error = errors.view(2, *logsnr.shape)
         if not loss.isfinite().all():
             raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower logsnr range")
-        if self.gaussian:
-            x = images.x if images.latent else images.x.permute(0, 3, 1, 2)  # channels first, as for the network
-            ends = torch.tensor([self.low, self.high], dtype=torch.float64)
-            more += [self.gaussian.upto(x, ends), self.gaussian.nats(x)]
-        return Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high), *more)
+        return Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high))
 
     def _levels(self, rows: Sequence[int], schedule: Schedule, purpose: str) -> Tensor:
         """Return two sets of evenly spaced λ(t) for each image, with a random offset each, [B, 2, draws / 2]."""
@@ -129,34 +112,20 @@ class Measurement:
         return schedule.logsnr(torch.from_numpy(t))
 
     def _errors(self, objective: Objective, copies: ImageBatch, noise: Stream, logsnr: Tensor) -> Tensor:
-        """Return loss and error of n images at one λ each, [2, n]; with a model also its fields of Draws, [5, n]."""
+        """Return loss and error of n images at one λ each, [2, n], summed over dimensions."""
         x, labels = copies.placed(self.precision.device)
         eps = draw_noise(noise, copies.rows, x)
         with self.precision.applied(), self.precision.autocast():
-            loss, error, _, out = objective.losses(self.network, x, eps, labels, logsnr)
-        values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
-        if self.gaussian:
-            values += [self._rounded_error(x, eps, logsnr, out), *self.gaussian.errors(x, eps, logsnr)]
-        return torch.stack(values)
-
-    def _rounded_error(self, x: Tensor, eps: Tensor, logsnr: Tensor, out: Tensor) -> Tensor:
-        """Return ‖ε−ε̂‖² of x̂ rounded to pixel levels, [n]."""
-        c = self.prediction.coefficients(logsnr)
-        half = (LEVELS - 1) / 2
-        factors = sent(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float(), x.device)
-        alpha, sigma, from_z, from_out = factors.view(4, -1, 1, 1, 1)
-        x_hat = torch.addcmul(alpha * x, sigma, eps) * from_z + out.float() * from_out
-        near = ((x_hat + 1) * half).round_().clamp_(0, LEVELS - 1).mul_(1 / half).sub_(1)
-        return (x - near).square().flatten(1).sum(1).double().cpu() * logsnr.exp()
+            terms = objective.losses(self.network, x, eps, labels, logsnr)
+        return torch.stack([terms.loss, terms.eps_mse]).double().cpu() * x[0].numel()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunMeasurement(Measurement):
-    """A run's network, and images of a dataset to evaluate it on. limit: number of images asked for; None: all."""
+    """A run's network, and images of a dataset to evaluate it on."""
 
     images: Examples
     trained: TrainedRun
-    limit: int | None
 
     @property
     def dataset(self) -> Dataset:
@@ -250,7 +219,6 @@ def open_measurement(
         population=len(dataset),
         total=len(rows),
         trained=trained,
-        limit=images,
     )
     log.info(
         f"{measured.name}: evaluating on {len(rows)} of {len(dataset)} images, {measured.draws} noise levels each; "

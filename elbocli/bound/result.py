@@ -2,15 +2,14 @@
 
 nats: nats per image. bpd: bits per dimension of pixels. nats_per_latent_dimension: in place of bpd, for latents.
 about: further keys of the JSON object, such as run and dataset.
-  per_image: path of the table that --per-image writes.
-  excess: loss above the least possible loss, on training images (key `own`) and others (`new`).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from elbocli.files.records import Record, Rest, stored
-from elbocli.runtime.table import Table, rounded
+from elbocli.runs.examples import ImageBatch
+from elbocli.runtime.table import Table
 
 NATS = "nats per image"
 
@@ -21,21 +20,7 @@ def measured_on(n_images: int, about: Mapping[str, Any]) -> dict[str, Any]:
     if (digest := about.get("payload_sha256")) and digest == about.get("trained_on"):
         images += ", on which the run was trained"
     run = about.get("run") and f"{about['run']}, step {about.get('step')}, weights {about.get('weights')}"
-    facts = {"run": run, "images": images}
-    for name, gain in about.get("excess", {}).items():
-        if name in ("own", "new"):
-            of = "training images" if name == "own" else "these images"
-            facts[f"above least, {of}"] = rounded(gain["nats_per_dimension"], gain["se"]) + " nats per dimension"
-        if name == "copying":
-            facts["copying"] = gain["verdict"]
-    return facts
-
-
-class Answer(Record, kw_only=True):
-    """Base class of results of `elbo bound`."""
-
-    n_images: int
-    about: Rest = {}
+    return {"run": run, "images": images}
 
 
 class Nats(Record, kw_only=True):
@@ -61,6 +46,17 @@ class Nats(Record, kw_only=True):
         """Value per dimension, and its standard error."""
         latent = self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
         return latent if self.bpd is None else (self.bpd, self.bpd_se)
+
+
+def unit_of(batch: ImageBatch) -> str:
+    """Return the field of `Nats` for the value per dimension: bits for pixels, nats for latents."""
+    return "nats_per_latent_dimension" if batch.latent else "bpd"
+
+
+def nats_fields(nats: float, se: float, batch: ImageBatch) -> dict[str, Any]:
+    """Return the fields of `Nats` for a mean in nats per image with its standard error. batch: any of the images."""
+    unit = unit_of(batch)
+    return {"nats": nats, "nats_se": se, unit: nats / batch.divisor, f"{unit}_se": se / batch.divisor}
 
 
 @stored("result of elbo bound (JSON)")
@@ -116,56 +112,31 @@ class Bound(Nats, kw_only=True):
         return self.table()._repr_html_()
 
 
-class LikelihoodEstimate(Nats, kw_only=True):
-    """One estimate of −log p, averaged over images.
+@stored("result of elbo bound --estimator ode (JSON)")
+class FlowLikelihood(Nats, kw_only=True):
+    """Estimate of −log p of the model that draws by the probability-flow ODE, averaged over images.
 
-    bounds: name of the quantity that the estimate bounds from above. Suffixes _se_noise, _se_population: as in `Bound`.
+    Suffixes _se_noise, _se_population: as in `Bound`.
     terms: summands in nats, by name. evaluations: network evaluations per image, without backward passes.
-    solver_nats: error of the ODE solver, included in all standard errors but nats_se_noise; None: no ODE solver.
+    solver_nats: error of the ODE solver, included in all standard errors but nats_se_noise.
     """
 
     estimator: str
-    bounds: str
     nats_se_noise: float
     nats_se_population: float
     terms: dict[str, float]
     evaluations: int
-    solver_nats: float | None = None
-
-
-class LikelihoodDifference(Record):
-    """Estimate `estimator` minus estimate `minus`.
-
-    se: standard error from the noise. in_se: `nats` divided by the standard error from noise and ODE solver.
-    """
-
-    estimator: str
-    minus: str
-    nats: float
-    se: float
-    in_se: float
-
-
-@stored("result of elbo bound --estimator (JSON)")
-class Likelihoods(Answer):
-    estimates: list[LikelihoodEstimate]
-    differences: list[LikelihoodDifference]
-    draws_per_image: int
-    schedule: str
+    solver_nats: float
+    n_images: int
+    about: Rest = {}
 
     def table(self) -> Table:
-        """Return the estimates and their differences with standard errors."""
-        differences = [
-            f"{difference.estimator} minus {difference.minus}: {rounded(difference.nats, difference.se)} nats, "
-            f"{difference.in_se:.2g} standard errors."
-            for difference in self.differences
-        ]
+        """Return the estimate with its standard error."""
         return Table(
-            "Estimates of −log p, ± standard errors; lower is better",
-            ["", self.estimates[0].unit, NATS],
-            [[one.estimator, one.per_dimension, (one.nats, one.nats_se)] for one in self.estimates],
-            {**measured_on(self.n_images, self.about), **{one.estimator.partition(":")[0]: one.bounds for one in self.estimates}},
-            differences,
+            "Estimate of −log p by the probability-flow ODE, ± standard errors; lower is better",
+            ["", self.unit, NATS],
+            [[self.estimator, self.per_dimension, (self.nats, self.nats_se)]],
+            measured_on(self.n_images, self.about),
         )
 
 
@@ -199,12 +170,14 @@ class Check(Record):
 
 
 @stored("result of elbo bound --check (JSON)")
-class Theorem(Answer):
+class Theorem(Record, kw_only=True):
     """Check of Kingma & Gao's theorem 1. agree: whether all checks agree."""
 
     agree: bool
     checks: list[Check]
     draws_per_side: int
+    n_images: int
+    about: Rest = {}
 
     def table(self) -> Table:
         """Return both sides of each check."""

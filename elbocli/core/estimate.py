@@ -80,20 +80,13 @@ class PairedMoments:
     def __init__(self) -> None:
         self._means = StreamingFeatureMoments()
         self._noise = 0.0
-        self._least = 0.0
 
-    def add(self, pairs: Tensor, squares: Tensor | None = None) -> None:
-        """Add images.
-
-        pairs: two vectors per image, [images, 2, C], float64.
-        squares: noise variances of the vectors, [images, 2, C]; their mean replaces a smaller estimate from `pairs`. None: never.
-        """
+    def add(self, pairs: Tensor) -> None:
+        """Add images. pairs: two vectors per image, [images, 2, C], float64."""
         values = pairs.numpy()
         self._means.add(values.mean(1))
         half = 0.5 * (values[:, 0] - values[:, 1])
         self._noise += half.T @ half
-        if squares is not None:
-            self._least += 0.25 * squares.numpy().sum((0, 1))
 
     @property
     def n(self) -> int:
@@ -106,8 +99,7 @@ class PairedMoments:
         # Half the difference of a pair estimates the noise variance without bias, even if an estimate's draws are dependent.
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
-        lacking = np.maximum(self._least / self.n - noise.diagonal(), 0)
-        return PairedEstimate(self.n, means.mu, means.sigma - noise, noise + np.diag(lacking))
+        return PairedEstimate(self.n, means.mu, means.sigma - noise, noise)
 
 
 @dataclass(frozen=True)
@@ -140,26 +132,3 @@ class PairedEstimate:
         """
         chosen = max(0.0, float(of @ self.between @ of)) * (1 - self.n / population)
         return float(np.sqrt((chosen + of @ self.noise @ of) / self.n))
-
-
-LARGEST_FREEDOM = 1e6
-
-
-def image_errors(halves: np.ndarray) -> np.ndarray:
-    """Return the standard error of the mean of each row of `halves`, [N].
-
-    halves: two independent estimates per image, [N, 2].
-    Source: Smyth 2004, Linear models and empirical Bayes methods, eq. 4 to 7.
-    """
-    from scipy.optimize import brentq  # imported here because only estimates per image need it
-    from scipy.special import digamma, polygamma
-
-    # Two numbers give a poor estimate of their variance, so the variances of all images are shrunk by empirical Bayes.
-    own = 0.25 * np.square(halves[:, 0] - halves[:, 1])
-    known = np.log(own[own > 0])
-    spread = float(known.var(ddof=1) - polygamma(1, 0.5)) if len(known) > 2 else 0.0
-    if spread <= polygamma(1, LARGEST_FREEDOM / 2):
-        return np.sqrt(np.full(len(own), own.mean()))
-    freedom = 2 * brentq(lambda half: polygamma(1, half) - spread, 1e-6, LARGEST_FREEDOM / 2)
-    usual = np.exp(known.mean() - digamma(0.5) + digamma(freedom / 2) + np.log(1 / freedom))
-    return np.sqrt((freedom * usual + own) / (freedom + 1))

@@ -22,13 +22,11 @@ class LossTerms(NamedTuple):
     loss: [B], ½ (w/p) ‖ε−ε̂‖²/D in nats per dimension; average it and call backward().
     eps_mse: [B], ‖ε−ε̂‖²/D, unweighted and without gradient.
     logsnr: [B], the λ of each example.
-    out: [B, …], the network's output.
     """
 
     loss: Tensor
     eps_mse: Tensor
     logsnr: Tensor
-    out: Tensor
 
     def __repr__(self) -> str:
         return f"LossTerms({len(self.loss)} examples)"
@@ -82,4 +80,4 @@ class Objective:
         with torch.autocast(out.device.type, enabled=False):  # in the factors' precision, even if the network runs in bfloat16
             target = torch.addcmul(a * x, b, eps)
             error = (target - out.to(target.dtype)).square().flatten(1).mean(1)
-            return LossTerms(loss_factor * error, (eps_factor * error).detach(), level, out)
+            return LossTerms(loss_factor * error, (eps_factor * error).detach(), level)

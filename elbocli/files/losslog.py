@@ -1,4 +1,4 @@
-"""Loss logs (JSONL), least possible errors by noise level (JSON), and tables of likelihoods by image (TSV).
+"""Loss logs (JSONL), and tables (TSV).
 
 Loss log: a LossLogHeader, then a LossLogRow per interval; logs may be concatenated.
 Errors: ‖ε−ε̂‖²/D, summed in each bin of λ. Suffix _se: standard error.
@@ -22,7 +22,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
 from elbocli.files.reading import reading, whole_lines
 from elbocli.files.recognise import expect
-from elbocli.files.records import Count, Positive, Record, Rest, parse_json, read_json, stored
+from elbocli.files.records import Count, Record, Rest, parse_json, stored
 
 MOST_BINS = 2000  # fitting builds matrices of bins × bins
 LARGEST = 1e100  # largest accepted sum of errors, so that intervals can be added without overflow
@@ -313,96 +313,6 @@ class LossLogWriter:
         with writing(self.path), open(self.path, "ab") as file:
             file.write(line(step, images, sums).encode())
         self._last = step
-
-
-CLOSE = 1e-9  # tolerance when ranges of λ are compared, as a fraction of the narrowest bin
-Values = Annotated[list[Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]], Bins]
-
-
-class LeastCurve(Record):
-    """Least possible error in each bin of λ, [bins]."""
-
-    eps_mse: Values
-    eps_mse_se: Sums
-
-
-@stored("result of elbo optimum (JSON)", "elbo-optimum", remedy="; make one with 'elbo optimum'")
-class Optimum(Record, kw_only=True):
-    """Least possible error of a denoiser for a finite set of images, by noise level.
-
-    edges: [bins + 1], increasing λ. eps_mse: [bins], the least possible error per dimension.
-    classes: number of classes, for a denoiser that is given the class; 0: not given the class.
-    label_dropout: fraction of images whose class was hidden from the network in training.
-    without_class: least possible error of a denoiser that is not given the class; None: no classes. about: other keys.
-    nats: ½∫ dimensions·eps_mse dλ over all bins; the integral over all real λ is log_images.
-    log_images: ln(images); with classes, the mean over images of ln(images of the same class).
-    images: number, with mirror images if `flip`. sources, draws: number of noised images, and noise draws per image.
-    """
-
-    edges: Edges
-    eps_mse: Values
-    eps_mse_se: Sums
-    classes: Count
-    nats: float
-    nats_se: float
-    log_images: float
-    images: Positive
-    flip: bool
-    sources: Positive
-    draws: Positive
-    dimensions: Positive
-    label_dropout: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    without_class: LeastCurve | None = None
-    dataset: str | None = None
-    payload_sha256: str | None = None
-    n_dataset: Count | None = None
-    seed: int | None = None
-    elbo_version: str | None = None
-    about: Rest = {}
-
-    def __post_init__(self) -> None:
-        check_edges(self.edges)
-        bins = len(self.edges) - 1
-        blind = self.without_class
-        curves = [self.eps_mse, self.eps_mse_se, *([blind.eps_mse, blind.eps_mse_se] if blind else [])]
-        if {*map(len, curves)} != {bins}:
-            raise ValueError(f"eps_mse, eps_mse_se: {[*map(len, curves)]} numbers, expected {bins} each; make the file again")
-
-    def text(self) -> str:
-        return json.dumps(self.json(), indent=1, allow_nan=False) + "\n"
-
-    def least(self, edges: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the least possible error and its standard error in the bins between `edges`, float64 [bins] each.
-
-        edges: [bins + 1], increasing λ; may differ from the file's edges.
-        training: whether to average the errors with and without the class, weighted by `label_dropout`.
-        Raises UsageError: the file covers a smaller range.
-        """
-        own = torch.tensor(self.edges, dtype=torch.float64)
-        slack = CLOSE * float(own.diff().min())
-        if float(edges[0]) < own[0] - slack or float(edges[-1]) > own[-1] + slack:
-            raise UsageError(
-                f"the optimum file covers only logsnr {own[0]:g} to {own[-1]:g}, but {edges[0]:g} to {edges[-1]:g} "
-                f"is needed; make the file again: elbo optimum --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
-            )
-        curves = torch.tensor([self.eps_mse, self.eps_mse_se], dtype=torch.float64)
-        if training and (other := self.without_class) is not None:
-            blind = torch.tensor([other.eps_mse, other.eps_mse_se], dtype=torch.float64)
-            curves = curves.lerp(blind, self.label_dropout)
-        # Average the curves, which are constant within each of the file's bins, over each of the wanted bins.
-        integrals = torch.nn.functional.pad((curves * own.diff()).cumsum(1), (1, 0))
-        value, se = (torch.from_numpy(np.interp(edges, own, row)).diff() / edges.diff() for row in integrals)
-        return value, se
-
-
-def read_optimum(path: Path) -> Optimum:
-    """Read a file of 'elbo optimum'. Raises FormatError."""
-    expect(path, "an optimum")
-    return Optimum.of(read_json(path), path)
-
-
-# Table with a row per image: index in the dataset and label, int64 [N]; sort key and other columns, float64 [N].
-Columns = dict[str, np.ndarray]
 
 
 def table_text(table: Mapping[str, Any]) -> str:

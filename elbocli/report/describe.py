@@ -118,12 +118,6 @@ def _bins(edges: list[float]) -> Facts:
     return {"bins": len(edges) - 1, "logsnr": f"{edges[0]:g} to {edges[-1]:g}"}
 
 
-def _optimum(path: Path) -> Facts:
-    from elbocli.files.losslog import read_optimum
-
-    return {**_bins(read_optimum(path).edges), **_result(path)}
-
-
 def _result(path: Path) -> Facts:
     return {key: value for key, value in parse_json(read_bytes(path), path).items() if not isinstance(value, list | dict)}
 
@@ -144,8 +138,7 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "a snapshot": _saved,
     "a loss log": _losslog,
     "a schedule": _schedule,
-    "an optimum": _optimum,
-    **dict.fromkeys(("scores", "a bound", "likelihoods", "a check of the theorem"), _result),
+    **dict.fromkeys(("scores", "a bound", "a likelihood", "a check of the theorem"), _result),
     "a config of a run": _config,
     "samples": _samples,
     "an average of weights": _average,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from elbocli.bound.result import Bound, Likelihoods, Theorem
+from elbocli.bound.result import Bound, FlowLikelihood, Theorem
 from elbocli.errors import FormatError
 from elbocli.files.reading import read_bytes
 from elbocli.files.recognise import recognise, wrong_kind
@@ -16,7 +16,7 @@ RESULTS: dict[str, tuple[str, type[Any]]] = {  # kind of file → (name on the r
     "scores": ("scores", EvalResult),
     "a bound": ("bound", Bound),
     "a check of the theorem": ("theorem", Theorem),
-    "likelihoods": ("likelihoods", Likelihoods),
+    "a likelihood": ("likelihood", FlowLikelihood),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from elbocli.bound.result import Bound, Likelihoods, Nats
+from elbocli.bound.result import Bound, FlowLikelihood
 from elbocli.core.estimate import Estimate
 from elbocli.core.moments import FeatureMoments
 from elbocli.errors import DataError, UsageError
@@ -36,10 +36,9 @@ VARYING = (
     "grid_sha256",
     "seed",
     "command",
-    "per_image",
 )
 """Keys of facts that differ between repetitions of one recipe. `grid_sha256` is one, as a learned schedule gives each run a grid of its own."""
-ALIKE_BOUNDS = ("n_images", "draws_per_image", "payload_sha256", "dimensions", "conditional", "excess")
+ALIKE_BOUNDS = ("n_images", "draws_per_image", "payload_sha256", "dimensions", "conditional")
 
 
 class Difference(Record, kw_only=True):
@@ -195,13 +194,12 @@ def read_scored(content: bytes, where: str) -> ScoredFile:
     """Read a result of `elbo eval` or `elbo bound`. where: the file, for messages. Raises FormatError."""
     parsed = parse_json(content, where)
     keys = parsed.keys() if isinstance(parsed, dict) else set()
-    if "estimates" in keys:
-        likelihoods = Likelihoods.of(parsed, where)
-        bounds = {f"[{estimate.estimator}]": estimate for estimate in likelihoods.estimates}
-        return _scored_bound(where, likelihoods, bounds)
+    if "solver_nats" in keys:
+        likelihood = FlowLikelihood.of(parsed, where)
+        return _scored_bound(where, likelihood, f"[{likelihood.estimator}]", likelihood.about)
     if {"reconstruction", "diffusion"} <= keys:
         bound = Bound.of(parsed, where)
-        return _scored_bound(where, bound, {"": bound})
+        return _scored_bound(where, bound, "", {"draws_per_image": bound.draws_per_image, **bound.about})
     result = result_of(content, where)
     sets = []
     for repeat in result.repeats:
@@ -211,12 +209,11 @@ def read_scored(content: bytes, where: str) -> ScoredFile:
     return ScoredFile(where, result.alike(), sets)
 
 
-def _scored_bound(where: str, result: Bound | Likelihoods, bounds: Mapping[str, Nats]) -> ScoredFile:
-    name = "bpd" if all(bound.bpd is not None for bound in bounds.values()) else "nats_per_latent_dimension"
-    scores = {f"{name}{key}": Estimate(*bound.per_dimension) for key, bound in bounds.items()}
-    facts = {"n_images": result.n_images, "draws_per_image": result.draws_per_image, **result.about}
+def _scored_bound(where: str, bound: Bound | FlowLikelihood, estimator: str, made: Mapping[str, Any]) -> ScoredFile:
+    unit = "nats_per_latent_dimension" if bound.bpd is None else "bpd"
+    facts = {"n_images": bound.n_images, **made}
     alike = {key: value for key, value in facts.items() if key in ALIKE_BOUNDS}
-    return ScoredFile(where, alike, [ScoredSet(scores, result.about)])
+    return ScoredFile(where, alike, [ScoredSet({f"{unit}{estimator}": Estimate(*bound.per_dimension)}, bound.about)])
 
 
 def compare_results(results: Sequence[ScoredFile]) -> tuple[list[Compared], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The paper's table in miniature, on 1797 digits: every prediction under every weighting and schedule, by two samplers.
 
 python ablation.py FOLDER             train, draw, score and tabulate; after an interruption it skips finished parts
-python ablation.py results.jsonl      only tabulate; docs/experiments.md shows the file beside this script
+python ablation.py results.jsonl      only tabulate
 
 Prints Markdown, writes FOLDER/results.jsonl and draws ablation.png beside it. Every cell uses elbo's own commands:
 train, bound, sample | eval.

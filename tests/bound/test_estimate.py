@@ -1,10 +1,8 @@
-"""Three estimates of −log p: exact for exact denoisers, honest about their errors, the same whatever schedule, batch and Gaussian."""
+"""Estimates of −log p: exact for exact denoisers, with intervals that cover, the same for any schedule and batch."""
 
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,11 @@ from identities import Levels, Mixture
 from torch import Tensor
 
 from elbocli.bound import estimate
-from elbocli.bound.estimate import ESTIMATORS, Estimates, estimate_likelihoods, flat, parse_estimators
 from elbocli.bound.measure import Measurement, open_measurement
-from elbocli.bound.result import Bound, Likelihoods
+from elbocli.bound.ode import ESTIMATORS
+from elbocli.bound.result import Bound, FlowLikelihood
 from elbocli.core.adaptive import ErrorMoments, loss_variance
-from elbocli.core.elbo import fit_gaussian, prior, reconstruction
+from elbocli.core.elbo import prior, reconstruction
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
@@ -36,7 +34,6 @@ NORMAL = Mixture([1.0], [0.4], [0.6])
 MIXED = Mixture([0.3, 0.7], [-1.0, 0.5], [0.2, 0.3])
 SHARES = torch.linspace(-2, 2, 256, dtype=torch.float64).square().neg().exp()
 TOY = Levels(SHARES / SHARES.sum())
-DRAWN = ("variational", "information")
 FP32 = Precision("fp32", torch.device("cpu"))
 
 
@@ -52,16 +49,6 @@ def images_of(content: Tensor, size: int = 1000) -> list[ImageBatch]:
     return [ImageBatch(content[rows], None, rows.tolist()) for rows in torch.arange(len(content)).split(size)]
 
 
-def estimated(
-    network: Any, content: Tensor, specs: Sequence[str] = tuple(ESTIMATORS), gaussian: Any = None, **how: Any
-) -> Estimates:
-    """Estimates on images of an exact denoiser."""
-    asked = measured(network, images_of(content), len(content), **how)
-    schedule = parse_schedule("uniform", LOW, asked.high)
-    asked = replace(asked, gaussian=gaussian or fit_gaussian(flat(content)))
-    return estimate_likelihoods(asked, parse_estimators(specs), schedule)
-
-
 def bound_of(
     network: Any, images: list[ImageBatch], schedule: str = "uniform", population: float = math.inf, **how: Any
 ) -> Bound:
@@ -72,22 +59,22 @@ def bound_of(
 # Exact denoisers
 
 
+def by_ode(network: Any, content: Tensor, spec: str = "ode", **how: Any) -> FlowLikelihood:
+    return ESTIMATORS.parse(spec)(measured(network, images_of(content), len(content), **how))
+
+
 @pytest.mark.parametrize("data", [NORMAL, MIXED, TOY], ids=["normal", "mixture", "levels"])
-def test_three_estimates_agree_with_the_exact_one_and_each_other(data):
+def test_both_estimates_agree_with_the_exact_likelihood(data):
     content = data.draw(60, 2, 1, 1) if data is TOY else data.draw(60, 1, 2, 1)
-    found = estimated(data, content, draws=32)
     exact = float(data.nats(content).mean())
-    for each in found.result.estimates:
+    bound = bound_of(data, images_of(content), population=60, draws=32)
+    flow = by_ode(data, content, draws=32)
+    for each in (bound, flow):
         assert abs(each.nats - exact) < 4 * each.nats_se + 2e-4, each
-        assert sum(each.terms.values()) == pytest.approx(each.nats, rel=1e-9)
-        error = np.hypot(each.nats_se_noise, each.solver_nats or 0)
-        assert each.nats_se == pytest.approx(error, rel=1e-9), "all images were asked about"
-    variational, _, ode = found.result.estimates
-    assert ode.nats_se_noise < 0.2 * variational.nats_se_noise
-    assert len(found.result.differences) == 3 and all(abs(pair.in_se) < 4 for pair in found.result.differences)
-    told = found.result.json()
-    assert Likelihoods.of(json.loads(json.dumps(told, allow_nan=False))) == found.result
-    assert all(("bpd" in each) == (data is TOY) for each in told["estimates"])
+    assert sum(flow.terms.values()) == pytest.approx(flow.nats, rel=1e-9)
+    assert flow.nats_se == pytest.approx(np.hypot(flow.nats_se_noise, flow.solver_nats), rel=1e-9)
+    assert flow.nats_se_noise < 0.2 * bound.nats_se
+    assert FlowLikelihood.of(json.loads(json.dumps(flow.json(), allow_nan=False))) == flow
 
 
 @pytest.mark.parametrize("data", [MIXED, TOY], ids=["mixture", "levels"])
@@ -95,12 +82,20 @@ def test_intervals_hold_the_exact_value(data):
     """20 seeds of the noise, 95 % intervals; the flow's in few steps, too."""
     content = data.draw(40, 1, 1, 1)
     exact = float(data.nats(content).mean())
-    hits = dict.fromkeys((*DRAWN, "ode:steps=16"), 0)
+    hits = [0, 0]
     for seed in range(20):
-        found = estimated(data, content, tuple(hits), draws=8, seed=seed).result.estimates
-        for spec, each in zip(hits, found, strict=True):
-            hits[spec] += abs(each.nats - exact) < 1.96 * each.nats_se
-    assert min(hits.values()) >= 17, hits
+        bound = bound_of(data, images_of(content), population=40, draws=8, seed=seed)
+        flow = by_ode(data, content, "ode:steps=16", draws=8, seed=seed)
+        for number, each in enumerate((bound, flow)):
+            hits[number] += abs(each.nats - exact) < 1.96 * each.nats_se
+    assert min(hits) >= 17, hits
+
+
+def test_the_ode_counts_its_network_evaluations():
+    """The solver's error, from the first images in half the steps, comes on top."""
+    calls = list[int]()
+    found = by_ode(lambda z, *at: calls.append(len(z)) or NORMAL(z, *at), NORMAL.draw(5, 1, 2, 1), "ode:steps=4,draws=6")
+    assert sum(calls) == 5 * found.evaluations * 1.5
 
 
 @pytest.mark.parametrize("count", [150, 40])
@@ -149,52 +144,6 @@ def test_of_pixels_it_is_the_entropy_in_bits(schedule):
     assert found.bpd == pytest.approx(bound_of(network, images_of(levels), schedule, **how).bpd)
 
 
-def test_nothing_is_left_to_chance_where_the_data_are_the_gaussian():
-    """β = γ = 1, so that each image's number is −log p itself."""
-    x = NORMAL.draw(64, 1, 2, 1)
-    known = fit_gaussian(NORMAL.draw(4, 1, 2, 1))
-    ones = torch.ones(2, dtype=torch.float64)
-    exact = type(known)(0.4 * ones, torch.diag(ones), 0.36 * ones, 1)
-    found = estimated(NORMAL, x, DRAWN, exact)
-    variational, information = found.result.estimates
-    assert information.nats_se_noise < 1e-3 * variational.nats_se_noise
-    assert found.terms["information"].nats.sum(2).mean(1).numpy() == pytest.approx(NORMAL.nats(x).numpy(), abs=2e-3)
-
-
-def test_any_gaussian_gives_the_same_number():
-    """It is a control variate: a wrong one costs precision alone."""
-    x = MIXED.draw(100, 1, 2, 1)
-    wrong = fit_gaussian(3 + 5 * MIXED.draw(50, 1, 2, 1, seed=1))
-    (found,) = estimated(MIXED, x, ["information"], wrong, draws=32).result.estimates
-    assert abs(found.nats - float(MIXED.nats(x).mean())) < 4 * found.nats_se_noise + 0.01
-
-
-@pytest.mark.parametrize(("spec", "checked"), [("information", 0), ("ode:steps=4,draws=6", 0.5)])
-def test_an_estimate_says_how_often_it_called_the_network_for_an_image(spec, checked):
-    """The solver's error, from the first images in half the steps, comes on top."""
-    calls = list[int]()
-    (found,) = estimated(lambda z, *at: calls.append(len(z)) or NORMAL(z, *at), NORMAL.draw(5, 1, 2, 1), [spec]).result.estimates
-    assert sum(calls) == 5 * found.evaluations * (1 + checked)
-
-
-@pytest.mark.parametrize("level", [0, 140, 255])
-def test_rounding_tightens_the_bound_of_a_network_that_doesnt_know_levels(level):
-    """The denoiser of a normal on two pixels of 256 levels: from 13 on each λ costs a nat, where rounding errs no more."""
-    pixels = torch.full((40, 1, 2, 1), level, dtype=torch.uint8)
-    found = estimated(Mixture([1.0], [0.1], [0.3]), pixels, DRAWN, high=18.0, draws=64)
-    variational, information = found.result.estimates
-    assert 4 < variational.nats - information.nats < 8
-
-
-def test_a_difference_is_said_with_all_that_it_may_be_wrong_by():
-    """With few images, `information` takes the variational draws as they are; the flow's steps add to the noise."""
-    found = estimated(MIXED, MIXED.draw(8, 1, 1, 1), (*DRAWN, "ode:steps=4"), draws=4)
-    same, flow, _ = found.result.differences
-    assert same.in_se == 0 and same.se < 1e-9
-    solver = found.result.estimates[2].solver_nats
-    assert solver is not None and flow.in_se == pytest.approx(flow.nats / np.hypot(flow.se, solver))
-
-
 def test_fewer_than_two_images_or_draws_and_odd_ones_are_refused():
     for count, draws in ((0, 2), (1, 2), (4, 1), (4, 5)):
         with pytest.raises(UsageError):
@@ -238,7 +187,7 @@ def test_the_terms_add_up_and_prior_and_reconstruction_are_exact(trained, digits
     assert found.prior.nats_se == found.reconstruction.nats_se == 0
 
 
-def test_the_curve_ends_at_the_bound_and_the_log_and_other_estimators_have_its_draws(trained):
+def test_the_curve_ends_at_the_bound_and_the_log_has_its_draws(trained):
     asked = open_measurement(trained, None, images=40)
     found = estimate.measure_bound(asked)
     result = found.bound
@@ -248,9 +197,6 @@ def test_the_curve_ends_at_the_bound_and_the_log_and_other_estimators_have_its_d
     assert head[:3] == ["logsnr_low", "logsnr_high", "draws"] and len(lines) == 100
     assert sum(float(line[2]) for line in lines) == 40 * 16
     assert torch.equal(read_logs([io.BytesIO(found.log_text(asked).encode())]).sums, found.sums)
-    first = estimate.measure_likelihoods(asked, parse_estimators(DRAWN)).result.estimates[0]
-    assert first.bpd == pytest.approx(result.bpd, rel=1e-6) and first.bpd_se == pytest.approx(result.bpd_se, rel=1e-4)
-    assert first.terms["diffusion"] == pytest.approx(result.diffusion.nats, rel=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -245,7 +245,6 @@ def test_files_are_recognised_by_their_beginning(name, tmp_path):
 def test_what_elbo_writes_is_recognised_and_known_to_info(elbo, trained, digits, tmp_path):
     for line in (
         ("adapt", trained, "-o", "s.yaml"),
-        ("optimum", digits, "-n", 4, "-o", "o.json"),
         ("sample", trained, "-n", 4, "--steps", 2, "-o", "samples.npy"),
         ("eval", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--save-stats", "r.npz"),
     ):
@@ -257,7 +256,6 @@ def test_what_elbo_writes_is_recognised_and_known_to_info(elbo, trained, digits,
         (trained / "config.yaml", "a config of a run", "config of a run"),
         (digits, "a dataset", "dataset"),
         (tmp_path / "s.yaml", "a schedule", "schedule"),
-        (tmp_path / "o.json", "an optimum", None),
         (tmp_path / "samples.npy", "samples", "samples"),
         (tmp_path / "r.npz", "statistics", "statistics"),
     ):

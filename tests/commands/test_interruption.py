@@ -36,12 +36,10 @@ TRAIN = (
 COMMANDS = {
     "adapt": "adapt {run} -o x.yaml --plot x.svg",
     "bound": "bound {run} -n 4 --draws 2 --curve x.tsv --log x.jsonl",
-    "bound images": "bound {run} -n 4 --draws 2 --per-image x.tsv",
     "ema": "ema {run} --std .1 -o x.safetensors",
     "eval": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --save-stats x.npz --save-features x.safetensors",
     "grid": "grid {run} -n 2 --steps 3 -o x.yaml",
     "info": "info {data} --sheet x.png",
-    "optimum": "optimum {data} -n 4 -o x.json",
     "report": "report {run} -o x.html",
     "weights plot": "weights plot sigmoid -o x.pdf",
     "import": "import {weights} x --plugin {plugin}",

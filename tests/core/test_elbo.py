@@ -11,13 +11,10 @@ from hypothesis import strategies as st
 from elbocli.bound.ode import log_density, with_trace
 from elbocli.core.elbo import (
     Augmented,
-    GaussianModel,
     by_cell,
-    fit_gaussian,
     prior,
     reconstruction,
     reconstruction_of_numbers,
-    rows_to_fit,
 )
 from elbocli.core.objective import Objective
 from elbocli.core.prediction import Prediction
@@ -175,75 +172,3 @@ def test_random_signs_are_unbiased_for_the_trace():
     assert float(one.mean()) == pytest.approx(float(matrix.trace()), abs=4 * float(one.std()) / math.sqrt(count))
     more = trace([signs[:100], signs[100:200]], 100)
     assert more.tolist() == pytest.approx(((one[:100] + one[100:200]) / 2).tolist())
-
-
-# The Gaussian of the data
-
-
-def correlated(count: int, dimensions: int, seed: int = 0) -> torch.Tensor:
-    random = torch.Generator().manual_seed(seed)
-    turn = torch.randn(dimensions, dimensions, generator=random, dtype=torch.float64)
-    return 0.3 + torch.randn(count, dimensions, generator=random, dtype=torch.float64) @ turn / dimensions
-
-
-def kept_of(model: GaussianModel, kept: int, rest: float) -> tuple[GaussianModel, torch.Tensor]:
-    """The model with so many directions of its own and `rest` in the others, and its covariance."""
-    fewer = GaussianModel(model.mean, model.directions[:, :kept], model.variances[:kept], rest)
-    covariance = fewer.directions @ (fewer.variances - rest).diag() @ fewer.directions.T
-    return fewer, covariance + rest * torch.eye(len(model.mean), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("kept", [5, 3, 0])
-def test_the_closed_integral_is_that_of_the_expected_error(kept):
-    """By the trapezoid rule; also where some directions share a variance."""
-    x = correlated(40, 5)
-    whole = fit_gaussian(x)
-    model = GaussianModel(whole.mean, whole.directions[:, :kept], whole.variances[:kept], 0.02)
-    levels = torch.linspace(-30, 6, 4001, dtype=torch.float64)
-    some = x[:3]
-    every = some.repeat(4001, 1)
-    expected = model.errors(every, torch.zeros_like(every), levels.repeat_interleave(3))[1].view(4001, 3)
-    wanted = 0.5 * torch.trapezoid(expected, levels, dim=0)
-    assert model.upto(some, levels[-1:])[:, 0] == pytest.approx(wanted, rel=1e-5)
-
-
-@pytest.mark.parametrize("kept", [4, 2])
-def test_the_error_is_that_of_the_exact_denoiser(kept):
-    """The exact denoiser is ε̂ = σ (α²Σ + σ²)⁻¹ (z − αμ); the test solves that linear system."""
-    x = correlated(60, 4)
-    model, covariance = kept_of(fit_gaussian(x), kept, 0.3)
-    for level in (-6.0, 0.0, 5.0):
-        logsnr = torch.tensor(level, dtype=torch.float64)
-        alpha = logsnr.sigmoid().sqrt()
-        sigma = (-logsnr).sigmoid().sqrt()
-        eps = torch.randn(60, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        z = alpha * x + sigma * eps
-        inverse = torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(4, dtype=torch.float64))
-        wanted = (eps - sigma * (z - alpha * model.mean) @ inverse).square().sum(1)
-        assert model.errors(x, eps, logsnr.expand(60))[0] == pytest.approx(wanted, rel=1e-9)
-
-
-@pytest.mark.parametrize("kept", [6, 3])
-def test_the_likelihood_is_the_density_and_the_integral_up_to_clean_data(kept):
-    """½ ∫_{−∞}^λ E dλ + ½ D log(2πe e^{−λ}) → −log p(x) as λ grows."""
-    x = correlated(50, 6)
-    model, covariance = kept_of(fit_gaussian(x), kept, 0.02)
-    wanted = -torch.distributions.MultivariateNormal(model.mean, covariance).log_prob(x)
-    assert model.nats(x) == pytest.approx(wanted, rel=1e-9)
-    clean = model.upto(x, torch.tensor([30.0]))[:, 0] + 6 * reconstruction_of_numbers(30.0)
-    assert clean == pytest.approx(wanted, abs=1e-6)
-
-
-def test_few_images_in_many_dimensions_make_one_that_is_sound():
-    """The trace is that of the images, no variance is zero, and constant images are no error."""
-    few = correlated(5, 12)
-    model = fit_gaussian(few)
-    assert model.others == 8 and model.rest > 0 and float(model.variances.min()) > 0
-    trace = float(model.variances.sum()) + model.others * model.rest
-    assert trace == pytest.approx(float((few - few.mean(0)).square().sum() / 5), rel=1e-9)
-    assert bool(fit_gaussian(torch.zeros(4, 3)).nats(torch.zeros(1, 3)).isfinite().all())
-
-
-def test_so_many_images_as_the_memory_holds():
-    assert rows_to_fit(300, 64) == 300 and rows_to_fit(10**6, 64) == 4096
-    assert rows_to_fit(10**6, 3 * 64 * 64) * 3 * 64 * 64 <= 1 << 24

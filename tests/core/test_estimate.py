@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from elbocli.core.estimate import Estimate, PairedMoments, error_of_share, image_errors
+from elbocli.core.estimate import Estimate, PairedMoments, error_of_share
 from elbocli.core.moments import StreamingFeatureMoments
 from elbocli.errors import UsageError
 from elbocli.runs.classes import p_of_equal_shares, p_of_uniform
@@ -103,17 +103,6 @@ def test_when_every_image_was_drawn_only_the_noise_is_left():
     assert found.noise_se(ONE) < found.se(ONE, 51) < found.se(ONE, np.inf)
     with pytest.raises(UsageError):
         estimated(np.random.default_rng(2), 1)
-
-
-@pytest.mark.parametrize("freedom", [4, 1e6])
-def test_errors_image_by_image_are_the_mean_precision_given_the_images_own_difference(freedom):
-    """With variances drawn from an inverse χ²: of many degrees of freedom, where images are alike, and of few."""
-    random = np.random.default_rng(0)
-    variance = freedom / random.chisquare(freedom, 20_000)
-    found = image_errors(random.normal(size=(20_000, 2)) * np.sqrt(2 * variance)[:, None])
-    for part in np.array_split(np.argsort(found), 4):
-        assert (found[part] ** -2).mean() == pytest.approx((1 / variance[part]).mean(), rel=0.1)
-    assert image_errors(np.array([[1.0, 3.0], [0.0, 0.0]])) == pytest.approx([0.5**0.5] * 2)
 
 
 # Moments of features

@@ -82,16 +82,16 @@ OWNERS = {
     r"(import|from) (pickle|marshal|shelve|dill|joblib|cloudpickle)\b": {"files/pickles.py", "files/tensor_files.py"},
     r"pickle\.(loads?|Unpickler)\b|allow_pickle=True|weights_only=False|extractall": set(),
     r"pickle\._Unpickler|find_class": {"files/pickles.py"},
-    r"(import|from) tarfile\b": {"files/recognise.py", "images/kinds/trees.py"},
+    r"(import|from) tarfile\b": {"files/recognise.py", "data/kinds/trees.py"},
     r"(import|from) h5py\b": {"files/dataset.py"},
     r"(import|from) safetensors\b": {"files/checkpoint.py", "files/tensor_files.py"},
     r"(torch|export)\.load\(": {"files/tensor_files.py"},
-    r"(import|from) scipy\.io\b": {"images/labels.py"},
-    r"(import|from) pyarrow\b": {"images/kinds/parquet.py"},
+    r"(import|from) scipy\.io\b": {"data/labels.py"},
+    r"(import|from) pyarrow\b": {"data/kinds/parquet.py"},
     r"(import|from) subprocess\b": set(),
     r"sys\.executable|os\.(system|popen|exec|spawn)|(?<![.\w])(eval|exec|__import__)\(": set(),
     r"exec_module": {"files/plugins.py"},
-    r"Image\.open": {"images/decode.py", "train/targets.py", "report/gather.py"},
+    r"Image\.open": {"data/decode.py", "training/targets.py", "report/gather.py"},
 }
 """Patterns of calls, or of imports, and the only modules that may have them."""
 MODULES = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
@@ -132,11 +132,8 @@ report run -o mine.html
 adapt run/losslog.jsonl -o run/losslog.jsonl
 adapt run -o mine.yaml
 grid run -o mine.yaml
-optimum data.h5 -n 4 -o mine.json
 bound run -n 4 --log run/losslog.jsonl
 bound run -n 4 --curve data.h5
-bound run -n 4 --per-image mine.tsv
-bound run -n 4 --curve new.tsv --per-image new.tsv
 eval data.h5 --ref data.h5 --extractor elbo-tiny --save-stats mine.npz
 weights plot edm -o mine.svg
 prep data.h5 data.h5
@@ -150,9 +147,7 @@ sample run -n 2 --steps 1 -o run/out1.png
 report run -o run/out2.html
 adapt run -o run/out3.yaml --plot out3.pdf
 bound run -n 4 --log out4.jsonl --curve out4.tsv
-bound run -n 4 --per-image out5.tsv
 eval data.h5 --ref data.h5 --extractor elbo-tiny --metrics fid --save-stats out6.npz --save-features out6.safetensors
-optimum data.h5 -n 4 -o out7.json
 prep photos out9.h5 --size 8
 """
 

@@ -1,4 +1,4 @@
-"""Loss logs add up exactly and go on after a kill; optima and likelihoods read back; damage is told with its line or key."""
+"""Loss logs add up exactly and go on after a kill; damage is told with its line or key."""
 
 import io
 import json
@@ -7,12 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import losslog
-from elbocli.files.losslog import LeastCurve, Optimum, read_optimum
 
 EDGES = bin_edges(-5, 7, 4)
 SEEDS = st.lists(st.integers(0, 99), max_size=4)
@@ -160,67 +158,3 @@ def test_a_log_without_the_step_to_resume_at_is_continued_and_never_goes_back(tm
         with pytest.raises(FormatError):
             written(tmp_path / "log", [40], bin_edges(-5, 8, 4), **how)
     assert written(tmp_path / "log", []) == [10, 20, 30]
-
-
-# The least error
-
-BINS = bin_edges(-4, 4, 8)
-NUMBERS = {"classes": 2, "nats": 1.5, "nats_se": 0.1, "log_images": 1.6, "images": 5}
-NUMBERS |= {"flip": False, "sources": 4, "draws": 2, "dimensions": 3, "label_dropout": 0.25}
-FOUND = Optimum(
-    **NUMBERS,
-    edges=BINS.tolist(),
-    eps_mse=[0.1 * k for k in range(8)],
-    eps_mse_se=[0.01] * 8,
-    without_class=LeastCurve([0.2 * k for k in range(8)], [0.02] * 8),
-    dataset="x.h5",
-)
-
-
-def test_an_optimum_is_read_as_it_was_written(tmp_path):
-    for optimum in (FOUND, structs.replace(FOUND, without_class=None)):
-        (tmp_path / "o.json").write_text(optimum.text())
-        assert read_optimum(tmp_path / "o.json") == optimum
-    assert "without_class" not in json.loads(optimum.text())
-
-
-def test_training_that_drops_classes_has_both_least_errors():
-    value, se = FOUND.least(BINS, training=True)
-    torch.testing.assert_close(value, torch.arange(8).double() * (0.75 * 0.1 + 0.25 * 0.2))
-    assert float(se[0]) == pytest.approx(0.75 * 0.01 + 0.25 * 0.02)
-    torch.testing.assert_close(FOUND.least(BINS)[0], torch.arange(8).double() * 0.1)
-
-
-def test_other_bins_have_the_same_integral_and_levels_beyond_are_refused():
-    own = FOUND.least(BINS)[0]
-    for edges in (bin_edges(-4, 4, 4), bin_edges(-4, 4, 7), bin_edges(-4, 4, 50)):
-        value = FOUND.least(edges)[0]
-        assert float((value * edges.diff()).sum()) == pytest.approx(float((own * BINS.diff()).sum()))
-    torch.testing.assert_close(FOUND.least(torch.tensor([0.2, 0.7]).double())[0], own[4:5])
-    for low, high in ((-4, 5), (-5, 4)):
-        with pytest.raises(UsageError, match=f"{low} to {high} is needed"):
-            FOUND.least(bin_edges(low, high, 9))
-
-
-BAD_OPTIMA = """
-{"edges": [0.0]}
-{"edges": [-4, -3, -2, -1, 0, 1, 2, 3, 1e9]}
-{"edges": [-4, -3, -2, -1, 0, 1, 2, 3, -9]}
-{"eps_mse": [0.0]}
-{"eps_mse": [NaN, 0, 0, 0, 0, 0, 0, 0]}
-{"eps_mse_se": [-1, 1, 1, 1, 1, 1, 1, 1]}
-{"without_class": {"eps_mse": [1.0], "eps_mse_se": [1.0]}}
-{"label_dropout": 2.0}
-{"sources": 0}
-{"classes": "two"}
-{"format": "elbo-losslog"}
-{"version": 0}
-"""
-
-
-@pytest.mark.parametrize("change", table(BAD_OPTIMA))
-def test_a_damaged_optimum_is_refused(change, tmp_path):
-    path = tmp_path / "o.json"
-    path.write_text(json.dumps({**FOUND.json(), **change}))
-    with pytest.raises(FormatError, match=r"o\.json: "):
-        read_optimum(path)

@@ -18,7 +18,7 @@ from harness import BIN
 from safetensors.torch import load_file, save_file
 
 Elbo = Callable[..., CompletedProcess[bytes]]
-EXAMPLE = Path(__file__).parents[2] / "examples" / "networks"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "networks"
 RANGE = ("--prediction", "v", "--logsnr-min", -10, "--logsnr-max", 10)
 SAID = (*RANGE, "--size", 8, "--channels", 1)
 DECLARED = """

@@ -134,7 +134,7 @@ def measured(rows: list[dict[str, Any]]) -> str:
 
 def planned() -> str:
     """Markdown: for each preset for a GPU, its plan with micro-batches of one image, and days at RATE."""
-    from elbocli.networks.presets import NAMES, load_preset
+    from elbocli.runs.presets import NAMES, load_preset
     from elbocli.runs.settings import preset_data, resolve
     from elbocli.training.plan import plan
 

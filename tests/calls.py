@@ -162,9 +162,8 @@ def works(elbo: Elbo, run: Path, data: Path, *more: Any) -> dict[str, Any]:
     bound = json.loads(do("bound", run.name, data, *measure, "--log", "log.jsonl"))
     checked = json.loads(do("bound", run.name, data, *measure, "--check", "--weighting", "sigmoid:bias=2"))
     assert checked["agree"] is True
-    specs = [word for spec in ("variational", "information", "ode:steps=4") for word in ("--estimator", spec)]
-    several = json.loads(do("bound", run.name, data, "-n", 2, "--draws", 2, *more, *specs))
-    assert len(several["differences"]) == 3 and all(isfinite(each["nats"]) for each in several["estimates"])
+    by_ode = json.loads(do("bound", run.name, data, "-n", 2, *more, "--estimator", "ode:steps=4"))
+    assert isfinite(by_ode["nats"])
     assert b"knots:" in do("adapt", "log.jsonl", "--weighting", "sigmoid:bias=2", *more)
     assert b"imported from" in do("report", run.name, *more)
     assert json.loads(do("info", run.name, "--json"))["imported_file"]

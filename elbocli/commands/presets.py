@@ -8,7 +8,7 @@ import click
 from elbocli.commands.shared.commands import CONTEXT, Command, Group, Named, common, print_rows, table_option
 from elbocli.runtime.text import visible_lines
 
-PRESET = Named("elbocli.networks.presets.NAMES")
+PRESET = Named("elbocli.runs.presets.NAMES")
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -28,14 +28,14 @@ def list_(as_json: bool) -> None:
 
     Training chooses a preset for images of SIZES with CHANNELS ('-': any), if there are at least LEAST IMAGES of them ('-': never).
     """
-    from elbocli.networks.presets import NAMES
+    from elbocli.runs.presets import NAMES
 
     print_rows([_row(name) for name in NAMES], as_json)
 
 
 def _row(name: str) -> dict[str, Any]:
     from elbocli.networks import build_empty, count_parameters
-    from elbocli.networks.presets import load_preset
+    from elbocli.runs.presets import load_preset
     from elbocli.runs.settings import preset_data, resolve
 
     preset = load_preset(name)
@@ -63,7 +63,7 @@ def _row(name: str) -> dict[str, Any]:
 def show(name: str) -> None:
     """Print the preset NAME, as its file has it."""
     from elbocli.files.reading import read_text
-    from elbocli.networks.presets import load_preset, preset_file
+    from elbocli.runs.presets import load_preset, preset_file
 
     load_preset(name)
     text = read_text(preset_file(name))

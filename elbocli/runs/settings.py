@@ -28,9 +28,9 @@ from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
 from elbocli.networks import NetworkConfig, build_empty, config_of, count_parameters, section_of
-from elbocli.networks.presets import Preset, choose_preset, load_preset
 from elbocli.runs.config import ConfigFile, InitFacts, RunConfig
 from elbocli.runs.open import Initial, check_alike
+from elbocli.runs.presets import Preset, choose_preset, load_preset
 from elbocli.runs.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, STORED, TrainSettings, convert_settings
 from elbocli.runtime import AUTO, PRECISIONS
 from elbocli.runtime.device import card_bytes, resolve_device, usual_precision

@@ -110,7 +110,7 @@ class TrainSettings:
         "NAME, or a FILE.yaml.",
         group=RUN,
         shown="by size",
-        names="elbocli.networks.presets.NAMES",
+        names="elbocli.runs.presets.NAMES",
         metavar="NAME",
         preset=False,
     )

@@ -22,9 +22,9 @@ from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 from elbocli.main import COMMANDS
 from elbocli.main import elbo as group
-from elbocli.networks.presets import NAMES, load_preset
 from elbocli.report.figure import brief
 from elbocli.runs import train_settings
+from elbocli.runs.presets import NAMES, load_preset
 from elbocli.runs.train_settings import FORMER, SETTINGS, convert_settings, seconds
 from elbocli.sampling.samplers import SAMPLERS
 from elbocli.version import __version__

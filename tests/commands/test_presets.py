@@ -8,7 +8,7 @@ from pathlib import Path
 from elbocli.files.dataset import Dataset
 from elbocli.files.yaml_text import parse_yaml
 from elbocli.networks import NETWORKS
-from elbocli.networks.presets import FOLDER, NAMES, load_preset
+from elbocli.runs.presets import FOLDER, NAMES, load_preset
 from elbocli.runs.settings import resolve
 
 ROOT = Path(__file__).parents[2]

@@ -29,9 +29,9 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.networks import NETWORKS, Network, NetworkConfig, build, config_of, count_parameters, place, section_of
 from elbocli.networks.edm2 import EDM2Config
-from elbocli.networks.presets import load_preset
 from elbocli.networks.transformers import DiTConfig, JiTConfig, UViTConfig
 from elbocli.networks.unet import GroupNorm, UNetConfig
+from elbocli.runs.presets import load_preset
 from elbocli.runs.settings import resolve
 from elbocli.runtime.device import Precision
 from elbocli.sampling import draw

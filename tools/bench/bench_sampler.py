@@ -18,7 +18,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.networks import build, config_of, place
-from elbocli.networks.presets import load_preset
+from elbocli.runs.presets import load_preset
 from elbocli.sampling.denoiser import Denoiser
 from elbocli.sampling.samplers import parse_sampler, walk
 from elbocli.sampling.spacing import logsnr_grid

@@ -10,9 +10,10 @@ from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
-from elbocli.networks import build, config_of, count_parameters, presets, section_of
-from elbocli.networks.presets import FOLDER, NAMES, MadeFor, Preset, choose_preset, load_preset
+from elbocli.networks import build, config_of, count_parameters, section_of
 from elbocli.networks.transformers import DiTConfig, UViTConfig
+from elbocli.runs import presets
+from elbocli.runs.presets import FOLDER, NAMES, MadeFor, Preset, choose_preset, load_preset
 from elbocli.runs.train_settings import ADAPTIVE
 
 NUMBERS = "lr grad_clip label_dropout logsnr_min logsnr_max steps batch_size warmup_steps save_every"

@@ -20,7 +20,7 @@ from elbocli.core.plots import draw_curve
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
-from elbocli.files.reading import reading, whole_lines
+from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.recognise import expect
 from elbocli.files.records import Count, Record, Rest, parse_json, stored
 
@@ -50,6 +50,14 @@ class MetricsRow(Record):
     step: Count
     images: Count
     values: Rest = {}
+
+
+def read_metrics(path: Path) -> Iterator[MetricsRow]:
+    """Yield the rows of metrics.jsonl; none if there is no such file. Raises FormatError, DataError."""
+    if path.exists():
+        with reading(path, kind=DataError), open_file(path) as file:
+            for line in whole_lines(file):
+                yield MetricsRow.of(parse_json(line, path), path)
 
 
 @stored("losslog.jsonl, validation.jsonl: first line", "elbo-losslog")

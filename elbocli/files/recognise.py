@@ -105,6 +105,7 @@ KINDS = [
     Kind("a likelihood", rb'\A{(?=.*"solver_nats":)'),
     Kind("a check of the theorem", rb'\A{(?=.*"agree":)(?=.*"checks":)'),
     Kind("a bound", rb'\A{(?=.*"(?:bpd|nats_per_latent_dimension)":)(?=.*"diffusion":)'),
+    Kind("a comparison", rb'\A{(?=.*"first_files":)(?=.*"others":)'),
     Kind("scores", rb'\A{(?=.*"n_samples":)(?=.*"extractor":)'),
     Kind("an average of weights", b"elbo-ema"),
     Kind("features", b"elbo-features"),

@@ -1,6 +1,5 @@
-"""`elbo report`: an HTML page about runs, or a model card.
+"""What runs and files look like: descriptions, tables, plots, and one page of HTML.
 
-Begin at `RunFacts` in gather.py. Its attributes are a run's settings and pictures, logs (log_history.py), objective (objective.py)
-and results (results.py). summary.py reduces the facts of one run or of several to rows of tables. page.py draws plots of the facts
-and fills the templates page.html, several.html and model_card.md.
+describe.py describes any file of elbo's, and runs_table.py several runs side by side. figure.py and plots.py draw curves over λ.
+page.py puts runs, loss logs, results and images on one page, and makes a run's model card; begin there at `render_page`.
 """

@@ -1,8 +1,10 @@
 """Describe and verify elbo's files, and choose images for a contact sheet."""
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,25 +21,48 @@ from elbocli.files.schedule_file import read_table
 from elbocli.files.yaml_text import read_yaml
 from elbocli.runs.config import RunConfig, read_config
 from elbocli.runtime.progress import progress
+from elbocli.runtime.table import Table
 
 # images on a contact sheet; images per class, even if the sheet then has more images
 SHOWN = 64
 LEAST = 8
 # keys of a description that are not shown, because their values are redundant or too long
 HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
-Facts = dict[str, Any]
+Facts = dict[str, object]
 
 
-def describe(path: Path) -> Facts:
-    """Return a description, key → value, of a file or folder made by elbo.
+@dataclass(frozen=True)
+class Description:
+    """Description of a file or folder made by elbo.
 
-    Raises FormatError for any other file, or a damaged file.
+    kind: such as "dataset". facts: name → value, as for JSON.
+    verified, unverified: names of the digests that were compared with the content, and of those that the file lacks.
     """
+
+    kind: str
+    facts: Facts
+    verified: list[str] | None = None
+    unverified: list[str] | None = None
+
+    def json(self) -> Facts:
+        checks = {"verified": self.verified, "unverified": self.unverified}
+        return {"is": self.kind, **self.facts, **{name: digests for name, digests in checks.items() if digests is not None}}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return names and values for people."""
+        shown = {name: value for name, value in self.json().items() if value is not None}
+        if "time" in shown:
+            shown["time"] = datetime.fromisoformat(str(shown["time"])).strftime("%Y-%m-%d %H:%M:%S")
+        return [(name, json.dumps(value) if isinstance(value, dict | list) else str(value)) for name, value in shown.items()]
+
+
+def describe(path: Path) -> Description:
+    """Return a description of a file or folder made by elbo. Raises FormatError for any other file, or a damaged file."""
     kind = recognise(path)
     if kind not in DESCRIBERS:
         raise FormatError(wrong_kind(path, "a file made by elbo"))
-    facts = {"is": kind.removeprefix("a ").removeprefix("an "), **DESCRIBERS[kind](path)}
-    return {key: value for key, value in facts.items() if key not in HIDDEN and value != ""}
+    facts = {key: value for key, value in DESCRIBERS[kind](path).items() if key not in HIDDEN and value != ""}
+    return Description(kind.removeprefix("a ").removeprefix("an "), facts)
 
 
 def _dataset(path: Path) -> Facts:
@@ -88,6 +113,7 @@ def _run(path: Path) -> Facts:
         **(config.source.result_facts() if config.source else {}),
         **config.settings.written(),
         "data": config.data.path,
+        "data_sha256": config.data.payload_sha256,
         "init": config.init and config.init.json(),
         "parameters_of": config.network,
     }
@@ -131,6 +157,7 @@ def _schedule(path: Path) -> Facts:
     return {**table.json(), "knots": len(table.knots)}
 
 
+RESULTS = ("scores", "a bound", "a likelihood", "a check of the theorem", "a comparison")  # kinds of results (JSON)
 DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "a dataset": _dataset,
     "a run": _run,
@@ -138,7 +165,7 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "a snapshot": _saved,
     "a loss log": _losslog,
     "a schedule": _schedule,
-    **dict.fromkeys(("scores", "a bound", "a likelihood", "a check of the theorem"), _result),
+    **dict.fromkeys(RESULTS, _result),
     "a config of a run": _config,
     "samples": _samples,
     "an average of weights": _average,
@@ -147,23 +174,23 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
 }
 
 
-def verify(path: Path) -> Facts:
+def verify(path: Path) -> Description:
     """Check a file or folder against its digests; return a description with the verified digests.
 
     Raises DataError or FormatError if the content differs from a digest.
     """
-    facts = describe(path)
+    description = describe(path)
     kind = recognise(path)
     if kind == "a dataset":
         digests = Dataset(path, latents=True).verify()
         verified = [name for name in digests if digests[name]]
-        return facts | {"verified": verified, "unverified": [name for name in digests if name not in verified]}
+        return replace(description, verified=verified, unverified=[name for name in digests if name not in verified])
     if kind in ("an average of weights", "features"):
         from elbocli.files.tensor_files import check_tensors
 
         check_tensors(path)
-        return facts | {"verified": ["payload_sha256"]}
-    return facts | {"verified": [f"sha256 of {_verify_folder(path)} files"] if path.is_dir() else []}
+        return replace(description, verified=["payload_sha256"])
+    return replace(description, verified=[f"sha256 of {_verify_folder(path)} files"] if path.is_dir() else [])
 
 
 def _verify_folder(path: Path) -> int:
@@ -176,6 +203,20 @@ def _verify_folder(path: Path) -> int:
         files += len(read_checkpoint(folder).meta.files)
         progress(done, len(folders), "folder")
     return files
+
+
+def result_tables(path: Path) -> list[Table]:
+    """Return the tables of a result (JSON) of `elbo eval`, `bound` or `compare`. Raises FormatError."""
+    from elbocli.bound.result import Bound, FlowLikelihood, Theorem  # they import torch
+    from elbocli.scoring.comparison import Comparison
+    from elbocli.scoring.result import EvalResult
+
+    kind = recognise(path)
+    content = parse_json(read_bytes(path), path)
+    if kind == "a comparison":
+        return Comparison.of(content, path).tables()
+    record = {"scores": EvalResult, "a bound": Bound, "a likelihood": FlowLikelihood, "a check of the theorem": Theorem}[kind]
+    return [record.of(content, path).table()]
 
 
 def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:

@@ -111,10 +111,13 @@ def level_ticks(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
-def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
-    """Draw a curve with a band of ± 2 standard errors. at: λ. All tensors: [N]."""
-    axis.fill_between(at, (value - 2 * se).maximum(value / 10), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
-    axis.plot(at, value, color=COLORS[0], linewidth=1.5)
+def draw_band(axis: Any, at: Any, value: Any, se: Any = None, **style: Any) -> None:
+    """Draw a curve with a band of ± 2 standard errors. at, value, se: [N]; se None: no band. style: matplotlib's, of the line."""
+    style = {"color": COLORS[0], "linewidth": 1.5} | style
+    if se is not None:
+        low = np.maximum(value - 2 * se, value / 10)  # so that the band fits on a logarithmic axis
+        axis.fill_between(at, low, value + 2 * se, color=style["color"], alpha=0.3, linewidth=0)
+    axis.plot(at, value, **style)
 
 
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:

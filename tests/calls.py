@@ -165,7 +165,7 @@ def works(elbo: Elbo, run: Path, data: Path, *more: Any) -> dict[str, Any]:
     by_ode = json.loads(do("bound", run.name, data, "-n", 2, *more, "--estimator", "ode:steps=4"))
     assert isfinite(by_ode["nats"])
     assert b"knots:" in do("adapt", "log.jsonl", "--weighting", "sigmoid:bias=2", *more)
-    assert b"imported from" in do("report", run.name, *more)
+    assert b"imported_file" in do("report", run.name, *more)
     assert json.loads(do("info", run.name, "--json"))["imported_file"]
     do("info", run.name, "--verify")
     return bound

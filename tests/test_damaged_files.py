@@ -56,7 +56,7 @@ READERS = {
         *("info --verify {0}", "prep {0} x.h5 -q", "bound run {0} -n 2 --draws 2 -q"),
         *(DRY, f"eval samples.npz --ref {{0}} {SCORES}", "info {0} --sheet x.png"),
     ],
-    "samples.h5": ["info {0}", f"eval {{0}} --ref data.h5 {SCORES}", "report run --samples {0} -o x.html"],
+    "samples.h5": ["info {0}", f"eval {{0}} --ref data.h5 {SCORES}", "report run {0} -o x.html"],
     "good.npy": ["info {0}", "prep {0} x.h5 -q", f"eval {{0}} --ref data.h5 {SCORES}"],
     "samples.npz": ["info {0}", "prep {0} x.h5 -q", f"eval {{0}} --ref data.h5 {SCORES}"],
     "stats.npz": ["info {0}", f"eval samples.npz --ref {{0}} {SCORES}"],
@@ -299,7 +299,7 @@ def payloads(bomb):
 
 @pytest.mark.parametrize("file", READERS | ONLY_PICKLES)
 def test_nothing_in_a_file_is_run_and_a_hostile_one_is_refused_in_a_sentence(file, folder, bomb, monkeypatch):
-    monkeypatch.setattr("elbocli.report.page.pictures", lambda *runs: {})  # a refused file changes none
+    monkeypatch.setattr("elbocli.report.page._plots", lambda *entries: [])  # a refused file changes none
     lines = (READERS | ONLY_PICKLES)[file]
     path = folder / file
     before = folder.parent / "before"

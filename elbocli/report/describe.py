@@ -113,6 +113,7 @@ def _run(path: Path) -> Facts:
         **(config.source.result_facts() if config.source else {}),
         **config.settings.written(),
         "data": config.data.path,
+        "commands": config.commands,
         "data_sha256": config.data.payload_sha256,
         "init": config.init and config.init.json(),
         "parameters_of": config.network,

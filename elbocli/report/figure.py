@@ -115,8 +115,10 @@ def draw_band(axis: Any, at: Any, value: Any, se: Any = None, **style: Any) -> N
     """Draw a curve with a band of ± 2 standard errors. at, value, se: [N]; se None: no band. style: matplotlib's, of the line."""
     style = {"color": COLORS[0], "linewidth": 1.5} | style
     if se is not None:
-        low = np.maximum(value - 2 * se, value / 10)  # so that the band fits on a logarithmic axis
-        axis.fill_between(at, low, value + 2 * se, color=style["color"], alpha=0.3, linewidth=0)
+        value = np.asarray(value)
+        spread = 2 * np.asarray(se)
+        low = np.maximum(value - spread, value / 10)  # so that the band fits on a logarithmic axis
+        axis.fill_between(at, low, value + spread, color=style["color"], alpha=0.3, linewidth=0)
     axis.plot(at, value, **style)
 
 

@@ -82,11 +82,11 @@ class Picture(NamedTuple):
 class Entry:
     """What the page shows of one source.
 
-    facts: description of a run or loss log. missing: messages about files of the run that can't be read.
+    facts: description of a run or loss log; without facts: another source. missing: messages about files of the run that can't be read.
     """
 
     name: str
-    facts: Description | None = None
+    facts: Description = Description("", {})
     verdict: str = ""
     curves: dict[Panel, list[Curve]] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)

@@ -64,7 +64,7 @@ COMPLETIONS = {
     "elbo train --weighting x/": ["file,x/"],
     "elbo sample run-a --sampler ": SAMPLERS,
     "elbo bound run-a --weighting sig": ["sigmoid"],
-    "elbo report run-a --sc": ["--scores"],
+    "elbo report run-a --ca": ["--card"],
     "elbo prep ": ["file,"],
 }
 

@@ -211,8 +211,7 @@ def nasty(elbo, trained, tmp_path_factory):
 @pytest.mark.parametrize(
     "line",
     [
-        ("report", NASTY, "--samples", f"{NASTY}.h5"),
-        ("report", NASTY, NASTY, *("--samples", f"{NASTY}.h5") * 2),
+        ("report", NASTY, NASTY, f"{NASTY}.h5"),
         ("info", NASTY),
         ("info", f"{NASTY}.h5"),
         ("weights", "check", f"eps-mse@{NASTY}.json"),

@@ -167,7 +167,7 @@ def test_an_imported_run_does_not_go_on_but_is_trained_further_from_its_very_wei
     for words in (("info", "new"), ("report", "new", "-o", "page.html", *plugin), ("train", "-o", "new", *plugin)):
         again = elbo(*words, cwd=tmp_path)
         assert again.returncode == 0, again.stderr
-    assert "of <code>run</code> as imported" in (tmp_path / "page.html").read_text()
+    assert "imported_format" in (tmp_path / "page.html").read_text()
 
 
 # Every format

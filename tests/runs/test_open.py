@@ -134,9 +134,9 @@ def test_snapshots_of_another_run_make_no_average(mixed, tmp_path):
 
 def test_a_run_that_is_copied_moved_or_trained_on_is_the_same(train, runs, tmp_path):
     copy = shutil.copytree(runs / "mine", tmp_path / "elsewhere" / "copy")
-    assert verify(copy)["verified"]
+    assert verify(copy).verified
     train(copy, steps=25)
-    assert verify(copy)["step"] == 25
+    assert verify(copy).facts["step"] == 25
     assert read_config(copy).run_id == read_config(runs / "mine").run_id != read_config(runs / "other").run_id
 
 

@@ -240,7 +240,7 @@ def test_the_errors_are_a_loss_log_with_a_header_for_each_set_of_images(make, tm
     sums = other.partial(nothing)[:, :-2]
     path.write_text(other.header_for(path) + losslog.line(10, 160, sums) + losslog.line(20, 320, sums))
     log = read_logs([path])
-    told = info.describe(path)
+    told = info.describe(path).json()
     assert torch.equal(log.sums, 2 * sums) and log.images == 320 and log.header.schedule == "uniform"
     assert (told["is"], told["held_out"], told["intervals"]) == ("loss log", 300, 2)
     assert not other.header_for(path)

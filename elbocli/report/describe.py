@@ -216,8 +216,13 @@ def result_tables(path: Path) -> list[Table]:
     content = parse_json(read_bytes(path), path)
     if kind == "a comparison":
         return Comparison.of(content, path).tables()
-    record = {"scores": EvalResult, "a bound": Bound, "a likelihood": FlowLikelihood, "a check of the theorem": Theorem}[kind]
-    return [record.of(content, path).table()]
+    kinds: dict[str, type[EvalResult | Bound | FlowLikelihood | Theorem]] = {
+        "scores": EvalResult,
+        "a bound": Bound,
+        "a likelihood": FlowLikelihood,
+        "a check of the theorem": Theorem,
+    }
+    return [kinds[kind].of(content, path).table()]
 
 
 def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:

@@ -59,6 +59,7 @@ ERROR = Panel("Error ‖ε − ε̂‖² / D by noise level, last fifth of train
 VALIDATION = Panel("Error ‖ε − ε̂‖² / D by noise level, last validation", LEVELS)
 DENSITY = Panel("Density p(λ) of the noise levels", LEVELS, "linear")
 WEIGHT = Panel("Weighting w(λ) / max w", LEVELS, "linear")
+NO_FACTS = Description("", {})
 METRICS = {"loss": (LOSS, "training"), "val_loss": (LOSS, "validation"), "val_bpd": (BOUND, "")}
 
 
@@ -86,7 +87,7 @@ class Entry:
     """
 
     name: str
-    facts: Description = Description("", {})
+    facts: Description = NO_FACTS
     verdict: str = ""
     curves: dict[Panel, list[Curve]] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)

@@ -53,7 +53,7 @@ elbo weights plot elbo sigmoid:bias=2 edm edm-monotonic fm-ot --schedule cosine 
 say "real test images, scored the same way"
 [ -f results/4-test-images.json ] || score 4-test-images test.h5
 say "a run on one page"
-elbo report run-2-sigmoid-cosine --scores results/2-sigmoid-cosine.json --scores results/2-sigmoid-cosine.bound \
-    --scores results/theorem -o report.html --overwrite
+elbo report run-2-sigmoid-cosine results/2-sigmoid-cosine.json results/2-sigmoid-cosine.bound results/theorem \
+    -o report.html --overwrite
 "$python" "$here/table.py" results
 printf '\nin %s: report.html, weights.png, fitted.png, and a picture by each run in run-*/previews\n' "$(pwd)"

@@ -22,7 +22,7 @@ for run in trained imported; do
     elbo sample -q "$run" -n 100 --sampler ddim --guidance-scale 1.5 -o "$run.png" --overwrite
     elbo bound -q "$run" test.h5 --images 100 > "$run.json"
     elbo bound -q "$run" test.h5 --images 100 --check --weighting sigmoid:bias=2 > "$run.check.json"
-    elbo report -q "$run" --scores "$run.json" --scores "$run.check.json" -o "$run.html" --overwrite
+    elbo report -q "$run" "$run.json" "$run.check.json" -o "$run.html" --overwrite
 done
 printf 'bits per dimension: trained %s, imported %s\n' \
     "$("$python" -c 'import json; print(round(json.load(open("trained.json"))["bpd"], 3))')" \

@@ -36,19 +36,17 @@ GROUPS = {
     "Scores": {
         "eval": "Score SAMPLES against a reference: FID and others.",
         "compare": "Tell differences between scores from chance.",
-        "fdr6": "Join the scores of six networks into FDr6.",
         "bound": "Measure the variational bound, in bits per dimension.",
     },
     "Analysis": {
         "list": "List the names of a KIND: weightings, samplers and others.",
         "weights": "Show, check and plot weightings.",
-        "report": "Show a run, or several, on one page of HTML.",
+        "report": "Show runs, loss logs, results and images on one page of HTML.",
     },
 }
 COMMANDS = {name: text for rows in GROUPS.values() for name, text in rows.items()}
 ELSEWHERE = {
     "eval": "elbocli.commands.eval.evaluate",
-    "fdr6": "elbocli.commands.eval.fdr6",
     "import": "elbocli.commands.import_.import_",
     "list": "elbocli.commands.weights.list_",
 }

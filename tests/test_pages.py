@@ -118,7 +118,6 @@ FORM = re.compile(r"…|\.{3}|[A-Z]{3,}\b|\w\|\w|^elbo (?:weights )?[a-z0-9]+(?:
 """Synopses, and names of commands and options, in the text: not whole commands. test_docs.py looks up their options."""
 NOT_RUN = {
     "dinov2_vitl14_pretrain": "needs published weights of 1.2 GB",
-    "fdr6": "needs the published weights of six networks",
     "elbo import SOURCE RUN": "is a form of the command",
     "networks/demo.sh": "runs in tests/importer/test_own_network.py",
     "examples/recipes.py": "writes into docs/; `make recipes` runs it",

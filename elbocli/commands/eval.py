@@ -168,21 +168,3 @@ def evaluate(
         result = scoring.run(sources, ref, settings, world)
     if result:
         print_result(result.json(), as_json, result.table())
-
-
-@click.command(cls=Command)
-@click.argument("samples", type=PATH, metavar="SAMPLES")
-@click.argument("validation", type=PATH, metavar="VALIDATION")
-@json_option
-@common
-def fdr6(samples: Path, validation: Path, as_json: bool) -> None:
-    """Join the scores of six networks into FDr6.
-
-    SAMPLES and VALIDATION are folders with six results (.json) each of 'elbo eval --protocol fdr6', one by each extractor: of
-    samples, and of the validation images. FDr6 is the mean over the extractors of the samples' Fréchet distance from the training
-    images, divided by that of the validation images.
-    """
-    from elbocli.scoring.fdr6 import join
-
-    result = join(samples, validation, command_line())
-    print_result(result.json(), as_json, result.table())

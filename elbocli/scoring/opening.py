@@ -24,7 +24,7 @@ from elbocli.runtime.processes import ALONE, World
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT, Extractor, make_extractor
 from elbocli.scoring.metrics import METRICS, Need, asked
 from elbocli.scoring.result import Pairs, mismatches, refuse
-from elbocli.scoring.settings import PROTOCOLS, USUAL, EvalSettings, Protocol
+from elbocli.scoring.settings import PROTOCOLS, EvalSettings, Protocol
 
 BLACK = 2  # images in the test call of an extractor: a program may not work for a single image
 
@@ -189,8 +189,6 @@ def _make_extractor(opened: Opened) -> Extractor | None:
     with opened.world.together():
         if source and not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
             raise UsageError(f"{source.name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
-        if settings.extractor_weights is None and PROTOCOLS.get(settings.protocol, USUAL).weights_given:
-            raise UsageError(f"protocol {settings.protocol} fetches nothing; give {name}'s weights by `extractor_weights` FILE")
         return make_extractor(name, settings.extractor_weights, opened.world.device, settings.precision)
 
 
@@ -318,8 +316,7 @@ def fingerprint(about: FeatureFacts) -> dict[str, Any]:
         **(about.preprocessing or {}),
         "extractor": about.extractor,
         "weights_sha256": about.weights_sha256,
-        # absent in files of earlier versions
-        "feature_precision": about.feature_precision or (STRICT if about.extractor else None),
+        "feature_precision": about.feature_precision,
     }
     return {key: value for key, value in facts.items() if value is not None}
 

@@ -6,8 +6,7 @@ var a + E b²/n, but n times the score's variance is var a + E b²/2n. For sampl
 Images drawn in equal numbers from K classes vary only within the classes, so a and b are then centred in each class.
 The variance grows with a distance, so sets with a low score have a low standard error too; intervals allow for this.
 Source: Hoeffding 1948; Efron & Stein 1981, The jackknife estimate of variance; Hall 1988, Theoretical comparison of bootstrap
-confidence intervals. Shares of the reference are no such scores, as they depend on the samples near an image of the reference;
-they have estimates of their own.
+confidence intervals. Recall and coverage lack this form, and have no standard errors.
 """
 
 from __future__ import annotations
@@ -29,12 +28,6 @@ if TYPE_CHECKING:
 
 ROWS = 4096  # images at a time
 PAIRS = 16384  # pairs of images of which E b² is the mean
-FEWEST = 20  # a score that fewer images decide has no standard error
-# of recall: random halves; neighbours of a sample, of which a half has the nearest few
-SPLITS = 30
-CANDIDATES = 16
-PROJECTIONS = 64  # directions at a time
-COMMON = 30  # samples around an image of the reference, of which some are in any half
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Influence:
         return math.sqrt(self.variance(len(self.first)))
 
     def se_of_difference(self, other: Influence) -> float:
-        """Return the standard error of the difference of two scores, whose images k belong together."""
+        """Return the standard error of the difference of two scores, where image k of both sets comes from the same noise."""
         return math.sqrt(_variance(self.first - other.first, self.second - other.second, len(self.first)))
 
     def interval(self, value: float, variance: float) -> list[float]:
@@ -238,138 +231,3 @@ def kernel_influence(
         unequal -= float(among[off].square().mean())
     joint = float((change * ((among * off) @ change)).sum()) / int(off.sum())
     return Influence(effects, among[off].cpu().numpy(), joint), max(across, 0.0), max(unequal, 0.0)
-
-
-def transport_influence(
-    samples: Tensor, reference: Tensor, directions: Tensor, device: torch.device | str = "cpu"
-) -> tuple[float, Influence]:
-    """Return the squared 2-Wasserstein distance of the projections on a direction, mean over directions, and images' effects on it.
-
-    samples, reference: [N, D] each, N ≥ 4. directions: unit vectors, [K, D].
-    """
-    import torch
-
-    def transport(images: Tensor, weights: Tensor) -> tuple[float, Tensor]:
-        # The distance of weighted images from the reference, and its derivatives by the weights, but for a constant.
-        distance = 0.0
-        effects = torch.zeros_like(weights)
-        for some in directions.split(PROJECTIONS):
-            x, y = ((side.to(device) @ some.to(device).T).double() for side in (images, reference))
-            (x, order) = x.sort(0)
-            y = y.sort(0).values
-            mass = weights[order]
-            place = ((mass.cumsum(0) - mass / 2) * len(y) - 0.5).clamp(0, len(y) - 1)
-            below = place.long()
-            far = x - torch.lerp(y.gather(0, below), y.gather(0, (below + 1).clamp(max=len(y) - 1)), place - below)
-            distance += float((mass * far.square()).sum()) / len(directions)
-            # The derivative, Kantorovich's potential, has the slope 2(x − its place in the reference).
-            potential = torch.zeros_like(x)
-            potential[1:] = (x.diff(dim=0) * (far[1:] + far[:-1])).cumsum(0)
-            effects += torch.zeros_like(x).scatter_(0, order, potential).sum(1) / len(directions)
-        return distance, effects - effects.mean()
-
-    def equal(images: Tensor) -> Tensor:
-        return torch.full((len(images),), 1 / len(images), dtype=torch.float64, device=device)
-
-    n = len(samples)
-    images = samples[torch.from_numpy(Stream(0, "transport").permutation(0, n))]
-    distance, effects = transport(images, equal(images))
-    # The effects' variance is var a + E b²/n (above), so that of halves exceeds it by E b²/n.
-    of_halves = float(np.mean([float(transport(half, equal(half))[1].var()) for half in images.chunk(2)]))
-    second = math.sqrt(n * max(of_halves - float(effects.var()), 0.0))
-    # If the weights become (1 + step a)/n, the effects change by step times the mean of b(x, x′) a(x′) over x′.
-    step = 0.5 / (float(effects.abs().max()) or 1.0)
-    change = transport(images, (1 + step * effects) / n)[1] - effects
-    return distance, Influence(effects.cpu().numpy(), np.array([second]), float((effects * change).mean()) / step)
-
-
-def inception_influence(logits: Tensor) -> Influence:
-    """Return the effects of images on the logarithm of the Inception score. logits: [N, K], N ≥ 2."""
-    import torch
-
-    n = len(logits)
-    logs = logits.double().log_softmax(1)
-    p = logs.exp()
-    mean = p.mean(0)
-    # The mean KL(p‖mean p) has a = KL, as its effect through mean p cancels, and b(x, x′) = 1 − Σ p p′/mean p.
-    scaled = (p / mean.sqrt()).nan_to_num(0)
-    first = (p * (logs - mean.log())).nan_to_num(0).sum(1) - (1 - scaled.square().sum(1)) / (2 * n)
-
-    def of_pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return (1 - (scaled[torch.from_numpy(one)] * scaled[torch.from_numpy(other)]).sum(1)).numpy()
-
-    return _influence(first.numpy(), of_pairs, None)
-
-
-def coverage_error(counts: np.ndarray, contents: np.ndarray, n: int) -> float | None:
-    """Return the standard error of the share of balls that contain one of n samples; None: too few balls decide.
-
-    counts: samples in each ball, [M]. contents: for each ball a number, equal for balls that contain the same samples, [M].
-    """
-    empty = int((counts == 0).sum())
-    # With Poisson counts, P(both empty) − P(one empty) P(other empty), summed over pairs of balls, is the expectation of a sum
-    # over pairs that contain the same c samples, of 1, −1, 1, … for c = 1, 2, 3, …. The weights P(Bin(3, ½) ≥ c) smooth it, as
-    # in Efron & Thisted 1976, Estimating the number of unseen species. A fixed n takes away the first term.
-    variance = -(float((counts == 1).sum()) ** 2) / n
-    for count, weight in ((1, 7 / 8), (2, -1 / 2), (3, 1 / 8)):
-        variance += weight * float(np.square(np.unique(contents[counts == count], return_counts=True)[1]).sum())
-    return math.sqrt(variance) / len(counts) if min(empty, len(counts) - empty) >= FEWEST and variance > 0 else None
-
-
-def recall_errors(
-    samples: Tensor,
-    reference: Tensor,
-    k: int,
-    closest: tuple[Tensor, Tensor],
-    precise: Tensor,
-    reaching: Tensor,
-    device: torch.device | str = "cpu",
-) -> tuple[float | None, float | None]:
-    """Return the standard errors of recall and of the F-score; None: too few images decide.
-
-    samples: [N, D]. reference: [M, D]. k: neighbour that gives a sample's radius.
-    closest: distances and indices of each sample's nearest other samples, [N, CANDIDATES] each.
-    precise: whether a sample counts for precision, bool [N]. reaching: samples within whose radius a reference image is, [M].
-    """
-    import torch
-
-    from elbocli.scoring.neighbours import within
-
-    n = len(samples)
-    m = len(reference)
-    missed = int((reaching == 0).sum())
-    if min(missed, m - missed) < FEWEST or n < 2 * CANDIDATES:
-        return None, None
-    (apart, which) = closest
-    rare = reaching < COMMON
-    pairs = []
-    for mine, others, far in within(samples, reference[rare], torch.zeros(int(rare.sum())), apart[:, -1], device):
-        near = far <= apart[mine, -1]
-        pairs.append((mine[near], others[near], far[near]))
-    mine, others, far = (torch.cat(part) for part in zip(*pairs))
-
-    def of_half(half: Tensor) -> tuple[float, Tensor]:
-        inside = half[which].cumsum(1) >= k
-        place = torch.where(inside.any(1), inside.int().argmax(1), CANDIDATES - 1)
-        reached = torch.zeros(int(rare.sum()), dtype=torch.bool)
-        reached[others[half[mine] & (far <= apart.gather(1, place[:, None])[mine, 0])]] = True
-        return float(precise[half].double().mean()), reached
-
-    changes = []
-    alone = []
-    for split in range(SPLITS):
-        half = torch.zeros(n, dtype=torch.bool)
-        half[torch.from_numpy(Stream(0, "recall").permutation(split, n)[: n // 2])] = True
-        (one, reached) = of_half(half)
-        (other, others_reached) = of_half(~half)
-        changes.append((one - other, float(reached.sum() - others_reached.sum()) / m))
-        alone.append(float((reached ^ others_reached).sum()) / (2 * m**2))
-    # Halves are independent. From n/2 to n, the covariance of two images of the reference halves, because the radii shrink, but the
-    # variance of each, their share `alone`, stays.
-    precision = float(precise.double().mean())
-    recall = 1 - missed / m
-    found = []
-    for slopes in ((0.0, 1.0), (2 * recall**2 / (precision + recall) ** 2, 2 * precision**2 / (precision + recall) ** 2)):
-        halves = float(np.mean(np.square(np.array(changes) @ slopes))) / 2
-        found.append(math.sqrt((halves + slopes[1] ** 2 * float(np.mean(alone))) / 2))
-    return found[0], found[1]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, FDR6, STRICT
+from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, STRICT
 from elbocli.scoring.metrics import METRICS, Need, asked
 
 
@@ -51,7 +51,6 @@ class Protocol(NamedTuple):
     formula: description for the help. options: of the metrics. tables: papers with scores by this protocol.
     extractors: those allowed; the first is the default. ref_images: number of images beside the reference's statistics; 0: any reference.
     classes, per_class: number of classes, and samples per class; 0: any number. n: number of samples.
-    weights_given: whether the user must give the extractor's weights, so that nothing is fetched.
     """
 
     formula: str
@@ -64,7 +63,6 @@ class Protocol(NamedTuple):
     ref_images: int = 0
     classes: int = 0
     per_class: int = 0
-    weights_given: bool = False
 
 
 # ADM's Inception score splits the samples into consecutive parts, in the order of the file.
@@ -100,14 +98,6 @@ PROTOCOLS = {
         tables="RAE",
         classes=1000,
         per_class=50,
-    ),
-    "fdr6": Protocol(
-        formula="Fréchet distance by one of six extractors, of 50000 samples, or of the validation images; 'elbo fdr6' joins them",
-        source="Yang et al. 2026, arXiv:2604.28190",
-        tables="FD-loss",
-        extractors=[DEFAULT, *FDR6],
-        metrics="fid",
-        weights_given=True,
     ),
 }
 USUAL = Protocol("", "", "", extractors=[""], metrics="fid,is")  # for evaluations without a protocol

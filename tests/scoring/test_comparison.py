@@ -212,10 +212,10 @@ def test_images_are_paired_by_seed_and_class(first, other, paired, ref, saved):
 def test_features_that_do_not_compare_are_refused(ref, saved):
     draw = np.random.default_rng(0).normal(size=(20, 3))
     a = saved("a", draw)
-    strange = saved("strange", draw, extractor="clip-vitb32")
+    strange = saved("strange", draw, extractor="dinov2-vitl14")
     for other, points, word in (
         (saved("few", draw[:10]), ref, "n_samples"),
-        (strange, ref, "clip-vitb32"),
+        (strange, ref, "dinov2-vitl14"),
         (saved("one", draw[:1]), ref, "1 images x 3"),
     ):
         with pytest.raises(DataError, match=word):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
-from elbocli.files.features import FeatureFacts, SavedFeatures, read_features, read_statistics, write_features
+from elbocli.files.features import FeatureFacts, read_features, read_statistics
 from elbocli.files.sample_files import npy_header
 from elbocli.runtime.processes import ALONE
 from elbocli.scoring import scoring
@@ -203,13 +203,6 @@ def test_features_in_bf16_are_those_of_autocast_and_every_file_says_so(pair, tmp
         assert score(pair[1], ref, allow_mismatch=True)["mismatch"] == {KEY: ["fp32", "bf16"]}
 
 
-def test_features_that_do_not_say_are_of_fp32_if_elbo_made_them(pair, tmp_path):
-    old = tmp_path / "old.safetensors"
-    about = FeatureFacts(n=70, extractor="elbo-tiny", preprocessing={"image_size": 8, "channels": 3})
-    write_features(old, SavedFeatures(torch.rand(70, 64), about=about))
-    assert score(pair[0], old)[KEY] == "fp32"
-    with pytest.raises(DataError, match=f"{KEY} is fp32"):
-        score(pair[0], old, precision="bf16")
 
 
 @pytest.mark.parametrize(("precision", "network"), [(None, None), ("fp32", None), ("bf16", DEFAULT)])

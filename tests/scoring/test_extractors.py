@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.networks import count_parameters
-from elbocli.scoring.extractors import FDR6, Extractor, make_extractor, vit
-from elbocli.scoring.extractors.vit import load_timm
+from elbocli.scoring.extractors import Extractor, make_extractor, vit
+from elbocli.scoring.extractors.vit import load_dinov2
 
 RECIPE = Path(__file__).parent.parent.parent / "examples/extractors/export_timm.py"
 Weights = dict[str, Tensor]
@@ -82,13 +81,11 @@ def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path, monkeypat
     ("name", "file", "word"),
     [
         ("inception-v3-compat", "other.pth", "not weights"),
+        ("dinov2-vitl14", "other.pth", "other.pth"),
         ("inception-v4", None, "inception-v3-compat"),
         ("elbo-tiny", "other.pth", "weights"),
         ("x.pt2", "other.pth", "weights"),
         ("dinov2-vitl14", None, "extractor_weights"),
-        ("fdr6-siglip2", None, "vit_so400m_patch16_siglip_256.v2_webli"),
-        ("fdr6-mae", "other.pth", "other.pth"),
-        ("fdr6-convnextv2", "other.pth", "other.pth"),
     ],
 )
 def test_names_and_weights_that_do_not_fit_are_refused(name, file, word, tmp_path):
@@ -104,28 +101,27 @@ def test_an_extractor_that_returns_something_else_is_refused():
         Extractor("odd", torch.nn.Linear(3, 3), "")(levels_of(2, 8))
 
 
-# Vision transformers by the formulas of DINOv2's and CLIP's authors; tensors by the names of DINOv2's hub and of timm
+# DINOv2 by its authors' formula; tensors by the names of its hub, which are timm's
 
 DINO = "dinov2-vitl14"
-CLIP = "clip-vitb32"
-PATCH = {DINO: 14, CLIP: 32}
 
 
-def declared(name: str) -> Any:
-    """timm's network of that table, at the size at which it was trained."""
-    return pytest.importorskip("timm").create_model(vit.TABLES[name]["timm"])
+def declared() -> Any:
+    """timm's network, at the size at which it was trained."""
+    return pytest.importorskip("timm").create_model(vit.TIMM_NAME)
 
 
-def drawn(name: str) -> Weights:
-    """Random weights by timm's names, which are the hub's; CLIP's embedding has no bias."""
-    weights: Weights = draw(declared, name=name).state_dict()
-    return {key: weights[key] for key in weights if key != "head.bias"}
+def drawn() -> Weights:
+    """Random weights by timm's names, which are the hub's."""
+    return draw(declared).state_dict()
 
 
-def pixels(levels: Tensor, name: str) -> Tensor:
+def pixels(levels: Tensor) -> Tensor:
     """Images [B, 3, 224, 224] as the network is to see them, in float64: nothing is clamped."""
     resized = F.interpolate(levels.double(), (224, 224), mode="bicubic", antialias=True, align_corners=False)
-    mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in map(vit.TABLES[name].get, ("mean", "std")))
+    mean, std = (
+        torch.tensor(each, dtype=torch.float64)[:, None, None] for each in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     return (resized / 255 - mean) / std
 
 
@@ -146,15 +142,14 @@ def hub_rows(before: int, side: int) -> Tensor:
     return rows
 
 
-def expected(levels: Tensor, weights: Weights, name: str) -> Tensor:
-    """DINOv2's class token, or CLIP's embedding of length 1, in float64."""
+def expected(levels: Tensor, weights: Weights) -> Tensor:
+    """DINOv2's class token, in float64."""
     w = {name: value.double() for name, value in weights.items()}
-    clip = name == CLIP
-    side = 224 // PATCH[name]
+    side = 224 // 14
     trained = math.isqrt(len(w["pos_embed"][0]) - 1)
 
     def norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-5 if clip else 1e-6)
+        return F.layer_norm(x, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
 
     def layer(x: Tensor, name: str) -> Tensor:
         return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
@@ -166,81 +161,38 @@ def expected(levels: Tensor, weights: Weights, name: str) -> Tensor:
         grid = places.reshape(trained, trained, -1)
         places = torch.einsum("ia,jb,abd->ijd", rows, rows, grid).reshape(side**2, -1)
     bias = w.get("patch_embed.proj.bias")
-    patches = F.conv2d(pixels(levels, name), w["patch_embed.proj.weight"], bias, stride=PATCH[name]).flatten(2).mT
+    patches = F.conv2d(pixels(levels), w["patch_embed.proj.weight"], bias, stride=14).flatten(2).mT
     x = torch.cat([(w["cls_token"][0] + token).expand(len(levels), 1, -1), patches + places], 1)
-    x = norm(x, "norm_pre") if clip else x
     for n in range(DEPTH):
         qkv = layer(norm(x, f"blocks.{n}.norm1"), f"blocks.{n}.attn.qkv").unflatten(2, (3, HEADS, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + w.get(f"blocks.{n}.ls1.gamma", 1) * layer(mixed, f"blocks.{n}.attn.proj")
         h = layer(norm(x, f"blocks.{n}.norm2"), f"blocks.{n}.mlp.fc1")
-        h = h * (1.702 * h).sigmoid() if clip else F.gelu(h)
+        h = F.gelu(h)
         x = x + w.get(f"blocks.{n}.ls2.gamma", 1) * layer(h, f"blocks.{n}.mlp.fc2")
-    x = norm(x, "norm")[:, 0]
-    return F.normalize(x @ w["head.weight"].T, dim=1) if clip else x
+    return norm(x, "norm")[:, 0]
 
 
-HUB: dict[str, str] = {}
-OPENAI = {
-    "^cls_token": "class_embedding",
-    "^pos_embed": "positional_embedding",
-    "^patch_embed.proj": "conv1",
-    "^norm_pre": "ln_pre",
-    "^norm": "ln_post",
-    "^head.weight": "proj",
-    "^blocks": "transformer.resblocks",
-    r"norm(\d)": r"ln_\1",
-    "attn.qkv.": "attn.in_proj_",
-    "attn.proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "^": "visual.",
-}
-OTHERS = ("logit_scale", "positional_embedding", "ln_final.weight")
-"""Tensors of CLIP's text side."""
-
-
-def by_names(weights: Weights, names: dict[str, str]) -> Weights:
-    """Rename and reshape the tensors as another program stores them."""
-    found = {}
-    for name, value in weights.items():
-        for ours, theirs in names.items():
-            name = re.sub(ours, theirs, name)
-        found[name] = value.squeeze() if "class_emb" in name or "positional" in name else value
-    if names is OPENAI:
-        found["visual.proj"] = found["visual.proj"].T.contiguous()
-    return found
-
-
-FILES = {
-    "hub.pth": (DINO, HUB, ["mask_token"]),
-    "openai.pt": (CLIP, OPENAI, OTHERS),
-    "openai's halves.safetensors": (CLIP, OPENAI, []),
-    "timm.safetensors": (CLIP, HUB, []),
-}
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_a_vit_is_its_authors_formula_from_any_file(file, small_timm, tmp_path):
+def test_dinov2_is_its_authors_formula(small_timm, tmp_path):
     """The images are noise; resizing overshoots, and neither side clips levels below 0 or above 255."""
-    (name, names, more) = FILES[file]
-    path = tmp_path / file
-    weights = {name: value.half().float() if "halves" in file else value for name, value in drawn(name).items()}
-    written = by_names(weights, names) | {name: torch.ones(7, 8) for name in more}
-    if file == "timm.safetensors":
-        written["head.bias"] = torch.zeros(512)
-    written = {name: value.half() if "halves" in file else value for name, value in written.items()}
-    save_file(written, path) if path.suffix == ".safetensors" else torch.save(written, path)
-    extractor = make_extractor(name, path, "cpu")
+    weights = drawn()
+    torch.save(weights | {"mask_token": torch.ones(7, 8)}, tmp_path / "hub.pth")
+    extractor = make_extractor(DINO, tmp_path / "hub.pth", "cpu")
     for levels in (levels_of(2, 40), levels_of(1, 300)):
         features, logits = extractor(levels)
         assert logits is None and features.dtype == torch.float32
-        assert close(features, expected(levels, weights, name))
+        assert close(features, expected(levels, weights))
+
+
+def test_the_declared_network_is_as_large_as_the_published_one():
+    """The file also holds a mask token of 1024 values."""
+    with torch.device("meta"):
+        assert count_parameters(declared()) == 304_367_616
 
 
 def test_other_weights_are_refused(small_timm, tmp_path, monkeypatch):
-    weights = drawn(DINO)
+    weights = drawn()
     wrong: dict[str, Any] = {
         "blocks.1.norm1.weight": {k: v for k, v in weights.items() if "blocks.1" not in k},
         "position": weights | {"pos_embed": torch.ones(1, 257, 32)},
@@ -253,54 +205,12 @@ def test_other_weights_are_refused(small_timm, tmp_path, monkeypatch):
     for word, state in wrong.items():
         torch.save(state, tmp_path / "w.pth")
         with pytest.raises(FormatError, match=rf"w\.pth: .*{word}"):
-            load_timm(DINO, tmp_path / "w.pth")
+            load_dinov2(tmp_path / "w.pth")
     save_file(weights, tmp_path / "cut.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-9])
     for name in ("cut.safetensors", "none.pth"):
         with pytest.raises(FormatError, match=name):
-            load_timm(DINO, tmp_path / name)
+            load_dinov2(tmp_path / name)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match=r"elbocli\[extractors\]"):
-        load_timm(DINO, tmp_path / "w.pth")
-
-
-SIZES = {"fdr6-convnextv2": 224, "fdr6-dinov2": 256, "fdr6-mae": 224, "fdr6-siglip2": 224, "fdr6-clip": 256}
-
-
-@pytest.mark.parametrize("name", FDR6)
-def test_features_of_fdr6_are_those_of_the_papers_program(name, small_timm, tmp_path):
-    """timm's network by its own mean and std, at any size; class token, else attention's pool, else mean of the map."""
-    timm = pytest.importorskip("timm")
-    options: dict[str, bool] = {} if "convnext" in name else {"dynamic_img_size": True, "dynamic_img_pad": True}
-    network = draw(timm.create_model, name=vit.TABLES[name]["timm"], **options).eval()
-    save_file(network.state_dict(), tmp_path / "w.safetensors")
-    config = timm.data.resolve_data_config(network.pretrained_cfg)
-    mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
-    extractor = make_extractor(name, tmp_path / "w.safetensors", "cpu")
-    for levels in (levels_of(2, 40), levels_of(1, 256)):
-        x = F.interpolate(levels / 255, (SIZES[name],) * 2, mode=config["interpolation"], antialias=True)
-        with torch.no_grad():
-            found = network.forward_features((x - mean) / std)
-            if found.dim() == 4:
-                wanted = found.mean((2, 3))
-            else:
-                wanted = found[:, 0] if network.num_prefix_tokens else network.attn_pool(found)
-        assert wanted.std() > 1e-3 and close(extractor(levels)[0], wanted)
-
-
-PARAMETERS = {
-    "dinov2-vitl14": 304_367_616,
-    "clip-vitb32": 87_849_728,
-    "fdr6-convnextv2": 88_717_800,
-    "fdr6-dinov2": 304_367_616,
-    "fdr6-mae": 303_301_632,
-    "fdr6-siglip2": 427_888_064,
-    "fdr6-clip": 303_966_976,
-}
-
-
-@pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
-def test_the_declared_networks_are_as_large_as_the_published_ones(name, parameters):
-    """DINOv2's file also holds a mask token of 1024 values, CLIP's no bias of the head."""
-    with torch.device("meta"):
-        assert count_parameters(declared(name)) == parameters
+        load_dinov2(tmp_path / "w.pth")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,32 +98,16 @@ def inception(weights: Path | None) -> Extractor:
     return Extractor(DEFAULT, module, digest, channels=3, spatial=spatial)
 
 
-def _timm(name: str, weights: Path | None) -> Extractor:
-    from elbocli.scoring.extractors.vit import load_timm
-
-    return Extractor(name, *load_timm(name, weights), channels=3)
-
-
-extractor(
+@extractor(
     "dinov2-vitl14",
     formula="DINOv2's ViT-L/14, 1024 features, resized by antialiased bicubic: FD-DINOv2",
     source="Oquab et al. 2023; Karras et al. 2024 (EDM2)",
-)(partial(_timm, "dinov2-vitl14"))
-extractor(
-    "clip-vitb32",
-    formula="CLIP's ViT-B/32, 512 features of length 1, resized by antialiased bicubic",
-    source="Radford et al. 2021; for CMMD, whose authors have ViT-L/14 at 336 pixels",
-)(partial(_timm, "clip-vitb32"))
-FDR6 = {
-    "fdr6-convnextv2": "ConvNeXt V2's base, 1024 features: means of the last map",
-    "fdr6-dinov2": "DINOv2's ViT-L/14 at 256 pixels, 1024 features",
-    "fdr6-mae": "MAE's ViT-L/16, 1024 features",
-    "fdr6-siglip2": "SigLIP 2's ViT-SO400M/16 at 224 pixels, 1152 features",
-    "fdr6-clip": "CLIP's ViT-L/14 at 256 pixels, 1024 features before the projection",
-}
-"""Extractor of FDr⁶ besides Inception → formula."""
-for name, formula in FDR6.items():
-    extractor(name, formula=formula, source="Yang et al. 2026, arXiv:2604.28190")(partial(_timm, name))
+)
+def dinov2(weights: Path | None) -> Extractor:
+    """Make the DINOv2 extractor from a file of weights. Raises UsageError without one."""
+    from elbocli.scoring.extractors.vit import load_dinov2
+
+    return Extractor("dinov2-vitl14", *load_dinov2(weights), channels=3)
 
 
 def _published() -> Path:

@@ -1,7 +1,6 @@
-"""Networks of extractors: those of timm in vit.yaml, and a tiny network for tests."""
+"""Networks of extractors: DINOv2 by timm, and a tiny network for tests."""
 
 import sys
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from torch.nn import functional as F
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.pickles import read_torch_file
 from elbocli.files.reading import file_sha256, reading
-from elbocli.files.yaml_text import read_yaml
 
 HUB_OFFSET = 0.1  # DINOv2's hub scales S × S position embeddings by (side + 0.1)/S instead of side/S
-TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
+TIMM_NAME = "vit_large_patch14_dinov2.lvd142m"
+SIZE = 224  # pixels of a side, to which images are resized
+POSITIONS = 1370  # position embeddings in the file of weights
 
 
 class Tiny(nn.Module):
@@ -40,60 +40,50 @@ class Tiny(nn.Module):
         return features, self.head(features)
 
 
-class TimmFeatures(nn.Module):
-    """Network of timm, uint8 [B, 3, H, W] → features before its head [B, D], such as the class token; of maps, their mean.
-
-    table: entry of vit.yaml.
-    """
+class DinoFeatures(nn.Module):
+    """DINOv2, uint8 [B, 3, H, W] → the class token, [B, 1024]."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: Any, table: Mapping[str, Any]):
+    def __init__(self, network: Any):
         super().__init__()
         self.network = network
-        self.size = table["size"]
-        self.unit = table.get("unit", False)
-        self.register_buffer("mean", torch.tensor(table["mean"]).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(table["std"]).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        # Values below 0 or above 255 are not clamped, as in EDM2, CMMD and FDr⁶.
-        x = F.interpolate(images.to(self.mean.dtype), (self.size, self.size), mode="bicubic", antialias=True)
-        maps = self.network.forward_features((x / 255 - self.mean) / self.std)
-        if maps.dim() == 4:
-            return maps.mean((2, 3))
-        features = self.network.forward_head(maps, pre_logits=not self.unit)
-        return F.normalize(features, dim=1) if self.unit else features
+        # Values below 0 or above 255 are not clamped, as in EDM2.
+        x = F.interpolate(images.to(self.mean.dtype), (SIZE, SIZE), mode="bicubic", antialias=True)
+        tokens = self.network.forward_features((x / 255 - self.mean) / self.std)
+        return self.network.forward_head(tokens, pre_logits=True)
 
 
-def load_timm(name: str, path: Path | None) -> tuple[nn.Module, str]:
-    """Return a network of timm with the weights in a file, and their SHA-256 digest. name: a key of vit.yaml.
+def load_dinov2(path: Path | None) -> tuple[nn.Module, str]:
+    """Return DINOv2's ViT-L/14 with the weights in a file, and their SHA-256 digest.
 
-    The file has the names of timm, DINOv2's hub or OpenAI's CLIP.
+    The file has the names of timm or of DINOv2's hub.
     Raises UsageError if timm or `path` is missing, FormatError for weights of another network.
     """
-    table = TABLES[name]
     if path is None:
-        raise UsageError(f"{name} needs `extractor_weights` FILE: timm's weights {table['timm']}; see docs/extractors.md")
+        raise UsageError(f"dinov2-vitl14 needs `extractor_weights` FILE: timm's weights {TIMM_NAME}; see docs/extractors.md")
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         import timm
     tensors = read_torch_file(path)
-    options = table.get("options", {})
-    wrong = f"{path}: not weights of {name}"
+    wrong = f"{path}: not weights of dinov2-vitl14"
     with torch.device("meta"):
-        network: Any = timm.create_model(table["timm"], **options)
+        network: Any = timm.create_model(TIMM_NAME, img_size=SIZE)
     with reading(wrong):
         sizes = {tensor.numel() for tensor in tensors.values()}
-    positions = table.get("positions")  # timm would interpolate others, and patches
-    if positions and not {positions * network.embed_dim, network.patch_embed.proj.weight.numel()} <= sizes:
+    # timm would interpolate position embeddings of another size, and patches.
+    if not {POSITIONS * network.embed_dim, network.patch_embed.proj.weight.numel()} <= sizes:
         raise FormatError(f"{wrong}: the file lacks position embeddings or patches of this size; see docs/extractors.md")
     with reading(wrong):
-        if "img_size" in options and "pos_embed" in tensors:
+        if "pos_embed" in tensors:
             tensors["pos_embed"] = fitted_positions(tensors["pos_embed"].float(), network.patch_embed.grid_size[0])
         named = sys.modules[type(network).__module__].checkpoint_filter_fn(tensors, network)
         network.load_state_dict({key: tensor.float() for key, tensor in named.items()}, assign=True)
-    return TimmFeatures(network, table).eval().requires_grad_(False), file_sha256(path)
+    return DinoFeatures(network).eval().requires_grad_(False), file_sha256(path)
 
 
 def fitted_positions(positions: Tensor, side: int) -> Tensor:

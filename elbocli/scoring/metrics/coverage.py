@@ -40,8 +40,8 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     source="Kynkäänniemi et al. 2019",
     numbers=[
         Number("precision", parts=["se", "interval"]),
-        Number("recall", parts=["se"]),
-        Number("f_score", parts=["se"]),
+        Number("recall"),
+        Number("f_score"),
     ],
     needs=BOTH,
     least=lambda options: (PRC_NEIGHBOURS + 1,) * 2,
@@ -57,7 +57,7 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     few="precision and recall depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def precision_recall(samples, reference, options):
-    """Return precision, recall and F-score with standard errors, and precision's 95 % interval.
+    """Return precision with its standard error and 95 % interval, recall and F-score.
 
     radius of an image: distance to the k-th nearest other image of the same set; k = PRC_NEIGHBOURS.
     precision: fraction of samples within the radius of a reference image.
@@ -66,8 +66,7 @@ def precision_recall(samples, reference, options):
     import torch
 
     from elbocli.core.estimate import error_of_share
-    from elbocli.scoring.neighbours import nearest, within
-    from elbocli.scoring.score_errors import CANDIDATES, recall_errors
+    from elbocli.scoring.neighbours import distance_blocks, nearest
 
     own = samples.values
     theirs = reference.values
@@ -77,25 +76,21 @@ def precision_recall(samples, reference, options):
     if len(theirs) > most:
         theirs = theirs[[each * len(theirs) // most for each in range(most)]]
         reference = replace(reference, values=theirs)
-    closest = nearest(own, own, min(CANDIDATES, len(own) - 1), samples.device, others=True)
-    reach = closest[0][:, k - 1]
+    reach = nearest(own, own, k, samples.device, others=True)[0][:, k - 1]
     their_reach = reference.radii(k)
     reached = torch.zeros(len(own), dtype=torch.bool)
-    reaching = torch.zeros(len(theirs), dtype=torch.int64)
-    for mine, others, apart in within(own, theirs, their_reach, reach, samples.device):
-        reached[mine[apart <= their_reach[others]]] = True
-        reaching += others[apart <= reach[mine]].bincount(minlength=len(theirs))
-    precision, recall = (float(side.double().mean()) for side in (reached, reaching > 0))
+    covered = torch.zeros(len(theirs), dtype=torch.bool)
+    for rows, distances in distance_blocks(own, theirs, samples.device):
+        reached[rows] = (distances <= their_reach.to(distances)).any(1).cpu()
+        covered |= (distances <= reach[rows, None].to(distances)).any(0).cpu()
+    precision, recall = (float(side.double().mean()) for side in (reached, covered))
     error, interval = error_of_share(int(reached.sum()), len(own))
-    recall_error, score_error = recall_errors(own, theirs, k, closest, reached, reaching, samples.device)
     return {
         "precision": precision,
         "precision_se": error,
         "precision_interval": interval,
         "recall": recall,
-        "recall_se": recall_error,
         "f_score": 2 * precision * recall / max(1e-5, precision + recall),
-        "f_score_se": score_error,
     }
 
 
@@ -103,13 +98,13 @@ def precision_recall(samples, reference, options):
     "density-coverage",
     formula="images of the reference within whose reach a sample lies, and share of them that reach one",
     source="Naeem et al. 2020",
-    numbers=[Number("density", parts=["se"]), Number("coverage", parts=["se"])],
+    numbers=[Number("density"), Number("coverage")],
     needs=BOTH,
     least=lambda options: (1, COVERAGE_NEIGHBOURS + 1),
     few="density and coverage depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def density_coverage(samples, reference, options):
-    """Return density and coverage, with standard errors.
+    """Return density and coverage of k-nearest-neighbour balls.
 
     ball of a reference image: all points nearer than its k-th neighbour in the reference; k = COVERAGE_NEIGHBOURS.
     density: mean number of balls that a sample lies in, divided by k.
@@ -117,27 +112,16 @@ def density_coverage(samples, reference, options):
     """
     import torch
 
-    from elbocli.core.estimate import standard_error
-    from elbocli.core.streams import Stream
-    from elbocli.scoring.neighbours import within
-    from elbocli.scoring.score_errors import FEWEST, coverage_error
+    from elbocli.scoring.neighbours import distance_blocks
 
     own = samples.values
     theirs = reference.values
     k = COVERAGE_NEIGHBOURS
     reach = reference.radii(k)
-    balls = torch.zeros(len(own), dtype=torch.int64)
-    names = torch.from_numpy(Stream(0, "coverage").at(0).integers(1 << 62, size=len(own)))
-    held, contents = torch.zeros(2, len(theirs), dtype=torch.int64)
-    for mine, images, apart in within(own, theirs, reach, device=samples.device):
-        reached = apart < reach[images]
-        balls += mine[reached].bincount(minlength=len(own))
-        held += images[reached].bincount(minlength=len(theirs))
-        contents.index_add_(0, images[reached], names[mine[reached]])
-    error = standard_error(balls.numpy() / k) if int((balls > 0).sum()) >= FEWEST else None
-    return {
-        "density": int(balls.sum()) / (k * len(own)),
-        "density_se": error,
-        "coverage": float((held > 0).double().mean()),
-        "coverage_se": coverage_error(held.numpy(), contents.numpy(), len(own)),
-    }
+    balls = 0
+    covered = torch.zeros(len(theirs), dtype=torch.bool)
+    for _, distances in distance_blocks(own, theirs, samples.device):
+        inside = distances < reach.to(distances)
+        balls += int(inside.sum())
+        covered |= inside.any(0).cpu()
+    return {"density": balls / (k * len(own)), "coverage": float(covered.double().mean())}

@@ -100,88 +100,6 @@ def kid(samples, reference, options):
     return {**found, **_with_error(f"{KID}_mean", found[f"{KID}_mean"], effects, variance)}
 
 
-WIDTH = 10.0  # σ of CMMD's Gaussian kernel exp(−|x−y|²/2σ²)
-SCALE = 1000.0
-
-
-@metric(
-    "cmmd",
-    formula="1000 MMD² of the features scaled to length 1, Gaussian kernel of width 10; published for CLIP's",
-    source="Jayasumana et al. 2024",
-    numbers=[Number("gaussian_mmd", "cmmd", parts=["se", "interval"])],
-    needs=BOTH,
-    least=lambda options: (1, 1),
-    few="CMMD, as it was published, is biased upwards, so compare it at the same n only",
-)
-def cmmd(samples, reference, options):
-    import numpy as np
-    from torch.nn.functional import normalize
-
-    from elbocli.scoring.neighbours import squares
-    from elbocli.scoring.score_errors import kernel_influence
-
-    first = samples.values
-    second = reference.values
-
-    def total(some, others):
-        same = some is others
-        found = 0.0
-        for row, column, apart in squares(some, others, samples.device, unit=True, upper=same):
-            part = float(apart.mul_(-0.5 / WIDTH**2).exp_().sum())
-            found += 2 * part if same and column > row else part
-        return found
-
-    among = sum(total(each, each) / len(each) ** 2 for each in (first, second))
-
-    def kernel(x, y):
-        return ((normalize(x) @ normalize(y).T - 1) / WIDTH**2).exp()
-
-    distance = among - 2 * total(first, second) / (len(first) * len(second))
-    if len(first) == 1:
-        return {"gaussian_mmd": SCALE * distance, "gaussian_mmd_se": None, "gaussian_mmd_interval": None}
-    effects = kernel_influence(first, second, kernel, samples.labels, samples.device)[0]
-    found = _with_error("gaussian_mmd", distance, effects, effects.variance(len(first)))
-    return {key: (SCALE * np.array(value)).tolist() for key, value in found.items()}
-
-
-MIND = "monge_inception_distance"
-DIRECTIONS = 1000
-DIRECTIONS_SEED = 2020
-
-
-@metric(
-    "mind",
-    formula="3 D times the mean squared 2-Wasserstein distance of the D features along 1000 random directions; published for n = 5000",
-    source="Berthet et al. 2026, arXiv:2605.06797",
-    numbers=[Number(MIND, "monge_distance", parts=["se", "interval"])],
-    needs=BOTH,
-    least=lambda options: (4, 4),
-    few="MIND takes as many images from each side as the smaller side has, and is biased upwards; compare MIND at the same n only",
-)
-def mind(samples, reference, options):
-    """Return MIND with its standard error and 95 % interval, of as many images of both sides as the smaller one has.
-
-    The paper defines the square, the factor 3 D, uniform directions, and equal numbers of images. 1000 directions, their seed and the
-    larger side's random subset are choices of other programs, torch-fidelity's among them, and elbo's. The error holds for these
-    directions. Other ones move MIND by a few per cent, alike for all models, so compare values of the same directions.
-    """
-    import torch
-    from torch.nn.functional import normalize
-
-    from elbocli.scoring.score_errors import transport_influence
-
-    random = torch.Generator().manual_seed(DIRECTIONS_SEED)
-    sides = [samples.values, reference.values]
-    n = min(map(len, sides))
-    width = sides[0].shape[1]
-    own, theirs = (side if len(side) == n else side[torch.randperm(len(side), generator=random)[:n]] for side in sides)
-    directions = normalize(torch.randn(DIRECTIONS, width, generator=random))
-    # As features times (3 D)^½ have 3 D times the distance, the errors need no factor.
-    own, theirs = (side * (3 * width) ** 0.5 for side in (own, theirs))
-    distance, effects = transport_influence(own, theirs, directions, samples.device)
-    return _with_error(MIND, distance, effects, effects.variance(n))
-
-
 IS = "inception_score"
 ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidelity does, as ADM does
 
@@ -193,7 +111,7 @@ ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidel
     numbers=[
         Number(
             f"{IS}_mean",
-            parts=["std", "se"],
+            parts=["std"],
             told="over {splits} splits in the order {is_order}",
         )
     ],
@@ -206,22 +124,9 @@ ORDERS = ("shuffled", "given")  # of the images before splitting: as torch-fidel
     few="the Inception score is biased downwards, so compare it at the same n only",
 )
 def inception_score(samples, reference, options):
-    import numpy as np
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    from elbocli.core.streams import Stream
-    from elbocli.scoring.score_errors import inception_influence
-
-    logits = samples.logits
-    n = len(samples.logits)
-    found = dict(isc_features_to_metric(logits, options.splits, shuffle=options.is_order == "shuffled"))
-    order = Stream(0, IS).permutation(0, n) if options.is_order == "shuffled" else np.arange(n)
-    # The score is a mean over independent splits, and exp KL of a split changes by exp KL times the change of KL.
-    error = None
-    if n >= 2 * options.splits:
-        parts = [inception_influence(logits[part]).se for part in np.array_split(order, options.splits)]
-        error = found[f"{IS}_mean"] * float(np.linalg.norm(parts)) / options.splits
-    return {**found, f"{IS}_se": error}
+    return dict(isc_features_to_metric(samples.logits, options.splits, shuffle=options.is_order == "shuffled"))
 
 
 @metric(

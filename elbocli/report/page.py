@@ -244,7 +244,7 @@ def _plot(panel: Panel, entries: Sequence[Entry]) -> str:
 
     figure = Figure(figsize=(5.2, 3.2))
     axis = figure.subplots()
-    several = len(entries) > 1
+    several = sum(panel in entry.curves for entry in entries) > 1
     for number, entry in enumerate(entries):
         for index, curve in enumerate(entry.curves.get(panel, [])):
             style = line_style(index) | {"color": COLORS[(number if several else index) % len(COLORS)]}

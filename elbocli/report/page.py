@@ -36,7 +36,7 @@ from elbocli.runtime.text import visible, visible_lines
 from elbocli.version import __version__
 
 POINTS = 400  # largest number of points in a curve; neighbouring points of longer curves are averaged
-LATE = 0.2  # errors by noise level are those of the last fifth of the steps
+LATE = 0.8  # errors by noise level are those after this fraction of the steps
 PREVIEWS = 6  # largest number of previews of a run
 FEW = 20  # shorter curves have markers
 LONGEST = 40  # letters of a name in a legend
@@ -131,9 +131,10 @@ def render_page(sources: Sequence[Path]) -> str:
 
 def read_source(path: Path) -> Entry:
     """Read a run, a loss log, a result (JSON) or images. Raises FormatError or DataError."""
+    name = str(path)
     kind = recognise(path)
     if kind == "a loss log":
-        entry = Entry(str(path), describe(path))
+        entry = Entry(name, describe(path))
         _add_errors(entry, path)
         header = read_logs([path]).header
         low, high = header.edges[0], header.edges[-1]
@@ -142,9 +143,9 @@ def read_source(path: Path) -> Entry:
             _add_objective(entry, resolve_weighting(header.weighting or "elbo"), schedule, low, high)
         return entry
     if kind in RESULTS:
-        return Entry(str(path), tables=result_tables(path))
+        return Entry(name, tables=result_tables(path))
     if kind in ("a dataset", "samples", "a folder of images"):
-        return Entry(str(path), pictures=[_picture(str(path), draw_contact_sheet(*images_of(path)))])
+        return Entry(name, pictures=[_picture(name, draw_contact_sheet(*images_of(path)))])
     return read_run(path)
 
 
@@ -195,7 +196,7 @@ def _add_errors(entry: Entry, path: Path) -> None:
         return
     total = np.nansum(log.eps_mse * log.count, axis=1)
     entry.add(EPS_MSE, "", _pooled(log.images), _pooled(total / log.count.sum(1).clip(1)))
-    late = read_logs([path], since=int(log.step[-1] * (1 - LATE)))
+    late = read_logs([path], since=int(log.step[-1] * LATE))
     moments = ErrorMoments.of_sums(late.edges, late.sums)
     seen = moments.seen
     entry.add(ERROR, "", moments.middle[seen], moments.mean[seen], moments.mean_se[seen])

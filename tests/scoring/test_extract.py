@@ -203,8 +203,6 @@ def test_features_in_bf16_are_those_of_autocast_and_every_file_says_so(pair, tmp
         assert score(pair[1], ref, allow_mismatch=True)["mismatch"] == {KEY: ["fp32", "bf16"]}
 
 
-
-
 @pytest.mark.parametrize(("precision", "network"), [(None, None), ("fp32", None), ("bf16", DEFAULT)])
 def test_only_fp32_has_published_names(precision, network):
     about = FeatureFacts(extractor=DEFAULT, weights_sha256=PUBLISHED_INCEPTION, feature_precision=precision)

@@ -31,6 +31,7 @@ from elbocli.report.figure import COLORS, STYLE, draw_band, import_matplotlib, l
 from elbocli.report.runs_table import is_score, progress_of_runs, table_of_runs
 from elbocli.runs.config import read_run_config
 from elbocli.runs.open import schedule_of, weighting_of_run
+from elbocli.runs.train_settings import ADAPTIVE
 from elbocli.runtime.table import Table
 from elbocli.runtime.text import visible, visible_lines
 from elbocli.version import __version__
@@ -137,10 +138,11 @@ def read_source(path: Path) -> Entry:
         entry = Entry(name, describe(path))
         _add_errors(entry, path)
         header = read_logs([path]).header
-        low, high = header.edges[0], header.edges[-1]
+        low, *_, high = header.edges
         with entry.noting_errors():
-            schedule = resolve_schedule(header.schedule, low, high) if header.schedule else None
-            _add_objective(entry, resolve_weighting(header.weighting or "elbo"), schedule, low, high)
+            if header.weighting:
+                schedule = None if header.schedule in (None, ADAPTIVE) else resolve_schedule(header.schedule, low, high)
+                _add_objective(entry, resolve_weighting(header.weighting), schedule, low, high)
         return entry
     if kind in RESULTS:
         return Entry(name, tables=result_tables(path))
@@ -194,7 +196,7 @@ def _add_errors(entry: Entry, path: Path) -> None:
     log = read_arrays(path)
     if not len(log.step):
         return
-    total = np.nansum(log.eps_mse * log.count, axis=1)
+    total = np.nansum(log.eps_mse * log.count, 1)
     entry.add(EPS_MSE, "", _pooled(log.images), _pooled(total / log.count.sum(1).clip(1)))
     late = read_logs([path], since=int(log.step[-1] * LATE))
     moments = ErrorMoments.of_sums(late.edges, late.sums)
@@ -224,7 +226,7 @@ def _add_objective(entry: Entry, weighting: Weighting, schedule: Schedule | None
 
 def _picture(title: str, image: Image.Image) -> Picture:
     buffer = io.BytesIO()
-    image.save(buffer, "png", optimize=True)
+    image.save(buffer, "png")
     return Picture(title, f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}")
 
 
@@ -255,7 +257,7 @@ def _plot(panel: Panel, entries: Sequence[Entry]) -> str:
     if panel.xlabel == LEVELS:
         level_ticks(axis.xaxis)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(bbox_to_anchor=(0, -0.2), borderpad=0)
+        axis.legend(bbox_to_anchor=(0, -0.2))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{b64encode(buffer.getvalue()).decode()}"

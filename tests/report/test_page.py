@@ -91,6 +91,8 @@ def test_a_loss_log_alone_has_its_errors_density_and_verdict(run):
     assert {LOSS, ERROR, DENSITY} & set(entry.curves) == {ERROR, DENSITY} and "its loss is the ELBO" in entry.verdict
     drawn, schedule = entry.curves[DENSITY]
     assert np.trapezoid(drawn.y, drawn.x) == pytest.approx(np.trapezoid(schedule.y, schedule.x), rel=0.1)
+    log.write_text(log.read_text().replace('"schedule": "cosine"', '"schedule": "adaptive"'))
+    assert [curve.name for curve in read_source(log).curves[DENSITY]] == ["drawn"] and read_source(log).verdict
     of_run = read_source(run).curves[ERROR]
     assert np.array_equal(entry.curves[ERROR][0].y, of_run[0].y)
 

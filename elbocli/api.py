@@ -34,10 +34,10 @@ from elbocli.runs.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import progress, show_progress_with
 from elbocli.sampling.denoiser import Denoiser
-from elbocli.sampling.draw import SampleSettings, count_evaluations, draw_batch
 from elbocli.sampling.guidance import THRESHOLDS, Guidance
-from elbocli.sampling.samplers import USUAL, Sampler, choose_space, parse_sampler
-from elbocli.sampling.spacing import SPACINGS, logsnr_grid, usual_spacing
+from elbocli.sampling.plan import Sampling
+from elbocli.sampling.samplers import USUAL, Sampler, parse_sampler
+from elbocli.sampling.spacing import SPACINGS
 
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
 
@@ -400,33 +400,40 @@ def draw(
         raise UsageError(f"shape is {tuple(shape)} and n is {n}; pass the shape of one example, and the number of examples")
     chosen = parse_sampler(sampler) if isinstance(sampler, str) else sampler
     what = _predicted(prediction, trained)
-    steps = chosen.traits.steps if steps is None else steps
     schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, trained, clip=True)
-    grid = logsnr_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else usual_spacing(schedule, chosen))
-    place = choose_device(str(device))
+    where = choose_device(str(device))
     labels = _labels(labels, n)
-    how = SampleSettings(sampler=choose_space(chosen, what, schedule), start=STARTS.parse(start))
     if guidance_scale != 1 and labels is None:
         raise UsageError(
             f"guidance_scale {guidance_scale:g} needs labels of shape [{n}]; pass labels=, or leave guidance_scale at 1"
         )
-    source = Noise(seed, (*shape[1:], shape[0]), 0, place)
-    arithmetic = Precision(precision, place)
-    denoiser = Denoiser(module, what, Guidance(guidance_scale), threshold=THRESHOLDS.parse(threshold))
-    nfe = count_evaluations(denoiser, how.sampler, grid, None if labels is None else labels[:1])
+    plan = Sampling.on_schedule(
+        chosen,
+        schedule,
+        what,
+        Precision(precision, where),
+        steps or 0,
+        SPACINGS.parse(spacing) if spacing else None,
+        guidance=Guidance(guidance_scale),
+        threshold=THRESHOLDS.parse(threshold),
+        start=STARTS.parse(start),
+    )
+    noise = Noise(seed, (*shape[1:], shape[0]), where)
+    denoiser = Denoiser(module, what)
+    total = n * plan.evaluations(guided=labels is not None)
 
     def batch(first: int) -> Tensor:
         indices = range(first, min(first + batch_size, n))
-        one = denoiser.given(None if labels is None else sent(labels[first : indices.stop], place))
+        of_batch = None if labels is None else sent(labels[first : indices.stop], where)
 
-        def report() -> None:
-            progress(first * nfe + len(indices) * one.evaluations, n * nfe, "evaluation")
+        def report(evaluations: int) -> None:
+            progress(first * total // n + len(indices) * evaluations, total, "evaluation")
 
-        return draw_batch(one, indices, grid, how, source, arithmetic, lambda x: x, report)
+        return plan.draw(denoiser, noise, indices, of_batch, before_evaluation=report)
 
-    with _bar(progress_bar, n * nfe, "evaluation"):
+    with _bar(progress_bar, total, "evaluation"):
         drawn = [batch(first) for first in range(0, n, batch_size)]
-        progress(n * nfe, n * nfe, "evaluation")
+        progress(total, total, "evaluation")
     return torch.cat(drawn)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from harness import heard
 from torch import Tensor, nn
 
-from elbocli.core.noise import NOISES, STARTS
+from elbocli.core.noise import STARTS
 from elbocli.core.pixels import ROUNDINGS
 from elbocli.data import sources as sources_module
 from elbocli.data.pack import Encoder, Settings, latent_encoder, pack_images
@@ -104,12 +104,11 @@ PARSE = {
     "start": STARTS.parse,
     "rounding": ROUNDINGS.parse,
     "spacing": SPACINGS.parse,
-    "noise": NOISES.parse,
 }
 
 
 def typed(**settings: Any) -> SampleSettings:
-    """SampleSettings whose sampler, spacing, start, clip, rounding and noise are given as text."""
+    """SampleSettings whose sampler, spacing, start, clip and rounding are given as text."""
     return SampleSettings(**{key: PARSE[key](value) if key in PARSE else value for key, value in settings.items()})
 
 

@@ -28,7 +28,6 @@ from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
 
 FLOOR = 0.1
-CRITERION = "second-moment"
 PIXELS = 256 * 3072  # values in a default batch: 256 images of 32 × 32 × 3
 PLAIN = parse_weighting("elbo")
 
@@ -148,8 +147,10 @@ class RunMeasurement(Measurement):
         with suppress(DataError, FormatError):
             losses = read_logs([self.trained.path])
             if float(losses.edges[0]) <= self.low and self.high <= float(losses.edges[-1]):
-                fitted = fit_schedule(ErrorMoments.of_sums(losses.edges, losses.sums), weighting, CRITERION, FLOOR)
-                return make_schedule(fitted.curve, f"fitted:{CRITERION}", self.low, self.high)
+                moments = ErrorMoments.of_sums(losses.edges, losses.sums)
+                # The density for the least variance with independent noise levels, which the bound has from image to image.
+                fitted = fit_schedule(moments, weighting, FLOOR, moments.smoothed.second.sqrt())
+                return make_schedule(fitted.curve, "fitted:second-moment", self.low, self.high)
         return parse_schedule("uniform", self.low, self.high)
 
     def about(self) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from elbocli.commands.shared.commands import (
     stdin_or_fail,
     value,
 )
-from elbocli.core.criteria import CRITERIA
 
 
 @click.command(cls=Command)
@@ -31,12 +30,6 @@ from elbocli.core.criteria import CRITERIA
     "--weighting",
     type=WEIGHTING,
     help="w(logsnr): NAME or NAME:key=value,…; see 'elbo list'.  [default: the log's own]",
-)
-@option(
-    "--criterion",
-    type=click.Choice(list(CRITERIA)),
-    default="loss",
-    help="Criterion of the density: " + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values()) + ".",
 )
 @option(
     "--floor",
@@ -68,7 +61,7 @@ def adapt(
 
     The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to a file or a pipe. A
     table gives the predicted variance of a batch's mean loss, with independent t and with low-discrepancy t as in
-    training, for the log's schedule, fixed schedules, and a schedule fitted by each criterion.
+    training, for the log's schedule, fixed schedules, and the fitted one.
     """
     from elbocli.report.plots import plot_fit
     from elbocli.runtime.progress import log

@@ -31,7 +31,7 @@ from elbocli.commands.shared.commands import (
 from elbocli.sampling.samplers import USUAL
 
 GROUPS = {
-    "Images": ("n", "classes", "seed", "noise", "rounding", "out", "zoom", "overwrite"),
+    "Images": ("n", "classes", "seed", "rounding", "out", "zoom", "overwrite"),
     "Weights": ("weights", "autoencoder"),
     "Sampler": ("sampler", "steps", "schedule", "spacing", "start", "threshold"),
     "Guidance": GUIDANCE,
@@ -97,18 +97,6 @@ GROUPS = {
 )
 @weights_option
 @seed_option
-@option(
-    "--noise",
-    type=Named("elbocli.core.noise.NOISES"),
-    default="elbo",
-    help="Random numbers: elbo's, the same on any device, or those of EDM's (edm) or EDM2's (edm2) seed SEED + i.",
-    more="With edm, image i has the noise, and with --classes random the class, that EDM's generate.py draws for seed "
-    "SEED + i on the same kind of device; with edm2, those of EDM2's generate_images.py. They differ in the noise that churn "
-    "adds: EDM draws float64 in every step, EDM2 float32 in steps that add noise. torch draws other numbers on CUDA than on "
-    "a CPU, so the images depend on the kind of device, and published ones need CUDA. "
-    "EDM samples in float64, elbo in float32: a pixel may differ by a level. ADM, DiT and SiT seed whole batches, which "
-    "elbo can't repeat.",
-)
 @batch_option
 @device_options
 @option(
@@ -151,7 +139,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     interrupted, run it again: it continues the unfinished file. Under torchrun, processes share the work. Image i
     depends on (seed, i) alone.
     """
-    from elbocli.core.noise import NOISES, STARTS
+    from elbocli.core.noise import STARTS
     from elbocli.core.pixels import ROUNDINGS
     from elbocli.data.samples import refuse_terminal
     from elbocli.files.atomic import streams, writing
@@ -170,7 +158,6 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         "sampler": parse_sampler,
         "threshold": THRESHOLDS.parse,
         "start": STARTS.parse,
-        "noise": NOISES.parse,
         "spacing": SPACINGS.parse,
         "rounding": ROUNDINGS.parse,
     }

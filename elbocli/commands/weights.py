@@ -34,11 +34,9 @@ REGISTRIES = {
     "factors": "elbocli.core.weighting.FACTORS",
     "samplers": "elbocli.sampling.samplers.SAMPLERS",
     "spacings": "elbocli.sampling.spacing.SPACINGS",
-    "noises": "elbocli.core.noise.NOISES",
     "starts": "elbocli.core.noise.STARTS",
     "thresholds": "elbocli.sampling.guidance.THRESHOLDS",
     "roundings": "elbocli.core.pixels.ROUNDINGS",
-    "criteria": "elbocli.core.criteria.CRITERIA",
     "averages": "elbocli.core.averages.AVERAGES",
     "extractors": "elbocli.scoring.extractors.EXTRACTORS",
     "metrics": "elbocli.scoring.metrics.METRICS",
@@ -64,7 +62,7 @@ def list_(kind: str, as_json: bool) -> None:
 
     Each with its formula, parameters and source; with -v, also aliases; weightings also with whether they are monotone.
     KIND is weightings (the default), learned-weightings, schedules, predictions, factors, samplers, spacings, noises, starts, thresholds,
-    roundings, criteria, averages, extractors or metrics.
+    roundings, averages, extractors or metrics.
     """
     from elbocli.core.registry import load_installed
 

@@ -1,6 +1,6 @@
 """Fit adaptive schedules and learned weightings to errors in bins of λ.
 
-Source: arXiv:2303.00848, sec. 4, for the criterion `loss`.
+Source: arXiv:2303.00848, sec. 4.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from elbocli.core.criteria import CRITERIA
 from elbocli.core.monotone import Function
 from elbocli.core.objective import Objective
 from elbocli.core.schedule import Schedule, schedule_of_shares
@@ -206,23 +205,20 @@ def check_floor(floor: float) -> None:
         raise UsageError(f"floor is {floor:g}; choose a floor from {LEAST_FLOOR:g} to 1")
 
 
-def fit_schedule(
-    moments: ErrorMoments,
-    weighting: Weighting,
-    criterion: str = "loss",
-    floor: float = 0.01,
-) -> Schedule:
-    """Return the schedule with density ∝ weighting × criterion in each bin, named "adaptive".
+def fit_schedule(moments: ErrorMoments, weighting: Weighting, floor: float = 0.01, error: Tensor | None = None) -> Schedule:
+    """Return the schedule with density ∝ weighting × error in each bin, named "adaptive".
 
-    criterion: function of a bin's errors, a name in CRITERIA. floor: smallest density, as a fraction of the uniform density.
-    Raises UsageError: unknown criterion, or floor outside [LEAST_FLOOR, 1].
-    Raises DataError: no bin has two errors, or weighting × criterion is zero or not finite.
+    By the paper's criterion, every t then contributes equally to the loss.
+    floor: smallest density, as a fraction of the uniform density.
+    error: [bins]; None: the smoothed mean errors.
+    Raises UsageError: floor outside [LEAST_FLOOR, 1].
+    Raises DataError: no bin has two errors, or weighting × error is zero or not finite.
+    Source: Kingma & Gao 2023, sec. 4.
     """
     check_floor(floor)
-    known = moments.smoothed
     edges = moments.edges
     width = edges.diff()
-    mass = weighting(fine_levels(edges)).mean(1) * CRITERIA.find(criterion)(known.mean, known.second) * width
+    mass = weighting(fine_levels(edges)).mean(1) * (moments.smoothed.mean if error is None else error) * width
     if not mass.isfinite().all() or float(mass.sum()) <= 0:
         raise DataError(f"weighting {weighting.spec} × error is all zero, or not finite; choose another weighting")
     return schedule_of_shares(edges, floored(mass / mass.sum(), width, floor), "adaptive")
@@ -320,7 +316,7 @@ class AdaptiveSchedule:
         known = self.moments()
         if not known.seen.any():
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
-        return fit_schedule(known, weighting, "loss", floor)
+        return fit_schedule(known, weighting, floor)
 
 
 def refuse_adaptive(weighting: Weighting) -> None:

@@ -27,7 +27,6 @@ class Declaration:
     choices: parameter → words, of parameters that aren't numbers.
     traits: other properties, such as `monotone` of a weighting; None for none.
     known_as: other name → values of the parameters that the name sets.
-    parameters_known_as: other name of a parameter → parameter.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Declaration:
     choices: Mapping[str, tuple[str, ...]]
     traits: Any
     known_as: Mapping[str, Mapping[str, str]]
-    parameters_known_as: Mapping[str, str]
 
     def __repr__(self) -> str:
         return f"Declaration({self.spec!r})"
@@ -100,7 +98,7 @@ class Declaration:
     def _parameter(self, word: str) -> str:
         if not word and len(self.params) == 1:
             return next(iter(self.params))
-        for own in (word, self.parameters_known_as.get(word.lower(), word.lower())):
+        for own in (word, word.lower()):
             if own in self.params:
                 return own
         raise UsageError(f"{self.name} has no parameter {word!r}; it has {', '.join(self.params) or 'no parameters'}")
@@ -188,7 +186,6 @@ class Registry(dict[str, Declaration]):
         choices: Mapping[str, tuple[str, ...]] | None = None,
         traits: Any = None,
         known_as: Iterable[str] = (),
-        parameters_known_as: Mapping[str, str] | None = None,
         **params: Any,
     ) -> Callable[[M], M]:
         """Return a decorator that registers a function or class under `name`.
@@ -200,7 +197,6 @@ class Registry(dict[str, Declaration]):
         choices: parameter → words, of parameters that aren't numbers.
         traits: `traits` of the Declaration, in a registry whose own `traits` is None.
         known_as: aliases as `ALIAS`, or `ALIAS:key=value,…` for an alias that sets these parameters.
-        parameters_known_as: other name in lower case → parameter.
         params: default values of further parameters, and values of fields of the registry's class `traits`.
         Raises UsageError if the name is taken or a field of `traits` is missing, PluginError for a faulty function of a plug-in.
         """
@@ -227,7 +223,6 @@ class Registry(dict[str, Declaration]):
                 choices or {},
                 traits,
                 aka,
-                parameters_known_as or {},
             )
             self.verify(declared)
             self[name] = declared

@@ -221,8 +221,6 @@ def check_schedule(declared: Declaration) -> None:
 SCHEDULES = Registry("schedule", check=check_schedule)
 schedule = SCHEDULES.declare
 """Decorator that declares a schedule: a function or class that turns floats, a SPEC's parameters, into a ScheduleCurve."""
-EDM_WORDS = {"p_mean": "mean", "p_std": "std"}  # parameter in EDM's code → parameter in elbo
-NORMAL_WORDS = {**EDM_WORDS, "m": "mean", "s": "std", "logit_std": "std"}
 
 
 class ScheduleCurve(Protocol):
@@ -318,7 +316,6 @@ def normal_density(logsnr, mean, std):
         "edm2-img64:mean=-0.8,std=1.6",
         "edm2-img512:mean=-0.4,std=1",
     ],
-    parameters_known_as=NORMAL_WORDS,
 )
 class Edm:
     def __init__(self, mean=-1.2, std=1.2):
@@ -342,7 +339,6 @@ class Edm:
     formula="mean - scale sgn(1/2 - t) log(1 - 2|t - 1/2|)",
     source="Hang et al. 2024, arXiv:2407.03297: logsnr ~ Laplace(mean, scale)",
     positive=["scale"],
-    parameters_known_as={"mu": "mean", "loc": "mean", "b": "scale"},
 )
 class Laplace:
     def __init__(self, mean=0.0, scale=0.5):
@@ -361,30 +357,6 @@ class Laplace:
 
     def density(self, logsnr):
         return (-((logsnr - self.mean) / self.scale).abs()).exp() / (2 * self.scale)
-
-
-@schedule(
-    "cauchy",
-    formula="mean + scale / tan(pi t)",
-    source="Hang et al. 2024, arXiv:2407.03297: logsnr ~ Cauchy(mean, scale)",
-    positive=["scale"],
-    parameters_known_as={"mu": "mean", "loc": "mean", "gamma": "scale"},
-)
-class Cauchy:
-    def __init__(self, mean=0.0, scale=1.0):
-        self.mean = mean
-        self.scale = scale
-
-    def logsnr(self, t):
-        return self.mean + self.scale / (math.pi * t).tan()
-
-    def t(self, logsnr):
-        import torch
-
-        return torch.atan2(logsnr * 0 + self.scale, logsnr - self.mean) / math.pi
-
-    def density(self, logsnr):
-        return self.scale / math.pi / ((logsnr - self.mean).square() + self.scale**2)
 
 
 @schedule(
@@ -436,7 +408,6 @@ class FmOt:
     source="Esser et al. 2024 (SD3), eq. 20: optimal-transport path, times by mode sampling with heavy tails",
     within={"scale": (-1, 2 / (math.pi - 2) * (1 - 1e-9))},
     known_as=["heavy-tail"],
-    parameters_known_as={"s": "scale", "mode_scale": "scale", "noising_weight": "scale"},
 )
 class Mode:
     on_path = True
@@ -466,55 +437,12 @@ class Mode:
     formula="2 log((1-u)/u), logit u ~ N(mean, std^2)",
     source="Esser et al. 2024 (SD3): optimal-transport path, logit-normal times",
     positive=["std"],
-    parameters_known_as={**NORMAL_WORDS, "sigmoid_scale": "std", "flow_sigmoid_scale": "std", "noising_bias": "mean"},
 )
 class LogitNormal(Edm):
     on_path = True
 
     def __init__(self, mean=0.0, std=1.0):
         super().__init__(mean, std)
-
-
-@schedule(
-    "plateau-logit-normal",
-    formula="2 log((1-u)/u), u logit-normal(mean, std) up to its mode, then uniform with the density of the mode",
-    source="FLUX.2; Self-Flow, appendix A.2: optimal-transport path",
-    positive=["std"],
-    within={"std": (0, math.sqrt(2))},
-    known_as=["plateau", "flux2"],
-    parameters_known_as=NORMAL_WORDS,
-)
-class Plateau:
-    on_path = True
-
-    # u: time of the path z = (1 − u) x + u ε. t: distribution function of u. The mode is unique, because std² ≤ 2.
-    def __init__(self, mean=0.0, std=1.0):
-        self.path = FmOt()
-        self.whole = Edm(mean, std)
-        low = 0.0
-        high = 1.0
-        for _ in range(60):
-            self.mode = (low + high) / 2
-            falling = math.log(self.mode / (1 - self.mode)) - mean > std**2 * (2 * self.mode - 1)
-            low, high = (low, self.mode) if falling else (self.mode, high)
-        away = (math.log(self.mode / (1 - self.mode)) - mean) / std
-        self.below = 0.5 * math.erfc(-away / math.sqrt(2))
-        self.height = math.exp(-0.5 * away**2) / (std * math.sqrt(2 * math.pi) * self.mode * (1 - self.mode))
-        self.total = self.below + self.height * (1 - self.mode)
-
-    def logsnr(self, t):
-        share = t * self.total
-        u = self.mode + (share - self.below) / self.height
-        clean = share < self.below
-        return self.whole.logsnr(share.clamp(max=self.below)).where(clean, self.path.logsnr(u.clamp(min=self.mode)))
-
-    def t(self, logsnr):
-        u = self.path.t(logsnr)
-        return self.whole.t(logsnr).where(u < self.mode, self.below + self.height * (u - self.mode)) / self.total
-
-    def density(self, logsnr):
-        level = self.height * self.path.density(logsnr)
-        return self.whole.density(logsnr).where(self.path.t(logsnr) < self.mode, level) / self.total
 
 
 @schedule(
@@ -549,7 +477,6 @@ class LinearBeta:
     "that as for low, images having size",
     positive=["low", "high", "size"],
     known_as=["cosine-interpolated"],
-    parameters_known_as={"noise_d_low": "low", "noise_d_high": "high", "image_d": "size"},
 )
 class Interpolated:
     # λ = u + start + rise·t with u = −2 log tan(πt/2); λ falls if rise < 2π.

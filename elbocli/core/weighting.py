@@ -58,7 +58,6 @@ def truncated_snr(logsnr):
     source="Hang et al. 2023: the same loss for every target",
     traits="x",
     positive=["gamma"],
-    parameters_known_as={"snr_gamma": "gamma"},
 )
 def min_snr(logsnr, gamma=5.0):
     return logsnr.exp().clamp(max=gamma)
@@ -78,16 +77,6 @@ def debiased(logsnr):
 )
 def clamped(logsnr, least=0.05):
     return ((-logsnr / 2).sigmoid() / least).clamp(max=1).square()
-
-
-@FACTORS.declare(
-    "variance-aware",
-    formula="exp(-alpha (logsnr - mean)^2)",
-    source="Sun & Shi 2026, arXiv:2603.10391, eq. 13, on the EDM loss; mean: of a batch's logsnr, so of the schedule's",
-    positive=["alpha"],
-)
-def variance_aware(logsnr, alpha=0.05, mean=2.4):
-    return (-alpha * (logsnr - mean).square()).exp()
 
 
 @FACTORS.declare("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.monotone import Function, NonIncreasing, weighting_faults
 from elbocli.core.registry import Declaration, Registry
-from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
+from elbocli.core.schedule_curves import SCHEDULES, normal_density
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +121,6 @@ def p2(logsnr, gamma=1.0):
     monotone=False,
     source="Hang et al. 2023: Min-SNR, cosine schedule",
     positive=["gamma"],
-    parameters_known_as={"snr_gamma": "gamma"},
 )
 def min_snr(logsnr, gamma=5.0):
     return _sech(logsnr / 2) * (gamma * (-logsnr).exp()).clamp(max=1)
@@ -159,7 +158,6 @@ def ddpm(logsnr, beta_min=0.1, beta_max=20.0):
     source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
     positive=["std", "sigma_data"],
     known_as=["lognormal", "log-normal"],
-    parameters_known_as=EDM_WORDS,
 )
 def edm(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
     return normal_density(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
@@ -172,7 +170,6 @@ def edm(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
     source=f"{PAPER} sec. 4",
     positive=["std", "sigma_data"],
     known_as=["edm-monotone"],
-    parameters_known_as=EDM_WORDS,
 )
 def edm_monotonic(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
     return _edm_held(mean, std, sigma_data)(logsnr)
@@ -201,7 +198,6 @@ def sigmoid(logsnr, bias=2.0):
     source="Esser et al. 2024: logit-normal t, optimal-transport path",
     positive=["s"],
     known_as=["logit-normal"],
-    parameters_known_as={"mean": "m", "std": "s", "logit_std": "s"},
 )
 def sd3(logsnr, m=0.0, s=1.0):
     return normal_density(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()
@@ -254,27 +250,3 @@ def uncertainty(logsnr, profile):
     # EDM2's loss ω/e^u ‖x̂ − x‖²/D + u is least in u where e^u = ω E‖x̂ − x‖²/D, and with this u, EDM2's loss weights ‖ε − ε̂‖²
     # by p/e for any ω (p: density, e: error). The best density, ∝ w e, is then p itself.
     return profile.density(logsnr) * (-profile.log_error(logsnr)).exp()
-
-
-@learned_weighting(
-    "infonoise",
-    formula="exp(-logsnr) E|e|^2 g, g = sigmoid(exponent (pivot - logsnr) / 2)",
-    source="Raya et al. 2026 (InfoNoise), arXiv:2602.18647, eq. 13-15",
-    known_as=["info-noise"],
-    positive=["exponent"],
-    within={"onset": (0, 1)},
-)
-def infonoise(logsnr, profile, exponent=3.0, onset=0.002):
-    """Weight by the error of x̂, E‖x − x̂‖²/D, times a gate that closes at little noise.
-
-    InfoNoise draws σ = e^{−λ/2} so that density × loss weight is the rate of conditional entropy, ∝ E‖x − x̂‖²/σ³ per unit of σ,
-    times the gate σⁿ/(σⁿ + cⁿ). This is L_w for the w given here, with any loss weight; an exact network's w never rises.
-    exponent: n of the gate. onset: c is the largest σ at which the rate is at least `onset` times its maximum.
-    """
-    levels = profile.levels
-    error = profile.log_error(profile.levels).exp()
-    rate = error * (levels / 2).exp()
-    pivot = levels[rate >= onset * rate.max()].min()
-    allocated = error * (exponent / 2 * (pivot - levels)).sigmoid()
-    unit = allocated.sum() * (levels[-1] - levels[0]) / (len(levels) - 1)  # so that the allocation integrates to 1 over λ
-    return (profile.log_error(logsnr) - logsnr).exp() * (exponent / 2 * (pivot - logsnr)).sigmoid() / unit

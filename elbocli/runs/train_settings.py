@@ -134,7 +134,7 @@ class TrainSettings:
         more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo list factors' or a "
         "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or the path of a "
         "diffusers scheduler_config.json. Or one that is learned while training ('elbo list learned-weightings'): uncertainty is "
-        "EDM2's, the schedule's density over the error at each noise level; infonoise is InfoNoise's. With :monotone, such a "
+        "EDM2's, the schedule's density over the error at each noise level. With :monotone, such a "
         "weighting never rises.",
         names="elbocli.core.weighting_curves.ALL_WEIGHTINGS",
     )

@@ -41,10 +41,10 @@ class Denoiser:
         if self.guide is None and self.labels is not None and self.guidance.scale != 1:
             self.guide = Denoiser(self.network, self.prediction, labels=torch.full_like(self.labels, -1))
 
-    def given(self, labels: Tensor | None) -> Denoiser:
+    def with_labels(self, labels: Tensor | None) -> Denoiser:
         """Return a copy for a batch with these classes, [B] or None, without calls so far."""
         labels = labels if self.conditional else None
-        return replace(self, labels=labels, guide=self.guide and self.guide.given(labels), calls=0)
+        return replace(self, labels=labels, guide=self.guide and self.guide.with_labels(labels), calls=0)
 
     @property
     def evaluations(self) -> int:
@@ -67,7 +67,7 @@ class Denoiser:
             )
         return x_hat, (v + 1).mul_(0.5)
 
-    def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
+    def for_sampler(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
         """Return `with_variance` for a sampler that needs a learned variance, else the denoiser itself."""
         return self.with_variance if sampler.traits.learned else self
 

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.noise import ELBO, UNIT, Noise
+from elbocli.core.noise import UNIT, Noise
 from elbocli.core.pixels import NEAREST, to_levels
 from elbocli.core.registry import Declaration
-from elbocli.core.schedule import Schedule
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, read_space
@@ -30,31 +29,28 @@ from elbocli.networks.diffusers import Autoencoder
 from elbocli.runs.classes import BALANCED, RANDOM, choose_labels, usual_classes
 from elbocli.runs.open import SPACE, TrainedRun, dataset_of, open_run
 from elbocli.runtime.background import PATIENCE_S, Ending, catching_signals, interrupted
-from elbocli.runtime.device import CudaGraphs, Precision, choose_device, sent
+from elbocli.runtime.device import CudaGraphs, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import log, progress
 from elbocli.sampling.denoiser import NO_THRESHOLD, Denoiser
 from elbocli.sampling.guidance import Guidance
-from elbocli.sampling.samplers import USUAL, Sampler, choose_space, parse_sampler, purpose_of, walk
-from elbocli.sampling.spacing import logsnr_grid, usual_spacing
+from elbocli.sampling.plan import Sampling
+from elbocli.sampling.samplers import USUAL, Sampler, parse_sampler, purpose_of
 from elbocli.version import __version__
 
 
-def denoiser_of(
-    run: TrainedRun, guidance: Guidance, guide: TrainedRun | None = None, threshold: Declaration = NO_THRESHOLD
-) -> Denoiser:
-    """Return a run's denoiser, for batches without classes; `given` returns one for a batch with classes.
+def make_denoiser(run: TrainedRun, guide: TrainedRun | None = None) -> Denoiser:
+    """Return a run's denoiser, without guidance and classes, which a Sampling adds.
 
     guide: run for the weak output of guidance; None: the run to draw from, given no class.
-    threshold: method from THRESHOLDS that clips x̂.
     """
     weak = None
     if guide is not None:
         weak = Denoiser(guide.network, guide.prediction, conditional=guide.network.config.num_classes > 0)
-    return Denoiser(run.network, run.prediction, guidance, guide=weak, threshold=threshold)
+    return Denoiser(run.network, run.prediction, guide=weak)
 
 
-def prepared(denoiser: Denoiser, learned: bool, compile: bool, graphs: CudaGraphs | None) -> Denoiser:
+def compiled(denoiser: Denoiser, learned: bool, compile: bool, graphs: CudaGraphs | None) -> Denoiser:
     """Return a copy that calls the networks faster, for batches of one size.
 
     learned: whether the network also outputs its learned variance. compile: use torch.compile.
@@ -67,39 +63,26 @@ def prepared(denoiser: Denoiser, learned: bool, compile: bool, graphs: CudaGraph
             raise UsageError("the network has no learned variance; use --sampler ddpm")
         network = network.outputs
     network = torch.compile(network, dynamic=False) if compile else network
-    guide = denoiser.guide and prepared(denoiser.guide, False, compile, graphs)
+    guide = denoiser.guide and compiled(denoiser.guide, False, compile, graphs)
     return replace(denoiser, network=partial(graphs.call, network) if graphs else network, guide=guide)
 
 
-def count_evaluations(denoiser: Denoiser, sampler: Sampler, grid: list[float], labels: Tensor | None) -> int:
-    """Return the number of network evaluations per image. labels: class of any image, [1]; None: no classes."""
-    one = denoiser.given(labels)
-    for part in filter(None, (one, one.guide)):
-        part.network = lambda z, *_: torch.cat([z, z], 1)
-    walk(sampler, torch.zeros(1, 1), grid, one.asked_by(sampler), lambda: torch.zeros(1, 1))
-    return one.evaluations
-
-
-def describe_guidance(denoiser: Denoiser, guide: TrainedRun | None) -> dict[str, Any]:
+def describe_guidance(plan: Sampling, guide: TrainedRun | None) -> dict[str, Any]:
     """Return entries for result files: guidance, its guide, and threshold."""
-    given = denoiser.guidance
-    numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
+    guidance = plan.guidance
+    numbers = {"": guidance.scale, "_low": guidance.low, "_high": guidance.high, "_channels": guidance.channels or math.inf}
     facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
     if guide is not None:
         facts |= {"guide": str(guide.path), **{f"guide_{key}": to for key, to in guide.about.items()}}
-    return {**facts, "threshold": denoiser.threshold.spec}
+    return {**facts, "threshold": plan.threshold.spec}
 
 
-def check_guidance(trained: TrainedRun, guide: TrainedRun | None, denoiser: Denoiser, grid: list[float]) -> None:
-    """Raise UsageError if guide, guidance or threshold don't fit the run."""
+def check_guidance(trained: TrainedRun, guide: TrainedRun | None, guidance: Guidance, levels: Sequence[float]) -> None:
+    """Raise UsageError if guide or guidance don't fit the run. levels: rising λ of the steps; the last is clean data."""
     config = trained.network.config
     path = trained.path
-    scale = denoiser.guidance.scale
-    channels = denoiser.guidance.channels
-    if denoiser.threshold.name != "none" and trained.data.latents:
-        raise UsageError(
-            f"--threshold {denoiser.threshold.spec}: {path} draws latents, which have no range; leave --threshold out"
-        )
+    scale = guidance.scale
+    channels = guidance.channels
     if channels > config.image_channels:
         raise UsageError(f"--guidance-channels {channels}: {path} has {config.image_channels} channels; lower the number")
     if guide is None:
@@ -116,7 +99,7 @@ def check_guidance(trained: TrainedRun, guide: TrainedRun | None, denoiser: Deno
         )
     low = guide.settings.logsnr_min
     high = guide.settings.logsnr_max
-    beyond = [at for at in grid[:-1] if denoiser.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
+    beyond = [at for at in levels[:-1] if guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
     if beyond:
         raise UsageError(
             f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, but would be used at logsnr {beyond[0]:.4g}; "
@@ -194,7 +177,7 @@ def open_decoder(
 class SampleSettings:
     """Settings of `elbo sample`.
 
-    steps: number of noise levels; 0: the sampler's default. noise: random numbers, elbo's, EDM's or EDM2's.
+    steps: number of noise levels; 0: the sampler's default.
     schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
     classes: as in `choose_labels`; '': `data` if the training data's classes differ in frequency by more than chance, else
     `balanced`.
@@ -218,7 +201,6 @@ class SampleSettings:
     classes: str = ""
     weights: str = "ema"
     seed: int = 0
-    noise: Declaration = ELBO
     batch_size: int = 64
     device: str = "auto"
     precision: str = "fp32"
@@ -228,42 +210,6 @@ class SampleSettings:
     zoom: int = 0
     overwrite: bool = False
     command: str = ""
-
-
-@torch.inference_mode()
-def draw_batch(
-    denoiser: Denoiser,
-    indices: Sequence[int],
-    grid: list[float],
-    settings: SampleSettings,
-    source: Noise,
-    precision: Precision,
-    pixels: Callable[[Tensor], Tensor],
-    look: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """Draw a batch of images, and return what `pixels` makes of them.
-
-    indices: numbers of the images; image i depends only on the seed and i. grid: noise levels λ, rising.
-    settings: sampler and start are used. source: source of the noise, on the device to draw on.
-    pixels: function of the sampler's output, [B, C, H, W].
-    look: function called before each network evaluation, which may raise an error to stop.
-    """
-    drawn = source.walk(indices)
-
-    def noise() -> Tensor:
-        return sent(drawn(), source.device)
-
-    estimate = denoiser.asked_by(settings.sampler)
-
-    def watched(z: Tensor, logsnr: float) -> Any:
-        look()
-        return estimate(z, logsnr)
-
-    with precision.applied():
-        with precision.autocast():
-            first = noise() * settings.start(grid[0])
-            x = walk(settings.sampler, first, grid, watched, noise, source.every_step).float()
-        return pixels(x)
 
 
 def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None) -> None:
@@ -281,8 +227,8 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
         if settings.guide or settings.guide_weights:  # without --guide, the guide weights are of the same checkpoint
             guide = _open(settings.guide or trained.checkpoint.path, world, settings.guide_weights or "ema")
         with world.together():
-            drawing = _Drawing(trained, guide, settings, world, Ending(signals, 0, world.size > 1))
-        drawing.write(target)
+            drawing = _plan_drawing(trained, guide, settings, world)
+        _write(drawing, target, settings, world, Ending(signals, 0, world.size > 1))
 
 
 def _open(path: Path, world: World, weights: str) -> TrainedRun:
@@ -296,145 +242,148 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
         return trained or open_run(path, world.device, weights)
 
 
-def _choose_schedule(trained: TrainedRun, settings: SampleSettings) -> Schedule:
-    spec = settings.schedule or settings.sampler.traits.grid
-    if spec == "run":
-        return trained.schedule()
-    low = trained.settings.logsnr_min
-    high = trained.settings.logsnr_max
-    return resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
+class Drawing(NamedTuple):
+    """All that is needed to draw the images of a file.
 
+    batch: images at a time on each rank. whole_batches: whether the last batch is filled up, as compiled networks need equal batches.
+    evaluations: network evaluations for an image.
+    """
 
-def _check_purpose(schedule: Schedule, purpose: str) -> None:
-    if (made := made_for(schedule)) not in (None, purpose):
-        log.warning(f"{schedule.file}: is made for {made}, not for {purpose}; make a new file with 'elbo grid'")
+    plan: Sampling
+    denoiser: Denoiser
+    noise: Noise
+    output: Decoder
+    header: SamplesHeader
+    batch: int
+    whole_batches: bool
+    evaluations: int
 
-
-class _Drawing:
-    """Drawing of images in rounds: every rank draws a batch, and rank 0 writes."""
-
-    def __init__(self, trained: TrainedRun, guide: TrainedRun | None, settings: SampleSettings, world: World, ending: Ending):
-        device = world.device
-        n = settings.n
-        config = trained.network.config
-        self.precision = trained.precision(settings.precision, device)
-        schedule = _choose_schedule(trained, settings)
-        sampler = choose_space(settings.sampler, trained.prediction, schedule)
-        steps = settings.steps or sampler.traits.steps
-        _check_purpose(schedule, purpose_of(sampler, steps, settings.guidance.scale))
-        self.settings = replace(settings, sampler=sampler)
-        self.world = world
-        self.ending = ending
-        spacing = settings.spacing or usual_spacing(schedule, sampler)
-        self.grid = grid = logsnr_grid(schedule, steps, spacing)
-        denoiser = denoiser_of(trained, settings.guidance, guide, settings.threshold)
-        check_guidance(trained, guide, denoiser, grid)
-        graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
-        compiled = settings.compile == "on"
-        self.fixed = compiled or graphs is not None  # fill the last batch up: compiled networks need equal batches
-        with reading(trained.path, kind=UsageError, on=()):
-            self.denoiser = prepared(denoiser, sampler.traits.learned, compiled, graphs)
-        self.trained = trained
-        class_names = trained.data.class_names or []
-        names = [str(class_names[k] if k < len(class_names) else k) for k in range(config.num_classes)]
-        self.noise: Noise = settings.noise(settings.seed, config.shape, config.num_classes, device)
-        counts = trained.class_counts()
-        effect = "samples have classes with these frequencies (--classes data)"
-        classes = settings.classes or usual_classes(counts, trained.path, effect)
-        labels = (
-            self.noise.classes(n)
-            if classes == RANDOM and config.num_classes
-            else choose_labels(classes, n, config.num_classes, settings.seed, names, counts)
-        )
-        self.output = open_decoder(trained.data, config, device, settings.autoencoder, trained.path, settings.rounding)
-        self.batch = min(settings.batch_size, -(-n // world.size))
-        about = {
-            "run": str(trained.path),
-            **trained.about,
-            "sampler": sampler.spec,
-            "steps": steps,
-            "nfe": count_evaluations(denoiser, sampler, grid, config.example(1)[2]),
-            "schedule": schedule.base,
-            "spacing": spacing.spec,
-            "start": settings.start.spec,
-            "logsnr_min": grid[0],
-            "logsnr_max": grid[-2],
-            "grid_sha256": hashlib.sha256(repr(grid).encode()).hexdigest(),
-            **describe_guidance(denoiser, guide),
-            "classes": classes,
-            "seed": settings.seed,
-            "noise": settings.noise.name,
-            **self.noise.about,
-            "precision": str(self.precision),
-            **self.output.about,
-            "elbo_version": __version__,
-            "command": settings.command,
-        }
-        if labels is not None and classes not in (BALANCED, RANDOM):  # a file of labels, or the dataset, may change
-            about["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
-        shape = (n, *self.output.shape)
-        self.header = SamplesHeader(shape, labels, self.noise.seeds(n), names, about, settings.zoom)
-        self.done = 0
-
-    def write(self, target: Path | IO[bytes]) -> None:
-        """Draw and write the images that are missing in `target`.
-
-        Raises Interrupted and PeerLost; an ElboError of one rank is raised on all ranks.
-        """
-        world = self.world
-        trained = self.trained
-        about = self.header.about
-        n = self.settings.n
-        with ExitStack() as stack:
-            sink = None
-            with world.together():
-                if world.first:
-                    patience = PATIENCE_S if world.size > 1 else 0
-                    sink = stack.enter_context(open_samples(target, self.header, self.settings.overwrite, patience))
-            self.done = world.of_first(sink.done if sink else 0)
-            log.info(
-                f"{trained.path}: step {trained.step}, weights {about['weights']}; {about['sampler']}, {about['steps']} steps, "
-                f"logsnr {about['logsnr_min']:.4g} to {about['logsnr_max']:.4g}; {world.device}, {about['precision']}, "
-                f"processes {world.size}"
-            )
-            if self.done:
-                log.info(f"going on after {self.done} of {n} images")
-            while self.done < n:
-                with world.together():
-                    images = self._draw()
-                images = torch.cat(world.all(images))[: n - self.done]
-                with world.together():
-                    if sink:
-                        sink.put(images.numpy())
-                self.done += len(images)
-            if sink:  # other ranks end here: writing many PNGs may take an hour
-                sink.finish(self.look)
-        log.info(f"drew {n} images, {about['nfe']} network evaluations each")
-
-    def look(self) -> None:
-        if reason := self.ending.reason():
-            done = f"{self.done} of {self.settings.n} images are written"
-            raise interrupted(reason, f"{done}; with -o FILE the same command goes on from there")
-
-    def _draw(self) -> Tensor:
-        start = self.done + self.batch * self.world.rank
-        n = self.settings.n
-        device = self.world.device
-        count = max(0, min(self.batch, n - start))
+    def draw(self, first: int, count: int, before_evaluation: Callable[[int], None]) -> Tensor:
+        """Return images first, …, first + count − 1, uint8 [count, H, W, C], on the CPU."""
         if not count:
             return torch.empty((0, *self.output.shape), dtype=torch.uint8)
-        indices = range(start, start + (self.batch if self.fixed else count))
+        indices = range(first, first + (self.batch if self.whole_batches else count))
         labels = None
-        of_images = self.header.labels
-        if of_images is not None:
-            labels = sent(torch.from_numpy(of_images[np.minimum(indices, n - 1)]).long(), device)
-        denoiser = self.denoiser.given(labels)
-        nfe = self.header.about["nfe"]
-        together = min(self.batch * self.world.size, n - start)
+        if self.header.labels is not None:
+            chosen = self.header.labels[np.minimum(indices, len(self.header.labels) - 1)]
+            labels = sent(torch.from_numpy(chosen).long(), self.noise.device)
+        images = self.plan.draw(self.denoiser, self.noise, indices, labels, self.output.pixels, before_evaluation)
+        return images[:count].cpu()
 
-        def report() -> None:
-            self.look()
-            progress(start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
 
-        how = self.grid, self.settings, self.noise, self.precision, self.output.pixels
-        return draw_batch(denoiser, indices, *how, report)[:count].cpu()
+def _plan_drawing(trained: TrainedRun, guide: TrainedRun | None, settings: SampleSettings, world: World) -> Drawing:
+    device = world.device
+    config = trained.network.config
+    low = trained.settings.logsnr_min
+    high = trained.settings.logsnr_max
+    spec = settings.schedule or settings.sampler.traits.grid
+    schedule = trained.schedule() if spec == "run" else resolve_schedule(spec, low, high, clip=True, size=config.image_size)
+    plan = Sampling.on_schedule(
+        settings.sampler,
+        schedule,
+        trained.prediction,
+        trained.precision(settings.precision, device),
+        settings.steps,
+        settings.spacing,
+        guidance=settings.guidance,
+        threshold=settings.threshold,
+        start=settings.start,
+    )
+    purpose = purpose_of(plan.sampler, plan.steps, plan.guidance.scale)
+    if (made := made_for(schedule)) not in (None, purpose):
+        log.warning(f"{schedule.file}: is made for {made}, not for {purpose}; make a new file with 'elbo grid'")
+    if plan.threshold.name != "none" and trained.data.latents:
+        raise UsageError(
+            f"--threshold {plan.threshold.spec}: {trained.path} draws latents, which have no range; leave --threshold out"
+        )
+    check_guidance(trained, guide, plan.guidance, plan.levels)
+    graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
+    with reading(trained.path, kind=UsageError, on=()):
+        denoiser = compiled(make_denoiser(trained, guide), plan.sampler.traits.learned, settings.compile == "on", graphs)
+    names = trained.data.class_names or []
+    names = [str(names[k] if k < len(names) else k) for k in range(config.num_classes)]
+    counts = trained.class_counts()
+    effect = "samples have classes with these frequencies (--classes data)"
+    classes = settings.classes or usual_classes(counts, trained.path, effect)
+    labels = choose_labels(classes, settings.n, config.num_classes, settings.seed, names, counts)
+    output = open_decoder(trained.data, config, device, settings.autoencoder, trained.path, settings.rounding)
+    evaluations = plan.evaluations(guided=guide is not None or labels is not None)
+    about = {
+        "run": str(trained.path),
+        **trained.about,
+        "sampler": plan.sampler.spec,
+        "steps": plan.steps,
+        "nfe": evaluations,
+        "schedule": schedule.base,
+        "spacing": plan.spacing,
+        "start": plan.start.spec,
+        "logsnr_min": plan.levels[0],
+        "logsnr_max": plan.levels[-2],
+        "grid_sha256": hashlib.sha256(repr([*plan.levels]).encode()).hexdigest(),
+        **describe_guidance(plan, guide),
+        "classes": classes,
+        "seed": settings.seed,
+        "precision": str(plan.precision),
+        **output.about,
+        "elbo_version": __version__,
+        "command": settings.command,
+    }
+    if labels is not None and classes not in (BALANCED, RANDOM):  # a file of labels, or the dataset, may change
+        about["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
+    header = SamplesHeader(
+        (settings.n, *output.shape), labels, np.arange(settings.n, dtype=np.int64), names, about, settings.zoom
+    )
+    return Drawing(
+        plan,
+        denoiser,
+        Noise(settings.seed, config.shape, device),
+        output,
+        header,
+        batch=min(settings.batch_size, -(-settings.n // world.size)),
+        whole_batches=settings.compile == "on" or graphs is not None,
+        evaluations=evaluations,
+    )
+
+
+def _write(drawing: Drawing, target: Path | IO[bytes], settings: SampleSettings, world: World, ending: Ending) -> None:
+    # Draws and writes the images that are missing in `target`, in rounds: every rank draws a batch, and rank 0 writes.
+    n = settings.n
+    about = drawing.header.about
+    done = 0
+
+    def check_stop() -> None:
+        if reason := ending.reason():
+            raise interrupted(reason, f"{done} of {n} images are written; with -o FILE the same command goes on from there")
+
+    with ExitStack() as stack:
+        sink = None
+        with world.together():
+            if world.first:
+                patience = PATIENCE_S if world.size > 1 else 0
+                sink = stack.enter_context(open_samples(target, drawing.header, settings.overwrite, patience))
+        done = world.of_first(sink.done if sink else 0)
+        log.info(
+            f"{about['run']}: step {about.get('step', 0)}, weights {about['weights']}; {about['sampler']}, {about['steps']} steps, "
+            f"logsnr {about['logsnr_min']:.4g} to {about['logsnr_max']:.4g}; {world.device}, {about['precision']}, "
+            f"processes {world.size}"
+        )
+        if done:
+            log.info(f"going on after {done} of {n} images")
+        while done < n:
+            first = done + drawing.batch * world.rank
+            together = min(drawing.batch * world.size, n - done)
+
+            def report(evaluations: int, begun: int = done, together: int = together) -> None:
+                check_stop()
+                progress(begun * drawing.evaluations + together * evaluations, n * drawing.evaluations, "evaluation")
+
+            with world.together():
+                images = drawing.draw(first, max(0, min(drawing.batch, n - first)), report)
+            images = torch.cat(world.all(images))[: n - done]
+            with world.together():
+                if sink:
+                    sink.put(images.numpy())
+            done += len(images)
+        if sink:  # other ranks end here: writing many PNGs may take an hour
+            sink.finish(check_stop)
+    log.info(f"drew {n} images, {drawing.evaluations} network evaluations each")

@@ -45,6 +45,7 @@ class Guidance:
         return guided
 
 
+NO_GUIDANCE = Guidance()
 THRESHOLDS = Registry("threshold")  # functions x̂ [B, …] → clipped x̂
 
 

@@ -1,6 +1,7 @@
 """Choose noise levels for a run so that all steps of a sampler have equal errors."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from elbocli.runs.classes import choose_labels
 from elbocli.runs.open import open_run
 from elbocli.runtime.device import choose_device, sent
 from elbocli.runtime.progress import log, progress
-from elbocli.sampling.draw import check_guidance, denoiser_of
+from elbocli.sampling.draw import check_guidance, make_denoiser
 from elbocli.sampling.guidance import Guidance
 from elbocli.sampling.local_error import FineSolution, equal_errors
 from elbocli.sampling.samplers import Move, Sampler, choose_space, no_noise, purpose_of
@@ -64,14 +65,14 @@ def make_grid(
     low = run.settings.logsnr_min
     high = run.settings.logsnr_max
     arithmetic = run.precision(precision, place)
-    denoiser = denoiser_of(run, guidance, worse)
-    check_guidance(run, worse, denoiser, [low, high, math.inf])
+    denoiser = replace(make_denoiser(run, worse), guidance=guidance)
+    check_guidance(run, worse, guidance, [low, high, math.inf])
     names = run.data.class_names or ()
     counts = run.class_counts()
     chosen = choose_labels(classes, images, run.network.config.num_classes, seed, names, counts)
     labels = None if chosen is None else sent(torch.from_numpy(chosen).long(), place)
     parts = [None] * -(-images // batch_size) if labels is None else labels.split(batch_size)
-    denoisers = [denoiser.given(some) for some in parts]
+    denoisers = [denoiser.with_labels(some) for some in parts]
 
     cells = max(CELLS, 4 * steps)
 

@@ -7,7 +7,6 @@ last: x̂ of the previous step; None in the first step. noise: function () → s
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -270,7 +269,6 @@ DIFFUSIONS = {  # form → function (τ, norm) → diffusion coefficient g; Ma e
     known_as=["sit-sde", "repa-sde"],
     within={"norm": (0, math.inf)},
     choices={"diffusion": tuple(DIFFUSIONS), "last_step": ("mean", "tweedie")},
-    parameters_known_as={"diffusion_form": "diffusion", "diffusion_norm": "norm"},
 )
 def euler_maruyama(z, last, move, denoise, noise, diffusion="sigma", norm=1.0, last_step="mean"):
     """Make an Euler-Maruyama step of dy = (v + g s) dt + √(2g) dW on the flow path y = (1−τ)x + τε, with t = 1 − τ.
@@ -324,19 +322,16 @@ def walk(
     grid: list[float],
     denoise: Denoise | DenoiseWithVariance,
     noise: DrawNoise,
-    every_step: bool = False,
 ) -> Tensor:
     """Make all steps of a sampler, from noise to data, and return the data.
 
     z: noise [B, …], at λ = grid[0]. grid: rising λ; inf is clean data.
-    every_step: whether to draw noise in every step, even in steps that add none, as EDM does.
     Raises PluginError if the sampler returns something else than the next z and x̂.
     """
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):
         move = Move(now, then, before, len(grid) - 1)
-        drawn = itertools.repeat(noise()).__next__ if every_step else noise
-        made = sampler(z, last, move, denoise, drawn)
+        made = sampler(z, last, move, denoise, noise)
         if not isinstance(made, tuple) or [getattr(part, "shape", None) for part in made] != [z.shape, z.shape]:
             raise sampler.fault(
                 f"doesn't return a pair (next z, x_hat) of tensors of z's shape, {[*z.shape]}; return such a pair"

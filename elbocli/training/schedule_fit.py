@@ -17,7 +17,6 @@ from elbocli.core.adaptive import (
     floored,
     loss_variance,
 )
-from elbocli.core.criteria import CRITERIA
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.losslog import LossLog, read_logs
@@ -40,7 +39,6 @@ class AdaptReport(Record):
     """
 
     weighting: str
-    criterion: str
     images: int
     logsnr_min: float
     logsnr_max: float
@@ -53,7 +51,7 @@ class AdaptReport(Record):
         """Return the predicted variances by schedule."""
         names = ("variance_independent", "ratio_independent", "variance_low_discrepancy", "ratio_low_discrepancy")
         return Table(
-            f"Schedule fitted for weighting {self.weighting}, criterion {self.criterion}",
+            f"Schedule fitted for weighting {self.weighting}",
             ["schedule", "independent t", "/ best", "low-discrepancy t", "/ best"],
             [[name, *(f"{pair[key]:.4g}" if pair[key] else None for key in names)] for name, pair in self.schedules.items()],
             {"fitted to": f"{self.images:,} images, {self.intervals:,} lines of loss logs"},
@@ -83,14 +81,13 @@ def fit_log(
     sources: list[Path | IO[bytes]],
     weighting: str | None = None,
     *,
-    criterion: str,
     floor: float = 0.01,
     since: int = 0,
 ) -> FittedSchedule:
     """Fit a schedule to loss logs. Raises ElboError.
 
     weighting: SPEC of the weighting to fit for; None: the log's.
-    criterion: a name in CRITERIA. floor: smallest density, as a fraction of the uniform density.
+    floor: smallest density, as a fraction of the uniform density.
     since: step after which the logs are used.
     """
     losses = read_logs(sources, since)
@@ -103,11 +100,10 @@ def fit_log(
         )
     if w.learned:
         w = w.knowing(parse_schedule("uniform", float(edges[0]), float(edges[-1])), moments.middle, moments.smoothed.mean)
-    fitted = {name: fit_schedule(moments, w, name, floor) for name in CRITERIA}
-    schedule = fitted[criterion]
+    schedule = fit_schedule(moments, w, floor)
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     densities = {"own": _own_density(losses), **fixed, "uniform": _fixed_density("uniform", schedule)}
-    densities |= {f"fitted:{name}": candidate.density for name, candidate in fitted.items()}
+    densities["fitted"] = schedule.density
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
     promises = {}
@@ -119,10 +115,9 @@ def fit_log(
     error = moments.mean.where(moments.count > 1, torch.nan)
     return FittedSchedule(
         schedule,
-        to_text(schedule, weighting=w.spec, criterion=criterion, floor=floor, source_sha256=digest, images=losses.images),
+        to_text(schedule, weighting=w.spec, floor=floor, source_sha256=digest, images=losses.images),
         AdaptReport(
             w.spec,
-            criterion,
             losses.images,
             schedule.logsnr_min,
             schedule.logsnr_max,

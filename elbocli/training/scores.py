@@ -23,8 +23,8 @@ from elbocli.runs.classes import choose_labels, counts_for, usual_classes
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import log
 from elbocli.sampling.denoiser import Denoiser
-from elbocli.sampling.draw import Decoder, SampleSettings, draw_batch
-from elbocli.sampling.spacing import logsnr_grid, usual_spacing
+from elbocli.sampling.draw import Decoder, SampleSettings
+from elbocli.sampling.plan import Sampling
 from elbocli.scoring.extract import extract_set
 from elbocli.scoring.extractors import make_extractor
 from elbocli.scoring.metrics import Need, Role, asked
@@ -46,10 +46,11 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     network = state.resolved.network
     settings = state.settings
     world = state.world
-    traits = how.sampler.traits
-    schedule = resolve_schedule(traits.grid, settings.logsnr_min, settings.logsnr_max, clip=True)
-    grid = logsnr_grid(schedule, how.steps or traits.steps, usual_spacing(schedule, how.sampler))
-    source = Noise(settings.seed, network.shape, 0, state.device)
+    schedule = resolve_schedule(how.sampler.traits.grid, settings.logsnr_min, settings.logsnr_max, clip=True)
+    prediction = state.objective.prediction
+    plan = Sampling.on_schedule(how.sampler, schedule, prediction, state.spread.precision, how.steps)
+    noise = Noise(settings.seed, network.shape, state.device)
+    denoiser = Denoiser(state.spread.forward, prediction)
     # Uncompiled: compiling for this batch size would take longer than all previews of most runs.
     # cuDNN chooses its algorithms for each batch size, so the last batch is padded; the padding is cut off below.
     # Size of the smallest micro-batch of any process, which fits into memory on all ranks: ranks of a sharded network must do
@@ -64,8 +65,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
             part = None
             if labels is not None:
                 part = sent(torch.from_numpy(labels[np.minimum(places, how.n - 1)]), state.device)
-            denoiser = Denoiser(state.spread.forward, state.objective.prediction, labels=part)
-            images.append(draw_batch(denoiser, places, grid, how, source, state.spread.precision, output.pixels))
+            images.append(plan.draw(denoiser, noise, places, part, output.pixels))
     return torch.cat(world.all(torch.cat(images)[:share].cpu()))[: how.n]
 
 

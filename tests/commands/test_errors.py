@@ -78,7 +78,6 @@ LINES = """
 1 | knots | sample {run} -n 2 -o x.npy --schedule knots.yaml
 1 | loss log | adapt .
 1 | loss log | adapt . --json
-2 | criterion | adapt {run} --json --criterion none
 2 | 'bias' | adapt {run} --weighting edm:bias=2
 2 | --overwrite | adapt {run} -o text.h5
 1 | folder.h5 | prep folder.h5 x.h5

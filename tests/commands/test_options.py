@@ -57,7 +57,7 @@ COMPLETIONS = {
     "elbo re": ["report"],
     "elbo weights check ": WEIGHTINGS,
     "elbo weights plot edm ed": ["edm", "edm-monotonic"],
-    "elbo train --weighting ": [*WEIGHTINGS, "uncertainty", "infonoise"],
+    "elbo train --weighting ": [*WEIGHTINGS, "uncertainty"],
     "elbo train --schedule ": [*SCHEDULES, "adaptive"],
     "elbo train --prediction ": PREDICTIONS,
     "elbo train --preset digits": ["digits", "digits-dit", "digits-uvit"],

@@ -48,7 +48,7 @@ TIMES = {
     "fm-ot:shift=-2": lambda t: path(t) - 2,
     "linear-beta": linear_beta,
     "edm:mean=-0.4,std=1": lognormal(-0.4, 1.0),
-    "logit-normal:mean=0.3,logit_std=1.2": lambda t: path(special.expit(0.3 + 1.2 * special.ndtri(t))),
+    "logit-normal:mean=0.3,std=1.2": lambda t: path(special.expit(0.3 + 1.2 * special.ndtri(t))),
 }
 
 # ‖target − out‖² / ‖ε−ε̂‖², by hand: out is a fixed linear map of the data or the noise, at fixed z = αx + σε
@@ -106,7 +106,6 @@ FACTOR = {
     "p2": lambda lam, target: 1 / (1 + np.exp(lam)),
     "p2:gamma=0.5": lambda lam, target: 1 / (1 + np.exp(lam)) ** 0.5,
     "debiased": lambda lam, target: np.exp(-lam / 2),
-    "variance-aware": lambda lam, target: np.exp(-0.05 * (lam - 2.4) ** 2),
     "clamped": clamped(0.05),
     "clamped:least=0.3": clamped(0.3),
     "sigmoid:bias=2": lambda lam, target: 1 / (1 + np.exp(lam - 2)),

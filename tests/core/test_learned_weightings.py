@@ -1,10 +1,9 @@
-"""Learned weightings: EDM2's theorem on its schedule, InfoNoise's allocation, their starts and modifiers."""
+"""Learned weightings: EDM2's theorem on its schedule, their starts and modifiers."""
 
 import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -71,40 +70,6 @@ def test_it_begins_as_the_plain_squared_error_of_the_networks_output():
         start = OnlineObjective(Objective(parse_weighting("uncertainty"), EDM2, prediction)).objective.weighting
         factor = start(MIDDLE) / EDM2.density(MIDDLE) * prediction.coefficients(MIDDLE).eps_factor
         assert torch.allclose(factor, torch.ones_like(factor), rtol=1e-9)
-
-
-@pytest.mark.parametrize("loss_weight", [lambda s: 1 / s**2, lambda s: (s**2 + 0.25) / (0.5 * s) ** 2])
-def test_infonoise_is_its_papers_allocation_with_any_loss_weight_and_any_schedule(mixture, loss_weight):
-    """In the paper's words: the density of σ times the weight on ‖x − x̂‖² is the gated rate of entropy; eq. 13 to 16."""
-    error = exact_error(mixture, MIDDLE)
-    exponent = 4.0
-    onset = 0.01
-    sigma = (-MIDDLE / 2).exp()
-    rate = error * sigma**2 / sigma**3
-    pivot = sigma[rate >= onset * rate.max()].max()
-    gated = rate * sigma**exponent / (sigma**exponent + pivot**exponent)
-    density = gated / loss_weight(sigma) / -torch.trapezoid(gated, sigma)  # of σ, up to a constant
-    allocation = density * loss_weight(sigma)  # ∫ allocation ‖x − x̂‖² dσ = ∫ w ‖ε − ε̂‖² dλ, with ‖x − x̂‖ = σ ‖ε − ε̂‖
-    spec = f"infonoise:exponent={exponent},onset={onset}"
-    for schedule in (EDM2, parse_schedule("uniform", LOW, HIGH)):
-        w = parse_weighting(spec).knowing(schedule, MIDDLE, error)
-        np.testing.assert_allclose(w(MIDDLE), allocation * sigma**2 * sigma / 2, rtol=5e-3)
-        assert not w.rising(LOW, HIGH), "an ELBO, for the exact denoiser"
-
-
-def test_infonoise_and_its_schedule_follow_the_errors_together(mixture):
-    """The schedule is an importance sampler of the weighting, p ∝ w e; its own errors change both."""
-    first = Objective(parse_weighting("infonoise"), parse_schedule("uniform", LOW, HIGH), Prediction("v"))
-    online = OnlineObjective(first, adaptive=True, floor=1e-9)
-    begun = online.objective
-    error = exact_error(mixture, MIDDLE)
-    assert torch.allclose(begun.schedule.density(MIDDLE), torch.tensor(1 / (HIGH - LOW)).double())
-    online.refit(torch.stack([torch.full_like(error, 1e6), 1e6 * error, 3e6 * error.square()]))
-    weighting = online.objective.weighting
-    schedule = online.objective.schedule
-    share = weighting(MIDDLE) * error
-    np.testing.assert_allclose(schedule.density(MIDDLE), share / share.sum() / (MIDDLE[1] - MIDDLE[0]), rtol=0.02, atol=1e-6)
-    assert not torch.allclose(begun.weighting(MIDDLE), weighting(MIDDLE), rtol=0.1)
 
 
 @pytest.mark.parametrize("name", LEARNED_WEIGHTINGS)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scipy import special
 
 from elbocli.core.averages import AVERAGES, parse_average
-from elbocli.core.criteria import CRITERIA
-from elbocli.core.noise import NOISES, STARTS
+from elbocli.core.noise import STARTS
 from elbocli.core.pixels import ROUNDINGS
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.registry import Registry, alike, nearest, number, parse_spec, plain
@@ -129,8 +128,8 @@ def test_later_declarations_are_found_wherever_names_are():
 # Names of others
 
 
-REGISTRIES: list[Registry] = [WEIGHTINGS, LEARNED_WEIGHTINGS, SCHEDULES, PREDICTIONS, FACTORS, SAMPLERS, SPACINGS, NOISES]
-REGISTRIES += [STARTS, THRESHOLDS, ROUNDINGS, CRITERIA, AVERAGES, METRICS, EXTRACTORS]
+REGISTRIES: list[Registry] = [WEIGHTINGS, LEARNED_WEIGHTINGS, SCHEDULES, PREDICTIONS, FACTORS, SAMPLERS, SPACINGS]
+REGISTRIES += [STARTS, THRESHOLDS, ROUNDINGS, AVERAGES, METRICS, EXTRACTORS]
 DECLARED = [(registry, declared) for registry in REGISTRIES for declared in registry.values()]
 IDS = [f"{registry.kind}-{declared.name}" for registry, declared in DECLARED]
 
@@ -160,7 +159,7 @@ def test_another_name_is_written_down_as_the_own_name(registry, declared):
     [
         (parse_weighting, "sigmoid:-1,shift=2,monotone", "sigmoid:bias=-1,shift=2,monotone"),
         (parse_weighting, "x-mse:min-snr:7@cosine", "x-mse:min-snr:gamma=7@cosine"),
-        (parse_weighting, "EDM:P_mean=-0.4,p-std=1", "edm:mean=-0.4,std=1,sigma_data=0.5"),
+        (parse_weighting, "EDM:mean=-0.4,std=1", "edm:mean=-0.4,std=1,sigma_data=0.5"),
         (parse_weighting, "sid2-128", "sigmoid:bias=0"),
         (parse_weighting, "sid2-512", "sigmoid:bias=-3"),
         (parse_weighting, "eps-mse@edm2-img64", "eps-mse@edm:mean=-0.8,std=1.6"),
@@ -206,16 +205,16 @@ def heavy(u, scale):
 TRAINERS = {  # SPEC → times that a program draws, of a uniform number that rises with time
     "fm-ot": lambda u: u,  # sd-scripts: uniform; OneTrainer: UNIFORM; SimpleTuner: flow_use_uniform_schedule
     f"fm-ot:shift={-2 * math.log(3)}": lambda u: later(u, 3),  # sd-scripts: sigma, discrete_flow_shift 3
-    "logit-normal:sigmoid_scale=1.3": lambda u: special.expit(1.3 * normal(u)),  # sd-scripts: sigmoid
-    "logit-normal:flow_sigmoid_scale=0.8": lambda u: special.expit(0.8 * normal(u)),  # SimpleTuner
-    f"logit-normal:sigmoid_scale=1.3,shift={-2 * math.log(3)}": lambda u: later(special.expit(1.3 * normal(u)), 3),  # shift
+    "logit-normal:std=1.3": lambda u: special.expit(1.3 * normal(u)),  # sd-scripts: sigmoid
+    "logit-normal:std=0.8": lambda u: special.expit(0.8 * normal(u)),  # SimpleTuner
+    f"logit-normal:std=1.3,shift={-2 * math.log(3)}": lambda u: later(special.expit(1.3 * normal(u)), 3),  # shift
     # sd-scripts: flux_shift, and SimpleTuner: flow_schedule_auto_shift, of 1024 patches
     f"logit-normal:shift={-2 * 0.63}": lambda u: math.exp(0.63) / (math.exp(0.63) + (1 / special.expit(normal(u)) - 1)),
     # sd-scripts and diffusers: logit_normal is the place in a list of times that falls from noise
     "logit-normal:mean=-0.4,std=1.2": lambda u: 1 - special.expit(0.4 + 1.2 * normal(1 - u)),
-    "logit_normal:noising_bias=0.4,std=1.2": lambda u: special.expit(0.4 + 1.2 * normal(u)),  # OneTrainer: noising_weight .2
-    "mode:mode_scale=0.9": lambda u: 1 - heavy(u, 0.9),  # sd-scripts and diffusers, the place in the same list
-    "heavy_tail:noising_weight=0.9": lambda u: heavy(1 - u, 0.9),  # OneTrainer
+    "logit_normal:mean=0.4,std=1.2": lambda u: special.expit(0.4 + 1.2 * normal(u)),  # OneTrainer: noising_weight .2
+    "mode:scale=0.9": lambda u: 1 - heavy(u, 0.9),  # sd-scripts and diffusers, the place in the same list
+    "heavy_tail:scale=0.9": lambda u: heavy(1 - u, 0.9),  # OneTrainer
     "cos_map": lambda u: np.tan(np.pi / 2 * u) / (1 + np.tan(np.pi / 2 * u)),  # density 2/(π(1 − 2t + 2t²)), below
 }
 

@@ -36,6 +36,7 @@ from elbocli.runs.open import open_run
 from elbocli.sampling import draw as sample
 from elbocli.sampling.draw import SampleSettings
 from elbocli.sampling.guidance import Guidance
+from elbocli.sampling.plan import Sampling
 from elbocli.sampling.samplers import SAMPLERS
 from elbocli.sampling.spacing import logsnr_grid
 from elbocli.training import loop
@@ -206,7 +207,7 @@ def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(trained, tmp_pat
     refused = elbo("sample", trained, "-n", 12, *other, "-o", "x", cwd=tmp_path)
     assert refused.returncode == 2
     assert all(word in refused.stderr for word in (b"x.partial", b"--overwrite", b"classes", b"seed", b"steps"))
-    monkeypatch.setattr(sample, "draw_batch", None)
+    monkeypatch.setattr(Sampling, "draw", None)
     sample.draw_samples(trained, tmp_path / "x", SampleSettings(n=12, steps=2))
     assert len(os.listdir(tmp_path / "x")) == 12 and os.listdir(tmp_path) == ["x"]
 

@@ -23,6 +23,7 @@ from harness import heard
 from elbocli.errors import DataError
 from elbocli.sampling import draw as sample
 from elbocli.sampling.guidance import Guidance
+from elbocli.sampling.plan import Sampling
 
 MANY = 301
 pytestmark = pytest.mark.long
@@ -164,18 +165,18 @@ def work(
     stream: write `out` as a stream. leave: bytes of a stream to read before it is closed. told: signal for the last process when
     so many images are drawn. fails: rank that can't draw its third batch. kill: seed of the moment at which a process is killed.
     """
-    whole = sample.draw_batch
+    whole = Sampling.draw
     batches = []
 
-    def draw(denoiser: Any, indices: range, *args: Any) -> Any:
+    def draw(plan: Sampling, denoiser: Any, noise: Any, indices: range, *args: Any) -> Any:
         batches.append(indices)
         if len(batches) == 3 and fails == world.rank:
             raise DataError("the disk is on fire")
         with open(log, "a") as file:  # a line is written at once
             file.write(f"[{indices.start}, {len(indices)}]\n")
-        return whole(denoiser, indices, *args)
+        return whole(plan, denoiser, noise, indices, *args)
 
-    sample.draw_batch = draw  # type: ignore[assignment]
+    Sampling.draw = draw  # type: ignore[method-assign]
     settings = {"n": 61, "steps": 4, "batch_size": 5, "device": "cpu", **(options or {})}
     if guide:
         settings |= {"guide": Path(guide), "guidance": Guidance(2.0)}

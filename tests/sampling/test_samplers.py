@@ -300,7 +300,7 @@ def test_on_a_path_a_networks_digits_are_kept_up_to_clean_data(limit):
     np.testing.assert_allclose(x, walk(parse_sampler("heun:space=path"), PLACES, grid, on_path, no_noise), rtol=0, atol=1e-5)
 
 
-ON_PATH = {"fm-ot", "logit-normal", "mode", "plateau-logit-normal"}
+ON_PATH = {"fm-ot", "logit-normal", "mode"}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -367,7 +367,7 @@ def repa_sde(x, steps, noises):
     [
         ("sit-sde", sit_sde, {}),
         ("repa-sde", repa_sde, {}),
-        *((f"sit-sde:diffusion-form={form},diffusion-norm=0.7", sit_sde, {"form": form, "norm": 0.7}) for form in W),
+        *((f"sit-sde:diffusion={form},norm=0.7", sit_sde, {"form": form, "norm": 0.7}) for form in W),
         ("sit-sde:last_step=tweedie", sit_sde, {"last": "Tweedie"}),
         ("sit-sde:last_step=tweedie", sit_sde, {"last": "Euler"}),
     ],

@@ -10,17 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from identities import betas
 
-from elbocli.core.noise import NOISES, STARTS
+from elbocli.core.noise import STARTS, Noise
 from elbocli.core.pixels import ROUNDINGS, SIGNED, to_levels
 from elbocli.core.prediction import Prediction, alpha_sigma
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule, to_text
-from elbocli.runs.classes import choose_labels
+from elbocli.runtime.device import Precision
 from elbocli.sampling.denoiser import Denoiser
 from elbocli.sampling.guidance import THRESHOLDS, Guidance
-from elbocli.sampling.samplers import parse_sampler, walk
+from elbocli.sampling.plan import Sampling
+from elbocli.sampling.samplers import SAMPLERS, parse_sampler, walk
 from elbocli.sampling.spacing import SPACINGS, logsnr_grid, schedule_of_levels, usual_spacing
 
 LEVELS = {"linear": "t-linear", "cosine": "t-squaredcos"}
@@ -154,7 +155,7 @@ def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
     draw = draws(0, size)
     denoiser = Denoiser(network, Prediction("eps"), threshold=THRESHOLDS.parse(clip))
     grid = logsnr_grid(parse_schedule(LEVELS[name]), steps)
-    found = walk(sampler, draw(), grid, denoiser.asked_by(sampler), draw)
+    found = walk(sampler, draw(), grid, denoiser.for_sampler(sampler), draw)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
     assert denoiser.evaluations == steps
     with pytest.raises(UsageError):
@@ -162,8 +163,7 @@ def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
 
 
 @pytest.mark.parametrize(("spec", "steps"), [("heun", 18), ("edm-imagenet64", 18), ("edm-imagenet64", 256)])
-@pytest.mark.parametrize("noise", ["edm", "edm2"])
-def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps, noise):
+def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps):
     def d(y, sigma):
         logsnr = -2 * math.log(sigma)
         return mixture.denoise(y * alpha_sigma(logsnr)[0], logsnr)
@@ -171,8 +171,8 @@ def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps, noi
     sampler = parse_sampler(spec)
     draw = draws()
     grid = logsnr_grid(parse_schedule("edm-sample"), steps)
-    wanted = identities.algorithm_2(d, draws(), steps, *[*sampler.params.values()][:4], edm2=noise == "edm2")
-    found = walk(sampler, draw() * STARTS["edm"](grid[0]), grid, mixture.denoise, draw, noise == "edm")
+    wanted = identities.algorithm_2(d, draws(), steps, *[*sampler.params.values()][:4], edm2=True)
+    found = walk(sampler, draw() * STARTS["edm"](grid[0]), grid, mixture.denoise, draw)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11)
     assert STARTS["unit"](grid[0]) == 1
 
@@ -294,48 +294,6 @@ def test_pixels_are_left_as_they_were_and_channels_come_last(name):
 # Noise
 
 
-def made(name, seed, classes=10):
-    return NOISES[name](seed, (5, 4, 3), classes, torch.device("cpu"))
-
-
-@pytest.mark.parametrize("classes", [0, 10])
-@pytest.mark.parametrize("seed", [7, 2**32 - 2, 2**63 - 1])
-@pytest.mark.parametrize(("name", "later"), [("edm", torch.float64), ("edm2", torch.float32)])
-def test_edms_noise_and_classes_are_its_generators(seed, classes, name, later):
-    ours = made(name, seed, classes=classes)
-    theirs = identities.Stacked([seed + i for i in range(6)])
-    draw = ours.walk(range(6))
-    first = draw()
-    assert first.dtype == torch.float32 and first.shape == (6, 3, 5, 4) and first.movedim(1, -1).is_contiguous()
-    assert torch.equal(first, theirs.normal((3, 5, 4)))
-    if classes:
-        assert ours.classes(6).tolist() == theirs.label(classes).tolist()
-    for _ in range(3):
-        wanted = theirs.normal((3, 5, 4), later)
-        assert torch.equal(draw(), wanted.float())
-
-
-@pytest.mark.parametrize("name", NOISES)
-def test_an_image_has_the_same_noise_in_any_batch(name):
-    whole = made(name, 3).walk(range(9))
-    part = made(name, 3).walk(range(4, 7))
-    for _ in range(3):
-        assert torch.equal(whole()[4:7], part())
-    assert np.array_equal(made(name, 3).classes(9)[:5], made(name, 3).classes(5))
-
-
-def test_elbos_own_is_that_of_its_streams():
-    noise = made("elbo", 5).walk([2, 8])
-    assert all(torch.equal(noise(), Stream(5, f"sample-{call}").noise([2, 8], (5, 4, 3))) for call in (1, 2))
-    assert np.array_equal(made("elbo", 5).classes(20), choose_labels("random", 20, 10, 5))
-
-
-def test_images_of_edm_are_told_apart_by_its_seeds():
-    assert made("edm", 2**32 - 1).seeds(3).tolist() == [2**32 - 1, 0, 1]
-    assert made("elbo", 5).seeds(3).tolist() == [0, 1, 2]
-    assert made("edm", 0).about == {"noise_device": "cpu"} and made("elbo", 0).about == {}
-
-
 # Grids
 
 
@@ -346,3 +304,35 @@ def test_levels_come_back_from_a_file_as_they_were(count, tmp_path):
     file.write_text(to_text(schedule_of_levels(levels), grid="solver"))
     schedule = resolve_schedule(str(file), -10.0, 10.0, clip=True)
     assert logsnr_grid(schedule, count) == pytest.approx([*levels, math.inf], rel=0, abs=1e-12)
+
+
+def test_an_image_has_the_noise_of_its_streams_in_any_batch():
+    whole = Noise(5, (5, 4, 3), torch.device("cpu")).walk([2, 8])
+    part = Noise(5, (5, 4, 3), torch.device("cpu")).walk([8])
+    for call in (1, 2):
+        drawn = whole()
+        assert torch.equal(drawn, Stream(5, f"sample-{call}").noise([2, 8], (5, 4, 3)))
+        assert torch.equal(drawn[1:], part())
+
+
+@pytest.mark.parametrize("spec", SAMPLERS)
+@pytest.mark.parametrize("interval", [(-math.inf, math.inf), (-2.0, 3.0)])
+def test_a_plan_knows_how_often_it_asks_the_network(spec, interval):
+    """Also the weak output of guidance, within the interval alone."""
+    sampler = parse_sampler(spec)
+    calls = []
+
+    def network(z, logsnr, labels):
+        calls.append(float(logsnr[0]))
+        return torch.cat([z, z], 1) if sampler.traits.learned else z
+
+    where = Precision("fp32", torch.device("cpu"))
+    schedule = parse_schedule("cosine", -10, 10)
+    guidance = Guidance(2.0, *interval)
+    plan = Sampling.on_schedule(sampler, schedule, Prediction("v"), where, 7, guidance=guidance)
+    denoiser = Denoiser(network, Prediction("v"))
+    drawn = plan.draw(denoiser, Noise(0, (4, 4, 2), where.device), range(3), torch.zeros(3, dtype=torch.long))
+    assert drawn.shape == (3, 2, 4, 4) and len(calls) == plan.evaluations(guided=True)
+    assert plan.steps == 7 and plan.evaluations(guided=False) == len(plan.evaluated)
+    alone = plan.draw(denoiser, Noise(0, (4, 4, 2), where.device), [1], torch.zeros(1, dtype=torch.long))
+    torch.testing.assert_close(alone[0], drawn[1])

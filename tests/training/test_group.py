@@ -116,9 +116,7 @@ def test_nodes_of_one_process_share_the_weights_and_others_exchange_gradients_on
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "learned", [{"weighting": "uncertainty:monotone"}, {"weighting": "infonoise:monotone", "schedule": "adaptive"}]
-)
+@pytest.mark.parametrize("learned", [{"weighting": "uncertainty:monotone"}])
 def test_processes_begin_from_the_same_run_and_learn_the_same_weighting(learned, digits, preset, tmp_path):
     first = tmp_path / "first"
     train_here(digits, first, preset, steps=10, **SMALL)

@@ -64,7 +64,6 @@ KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
     [
         pytest.param(1, SIGNALS, EVERYTHING, id="alone"),
         pytest.param(1, KILLS, LEARNED, id="learned", marks=pytest.mark.long),
-        pytest.param(1, KILLS, {"weighting": "infonoise", "schedule": "adaptive"}, id="infonoise", marks=pytest.mark.long),
         pytest.param(1, KILLS[:1], {**MUON, "micro_batch": 8}, id="muon"),
         pytest.param(2, KILLS[1:2], {**MUON, "parallel": "fsdp"}, id="muon-fsdp", marks=pytest.mark.long),
         pytest.param(3, KILLS[1:], {"parallel": "ddp", "schedule": "adaptive"}, id="ddp", marks=pytest.mark.long),

@@ -13,7 +13,7 @@ import diffusers
 import torch
 from compare import Row, compare
 
-from elbocli.core.noise import ELBO
+from elbocli.core.noise import Noise as SamplingNoise
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
@@ -134,7 +134,7 @@ def share(spec: str, z: torch.Tensor, network: torch.nn.Module, small: bool) -> 
     for _ in range(1 if small else 3):
         inside = 0.0
         start = time.perf_counter()
-        drawn = ELBO(0, (*SHAPE[2:], SHAPE[1]), 0, CPU).walk(range(len(z)))
+        drawn = SamplingNoise(0, (*SHAPE[2:], SHAPE[1]), CPU).walk(range(len(z)))
         ours(spec, z, wrapped, drawn, steps=2 if small else STEPS)
         total = time.perf_counter() - start
         pairs.append((total - inside, total))

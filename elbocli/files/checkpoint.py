@@ -44,8 +44,8 @@ class RunData(Record):
     """Description of a run's dataset.
 
     path: dataset file, as typed by the user. from_run: path relative to the run's folder.
-    class_counts: number of images of each class; None: unknown, as in runs of earlier versions.
-    payload_sha256: digest of the images. labels_sha256: digest of the labels, int64; None in runs of earlier versions.
+    class_counts: number of images of each class; None: no labels.
+    payload_sha256: digest of the images. labels_sha256: digest of the labels, int64.
     filter: resampling filter. more: further attributes; for latents, the latent space.
     """
 

@@ -18,10 +18,10 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, RunData
-from elbocli.files.dataset import PREPROCESSING, Dataset, find_dataset
+from elbocli.files.dataset import PREPROCESSING, find_dataset
 from elbocli.files.losslog import LossLogRow, entries
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
@@ -147,17 +147,9 @@ class TrainedRun:
     def class_counts(self) -> np.ndarray | None:
         """Return the number of training images of each of the network's classes, int64 [K]; None: no classes, or unknown.
 
-        Runs of earlier versions don't record these numbers; they are then read from the dataset, if it is there.
         Raises FormatError for unusable numbers in config.yaml.
         """
-        classes = self.network.config.num_classes
-        counts = self.data.class_counts
-        if classes and counts is None and self.data.payload_sha256:
-            with suppress(ElboError):
-                dataset = Dataset(dataset_of(self.data, self.path), latents=True)
-                if dataset.attributes.payload_sha256 == self.data.payload_sha256:
-                    counts = dataset.identity().class_counts
-        return counts_for(classes, counts, self.path / CONFIG)
+        return counts_for(self.network.config.num_classes, self.data.class_counts, self.path / CONFIG)
 
     def _fitted(self, schedule: Schedule) -> Objective:
         """Return the objective, fitted to the checkpoint's errors. schedule: the training schedule; uniform if adaptive."""

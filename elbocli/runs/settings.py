@@ -348,7 +348,6 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     settings = config.settings.stored()
     if settings["precision"] == "tf32":  # allow a run to move between CPU and CUDA
         settings["precision"] = "fp32"
-    settings["lr_decay"] = LR_DECAYS.parse(settings["lr_decay"]).spec  # earlier versions stored fewer of its parameters
     sections = {
         "network": section_of(config_of(config.network, "config.yaml")),
         "data": {key: value for key, value in config.data.json().items() if key not in PLACES},

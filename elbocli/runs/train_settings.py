@@ -19,16 +19,6 @@ LARGEST = 1e6
 LARGEST_COUNT = 10**12
 LARGEST_SEED = 2**63 - 1
 ADAPTIVE = "adaptive"
-# Former name of a training setting in config.yaml, presets and --config → its present name; "": it is gone, and empty in most runs.
-FORMER = {
-    "auxiliary": "",
-    "batch": "batch_size",
-    "clip": "grad_clip",
-    "features": "",
-    "keep": "keep_last",
-    "milestone_every": "keep_every",
-    "warmup": "warmup_steps",
-}
 
 RUN = "Run"
 SPEED = "Speed and memory"
@@ -352,12 +342,8 @@ def convert_settings(values: Mapping[str, Any], allowed: Collection[str] = SETTI
     """Convert settings to their types. Raises UsageError for a name outside `allowed`, or a bad value."""
     converted = {}
     for name, value in values.items():
-        former = name
-        name = FORMER.get(name, name)
-        if not name and not value:
-            continue
         if name not in allowed:
-            raise UsageError(f"unknown setting {former!r}; {nearest(former, allowed)}")
+            raise UsageError(f"unknown setting {name!r}; {nearest(name, allowed)}")
         declared = SETTINGS[name]
         try:
             if declared.zero and value == declared.zero:

@@ -171,8 +171,7 @@ class EvalResult(Record):
 
     def alike(self) -> dict[str, Any]:
         """Return the metadata that must be equal in comparable results."""
-        # earlier versions had no other precision than STRICT
-        facts = {"feature_precision": STRICT, **self.common()}
+        facts = self.common()
         alike = dict[str, Any]()
         for key in [*ALIKE, *(option.name for metric in METRICS.values() for option in metric.traits.options)]:
             parts = facts.get(key)

@@ -25,7 +25,7 @@ from elbocli.main import elbo as group
 from elbocli.report.figure import brief
 from elbocli.runs import train_settings
 from elbocli.runs.presets import NAMES, load_preset
-from elbocli.runs.train_settings import FORMER, SETTINGS, convert_settings, seconds
+from elbocli.runs.train_settings import SETTINGS, convert_settings, seconds
 from elbocli.sampling.samplers import SAMPLERS
 from elbocli.version import __version__
 
@@ -105,7 +105,6 @@ def test_other_names_lead_to_options_and_words_for_zero_to_zero():
     for name, setting in SETTINGS.items():
         word = setting.zero
         assert word is None or convert_settings({name: word}) == {name: 0} == convert_settings({name: 0})
-    assert convert_settings({"batch": 8, "milestone_every": 3}) == {"batch_size": 8, "keep_every": 3}
 
 
 @pytest.mark.parametrize(
@@ -113,14 +112,11 @@ def test_other_names_lead_to_options_and_words_for_zero_to_zero():
     [
         ("prep images x.h5 --classes names.txt", "--class-names"),
         ("import w.pt run --classes 3", "--num-classes"),
-        ("import w.pt run --levels sigma", "--noise-input"),
-        ("info x.h5 --grid x.png", "--sheet"),
-        ("prep images x.h5 --shard 1/2", "one 'elbo prep'"),
         ("train x.h5 --weighting_scheme sigma_sqrt", "sigma-sqrt"),
         ("train x.h5 --mixed_precision bf16", "--precision"),
     ],
 )
-def test_an_option_of_others_or_an_earlier_version_is_refused_with_its_present_name(line, word, elbo):
+def test_an_option_of_other_programs_is_refused_with_elbos_name(line, word, elbo):
     result = elbo(*line.split())
     assert result.returncode == 2 and word in result.stderr.decode()
 
@@ -174,7 +170,7 @@ sys.exit(run(["train", sys.argv[1], "--dry-run", "--weighting", "mine:lr=3", "--
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_changes_no_default_that_help_shows(name):
-    assert [key for key in load_preset(name).train if SETTINGS[FORMER.get(key, key)].shown] == []
+    assert [key for key in load_preset(name).train if SETTINGS[key].shown] == []
 
 
 @pytest.mark.long

@@ -111,7 +111,7 @@ def test_each_file_of_a_run_and_of_a_checkpoint_is_verified(elbo, trained, tmp_p
     newest = max((trained / "checkpoints").iterdir())
     count = len(list(newest.parent.iterdir()))
     assert verify(trained).verified == [f"sha256 of {3 * count} files"]
-    assert verify(newest).facts["averages"] == verify(newest).facts["averages"].replace("model", "")
+    assert "model" not in str(verify(newest).facts["averages"])
     assert verify(trained / "losslog.jsonl").verified == []
     for name in ("state.pt", "model.safetensors"):
         copy = Path(shutil.copytree(newest, tmp_path / name / newest.name))

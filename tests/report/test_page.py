@@ -67,8 +67,8 @@ def test_a_run_with_its_scores_is_shown_and_the_page_is_self_contained(run, digi
             file.write(json.dumps({"step": step, "images": 16 * step, **scores}) + "\n")
     page = render_page([run])
     read = Reader(page)
-    for words in ("40 of 40", "its loss is the ELBO", "Variational bound", "frechet distance", "schedule", "elbo train"):
-        assert words in read.text, words
+    for shown in ("40 of 40", "its loss is the ELBO", "Variational bound", "frechet distance", "schedule", "elbo train"):
+        assert shown in read.text, shown
     assert {LOSS.title, ERROR.title, DENSITY.title, "frechet distance[x]"} < set(plots(page))
     assert not any("se[x]" in title or "samples" in title for title in plots(page))
     assert ("alt", "step-00000040") in read.attributes

@@ -176,7 +176,7 @@ def work(
             file.write(f"[{indices.start}, {len(indices)}]\n")
         return whole(plan, denoiser, noise, indices, *args)
 
-    Sampling.draw = draw  # type: ignore[method-assign]
+    Sampling.draw = draw  # type: ignore[method-assign, assignment]
     settings = {"n": 61, "steps": 4, "batch_size": 5, "device": "cpu", **(options or {})}
     if guide:
         settings |= {"guide": Path(guide), "guidance": Guidance(2.0)}

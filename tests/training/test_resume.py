@@ -252,8 +252,6 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_named_and_the_one_before_used
 
 
 def test_a_run_goes_on_only_with_its_images_and_labels_also_where_the_dataset_has_no_digests(elbo, digits, preset, tmp_path):
-    """A run of an earlier version, whose config.yaml lacks the labels' digest, goes on."""
-
     def dataset(name, seed, shift):
         with h5py.File(tmp_path / name, "w") as file:
             file["images"] = np.random.default_rng(seed).integers(0, 256, (40, 8, 8, 1), np.uint8)
@@ -268,10 +266,6 @@ def test_a_run_goes_on_only_with_its_images_and_labels_also_where_the_dataset_ha
     images = dataset("b.h5", 1, 0)
     labels = dataset("c.h5", 0, 1)
     assert [train(first, 4), train(images, 6), train(labels, 6), train(first, 6)] == [0, 2, 2, 0]
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text("".join(line for line in config.read_text().splitlines(True) if "labels_sha256" not in line))
-    assert [elbo("bound", tmp_path / "run", "-n", 8).returncode, train(first, 8)] == [0, 0]
-    assert train(labels, 10) == 2, "the digest is recorded now"
 
 
 def test_a_start_that_fails_before_its_first_step_keeps_the_step_that_is_safe(digits, preset, tmp_path, monkeypatch):

@@ -203,13 +203,11 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, [*args])
         except click.NoSuchOption as error:
-            name, options = error.option_name, {name for param in self.params for name in param.opts}
+            name = error.option_name
             for line in Path(__file__).with_name("other_names.txt").read_text().splitlines():
                 word, _, rest = line.partition(" ")
                 if word == f"{name.replace('_', '-')}:":
                     raise click.UsageError(f"no option {name}; {rest}", ctx) from error
-                if word == name and (present := options.intersection(rest.split())):
-                    return self.parse_args(ctx, [re.sub(f"^{name}(?![^=])", min(present), arg) for arg in args])
             raise
 
     def invoke(self, ctx: click.Context) -> Any:

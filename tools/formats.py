@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from msgspec import NODEFAULT, Meta
 from msgspec.structs import fields
 
-from elbocli.files.records import FORMATS, Record, Rest, StoredFormat
+from elbocli.files.records import FORMATS, ExtraKeys, Record, StoredFormat
 from elbocli.runs.train_settings import TrainSettings
 
 PACKAGE = Path(__file__).resolve().parent.parent / "elbocli"
@@ -74,7 +74,7 @@ def object_of(rng: random.Random, record: type[Record]) -> dict[str, Any]:
     hints = get_type_hints(record, include_extras=True)
     found = dict[str, Any](record.head())
     for each in fields(record):
-        if each.type == Rest:
+        if each.type == ExtraKeys:
             found |= {f"other{n}": made(rng, Any) for n in range(rng.randint(0, 2))}
         elif (each.default is NODEFAULT and each.default_factory is NODEFAULT) or rng.random() < 0.7:
             found[each.name] = made(rng, hints[each.name])
@@ -134,7 +134,7 @@ def sections() -> list[str]:
     for each in declared():
         about = inspect.getdoc(each.record) or ""
         head = [f"format {each.name}"] * bool(each.name) + [f"version {each.version}"] * bool(each.version)
-        keys = [key.name + ("" if key.required else " (optional)") for key in fields(each.record) if key.type != Rest]
+        keys = [key.name + ("" if key.required else " (optional)") for key in fields(each.record) if key.type != ExtraKeys]
         paragraphs = [", ".join(head) + "." * bool(head), *about.splitlines(), f"Keys: {', '.join(keys)}." * bool(keys)]
         lines += [f".SS {roff(each.file)}", "\n.PP\n".join(roff(paragraph) for paragraph in paragraphs if paragraph)]
     return lines

@@ -7,7 +7,7 @@ about: further keys of the JSON object, such as run and dataset.
 from collections.abc import Mapping
 from typing import Any
 
-from elbocli.files.records import Record, Rest, stored
+from elbocli.files.records import ExtraKeys, Record, stored
 from elbocli.runs.examples import ImageBatch
 from elbocli.runtime.table import Table
 
@@ -77,7 +77,7 @@ class Bound(Nats, kw_only=True):
     n_images: int
     draws_per_image: int
     schedule: str
-    about: Rest = {}
+    about: ExtraKeys = {}
 
     def __repr__(self) -> str:
         value, error = self.per_dimension
@@ -128,7 +128,7 @@ class FlowLikelihood(Nats, kw_only=True):
     evaluations: int
     solver_nats: float
     n_images: int
-    about: Rest = {}
+    about: ExtraKeys = {}
 
     def table(self) -> Table:
         """Return the estimate with its standard error."""
@@ -177,7 +177,7 @@ class Theorem(Record, kw_only=True):
     checks: list[Check]
     draws_per_side: int
     n_images: int
-    about: Rest = {}
+    about: ExtraKeys = {}
 
     def table(self) -> Table:
         """Return both sides of each check."""

@@ -13,7 +13,6 @@ from elbocli.commands.shared.commands import (
     WEIGHTING,
     Command,
     common,
-    hand_out,
     option,
     out_option,
     overwrite_option,
@@ -21,6 +20,7 @@ from elbocli.commands.shared.commands import (
     print_result,
     stdin_or_fail,
     value,
+    write_output,
 )
 
 
@@ -80,4 +80,4 @@ def adapt(
         for line in filter(None, table.text(80).splitlines()):
             log.info(line)
     if out != STREAM or not (as_json or sys.stdout.isatty()):
-        hand_out(fitted.text, out)
+        write_output(fitted.text, out)

@@ -15,7 +15,6 @@ from elbocli.commands.shared.commands import (
     device_options,
     guidance_of,
     guidance_options,
-    hand_out,
     option,
     out_option,
     overwrite_option,
@@ -23,6 +22,7 @@ from elbocli.commands.shared.commands import (
     seed_option,
     value,
     weights_option,
+    write_output,
 )
 from elbocli.sampling.samplers import USUAL
 
@@ -63,4 +63,4 @@ def grid(run: Path, out: Path, **options: Any) -> None:
     from elbocli.sampling.noise_levels import make_grid
     from elbocli.sampling.samplers import parse_sampler
 
-    hand_out(make_grid(run, parse_sampler(options.pop("sampler")), guidance=guidance_of(options), **options), out)
+    write_output(make_grid(run, parse_sampler(options.pop("sampler")), guidance=guidance_of(options), **options), out)

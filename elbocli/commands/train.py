@@ -162,7 +162,7 @@ def train(
         with world.together():
             check_targets(log_to)
             initial = initial_of(init, existing, out) if world.first else None  # only rank 0 reads the weights
-        initial = world.of_first(initial)
+        initial = world.broadcast(initial)
         with world.together():
             dataset = Dataset(data or dataset_for(existing), latents=True)
             resolved = settings.resolve(given, dataset, existing, initial)

@@ -379,7 +379,7 @@ class OnlineObjective:
             seen = bool(moments.seen.any())
             middle = moments.middle
             error = moments.smoothed.mean if seen else now.prediction.coefficients(middle).eps_factor
-            now = replace(now, weighting=now.weighting.knowing(now.schedule, middle, error))
+            now = replace(now, weighting=now.weighting.with_errors(now.schedule, middle, error))
         if self.adaptive:
             now = replace(now, schedule=errors.schedule(now.weighting, self.floor))
         self.objective = now

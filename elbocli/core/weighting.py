@@ -194,7 +194,7 @@ class Weighting:
         """Whether training learns the weighting from the schedule's density, so that the schedule can't be adaptive."""
         return isinstance(self.curve, LearnedCurve) and self.curve.declared.traits.of_density
 
-    def knowing(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:
+    def with_errors(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:
         """Return this learned weighting with w computed from a schedule and errors.
 
         middle: λ at the centres of bins, [bins].

@@ -26,7 +26,7 @@ from elbocli.files.atomic import write_text
 from elbocli.files.dataset import DatasetWriter, Members
 from elbocli.files.reading import add_digests
 from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout, Journal
-from elbocli.runtime.background import Ahead, Signals, catching_signals, interrupted
+from elbocli.runtime.background import Prefetcher, Signals, catching_signals, interrupted
 from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
 
@@ -324,7 +324,7 @@ def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator
         first = start + task * step
         return [_pack(ref, settings) for ref in source.refs[first : first + step]]
 
-    ahead = Ahead(pack, AHEAD * threads, threads)
+    ahead = Prefetcher(pack, AHEAD * threads, threads)
     for task in range(-(-(len(source) - start) // step)):
         yield from ahead.get(task)
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files.atomic import new_folder, remove_folder, sweep, write_json, writing
 from elbocli.files.reading import file_sha256, reading
-from elbocli.files.records import Count, Record, Rest, read_json, stored
+from elbocli.files.records import Count, ExtraKeys, Record, read_json, stored
 from elbocli.files.yaml_text import read_yaml
 from elbocli.runtime.progress import log
 
@@ -61,7 +61,7 @@ class RunData(Record):
     class_counts: list[Count] | None = None
     crop: str | None = None
     filter: str | None = None
-    more: Rest = {}
+    more: ExtraKeys = {}
 
     @property
     def latents(self) -> bool:
@@ -95,7 +95,7 @@ class CheckpointMeta(Record, kw_only=True):
     seed: int | None = None
     world_size: Count | None = None
     parallel: str | None = None
-    more: Rest = {}
+    more: ExtraKeys = {}
     log_bytes: dict[str, Count] | None = None
     files: dict[str, Seal]
 

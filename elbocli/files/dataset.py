@@ -28,7 +28,7 @@ from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import recognise, wrong_kind
-from elbocli.files.records import Count, Record, Rest, stored
+from elbocli.files.records import Count, ExtraKeys, Record, stored
 from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout, Resumable
 from elbocli.runtime.progress import progress
 
@@ -74,7 +74,7 @@ class DatasetAttributes(Record, kw_only=True):
     elbo_version: str | None = None
     pillow_version: str | None = None
     command: str | None = None
-    more: Rest = {}
+    more: ExtraKeys = {}
 
 
 class Dataset:

@@ -15,7 +15,7 @@ import numpy as np
 
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_format, open_file, reading
-from elbocli.files.records import Count, Record, Rest, parse_json, stored
+from elbocli.files.records import Count, ExtraKeys, Record, parse_json, stored
 
 if TYPE_CHECKING:  # for types only, because packing images needs no torch
     from torch import Tensor
@@ -45,7 +45,7 @@ class FeatureFacts(Record, kw_only=True):
     images_sha256: str | None = None
     sha256: str | None = None
     images: Count | None = None
-    more: Rest = {}
+    more: ExtraKeys = {}
 
 
 class SavedFeatures(NamedTuple):

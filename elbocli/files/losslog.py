@@ -22,7 +22,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
 from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.recognise import expect
-from elbocli.files.records import Count, Record, Rest, parse_json, stored
+from elbocli.files.records import Count, ExtraKeys, Record, parse_json, stored
 
 MOST_BINS = 2000  # fitting builds matrices of bins × bins
 LARGEST = 1e100  # largest accepted sum of errors, so that intervals can be added without overflow
@@ -49,7 +49,7 @@ class MetricsRow(Record):
 
     step: Count
     images: Count
-    values: Rest = {}
+    values: ExtraKeys = {}
 
 
 def read_metrics(path: Path) -> Iterator[MetricsRow]:
@@ -73,7 +73,7 @@ class LossLogHeader(Record, kw_only=True):
     schedule: str | None = None
     prediction: str | None = None
     floor: Annotated[float, Meta(ge=0, le=1)] | None = None
-    about: Rest = {}
+    about: ExtraKeys = {}
     edges: Edges
 
     def __post_init__(self) -> None:

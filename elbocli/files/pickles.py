@@ -20,7 +20,7 @@ from elbocli.files.tensor_files import load, load_tensors
 LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")  # first bytes of files by torch before 1.6, which are no zip archives
 
 
-class Foreign:
+class OpaqueObject:
     """Stand-in for an object that a pickle makes with a class or function outside KNOWN.
 
     name: name of the class or function, with its module. args: arguments of the class or function.
@@ -32,7 +32,7 @@ class Foreign:
     state: Any
     items: dict[Any, Any]
 
-    def __new__(cls, *args: Any, **_: Any) -> Foreign:
+    def __new__(cls, *args: Any, **_: Any) -> OpaqueObject:
         made = super().__new__(cls)
         made.args = args
         made.state = None
@@ -94,7 +94,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
             dtype = getattr(found, "dtype", found)
             if isinstance(dtype, torch.dtype):
                 return dtype
-        return type("Foreign", (Foreign,), {"name": full})
+        return type("OpaqueObject", (OpaqueObject,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Tensor:
         """Load a tensor [n]. pid: torch's (…, dtype, name, …). Raises FormatError: not in the archive."""
@@ -118,7 +118,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 def read_torch_file(path: Path) -> Any:
     """Read a checkpoint: torch's .pt or .pth, a pickle of modules (.pkl), or safetensors.
 
-    Returns: the stored object; unknown classes become Foreign. Raises FormatError: damaged file, or another format.
+    Returns: the stored object; unknown classes become OpaqueObject. Raises FormatError: damaged file, or another format.
     """
     with reading(f"{path}: not usable as a checkpoint"), open_file(path) as file:
         head = file.read(32)
@@ -141,13 +141,13 @@ def read_torch_file(path: Path) -> Any:
 
 def contents(found: Any) -> dict[Any, Any]:
     """Return a dict, or the items of a pickled object like a dict; {} for other objects."""
-    held = found.items if isinstance(found, Foreign) else found
+    held = found.items if isinstance(found, OpaqueObject) else found
     return held if isinstance(held, dict) else {}
 
 
 def _meta(found: Any) -> dict[Any, Any]:
     """Return the dict that EDM's torch_utils.persistence pickled for an object; else {}."""
-    return contents(found.args[0]) if isinstance(found, Foreign) and found.args else {}
+    return contents(found.args[0]) if isinstance(found, OpaqueObject) and found.args else {}
 
 
 def attributes(found: Any) -> dict[Any, Any]:

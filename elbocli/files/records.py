@@ -21,7 +21,7 @@ from elbocli.files.reading import check_format, read_bytes, reading
 
 Count = Annotated[int, Meta(ge=0, le=10**15)]  # of steps, images or bytes
 Positive = Annotated[int, Meta(ge=1, le=10**15)]
-Rest = Annotated[dict[str, Any], "keys that are no fields"]
+ExtraKeys = Annotated[dict[str, Any], "keys that are no fields"]
 R = TypeVar("R", bound="type[Record]")
 _fields = cache(fields)
 
@@ -57,7 +57,7 @@ def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Cal
 
 @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Record(msgspec.Struct, frozen=True):
-    """Base class of records, which are all frozen. Unknown keys go to the field of type Rest; without one, they are ignored."""
+    """Base class of records, which are all frozen. Unknown keys go to the field of type ExtraKeys; without one, they are ignored."""
 
     def json(self) -> dict[str, Any]:
         """Return a JSON object: format and version if declared, then the fields."""
@@ -76,7 +76,7 @@ class Record(msgspec.Struct, frozen=True):
         rest = dict[str, Any]()
         for each in _fields(type(self)):
             value = getattr(self, each.name)
-            if each.type == Rest:
+            if each.type == ExtraKeys:
                 rest = plain(value)
             elif value is not None or each.default is not None:
                 facts[each.name] = plain(value)
@@ -92,9 +92,9 @@ class Record(msgspec.Struct, frozen=True):
         cls.check_head(content, where)
         if isinstance(content, Mapping):
             content = {key: value for key, value in content.items() if key not in ("format", "version")}
-            names = {each.name for each in _fields(cls) if each.type != Rest}
+            names = {each.name for each in _fields(cls) if each.type != ExtraKeys}
             for each in _fields(cls):
-                if each.type == Rest:
+                if each.type == ExtraKeys:
                     content[each.name] = {key: content.pop(key) for key in [*content] if key not in names}
                 elif each.required and (each.type is Any or NoneType in get_args(each.type)):
                     content.setdefault(each.name, None)

@@ -16,7 +16,7 @@ from elbocli.files.atomic import new_file, new_folder, writing
 from elbocli.files.contact_sheet import Layout, lay_out, picture, rows_of_classes, write_contact_sheet
 from elbocli.files.dataset import DatasetWriter
 from elbocli.files.recognise import png_names
-from elbocli.files.records import Record, Rest, stored
+from elbocli.files.records import ExtraKeys, Record, stored
 from elbocli.files.resumable import IMAGES, BlockLayout, Resumable
 from elbocli.runtime.progress import progress
 from elbocli.version import __version__
@@ -30,7 +30,7 @@ FILE_BYTES = 8192  # bytes of disk that a small file needs besides its content
 class SamplesAbout(Record):
     """How samples were drawn. more: run, weights, sampler, seed and other keys."""
 
-    more: Rest = {}
+    more: ExtraKeys = {}
 
 
 @dataclass(frozen=True)

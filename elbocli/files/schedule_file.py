@@ -25,7 +25,7 @@ from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
 from elbocli.files.reading import reading
 from elbocli.files.recognise import expect, wrong_kind
-from elbocli.files.records import Record, Rest, convert, read_json, stored
+from elbocli.files.records import ExtraKeys, Record, convert, read_json, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
 
 LARGEST_TABLE = 100_000
@@ -54,7 +54,7 @@ class ScheduleFile(Record, kw_only=True):
 
     logsnr_min: Level | None
     logsnr_max: Level | None
-    about: Rest = {}
+    about: ExtraKeys = {}
     knots: Annotated[list[Knot], Meta(min_length=2, max_length=LARGEST_TABLE)]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from elbocli.errors import FormatError
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_file, check_format, open_file, quiet, reading
-from elbocli.files.records import Count, Record, Rest, parse_json, stored
+from elbocli.files.records import Count, ExtraKeys, Record, parse_json, stored
 
 AVERAGE = "elbo-ema"
 DIGEST = "payload_sha256"
@@ -88,7 +88,7 @@ class AverageFacts(Record):
     coefficients: dict[str, float] | None
     elbo_version: str | None
     command: str | None
-    more: Rest = {}
+    more: ExtraKeys = {}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Record) -> str:

@@ -16,7 +16,7 @@ from elbocli.files.checkpoint import CONFIG, RunData
 from elbocli.files.plugins import PluginFile, check_plugins
 from elbocli.files.reading import reading
 from elbocli.files.recognise import wrong_kind
-from elbocli.files.records import Count, Record, Rest, stored
+from elbocli.files.records import Count, ExtraKeys, Record, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.runs.train_settings import KEPT, SETTINGS, SPEED, VALIDATION, TrainSettings, convert_settings
 
@@ -90,7 +90,7 @@ class RunConfig(Record, kw_only=True):
     files: dict[str, str]
     init: InitFacts | None = None
     plugins: list[PluginFile] | None = None
-    more: Rest = {}
+    more: ExtraKeys = {}
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:

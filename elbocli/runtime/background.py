@@ -15,7 +15,7 @@ from elbocli.errors import ElboError, Interrupted, PeerLost
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Background threads that compute work(step) for the next `depth` steps."""
 
     def __init__(self, work: Callable[[int], T], depth: int = 2, threads: int = 1):

@@ -71,7 +71,7 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def of_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         return self.all(value)[0]
 
     @contextmanager
@@ -149,7 +149,7 @@ def joined(device: str) -> Iterator[World]:
     rank = int(os.environ["RANK"])
     # With `srun --gpus-per-task=1` each process sees one GPU alone, as cuda:0.
     chosen = choose_device(f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}" if cuda else meant)
-    with telling_lost(NotJoined, JOINING), stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections
+    with convert_dist_errors(NotJoined, JOINING), stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections
         store, *_ = next(rendezvous("env://", timeout=JOIN))
         # torchrun keeps its store over restarts, with the keys of earlier processes.
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
@@ -159,7 +159,7 @@ def joined(device: str) -> Iterator[World]:
         dist.init_process_group(backend=backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     _kept.append(dist.group.WORLD)
     try:
-        with telling_lost():
+        with convert_dist_errors():
             yield World(rank, size, chosen)
     except BaseException:
         faulthandler.dump_traceback_later(ENDING_S, exit=True)  # destroying the group may hang; works without the GIL
@@ -181,7 +181,7 @@ def stdout_to_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def telling_lost(kind: type[PeerLost] = PeerLost, reason: str = LOST) -> Iterator[None]:
+def convert_dist_errors(kind: type[PeerLost] = PeerLost, reason: str = LOST) -> Iterator[None]:
     """Turn torch.distributed's errors about a lost process into `kind`. reason: for the message, with the remedy."""
     try:
         yield

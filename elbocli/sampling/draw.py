@@ -30,7 +30,7 @@ from elbocli.runs.classes import BALANCED, RANDOM, choose_labels, usual_classes
 from elbocli.runs.open import SPACE, TrainedRun, dataset_of, open_run
 from elbocli.runtime.background import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.runtime.device import CudaGraphs, choose_device, sent
-from elbocli.runtime.processes import World, telling_lost
+from elbocli.runtime.processes import World, convert_dist_errors
 from elbocli.runtime.progress import log, progress
 from elbocli.sampling.denoiser import NO_THRESHOLD, Denoiser
 from elbocli.sampling.guidance import Guidance
@@ -221,7 +221,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
     Raises DataError for the wrong autoencoder, Interrupted after a signal, PeerLost, BrokenPipeError.
     """
     world = world or World(device=choose_device(settings.device))
-    with catching_signals() as signals, telling_lost():
+    with catching_signals() as signals, convert_dist_errors():
         trained = _open(path, world, settings.weights)
         guide = None
         if settings.guide or settings.guide_weights:  # without --guide, the guide weights are of the same checkpoint
@@ -237,7 +237,7 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
         if world.first:
             trained = open_run(path, world.device, weights)
     # All ranks open rank 0's checkpoint, even if training saves newer ones meanwhile.
-    path = world.of_first(trained.checkpoint.path.resolve() if trained else path)
+    path = world.broadcast(trained.checkpoint.path.resolve() if trained else path)
     with world.together():
         return trained or open_run(path, world.device, weights)
 
@@ -361,7 +361,7 @@ def _write(drawing: Drawing, target: Path | IO[bytes], settings: SampleSettings,
             if world.first:
                 patience = PATIENCE_S if world.size > 1 else 0
                 sink = stack.enter_context(open_samples(target, drawing.header, settings.overwrite, patience))
-        done = world.of_first(sink.done if sink else 0)
+        done = world.broadcast(sink.done if sink else 0)
         log.info(
             f"{about['run']}: step {about.get('step', 0)}, weights {about['weights']}; {about['sampler']}, {about['steps']} steps, "
             f"logsnr {about['logsnr_min']:.4g} to {about['logsnr_max']:.4g}; {world.device}, {about['precision']}, "

@@ -15,7 +15,7 @@ from elbocli.core.estimate import Estimate
 from elbocli.core.moments import FeatureMoments
 from elbocli.errors import DataError, UsageError
 from elbocli.files.features import SavedFeatures, read_features
-from elbocli.files.records import Record, Rest, parse_json, stored
+from elbocli.files.records import ExtraKeys, Record, parse_json, stored
 from elbocli.runtime.table import Table, rounded
 from elbocli.scoring.frechet import Gaussian, frechet_distance
 from elbocli.scoring.metrics.distances import FID
@@ -79,7 +79,7 @@ class Comparison(Record, kw_only=True):
     first_files: list[str] = []
     first_trainings: int | None = None
     others: list[Compared]
-    alike: Rest = {}
+    alike: ExtraKeys = {}
     elbo_version: str | None
     command: str | None
 

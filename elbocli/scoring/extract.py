@@ -15,7 +15,7 @@ from elbocli.core.moments import NOTHING, FeatureMoments, StreamingFeatureMoment
 from elbocli.errors import DataError
 from elbocli.files.features import LARGEST_FEATURE, SavedFeatures
 from elbocli.files.reading import add_digests
-from elbocli.runtime.background import Ahead
+from elbocli.runtime.background import Prefetcher
 from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.progress import log, progress
 from elbocli.scoring.metrics import Features, Need
@@ -104,7 +104,7 @@ def _outputs(side: OpenedSet, opened: Opened, spatial: bool) -> Iterator[tuple[d
     # Yields this rank's part of each step: features of its batch by name, and digests of the images; both empty without a batch.
     world = opened.world
     batch = opened.settings.batch_size
-    batch = world.of_first(side.reader.batch(batch) if side.reader else batch)
+    batch = world.broadcast(side.reader.batch(batch) if side.reader else batch)
     sharers = 1 if side.streamed else world.size  # each takes whole batches: the result doesn't depend on world.size
 
     def read(step: int) -> tuple[int, np.ndarray, list[str]] | None:
@@ -116,7 +116,7 @@ def _outputs(side: OpenedSet, opened: Opened, spatial: bool) -> Iterator[tuple[d
         texts = [f"{begin + k} {image.shape} ".encode() + image.tobytes() for k, image in enumerate(images)]
         return begin, images, [hashlib.sha256(text).hexdigest() for text in texts]
 
-    get = read if side.streamed else Ahead(read, depth=1).get
+    get = read if side.streamed else Prefetcher(read, depth=1).get
     for step in range(-(-side.n // (batch * sharers))):
         outputs = dict[str, Tensor]()
         digests = list[str]()

@@ -73,8 +73,8 @@ def open_set(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World
     with world.together():
         if world.first or not streamed:
             images = replace(set_of(stack.enter_context(read_samples(source))), streamed=streamed)
-    of_first = world.of_first(images and replace(images, reader=None))
-    return replace(of_first, reader=images and images.reader)
+    broadcast = world.broadcast(images and replace(images, reader=None))
+    return replace(broadcast, reader=images and images.reader)
 
 
 def set_of(reader: SampleReader) -> OpenedSet:

@@ -13,7 +13,7 @@ from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files.features import FeatureFacts
 from elbocli.files.losslog import LARGEST
-from elbocli.files.records import Record, Rest, convert, parse_json, plain, stored
+from elbocli.files.records import ExtraKeys, Record, convert, parse_json, plain, stored
 from elbocli.runtime.table import Table
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT
 from elbocli.scoring.metrics import METRICS, Number, Role, Value
@@ -64,7 +64,7 @@ class Facts(Record, kw_only=True):
     fewest_of_a_class: int | None = None
     most_of_a_class: int | None = None
     made: dict[str, Any] = {}
-    options: Rest = {}
+    options: ExtraKeys = {}
     elbo_version: str | None
     torch_fidelity_version: str | None
     torch_version: str | None

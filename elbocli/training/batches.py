@@ -13,7 +13,7 @@ from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.runs.examples import Examples, training_rows
 from elbocli.runs.settings import Resolved
-from elbocli.runtime.background import Ahead
+from elbocli.runtime.background import Prefetcher
 from elbocli.runtime.device import pinned, sent
 from elbocli.runtime.processes import World
 
@@ -74,7 +74,7 @@ class Batches:
         # Each call has a stream of its own, because the thread that reads ahead and the main thread ask for different epochs.
         self._shuffled = lru_cache(2)(lambda epoch: Stream(settings.seed, "order").permutation(epoch, len(rows)))
         self.parts = parts or [range(self.batch)]
-        self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if device.type != "cpu" else self._fetched
+        self._fetch = Prefetcher(self._fetched, max(2, len(self.parts))).get if device.type != "cpu" else self._fetched
 
     def indices(self, step: int) -> np.ndarray:
         """Return the dataset row of each image of a step, [batch]."""

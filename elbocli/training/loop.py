@@ -58,7 +58,7 @@ def run(
                 saved = store.latest(out, resumable=True)
                 if saved is not None and saved.step > settings.steps:
                     raise UsageError(f"--steps {settings.steps}: {out} has done {saved.step} steps; raise --steps")
-        saved = world.of_first(saved)
+        saved = world.broadcast(saved)
         status = Status(out, settings.steps, world.first)
         if saved is not None and saved.step == settings.steps:
             if status.now.state != DONE:  # a process was killed after its last checkpoint

@@ -99,7 +99,7 @@ def fit_log(
             f"the run's schedule is the fitted one for its learned weighting {w.spec}; fit another by --weighting SPEC"
         )
     if w.learned:
-        w = w.knowing(parse_schedule("uniform", float(edges[0]), float(edges[-1])), moments.middle, moments.smoothed.mean)
+        w = w.with_errors(parse_schedule("uniform", float(edges[0]), float(edges[-1])), moments.middle, moments.smoothed.mean)
     schedule = fit_schedule(moments, w, floor)
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     densities = {"own": _own_density(losses), **fixed, "uniform": _fixed_density("uniform", schedule)}

@@ -219,7 +219,7 @@ class TrainState:
         self.spread.changed()
         self.network.train()
 
-    def leaves_out(self, total: Tensor, norm: Tensor) -> Tensor:
+    def should_skip(self, total: Tensor, norm: Tensor) -> Tensor:
         """Return whether to skip this update for a loss or gradient that is not finite, as a bool on the device.
 
         total: sum of all images' losses. norm: gradient norm without the loss scale. Both: float64 scalars.

@@ -68,7 +68,7 @@ def update(state: TrainState) -> None:
         squares = torch.zeros_like(squares)  # copies have equal gradients: count those of the first copy alone
     squares, total = world.added(torch.stack([squares, total])).unbind()
     norm = squares.sqrt() / scale
-    left_out = state.leaves_out(total, norm)
+    left_out = state.should_skip(total, norm)
 
     # Optimizer: it divides gradients by grad_scale, and does nothing where found_inf is 1.
     for group in optimizer.param_groups:

@@ -54,7 +54,7 @@ def test_a_schedule_is_the_adaptive_one_of_its_own_learned_weighting(name, mixtu
     """EDM2's theorem: p ∝ w e with w = p/e. The floor adds the only difference, and bins are as fine as it gets."""
     schedule = parse_schedule(name, LOW, HIGH)
     error = exact_error(mixture, MIDDLE)
-    learned = parse_weighting("uncertainty").knowing(schedule, MIDDLE, error)
+    learned = parse_weighting("uncertainty").with_errors(schedule, MIDDLE, error)
     moments = ErrorMoments(EDGES, torch.full_like(error, 1e9), error, 3 * error.square())
     fitted = fit_schedule(moments, learned, floor=1e-9)
     assert float((fitted.t(EDGES) - schedule.t(EDGES)).abs().max()) < 1e-3
@@ -81,7 +81,7 @@ def test_every_learned_weighting_passes_the_check_of_plug_ins_and_one_that_is_ne
 
 def test_monotone_it_never_rises(mixture):
     error = exact_error(mixture, MIDDLE)
-    plain, held = (parse_weighting(text).knowing(EDM2, MIDDLE, error) for text in ("uncertainty", "uncertainty:monotone"))
+    plain, held = (parse_weighting(text).with_errors(EDM2, MIDDLE, error) for text in ("uncertainty", "uncertainty:monotone"))
     assert plain.rising(LOW, HIGH) and not held.rising(LOW, HIGH)
     assert bool((held(MIDDLE) >= plain(MIDDLE)).all())
 

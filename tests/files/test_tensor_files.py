@@ -26,7 +26,7 @@ from elbocli.files.features import (
     write_features,
     write_statistics,
 )
-from elbocli.files.pickles import Foreign, class_name, module_tensors, read_torch_file
+from elbocli.files.pickles import OpaqueObject, class_name, module_tensors, read_torch_file
 from elbocli.files.recognise import arrays_in
 from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, check_tensors, load, read_average_facts, write_tensors
 
@@ -149,7 +149,7 @@ def test_trees_come_back_as_torch_wrote_them_and_objects_are_named_and_not_made(
             read_torch_file(path)
     else:
         found = read_torch_file(path)
-        assert isinstance(found["args"], Foreign) and found["args"].state == {"model": "DiT-XL/2"}
+        assert isinstance(found["args"], OpaqueObject) and found["args"].state == {"model": "DiT-XL/2"}
         assert torch.equal(found["w"], torch.ones(2))
     assert not bomb.went_off
 

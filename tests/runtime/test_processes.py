@@ -13,7 +13,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from elbocli.commands.shared import commands
 from elbocli.errors import UsageError
 from elbocli.runtime import processes
-from elbocli.runtime.background import CAUGHT, ORPHAN, TIME, Ahead, Ending, Signals, catching_signals
+from elbocli.runtime.background import CAUGHT, ORPHAN, TIME, Ending, Prefetcher, Signals, catching_signals
 from elbocli.runtime.processes import PATIENCE, World, joined
 
 # --- processes ---
@@ -139,7 +139,7 @@ def test_any_order_of_steps_gives_each_its_own_and_the_following_are_done_before
         done.append(step)
         return step * step
 
-    ahead = Ahead(work, depth=3)
+    ahead = Prefetcher(work, depth=3)
     assert ahead.get(5) == 25
     until(lambda: len(done) == 4)
     assert done == [5, 6, 7, 8] and ahead.get(6) == 36
@@ -150,7 +150,7 @@ def test_any_order_of_steps_gives_each_its_own_and_the_following_are_done_before
 
 
 def test_an_exception_comes_with_its_own_step_and_work_goes_on():
-    ahead = Ahead(lambda step: 1 // (step - 2))
+    ahead = Prefetcher(lambda step: 1 // (step - 2))
     assert [ahead.get(0), ahead.get(1)] == [-1, -1]
     with pytest.raises(ZeroDivisionError):
         ahead.get(2)

@@ -483,7 +483,7 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
+def write_output(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
     """Write a text to `out`; - is standard output.
 
     report: JSON object to print on standard output; if `out` is -, only the report is printed.

@@ -22,7 +22,7 @@ from elbocli.core.schedule import parse_level_code
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN
-from elbocli.files.pickles import Foreign, contents, module_tensors, read_torch_file
+from elbocli.files.pickles import OpaqueObject, contents, module_tensors, read_torch_file
 from elbocli.files.reading import file_sha256
 from elbocli.files.yaml_text import read_yaml
 from elbocli.networks import NetworkConfig, build_empty
@@ -92,7 +92,7 @@ class Source:
     def tree(self) -> Any:
         """Content of a file; for a folder, a dict with the names in it as keys. Raises FormatError.
 
-        Types: dict, list, numbers, text, Tensor, and Foreign for any other pickled object.
+        Types: dict, list, numbers, text, Tensor, and OpaqueObject for any other pickled object.
         Of several averages in a training state of EDM2, only the first is kept, under the key "ema".
         """
         if self.path.is_dir():
@@ -187,7 +187,7 @@ def state_dict(
         raise FormatError(f"{source.path}: holds {inventory(source.tree)}, no weights of the chosen format; change --format")
     key = "" if "" in candidates else _choose(candidates, source, options.weights)
     entry = contents(source.tree)[key] if key else source.tree
-    averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
+    averaged = key != "net" if isinstance(entry, OpaqueObject) else "ema" in key.lower()
     prefix = options.prefix
     weights = {name.removeprefix(prefix): tensor for name, tensor in candidates[key].items() if name.startswith(prefix)}
     for rule in options.rename:

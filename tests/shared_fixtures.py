@@ -49,7 +49,7 @@ def mine(source, options):
 PRESET = """
 network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.1}
 train: {prediction: v, schedule: cosine, logsnr_min: -10, logsnr_max: 10, steps: 40, batch_size: 16, lr: 2.0e-3,
-        warmup: 5, ema: 0.9, label_dropout: 0.1, save_every: 10, preview_every: 0, log_every: 5}
+        warmup_steps: 5, ema: 0.9, label_dropout: 0.1, save_every: 10, preview_every: 0, log_every: 5}
 """
 
 

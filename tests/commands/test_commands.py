@@ -165,7 +165,7 @@ def test_adapt_reports_instead_of_the_schedule_or_beside_it(do, trained, tmp_pat
     only = do("adapt", trained, "--json")
     report = json.loads(only)
     assert report["batch"] == 16
-    assert {"own", "cosine", "edm", "uniform", "fitted:loss"} <= set(report["schedules"])
+    assert {"own", "cosine", "edm", "uniform", "fitted"} <= set(report["schedules"])
     assert do("adapt", trained, "--json", "-o", "s.yaml") == only
     assert (tmp_path / "s.yaml").read_bytes() == do("adapt", trained)
     moved = do("adapt", trained, "--weighting", "sigmoid:bias=3,shift=1,monotone")

@@ -55,8 +55,8 @@ def test_json_is_the_same_on_a_terminal_and_in_a_pipe(lines, tmp_path, elbo):
 
 def test_adapt_shows_variances_on_a_terminal_and_writes_the_schedule_elsewhere(trained, tmp_path, elbo):
     shown = on_terminal("adapt", trained, cwd=tmp_path)[1]
-    assert "fitted:loss" in shown and "logsnr_min:" not in shown and "-o FILE" in shown
+    assert "fitted" in shown and "logsnr_min:" not in shown and "-o FILE" in shown
     piped = elbo("adapt", trained, cwd=tmp_path)
-    assert piped.stdout.startswith(b"format: elbo-schedule") and b"fitted:loss" in piped.stderr
+    assert piped.stdout.startswith(b"format: elbo-schedule") and b"fitted" in piped.stderr
     written = on_terminal("adapt", trained, "-o", "s.yaml", cwd=tmp_path)[1]
-    assert (tmp_path / "s.yaml").read_bytes() == piped.stdout and "fitted:loss" in written
+    assert (tmp_path / "s.yaml").read_bytes() == piped.stdout and "fitted" in written

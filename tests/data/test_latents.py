@@ -22,7 +22,7 @@ from elbocli.files.latents import CONVENTIONS
 from elbocli.networks.diffusers import Autoencoder
 from elbocli.runs import settings
 from elbocli.runs.config import read_config
-from elbocli.sampling import draw
+from elbocli.sampling import draw, plan
 from elbocli.sampling.guidance import Guidance
 from elbocli.sampling.samplers import walk
 from elbocli.training import loop
@@ -205,11 +205,11 @@ def test_previews_are_decoded(run):
 
 def test_samples_are_the_decoded_draws_the_same_in_any_batch(run, autoencoder, tmp_path, monkeypatch):
     kept: list[torch.Tensor] = []
-    monkeypatch.setattr(draw, "walk", lambda *a: kept.append(walk(*a)) or kept[-1])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(plan, "walk", lambda *a: kept.append(walk(*a)) or kept[-1])  # type: ignore[func-returns-value]
     whole = drawn(run, tmp_path / "a.npy")
     pieces = drawn(run, tmp_path / "b.npy", batch_size=4)
     with torch.no_grad():
-        first = next(each for each in kept if each.dim() == 4)  # another walk counts evaluations
+        first = next(each for each in kept if each.dim() == 4)  # another walk finds the levels that are evaluated
         x = Autoencoder(autoencoder, CPU).model.decode(first / 0.18215).sample
     expected = ((x + 1) * 127.5).clamp(0, 255).permute(0, 2, 3, 1)
     assert whole.dtype == np.uint8 and np.abs(whole - expected.numpy()).max() <= 0.51

@@ -158,13 +158,6 @@ def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(nam
     assert bool(lines) != SETTINGS[name].free
 
 
-def test_a_run_goes_on_whose_decay_was_stored_before_it_had_all_its_parameters(resolved):
-    now = resolved(lr_decay="linear").config()
-    for spec, same in (("linear:final=0", True), ("linear:share=0.5", False)):
-        earlier = replace(now, settings=dataclasses.replace(now.settings, lr_decay=spec))
-        assert (difference(earlier, now) == []) == same
-
-
 def test_trainings_that_differ_in_their_seed_or_in_what_they_keep_alone_have_the_same_digest(resolved):
     changes: list[dict[str, Any]] = [{}, {"seed": 1}, {"save_every": 3}, {"lr": 0.5}, {"network.dropout": 0.2}]
     facts = [resolved(TRAIN, **change).config().training_facts() for change in changes]
@@ -206,12 +199,12 @@ def test_a_preset_shifts_its_own_weighting_unless_a_shift_is_given(train, option
 
 def test_refinements_are_in_the_settings_that_they_refine(resolved, digits):
     options = {"bias": 3.0, "shift": 1.0, "monotone": True, "beta2": 0.99, "adam_eps": 1e-12, "conditional": False}
-    found = resolved("batch: 4", **options)
+    found = resolved("batch_size: 4", **options)
     assert set(found.config().settings.written()) == {name for name, setting in SETTINGS.items() if setting.stored}
     assert found.settings.weighting == found.objective.weighting.spec == "sigmoid:bias=3,shift=1,monotone"
     assert found.network.num_classes == 0
     assert resolved("lr_decay: rsqrt").settings.lr_decay == "rsqrt:ref=70000"
-    for run, wanted in ((found, (0.99, 1e-12)), (resolved("batch: 4"), (0.999, 1e-8))):
+    for run, wanted in ((found, (0.99, 1e-12)), (resolved("batch_size: 4"), (0.999, 1e-8))):
         group = TrainState(run, Dataset(digits)).optimizer.param_groups[0]
         assert (group["betas"], group["eps"]) == ((0.9, wanted[0]), wanted[1])
 

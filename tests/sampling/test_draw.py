@@ -312,7 +312,7 @@ def test_guidance_zero_draws_what_the_guide_alone_draws(trained, weak, make, dra
 
 
 def test_a_checkpoint_or_another_average_of_the_same_run_may_guide(make, drawn):
-    run = make(steps=4, save_every=2, lr=0.05, warmup=0, ema=["0.9", "0.05"])
+    run = make(steps=4, save_every=2, lr=0.05, warmup_steps=0, ema=["0.9", "0.05"])
     plain = drawn(run)[0]
     for how, guide in (
         ({"guide": run / "checkpoints" / "step-00000002"}, (2, "ema-0.9")),

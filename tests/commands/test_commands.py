@@ -51,7 +51,7 @@ def do(elbo, tmp_path):
 
 
 def test_command_line_over_environment_over_config_over_preset(do, digits, preset, tmp_path):
-    (tmp_path / "c.yaml").write_text(f"preset: '{preset}'\nlr: 1e-4\nbatch: 7\ndata: other.h5\n")
+    (tmp_path / "c.yaml").write_text(f"preset: '{preset}'\nlr: 1e-4\nbatch_size: 7\ndata: other.h5\n")
 
     def plan(*options, **env):
         said = do("train", digits, "--dry-run", "--config", "c.yaml", *options, env=env).decode()

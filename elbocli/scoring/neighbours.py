@@ -19,12 +19,12 @@ def distance_blocks(queries: Tensor, points: Tensor, device: torch.device | str 
     # Centring the vectors reduces cancellation.
     origin = points[:4096].to(device).double().mean(0)
     others = points.to(device).double() - origin
+    least = ROUNDING * max(float((side.to(others) - origin).norm(dim=1).max()) for side in (queries, points))
     rows = max(1, BLOCK // len(points))
     for start in range(0, len(queries), rows):
         some = queries[start : start + rows].to(device).double() - origin
         distances = torch.cdist(some, others, compute_mode="use_mm_for_euclid_dist")
-        longest = max(float(some.square().sum(1).max()), float(others.square().sum(1).max())) ** 0.5
-        yield slice(start, start + len(some)), distances.masked_fill_(distances < ROUNDING * longest, 0).float()
+        yield slice(start, start + len(some)), distances.masked_fill_(distances < least, 0).float()
 
 
 def nearest(

@@ -165,7 +165,7 @@ def end_to_end(session: Session) -> Iterator[Row]:
         done = subprocess.run(
             elbo(session, *arguments), cwd=session.folder, capture_output=True, text=True, timeout=COMMAND_S, check=False
         )
-        yield Row(f"{name}: exit", str(done.returncode), "", done.returncode == 0, done.stderr.strip()[-160:])
+        yield Row(f"{name}: exit", str(done.returncode), "", done.returncode == 0, "".join(done.stderr.splitlines()[-1:])[:160])
     logged = [json.loads(text) for text in log.read_text().splitlines()]
     seen = [entry["step"] for entry in logged]
     yield Row("logged steps, each once", float(len(seen)), "lines", seen == sorted(set(seen)))
@@ -316,7 +316,7 @@ def table(reports: list[dict[str, Any]]) -> str:
             for row in rows:
                 value = row["value"] if isinstance(row["value"], str) else f"{row['value']:.4g}"
                 mark = {True: "ok", False: "**failed**", None: ""}[row["ok"]]
-                note = row["note"].replace("|", "/")
+                note = " ".join(row["note"].split()).replace("|", "/")
                 lines.append(f"| {report['device']} | {step} | {row['name']} | {value} {row['unit']} {mark} | {note} |")
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ from elbocli.api import prediction as prediction
 from elbocli.api import read_losslog as read_losslog
 from elbocli.api import sampler as sampler
 from elbocli.api import schedule as schedule
+from elbocli.api import score as score
 from elbocli.api import variational_bound as variational_bound
 from elbocli.api import weighting as weighting
 from elbocli.core.adaptive import AdaptiveSchedule as AdaptiveSchedule
@@ -22,5 +23,6 @@ from elbocli.runs.examples import normalised as normalised
 from elbocli.runs.open import TrainedRun as TrainedRun
 from elbocli.sampling.samplers import Sampler as Sampler
 from elbocli.scoring.extractors import export_extractor as export_extractor
+from elbocli.scoring.result import EvalResult as EvalResult
 
 __version__: str

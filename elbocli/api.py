@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,12 +33,19 @@ from elbocli.runs.classes import choose_labels, usual_classes
 from elbocli.runs.examples import ImageBatch, channels_first, draw_noise
 from elbocli.runs.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
+from elbocli.runtime.processes import World
 from elbocli.runtime.progress import progress, show_progress_with
 from elbocli.sampling.denoiser import Denoiser
 from elbocli.sampling.guidance import THRESHOLDS, Guidance
 from elbocli.sampling.plan import Sampling
 from elbocli.sampling.samplers import USUAL, Sampler, parse_sampler
 from elbocli.sampling.spacing import SPACINGS
+from elbocli.scoring import scoring
+from elbocli.scoring.extractors import STRICT
+from elbocli.scoring.metrics import metric_options
+from elbocli.scoring.result import EvalResult
+from elbocli.scoring.sets import Source, array_reader
+from elbocli.scoring.settings import EvalSettings, settings_of
 
 LARGEST_RMS = 10.0  # of a batch that DiffusionLoss accepts as data in about [−1, 1]
 
@@ -320,15 +328,15 @@ def _labels(labels: Any, n: int) -> Tensor | None:
 
 
 @contextmanager
-def _bar(shown: bool, total: int, unit: str) -> Iterator[None]:
+def _bar(shown: bool, total: int | None, unit: str) -> Iterator[None]:
     """Show progress inside the block as a bar, on a terminal or in a notebook."""
     from tqdm.auto import tqdm
 
     bar = tqdm(total=total, unit=unit, disable=not shown)
 
     def show(done: int, total: int | None, unit: str, values: dict[str, Any]) -> None:
-        if done < bar.n:  # a second pass over the images
-            bar.reset()
+        if done < bar.n or total != bar.total:  # another pass, or other images
+            bar.reset(total)
         bar.set_postfix(values, refresh=False)
         bar.update(done - bar.n)
 
@@ -491,6 +499,71 @@ def variational_bound(
     )
     with _bar(progress_bar, len(pixels), "img"):
         return estimate_bound(how, schedule).bound
+
+
+def score(
+    images: Any,
+    ref: Any = None,
+    metrics: str | None = None,
+    *,
+    labels: Any = None,
+    protocol: str = "",
+    extractor: str | None = None,
+    extractor_weights: Path | str | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: torch.device | str = "auto",
+    precision: str = STRICT,
+    allow_mismatch: bool = False,
+    progress_bar: bool = True,
+    **options: Any,
+) -> EvalResult:
+    """Score images against a reference, as `elbo eval` does.
+
+    images, ref: uint8 [N, C, H, W] or [N, H, W, C], C = 1 or 3; or a path of images, of saved features, or (ref) of statistics.
+        None: the metrics need no reference.
+    metrics: names, such as `"fid,is"`; default: those of `protocol`, else fid and, by Inception, is.
+    labels: class of each image, [N], if `images` is an array; None: unknown.
+    protocol: protocol of published scores, such as `adm`; "": none.
+    extractor: name, or path of an exported program; default: that of the protocol or of saved features, else Inception.
+    extractor_weights: file of its weights; default: the published weights.
+    precision: of the extractor: `fp32` or `bf16`.
+    allow_mismatch: whether to accept a reference that was made in another way, and deviations from `protocol`.
+    options: of metrics, such as `kid_subset_size=500`.
+    Raises UsageError for an invalid argument, FormatError or DataError for images that don't fit the reference or the metrics.
+    """
+    given = {"metrics": metrics, "extractor": extractor, **options}
+    by_user = {name: value for name, value in given.items() if value is not None}
+    if unknown := [name for name in options if name not in {option.name for option in metric_options()}]:
+        raise UsageError(f"score has no argument {unknown[0]!r}; its options are those of the metrics")
+    settings = EvalSettings(
+        **settings_of(protocol, by_user),
+        seed=seed,
+        extractor_weights=Path(extractor_weights) if extractor_weights else None,
+        batch_size=batch_size,
+        allow_mismatch=allow_mismatch,
+        precision=precision,
+    )
+    samples = _source(images, labels, "images")
+    reference = None if ref is None else _source(ref, None, "ref")
+    with _bar(progress_bar, None, "img"):
+        result = scoring.run([samples], reference, settings, World(device=choose_device(str(device))))
+    assert result is not None  # this is the only process
+    return result
+
+
+def _source(images: Any, labels: Any, name: str) -> Source:
+    """Return images as a source of an evaluation. images, labels: as in `score`. name: of the argument, for messages."""
+    if isinstance(images, str | Path):
+        return Path(images)
+    if not isinstance(images, np.ndarray | Tensor):
+        raise UsageError(f"{name} is a {type(images).__name__}; give a path, or an array of images")
+    pixels = torch.as_tensor(images)
+    if pixels.dtype != torch.uint8 or not len(pixels):
+        raise UsageError(f"{name} is {pixels.dtype} {[*pixels.shape]}; give one or more images, uint8 from 0 to 255")
+    array = channels_first(pixels).permute(0, 2, 3, 1).cpu().numpy()
+    classes = _labels(labels, len(pixels))
+    return array_reader(array, None if classes is None else classes.numpy(), name)
 
 
 def open_run(

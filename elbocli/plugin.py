@@ -10,23 +10,26 @@ Load a plug-in with `--plugin FILE.py`, or install an entry point of the group `
 
 from elbocli.commands.shared.commands import add_command as command
 from elbocli.commands.shared.commands import option
+from elbocli.core.estimate import Estimate
 from elbocli.core.schedule_curves import schedule
 from elbocli.core.weighting_curves import ErrorProfile, learned_weighting, weighting
 from elbocli.data.registry import ArrayRow, Span, source
 from elbocli.networks import Network, NetworkConfig, network
 from elbocli.sampling.samplers import Move, sampler
 from elbocli.scoring.extractors import Extractor, extractor
-from elbocli.scoring.metrics import Need, Number, metric
+from elbocli.scoring.metrics import Features, Metric, Need, metric
 
 __all__ = [
     "ArrayRow",
     "ErrorProfile",
+    "Estimate",
     "Extractor",
+    "Features",
+    "Metric",
     "Move",
     "Need",
     "Network",
     "NetworkConfig",
-    "Number",
     "Span",
     "command",
     "extractor",

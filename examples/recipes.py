@@ -66,17 +66,16 @@ def measure(preset: str, train: Path, test: Path, classifier: Path) -> dict[str,
         "seconds": round(seconds),
         "peak_memory_MB": round(usage.ru_maxrss / 1000) if device.endswith("CPU") else None,
         "loss": json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["loss"],
-        **distances(scores),
-        ACCURACY: scores[ACCURACY],
+        **values(scores),
         **{key: bound[key] for key in ("bpd", "bpd_se")},
         "command": " ".join(["python examples/recipes.py", preset, train.name, test.name, classifier.name]),
     }
 
 
-def distances(scores: dict[str, Any]) -> dict[str, float]:
-    """The Fréchet distance and its standard error from a result of `elbo eval`, without the extractor's name."""
-    names = {FID: FID, f"{FID}_se": "frechet_se"}
-    return {names[key.partition("[")[0]]: scores[key] for key in scores if key.partition("[")[0] in names}
+def values(result: dict[str, Any]) -> dict[str, float]:
+    """The Fréchet distance with its standard error, and the accuracy, from a result of `elbo eval`."""
+    distance, accuracy = (result["scores"][f"{name}[{result['extractor']}]"] for name in (FID, ACCURACY))
+    return {FID: distance["value"], "frechet_se": distance["se"], ACCURACY: accuracy["value"]}
 
 
 def tutorial() -> dict[str, Any]:
@@ -93,8 +92,7 @@ def tutorial() -> dict[str, Any]:
         "seconds": figures["seconds"]["train"],
         "peak_memory_MB": figures.get("peak_memory_MB"),
         "loss": figures["loss"],
-        **distances(scores),
-        ACCURACY: scores[ACCURACY],
+        **values(scores),
         **{key: bound[key] for key in ("bpd", "bpd_se")},
         "command": "[tutorial](tutorial.md)",
     }

@@ -28,7 +28,7 @@ from elbocli.sampling.guidance import THRESHOLDS
 from elbocli.sampling.samplers import parse_sampler
 from elbocli.sampling.spacing import SPACINGS
 from elbocli.scoring import scoring
-from elbocli.scoring.metrics import METRICS, asked
+from elbocli.scoring.metrics import metric_options, parse_metrics
 from elbocli.scoring.result import EvalResult
 from elbocli.scoring.settings import EvalSettings
 
@@ -118,9 +118,9 @@ SPATIAL = "spatial_frechet_distance[elbo-tiny]"
 
 def result(samples: Any, ref: Any = None, metrics: Any = ("fid",), **settings: Any) -> EvalResult:
     """The result of one set of samples, or of a list of repeats; options of metrics are told from settings by their names."""
-    own = {each.name for metric in METRICS.values() for each in metric.traits.options}
+    own = {option.name for option in metric_options()}
     options = {key: settings.pop(key) for key in list(settings) if key in own}
-    chosen = asked(",".join(metrics), **options)
+    chosen = parse_metrics(",".join(metrics), options)
     sources = samples if isinstance(samples, list) else [samples]
     found = scoring.run(sources, ref, EvalSettings(**{"extractor": "elbo-tiny", "metrics": chosen, **settings}))
     assert found is not None
@@ -128,10 +128,17 @@ def result(samples: Any, ref: Any = None, metrics: Any = ("fid",), **settings: A
 
 
 def score(samples: Any, ref: Any = None, metrics: Any = ("fid",), **settings: Any) -> dict[str, Any]:
-    """Score as `result` does; return the result's JSON, and check that it reads back unchanged."""
+    """Score as `result` does; return the result's JSON with each score's value, and check that the JSON reads back unchanged."""
     text = json.dumps(result(samples, ref, metrics, **settings).json(), allow_nan=False)
     assert json.dumps(EvalResult.of(json.loads(text)).json()) == text
-    return json.loads(text)  # type: ignore[no-any-return]
+    return with_values(json.loads(text))
+
+
+def with_values(content: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a result, with the value of each score by its name."""
+    repeats = [with_values(repeat) for repeat in content.get("repeats", [])]
+    values = {name: score["value"] for name, score in content["scores"].items()}
+    return content | values | ({"repeats": repeats} if repeats else {})
 
 
 def save(path: Path, images: np.ndarray, labels: Any = None, **about: Any) -> Path:
@@ -156,7 +163,7 @@ def works(elbo: Elbo, run: Path, data: Path, *more: Any) -> dict[str, Any]:
 
     do("sample", run.name, *more, "-n", 20, "--steps", 2, "-o", "s.npz")
     scored = json.loads(do("eval", "s.npz", "--ref", data, "--extractor", "elbo-tiny", *more))
-    assert any(key.startswith("frechet_distance") for key in scored)
+    assert any(key.startswith("frechet_distance") for key in scored["scores"])
     measure = ("-n", 20, "--draws", 4, *more)
     bound = json.loads(do("bound", run.name, data, *measure, "--log", "log.jsonl"))
     checked = json.loads(do("bound", run.name, data, *measure, "--check", "--weighting", "sigmoid:bias=2"))

@@ -144,8 +144,9 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A result of `elbo eval`."""
     path = tmp_path_factory.mktemp("scores") / "scores.json"
-    numbers = {"frechet_distance[elbo-tiny]": 1.5, "frechet_distance_se[elbo-tiny]": 0.1}
-    path.write_text(json.dumps({**numbers, "n_samples": 90, "n_ref": 90, "extractor": "elbo-tiny"}))
+    distance = {"frechet_distance[elbo-tiny]": {"value": 1.5, "se": 0.1}}
+    head = {"format": "elbo-scores", "version": 1}
+    path.write_text(json.dumps({**head, "scores": distance, "n_samples": 90, "n_ref": 90, "extractor": "elbo-tiny"}))
     return path
 
 

@@ -13,6 +13,7 @@ import elbocli
 from elbocli.bound.measure import open_measurement
 from elbocli.core.pixels import to_levels
 from elbocli.errors import UsageError
+from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.networks import build
 from elbocli.runs.settings import resolve
@@ -262,3 +263,30 @@ def test_bars_and_tables_are_shown_in_a_notebook(trained, digits, capsys):
     assert capsys.readouterr().err == ""
     assert "bits per dimension" in bound._repr_html_() and "±" in bound._repr_html_()
     assert elbocli.open_run(trained).settings.weighting in elbocli.open_run(trained)._repr_html_()
+
+
+# Scores
+
+
+def test_scores_of_arrays_are_those_of_the_command_on_files(elbo, digits, tmp_path):
+    """In either layout, with labels, and with an option of a metric."""
+    pixels = Dataset(digits).read(np.arange(120))
+    labels = Dataset(digits).labels[:120]
+    np.savez(tmp_path / "a.npz", pixels, labels)
+    line = ("--extractor", "elbo-tiny", "--metrics", "fid,kid,accuracy", "--kid-subset-size", 50)
+    by_command = json.loads(elbo("eval", tmp_path / "a.npz", "--ref", digits, *line).stdout)
+    how = {"metrics": "fid,kid,accuracy", "extractor": "elbo-tiny", "kid_subset_size": 50, "progress_bar": False}
+    for images in (pixels, torch.from_numpy(pixels).permute(0, 3, 1, 2)):
+        found = elbocli.score(images, digits, labels=labels, **how)
+        assert found.json()["scores"] == by_command["scores"]
+    assert found.scores["accuracy[elbo-tiny]"].interval[0] < found.scores["accuracy[elbo-tiny]"].value
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"images": None}, {"images": np.zeros((4, 8, 8, 1))}, {"metrics": "fod"}, {"kid_subsets": 3}, {"kid_subset_size": 1}],
+)
+def test_what_score_cannot_use_is_refused(wrong):
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    with pytest.raises(UsageError):
+        elbocli.score(**{"images": images, "ref": images, "metrics": "kid", "extractor": "elbo-tiny", **wrong})

@@ -331,7 +331,7 @@ CONTENTS = {
     "a level": ("tiny.yaml", huge(levels=[10**9, 1])),
     "a list for a number": (
         "run/scores.json",
-        '{"frechet_distance_se[elbo-tiny]": [], "n_samples": 2, "extractor": "elbo-tiny"}',
+        '{"format": "elbo-scores", "version": 1, "scores": {"frechet_distance[elbo-tiny]": {"value": []}}, "n_samples": 2}',
     ),
     "names of metrics": ("run/metrics.jsonl", "".join(f'{{"step":1,"images":1,"n{i}":1}}\n' for i in range(1000))),
 }

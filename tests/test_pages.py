@@ -71,7 +71,7 @@ def test_the_page_on_extending_runs_and_the_run_remembers_its_plugin(run_page, e
     run_page(ROOT / "docs/extending.md", tmp_path)
     assert [plugin["file"] for plugin in read_yaml(tmp_path / "run/config.yaml")["plugins"]] == ["mine.py"]
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["spread[pooled]"] > 0 and scores["frechet_distance[pooled]"] > 0
+    assert all(scores["scores"][f"{name}[pooled]"]["value"] > 0 for name in ("spread", "frechet_distance"))
     assert math.isfinite(json.loads((tmp_path / "bound.json").read_text())["bpd"])
     assert "bump:center=1" in (tmp_path / "report.html").read_text()
     line = ("sample", "run", "-n", 1, "--steps", 2, "-o", "x.npy")

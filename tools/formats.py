@@ -85,10 +85,10 @@ def object_of(rng: random.Random, record: type[Record]) -> dict[str, Any]:
 
 def content_of(rng: random.Random, each: StoredFormat) -> dict[str, Any]:
     """JSON content of a file of a format."""
-    from elbocli.scoring.result import EvalResult, Facts
+    from elbocli.scoring.result import EvalResult, Facts, Score
 
     if each.record is EvalResult:
-        return {**object_of(rng, Facts), "extractor": rng.choice(WORDS), "kernel_inception_distance_mean": 0.5}
+        return {**EvalResult.head(), "scores": {"precision": object_of(rng, Score)}, **object_of(rng, Facts)}
     return object_of(rng, each.record)
 
 

@@ -12,7 +12,7 @@ from elbocli.bound.measure import PLAIN, Measurement, RunMeasurement
 from elbocli.bound.result import Bound, Nats, nats_fields, unit_of
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import by_cell
-from elbocli.core.estimate import PairedMoments
+from elbocli.core.paired import PairedMoments
 from elbocli.core.objective import Objective
 from elbocli.core.schedule import Schedule
 from elbocli.errors import UsageError

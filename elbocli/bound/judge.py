@@ -13,7 +13,7 @@ from elbocli.bound.measure import PLAIN, RunMeasurement
 from elbocli.bound.result import Check, Side, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
-from elbocli.core.estimate import PairedEstimate, PairedMoments
+from elbocli.core.paired import PairedEstimate, PairedMoments
 from elbocli.core.monotone import rising
 from elbocli.core.objective import Objective
 from elbocli.core.schedule import Schedule, schedule_of_shares

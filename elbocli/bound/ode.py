@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elbocli.bound.measure import Measurement
 from elbocli.bound.result import FlowLikelihood, nats_fields
-from elbocli.core.estimate import PairedMoments
+from elbocli.core.paired import PairedMoments
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Registry
 from elbocli.core.streams import Stream

@@ -59,7 +59,7 @@ def nats_fields(nats: float, se: float, batch: ImageBatch) -> dict[str, Any]:
     return {"nats": nats, "nats_se": se, unit: nats / batch.divisor, f"{unit}_se": se / batch.divisor}
 
 
-@stored("result of elbo bound (JSON)")
+@stored("result of elbo bound (JSON)", "elbo-bound")
 class Bound(Nats, kw_only=True):
     """Variational bound on −log p of images or latents; may be negative for latents.
 
@@ -112,7 +112,7 @@ class Bound(Nats, kw_only=True):
         return self.table()._repr_html_()
 
 
-@stored("result of elbo bound --estimator ode (JSON)")
+@stored("result of elbo bound --estimator ode (JSON)", "elbo-likelihood")
 class FlowLikelihood(Nats, kw_only=True):
     """Estimate of −log p of the model that draws by the probability-flow ODE, averaged over images.
 
@@ -169,7 +169,7 @@ class Check(Record):
     augmented_elbo: Side | None = None
 
 
-@stored("result of elbo bound --check (JSON)")
+@stored("result of elbo bound --check (JSON)", "elbo-theorem-check")
 class Theorem(Record, kw_only=True):
     """Check of Kingma & Gao's theorem 1. agree: whether all checks agree."""
 

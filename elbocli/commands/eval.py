@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -14,6 +14,7 @@ from elbocli.commands.shared.commands import (
     Command,
     NameOrFile,
     Output,
+    Value,
     batch_option,
     command_line,
     common,
@@ -24,16 +25,13 @@ from elbocli.commands.shared.commands import (
     plugin_option,
     print_result,
     stdin_or_fail,
-    value,
 )
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, FEATURE_PRECISIONS, STRICT
-from elbocli.scoring.metrics import METRICS
+from elbocli.scoring.metrics import METRICS, metric_options
 from elbocli.scoring.settings import PROTOCOLS, EvalSettings, settings_of
 
-# option → (metric, declaration); only --protocol sets is_order
-OPTIONS = {
-    item.name: (name, item) for name, metric in METRICS.items() for item in metric.traits.options if item.name != "is_order"
-}
+# Only --protocol sets is_order.
+OPTIONS = {item.name: item for item in metric_options() if item.name != "is_order"}
 GROUPS = {
     "Scores": ("ref", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
@@ -43,10 +41,11 @@ GROUPS = {
 }
 
 
-def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def add_metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of all metrics to a command."""
-    for name, (_, item) in reversed(OPTIONS.items()):
-        kind: Any = click.Choice(list(item.choices)) if item.choices else value(int, ge=item.least, le=item.most)
+    for name, item in reversed(OPTIONS.items()):
+        words = get_args(get_args(item.kind)[0])
+        kind: Any = click.Choice(words) if words else Value(item.kind, "count")
         option(f"--{name.replace('_', '-')}", default=item.default, help=item.help, type=kind)(function)
     return function
 
@@ -72,7 +71,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Names from 'elbo list metrics'.  [default: fid,is by Inception, and fid by another --extractor]",
     more="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
 )
-@metric_options
+@add_metric_options
 @option(
     "--extractor",
     type=NameOrFile(),
@@ -154,10 +153,10 @@ def evaluate(
     by_protocol = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
     by_user = {name: setting for name, setting in by_protocol.items() if context.get_parameter_source(name) is not source.DEFAULT}
     settings = EvalSettings(command=command_line(), **settings_of(protocol or "", by_user), **options)
-    for name, (metric, _) in OPTIONS.items():
-        if metric not in settings.metrics and context.get_parameter_source(name) is source.COMMANDLINE:
+    for name, item in OPTIONS.items():
+        if item.metric not in settings.metrics and context.get_parameter_source(name) is source.COMMANDLINE:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} is for --metrics {metric}; add this metric, or leave the option out"
+                f"--{name.replace('_', '-')} is for --metrics {item.metric}; add this metric, or leave the option out"
             )
     sources: Any = samples or (STREAM,)
     if STREAM in sources:

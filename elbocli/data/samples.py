@@ -58,7 +58,17 @@ def open_pictures(path: Path) -> Images:
     return images.take(pictures) if pictures else images
 
 
-Rows = np.ndarray | StreamRows | DatasetRows | DecodedRows
+@dataclass
+class BlackRows:
+    """Black images, which stand for images that another process reads. shape: (N, H, W, C)."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return np.zeros((len(range(*rows.indices(self.shape[0]))), *self.shape[1:]), np.uint8)
+
+
+Rows = np.ndarray | StreamRows | DatasetRows | DecodedRows | BlackRows
 
 
 @dataclass

@@ -70,6 +70,16 @@ class Kind(NamedTuple):
     test: Callable[[Path, bytes], bool] = lambda path, head: True
 
 
+# Results (JSON): kind → value of the key `format`.
+RESULTS = {
+    "a likelihood": "elbo-likelihood",
+    "a check of the theorem": "elbo-theorem-check",
+    "a bound": "elbo-bound",
+    "a comparison": "elbo-comparison",
+    "scores": "elbo-scores",
+}
+
+
 # A path has the first kind that matches. `images.registry.source` says how images of a kind are read, and puts the kinds of
 # plug-ins before these.
 KINDS = [
@@ -102,11 +112,7 @@ KINDS = [
     Kind("a model card", rb"\A---\nlibrary_name: elbo\n"),
     Kind("a score card", rb"\A# Score card"),
     Kind("numbers by step", rb'\A{"step"'),
-    Kind("a likelihood", rb'\A{(?=.*"solver_nats":)'),
-    Kind("a check of the theorem", rb'\A{(?=.*"agree":)(?=.*"checks":)'),
-    Kind("a bound", rb'\A{(?=.*"(?:bpd|nats_per_latent_dimension)":)(?=.*"diffusion":)'),
-    Kind("a comparison", rb'\A{(?=.*"first_files":)(?=.*"others":)'),
-    Kind("scores", rb'\A{(?=.*"n_samples":)(?=.*"extractor":)'),
+    *(Kind(name, rb'\A{\s*"format":\s*"%s"' % format.encode()) for name, format in RESULTS.items()),
     Kind("an average of weights", b"elbo-ema"),
     Kind("features", b"elbo-features"),
     Kind("a loss log", b"elbo-losslog"),

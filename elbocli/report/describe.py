@@ -15,7 +15,7 @@ from elbocli.files.contact_sheet import MOST_CLASSES, Layout, by_class, lay_out
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
 from elbocli.files.reading import read_bytes
-from elbocli.files.recognise import recognise, wrong_kind
+from elbocli.files.recognise import RESULTS, recognise, wrong_kind
 from elbocli.files.records import parse_json
 from elbocli.files.schedule_file import read_table
 from elbocli.files.yaml_text import read_yaml
@@ -149,6 +149,13 @@ def _result(path: Path) -> Facts:
     return {key: value for key, value in parse_json(read_bytes(path), path).items() if not isinstance(value, list | dict)}
 
 
+def _scores(path: Path) -> Facts:
+    from elbocli.scoring.result import EvalResult
+
+    scores = EvalResult.of(parse_json(read_bytes(path), path), path).scores
+    return {**{name: score.value for name, score in scores.items()}, **_result(path)}
+
+
 def _config(path: Path) -> Facts:
     return RunConfig.of(read_yaml(path), path).settings.written()
 
@@ -158,7 +165,6 @@ def _schedule(path: Path) -> Facts:
     return {**table.json(), "knots": len(table.knots)}
 
 
-RESULTS = ("scores", "a bound", "a likelihood", "a check of the theorem", "a comparison")  # kinds of results (JSON)
 DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "a dataset": _dataset,
     "a run": _run,
@@ -167,6 +173,7 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "a loss log": _losslog,
     "a schedule": _schedule,
     **dict.fromkeys(RESULTS, _result),
+    "scores": _scores,
     "a config of a run": _config,
     "samples": _samples,
     "an average of weights": _average,

@@ -24,9 +24,9 @@ from elbocli.files.atomic import write_text
 from elbocli.files.contact_sheet import CELL, draw_contact_sheet
 from elbocli.files.losslog import EVAL, read_arrays, read_logs, read_metrics
 from elbocli.files.reading import reading
-from elbocli.files.recognise import recognise
+from elbocli.files.recognise import RESULTS, recognise
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.report.describe import RESULTS, Description, describe, images_of, result_tables
+from elbocli.report.describe import Description, describe, images_of, result_tables
 from elbocli.report.figure import COLORS, STYLE, draw_band, import_matplotlib, lettered, level_ticks, line_style
 from elbocli.report.runs_table import is_score, progress_of_runs, table_of_runs
 from elbocli.runs.config import read_run_config

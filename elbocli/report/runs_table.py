@@ -15,8 +15,8 @@ METRICS = ("loss", "val_loss", "val_bpd")
 
 
 def is_score(name: str) -> bool:
-    """Return whether a column of metrics.jsonl has values of a score, and not standard errors or facts about the scoring."""
-    return name.startswith(EVAL) and name not in (f"{EVAL}samples", f"{EVAL}s") and "_se" not in name
+    """Return whether a column of metrics.jsonl has values of a score, and not facts about the scoring."""
+    return name.startswith(EVAL) and name not in (f"{EVAL}samples", f"{EVAL}s")
 
 
 def progress_of(run: Path, config: RunConfig) -> Row:

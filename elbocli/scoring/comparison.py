@@ -15,13 +15,14 @@ from elbocli.core.estimate import Estimate
 from elbocli.core.moments import FeatureMoments
 from elbocli.errors import DataError, UsageError
 from elbocli.files.features import SavedFeatures, read_features
-from elbocli.files.records import ExtraKeys, Record, parse_json, stored
+from elbocli.files.records import FORMATS, ExtraKeys, Record, parse_json, stored
 from elbocli.runtime.table import Table, rounded
 from elbocli.scoring.frechet import Gaussian, frechet_distance
 from elbocli.scoring.metrics.distances import FID
-from elbocli.scoring.opening import OpenedSet, fingerprint, open_reference
-from elbocli.scoring.result import ENOUGH, EvalResult, mismatches, naming_network, numbers, refuse, result_of, shared
+from elbocli.scoring.opening import fingerprint
+from elbocli.scoring.result import ENOUGH, EvalResult, mismatches, name_of, refuse, shared, title
 from elbocli.scoring.score_errors import Influence, frechet_influence
+from elbocli.scoring.sets import ImageSet, SomeSet, open_reference
 
 ALIKE = "such scores are not comparable; score both files with the same settings"
 
@@ -71,7 +72,7 @@ class Compared(Record, kw_only=True):
     scores: list[Difference]
 
 
-@stored("result of elbo compare (JSON)")
+@stored("result of elbo compare (JSON)", "elbo-comparison")
 class Comparison(Record, kw_only=True):
     """Result of `elbo compare`. first_*: as in Compared. alike: metadata that are equal in all files."""
 
@@ -85,13 +86,12 @@ class Comparison(Record, kw_only=True):
 
     def tables(self) -> list[Table]:
         """Return a table of the differences from the first side for each further side."""
-        extractor = f"[{self.alike.get('extractor')}]"
         tables = list[Table]()
         n_samples = self.alike.get("n_samples") or 0
         few = f"{n_samples} images a score: compare only with scores of as many." if 0 < n_samples < ENOUGH else ""
         for other in self.others:
             rows = [
-                [score.score.replace(extractor, "").removesuffix("_mean").replace("_", " ")]
+                [title(score.score)]
                 + [rounded(side, score.se, shown=False) for side in (score.first, score.other)]
                 + [(score.difference, score.se), score.interval, score.apart]
                 for score in other.scores
@@ -193,19 +193,17 @@ class Side(NamedTuple):
 def read_scored(content: bytes, where: str) -> ScoredFile:
     """Read a result of `elbo eval` or `elbo bound`. where: the file, for messages. Raises FormatError."""
     parsed = parse_json(content, where)
-    keys = parsed.keys() if isinstance(parsed, dict) else set()
-    if "solver_nats" in keys:
+    kind = parsed.get("format")
+    if kind == FORMATS[FlowLikelihood].name:
         likelihood = FlowLikelihood.of(parsed, where)
         return _scored_bound(where, likelihood, f"[{likelihood.estimator}]", likelihood.about)
-    if {"reconstruction", "diffusion"} <= keys:
+    if kind == FORMATS[Bound].name:
         bound = Bound.of(parsed, where)
         return _scored_bound(where, bound, "", {"draws_per_image": bound.draws_per_image, **bound.about})
-    result = result_of(content, where)
-    sets = []
-    for repeat in result.repeats:
-        alone = EvalResult([repeat])
-        scores = {score.number.name(alone.network): alone.estimate(score) for score in alone.numbers}
-        sets.append(ScoredSet(scores, repeat.facts.made))
+    result = EvalResult.of(parsed, where)
+    sets = [
+        ScoredSet({name: score.estimate for name, score in repeat.scores.items()}, repeat.facts.made) for repeat in result.repeats
+    ]
     return ScoredFile(where, result.alike(), sets)
 
 
@@ -213,7 +211,7 @@ def _scored_bound(where: str, bound: Bound | FlowLikelihood, estimator: str, mad
     unit = "nats_per_latent_dimension" if bound.bpd is None else "bpd"
     facts = {"n_images": bound.n_images, **made}
     alike = {key: value for key, value in facts.items() if key in ALIKE_BOUNDS}
-    return ScoredFile(where, alike, [ScoredSet({f"{unit}{estimator}": Estimate(*bound.per_dimension)}, bound.about)])
+    return ScoredFile(where, alike, [ScoredSet({f"{unit}{estimator}": Estimate.normal(*bound.per_dimension)}, bound.about)])
 
 
 def compare_results(results: Sequence[ScoredFile]) -> tuple[list[Compared], dict[str, Any]]:
@@ -305,7 +303,7 @@ class Distance(NamedTuple):
         seeds = [(saved.about.made or {}).get("seed") for saved in (self.saved, other.saved)]
         labels: list[Any] = [saved.labels for saved in (self.saved, other.saved)]
         if None not in seeds and seeds[0] == seeds[1] and np.array_equal(*labels):  # image k has equal noise in both files
-            return Estimate(self.value - other.value, self.influence.se_of_difference(other.influence)), "paired by image"
+            return Estimate.normal(self.value - other.value, self.influence.se_of_difference(other.influence)), "paired by image"
         return Estimate(self.value, self.influence.se).minus(Estimate(other.value, other.influence.se)), "unpaired"
 
 
@@ -318,7 +316,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     """
     with contextlib.ExitStack() as stack:
         reference = open_reference(ref, stack)
-    target = reference.statistics or (reference.saved and FeatureMoments.of(reference.saved.features.numpy()))
+    target: Gaussian | None = reference.statistics if isinstance(reference, ImageSet) else reference.features.moments
     if target is None:
         raise UsageError(f"{ref}: has no statistics or features; make statistics: elbo eval {ref} --save-stats ref.npz")
     first = _distance(paths[0], reference, target)
@@ -328,7 +326,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     for path in paths[1:]:
         other = _distance(path, reference, target)
         refuse(mismatches(_facts(other.saved), facts), path, paths[0], ALIKE)
-        score = numbers()[FID].name(naming_network(about))
+        score = name_of(FID, about)
         change, how = other.minus(first)
         scope, conclusive = _scope([[side.saved.about.made or {}] for side in (first, other)])
         difference = difference_of(score, first.value, other.value, change, f"{scope}, {how}", conclusive)
@@ -348,7 +346,7 @@ def _facts(saved: SavedFeatures) -> dict[str, Any]:
     return {"n_samples": len(saved.features), **fingerprint(saved.about)}
 
 
-def _distance(path: Path, reference: OpenedSet, target: Gaussian) -> Distance:
+def _distance(path: Path, reference: SomeSet, target: Gaussian) -> Distance:
     saved = read_features(path)
     features = saved.features.numpy()
     (n, width) = features.shape

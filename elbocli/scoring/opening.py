@@ -3,310 +3,263 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import torch
 from msgspec import structs
 
-from elbocli.data.samples import SampleReader, read_samples
 from elbocli.errors import DataError, UsageError
-from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, read_features, read_statistics
-from elbocli.files.reading import file_sha256
-from elbocli.files.recognise import arrays_in, recognise
+from elbocli.files.features import FeatureFacts
 from elbocli.runs.classes import DATA, choose_labels
 from elbocli.runtime.device import Precision, sent
-from elbocli.runtime.processes import ALONE, World
-from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT, Extractor, make_extractor
-from elbocli.scoring.metrics import METRICS, Need, asked
-from elbocli.scoring.result import Pairs, mismatches, refuse
-from elbocli.scoring.settings import PROTOCOLS, EvalSettings, Protocol
+from elbocli.runtime.processes import World
+from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, Extractor, make_extractor
+from elbocli.scoring.metrics import Metric, Need
+from elbocli.scoring.protocols import check_files, check_settings
+from elbocli.scoring.result import mismatches, refuse
+from elbocli.scoring.sets import FeatureSet, ImageSet, SomeSet, Source, open_reference, open_set
+from elbocli.scoring.settings import EvalSettings
 
 BLACK = 2  # images in the test call of an extractor: a program may not work for a single image
 
-# Files
-
 
 @dataclass(frozen=True, eq=False)
-class OpenedSet:
-    """An opened set of images, saved features or statistics.
-
-    name: of the file, for messages. n: number of images or features; 0 for statistics alone.
-    about: how images and features were made.
-    image_shape: (H, W, C); None: the file has no images.
-    reader: of the images; None on a rank that doesn't read them. streamed: whether only rank 0 reads them, once and in order.
-    saved, statistics: None if not in the file.
-    labels: class of each image, [n]; None: unknown. class_names: (): unknown.
-    features: Features, from `extract`; on ranks other than 0, without features per image. None: not extracted.
-    """
-
-    name: str
-    n: int
-    about: FeatureFacts
-    image_shape: tuple[int, ...] | None = None
-    reader: SampleReader | None = None
-    streamed: bool = False
-    saved: SavedFeatures | None = None
-    statistics: Statistics | None = None
-    labels: np.ndarray | None = None
-    class_names: Sequence[str] = ()
-    features: Any = None
-
-    def class_sizes(self) -> list[int]:
-        """Return the number of images of each non-empty class; [] without labels."""
-        return [] if self.labels is None else np.unique(self.labels, return_counts=True)[1].tolist()
-
-
-def open_set(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> OpenedSet:
-    """Open saved features (a path) or images (a path or stream) until `stack` closes. Raises FormatError, DataError."""
-    if isinstance(source, Path) and recognise(source) == "features":
-        saved = read_features(source)
-        n = len(saved.features)
-        labels = None if saved.labels is None else saved.labels.numpy()
-        return OpenedSet(str(source), n, structs.replace(saved.about, n=n), saved=saved, labels=labels)
-    streamed = not isinstance(source, Path) or source.is_fifo()
-    images: Any = None
-    with world.together():
-        if world.first or not streamed:
-            images = replace(set_of(stack.enter_context(read_samples(source))), streamed=streamed)
-    broadcast = world.broadcast(images and replace(images, reader=None))
-    return replace(broadcast, reader=images and images.reader)
-
-
-def set_of(reader: SampleReader) -> OpenedSet:
-    """Return images as an opened set."""
-    n, height, width, channels = reader.shape
-    size = {"image_size": height if height == width else [height, width], "channels": channels}
-    about = FeatureFacts(n=n, preprocessing={**size, **reader.preprocessing}, made=reader.made.facts() or None)
-    shape = reader.shape[1:]
-    names = reader.class_names
-    return OpenedSet(reader.name, n, about, shape, reader, labels=reader.labels, class_names=names)
-
-
-def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> OpenedSet:
-    """Open a reference (images, features or statistics) until `stack` closes. Raises FormatError, DataError."""
-    if recognise(path) != "statistics":
-        return open_set(path, stack, world)
-    statistics = read_statistics(path)
-    about = structs.replace(statistics.about, sha256=file_sha256(path))
-    if "arr_0" not in arrays_in(path):
-        return OpenedSet(str(path), 0, about, statistics=statistics)
-    images = open_set(path, stack, world)
-    about = structs.replace(about, preprocessing=about.preprocessing or images.about.preprocessing, images=images.n)
-    return replace(images, about=about, statistics=statistics)
-
-
-# An evaluation
-
-
-@dataclass(frozen=True, eq=False)
-class Opened:
+class Evaluation:
     """Opened files and settings of an evaluation.
 
-    samples: sets of samples that differ in the seed.
-    extractor: None if all files are saved features or statistics. spatial: names of the metrics that need spatial features.
+    samples: sets of samples that differ in the seed. reference: None: the metrics need none.
+    extractor: None if all features are saved.
     """
 
     settings: EvalSettings
     world: World
-    samples: Sequence[OpenedSet]
-    reference: OpenedSet | None = None
+    samples: Sequence[SomeSet]
+    reference: SomeSet | None = None
     extractor: Extractor | None = None
-    spatial: Sequence[str] = ()
 
     @property
-    def references(self) -> list[OpenedSet]:
+    def sets(self) -> list[SomeSet]:
+        """Samples and reference."""
+        return [*self.samples, *self.references]
+
+    @property
+    def references(self) -> list[SomeSet]:
         """The reference, if there is one."""
         return [self.reference] if self.reference else []
 
-    def map(self, function: Callable[[OpenedSet], OpenedSet]) -> Opened:
-        """Return the evaluation with function(set) in place of each set, applied to the samples first."""
-        samples = [function(side) for side in self.samples]
-        return replace(self, samples=samples, reference=self.reference and function(self.reference))
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Metrics to compute. Without a reference, --save-stats and --save-features leave out those that need one."""
+        metrics = self.settings.metrics
+        if self.reference or not (self.settings.save_stats or self.settings.save_features):
+            return metrics
+        return {name: metric for name, metric in metrics.items() if Need.REFERENCE not in metric.needs}
+
+    @property
+    def spatial(self) -> list[str]:
+        """Names of the metrics that need spatial features; --save-stats saves these also for metrics that are left out."""
+        return self.settings.needing(Need.SPATIAL)
 
     @property
     def compares_images(self) -> bool:
         """Whether features of each reference image are needed."""
-        return bool(self.settings.needing(Need.REFERENCE_FEATURES) or self.settings.neighbours)
+        return bool(self.needing(Need.REFERENCE_FEATURES) or self.settings.neighbours)
 
     @property
-    def by_image(self) -> list[OpenedSet]:
-        """Sets of which the features of each image are needed, not statistics alone."""
-        return [side for side in (*self.samples, *self.references) if side.statistics is None or self.compares_images]
+    def by_image(self) -> list[SomeSet]:
+        """Sets of which the features of each image are needed, not their statistics alone."""
+        reference = self.reference
+        stored = (isinstance(reference, FeatureSet) and not reference.n) or (
+            isinstance(reference, ImageSet) and reference.statistics
+        )
+        return self.sets if self.compares_images or not stored else [*self.samples]
+
+    def needing(self, need: Need) -> list[str]:
+        """Return the names of the metrics to compute that need an input."""
+        return [name for name, metric in self.metrics.items() if need in metric.needs]
 
 
 def open_evaluation(
-    sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World, stack: contextlib.ExitStack
-) -> Opened:
+    sources: Sequence[Source], ref: Source | None, settings: EvalSettings, world: World, stack: contextlib.ExitStack
+) -> Evaluation:
     """Open and check the files of an evaluation until `stack` closes.
 
-    sources: paths of sets of samples that differ in the seed; or one NPY stream.
-    ref: None if the metrics need no reference. --save-stats and --save-features then remove metrics that need a reference.
+    sources: sets of samples that differ in the seed; or one NPY stream.
+    ref: None if the metrics need no reference.
     Raises UsageError, DataError and FormatError for files that are truncated, too small or don't fit each other.
     """
-    check_protocol(settings)
+    check_settings(settings)
     if settings.classes == DATA:
         raise UsageError(
             "--classes data: a stream doesn't say these classes; draw the samples into .h5 or .npz, which keep labels"
         )
-    spatial = settings.needing(Need.SPATIAL)  # --save-stats saves spatial features also for the metrics that are removed here
-    if ref is None and (settings.save_stats or settings.save_features):
-        removed = settings.needing(Need.REFERENCE)
-        settings = replace(settings, metrics={key: options for key, options in settings.metrics.items() if key not in removed})
     samples = [open_set(source, stack, world) for source in sources]
-    reference = open_reference(ref, stack, world) if ref else None
-    return prepare(Opened(settings, world, samples, reference, spatial=spatial))
+    reference = None if ref is None else open_reference(ref, stack, world)
+    return prepare(Evaluation(settings, world, samples, reference))
 
 
-def prepare(opened: Opened) -> Opened:
+def prepare(evaluation: Evaluation) -> Evaluation:
     """Make the extractor, unless there is one; add the extractor's facts and the labels to the sets; and check all of them.
 
     Raises UsageError, DataError, FormatError: files that don't suit the metrics or don't fit each other.
     """
-    check_inputs(opened)
-    extractor = opened.extractor or _make_extractor(opened)
-    opened = replace(opened, extractor=extractor).map(partial(_with_extractor, extractor=extractor))
-    check_facts(opened)
-    with opened.world.together():
-        logits = check_sizes(opened)
-    samples = [_with_labels(side, count, opened) for side, count in zip(opened.samples, logits)]
-    for side in samples:
-        check_protocol(opened.settings, side, opened.reference)
-    return replace(opened, samples=samples)
+    check_inputs(evaluation)
+    extractor = evaluation.extractor or _make_extractor(evaluation)
+    samples = [_with_extractor(some, extractor) for some in evaluation.samples]
+    reference = evaluation.reference and _with_extractor(evaluation.reference, extractor)
+    evaluation = replace(evaluation, samples=samples, reference=reference, extractor=extractor)
+    check_facts(evaluation)
+    with evaluation.world.together():
+        logits = check_sizes(evaluation)
+    samples = [_with_labels(some, count, evaluation) for some, count in zip(samples, logits, strict=True)]
+    for some in samples:
+        check_files(evaluation.settings, some, reference)
+    return replace(evaluation, samples=samples)
 
 
-def _make_extractor(opened: Opened) -> Extractor | None:
-    settings = opened.settings
-    saved = [side for side in opened.by_image if side.saved]
-    if len(saved) == len(opened.by_image):
+def _make_extractor(evaluation: Evaluation) -> Extractor | None:
+    settings = evaluation.settings
+    saved = [some for some in evaluation.by_image if isinstance(some, FeatureSet)]
+    if len(saved) == len(evaluation.by_image):
         return None
-    source = next((side for side in saved if side.about.extractor), None)
+    source = next((some for some in saved if some.about.extractor), None)
     name = settings.extractor or (source and source.about.extractor) or DEFAULT
-    with opened.world.together():
+    with evaluation.world.together():
         if source and not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
             raise UsageError(f"{source.name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
-        return make_extractor(name, settings.extractor_weights, opened.world.device, settings.precision)
+        return make_extractor(name, settings.extractor_weights, evaluation.world.device, settings.precision)
 
 
-def _with_extractor(side: OpenedSet, extractor: Extractor | None) -> OpenedSet:
+def _with_extractor(some: SomeSet, extractor: Extractor | None) -> SomeSet:
     # The set, with the extractor's facts if it has images without known features.
-    if extractor is None or side.image_shape is None or side.about.extractor:
-        return side
+    if extractor is None or isinstance(some, FeatureSet) or some.about.extractor:
+        return some
     facts = {"weights_sha256": extractor.weights_sha256, "feature_precision": extractor.precision}
-    return replace(side, about=structs.replace(side.about, extractor=extractor.name, **facts))
+    return replace(some, about=structs.replace(some.about, extractor=extractor.name, **facts))
 
 
-def _with_labels(side: OpenedSet, logits: int, opened: Opened) -> OpenedSet:
+def _with_labels(samples: SomeSet, logits: int, evaluation: Evaluation) -> SomeSet:
     # Labels that the metrics or the protocol need: the file's, or those of --classes. logits: number of the extractor's logits.
-    settings = opened.settings
-    labels = side.labels
-    names = opened.reference.class_names if opened.reference else ()
-    needed = bool(logits and settings.needing(Need.LABELS))
+    settings = evaluation.settings
+    labels = samples.labels
+    names = evaluation.reference.class_names if evaluation.reference else ()
+    needed = bool(logits and evaluation.needing(Need.LABELS))
     if labels is None and settings.classes and (needed or settings.classes_of_protocol):
         number = settings.classes_of_protocol or len(names) or logits
-        labels = choose_labels(settings.classes, side.n, number, settings.seed, names)
+        labels = choose_labels(settings.classes, samples.n, number, settings.seed, names)
     if needed and labels is not None and not 0 <= labels.min() <= labels.max() < logits:
         raise DataError(
-            f"{side.name}: labels from {labels.min()} to {labels.max()}, but the extractor knows classes 0 to {logits - 1}; "
+            f"{samples.name}: labels from {labels.min()} to {labels.max()}, but the extractor knows classes 0 to {logits - 1}; "
             "use an extractor that knows all labels, or other --metrics"
         )
-    return replace(side, labels=labels)
+    return samples.with_labels(labels)
 
 
 # Checks
 
 
-def check_inputs(opened: Opened) -> None:
+def check_inputs(evaluation: Evaluation) -> None:
     """Check that the files suffice for the metrics.
 
     Raises UsageError: for metrics that lack an input. Raises DataError: for too few images.
     """
-    settings = opened.settings
-    samples = opened.samples
-    reference = opened.reference
-    inputs = {
-        Need.REFERENCE: reference,
-        Need.REFERENCE_FEATURES: reference is None or reference.n,
-        Need.LABELS: settings.classes or all(side.labels is not None for side in samples),
+    settings = evaluation.settings
+    samples = evaluation.samples
+    first = samples[0]
+    reference = evaluation.reference
+    given = {
+        Need.REFERENCE: reference is not None,
+        Need.REFERENCE_FEATURES: reference is None or reference.n > 0,
+        Need.LABELS: bool(settings.classes) or all(some.labels is not None for some in samples),
     }
-    for need, value in inputs.items():
-        if not value and (needing := settings.needing(need)):
+    for need, is_given in given.items():
+        if not is_given and (needing := evaluation.needing(need)):
             raise UsageError(f"{needing[0]} needs {need.value}")
-    for name, options in settings.metrics.items():
-        for side, least in zip((samples[0], reference), METRICS[name].traits.least(options)):
-            if side and side.n < least and (side.n or not side.statistics):
-                raise DataError(f"{side.name}: has {side.n} images; --metrics {name} needs at least {least}; add images")
-    if settings.save_stats and samples[0].n < 2:
-        raise DataError(f"{samples[0].name}: has one image; --save-stats needs at least 2; add images")
+    for name, metric in evaluation.metrics.items():
+        for some, least in zip([first, *evaluation.references], metric.least):
+            if 0 < some.n < least:
+                raise DataError(f"{some.name}: has {some.n} images; --metrics {name} needs at least {least}; add images")
+    if settings.save_stats and first.n < 2:
+        raise DataError(f"{first.name}: has one image; --save-stats needs at least 2; add images")
     if len(samples) > 1 and (settings.save_stats or settings.save_features or settings.neighbours):
         raise UsageError(f"--save-stats, --save-features and --neighbours take 1 set of samples, not {len(samples)}; name 1 set")
     if settings.neighbours:
-        shapes = {side and not side.streamed and side.image_shape for side in (samples[0], reference)}
-        if not all(shapes) or len(shapes) > 1:
+        files = [some for some in evaluation.sets if isinstance(some, ImageSet) and not some.streamed]
+        if len(files) < 2 or len({some.reader.shape[1:] for some in files}) > 1:
             raise UsageError("--neighbours needs images of one size in SAMPLES and --ref; name files, not streams or features")
 
 
-def check_facts(opened: Opened) -> None:
+def check_facts(evaluation: Evaluation) -> None:
     """Check by their metadata that files fit the metrics and each other.
 
     Raises UsageError: if a metric isn't defined for the extractor.
     Raises DataError: if sets of samples were made differently; without --allow-mismatch, also if --ref was.
     """
-    settings = opened.settings
-    samples = opened.samples
-    for side in samples:
-        facts = fingerprint(side.about)
-        for name, options in settings.metrics.items():
-            if (network := METRICS[name].traits.network(options)) not in (None, facts.get("extractor")):
-                raise UsageError(f"{side.name}: --metrics {name} needs other features; score images with --extractor {network}")
-        difference = mismatches({"n": side.n, **facts}, {"n": samples[0].n, **fingerprint(samples[0].about)})
-        refuse(difference, side.name, samples[0].name, "score one set at a time, or sets made alike")
-        for other in () if settings.allow_mismatch else opened.references:
+    samples = evaluation.samples
+    first = {"n": samples[0].n, **fingerprint(samples[0].about)}
+    for some in samples:
+        facts = fingerprint(some.about)
+        for name, metric in evaluation.metrics.items():
+            if metric.network not in ("", facts.get("extractor")):
+                raise UsageError(
+                    f"{some.name}: --metrics {name} needs other features; score images with --extractor {metric.network}"
+                )
+        difference = mismatches({"n": some.n, **facts}, first)
+        refuse(difference, some.name, samples[0].name, "score one set at a time, or sets made alike")
+        for other in () if evaluation.settings.allow_mismatch else evaluation.references:
             remedy = "such scores are not comparable; use images made alike, or 'elbo eval --allow-mismatch'"
-            refuse(mismatches(fingerprint(other.about), facts), other.name, side.name, remedy)
-    for side in filter(None, (*samples, opened.reference)) if opened.spatial else ():
-        features: Any = side.statistics or side.saved or opened.extractor
-        if features.spatial is None:
-            raise UsageError(
-                f"{side.name}: no spatial features, which {opened.spatial[0]} needs; score images with --extractor {DEFAULT}"
-            )
+            refuse(mismatches(fingerprint(other.about), facts), other.name, some.name, remedy)
+    for some in evaluation.sets if evaluation.spatial else ():
+        if not _has_spatial(some, evaluation.extractor):
+            needing = evaluation.spatial[0]
+            raise UsageError(f"{some.name}: no spatial features, which {needing} needs; score images with --extractor {DEFAULT}")
 
 
-def check_sizes(opened: Opened) -> list[int]:
-    """Check that all files have equally many features, and the logits that metrics need; return each set's number of logits.
+def _has_spatial(some: SomeSet, extractor: Extractor | None) -> bool:
+    if isinstance(some, FeatureSet):
+        return some.features.has_spatial
+    if some.statistics:
+        return some.statistics.spatial is not None
+    return extractor is not None and extractor.spatial is not None
 
+
+def check_sizes(evaluation: Evaluation) -> list[int]:
+    """Check that all files have equally many features, and the logits that metrics need.
+
+    Returns: each set's number of logits.
     Raises DataError, UsageError, FormatError.
     """
-    sizes = [(side.name, *_sizes_of(side, opened)) for side in opened.by_image]
-    sizes += [(side.name, len(side.statistics.mu), 0) for side in opened.references if side.statistics]
+    sizes = [(some.name, *_sizes_of(some, evaluation)) for some in evaluation.by_image]
+    for some in evaluation.references:
+        if isinstance(some, FeatureSet):
+            sizes.append((some.name, some.features.values.shape[1], 0))
+        elif some.statistics:
+            sizes.append((some.name, len(some.statistics.mu), 0))
     name, width, _ = sizes[0]
     for other, other_width, _ in sizes:
         if other_width != width:
             raise DataError(
                 f"{name}: has {width} features per image, but {other} has {other_width}; use features of one extractor"
             )
-    sizes = sizes[: len(opened.samples)]
+    sizes = sizes[: len(evaluation.samples)]
     for name, _, logits in sizes:
-        if not logits and (needing := opened.settings.needing(Need.LOGITS)):
+        if not logits and (needing := evaluation.needing(Need.LOGITS)):
             raise UsageError(f"{name}: has no logits, which {needing[0]} needs; choose other --metrics")
     return [logits for *_, logits in sizes]
 
 
-def _sizes_of(side: OpenedSet, opened: Opened) -> tuple[int, int]:
+def _sizes_of(some: SomeSet, evaluation: Evaluation) -> tuple[int, int]:
     # Numbers of features and of logits of an image: of saved ones, or as the extractor gives for black images.
-    if side.saved:
-        features = side.saved.features
-        logits = side.saved.logits
-    else:
-        assert opened.extractor and side.image_shape
-        black = torch.zeros(BLACK, *side.image_shape, dtype=torch.uint8)
-        precision = Precision(opened.extractor.precision, opened.world.device)
-        with torch.inference_mode(), precision.applied(), precision.autocast():
-            features, logits = opened.extractor(sent(black, opened.world.device).permute(0, 3, 1, 2))
+    if isinstance(some, FeatureSet):
+        return some.features.values.shape[1], some.features.logits.shape[1]
+    device = evaluation.world.device
+    assert evaluation.extractor
+    black = torch.zeros(BLACK, *some.reader.shape[1:], dtype=torch.uint8)
+    precision = Precision(evaluation.extractor.precision, device)
+    with torch.inference_mode(), precision.applied(), precision.autocast():
+        features, logits = evaluation.extractor(sent(black, device).permute(0, 3, 1, 2))
     return features.shape[1], 0 if logits is None else logits.shape[1]
 
 
@@ -319,77 +272,3 @@ def fingerprint(about: FeatureFacts) -> dict[str, Any]:
         "feature_precision": about.feature_precision,
     }
     return {key: value for key, value in facts.items() if value is not None}
-
-
-# Protocols
-
-
-def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of all metrics by name. metrics: options by metric."""
-    return {name: value for options in metrics.values() for name, value in vars(options).items()}
-
-
-def deviations(settings: EvalSettings, samples: OpenedSet | None = None, reference: OpenedSet | None = None) -> Pairs:
-    """Return deviations from the protocol: name → [value, the protocol's value].
-
-    samples, reference: opened files; None: only the settings are compared.
-    """
-    if not settings.protocol:
-        return {}
-    protocol = PROTOCOLS[settings.protocol]
-    pairs = _setting_pairs(settings, protocol)
-    if samples:
-        pairs |= _sample_pairs(samples, protocol)
-    if reference and protocol.ref_images:
-        text = "statistics with {} images beside them"
-        images = protocol.ref_images
-        beside = text.format(reference.n if settings.needing(Need.REFERENCE_FEATURES) else images)
-        pairs["reference"] = [beside if reference.statistics else "no statistics", text.format(images)]
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def check_protocol(settings: EvalSettings, samples: OpenedSet | None = None, reference: OpenedSet | None = None) -> None:
-    """Raise UsageError for settings, DataError for files, that deviate from the protocol without --allow-mismatch.
-
-    samples, reference: as in `deviations`.
-    """
-    if not settings.allow_mismatch:
-        remedy = "follow the protocol, or add --allow-mismatch, and the result says what deviates"
-        where, kind = (samples.name, DataError) if samples else ("settings", UsageError)
-        refuse(deviations(settings, samples, reference), where, f"--protocol {settings.protocol}", remedy, kind)
-
-
-def _setting_pairs(settings: EvalSettings, protocol: Protocol) -> Pairs:
-    usual = asked(protocol.metrics, **protocol.options)
-    options = options_of(settings.metrics)
-    extractor = EXTRACTORS.lookup(settings.extractor)
-    name = extractor.name if extractor else settings.extractor
-    more = [name for name in settings.metrics if name not in usual]  # metrics of the protocol may be omitted
-    return {
-        "extractor": [name, _allowed(name, protocol)],
-        "feature_precision": [settings.precision, STRICT],
-        "metrics": [", ".join(more or usual), ", ".join(usual)],
-        **{name: [options[name], value] for name, value in options_of(usual).items() if name in options},
-    }
-
-
-def _allowed(extractor: Any, protocol: Protocol) -> Any:
-    return extractor if extractor in protocol.extractors else " or ".join(protocol.extractors)
-
-
-def _sample_pairs(samples: OpenedSet, protocol: Protocol) -> Pairs:
-    about = samples.about
-    unknown = "not known"
-    pairs: Pairs = {
-        "n": [samples.n, protocol.n],
-        "extractor": [about.extractor or unknown, _allowed(about.extractor, protocol)],
-        "feature_precision": [about.feature_precision or STRICT, STRICT],
-    }
-    if about.extractor == DEFAULT == _allowed(DEFAULT, protocol):
-        pairs["extractor_weights"] = [str(about.weights_sha256 or unknown)[:8], PUBLISHED_INCEPTION]
-    if protocol.classes:
-        text = "{}, each with {} to {} samples"
-        counts = samples.class_sizes()
-        classes = text.format(len(counts), min(counts), max(counts)) if counts else unknown
-        pairs["classes"] = [classes, text.format(protocol.classes, protocol.per_class, protocol.per_class)]
-    return pairs

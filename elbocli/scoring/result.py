@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
 
-from elbocli.core.estimate import NORMAL_95, Estimate
-from elbocli.errors import DataError, ElboError, FormatError
+from elbocli.core.estimate import Estimate
+from elbocli.errors import DataError, ElboError
 from elbocli.files.features import FeatureFacts
 from elbocli.files.losslog import LARGEST
-from elbocli.files.records import ExtraKeys, Record, convert, parse_json, plain, stored
+from elbocli.files.records import Count, ExtraKeys, Record, convert, stored
 from elbocli.runtime.table import Table
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT
-from elbocli.scoring.metrics import METRICS, Number, Role, Value
+from elbocli.scoring.metrics import metric_options
 
-SD = "_sd"  # suffix of the names of standard deviations over repeats
 # Key of metadata → [value, expected value], where they differ
 Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]  # a number whose square is within float64 range
 ENOUGH = 10_000  # below this number of images, reports and warnings say that a score comes from few images
+# Names of scores by the published Inception network.
+PUBLISHED_NAMES = {
+    "frechet_distance": "frechet_inception_distance",
+    "spatial_frechet_distance": "spatial_frechet_inception_distance",
+    "kernel_distance": "kernel_inception_distance",
+    "kernel_distance_std_over_subsets": "kernel_inception_distance_std_over_subsets",
+}
 ALIKE = (  # metadata that must be equal in comparable results, except keys that a result lacks
     "n_samples",
     "n_ref",
@@ -37,6 +43,30 @@ ALIKE = (  # metadata that must be equal in comparable results, except keys that
 )
 
 
+class Score(Record, kw_only=True):
+    """A score, or its mean over several sets of samples.
+
+    se: standard error; None: unknown. interval: 95 % interval (low, high); None: unknown.
+    n: number of images, or of sets that the mean is over. sd: standard deviation over the sets; None: only one set.
+    """
+
+    value: Bounded
+    se: Bounded | None = None
+    interval: tuple[Bounded, Bounded] | None = None
+    n: Count = 0
+    sd: Bounded | None = None
+
+    @classmethod
+    def of_estimate(cls, estimate: Estimate, sd: float | None = None) -> Score:
+        """Return a metric's estimate as a score."""
+        return cls(value=estimate.value, se=estimate.se, interval=estimate.interval, n=estimate.n, sd=sd)
+
+    @property
+    def estimate(self) -> Estimate:
+        """The score of one set of samples as an estimate."""
+        return Estimate(self.value, self.se, self.interval, self.n)
+
+
 class Facts(Record, kw_only=True):
     """Metadata on the scores of one set of samples; None: unknown.
 
@@ -49,20 +79,20 @@ class Facts(Record, kw_only=True):
     protocol: name in PROTOCOLS. deviates: setting → [value, the protocol's value], where these differ.
     """
 
-    n_samples: int | None
-    n_ref: int | None
-    n_ref_images: int | None = None
+    n_samples: Count
+    n_ref: Count | None
+    n_ref_images: Count | None = None
     samples: str | None
     samples_sha256: str | None
     ref_sha256: str | None
-    extractor: Any
-    extractor_sha256: Any
+    extractor: str | None
+    extractor_sha256: str | None
     feature_precision: str | None = None
-    preprocessing: Any
-    ref_preprocessing: Any
-    classes: int | None = None
-    fewest_of_a_class: int | None = None
-    most_of_a_class: int | None = None
+    preprocessing: dict[str, Any] | None
+    ref_preprocessing: dict[str, Any] | None
+    classes: Count | None = None
+    fewest_of_a_class: Count | None = None
+    most_of_a_class: Count | None = None
     made: dict[str, Any] = {}
     options: ExtraKeys = {}
     elbo_version: str | None
@@ -77,88 +107,45 @@ class Facts(Record, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Scores of one set of samples. network: extractor; None: the published Inception. values: by `Number.key`."""
+class SetScores:
+    """Scores of one set of samples, by name."""
 
-    network: str | None
-    values: dict[str, Value]
+    scores: Mapping[str, Score]
     facts: Facts
 
+    def json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {"scores": {name: score.json() for name, score in self.scores.items()}, **self.facts.json()}
 
-@dataclass(frozen=True)
-class Score:
-    """A score, or its mean over several sets of samples. number: its name and headings. sd: standard deviation over the sets."""
+    @classmethod
+    def of(cls, content: dict[str, Any], where: object) -> SetScores:
+        """Convert a parsed JSON object. where: file, for messages. Raises FormatError."""
+        facts = {key: value for key, value in content.items() if key not in ("format", "version", "scores", "repeats")}
+        scores = convert(content.get("scores"), dict[str, Score], f"{where}: scores")
+        return cls(scores, Facts.of(facts, where))
 
-    number: Number
-    value: Value
-    sd: float | None = None
 
-
-@stored("result of elbo eval (JSON)")
+@stored(
+    "result of elbo eval (JSON)",
+    "elbo-scores",
+    remedy="; 'elbo eval SAMPLES --ref REF > FILE.json' makes a result",
+)
 class EvalResult(Record):
     """Result of one set of samples, or of several sets (repeats) that differ in the seed."""
 
-    repeats: list[Scores]
+    repeats: list[SetScores]
 
     @property
-    def network(self) -> str | None:
-        return self.repeats[0].network
-
-    @property
-    def scores(self) -> list[Score]:
-        """Scores; for several sets of samples, means and standard deviations."""
-        scores = []
-        for key, value in self.repeats[0].values.items():
-            number = numbers()[key]
-            sd = None
-            if len(self.repeats) > 1:
-                if not isinstance(value, float):
-                    continue
-                values = np.array([repeat.values[key] for repeat in self.repeats], float)
-                value = float(np.mean(values))
-                sd = None if number.role == Role.ERROR else float(np.std(values, ddof=1))
-            scores.append(Score(number, value, sd))
+    def scores(self) -> dict[str, Score]:
+        """Scores by name; for several sets of samples, means and standard deviations."""
+        first = self.repeats[0].scores
+        if len(self.repeats) == 1:
+            return dict(first)
+        scores = {}
+        for name in first:
+            values = [repeat.scores[name].value for repeat in self.repeats]
+            scores[name] = Score.of_estimate(Estimate.of_repeats(values), float(np.std(values, ddof=1)))
         return scores
-
-    @property
-    def numbers(self) -> list[Score]:
-        """Scores with a value, without their statistics."""
-        return [score for score in self.scores if score.number.role == Role.NUMBER and score.value is not None]
-
-    def title(self, score: Score) -> str:
-        """Return a score's name for people."""
-        return score.number.stem(self.network).removesuffix("_mean").replace("_", " ")
-
-    def about(self, score: Score, role: Role) -> Score | None:
-        """Return a statistic of a score; None: none exists. role: which statistic, such as Role.ERROR."""
-        return next((other for other in self.scores if other.number.role == role and other.number.of == score.number.key), None)
-
-    def interval(self, score: Score) -> Any:
-        """Return (low, high) of a score's 95 % interval, or None."""
-        stated = self.about(score, Role.INTERVAL)
-        return (stated and stated.value) or self.estimate(score).interval
-
-    def estimate(self, score: Score) -> Estimate:
-        # The standard error comes from repeats, else from the interval, else from the metric.
-        if score.sd is not None:
-            return Estimate.of_repeats([repeat.values[score.number.key] for repeat in self.repeats])  # type: ignore[misc]
-        value: Any = score.value
-        ends: Any = self.about(score, Role.INTERVAL)
-        error: Any = self.about(score, Role.ERROR)
-        if ends and ends.value:
-            return Estimate(value, (ends.value[1] - ends.value[0]) / (2 * NORMAL_95))
-        return Estimate(value, error and error.value)
-
-    def named(self) -> dict[str, Value]:
-        """Return all scores and their standard deviations, by their names in the JSON result."""
-        values: dict[str, Value] = {}
-        for score in self.scores:
-            for end, value in {"": score.value, SD: score.sd}.items():
-                if value is not None or not end:
-                    values[score.number.name(self.network, end)] = value
-                    if self.network is None and score.number.alias:
-                        values[score.number.alias + end] = value
-        return values
 
     def common(self) -> dict[str, Any]:
         """Return metadata equal for all sets of samples, with every set's `mismatch` and `deviates`."""
@@ -173,7 +160,7 @@ class EvalResult(Record):
         """Return the metadata that must be equal in comparable results."""
         facts = self.common()
         alike = dict[str, Any]()
-        for key in [*ALIKE, *(option.name for metric in METRICS.values() for option in metric.traits.options)]:
+        for key in [*ALIKE, *(option.name for option in metric_options())]:
             parts = facts.get(key)
             named = {f"{key}.{part}": value for part, value in parts.items()} if isinstance(parts, dict) else {key: parts}
             alike |= {name: value for name, value in named.items() if value is not None}
@@ -182,26 +169,21 @@ class EvalResult(Record):
     def table(self) -> Table:
         """Return scores with standard errors and intervals, and what limits their meaning."""
         facts = self.common()
-        rows = list[list[Any]]()
         notes = list[str]()
         made = facts["made"]
         extractor = EXTRACTORS.get(str(facts.get("extractor")))
-        for score in self.numbers:
-            name = self.title(score)
-            interval = self.interval(score)
-            rows.append([name, (score.value, self.estimate(score).se), interval and [*interval]])
-            if score.sd is None and (parts := self.about(score, Role.PARTS)):
-                told = score.number.told.format_map(facts)
-                notes.append(f"The standard deviation of the {name} {told} is {parts.value:.2g}.")
+        rows = [
+            [title(name), (score.value, score.se), score.interval and [*score.interval]] for name, score in self.scores.items()
+        ]
         if len(self.repeats) > 1:
             notes.append(f"Means of {len(self.repeats)} sets of samples; the standard errors are of these means.")
-        if (facts.get("n_samples") or 0) < ENOUGH:
+        if facts["n_samples"] < ENOUGH:
             notes.append(f"Fewer than {ENOUGH} images: compare these scores only with scores of as many images.")
         for name, words in {"mismatch": "Samples and reference differ", "deviates": "This differs from the protocol"}.items():
             for key, (value, expected) in facts.get(name, {}).items():
                 notes.append(f"{words}: {key} is {value}, not {expected}.")
         return Table(
-            f"Scores of {facts.get('samples') or f'{len(self.repeats)} sets of samples'}, {facts.get('n_samples')} images",
+            f"Scores of {facts.get('samples') or f'{len(self.repeats)} sets of samples'}, {facts['n_samples']} images",
             ["score", "value ± standard error", "95 % interval"],
             rows,
             {
@@ -218,9 +200,10 @@ class EvalResult(Record):
         return self.table()._repr_html_()
 
     def json(self) -> dict[str, Any]:
-        content = {**self.head(), **self.named(), **self.common()}
+        scores = {name: score.json() for name, score in self.scores.items()}
+        content = {**self.head(), "scores": scores, **self.common()}
         if len(self.repeats) > 1:
-            content["repeats"] = [EvalResult([repeat]).json() for repeat in self.repeats]
+            content["repeats"] = [repeat.json() for repeat in self.repeats]
         return content
 
     @classmethod
@@ -229,7 +212,24 @@ class EvalResult(Record):
         cls.check_head(content, where)
         content = convert(content, dict[str, Any], where)
         repeats = convert(content.get("repeats", [content]), list[dict[str, Any]], f"{where}: repeats")
-        return cls([_scores(repeat, where) for repeat in repeats])
+        return cls([SetScores.of(repeat, where) for repeat in repeats])
+
+
+def title(name: str) -> str:
+    """Return a score's name for people, without the extractor."""
+    return name.partition("[")[0].replace("_", " ")
+
+
+def name_of(score: str, about: FeatureFacts, comparable: bool = True) -> str:
+    """Return a score's name in results, by features of the extractor `about`.
+
+    comparable: whether samples and reference were made alike. Only then has a score by the published Inception, in fp32, its
+    published name; the names of others end in [EXTRACTOR].
+    """
+    inception = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
+    if inception and comparable and about.feature_precision in (None, STRICT):
+        return PUBLISHED_NAMES.get(score, score)
+    return f"{score}[{about.extractor or 'unknown'}]"
 
 
 def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -250,39 +250,3 @@ def refuse(pairs: Pairs, where: object, other: object, then: str, kind: type[Elb
     if pairs:
         differences = "; ".join(f"{key} is {value}, but {expected} for {other}" for key, (value, expected) in pairs.items())
         raise kind(f"{where}: {differences}: {then}")
-
-
-def naming_network(about: FeatureFacts) -> str | None:
-    """Return the extractor's name, for names of scores; None for the published Inception in fp32, whose scores omit it."""
-    published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
-    return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
-
-
-def numbers() -> dict[str, Number]:
-    """Return the descriptions of all metrics' scores, by key."""
-    return {number.key: number for metric in METRICS.values() for number in metric.traits.numbers}
-
-
-def result_of(content: bytes, where: str) -> EvalResult:
-    """Parse a result file. where: path, for messages. Raises FormatError."""
-    result = EvalResult.of(parse_json(content, where), where)
-    if any(repeat.facts.n_samples is None or not repeat.values for repeat in result.repeats):
-        raise FormatError(
-            f"{where}: not a result of 'elbo eval' (one JSON object); 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
-        )
-    return result
-
-
-def _scores(content: dict[str, Any], where: object) -> Scores:
-    declared = numbers().values()
-    published = any(number.by_network and number.key in content for number in declared)
-    network = None if published else str(content.get("extractor"))
-    named = {number.name(network): number for number in declared}
-    values: dict[str, Value] = {}
-    for name, value in content.items():
-        if number := named.get(name):
-            hint: Any = tuple[Bounded, Bounded] if number.role is Role.INTERVAL else Bounded
-            values[number.key] = plain(convert(value, hint | None, f"{where}: {name}"))
-    names = named.keys() | {number.alias for number in declared}
-    facts = {name: value for name, value in content.items() if name not in names}
-    return Scores(network, values, Facts.of(facts, where))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from elbocli.core.estimate import NORMAL_95
+from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.core.streams import Stream
 from elbocli.scoring.frechet import Gaussian, root
 
@@ -55,18 +55,20 @@ class Influence:
         """Return the standard error of the difference of two scores, where image k of both sets comes from the same noise."""
         return math.sqrt(_variance(self.first - other.first, self.second - other.second, len(self.first)))
 
-    def interval(self, value: float, variance: float) -> list[float]:
-        """Return the 95 % interval of the mean score over sets of as many images.
+    def estimate(self, value: float, variance: float | None = None) -> Estimate:
+        """Return the score with its standard error, and the 95 % interval of the mean score over sets of as many images.
 
-        value: the score. variance: its variance V.
+        value: the score. variance: its variance V; by default that of a score of these images.
         """
+        n = len(self.first)
+        variance = self.variance(n) if variance is None else variance
         # The score has the third cumulant (E a³ + 3 E aba)/n², and its covariance with the estimate of V is (E a³ + 2 E aba)/n².
         # So V at the mean value + d is V + slope d. With one term of the Cornish-Fisher expansion, (d + skew)² ≤ z²(V + slope d).
         # The expansion needs a small slope. With one standard error as its limit, intervals held the mean in simulations.
         if variance == 0:
-            return [value, value]
+            return Estimate(value, 0.0, (value, value), n)
         cubes = float(np.mean(self.first**3))
-        scale = variance * len(self.first) ** 2
+        scale = variance * n**2
         slope = (cubes + 2 * self.joint) / scale
         skew = (cubes + 3 * self.joint) / scale * (NORMAL_95**2 - 1) / 6
         limited = min(1.0, math.sqrt(variance) / abs(slope)) if slope else 1.0
@@ -74,7 +76,7 @@ class Influence:
         skew = limited * skew
         centre = NORMAL_95**2 * slope / 2 - skew
         half = math.sqrt(max(centre**2 - skew**2 + NORMAL_95**2 * variance, 0.0))
-        return [value + centre - half, value + centre + half]
+        return Estimate(value, math.sqrt(variance), (value + centre - half, value + centre + half), n)
 
 
 def _variance(first: np.ndarray, second: np.ndarray, n: int) -> float:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, STRICT
-from elbocli.scoring.metrics import METRICS, Need, asked
+from elbocli.scoring.metrics import Metric, Need, parse_metrics
 
 
 @dataclass(frozen=True)
 class EvalSettings:
     """Settings of `elbo eval`.
 
-    metrics: options of each metric, by the metric's name.
+    metrics: by name.
     extractor: name, or file of a program; '': the extractor of saved features, or Inception for images.
     extractor_weights: None: the published weights.
     classes: classes of a stream of samples: 'balanced', 'random', a list, or a file of labels; '': not given.
@@ -21,7 +21,7 @@ class EvalSettings:
     protocol: name in PROTOCOLS; '': no protocol. command: elbo's command line, for the result.
     """
 
-    metrics: Mapping[str, Any]
+    metrics: Mapping[str, Metric]
     seed: int = 0
     extractor: str = ""
     extractor_weights: Path | None = None
@@ -37,7 +37,7 @@ class EvalSettings:
 
     def needing(self, need: Need) -> list[str]:
         """Return the names of the metrics that need an input."""
-        return [name for name in self.metrics if need in METRICS[name].traits.needs]
+        return [name for name, metric in self.metrics.items() if need in metric.needs]
 
     @property
     def classes_of_protocol(self) -> int:
@@ -115,5 +115,5 @@ def settings_of(name: str, by_user: Mapping[str, Any]) -> dict[str, Any]:
     named = EXTRACTORS.lookup(extractor or DEFAULT)
     if protocol is USUAL and not (named and named.name == DEFAULT):
         metrics = "fid"  # other networks have no logits, or random ones, or classes of their own
-    metrics_options = asked(by_user.get("metrics", metrics), **{**protocol.options, **by_user})
-    return {"protocol": name, "metrics": metrics_options, "extractor": extractor}
+    parsed = parse_metrics(by_user.get("metrics", metrics), {**protocol.options, **by_user})
+    return {"protocol": name, "metrics": parsed, "extractor": extractor}

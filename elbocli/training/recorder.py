@@ -24,7 +24,7 @@ from elbocli.runs.train_settings import ADAPTIVE
 from elbocli.runtime.progress import PAUSED, log
 from elbocli.sampling.draw import Decoder, open_decoder
 from elbocli.training.previews import preview
-from elbocli.training.scores import Evaluation
+from elbocli.training.scores import TrainingScores
 from elbocli.training.state import TrainState
 from elbocli.training.step import check
 from elbocli.training.targets import SAMPLES, LogTargets
@@ -85,7 +85,7 @@ class Recorder:
         if settings.eval_every:
             with reading("--eval-every: samples can't be scored", kind=UsageError):
                 output = self.decoder or open_decoder(state.resolved.data, network, state.device)
-                self.evaluation = Evaluation(state, output, *extractor)
+                self.evaluation = TrainingScores(state, output, *extractor)
         self.validated = False
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
         self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)

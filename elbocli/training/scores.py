@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.noise import Noise
-from elbocli.data.samples import SampleReader
+from elbocli.data.samples import BlackRows, SampleReader
 from elbocli.errors import UsageError
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.losslog import EVAL
@@ -25,11 +25,12 @@ from elbocli.runtime.progress import log
 from elbocli.sampling.denoiser import Denoiser
 from elbocli.sampling.draw import Decoder, SampleSettings
 from elbocli.sampling.plan import Sampling
-from elbocli.scoring.extract import extract_set
+from elbocli.scoring.extract import extract_reference, extract_samples
 from elbocli.scoring.extractors import make_extractor
-from elbocli.scoring.metrics import Need, Role, asked
-from elbocli.scoring.opening import Opened, open_reference, prepare, set_of
+from elbocli.scoring.metrics import parse_metrics
+from elbocli.scoring.opening import Evaluation, prepare
 from elbocli.scoring.scoring import score
+from elbocli.scoring.sets import ImageSet, open_reference
 from elbocli.scoring.settings import EvalSettings
 from elbocli.training.batches import count_parts
 from elbocli.training.state import TrainState
@@ -69,7 +70,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     return torch.cat(world.all(torch.cat(images)[:share].cpu()))[: how.n]
 
 
-class Evaluation:
+class TrainingScores:
     """Scores of a run against a reference, during training.
 
     extractor: name, or path of an exported program. weights: file of the extractor's weights; None: default weights.
@@ -90,24 +91,23 @@ class Evaluation:
         counts = counts_for(number, state.resolved.data.class_counts, data.path)
         classes = usual_classes(counts, data.path, "samples for scores have classes with these frequencies")
         self.labels = choose_labels(classes, self.how.n, number, settings.seed, counts=counts)
-        asks = EvalSettings(asked(settings.eval_metrics), settings.seed, extractor)
+        asks = EvalSettings(parse_metrics(settings.eval_metrics), settings.seed, extractor)
         with world.together(), reading(f"--eval-extractor {extractor}", kind=UsageError):
             made = make_extractor(extractor, weights, world.device)
         with ExitStack() as stack:
             reference = open_reference(path, stack, world)
-            spatial = asks.needing(Need.SPATIAL)
-            black = torch.zeros(1, *output.shape, dtype=torch.uint8).expand(self.how.n, -1, -1, -1)
-            samples = set_of(self.reader(black))
-            opened = prepare(Opened(asks, world, [samples], reference, extractor=made, spatial=spatial))
+            shape = (self.how.n, *output.shape)
+            self.evaluation = prepare(Evaluation(asks, world, [self.image_set(BlackRows(shape))], reference, made))
             log.info("%s: extracting features, against which samples are scored", path)
-            self.opened = replace(opened, reference=opened.reference and extract_set(opened.reference, opened))
+            assert self.evaluation.reference
+            self.reference = extract_reference(self.evaluation.reference, self.evaluation)
 
-    def reader(self, images: Tensor) -> SampleReader:
-        """Return a reader of drawn images, uint8 [n, H, W, C]."""
+    def image_set(self, rows: BlackRows | np.ndarray) -> ImageSet:
+        """Return drawn images, uint8 [n, H, W, C], as a set."""
         data = self.state.resolved.data
-        name = f"--eval-samples {len(images)}"
+        name = f"--eval-samples {self.how.n}"
         crop = {key: value for key in PREPROCESSING if (value := getattr(data, key)) is not None}
-        return SampleReader(name, images.numpy(), self.labels, SamplesAbout(), [], crop)
+        return ImageSet.of(SampleReader(name, rows, self.labels, SamplesAbout(), [], crop))
 
     def values(self) -> dict[str, Any]:
         """Draw and score samples; return numbers for metrics.jsonl, or {} on ranks other than 0.
@@ -116,14 +116,12 @@ class Evaluation:
         """
         begun = time.monotonic()
         images = draw_averaged(self.state, self.output, self.how, self.labels)
-        samples = replace(self.opened.samples[0], reader=self.reader(images))
+        about = self.evaluation.samples[0].about
+        features = extract_samples(replace(self.image_set(images.numpy()), about=about), self.evaluation)
+        values = dict[str, Any]()
         with self.state.world.together():
-            result = score(replace(self.opened, samples=[extract_set(samples, self.opened)]))
-        if result is None:
-            return {}
-        scores = {
-            EVAL + each.number.name(result.network): finite(each.value)
-            for each in result.scores
-            if each.number.role in (Role.NUMBER, Role.ERROR) and isinstance(each.value, float)
-        }
-        return {**scores, f"{EVAL}samples": self.how.n, f"{EVAL}s": round(time.monotonic() - begun, 3)}
+            if self.state.world.first:
+                result = score(self.evaluation, [features], self.reference)
+                values = {EVAL + name: finite(each.value) for name, each in result.scores.items()}
+                values |= {f"{EVAL}samples": self.how.n, f"{EVAL}s": round(time.monotonic() - begun, 3)}
+        return values

@@ -158,8 +158,10 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
                     feed=images,
                 )
             )
-            distance = next(value for key, value in scores.items() if key.startswith("frechet_distance["))
-            result[sampler] = {"frechet": distance, "accuracy": scores["accuracy"]}
+            distance, accuracy = (
+                scores["scores"][f"{name}[classifier.pt2]"]["value"] for name in ("frechet_distance", "accuracy")
+            )
+            result[sampler] = {"frechet": distance, "accuracy": accuracy}
 
 
 def gathered(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ folder = Path(sys.argv[1])
 print(f"{'run':<24}{'Fréchet distance':>18}{'accuracy':>10}{'bits/dim':>18}{'seconds':>9}")
 for path in sorted(folder.glob("*.json")):
     result = json.loads(path.read_text())
-    distance = next(value for key, value in result.items() if key.startswith("frechet"))
+    distance, accuracy = (result["scores"][f"{name}[classifier.pt2]"]["value"] for name in ("frechet_distance", "accuracy"))
     seconds = path.with_suffix(".seconds")
     took = seconds.read_text().strip() if seconds.exists() else "-"
     bound = path.with_suffix(".bound")
@@ -16,4 +16,4 @@ for path in sorted(folder.glob("*.json")):
     if bound.exists():
         found = json.loads(bound.read_text())
         bits = f"{found['bpd']:.3f} ± {found['bpd_se']:.3f}"
-    print(f"{path.stem.partition('-')[2]:<24}{distance:>18.2f}{result['accuracy']:>10.1%}{bits:>18}{took:>9}")
+    print(f"{path.stem.partition('-')[2]:<24}{distance:>18.2f}{accuracy:>10.1%}{bits:>18}{took:>9}")

@@ -43,15 +43,15 @@ def lasting(text: str) -> str:
     return "\n".join(line for line in text.strip().splitlines() if not PROGRESS.match(line))
 
 
-def distance(scores: dict[str, Any]) -> float:
-    """The Fréchet distance among scores, whatever network it was measured by."""
-    return float(next(value for name, value in scores.items() if name.startswith("frechet_distance[")))
+def value_of(result: dict[str, Any], name: str) -> float:
+    """The value of a score by the tutorial's classifier."""
+    return float(result["scores"][f"{name}[classifier.pt2]"]["value"])
 
 
 def page(figures: dict[str, Any]) -> str:
     """The page with the figures filled in. Raises UndefinedError when one is missing."""
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"minutes": minutes, "ends": ends, "distance": distance}
+    environment.filters |= {"minutes": minutes, "ends": ends, "value_of": value_of}
     return re.sub(r"^```sh \w+$", "```sh", environment.from_string(PAGE.read_text()).render(figures), flags=re.M)
 
 

@@ -23,9 +23,9 @@ elbo bound -q "$run" test.h5 -n "$IMAGES" > "$out.bound"
 import json, sys
 out, bias, shift, schedule, seed, steps, seconds = sys.argv[1:]
 scores, bound = (json.load(open(f"{out}.{kind}")) for kind in ("eval", "bound"))
-distance = next(value for key, value in scores.items() if key.startswith("frechet_distance["))
+distance, accuracy = (scores["scores"][f"{name}[classifier.pt2]"]["value"] for name in ("frechet_distance", "accuracy"))
 cell = {"bias": float(bias), "shift": float(shift), "schedule": schedule, "seed": int(seed), "steps": int(steps)}
-found = {"distance": distance, "accuracy": scores["accuracy"], "bpd": bound["bpd"], "seconds": int(seconds)}
+found = {"distance": distance, "accuracy": accuracy, "bpd": bound["bpd"], "seconds": int(seconds)}
 print(json.dumps(cell | found), file=open(f"{out}.json", "w"))
 END
 printf 'sweep: %s\n' "$cell" >&2

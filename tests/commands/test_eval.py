@@ -8,7 +8,7 @@ from calls import save
 from PIL import Image
 
 from elbocli.files.dataset import Dataset
-from elbocli.scoring.metrics import METRICS
+from elbocli.scoring.metrics import METRICS, metric_options
 from elbocli.scoring.metrics.coverage import PRC_PROTOCOLS
 
 LINE = ("--extractor", "elbo-tiny", "--metrics", "fid")
@@ -64,7 +64,7 @@ OPTIONS = {
     ],
 )
 def test_mistakes_are_told(line, code, word, elbo, folder):
-    assert set(OPTIONS) == {name for name, metric in METRICS.items() if metric.traits.options}
+    assert set(OPTIONS) == {option.metric for option in metric_options()}
     extractor = () if "--protocol" in line else LINE[:2]
     stdin = (folder / "a.npy").read_bytes() if line[0] == "-" else b""
     done = elbo("eval", *line.split(), "--ref", "data.h5", *extractor, cwd=folder, stdin=stdin)

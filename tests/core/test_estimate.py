@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from elbocli.core.estimate import Estimate, PairedMoments, error_of_share
+from elbocli.core.estimate import Estimate
+from elbocli.core.paired import PairedMoments
 from elbocli.core.moments import StreamingFeatureMoments
 from elbocli.errors import UsageError
 from elbocli.runs.classes import p_of_equal_shares, p_of_uniform
@@ -29,14 +30,14 @@ def test_the_difference_of_two_means_is_welchs(seed, n, m):
 
 
 def test_an_exact_standard_error_has_a_normal_interval_and_an_unknown_one_none():
-    found = Estimate(1.0, 0.3).minus(Estimate(0.5, 0.4))
+    found = Estimate.normal(1.0, 0.3).minus(Estimate(0.5, 0.4))
     assert (found.value, found.se, found.freedom) == (0.5, pytest.approx(0.5), math.inf)
     assert found.interval == pytest.approx(stats.norm(0.5, 0.5).interval(0.95))
     assert Estimate(1.0).minus(Estimate(0.5, 0.1)) == Estimate(0.5) and Estimate(0.5).interval is None
 
 
 def test_an_error_of_repeats_beside_an_exact_one_keeps_welchs_freedom():
-    found = Estimate(1.0, 0.3, 2).minus(Estimate(0.5, 0.4))
+    found = Estimate.normal(1.0, 0.3, freedom=2).minus(Estimate(0.5, 0.4))
     assert found.freedom == pytest.approx((0.09 + 0.16) ** 2 / (0.09**2 / 2))
 
 
@@ -46,7 +47,7 @@ def test_repeats_that_do_not_vary_have_no_width():
 
 def test_the_interval_of_a_share_solves_its_equation():
     """|p − share| = 1.96 √(p (1 − p) / n) at both ends."""
-    for end in error_of_share(37, 50)[1]:
+    for end in Estimate.of_share(37, 50).interval or ():
         assert abs(end - 0.74) == pytest.approx(1.959963984540054 * np.sqrt(end * (1 - end) / 50), rel=1e-9)
 
 

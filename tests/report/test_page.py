@@ -63,14 +63,14 @@ def test_a_run_with_its_scores_is_shown_and_the_page_is_self_contained(run, digi
         (run / name).write_bytes(elbo(*words).stdout)
     with open(run / "metrics.jsonl", "a") as file:
         for step in (20, 40):
-            scores = {"eval_frechet_distance[x]": 1.0, "eval_frechet_distance_se[x]": 0.5, "eval_samples": 50}
+            scores = {"eval_frechet_distance[x]": 1.0, "eval_samples": 50}
             file.write(json.dumps({"step": step, "images": 16 * step, **scores}) + "\n")
     page = render_page([run])
     read = Reader(page)
     for shown in ("40 of 40", "its loss is the ELBO", "Variational bound", "frechet distance", "schedule", "elbo train"):
         assert shown in read.text, shown
     assert {LOSS.title, ERROR.title, DENSITY.title, "frechet distance[x]"} < set(plots(page))
-    assert not any("se[x]" in title or "samples" in title for title in plots(page))
+    assert not any("samples" in title for title in plots(page))
     assert ("alt", "step-00000040") in read.attributes
     addresses = [value for name, value in read.attributes if name in ("src", "href")]
     assert all(address.startswith("data:image/") for address in addresses) and "default-src 'none'" in page
@@ -123,7 +123,7 @@ def just_begun(run):
 def damaged(run):
     for name in ("previews/step-00000020.png", "losslog.jsonl", "metrics.jsonl", "status.json"):
         (run / name).write_bytes(b'{"step": "x", \xff}\n')
-    (run / "bound.json").write_text('{"bpd": "x", "diffusion": 3}')
+    (run / "bound.json").write_text('{"format": "elbo-bound", "version": 1, "bpd": "x"}')
 
 
 def moved(run):
@@ -171,7 +171,7 @@ def test_text_of_strangers_is_shown_as_text(run):
     (odd / "status.json").write_text(
         json.dumps({"state": HOSTILE, "step": 1, "steps": 2, "images": 3, "message": HOSTILE, "time": 0})
     )
-    (odd / f"{HOSTILE.replace('/', '')}.json").write_text('{"bpd": "x", "diffusion": 3}')
+    (odd / f"{HOSTILE.replace('/', '')}.json").write_text('{"format": "elbo-bound", "version": 1, "bpd": "x"}')
     (odd / "previews" / "step-1](javascript:x).png").write_bytes(b"")
     change(odd, "network", family="a\n---\n# <b>", odd=HOSTILE)
     with open(odd / "metrics.jsonl", "a") as file:

@@ -14,12 +14,13 @@ from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, writ
 from elbocli.scoring.comparison import compare_features, compare_results, read_scored
 
 FID = "frechet_distance[a.pt2]"
-SE = "frechet_distance_se[a.pt2]"
 PRECISION = "precision[a.pt2]"
+ACCURACY = "accuracy[a.pt2]"
+SCORES = {FID: {"value": 1.5, "se": 0.1, "interval": [1.3040036015, 1.6959963985]}, PRECISION: {"value": 0.5}}
 BASE = {
-    FID: 1.5,
-    SE: 0.1,
-    PRECISION: 0.5,
+    "format": "elbo-scores",
+    "version": 1,
+    "scores": SCORES,
     "n_samples": 900,
     "n_ref": 100,
     "ref_sha256": "ab" * 32,
@@ -38,8 +39,8 @@ B = [1.2, 2.1, 3.3]
 
 def repeats(values, seeds):
     """The content of several sets of samples with these distances and seeds."""
-    common = {key: value for key, value in BASE.items() if key not in (FID, SE, PRECISION, "made")}
-    each = [{**common, FID: value, "made": {"seed": seed}} for value, seed in zip(values, seeds)]
+    common = {key: value for key, value in BASE.items() if key not in ("scores", "made")}
+    each = [{**common, "scores": {FID: {"value": value}}, "made": {"seed": seed}} for value, seed in zip(values, seeds)]
     return {**common, "repeats": each}
 
 
@@ -73,17 +74,18 @@ def test_repeats_without_common_seeds_are_not_paired(seeds):
 @pytest.mark.parametrize(
     ("score", "other", "se", "apart"),
     [
-        (FID, {FID: 1.0}, 0.1 * 2**0.5, True),
-        (PRECISION, {PRECISION: 0.9}, None, None),
-        ("accuracy", {"accuracy": 0.995}, 0.01 * 2**0.5 / 1.959964, False),
+        (FID, 1.0, 0.1 * 2**0.5, True),
+        (PRECISION, 0.9, None, None),
+        (ACCURACY, 0.995, 0.01 * 2**0.5 / 1.959964, False),
     ],
 )
 @pytest.mark.parametrize("weights", ["ab", None])
 def test_single_results_differ_by_their_standard_errors_or_intervals(score, other, se, apart, weights):
     """A share of 1 is not certain: its interval counts, not its standard error of 0. One training tells apart only itself."""
-    told = {"accuracy": 1.0, "accuracy_se": 0.0, "accuracy_interval": [0.98, 1.0], "made": {"weights_sha256": weights}}
-    found = compared(told, {**told, **other}, score)
-    assert found.se == (se and pytest.approx(se)) and found.apart is (apart if weights else None)
+    scores = {**SCORES, ACCURACY: {"value": 1.0, "se": 0.0, "interval": [0.98, 1.0]}}
+    first = {"scores": scores, "made": {"weights_sha256": weights}}
+    found = compared(first, {**first, "scores": {**scores, score: {**scores[score], "value": other}}}, score)
+    assert found.se == (se and pytest.approx(se, rel=1e-5)) and found.apart is (apart if weights else None)
     assert found.difference == found.other - found.first
     wanted = se and pytest.approx([*stats.norm(found.difference, se).interval(0.95)])
     assert found.interval == wanted
@@ -92,7 +94,10 @@ def test_single_results_differ_by_their_standard_errors_or_intervals(score, othe
 def trained(name, values, seeds, **content):
     """Results of trainings with these seeds and settings `name`."""
     facts = [{"run_id": f"{name}{seed}", "training_seed": seed, "settings_sha256": name, "seed": 0} for seed in seeds]
-    return [scored(f"{name}{at}", {FID: value, "made": made, **content}) for at, (value, made) in enumerate(zip(values, facts))]
+    return [
+        scored(f"{name}{at}", {"scores": {FID: {**SCORES[FID], "value": value}}, "made": made, **content})
+        for at, (value, made) in enumerate(zip(values, facts))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +235,8 @@ def test_features_that_do_not_compare_are_refused(ref, saved):
 @pytest.fixture
 def folder(tmp_path):
     for name, value in (("a", 1.5), ("b", 1.4), ("c", 0.5)):
-        (tmp_path / f"{name}.json").write_text(json.dumps({**BASE, FID: value}))
+        scores = {**SCORES, FID: {**SCORES[FID], "value": value}}
+        (tmp_path / f"{name}.json").write_text(json.dumps({**BASE, "scores": scores}))
     (tmp_path / "d.json").write_text('{"bpd": 3}')
     return tmp_path
 
@@ -256,7 +262,7 @@ def test_a_terminal_gets_a_table_that_tells_what_the_intervals_cover(folder):
         ("a.json", 2, "two"),
         ("a.json b.safetensors", 2, "--ref"),
         ("a.json nowhere.json", 1, "nowhere.json: "),
-        ("a.json d.json", 1, "d.json: not a result"),
+        ("a.json d.json", 1, "d.json: has format None"),
         (". .", 2, "elbo report"),
     ],
 )

@@ -24,9 +24,10 @@ from elbocli.runtime.processes import ALONE
 from elbocli.scoring import scoring
 from elbocli.scoring.extract import extract_features
 from elbocli.scoring.extractors import DEFAULT, PUBLISHED_INCEPTION, Extractor, make_extractor
-from elbocli.scoring.metrics import asked
-from elbocli.scoring.opening import Opened, open_set
-from elbocli.scoring.result import naming_network
+from elbocli.scoring.metrics import parse_metrics
+from elbocli.scoring.opening import Evaluation
+from elbocli.scoring.result import name_of
+from elbocli.scoring.sets import open_set
 from elbocli.scoring.settings import EvalSettings
 
 KEY = "feature_precision"
@@ -40,7 +41,7 @@ def network():
 
 def evaluation(images, extractor, batch):
     """An evaluation of these images, without metrics."""
-    return Opened(EvalSettings({}, batch_size=batch), ALONE, [images], extractor=extractor)
+    return Evaluation(EvalSettings({}, batch_size=batch), ALONE, [images], extractor=extractor)
 
 
 def extracted(path, monkeypatch, extractor, asked):
@@ -103,7 +104,7 @@ def test_the_batch_changes_no_number(digits, tmp_path):
 
 def scored(world, job):
     """The result that a process gets; the first one's is saved."""
-    metrics = asked("fid,sfid,is,kid,prc", kid_subset_size=50)
+    metrics = parse_metrics("fid,sfid,is,kid,prc", {"kid_subset_size": 50})
     outputs = {"save_features": Path(job["out"] + ".safetensors")} if world.size > 1 else {}
     settings = EvalSettings(metrics=metrics, extractor="elbo-tiny", batch_size=7, **outputs)
     samples: Any = Path(job["samples"])
@@ -157,16 +158,15 @@ def test_numbers_do_not_depend_on_processes_and_an_error_of_any_ends_all(digits,
     said = done.stderr.count(b"standard input: has 100 images")
     assert said == 2, "once for each stream"
     assert command["samples_sha256"] == alone["samples_sha256"]
-    assert command[TINY] == pytest.approx(alone[TINY], rel=1e-9)
+    assert command["scores"][TINY]["value"] == pytest.approx(alone["scores"][TINY]["value"], rel=1e-9)
     for found in shared:
         assert set(found) == set(alone)
-        for key in set(alone) - {"samples"}:
-            same = (
-                pytest.approx(alone[key], rel=1e-9)
-                if isinstance(alone[key], float) or ("_interval" in key and alone[key])
-                else alone[key]
-            )
-            assert found[key] == same, key
+        for key in set(alone) - {"samples", "scores"}:
+            assert found[key] == alone[key], key
+        assert {*found["scores"]} == {*alone["scores"]}
+        for name, parts in alone["scores"].items():
+            for part, value in parts.items():
+                assert found["scores"][name][part] == pytest.approx(value, rel=1e-9), (name, part)
     saved = [read_features(tmp_path / f"{k}.safetensors") for k in range(3)]
     for each in saved[1:]:
         assert torch.equal(each.features, saved[0].features) and torch.equal(each.logits, saved[0].logits)
@@ -203,7 +203,11 @@ def test_features_in_bf16_are_those_of_autocast_and_every_file_says_so(pair, tmp
         assert score(pair[1], ref, allow_mismatch=True)["mismatch"] == {KEY: ["fp32", "bf16"]}
 
 
-@pytest.mark.parametrize(("precision", "network"), [(None, None), ("fp32", None), ("bf16", DEFAULT)])
-def test_only_fp32_has_published_names(precision, network):
+@pytest.mark.parametrize(
+    ("precision", "name"),
+    [(None, "frechet_inception_distance"), ("fp32", "frechet_inception_distance"), ("bf16", f"frechet_distance[{DEFAULT}]")],
+)
+def test_only_fp32_has_published_names(precision, name):
     about = FeatureFacts(extractor=DEFAULT, weights_sha256=PUBLISHED_INCEPTION, feature_precision=precision)
-    assert naming_network(about) == network
+    assert name_of("frechet_distance", about) == name
+    assert name_of("frechet_distance", about, comparable=False) == f"frechet_distance[{DEFAULT}]"

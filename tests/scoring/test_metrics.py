@@ -1,8 +1,11 @@
 """Every metric equals its paper, restated, or torch-fidelity on the same features, and takes as many images as it says."""
 
+from typing import Annotated
+
 import numpy as np
 import pytest
 import torch
+from msgspec import Meta
 from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
 from sklearn.metrics import pairwise_distances
@@ -11,10 +14,12 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from elbocli.core.estimate import Estimate
 from elbocli.core.moments import FeatureMoments
+from elbocli.errors import UsageError
 from elbocli.scoring import neighbours
 from elbocli.scoring.frechet import frechet_distance
-from elbocli.scoring.metrics import METRICS, Features, Number, Option, Role, asked, metric
+from elbocli.scoring.metrics import METRICS, Features, Metric, metric, metric_options, parse_metrics
 from elbocli.scoring.metrics.coverage import PRC_PROTOCOLS, PrcProtocol
 from elbocli.scoring.metrics.distances import FID, KID
 from elbocli.scoring.score_errors import frechet_influence
@@ -23,7 +28,7 @@ from elbocli.scoring.score_errors import frechet_influence
 def features(values, **more):
     """Features that are the vectors [N, D] themselves, with their moments."""
     values = torch.as_tensor(np.asarray(values), dtype=torch.float32)
-    return Features(FeatureMoments.of(values.numpy()), values, **more)
+    return Features(values, **more)
 
 
 def plain(seed, n=150, m=130, width=8):
@@ -43,9 +48,14 @@ def structured(seed, n=150, m=130, width=8):
 
 
 def ask(name, own, other, **options):
-    """The numbers of a metric for vectors, for Features, or for no reference."""
-    own, other = (each if each is None or isinstance(each, Features) else features(each) for each in (own, other))
-    return METRICS[name].make(own, other, asked(name, **options)[name])
+    """The values of a metric for vectors, or for Features."""
+    return {key: estimate.value for key, estimate in estimates(name, own, other, **options).items()}
+
+
+def estimates(name, own, other, **options):
+    """The estimates of a metric for vectors, or for Features."""
+    own, other = (each if isinstance(each, Features) else features(each) for each in (own, other))
+    return parse_metrics(name, options)[name](own, other)
 
 
 @pytest.fixture(params=[16, 4096])
@@ -58,16 +68,15 @@ def rows(request, monkeypatch):
 
 
 SMALL = {"splits": 3, "kid_subset_size": 40}
+PUBLISHED = "kernel_inception_distance"
 
 
 def drawn(n, seed=0, width=6, shift=0.0):
     """Return features, logits of 5 classes and labels of n images."""
     torch.manual_seed(seed)
     values = torch.randn(n, width) + shift
-    moments = FeatureMoments.of(values.numpy())
     spatial = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, 9)))
-    of_spatial = FeatureMoments.of(spatial.numpy())
-    return Features(moments, values, torch.randn(n, 5), np.arange(n) % 5, of_spatial, spatial)
+    return Features(values, torch.randn(n, 5), spatial, np.arange(n) % 5)
 
 
 def test_standard_errors_and_limit_of_equally_drawn_classes_are_those_of_new_equal_draws():
@@ -81,16 +90,16 @@ def test_standard_errors_and_limit_of_equally_drawn_classes_are_those_of_new_equ
     labels = np.arange(300) % 5
     reference = features(clusters(draw.integers(5, size=600)))
     scores = []
-    chosen = asked("fid,kid", kid_subset_size=60)
+    chosen = parse_metrics("fid,kid", {"kid_subset_size": 60})
     for _ in range(80):
         own = features(clusters(labels), labels=labels)
-        values = {}
-        for name, options in chosen.items():
-            values |= METRICS[name].make(own, reference, options)
-        scores.append(values)
-    for key, error in ((f"{KID}_mean", f"{KID}_se"), (FID, f"{FID}_se")):
-        mean_square = np.mean([values[error] ** 2 for values in scores])
-        assert mean_square**0.5 == pytest.approx(np.std([values[key] for values in scores]), rel=0.25)
+        found = {}
+        for each in chosen.values():
+            found |= each(own, reference)
+        scores.append(found)
+    for name in (KID, FID):
+        mean_square = np.mean([found[name].se ** 2 for found in scores])
+        assert mean_square**0.5 == pytest.approx(np.std([found[name].value for found in scores]), rel=0.25)
 
 
 def test_intervals_miss_the_mean_equally_often_on_both_sides_of_samples_like_the_reference():
@@ -102,49 +111,46 @@ def test_intervals_miss_the_mean_equally_often_on_both_sides_of_samples_like_the
         values = draw.normal(size=(200, 2)) + 0.15
         moments = FeatureMoments.of(values)
         effects = frechet_influence(values, moments, reference)
-        distance = frechet_distance(moments, reference)
-        intervals.append((distance, *effects.interval(distance, effects.variance(200))))
+        estimate = effects.estimate(frechet_distance(moments, reference))
+        intervals.append((estimate.value, *estimate.interval))
     distances, low, high = np.array(intervals).T
     assert (high < distances.mean()).mean() < 0.06
     assert (low > distances.mean()).mean() < 0.06
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_a_metric_gives_finite_numbers_of_just_enough_images_and_declares_them_all(name):
-    own, other = METRICS[name].traits.least(asked(name, **SMALL)[name])
-    found = ask(name, drawn(own, 1), drawn(max(other, 2), 2, shift=0.5), **SMALL)
-    declared = {number.key: number for number in METRICS[name].traits.numbers}
-    assert set(found) == set(declared)
-    values = [value for value in found.values() if isinstance(value, float)]
-    assert values and np.isfinite(values).all()
-    for number in declared.values():
-        assert (number.role == Role.NUMBER) == (not number.of)
-        assert not number.of or number.of in declared
+def test_a_metric_gives_finite_estimates_of_just_enough_images(name):
+    own, other = parse_metrics(name, SMALL)[name].least
+    found = estimates(name, drawn(own, 1), drawn(max(other, 2), 2, shift=0.5), **SMALL)
+    for estimate in found.values():
+        assert np.isfinite(estimate.value) and estimate.n == own
+        assert estimate.interval is None or estimate.interval[0] <= estimate.value <= estimate.interval[1]
 
 
-def test_no_two_numbers_or_options_have_one_name():
-    numbers = [number for each in METRICS.values() for number in each.traits.numbers]
-    for network in (None, "x"):
-        names = [number.name(network, suffix) for suffix in ("", "_sd") for number in numbers]
-        names += [number.alias for number in numbers if number.alias]
-        assert len(names) == len(set(names))
-    options = [own.name for each in METRICS.values() for own in each.traits.options]
+def test_no_two_scores_or_options_have_one_name():
+    pair = drawn(60, 1), drawn(60, 2)
+    names = [name for each in METRICS for name in estimates(each, *pair, **SMALL)]
+    assert len(names) == len(set(names))
+    options = [option.name for option in metric_options()]
     assert len(options) == len(set(options))
 
 
 def test_a_metric_of_somebody_else_is_one_declaration():
-    """With an option of its own and a number that goes by the network."""
+    """With an option of its own, whose bounds are checked."""
     try:
 
-        @metric("spread", formula="E|x|^power", numbers=[Number("spread")], options=[Option("power", 2, "Of the norm.")])
-        def spread(samples, reference, options):
-            return {"spread": float(samples.values.abs().pow(options.power).mean())}
+        @metric("spread", formula="E|x|^power")
+        class Spread(Metric, frozen=True):
+            power: Annotated[int, Meta(ge=1, description="Of the norm.")] = 2
+
+            def __call__(self, samples, reference):
+                return {"spread": Estimate(float(samples.values.abs().pow(self.power).mean()))}
 
         own = drawn(7)
         for options, power in (({}, 2), ({"power": 4, "splits": 3}, 4)):
-            assert ask("spread", own, None, **options) == {"spread": float(own.values.abs().pow(power).mean())}
-        number = METRICS["spread"].traits.numbers[0]
-        assert [number.name(None), number.name("x.pt2", "_sd")] == ["spread", "spread_sd[x.pt2]"]
+            assert ask("spread", own, own, **options) == {"spread": float(own.values.abs().pow(power).mean())}
+        with pytest.raises(UsageError, match="power"):
+            parse_metrics("spread", {"power": 0})
     finally:
         METRICS.pop("spread", None)
 
@@ -155,8 +161,9 @@ def test_a_metric_of_somebody_else_is_one_declaration():
 def test_kid_is_torch_fidelitys():
     pair = drawn(300, 1, 12), drawn(250, 2, 12, 0.4)
     theirs = kid_features_to_metric(*(each.values for each in pair), kid_subset_size=100, verbose=False)
-    assert ask("kid", *pair, kid_subset_size=100).items() >= theirs.items()
-    assert asked("kid")["kid"].kid_subset_size == 1000
+    found = ask("kid", *pair, kid_subset_size=100)
+    assert found == {KID: theirs[f"{PUBLISHED}_mean"], f"{KID}_std_over_subsets": theirs[f"{PUBLISHED}_std"]}
+    assert parse_metrics("kid")["kid"].least == (1000, 1000)
 
 
 def test_precision_and_recall_are_torch_fidelitys(rows):
@@ -169,18 +176,20 @@ def test_precision_and_recall_are_torch_fidelitys(rows):
 def test_the_inception_score_takes_its_splits():
     a = drawn(100)
     for splits in (1, 7):
-        found = ask("is", a, None, splits=splits)
-        assert found.items() >= isc_features_to_metric(a.logits, splits).items()
+        theirs = isc_features_to_metric(a.logits, splits)
+        found = ask("is", a, a, splits=splits)
+        assert [*found.values()] == [theirs["inception_score_mean"], theirs["inception_score_std"]]
 
 
 @pytest.mark.parametrize("right", [3, 4])
 def test_accuracy_is_the_share_of_labels_that_the_logits_tell(right):
     labels = np.array([0, 1, 2, right - 1])
-    found = ask("accuracy", Features(FeatureMoments.of(np.zeros((4, 1))), None, torch.eye(4), labels), None)
+    own = Features(torch.zeros(4, 1), torch.eye(4), labels=labels)
+    found = estimates("accuracy", own, own)["accuracy"]
     share = right / 4
-    assert found["accuracy"] == share and found["accuracy_se"] == (share * (1 - share) / 4) ** 0.5
+    assert found.value == share and found.se == (share * (1 - share) / 4) ** 0.5
     wilson = binomtest(right, 4).proportion_ci(method="wilson")
-    assert found["accuracy_interval"] == pytest.approx([*wilson], abs=1e-12)
+    assert found.interval == pytest.approx([*wilson], abs=1e-12)
 
 
 SPREAD = {"kid_subset_size": 60}
@@ -194,12 +203,13 @@ def test_standard_errors_are_the_spread_over_sets_of_samples(shift):
     for seed in range(80):
         samples = drawn(200, seed, 8, shift)
         for name in ("kid", "prc"):
-            for key, value in ask(name, samples, reference, **SPREAD).items():
-                found.setdefault(key, []).append(value)
-    for number in (number for name in METRICS for number in METRICS[name].traits.numbers):
-        if number.role is Role.ERROR and number.key in found:
-            ratio = np.mean(found[number.key]) / np.std(found[number.of], ddof=1)
-            assert 0.75 < ratio < 1.25, (number.key, ratio)
+            for key, estimate in estimates(name, samples, reference, **SPREAD).items():
+                found.setdefault(key, []).append(estimate)
+    with_errors = {key: scores for key, scores in found.items() if scores[0].se is not None}
+    assert {*with_errors} == {KID, "precision"}
+    for key, scores in with_errors.items():
+        ratio = np.mean([each.se for each in scores]) / np.std([each.value for each in scores], ddof=1)
+        assert 0.75 < ratio < 1.25, (key, ratio)
 
 
 def test_adms_protocol_takes_so_many_of_the_reference_evenly_spaced(monkeypatch):
@@ -209,7 +219,7 @@ def test_adms_protocol_takes_so_many_of_the_reference_evenly_spaced(monkeypatch)
     a = drawn(50)
     b = drawn(40, 1)
     found = ask("prc", a, b, prc_protocol="adm")
-    assert found == ask("prc", a, Features(b.moments, b.values[::4]))
+    assert found == ask("prc", a, Features(b.values[::4]))
     assert found != ask("prc", a, b)
 
 

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from elbocli.data.samples import BlackRows, SampleReader
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features
+from elbocli.files.sample_files import SamplesAbout
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION
 from elbocli.scoring.frechet import frechet_distance
-from elbocli.scoring.metrics import METRICS, asked
-from elbocli.scoring.opening import OpenedSet, check_protocol, deviations
+from elbocli.scoring.metrics import Features, metric_options, parse_metrics
+from elbocli.scoring.protocols import check_files, check_settings, deviations, deviations_of_files
+from elbocli.scoring.sets import FeatureSet, ImageSet
 from elbocli.scoring.settings import PROTOCOLS, EvalSettings, settings_of
 
 N = 50_000
@@ -32,24 +35,25 @@ def settings(name, allow_mismatch=False, precision="fp32", **given):
 def samples(name="adm", n=N, labels=BALANCED, **about):
     """Samples of which only that is known, by the protocol's extractor."""
     known = {"extractor": PROTOCOLS[name].extractors[0], "weights_sha256": PUBLISHED_INCEPTION + "0" * 56, **about}
-    return OpenedSet("a.npz", n, FeatureFacts(n=n, **known), labels=labels)
+    return FeatureSet("a.npz", FeatureFacts(n=n, **known), Features(torch.empty(n, 0), labels=labels))
 
 
 def reference(images=10_000, statistics=True):
     """A reference of that many images, with statistics or not."""
-    held = Statistics(np.zeros(4), np.eye(4)) if statistics else None
-    return OpenedSet("ref.npz", images, FeatureFacts(), statistics=held)
+    held = Statistics(np.zeros(4), np.eye(4))
+    if not images:
+        return FeatureSet.of_statistics("ref.npz", held)
+    reader = SampleReader("ref.npz", BlackRows((images, 1, 1, 3)), None, SamplesAbout(), [], {})
+    return ImageSet(reader, FeatureFacts(), None, statistics=held if statistics else None)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_all_that_a_protocol_names_is_declared_and_documented(name):
     protocol = PROTOCOLS[name]
     assert {*protocol.extractors} <= {*EXTRACTORS}
-    own = {each.name: each for metric in protocol.metrics.split(",") for each in METRICS[metric].traits.options}
-    for key, value in protocol.options.items():
-        assert value in own[key].choices if own[key].choices else own[key].least <= value <= own[key].most
-    for metric, options in asked(protocol.metrics, **protocol.options).items():
-        assert METRICS[metric].traits.network(options) in (None, *protocol.extractors)
+    assert {*protocol.options} <= {option.name for option in metric_options() if option.metric in protocol.metrics.split(",")}
+    for metric in parse_metrics(protocol.metrics, protocol.options).values():
+        assert metric.network in ("", *protocol.extractors)
     page = (Path(__file__).parents[2] / "docs" / "scores.md").read_text()
     (row,) = re.findall(rf"^\| `{name}` \|.*$", page, re.M)
     assert f"{protocol.n:,}" in row or f"{protocol.per_class} of each of" in row
@@ -75,23 +79,24 @@ def test_parts_of_adms_inception_score_follow_each_other():
     logits = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 5)) * 2).float()
     p = logits.double().softmax(1).reshape(4, 10, 5)
     wanted = float((p * (p.log() - p.mean(1, keepdim=True).log())).sum(2).mean(1).exp().mean())
+    own = Features(torch.zeros(40, 1), logits)
     given, shuffled = (
-        METRICS["is"].make(SimpleNamespace(logits=logits), None, asked("is", splits=4, is_order=order)["is"])
+        parse_metrics("is", {"splits": 4, "is_order": order})["is"](own, own)["inception_score"].value
         for order in ("given", "shuffled")
     )
-    assert given["inception_score_mean"] == pytest.approx(wanted, rel=1e-12)
-    assert shuffled["inception_score_mean"] != pytest.approx(wanted, rel=1e-6)
+    assert given == pytest.approx(wanted, rel=1e-12) and shuffled != pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_samples_that_keep_to_a_protocol_do_not_deviate(name):
     """Nor do fewer of its metrics, and another name for its extractor."""
-    assert deviations(settings(name), samples(name), reference()) == {}
+    assert deviations(settings(name)) == deviations_of_files(settings(name), samples(name), reference()) == {}
     chosen = settings(name, metrics="fid")
     assert [*chosen.metrics] == ["fid"] and deviations(chosen) == {}
     assert deviations(settings("edm", extractor="inception")) == {}
     for other in PROTOCOLS[name].extractors:
-        assert deviations(settings(name, extractor=other), samples(name, extractor=other), reference()) == {}
+        assert deviations(settings(name, extractor=other)) == {}
+        assert deviations_of_files(settings(name), samples(name, extractor=other), reference()) == {}
 
 
 EACH = "{}, each with {} to {} samples"
@@ -113,8 +118,8 @@ WRONG = [
 def test_samples_that_deviate_are_refused_unless_that_is_allowed(name, change, key, pair):
     given = samples(name, **change)
     with pytest.raises(DataError, match=rf"a\.npz: .*{key} is {pair[0]}"):
-        check_protocol(settings(name), given, reference())
-    assert deviations(settings(name, allow_mismatch=True), given, reference())[key] == pair
+        check_files(settings(name), given, reference())
+    assert deviations_of_files(settings(name, allow_mismatch=True), given, reference())[key] == pair
 
 
 @pytest.mark.parametrize(
@@ -130,11 +135,8 @@ def test_samples_that_deviate_are_refused_unless_that_is_allowed(name, change, k
 )
 def test_options_that_deviate_are_refused_unless_that_is_allowed(given, key, pair):
     with pytest.raises(UsageError, match=f"{key} is {pair[0]}, but {pair[1]} for --protocol adm"):
-        check_protocol(settings("adm", **given))
-    chosen = settings("adm", **given, allow_mismatch=True)
-    assert deviations(chosen) == {key: pair}
-    known = samples(extractor=given.get("extractor", DEFAULT), feature_precision=given.get("precision"))
-    assert deviations(chosen, known, reference())[key] == pair, "the result names it"
+        check_settings(settings("adm", **given))
+    assert deviations(settings("adm", **given, allow_mismatch=True)) == {key: pair}
 
 
 @pytest.mark.parametrize(
@@ -148,12 +150,12 @@ def test_options_that_deviate_are_refused_unless_that_is_allowed(given, key, pai
 )
 def test_adm_compares_with_its_own_references(given, metrics, words):
     chosen = settings("adm", metrics=metrics)
-    assert deviations(settings("edm"), samples(), given) == {}, "edm takes any reference"
+    assert deviations_of_files(settings("edm"), samples(), given) == {}, "edm takes any reference"
     if not words:
-        assert deviations(chosen, samples(), given) == {}
+        assert deviations_of_files(chosen, samples(), given) == {}
         return
     with pytest.raises(DataError, match=words):
-        check_protocol(chosen, samples(), given)
+        check_files(chosen, samples(), given)
 
 
 # Through the command
@@ -181,7 +183,7 @@ def test_scores_that_keep_to_a_protocol_have_published_names_and_say_so(elbo, tm
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert found["protocol"] == name and "deviates" not in found
-        assert found["fid"] == pytest.approx(frechet_distance(*moments), rel=1e-6)
+        assert found["scores"]["frechet_inception_distance"]["value"] == pytest.approx(frechet_distance(*moments), rel=1e-6)
         assert ("is_order" in found) == (name != "edm")
 
 
@@ -201,8 +203,8 @@ def test_scores_that_deviate_say_so_in_result_and_report(elbo, digits, trained, 
     found = json.loads(done.stdout)
     assert set(found["deviates"]) == {"n", "extractor_weights", "reference"}
     assert (found["protocol"], found["splits"], found["is_order"], found["prc_protocol"]) == ("adm", 10, "given", "adm")
-    for name in ADM_METRICS.split(","):
-        assert METRICS[name].traits.numbers[0].name(DEFAULT) in found
+    names = ("frechet_distance", "spatial_frechet_distance", "inception_score", "precision")
+    assert {f"{name}[{DEFAULT}]" for name in names} <= {*found["scores"]}
     (tmp_path / "a.json").write_bytes(done.stdout)
     page = elbo("report", trained, tmp_path / "a.json")
     text = page.stdout.decode()

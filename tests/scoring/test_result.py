@@ -8,7 +8,6 @@ from calls import TINY, result, save, score
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 
-SPREAD = TINY.replace("[", "_sd[")
 MADE = yaml.safe_load("""{
 run: runs/a, step: 40, weights: ema-0.999, images_trained: 640,
 init_run: runs/c, init_weights: ema-0.5, init_step: 1200, init_images: 768,
@@ -34,12 +33,13 @@ def test_of_repeats_the_mean_and_the_spread_are_told_never_the_best(paths, digit
     found = score(paths, digits, ("fid", "is"))
     column = [one[TINY] for one in alone]
     assert found[TINY] == pytest.approx(np.mean(column), rel=1e-12)
-    assert found[SPREAD] == pytest.approx(np.std(column, ddof=1), rel=1e-12) and found[SPREAD] > 0
+    spread = found["scores"][TINY]["sd"]
+    assert spread == pytest.approx(np.std(column, ddof=1), rel=1e-12) and spread > 0
     assert [one[TINY] for one in found["repeats"]] == column
     assert found["made"] == {key: value for key, value in MADE.items() if key != "seed"}
     assert [one["made"]["seed"] for one in found["repeats"]] == [0, 1, 2]
     assert found["n_samples"] == 100 and "samples" not in found and found["repeats"][2]["samples"] == str(paths[2])
-    assert "samples_sha256" in found["repeats"][0] and "frechet_distance_se_sd[elbo-tiny]" not in found
+    assert "samples_sha256" in found["repeats"][0] and found["scores"][TINY]["n"] == 3
 
 
 def test_files_that_are_no_repeats_are_refused_or_warned_of(paths, digits, tmp_path, caplog):
@@ -63,7 +63,7 @@ def test_a_mismatch_of_any_repeat_stands_at_the_top(digits, tmp_path):
     images = Dataset(digits).read(np.arange(200))
     paths = [save(tmp_path / "0.npy", images[:100]), save(tmp_path / "1.npz", images[100:], np.arange(100) % 10, crop="none")]
     found = result(paths, digits, allow_mismatch=True)
-    assert found.json()["mismatch"] == {"crop": ["none", "center"]} and found.network == "elbo-tiny"
+    assert found.json()["mismatch"] == {"crop": ["none", "center"]} and TINY in found.scores
 
 
 def test_few_images_are_warned_of_and_why(paths, digits, caplog):

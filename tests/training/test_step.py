@@ -31,7 +31,7 @@ from elbocli.runtime.processes import World
 from elbocli.training import loop, muon, recorder
 from elbocli.training.batches import Batches, count_parts, split
 from elbocli.training.muon import Muon, orthogonalised
-from elbocli.training.scores import Evaluation
+from elbocli.training.scores import TrainingScores
 from elbocli.training.state import Parallel, TrainState
 from elbocli.training.step import check, update
 from elbocli.training.validation import Validation
@@ -328,7 +328,7 @@ def test_a_run_compiles_its_network_once_for_training_and_once_for_validation(
 
     for owner, name in ((TrainState, "_compile"), (loop, "update"), (recorder, "preview"), (Validation, "partial")):
         count(owner, name)
-    count(Evaluation, "values")
+    count(TrainingScores, "values")
     options = {"preset": str(preset), "compile": True, "steps": 2, "val_split": 20, "val_every": 1, "preview_every": 1}
     loop.run(data, tmp_path / "run", resolve({**options, "eval_every": 1, "eval_samples": 5}, data))
     assert {name for name, _ in graphs} == {"_compile", "update", "preview", "partial", "values"}

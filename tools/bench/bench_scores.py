@@ -22,7 +22,8 @@ from elbocli.runtime.processes import ALONE
 from elbocli.scoring.extract import extract_features
 from elbocli.scoring.extractors import Extractor, make_extractor
 from elbocli.scoring.frechet import frechet_distance
-from elbocli.scoring.opening import Opened, OpenedSet, open_set
+from elbocli.scoring.opening import Evaluation
+from elbocli.scoring.sets import FeatureSet, ImageSet, open_images
 from elbocli.scoring.settings import EvalSettings
 
 BOUND_INCEPTION = 1 / 1.3
@@ -120,17 +121,17 @@ def folder_of_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def seen(images: OpenedSet, extractor: Extractor) -> OpenedSet:
-    """Images with their features as `elbo eval` extracts them."""
-    opened = Opened(EvalSettings({}, batch_size=BATCH), ALONE, [images], extractor=extractor)
-    return extract_features(images, opened, {"values"})
+def seen(images: ImageSet, extractor: Extractor) -> FeatureSet:
+    """The features of images as `elbo eval` extracts them."""
+    evaluation = Evaluation(EvalSettings({}, batch_size=BATCH), ALONE, [images], extractor=extractor)
+    return extract_features(images, evaluation, {"values"})
 
 
 def loops(folder: Path, weights: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Row]:
     """Yield Inception's loop against torch-fidelity's; and one whose network needs none of the processor, with and without
     decoding ahead."""
     ours = make_extractor("inception-v3-compat", weights, "cpu")
-    source = open_set(folder, stack, ALONE)
+    source = open_images(folder, stack, ALONE)
     theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
     dataset = prepare_input_from_id(1, input1=str(folder), verbose=False)
 
@@ -150,9 +151,8 @@ def loops(folder: Path, weights: Path, stack: contextlib.ExitStack, small: bool)
     yield compare(name, ahead, after, BOUND_AHEAD, rounds=1 if small else 5, warm_up=1, per=source.n)
 
 
-def _decoding(source: OpenedSet) -> float:
+def _decoding(source: ImageSet) -> float:
     """Seconds that a batch takes to decode."""
-    assert source.reader is not None
     start = time.perf_counter()
     source.reader.at(0, BATCH)
     return time.perf_counter() - start

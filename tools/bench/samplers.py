@@ -45,11 +45,9 @@ def rows(run: Path, data: Path, extractor: Path, n: int, samplers: list[str], ev
                 elbo("sample", "-q", str(run), *words, "--overwrite", "-o", str(images))
                 seconds = time.perf_counter() - begin
                 result = json.loads(elbo("eval", "-q", str(images), "--ref", str(features), *score))
-                [distance] = (result[key] for key in result if key.startswith("frechet_distance["))
-                [error] = (result[key] for key in result if key.startswith("frechet_distance_se["))
-                yield {"run": run.name, "sampler": sampler, "evaluations": number, "n": n, "distance": distance, "se": error} | {
-                    "seconds": round(seconds, 1)
-                }
+                score = result["scores"][f"frechet_distance[{result['extractor']}]"]
+                row = {"run": run.name, "sampler": sampler, "evaluations": number, "n": n}
+                yield row | {"distance": score["value"], "se": score["se"], "seconds": round(seconds, 1)}
 
 
 def table(lines: list[dict]) -> str:

@@ -1,25 +1,31 @@
-"""Registry of metrics, which are functions of the features of images. Imports no torch."""
+"""Metrics: estimates from the features of samples and of a reference. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
+from copy import copy
 from enum import Enum
+from functools import cached_property
 from importlib import import_module
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args, get_type_hints
+
+from msgspec import Meta, Struct
+from msgspec.structs import fields
 
 from elbocli.core.registry import Registry
+from elbocli.errors import UsageError
+from elbocli.runs.train_settings import convert_text
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
+    from elbocli.core.estimate import Estimate
     from elbocli.scoring.frechet import Gaussian
 
-Value = float | list[float] | None  # a number, the two limits of an interval, or None for too few images
-
 MOST_NEIGHBOURS = 5  # largest number of neighbours that any metric uses
+LARGEST_COUNT = 10**6
 
 
 class Need(Enum):
@@ -34,147 +40,150 @@ class Need(Enum):
     SPATIAL = "spatial features"
 
 
-BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}  # to compare the features of samples and reference
+BOTH = frozenset({Need.REFERENCE, Need.REFERENCE_FEATURES})  # to compare the features of samples and reference
 
 
-class Role(Enum):
-    """Meaning of a number that a metric returns."""
-
-    NUMBER = ""  # the metric itself
-    ERROR = "standard error"
-    PARTS = "sd of parts"  # standard deviation over subsets of the images
-    INTERVAL = "interval"
-
-
-PARTS = {"se": Role.ERROR, "std": Role.PARTS, "interval": Role.INTERVAL}  # suffix of a name → role
-
-
-@dataclass(eq=False)
 class Features:
-    """Features of a set of images; None: not kept.
+    """Features of N images. A tensor without columns has no such features; without rows, only the moments are known.
 
-    moments: mean and covariance of the features. values: features, float32 [N, D]. logits: [N, K]. labels: [N].
-    spatial: mean and covariance of the spatial features. spatial_values: spatial features, [N, S].
+    values: features, float32 [N, D]. logits: [N, K]. spatial: spatial features, [N, S].
+    labels: class of each image, [N]; None: unknown.
+    moments: mean and covariance of `values`; by default computed from them. spatial_moments: of the spatial features.
+    device: for the metrics' computations.
     """
 
-    moments: Gaussian
-    values: Any = None
-    logits: Any = None
-    labels: Any = None
-    spatial: Any = None
-    spatial_values: Any = None
-    device: torch.device | str = "cpu"
-    _nearest: Tensor | None = field(default=None, init=False)
+    def __init__(
+        self,
+        values: Tensor,
+        logits: Tensor | None = None,
+        spatial: Tensor | None = None,
+        labels: np.ndarray | None = None,
+        *,
+        moments: Gaussian | None = None,
+        spatial_moments: Gaussian | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        nothing = values.new_empty(len(values), 0)
+        self.values = values
+        self.logits = nothing if logits is None else logits
+        self.spatial = nothing if spatial is None else spatial
+        self.labels = labels
+        self.device = device
+        if moments is not None:
+            self.moments = moments
+        if spatial_moments is not None:
+            self.spatial_moments = spatial_moments
+
+    @property
+    def has_spatial(self) -> bool:
+        """Whether the spatial features, or their moments, are known."""
+        return self.spatial.shape[1] > 0 or "spatial_moments" in vars(self)
+
+    def with_labels(self, labels: np.ndarray | None) -> Features:
+        """Return a copy with other labels, [N]."""
+        features = copy(self)
+        features.labels = labels
+        return features
+
+    @cached_property
+    def moments(self) -> Gaussian:
+        """Mean and covariance of the features."""
+        return _moments(self.values)
+
+    @cached_property
+    def spatial_moments(self) -> Gaussian:
+        """Mean and covariance of the spatial features."""
+        return _moments(self.spatial)
+
+    @cached_property
+    def _nearest(self) -> Tensor:
+        from elbocli.scoring.neighbours import nearest
+
+        most = min(MOST_NEIGHBOURS, len(self.values) - 1)
+        return nearest(self.values, self.values, most, self.device, others=True)[0]
 
     def radii(self, k: int) -> Tensor:
         """Return each image's distance to its k-th nearest other image, float32 [N]. k: at most MOST_NEIGHBOURS."""
-        from elbocli.scoring.neighbours import nearest
-
-        if self._nearest is None:
-            most = min(MOST_NEIGHBOURS, len(self.values) - 1)
-            self._nearest = nearest(self.values, self.values, most, self.device, others=True)[0]
         return self._nearest[:, k - 1]
 
 
-class Option(NamedTuple):
-    """Option of `elbo eval` for a metric.
+def _moments(values: Tensor) -> Gaussian:
+    from elbocli.core.moments import NOTHING, FeatureMoments, StreamingFeatureMoments
 
-    default: a whole number or a word.
+    return sum((FeatureMoments.of(part.numpy()) for part in values.split(StreamingFeatureMoments.ROWS)), NOTHING)
+
+
+class Metric(Struct, frozen=True):
+    """Base class of metrics. Fields are options of `elbo eval`: Annotated types, whose Meta has bounds and the help.
+
+    needs: inputs besides the samples' features. few: warning text if the samples are few.
     """
 
+    needs: ClassVar[Set[Need]] = frozenset()
+    few: ClassVar[str] = ""
+
+    @property
+    def least(self) -> tuple[int, int]:
+        """Fewest samples and reference images allowed."""
+        return 1, 0
+
+    @property
+    def network(self) -> str:
+        """The only extractor whose features are allowed; "": any."""
+        return ""
+
+    def __call__(self, samples: Features, reference: Features) -> dict[str, Estimate]:
+        """Return estimates by name. reference: without rows unless `needs` has REFERENCE_FEATURES."""
+        raise NotImplementedError
+
+
+METRICS = Registry("metric")
+metric = METRICS.declare
+"""Decorator that declares a subclass of Metric."""
+
+
+class MetricOption(NamedTuple):
+    """Option of `elbo eval` for a metric. kind: type with bounds."""
+
+    metric: str
     name: str
+    kind: Any
     default: Any
     help: str
-    least: int = 1
-    most: int = 10**6
-    choices: Collection[str] = ()
+
+    def convert(self, value: Any) -> Any:
+        """Return a value of the option's type. Raises UsageError for an invalid value."""
+        try:
+            return convert_text(value, self.kind)
+        except ValueError as error:
+            raise UsageError(f"{self.name} is {value!r}: {error}") from error
 
 
-class Number(NamedTuple):
-    """Number that a metric returns: a result, or a statistic of a result, such as a standard error.
+def metric_options() -> list[MetricOption]:
+    """Return the options of all metrics."""
+    options = []
+    for name, declared in METRICS.items():
+        kind: Any = declared.make
+        hints = get_type_hints(kind, include_extras=True)
+        for field in fields(kind):
+            told = next(part.description for part in get_args(hints[field.name])[1:] if isinstance(part, Meta))
+            options.append(MetricOption(name, field.name, hints[field.name], field.default, told or ""))
+    return options
 
-    key: name in results for the published Inception; torch-fidelity's name if there is one.
-    elsewhere: name in results for other networks; '': same as `key`.
-    alias: second name in results for the published Inception.
-    by_network: whether the name in results for other networks ends in `[NETWORK]`.
-    parts: for a result, suffixes of the names of its statistics, such as `se`.
-    told: text after a result's standard deviation over subsets, such as 'over {splits} splits'; {OPTION}: the option's value.
-    role, of: for a statistic, its meaning and the key of the result.
+
+def parse_metrics(names: str, given: Mapping[str, Any] | None = None) -> dict[str, Metric]:
+    """Return metrics by name.
+
+    names: such as `fid,is`. given: option → value instead of the default; options of other metrics are ignored.
+    Raises UsageError for an unknown metric or an invalid value.
     """
-
-    key: str
-    elsewhere: str = ""
-    alias: str = ""
-    by_network: bool = True
-    parts: Sequence[str] = ()
-    told: str = ""
-    role: Role = Role.NUMBER
-    of: str = ""
-
-    def whole(self) -> list[Number]:
-        """Return this result and its statistics."""
-        found = [self]
-        for part in self.parts:
-            key, elsewhere, alias = (
-                name and f"{name.removesuffix('_mean')}_{part}" for name in (self.key, self.elsewhere, self.alias)
-            )
-            found.append(self._replace(key=key, elsewhere=elsewhere, alias=alias, role=PARTS[part], of=self.key))
-        return found
-
-    def name(self, network: str | None, suffix: str = "") -> str:
-        """Return the name in results, with `suffix` before `[NETWORK]`.
-
-        network: the features' network; None: the published Inception.
-        """
-        stem = self.stem(network) + suffix
-        return f"{stem}[{network}]" if self.by_network and network is not None else stem
-
-    def stem(self, network: str | None) -> str:
-        return self.key if network is None else self.elsewhere or self.key
-
-
-class MetricTraits(NamedTuple):
-    """Properties of a metric.
-
-    numbers: all numbers that the metric may return. few: warning text if the samples are few.
-    needs: inputs besides the samples' features.
-    least: function of the options → fewest samples and reference images allowed.
-    network: function of the options → the only network that is allowed; None: any network.
-    """
-
-    numbers: Sequence[Number]
-    needs: Set[Need] = frozenset()
-    least: Callable[[Any], tuple[int, int]] = lambda options: (1, 0)
-    options: Sequence[Option] = ()
-    network: Callable[[Any], str | None] = lambda options: None
-    few: str = ""
-
-
-METRICS = Registry("metric", MetricTraits)
-
-
-def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable[..., Any]:
-    """Return a decorator that declares a metric: a function (samples, reference, options) → {key of a number: value}.
-
-    samples: Features. reference: Features or None. options: namespace.
-    numbers: the results, without statistics such as standard errors.
-    declared: fields of MetricTraits, and arguments of Registry.declare, such as `formula`.
-    """
-    return METRICS.declare(name, numbers=[part for number in numbers for part in number.whole()], **declared)
-
-
-def asked(names: str, **given: Any) -> dict[str, SimpleNamespace]:
-    """Return each metric's options, by the metric's name.
-
-    names: such as `fid,is`.
-    given: option → value instead of the default; options of other metrics are ignored. Raises UsageError: unknown metric.
-    """
-    found = {}
+    given = given or {}
+    metrics = {}
     for name in names.split(","):
         declared = METRICS.find(name.strip())
-        options = {own.name: given.get(own.name, own.default) for own in declared.traits.options}
-        found[declared.name] = SimpleNamespace(**options)
-    return found
+        own = [option for option in metric_options() if option.metric == declared.name and option.name in given]
+        metrics[declared.name] = declared.make(**{option.name: option.convert(given[option.name]) for option in own})
+    return metrics
 
 
 for module in ("coverage", "distances"):

@@ -5,8 +5,7 @@ Import these names from `elbocli`. docs/python.md is a tutorial.
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from elbocli.runs.examples import ImageBatch, channels_first, draw_noise
 from elbocli.runs.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.processes import World
-from elbocli.runtime.progress import progress, show_progress_with
+from elbocli.runtime.progress import progress, showing_bar
 from elbocli.sampling.denoiser import Denoiser
 from elbocli.sampling.guidance import THRESHOLDS, Guidance
 from elbocli.sampling.plan import Sampling
@@ -327,27 +326,6 @@ def _labels(labels: Any, n: int) -> Tensor | None:
     return None if labels is None else torch.as_tensor(labels)
 
 
-@contextmanager
-def _bar(shown: bool, total: int | None, unit: str) -> Iterator[None]:
-    """Show progress inside the block as a bar, on a terminal or in a notebook."""
-    from tqdm.auto import tqdm
-
-    bar = tqdm(total=total, unit=unit, disable=not shown)
-
-    def show(done: int, total: int | None, unit: str, values: dict[str, Any]) -> None:
-        if done < bar.n or total != bar.total:  # another pass, or other images
-            bar.reset(total)
-        bar.set_postfix(values, refresh=False)
-        bar.update(done - bar.n)
-
-    show_progress_with(show)
-    try:
-        yield
-    finally:
-        show_progress_with(None)
-        bar.close()
-
-
 def draw(
     network: NetworkFunction | TrainedRun,
     prediction: Prediction | str | None = None,
@@ -439,7 +417,7 @@ def draw(
 
         return plan.draw(denoiser, noise, indices, of_batch, before_evaluation=report)
 
-    with _bar(progress_bar, total, "evaluation"):
+    with showing_bar(progress_bar, total, "evaluation"):
         drawn = [batch(first) for first in range(0, n, batch_size)]
         progress(total, total, "evaluation")
     return torch.cat(drawn)
@@ -497,7 +475,7 @@ def variational_bound(
     how = Measurement(
         module, what, low, high, arithmetic, images, batch_size, draws, seed, population=population, total=len(pixels)
     )
-    with _bar(progress_bar, len(pixels), "img"):
+    with showing_bar(progress_bar, len(pixels), "img"):
         return estimate_bound(how, schedule).bound
 
 
@@ -546,7 +524,7 @@ def score(
     )
     samples = _source(images, labels, "images")
     reference = None if ref is None else _source(ref, None, "ref")
-    with _bar(progress_bar, None, "img"):
+    with showing_bar(progress_bar, None, "img"):
         result = scoring.run([samples], reference, settings, World(device=choose_device(str(device))))
     assert result is not None  # this is the only process
     return result

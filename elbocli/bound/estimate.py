@@ -12,8 +12,8 @@ from elbocli.bound.measure import PLAIN, Measurement, RunMeasurement
 from elbocli.bound.result import Bound, Nats, nats_fields, unit_of
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import by_cell
-from elbocli.core.paired import PairedMoments
 from elbocli.core.objective import Objective
+from elbocli.core.paired import PairedMoments
 from elbocli.core.schedule import Schedule
 from elbocli.errors import UsageError
 from elbocli.files import losslog

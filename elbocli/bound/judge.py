@@ -13,9 +13,9 @@ from elbocli.bound.measure import PLAIN, RunMeasurement
 from elbocli.bound.result import Check, Side, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented
-from elbocli.core.paired import PairedEstimate, PairedMoments
 from elbocli.core.monotone import rising
 from elbocli.core.objective import Objective
+from elbocli.core.paired import PairedEstimate, PairedMoments
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError

@@ -1,7 +1,8 @@
 """Messages (`log`) and counts (`progress`) for the user, which commands display on stderr."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 log = logging.getLogger("elbo")
@@ -22,3 +23,24 @@ def show_progress_with(show: Callable[..., None] | None) -> None:
     """Let `progress` display its reports by calling `show(done, total, unit, values)`; None: not at all."""
     global _show
     _show = show
+
+
+@contextmanager
+def showing_bar(shown: bool, total: int | None, unit: str) -> Iterator[None]:
+    """Show progress inside the block as a bar, on a terminal or in a notebook. total, unit: as in `progress`. shown: whether to."""
+    from tqdm.auto import tqdm
+
+    bar = tqdm(total=total, unit=unit, disable=not shown)
+
+    def show(done: int, total: int | None, unit: str, values: dict[str, Any]) -> None:
+        if done < bar.n or total != bar.total:  # another pass, or other images
+            bar.reset(total)
+        bar.set_postfix(values, refresh=False)
+        bar.update(done - bar.n)
+
+    show_progress_with(show)
+    try:
+        yield
+    finally:
+        show_progress_with(None)
+        bar.close()

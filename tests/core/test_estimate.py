@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from elbocli.core.estimate import Estimate
-from elbocli.core.paired import PairedMoments
 from elbocli.core.moments import StreamingFeatureMoments
+from elbocli.core.paired import PairedMoments
 from elbocli.errors import UsageError
 from elbocli.runs.classes import p_of_equal_shares, p_of_uniform
 

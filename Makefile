@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, os.cpu_count()))')
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What other versions could break: maths, files, networks, processes, torchrun, the whole pipeline.
-VERSIONS := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/train tests/test_examples.py tests/test_pipeline.py
+VERSIONS := tests/core tests/runtime tests/files tests/networks tests/data tests/runs tests/training tests/test_examples.py tests/test_pipeline.py
 
 .PHONY: help demo demo-fashion recipes site test all-but-slow check check-slow oldest middle newest bench gpu gpu-report fuzz lint types man docs dist clean
 help:

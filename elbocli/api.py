@@ -25,8 +25,9 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
+from elbocli.files import losslog
 from elbocli.files.dataset import Dataset
-from elbocli.files.losslog import LossLogArrays, read_arrays
+from elbocli.files.losslog import LossLogArrays
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.runs.classes import choose_labels, usual_classes
 from elbocli.runs.examples import ImageBatch, channels_first, draw_noise
@@ -577,4 +578,4 @@ def read_losslog(path: Path | str) -> LossLogArrays:
     path: run, or a loss log such as losslog.jsonl or validation.jsonl.
     Raises FormatError or DataError for an unusable file.
     """
-    return read_arrays(Path(path))
+    return losslog.read_losslog(Path(path)).arrays()

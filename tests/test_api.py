@@ -14,7 +14,7 @@ from elbocli.bound.measure import open_measurement
 from elbocli.core.pixels import to_levels
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.losslog import read_logs
+from elbocli.files.losslog import read_losslog
 from elbocli.networks import build
 from elbocli.runs.settings import resolve
 from elbocli.training.batches import Batches
@@ -164,8 +164,8 @@ def test_a_loss_log_is_read_as_one_of_training(tmp_path):
         sums = loss.take_sums()
         log.write(loss.step, loss.images, sums)
         total += sums
-    found = read_logs([tmp_path / "l.jsonl"])
-    assert torch.equal(found.sums, total) and (found.images, found.lines) == (24, 3) and total[0].sum() == 24
+    found = read_losslog(tmp_path / "l.jsonl")
+    assert torch.equal(found.sums, total) and (found.images, len(found.rows)) == (24, 3) and total[0].sum() == 24
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), [("ddpm", "cosine"), ("heun", "fm-ot")])
@@ -224,8 +224,8 @@ def test_a_network_keeps_the_range_and_prediction_of_its_run(trained, digits):
 
 def test_a_loss_log_is_read_as_arrays_by_interval_and_noise_level(trained, tmp_path):
     arrays = elbocli.read_losslog(trained)
-    whole = read_logs([trained / "losslog.jsonl"])
-    assert arrays.count.shape == arrays.eps_mse.shape == arrays.eps_mse_se.shape == (whole.lines, len(whole.edges) - 1)
+    whole = read_losslog(trained / "losslog.jsonl")
+    assert arrays.count.shape == arrays.eps_mse.shape == arrays.eps_mse_se.shape == (len(whole.rows), len(whole.edges) - 1)
     assert np.array_equal(arrays.count.sum(0), whole.sums[0]) and arrays.images[-1] == whole.images
     np.testing.assert_allclose(np.nansum(arrays.count * arrays.eps_mse, 0), whole.sums[1])
     errors = np.array([0.5, 1.0, 4.0, 2.0])

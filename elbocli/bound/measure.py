@@ -20,7 +20,7 @@ from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.losslog import read_logs
+from elbocli.files.losslog import read_losslog
 from elbocli.runs.examples import Examples, ImageBatch, draw_noise
 from elbocli.runs.open import TrainedRun, check_alike, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device
@@ -145,7 +145,7 @@ class RunMeasurement(Measurement):
         weighting: of the loss. The schedule is uniform if the log is missing or doesn't cover the range of λ.
         """
         with suppress(DataError, FormatError):
-            losses = read_logs([self.trained.path])
+            losses = read_losslog(self.trained.path)
             if float(losses.edges[0]) <= self.low and self.high <= float(losses.edges[-1]):
                 moments = ErrorMoments.of_sums(losses.edges, losses.sums)
                 # The density for the least variance with independent noise levels, which the bound has from image to image.

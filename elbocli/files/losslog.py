@@ -5,7 +5,7 @@ Errors: ‖ε−ε̂‖²/D, summed in each bin of λ. Suffix _se: standard erro
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from elbocli.files.recognise import expect
 from elbocli.files.records import Count, ExtraKeys, Record, parse_json, stored
 
 MOST_BINS = 2000  # fitting builds matrices of bins × bins
+MOST_STEPS = 10**15
 LARGEST = 1e100  # largest accepted sum of errors, so that intervals can be added without overflow
 LEAST = 1e-100  # least accepted sum of errors above 0, so that means don't underflow
 Bins = Meta(min_length=1, max_length=MOST_BINS)
@@ -129,80 +130,66 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
     return text_line(LossLogRow(step, images, [*map(int, count)], total, squares, learned))
 
 
-def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and rows of a loss log. name: file name for messages.
-
-    Raises FormatError: a line is damaged, or steps don't increase below a header.
-    """
-    bins = 0
-    step = -1
-    for number, text in enumerate(whole_lines(file), 1):
-        where = f"{name}: line {number}"
-        content = parse_json(text, where)
-        if "format" in content:
-            header = LossLogHeader.of(content, where)
-            bins = len(header.edges) - 1
-            step = -1
-            yield header
-            continue
-        if not bins:
-            break
-        row = LossLogRow.of(content, where)
-        if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
-            raise FormatError(f"{where}: count, sum or sumsq lacks a number for each of {bins} bins; delete the line")
-        if row.step <= step:
-            raise FormatError(
-                f"{where}: step {row.step} follows step {step}, as if two trainings wrote the log; keep one of them"
-            )
-        step = row.step
-        yield row
-    if not bins:
-        raise FormatError(f"{name}: lacks the header of a loss log; name a loss log, such as losslog.jsonl of a run")
-
-
-@dataclass
+@dataclass(frozen=True)
 class LossLog:
-    """Sum of loss logs.
+    """Headers and rows of one or more loss logs, in the order of their lines; the first entry is a header."""
 
-    edges: [bins + 1], increasing λ. sums: [3, bins], count, sum and sum of squares of the errors.
-    lines: number of LossLogRows in the sum. batch: images per step.
+    entries: list[LossLogHeader | LossLogRow]
+
+    @property
+    def headers(self) -> list[LossLogHeader]:
+        return [entry for entry in self.entries if isinstance(entry, LossLogHeader)]
+
+    @property
+    def rows(self) -> list[LossLogRow]:
+        return [entry for entry in self.entries if isinstance(entry, LossLogRow)]
+
+    @property
+    def edges(self) -> Tensor:
+        """Edges of the bins of λ, increasing, float64 [bins + 1]."""
+        return torch.tensor(self.headers[0].edges, dtype=torch.float64)
+
+    @property
+    def sums(self) -> Tensor:
+        """Count, sum and sum of squares of all errors, float64 [3, bins]."""
+        return sum((row.sums for row in self.rows), torch.zeros(3, len(self.edges) - 1, dtype=torch.float64))
+
+    @property
+    def images(self) -> int:
+        """Largest number of images after which an interval ends."""
+        return max((row.images for row in self.rows), default=0)
+
+    @property
+    def batch(self) -> int:
+        """Images per step."""
+        return max((1, *(row.images // max(1, row.step) for row in self.rows[-1:])))
+
+    def chosen(self, *, after: int = -1, last: int = MOST_STEPS) -> "LossLog":
+        """Return the log with the intervals that end after step `after`, and at most at step `last`, alone."""
+        return LossLog([entry for entry in self.entries if isinstance(entry, LossLogHeader) or after < entry.step <= last])
+
+    def arrays(self) -> "LossLogArrays":
+        """Return the intervals as arrays, with the mean error of each."""
+        rows = self.rows
+        edges = self.edges.numpy()
+        sums = np.array([[row.count, row.sum, row.sumsq] for row in rows], float).reshape(len(rows), 3, len(edges) - 1)
+        count, total, squares = sums.transpose(1, 0, 2)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = total / count
+            variance = (squares / count - mean**2).clip(min=0) / (count - 1)
+        error = np.sqrt(np.where(count > 1, variance, np.nan))
+        step = np.array([row.step for row in rows], int)
+        images = np.array([row.images for row in rows], int)
+        return LossLogArrays(step, images, edges, (edges[:-1] + edges[1:]) / 2, count, mean, error)
+
+
+def read_losslog(*sources: Path | IO[bytes]) -> LossLog:
+    """Read loss logs: run folders, files or streams.
+
+    Raises FormatError: a line is damaged, steps don't increase below a header, or headers don't fit together.
+    Raises DataError: a log can't be read. UsageError: no sources, or a log is named twice.
     """
-
-    header: LossLogHeader
-    edges: Tensor
-    sums: Tensor
-    images: int = 0
-    lines: int = 0
-    batch: int = 1
-
-
-def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
-    """Add up loss logs.
-
-    sources: run folders, files or streams. since: a step; only later intervals are added.
-    Raises FormatError, DataError: as `entries`. UsageError: no sources, or a log is named twice.
-    """
-    total: LossLog | None = None
-    for entry in entries(*sources):
-        if isinstance(entry, LossLogHeader):
-            edges = torch.tensor(entry.edges, dtype=torch.float64)
-            total = total or LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
-        elif total and entry.step > since:
-            total.sums += entry.sums
-            total.images = max(total.images, entry.images)
-            total.lines += 1
-            total.batch = max(1, entry.images // max(1, entry.step))
-    if total is None:
-        raise UsageError("no loss log is given; name a run, a loss log, or - for standard input")
-    return total
-
-
-def entries(*sources: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and rows of loss logs: run folders, files or streams.
-
-    Raises FormatError: a log is damaged, or headers don't fit together. DataError: a log can't be read.
-    Raises UsageError: a log is named twice.
-    """
+    entries = list[LossLogHeader | LossLogRow]()
     first: LossLogHeader | None = None
     paths = set[Path]()
     for source in sources:
@@ -211,16 +198,43 @@ def entries(*sources: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
                 if name.resolve() in paths:
                     raise UsageError(f"{name}: named twice; name each loss log once")
                 paths.add(name.resolve())
-            for entry in read_losslog(file, name):
-                if isinstance(entry, LossLogHeader):
-                    first = first or entry
-                    if entry.edges != first.edges:
-                        raise FormatError(
-                            f"{name}: the bins of logsnr in one header differ from those in the first; use each log alone"
-                        )
-                    if (HELD_OUT in entry.about) != (HELD_OUT in first.about):
-                        raise FormatError(f"{name}: validation errors can't be added to training errors; use each log alone")
-                yield entry
+            before = len(entries)
+            for number, text in enumerate(whole_lines(file), 1):
+                where = f"{name}: line {number}"
+                content = parse_json(text, where)
+                if "format" in content:
+                    header = LossLogHeader.of(content, where)
+                    first = first or header
+                    _check_header(header, first, name)
+                    entries.append(header)
+                elif len(entries) == before:
+                    break
+                else:
+                    row = LossLogRow.of(content, where)
+                    _check_row(row, header, entries[-1], where)
+                    entries.append(row)
+            if len(entries) == before:
+                raise FormatError(f"{name}: lacks the header of a loss log; name a loss log, such as losslog.jsonl of a run")
+    if not entries:
+        raise UsageError("no loss log is given; name a run, a loss log, or - for standard input")
+    return LossLog(entries)
+
+
+def _check_header(header: LossLogHeader, first: LossLogHeader, name: object) -> None:
+    if header.edges != first.edges:
+        raise FormatError(f"{name}: the bins of logsnr in one header differ from those in the first; use each log alone")
+    if (HELD_OUT in header.about) != (HELD_OUT in first.about):
+        raise FormatError(f"{name}: validation errors can't be added to training errors; use each log alone")
+
+
+def _check_row(row: LossLogRow, header: LossLogHeader, before: LossLogHeader | LossLogRow, where: str) -> None:
+    bins = len(header.edges) - 1
+    if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
+        raise FormatError(f"{where}: count, sum or sumsq lacks a number for each of {bins} bins; delete the line")
+    if isinstance(before, LossLogRow) and row.step <= before.step:
+        raise FormatError(
+            f"{where}: step {row.step} follows step {before.step}, as if two trainings wrote the log; keep one of them"
+        )
 
 
 @contextmanager
@@ -257,27 +271,6 @@ class LossLogArrays:
         return draw_curve(self.logsnr, self.eps_mse[interval], name, "E‖ε−ε̂‖²/D", axis, self.eps_mse_se[interval])
 
 
-def read_arrays(path: Path) -> LossLogArrays:
-    """Read the loss log of a run, or a file of a loss log. Raises FormatError, DataError."""
-    edges = np.zeros(1)
-    rows = list[LossLogRow]()
-    for entry in entries(path):
-        if isinstance(entry, LossLogHeader):
-            edges = np.array(entry.edges)
-        else:
-            rows.append(entry)
-    shape = (len(rows), len(edges) - 1)
-    count, total, squares = (
-        np.array([getattr(row, key) for row in rows], float).reshape(shape) for key in ("count", "sum", "sumsq")
-    )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = total / count
-        variance = (squares / count - mean**2).clip(min=0) / (count - 1)
-    error = np.sqrt(np.where(count > 1, variance, np.nan))
-    step, images = (np.array([getattr(row, key) for row in rows], int) for key in ("step", "images"))
-    return LossLogArrays(step, images, edges, (edges[:-1] + edges[1:]) / 2, count, mean, error)
-
-
 class LossLogWriter:
     """Writer of a loss log, which `elbo adapt` can fit a schedule to.
 
@@ -295,14 +288,14 @@ class LossLogWriter:
         self._last = -1
         lines = [header(edges, dimensions=dimensions, **specs)]
         new = not self.path.exists()
-        for number, entry in enumerate([] if new else entries(self.path)):
-            if isinstance(entry, LossLogHeader):
-                if entry.edges != edges.tolist():
-                    raise FormatError(f"{path}: its bins of logsnr differ from those of this loss; name a new file")
-                lines += [text_line(entry)] if number else []
-            elif step is None or entry.step <= step:
-                lines.append(text_line(entry))
-                self._last = entry.step
+        if not new:
+            log = read_losslog(self.path)
+            if not torch.equal(log.edges, edges.double()):
+                raise FormatError(f"{path}: its bins of logsnr differ from those of this loss; name a new file")
+            if step is not None:
+                log = log.chosen(last=step)
+            lines += map(text_line, log.entries[1:])
+            self._last = log.rows[-1].step if log.rows else -1
         if new or step is not None:
             write_text(self.path, "".join(lines))
 

@@ -134,11 +134,11 @@ def _samples(path: Path) -> Facts:
 
 
 def _losslog(path: Path) -> Facts:
-    from elbocli.files.losslog import read_logs
+    from elbocli.files.losslog import read_losslog
 
-    log = read_logs([path])
-    facts = {"intervals": log.lines, "images": log.images, "errors": int(log.sums[0].sum())}
-    return {**_bins(log.edges.tolist()), **facts, **log.header.json()}
+    log = read_losslog(path)
+    facts = {"intervals": len(log.rows), "images": log.images, "errors": int(log.sums[0].sum())}
+    return {**_bins(log.edges.tolist()), **facts, **log.headers[0].json()}
 
 
 def _bins(edges: list[float]) -> Facts:

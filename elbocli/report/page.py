@@ -22,7 +22,7 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, ElboError
 from elbocli.files.atomic import write_text
 from elbocli.files.contact_sheet import CELL, draw_contact_sheet
-from elbocli.files.losslog import EVAL, read_arrays, read_logs, read_metrics
+from elbocli.files.losslog import EVAL, read_losslog, read_metrics
 from elbocli.files.reading import reading
 from elbocli.files.recognise import RESULTS, recognise
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
@@ -137,7 +137,7 @@ def read_source(path: Path) -> Entry:
     if kind == "a loss log":
         entry = Entry(name, describe(path))
         _add_errors(entry, path)
-        header = read_logs([path]).header
+        header = read_losslog(path).headers[0]
         low, *_, high = header.edges
         with entry.noting_errors():
             if header.weighting:
@@ -193,12 +193,13 @@ def _pooled(values: np.ndarray) -> np.ndarray:
 
 
 def _add_errors(entry: Entry, path: Path) -> None:
-    log = read_arrays(path)
-    if not len(log.step):
+    log = read_losslog(path)
+    intervals = log.arrays()
+    if not log.rows:
         return
-    total = np.nansum(log.eps_mse * log.count, 1)
-    entry.add(EPS_MSE, "", _pooled(log.images), _pooled(total / log.count.sum(1).clip(1)))
-    late = read_logs([path], since=int(log.step[-1] * LATE))
+    total = np.nansum(intervals.eps_mse * intervals.count, 1)
+    entry.add(EPS_MSE, "", _pooled(intervals.images), _pooled(total / intervals.count.sum(1).clip(1)))
+    late = log.chosen(after=int(log.rows[-1].step * LATE))
     moments = ErrorMoments.of_sums(late.edges, late.sums)
     seen = moments.seen
     entry.add(ERROR, "", moments.middle[seen], moments.mean[seen], moments.mean_se[seen])
@@ -207,7 +208,7 @@ def _add_errors(entry: Entry, path: Path) -> None:
 
 
 def _add_validation(entry: Entry, path: Path) -> None:
-    log = read_arrays(path)
+    log = read_losslog(path).arrays()
     if len(log.step):
         entry.add(VALIDATION, "", log.logsnr, log.eps_mse[-1], log.eps_mse_se[-1])
 

@@ -22,7 +22,7 @@ from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, RunData
 from elbocli.files.dataset import PREPROCESSING, find_dataset
-from elbocli.files.losslog import LossLogRow, entries
+from elbocli.files.losslog import LossLogRow, read_losslog
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.tensor_files import check_tensors, load, read_average_facts
@@ -268,7 +268,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
         return [EffectiveWeighting(0, 0, weighting, ends)]
     path = run / "losslog.jsonl"
     online = OnlineObjective(Objective(weighting, schedule, Prediction(settings.prediction)))
-    intervals = [entry for entry in entries(path) if isinstance(entry, LossLogRow)] if path.exists() else []
+    intervals = read_losslog(path).rows if path.exists() else []
     chosen = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
     effective = []
     for number, interval in enumerate([LossLogRow(0, 0, *torch.zeros(3, len(online.edges) - 1).tolist()), *intervals]):

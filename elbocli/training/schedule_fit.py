@@ -19,7 +19,7 @@ from elbocli.core.adaptive import (
 )
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
 from elbocli.errors import ElboError, UsageError
-from elbocli.files.losslog import LossLog, read_logs
+from elbocli.files.losslog import LossLog, read_losslog
 from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import finite, resolve_schedule, resolve_weighting, to_text
 from elbocli.runtime.table import Table
@@ -90,10 +90,10 @@ def fit_log(
     floor: smallest density, as a fraction of the uniform density.
     since: step after which the logs are used.
     """
-    losses = read_logs(sources, since)
+    losses = read_losslog(*sources).chosen(after=since)
     edges = losses.edges
     moments = ErrorMoments.of_sums(edges, losses.sums)
-    w = resolve_weighting(weighting or losses.header.weighting or "elbo")
+    w = resolve_weighting(weighting or losses.headers[0].weighting or "elbo")
     if w.of_density:
         raise UsageError(
             f"the run's schedule is the fitted one for its learned weighting {w.spec}; fit another by --weighting SPEC"
@@ -122,7 +122,7 @@ def fit_log(
             schedule.logsnr_min,
             schedule.logsnr_max,
             len(edges) - 1,
-            losses.lines,
+            len(losses.rows),
             losses.batch,
             promises,
         ),
@@ -135,12 +135,12 @@ def fit_log(
 
 def _own_density(losses: LossLog) -> Density:
     try:
-        return resolve_schedule(str(losses.header.schedule), float(losses.edges[0]), float(losses.edges[-1])).density
+        return resolve_schedule(str(losses.headers[0].schedule), float(losses.edges[0]), float(losses.edges[-1])).density
     except ElboError:
         # + 0.5: the Krichevsky-Trofimov estimate, so that no density is zero.
         counted = losses.sums[0] + 0.5
         width = losses.edges.diff()
-        height = floored(counted / counted.sum(), width, losses.header.floor or 0) / width
+        height = floored(counted / counted.sum(), width, losses.headers[0].floor or 0) / width
         return lambda at: height[cell_of(at, losses.edges)]
 
 

@@ -16,7 +16,6 @@ from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.dataset import Dataset
-from elbocli.files.reading import read_text
 from elbocli.files.records import parse_json
 from elbocli.runs.examples import LEAST_HELD_OUT, Examples, draw_noise, split_rows
 from elbocli.runs.open import check_alike
@@ -148,7 +147,7 @@ class Validation:
 
     def header_for(self, log: Path) -> str:
         """Return a header line for validation.jsonl; '' if the log's last header is equal."""
-        header = losslog.header(
+        new = losslog.header(
             self.edges,
             dimensions=self.dimensions,
             weighting=self.settings.weighting,
@@ -158,8 +157,8 @@ class Validation:
             payload_sha256=self.dataset.attributes.payload_sha256,
             held_out=len(self.rows),
         )
-        lines = read_text(log).splitlines() if log.exists() else []
-        headers = [parse_json(line, log) for line in [*lines, header] if line.startswith('{"format"')]
-        for each in headers:
-            each.pop("dataset", None)  # the dataset may have moved
-        return "" if headers[-2:-1] == headers[-1:] else header
+        headers = losslog.read_losslog(log).headers if log.exists() and log.stat().st_size else []
+        pair = [*(header.json() for header in headers[-1:]), parse_json(new, log)]
+        for header in pair:
+            header.pop("dataset", None)  # the dataset may have moved
+        return "" if headers and pair[0] == pair[1] else new

@@ -24,7 +24,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import NonFiniteError, UsageError
-from elbocli.files.losslog import read_logs
+from elbocli.files.losslog import read_losslog
 from elbocli.runs.examples import ImageBatch
 from elbocli.runtime.device import Precision
 
@@ -196,7 +196,7 @@ def test_the_curve_ends_at_the_bound_and_the_log_has_its_draws(trained):
     head, *lines = (line.split("\t") for line in found.tsv().splitlines())
     assert head[:3] == ["logsnr_low", "logsnr_high", "draws"] and len(lines) == 100
     assert sum(float(line[2]) for line in lines) == 40 * 16
-    assert torch.equal(read_logs([io.BytesIO(found.log_text(asked).encode())]).sums, found.sums)
+    assert torch.equal(read_losslog(io.BytesIO(found.log_text(asked).encode())).sums, found.sums)
 
 
 @pytest.fixture(scope="module")

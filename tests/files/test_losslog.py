@@ -35,7 +35,7 @@ def lines(seeds, edges=EDGES):
 def read(*sources, since=0):
     """Logs added up. A source is lines, or the content of a file."""
     contents = [source if isinstance(source, bytes) else "".join(source).encode() for source in sources]
-    return losslog.read_logs(map(io.BytesIO, contents), since)
+    return losslog.read_losslog(*map(io.BytesIO, contents)).chosen(after=since)
 
 
 @given(SEEDS, SEEDS)
@@ -44,8 +44,8 @@ def test_logs_read_back_exactly_and_add_up_joined_or_apart(one, other):
     together = read(lines(one) + lines(other))
     total = sum(map(sums, one), torch.zeros(3, 4, dtype=torch.float64))
     assert torch.equal(log.sums, total) and torch.equal(log.edges, EDGES)
-    assert (log.lines, log.images, log.batch) == (len(one), 640 * len(one), 64 if one else 1)
-    assert (log.header.weighting, log.header.dimensions) == ("sigmoid", 192)
+    assert (len(log.rows), log.images, log.batch) == (len(one), 640 * len(one), 64 if one else 1)
+    assert (log.headers[0].weighting, log.headers[0].dimensions) == ("sigmoid", 192)
     assert torch.equal(together.sums, read(lines(one), lines(other)).sums)
     torch.testing.assert_close(together.sums, total + read(lines(other)).sums, rtol=1e-14, atol=1e-14)
     assert together.images == 640 * max(len(one), len(other))
@@ -125,8 +125,8 @@ def test_only_logs_of_the_same_bins_and_of_other_steps_are_added_up(tmp_path):
     gone = tmp_path / "gone"
     for sources, error in (([log, log], UsageError), *((paths, FormatError) for paths in ([log, held_out], [other], [gone]))):
         with pytest.raises(error, match=f"^{sources[-1]}: "):
-            losslog.read_logs(sources)
-    assert losslog.read_logs([held_out]).lines == 1
+            losslog.read_losslog(*sources)
+    assert len(losslog.read_losslog(held_out).rows) == 1
 
 
 # A log that a program of the user writes
@@ -137,7 +137,7 @@ def written(path, steps, edges=EDGES, **how):
     log = losslog.LossLogWriter(path, edges, dimensions=192, **how)
     for step in steps:
         log.write(step, 64 * step, sums(step))
-    return [entry.step for entry in losslog.entries(path) if isinstance(entry, losslog.LossLogRow)]
+    return [row.step for row in losslog.read_losslog(path).rows]
 
 
 @pytest.mark.parametrize("done", [0, 20, 25, 60])

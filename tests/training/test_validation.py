@@ -14,7 +14,7 @@ from elbocli.bound.measure import open_measurement
 from elbocli.errors import FormatError, NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.dataset import Dataset
-from elbocli.files.losslog import read_logs
+from elbocli.files.losslog import read_losslog
 from elbocli.report import describe as info
 from elbocli.runs import settings
 from elbocli.runs.examples import split_rows, training_rows
@@ -239,13 +239,13 @@ def test_the_errors_are_a_loss_log_with_a_header_for_each_set_of_images(make, tm
     path = tmp_path / "validation.jsonl"
     sums = other.partial(nothing)[:, :-2]
     path.write_text(other.header_for(path) + losslog.line(10, 160, sums) + losslog.line(20, 320, sums))
-    log = read_logs([path])
+    log = read_losslog(path)
     told = info.describe(path).json()
-    assert torch.equal(log.sums, 2 * sums) and log.images == 320 and log.header.schedule == "uniform"
+    assert torch.equal(log.sums, 2 * sums) and log.images == 320 and log.headers[0].schedule == "uniform"
     assert (told["is"], told["held_out"], told["intervals"]) == ("loss log", 300, 2)
     assert not other.header_for(path)
     path.write_text(path.read_text() + one.header_for(path) + losslog.line(30, 480, one.partial(nothing)[:, :-2]))
-    assert other.header_for(path) and not one.header_for(path) and read_logs([path]).lines == 3
+    assert other.header_for(path) and not one.header_for(path) and len(read_losslog(path).rows) == 3
     path.write_text('{"format"')
     with pytest.raises(FormatError, match=r"validation\.jsonl"):
         one.header_for(path)

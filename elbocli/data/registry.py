@@ -9,8 +9,9 @@ def frames(path):
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -135,31 +136,43 @@ def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
     return labels.astype(np.int64).reshape(count)
 
 
-class Source(NamedTuple):
-    """Reader of the images of a kind of file or folder.
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive, with those methods of a Path that sources use. path: key of `entries`, the archive's files."""
 
-    form 'images': open(path) returns Images, or yields (name, class or None, ImageRef) for each image.
-    form 'tree': open(path) yields (file's path in the source, ImageRef) for each file; folders may be classes.
-    form 'parts': like 'images', but open(names, folder) reads the files `names`, which belong together. folder: name → ImageRef.
-    """
+    entries: Entries
+    path: str
 
-    open: Callable[..., Any]
-    form: str = "images"
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    def with_name(self, name: str) -> Member:
+        return Member(self.entries, self.path.removesuffix(self.name) + name)
+
+    def is_file(self) -> bool:
+        return self.path in self.entries
+
+    def read_bytes(self) -> bytes:
+        return bytes(self.entries[self.path].read())
 
 
-SOURCES: dict[str, Source] = {}  # by the name of a Kind
+SourceFile = Path | Member
+OpenSource = Callable[..., Images | Iterable[tuple[str, Word | None, ImageRef]]]
+SOURCES: dict[str, OpenSource] = {}  # by the name of a Kind
 
 
-def source(name: str, suffix: str = "", form: str = "images") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare an image source: a function of a path that yields (name, class or None, reference) for each image.
+def source(name: str, suffix: str = "") -> Callable[[OpenSource], OpenSource]:
+    """Declare an image source: a function of a path that returns Images, or yields (name, class or None, ImageRef) for each image.
 
     name: a kind of file in recognise.KINDS, or a new kind, whose files have the suffix `suffix`.
+    Sources of published data sets (MNIST, CIFAR, parquet) take Members too, and the last two several files of one data set.
     """
     if suffix:
         KINDS.insert(0, Kind(name, names=f"*{suffix.lower()}", test=lambda path, head: not path.is_dir()))
 
-    def declare(function: Callable[..., Any]) -> Callable[..., Any]:
-        SOURCES[name] = Source(function, form)
+    def declare(function: OpenSource) -> OpenSource:
+        SOURCES[name] = function
         return function
 
     return declare

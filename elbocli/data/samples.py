@@ -11,8 +11,8 @@ import numpy as np
 
 from elbocli.data.decode import DecodeOptions, decode, is_picture
 from elbocli.data.kinds.arrays import NPZ, StreamRows, npy_rows, npz_labels, npz_rows, open_zip
-from elbocli.data.registry import SOURCES, DatasetRows, Images
-from elbocli.data.sources import open_source
+from elbocli.data.registry import DatasetRows, Images
+from elbocli.data.sources import holds_images, open_source
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import PIPE
 from elbocli.files.dataset import PREPROCESSING, Dataset
@@ -153,7 +153,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
                 made = about_samples(archive.get("about"), name)
         elif kind == "samples":
             rows = npy_rows(source)
-        elif kind in SOURCES:
+        elif holds_images(kind):
             images = open_pictures(source)
             rows = DecodedRows(images)
             labels = np.array(images.labels)

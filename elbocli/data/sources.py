@@ -12,14 +12,16 @@ import numpy as np
 import elbocli.data.kinds  # noqa: F401 importing declares them
 from elbocli.core.streams import Stream
 from elbocli.data.decode import is_picture
+from elbocli.data.kinds.trees import LISTERS
 from elbocli.data.labels import assign, edm_labels, read_labels_file, sidecar_labels, some
-from elbocli.data.registry import SOURCES, Entries, Images, Span, Word
+from elbocli.data.registry import SOURCES, Entries, Images, Member, SourceFile, Span, Word
 from elbocli.errors import DataError, ElboError
 from elbocli.files.reading import reading
 from elbocli.files.recognise import HEAD, kind_of, recognise
 from elbocli.runtime.progress import log
 
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
+PUBLISHED = ("an IDX file", "a CIFAR batch", "a parquet file")  # kinds of the files of published data sets
 # Word in a name for training images (group 1), test images (group 2) or validation images (group 3), as in t10k-images, train2017.
 SPLIT = re.compile(r"(?<![a-z])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z])")
 
@@ -117,25 +119,19 @@ def list_source(root: Path, among: bool, label_files: Sequence[str]) -> Images:
     Raises DataError or FormatError.
     """
     kind = recognise(root)
-    if kind not in SOURCES:
+    if not holds_images(kind):
         raise DataError(
             f"{root}: is {kind}, no source of images; give a folder, zip, tar, .npy, .npz, dataset, or files of MNIST, CIFAR or parquet; "
             "unpack a compressed file first, and name a plug-in for other kinds"
         )
-    source = SOURCES[kind]
     stem = root.resolve().name if root.is_dir() else root.stem
-    if source.form == "tree":
+    if kind in LISTERS:
         # OUT and the files of --labels and --class-names may be in the folder of the images.
-        listed = source.open(root)
+        listed = LISTERS[kind](root)
         entries = {name: ref for name, ref in listed if not OWN.search(name) and name.rpartition("/")[2] not in label_files}
         images, stem = _sort_files(entries, stem, among)
-    elif source.form == "parts":
-        images = source.open([root.name], {path.name: Span(str(path)) for path in root.parent.iterdir()})
     else:
-        images = source.open(root)
-    if not isinstance(images, Images):
-        rows = list(images)
-        images = Images(*([row[column] for row in rows] for column in range(3)))
+        images = _open_file(kind, root)
     flat = all(label is None for label in images.labels or ())
     if flat:
         images.labels = [stem] * len(images)
@@ -144,6 +140,19 @@ def list_source(root: Path, among: bool, label_files: Sequence[str]) -> Images:
     if among and (flat or not any("/" in name for name in images.files)):
         images.files = [f"{stem}/{name}" for name in images.files]
     return images
+
+
+def holds_images(kind: str) -> bool:
+    """Return whether files or folders of this kind hold images."""
+    return kind in LISTERS or kind in SOURCES
+
+
+def _open_file(kind: str, *files: SourceFile) -> Images:
+    images = SOURCES[kind](*files)
+    if isinstance(images, Images):
+        return images
+    rows = list(images)
+    return Images([name for name, _, _ in rows], [word for _, word, _ in rows], [ref for _, _, ref in rows])
 
 
 def _order(name: str) -> bytes:
@@ -197,23 +206,26 @@ def _published_set(entries: Entries) -> Images | None:
     for name, ref in entries.items():
         with contextlib.suppress(ElboError):
             kind = kind_of(Path(name), bytes(ref.read(HEAD)))
-            if kind in SOURCES and SOURCES[kind].form == "parts":
+            if kind in PUBLISHED:
                 split = SPLIT.search(name.lower())
                 folder = name[: name.rfind("/") + 1]
                 sets.setdefault((kind, split and split.lastindex, folder), []).append(name)
     chosen = [key for key in sets if key[1] == 1] or list(sets)
     if not chosen:
         return None
-    kind, _, folder = chosen[0]
+    kind = chosen[0][0]
     taken = [name for key in chosen for name in sets[key]]
     if len(chosen) > 1 or (kind == "an IDX file" and len(taken) > 1):
         raise DataError(f"holds several data sets ({some(taken)}); name the file of the data set to pack")
     others = [name for key in sets if key not in chosen for name in sets[key]]
     if others:
         log.warning(f"{taken[0]}: the training images are taken; left out: {some(others)}")
-    beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
-    images: Images = SOURCES[kind].open([name.removeprefix(folder) for name in taken], beside)
-    return images
+    return _open_file(kind, *(_file_of(entries, name) for name in taken))
+
+
+def _file_of(entries: Entries, name: str) -> SourceFile:
+    ref = entries[name]
+    return Path(ref.path) if isinstance(ref, Span) and ref.size < 0 else Member(entries, name)
 
 
 def choose(source: Images, *, subset: tuple[str, float] | None = None, limit: int | None = None) -> Images:

@@ -4,23 +4,22 @@ Image: label byte (CIFAR-100: coarse label, fine label), then red, green and blu
 Source: www.cs.toronto.edu/~kriz/cifar.html
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from elbocli.data.registry import Entries, Images, images_of_array, source
+from elbocli.data.registry import Images, SourceFile, images_of_array, source
 from elbocli.errors import FormatError
 from elbocli.files.reading import reading
 
 PIXELS = 3 * 32 * 32
 
 
-@source("a CIFAR batch", form="parts")
-def open_cifar(files: Sequence[str], folder: Entries) -> Images:
-    """Open CIFAR batches as one set of images. files: names of batches. folder: its files by name. Raises FormatError."""
-    with reading(files[0], "; get the files again, and name batches of one kind"):
-        contents = [bytes(folder[name].read()) for name in files]
+@source("a CIFAR batch")
+def open_cifar(*files: SourceFile) -> Images:
+    """Open CIFAR batches as one set of images. Raises FormatError."""
+    with reading(files[0].name, "; get the files again, and name batches of one kind"):
+        contents = [file.read_bytes() for file in files]
         count = 10
         names_file = "batches.meta.txt"
         labels = 1
@@ -34,11 +33,12 @@ def open_cifar(files: Sequence[str], folder: Entries) -> Images:
         if largest >= count:
             raise FormatError(f"a label is {largest}, but CIFAR-{count} has {count} classes; get the files again")
     classes = [str(number) for number in range(count)]
-    if names_file in folder:
+    named = files[0].with_name(names_file)
+    if named.is_file():
         with reading(names_file, "; get it again, or remove it"):
-            classes = bytes(folder[names_file].read()).decode().split()
+            classes = named.read_bytes().decode().split()
             if len(set(classes)) != count:
                 raise FormatError(f"{len(set(classes))} different class names, expected {count}; get the file again")
     images = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    names = [f"{Path(name).stem}/{row}" for name, batch in zip(files, batches) for row in range(len(batch))]
+    names = [f"{Path(file.name).stem}/{row}" for file, batch in zip(files, batches) for row in range(len(batch))]
     return images_of_array(images, records[:, labels - 1].tolist(), classes, names)

@@ -7,11 +7,10 @@ Source: the description on MNIST's page.
 import gzip
 import math
 import struct
-from collections.abc import Sequence
 
 import numpy as np
 
-from elbocli.data.registry import Entries, ImageRef, Images, check_labels, images_of_array, source
+from elbocli.data.registry import Images, SourceFile, check_labels, images_of_array, source
 from elbocli.errors import DataError, FormatError
 from elbocli.files.reading import reading
 from elbocli.runtime.progress import log
@@ -20,24 +19,24 @@ GZIP = b"\x1f\x8b"
 UINT8 = b"\0\0\x08"
 
 
-@source("an IDX file", form="parts")
-def open_idx(files: Sequence[str], folder: Entries) -> Images:
-    """Open `files`, a single file of images, and its file of labels in `folder`, if any. Raises FormatError, DataError."""
-    (name,) = files
-    images = _values(folder[name], name, 3)
-    wanted = name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
-    labels = next((label for label in (wanted, f"{wanted}.gz") if label in folder and label != name), None)
+@source("an IDX file")
+def open_idx(file: SourceFile) -> Images:
+    """Open a file of images, and the file of labels beside it, if any. Raises FormatError, DataError."""
+    images = _values(file, 3)
+    wanted = file.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    beside = [file.with_name(name) for name in (wanted, f"{wanted}.gz") if name != file.name]
+    labels = next((path for path in beside if path.is_file()), None)
     if labels is None:
-        log.warning(f"{name}: has no file of labels {wanted} beside it; all images get the same class")
+        log.warning(f"{file.name}: has no file of labels {wanted} beside it; all images get the same class")
         return images_of_array(images[..., None])
-    with reading(labels):
-        numbers = check_labels(_values(folder[labels], labels, 1), len(images))
+    with reading(labels.name):
+        numbers = check_labels(_values(labels, 1), len(images))
     return images_of_array(images[..., None], numbers.tolist())
 
 
-def _values(ref: ImageRef, where: str, ndim: int) -> np.ndarray:
-    with reading(where, "; get it again", DataError):
-        content = bytes(ref.read())
+def _values(file: SourceFile, ndim: int) -> np.ndarray:
+    with reading(file.name, "; get it again", DataError):
+        content = file.read_bytes()
         content = gzip.decompress(content) if content.startswith(GZIP) else content
         shape = struct.unpack_from(f">{ndim}I", content, 4)
         expected = 4 + 4 * ndim + math.prod(shape)

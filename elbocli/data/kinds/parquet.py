@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elbocli.data.registry import Entries, Images, Span, source
+from elbocli.data.registry import Images, SourceFile, source
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.reading import reading
 
@@ -45,11 +44,11 @@ class ParquetRow(NamedTuple):
             return bytes(_row_group(*self.group)[self.row].as_py())
 
 
-@source("a parquet file", form="parts")
-def open_parquet(files: Sequence[str], folder: Entries) -> Images:
+@source("a parquet file")
+def open_parquet(*files: SourceFile) -> Images:
     """Open the images in the parquet files of one data set.
 
-    files: names in `folder`. Raises UsageError without pyarrow.
+    Raises UsageError without pyarrow.
     Raises FormatError if a file is damaged, in an archive, without images, or unlike the first file.
     """
     _row_group.cache_clear()
@@ -57,21 +56,20 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
     labels = []
     names = []
     refs = list[ParquetRow]()
-    for name in files:
-        ref = folder[name]
-        if not isinstance(ref, Span) or ref.size >= 0:
-            raise FormatError(f"{name}: a parquet file in an archive can't be read; unpack the archive first")
-        with reading(f"{ref.path}: not a usable parquet file", "; get it again"), _opened(ref.path) as file:
+    for path in files:
+        if not isinstance(path, Path):
+            raise FormatError(f"{path.name}: a parquet file in an archive can't be read; unpack the archive first")
+        with reading(f"{path}: not a usable parquet file", "; get it again"), _opened(str(path)) as file:
             images, column, classes = found = _layout(file)
             layout = layout or found
             if layout != found:
-                raise FormatError(f"has other columns or classes than {files[0]}; give files of one data set")
+                raise FormatError(f"has other columns or classes than {files[0].name}; give files of one data set")
             for number in range(file.metadata.num_row_groups):
                 count = file.metadata.row_group(number).num_rows
-                refs += [ParquetRow((ref.path, number, images), row) for row in range(count)]
+                refs += [ParquetRow((str(path), number, images), row) for row in range(count)]
             if column:
                 labels += file.read(columns=[column]).column(0).to_pylist()
-            names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
+            names += [f"{path.stem}/{row}" for row in range(file.metadata.num_rows)]
     for name, label in zip(names, labels):
         if type(label) is not int or not 0 <= label < len(classes or labels):
             raise FormatError(f"{name}: label {label!r} is not from 0 to {len(classes or labels) - 1}; get the file again")

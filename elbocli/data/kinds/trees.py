@@ -3,11 +3,11 @@
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from elbocli.data.registry import ImageRef, Span, ZipEntry, source
+from elbocli.data.registry import ImageRef, Span, ZipEntry
 from elbocli.errors import DataError
 from elbocli.files.reading import open_file, reading
 
@@ -25,9 +25,6 @@ def clean(name: str) -> str:
     return "" if hidden(path) else path
 
 
-@source("a folder of images", form="tree")
-@source("images in class folders", form="tree")
-@source("a folder that is none of elbo's", form="tree")
 def list_folder(root: Path) -> Iterator[tuple[str, ImageRef]]:
     """List files as (path below `root`, reference); NAME.tar is listed like a folder NAME.
 
@@ -55,7 +52,6 @@ def _leads_up(path: Path) -> bool:
     return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
-@source("a zip archive", form="tree")
 def list_zip(path: Path) -> Iterator[tuple[str, ImageRef]]:
     """List files as (path, reference). Raises zipfile's errors for a damaged zip."""
     archive = zipfile.ZipFile(path)
@@ -65,7 +61,6 @@ def list_zip(path: Path) -> Iterator[tuple[str, ImageRef]]:
             yield (f"{name}/", FOLDER) if info.is_dir() else (name, ZipEntry(archive, info))
 
 
-@source("a tar archive", form="tree")
 def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef]]:
     """List files as (`prefix` + path, reference); inner tars are listed like folders. Raises DataError for a damaged tar."""
     with reading(f"{path}: damaged or cut short", "; get it again", DataError), open_file(path) as file:
@@ -98,3 +93,13 @@ def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[t
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no end-of-archive mark at byte {tar.offset}")
+
+
+LISTERS: dict[str, Callable[[Path], Iterator[tuple[str, ImageRef]]]] = {
+    "a folder of images": list_folder,
+    "images in class folders": list_folder,
+    "a folder that is none of elbo's": list_folder,
+    "a zip archive": list_zip,
+    "a tar archive": list_tar,
+}
+"""Kind of folder or archive → function that lists its files."""

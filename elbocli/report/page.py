@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from elbocli.files.reading import reading
 from elbocli.files.recognise import RESULTS, recognise
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.report.describe import Description, describe, images_of, result_tables
-from elbocli.report.figure import COLORS, STYLE, draw_band, import_matplotlib, lettered, level_ticks, line_style
+from elbocli.report.figure import COLORS, STYLE, Values, draw_band, import_matplotlib, lettered, level_ticks, line_style
 from elbocli.report.runs_table import is_score, progress_of_runs, table_of_runs
 from elbocli.runs.config import read_run_config
 from elbocli.runs.open import schedule_of, weighting_of_run
@@ -35,6 +35,9 @@ from elbocli.runs.train_settings import ADAPTIVE
 from elbocli.runtime.table import Table
 from elbocli.runtime.text import visible, visible_lines
 from elbocli.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 POINTS = 400  # largest number of points in a curve; neighbouring points of longer curves are averaged
 LATE = 0.8  # errors by noise level are those after this fraction of the steps
@@ -68,9 +71,9 @@ class Curve(NamedTuple):
     """A line of a plot: points x and y, and standard errors of y, [N] each. name: in the legend."""
 
     name: str
-    x: Any
-    y: Any
-    se: Any = None
+    x: Values
+    y: Values
+    se: Values | None = None
 
 
 class Picture(NamedTuple):
@@ -103,7 +106,7 @@ class Entry:
         except ElboError as error:
             self.missing.append(str(error))
 
-    def add(self, panel: Panel, name: str, x: Any, y: Any, se: Any = None) -> None:
+    def add(self, panel: Panel, name: str, x: Values, y: Values, se: Values | None = None) -> None:
         self.curves.setdefault(panel, []).append(Curve(name, x, y, se))
 
 
@@ -125,8 +128,9 @@ def render_page(sources: Sequence[Path]) -> str:
     entries = [read_source(source) for source in sources]
     runs = [source for source in sources if recognise(source) == "a run"]
     summary = [table_of_runs(progress_of_runs(runs))] if runs else []
+    template = _template("page.html")
     return visible_lines(
-        _fill("page.html", entries=entries, summary=summary, training=_plots(entries, IMAGES), levels=_plots(entries, LEVELS))
+        template.render(entries=entries, summary=summary, training=_plots(entries, IMAGES), levels=_plots(entries, LEVELS))
     )
 
 
@@ -239,7 +243,10 @@ def _read_preview(path: Path) -> Picture:
 
 def _plots(entries: Sequence[Entry], xlabel: str) -> list[Picture]:
     panels = dict.fromkeys(panel for entry in entries for panel in entry.curves if panel.xlabel == xlabel)
-    with import_matplotlib().rc_context({**STYLE, "svg.fonttype": "none"}):
+    import_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context({**STYLE, "svg.fonttype": "none"}):
         return [Picture(panel.title, _plot(panel, entries)) for panel in panels]
 
 
@@ -251,9 +258,11 @@ def _plot(panel: Panel, entries: Sequence[Entry]) -> str:
     several = sum(panel in entry.curves for entry in entries) > 1
     for number, entry in enumerate(entries):
         for index, curve in enumerate(entry.curves.get(panel, [])):
-            style = line_style(index) | {"color": COLORS[(number if several else index) % len(COLORS)]}
-            label = ", ".join(filter(None, [entry.name[-LONGEST:] * several, curve.name]))
-            draw_band(axis, *curve[1:], label=lettered(label), marker="." if len(curve.x) < FEW else "", **style)
+            style = line_style(index)
+            style["color"] = COLORS[(number if several else index) % len(COLORS)]
+            style["marker"] = "." if len(curve.x) < FEW else ""
+            style["label"] = lettered(", ".join(filter(None, [entry.name[-LONGEST:] * several, curve.name])))
+            draw_band(axis, curve.x, curve.y, curve.se, **style)
     axis.set(yscale=panel.scale, xlabel=panel.xlabel)
     if panel.xlabel == LEVELS:
         level_ticks(axis.xaxis)
@@ -267,24 +276,24 @@ def _plot(panel: Panel, entries: Sequence[Entry]) -> str:
 # Text
 
 
-def _fill(template: str, **values: Any) -> str:
+def _template(name: str) -> "Template":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("elbocli.report", ""),
-        autoescape=template.endswith(".html"),
+        autoescape=name.endswith(".html"),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
     environment.filters["code"] = code
-    return environment.get_template(template).render(values)
+    return environment.get_template(name)
 
 
-def code(value: Any) -> str:
+def code(value: str) -> str:
     """Return a value as a Markdown code span on one line."""
-    text = visible(" ".join(str(value).split()))
+    text = visible(" ".join(value.split()))
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     return f"{fence} {text} {fence}" if "`" in text else f"`{text or '-'}`"
 
@@ -293,4 +302,4 @@ def render_card(run: Path) -> str:
     """Return a run's model card: Markdown for the Hugging Face Hub, with metadata in YAML. Raises FormatError: not a run."""
     # The template puts text from files into code spans alone, and leaves out paths of this machine.
     entry = read_run(run)
-    return _fill("model_card.md", title=run.resolve().name, entry=entry, version=__version__)
+    return _template("model_card.md").render(title=run.resolve().name, entry=entry, version=__version__)

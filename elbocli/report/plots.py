@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from elbocli.report.figure import (
     same,
 )
 from elbocli.training.schedule_fit import FittedSchedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STEEP = 20.0  # ratio max w / w(0) above which the vertical axis is logarithmic
 SHARE = 0.01  # smallest point mass of p_w that the legend mentions
@@ -64,17 +67,17 @@ def plot_weights(weightings: dict[str, Weighting], schedules: list[Schedule], lo
     """
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     lines = _lines(weightings, at)
-    rows = [["w"], ["p"], *([["density"]] if schedules else [])]
-    sheet, axes = new_figure(rows, 7.7, 2.4 * len(rows) + 0.3)
+    panels = ["w", "p", *(["density"] if schedules else [])]
+    sheet, axes = new_figure(panels, 7.7, 2.4 * len(panels) + 0.3)
     _draw_weightings(axes["w"], lines, at)
     _draw_noise(axes["p"], lines, at)
     if schedules:
         draw_densities(axes["density"], {brief(schedule.base): schedule.density for schedule in schedules}, at)
         _cap(axes["density"])
-    finish(sheet, axes, rows[-1], low, high, out)
+    finish(sheet, axes, low, high, out)
 
 
-def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
+def _draw_weightings(axis: "Axes", lines: list[Line], at: Tensor) -> None:
     zero = int(at.abs().argmin())
     steep = any(line.value[zero] * STEEP < line.value.max() for line in lines)
     for index, line in enumerate(lines):
@@ -87,7 +90,7 @@ def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
     add_legend(axis)
 
 
-def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
+def _draw_noise(axis: "Axes", lines: list[Line], at: Tensor) -> None:
     for index, line in enumerate(lines):
         last = float(line.value[line.value > 0][-1:].sum())  # the point mass at the largest λ that has a weight
         mass = rf"mass {last:.2g} at $\lambda_{{\max}}$: {line.label}"
@@ -101,7 +104,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     axis.set_ylabel(r"$p_w = -(\mathrm{d}w/\mathrm{d}\lambda) / \max w$")
 
 
-def _cap(axis: Any) -> None:
+def _cap(axis: "Axes") -> None:
     # so that a spike doesn't flatten the other lines
     if peaks := [peak for line in axis.lines if (peak := np.nan_to_num(line.get_ydata()).max()) > 0]:
         axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))
@@ -109,11 +112,11 @@ def _cap(axis: Any) -> None:
 
 def plot_fit(fitted: FittedSchedule, out: Path) -> None:
     """Plot a fitted schedule's errors and densities against λ."""
-    (error, se) = fitted.error
+    error, se = fitted.error
     middle = bin_middles(fitted.edges)
     low = float(fitted.edges[0])
     high = float(fitted.edges[-1])
-    sheet, axes = new_figure([["error"], ["density"]], 7.4, 5.2)
+    sheet, axes = new_figure(["error", "density"], 7.4, 5.2)
     seen = error.isfinite()
     draw_band(axes["error"], middle[seen], error[seen], se[seen])
     axes["error"].set(yscale="log", ylabel=ERROR, title="measured error, ± 2 standard errors")
@@ -121,4 +124,4 @@ def plot_fit(fitted: FittedSchedule, out: Path) -> None:
     axes["density"].fill_between(middle, fitted.share, color="0.85", label=label, step="mid")
     at = torch.linspace(low + 1e-9, high - 1e-9, POINTS, dtype=torch.float64)
     draw_densities(axes["density"], fitted.densities, at)
-    finish(sheet, axes, ["density"], low, high, out)
+    finish(sheet, axes, low, high, out)

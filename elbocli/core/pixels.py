@@ -1,4 +1,4 @@
-"""Pixel levels 0 to 255 from a sampler's output, by published ways of rounding."""
+"""Pixel levels 0 to 255 as numbers in [-1, 1] or [0, 1], and back by published ways of rounding."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from elbocli.core.registry import Declaration, Registry
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -49,3 +50,9 @@ def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, floa
 
     levels = rounded(x.float(), *span).clamp_(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 1).contiguous()
+
+
+def from_levels(levels: Tensor, dtype: torch.dtype, span: tuple[float, float] = SIGNED) -> Tensor:
+    """Return a new tensor of pixel levels, uint8, as numbers level / divisor + offset. span: (divisor, offset)."""
+    divisor, offset = span
+    return levels.to(dtype).div_(divisor).add_(offset)

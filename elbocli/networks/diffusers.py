@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.pixels import to_levels
+from elbocli.core.pixels import from_levels, to_levels
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import DataError, FormatError, UsageError
@@ -133,8 +133,8 @@ class Autoencoder:
 
         Returns: mean and standard deviation of unscaled latents, [B, C, h, w] each.
         """
-        divisor, offset = INPUTS[space.latent_input]
-        x = sent(torch.from_numpy(pixels), self.device).permute(0, 3, 1, 2).float().div_(divisor).add_(offset)
+        levels = sent(torch.from_numpy(pixels), self.device).permute(0, 3, 1, 2)
+        x = from_levels(levels, torch.float32, INPUTS[space.latent_input])
         posterior = self.model.encode(x.contiguous()).latent_dist
         return posterior.mean, posterior.std
 

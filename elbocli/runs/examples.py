@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.elbo import reconstruction, reconstruction_of_numbers
+from elbocli.core.pixels import from_levels
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
@@ -67,6 +68,7 @@ def normalised(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") 
     Raises UsageError for another dtype or shape.
     """
     x = channels_first(sent(torch.as_tensor(pixels), torch.device(device)))
+    # `from_levels` divides, but CUDA multiplies by the reciprocal of a number instead. Here all devices do so, and get equal numbers.
     return x.to(torch.float32).mul_(1 / 127.5).sub_(1)
 
 
@@ -93,7 +95,7 @@ class ImageBatch(NamedTuple):
     @property
     def x(self) -> Tensor:
         """Images as float64, with the axes of `content`; pixels lie in [-1, 1]."""
-        return self.content.double() if self.latent else self.content.double() / 127.5 - 1
+        return self.content.double() if self.latent else from_levels(self.content, torch.float64)
 
     @property
     def divisor(self) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elbocli.core.pixels import from_levels
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.pickles import read_torch_file
 from elbocli.files.reading import file_sha256, reading
@@ -33,7 +34,7 @@ class Tiny(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = images.to(self.head.weight.dtype) / 127.5 - 1
+        x = from_levels(images, self.head.weight.dtype)
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.2)
         features = x.mean((2, 3)) * 8

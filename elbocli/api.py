@@ -511,12 +511,10 @@ def score(
     options: of metrics, such as `kid_subset_size=500`.
     Raises UsageError for an invalid argument, FormatError or DataError for images that don't fit the reference or the metrics.
     """
-    given = {"metrics": metrics, "extractor": extractor, **options}
-    by_user = {name: value for name, value in given.items() if value is not None}
     if unknown := [name for name in options if name not in {option.name for option in metric_options()}]:
         raise UsageError(f"score has no argument {unknown[0]!r}; its options are those of the metrics")
     settings = EvalSettings(
-        **settings_of(protocol, by_user),
+        **settings_of(protocol, {name: value for name, value in options.items() if value is not None}, metrics, extractor),
         seed=seed,
         extractor_weights=Path(extractor_weights) if extractor_weights else None,
         batch_size=batch_size,

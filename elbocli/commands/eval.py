@@ -152,7 +152,9 @@ def evaluate(
     source = click.core.ParameterSource
     by_protocol = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
     by_user = {name: setting for name, setting in by_protocol.items() if context.get_parameter_source(name) is not source.DEFAULT}
-    settings = EvalSettings(command=command_line(), **settings_of(protocol or "", by_user), **options)
+    metrics = by_user.pop("metrics", None)
+    extractor = by_user.pop("extractor", None)
+    settings = EvalSettings(command=command_line(), **settings_of(protocol or "", by_user, metrics, extractor), **options)
     for name, item in OPTIONS.items():
         if item.metric not in settings.metrics and context.get_parameter_source(name) is source.COMMANDLINE:
             raise click.UsageError(

@@ -7,17 +7,22 @@ None in a field without default: written as null; a missing key is read as None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, NamedTuple, Self, TypeVar, dataclass_transform, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self, TypeAlias, TypeVar, dataclass_transform, get_args
 
 import msgspec
 from msgspec import Meta
 from msgspec.structs import fields
 
 from elbocli.files.reading import check_format, read_bytes, reading
+
+if TYPE_CHECKING:
+    JSON: TypeAlias = Mapping[str, "JSON"] | Sequence["JSON"] | str | float | bool | None
+else:
+    JSON = Any  # msgspec has no recursive types
 
 Count = Annotated[int, Meta(ge=0, le=10**15)]  # of steps, images or bytes
 Positive = Annotated[int, Meta(ge=1, le=10**15)]

@@ -6,7 +6,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from elbocli.core.estimate import Estimate
 from elbocli.core.moments import FeatureMoments
 from elbocli.errors import DataError, UsageError
 from elbocli.files.features import SavedFeatures, read_features
-from elbocli.files.records import FORMATS, ExtraKeys, Record, parse_json, stored
+from elbocli.files.records import FORMATS, JSON, ExtraKeys, Record, parse_json, stored
 from elbocli.runtime.table import Table, rounded
 from elbocli.scoring.frechet import Gaussian, frechet_distance
 from elbocli.scoring.metrics.distances import FID
@@ -23,6 +23,9 @@ from elbocli.scoring.opening import fingerprint
 from elbocli.scoring.result import ENOUGH, EvalResult, mismatches, name_of, refuse, shared, title
 from elbocli.scoring.score_errors import Influence, frechet_influence
 from elbocli.scoring.sets import ImageSet, SomeSet, open_reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ALIKE = "such scores are not comparable; score both files with the same settings"
 
@@ -39,6 +42,7 @@ VARYING = (
     "command",
 )
 """Keys of facts that differ between repetitions of one recipe. `grid_sha256` is one, as a learned schedule gives each run a grid of its own."""
+Seed = int | str | None
 ALIKE_BOUNDS = ("n_images", "draws_per_image", "payload_sha256", "dimensions", "conditional")
 
 
@@ -134,14 +138,20 @@ def difference_of(score: str, first: float, other: float, estimate: Estimate, ho
     )
 
 
+def seed_of(made: Mapping[str, JSON], name: str) -> Seed:
+    """Return a seed among facts on samples; None: unknown."""
+    seed = made.get(name)
+    return seed if isinstance(seed, int | str) else None
+
+
 class ScoredSet(NamedTuple):
     """Scores of one set of samples, or a bound. made: facts on the training and on the samples."""
 
     scores: dict[str, Estimate]
-    made: Mapping[str, Any]
+    made: Mapping[str, JSON]
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, JSON]:
         """Everything that is equal in repetitions with other seeds; {} if the settings of the training are unknown."""
         return {key: value for key, value in self.made.items() if key not in VARYING} if "settings_sha256" in self.made else {}
 
@@ -150,7 +160,7 @@ class ScoredFile(NamedTuple):
     """A result file. alike: metadata that must be equal in comparable results."""
 
     file: str
-    alike: dict[str, Any]
+    alike: dict[str, JSON]
     sets: list[ScoredSet]
 
 
@@ -165,23 +175,23 @@ class Side(NamedTuple):
         """Sets of samples by training; {}: the trainings are unknown."""
         trainings = defaultdict[str, list[ScoredSet]](list)
         for scored in self.sets:
-            trainings[scored.made.get("run_id") or scored.made.get("weights_sha256") or ""].append(scored)
+            trainings[str(scored.made.get("run_id") or scored.made.get("weights_sha256") or "")].append(scored)
         return {} if "" in trainings else trainings
 
     @property
     def n_trainings(self) -> int | None:
         return len(self.trainings) or None
 
-    def by_training_seed(self, score: str) -> dict[Any, float]:
+    def by_training_seed(self, score: str) -> dict[Seed, float]:
         """Return each training's mean score; keys: training seeds, or run ids if two trainings have one seed."""
         means = {run: float(np.mean([scored.scores[score].value for scored in sets])) for run, sets in self.trainings.items()}
-        seeds = {run: sets[0].made.get("training_seed") for run, sets in self.trainings.items()}
+        seeds = {run: seed_of(sets[0].made, "training_seed") for run, sets in self.trainings.items()}
         distinct = len({*seeds.values()} - {None}) == len(seeds)
         return {seeds[run] if distinct else run: mean for run, mean in means.items()}
 
-    def by_seed(self, score: str) -> dict[Any, float]:
+    def by_seed(self, score: str) -> dict[Seed, float]:
         """Return {seed of the samples: score} of two or more sets; {} if there is only one, or seeds are missing or equal."""
-        values = {scored.made.get("seed"): scored.scores[score].value for scored in self.sets}
+        values = {seed_of(scored.made, "seed"): scored.scores[score].value for scored in self.sets}
         return values if 1 < len(values) == len(self.sets) and None not in values else {}
 
     def estimate(self, score: str) -> Estimate:
@@ -207,14 +217,14 @@ def read_scored(content: bytes, where: str) -> ScoredFile:
     return ScoredFile(where, result.alike(), sets)
 
 
-def _scored_bound(where: str, bound: Bound | FlowLikelihood, estimator: str, made: Mapping[str, Any]) -> ScoredFile:
+def _scored_bound(where: str, bound: Bound | FlowLikelihood, estimator: str, made: Mapping[str, JSON]) -> ScoredFile:
     unit = "nats_per_latent_dimension" if bound.bpd is None else "bpd"
     facts = {"n_images": bound.n_images, **made}
     alike = {key: value for key, value in facts.items() if key in ALIKE_BOUNDS}
     return ScoredFile(where, alike, [ScoredSet({f"{unit}{estimator}": Estimate.normal(*bound.per_dimension)}, bound.about)])
 
 
-def compare_results(results: Sequence[ScoredFile]) -> tuple[list[Compared], dict[str, Any]]:
+def compare_results(results: Sequence[ScoredFile]) -> tuple[list[Compared], dict[str, JSON]]:
     """Compare the scores of results, grouped by recipe, with those of the first recipe. Results of one recipe are compared singly.
 
     Returns: sides, the first without scores; metadata that are equal in all results.
@@ -223,7 +233,7 @@ def compare_results(results: Sequence[ScoredFile]) -> tuple[list[Compared], dict
     sides = list[Side]()
     recipes = [[scored.recipe for scored in result.sets] for result in results]
     same = all(recipe == recipes[0][0] for of_file in recipes for recipe in of_file)
-    known = list[dict[str, Any]]()
+    known = list[dict[str, JSON]]()
     for result, of_file in zip(results, recipes, strict=True):
         refuse(mismatches(result.alike, results[0].alike), result.file, results[0].file, ALIKE)
         recipe = of_file[0] if all(other == of_file[0] for other in of_file) and not same else {}
@@ -272,11 +282,11 @@ def _difference(first: Side, other: Side, score: str) -> Difference:
     return difference_of(score, sampled[0].value, sampled[1].value, change, f"{scope}, {how}", conclusive)
 
 
-def _paired(before: Mapping[Any, float], after: Mapping[Any, float]) -> Estimate:
+def _paired(before: Mapping[Seed, float], after: Mapping[Seed, float]) -> Estimate:
     return Estimate.of_repeats([after[seed] - before[seed] for seed in before])
 
 
-def _scope(made: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[str, bool]:
+def _scope(made: Sequence[Sequence[Mapping[str, JSON]]]) -> tuple[str, bool]:
     """Return which chance a standard error from sampling covers, and whether that is all chance between two sides.
 
     made: facts on the samples of both sides.
@@ -300,14 +310,14 @@ class Distance(NamedTuple):
 
     def minus(self, other: Distance) -> tuple[Estimate, str]:
         """Return the difference, and the method of its standard error."""
-        seeds = [(saved.about.made or {}).get("seed") for saved in (self.saved, other.saved)]
-        labels: list[Any] = [saved.labels for saved in (self.saved, other.saved)]
-        if None not in seeds and seeds[0] == seeds[1] and np.array_equal(*labels):  # image k has equal noise in both files
+        seed = seed_of(self.saved.about.made or {}, "seed")
+        same_noise = seed is not None and seed == seed_of(other.saved.about.made or {}, "seed")
+        if same_noise and _equal_labels(self.saved.labels, other.saved.labels):  # of image k of both files
             return Estimate.normal(self.value - other.value, self.influence.se_of_difference(other.influence)), "paired by image"
         return Estimate(self.value, self.influence.se).minus(Estimate(other.value, other.influence.se)), "unpaired"
 
 
-def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], dict[str, Any]]:
+def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], dict[str, JSON]]:
     """Compare each file's Fréchet distance from a reference with the first file's.
 
     paths: features saved by `elbo eval --save-features`. ref: statistics or features of the reference.
@@ -342,7 +352,11 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     }
 
 
-def _facts(saved: SavedFeatures) -> dict[str, Any]:
+def _equal_labels(first: Tensor | None, other: Tensor | None) -> bool:
+    return first is other is None or (first is not None and other is not None and first.equal(other))
+
+
+def _facts(saved: SavedFeatures) -> dict[str, JSON]:
     return {"n_samples": len(saved.features), **fingerprint(saved.about)}
 
 

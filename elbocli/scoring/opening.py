@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from msgspec import structs
 
 from elbocli.errors import DataError, UsageError
 from elbocli.files.features import FeatureFacts
+from elbocli.files.records import JSON
 from elbocli.runs.classes import DATA, choose_labels
 from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import World
@@ -263,7 +263,7 @@ def _sizes_of(some: SomeSet, evaluation: Evaluation) -> tuple[int, int]:
     return features.shape[1], 0 if logits is None else logits.shape[1]
 
 
-def fingerprint(about: FeatureFacts) -> dict[str, Any]:
+def fingerprint(about: FeatureFacts) -> dict[str, JSON]:
     """Return the settings that samples and reference must share, where known."""
     facts = {
         **(about.preprocessing or {}),

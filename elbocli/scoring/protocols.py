@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from msgspec.structs import asdict
 
@@ -12,10 +11,10 @@ from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION,
 from elbocli.scoring.metrics import Metric, Need, parse_metrics
 from elbocli.scoring.result import Pairs, refuse
 from elbocli.scoring.sets import ImageSet, SomeSet, class_sizes
-from elbocli.scoring.settings import PROTOCOLS, EvalSettings, Protocol
+from elbocli.scoring.settings import PROTOCOLS, EvalSettings, Option, Protocol
 
 
-def options_of(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+def options_of(metrics: Mapping[str, Metric]) -> dict[str, Option]:
     """Return the options of all metrics by name."""
     return {name: value for metric in metrics.values() for name, value in asdict(metric).items()}
 

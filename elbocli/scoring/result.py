@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
@@ -13,13 +13,13 @@ from elbocli.core.estimate import Estimate
 from elbocli.errors import DataError, ElboError
 from elbocli.files.features import FeatureFacts
 from elbocli.files.losslog import LARGEST
-from elbocli.files.records import Count, ExtraKeys, Record, convert, stored
+from elbocli.files.records import JSON, Count, ExtraKeys, Record, convert, stored
 from elbocli.runtime.table import Table
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT
 from elbocli.scoring.metrics import metric_options
 
 # Key of metadata → [value, expected value], where they differ
-Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
+Pairs = dict[str, Annotated[list[JSON], Meta(min_length=2, max_length=2)]]
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]  # a number whose square is within float64 range
 ENOUGH = 10_000  # below this number of images, reports and warnings say that a score comes from few images
 # Names of scores by the published Inception network.
@@ -88,12 +88,12 @@ class Facts(Record, kw_only=True):
     extractor: str | None
     extractor_sha256: str | None
     feature_precision: str | None = None
-    preprocessing: dict[str, Any] | None
-    ref_preprocessing: dict[str, Any] | None
+    preprocessing: dict[str, JSON] | None
+    ref_preprocessing: dict[str, JSON] | None
     classes: Count | None = None
     fewest_of_a_class: Count | None = None
     most_of_a_class: Count | None = None
-    made: dict[str, Any] = {}
+    made: dict[str, JSON] = {}
     options: ExtraKeys = {}
     elbo_version: str | None
     torch_fidelity_version: str | None
@@ -113,12 +113,12 @@ class SetScores:
     scores: Mapping[str, Score]
     facts: Facts
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, JSON]:
         """Return a JSON object."""
         return {"scores": {name: score.json() for name, score in self.scores.items()}, **self.facts.json()}
 
     @classmethod
-    def of(cls, content: dict[str, Any], where: object) -> SetScores:
+    def of(cls, content: dict[str, JSON], where: object) -> SetScores:
         """Convert a parsed JSON object. where: file, for messages. Raises FormatError."""
         facts = {key: value for key, value in content.items() if key not in ("format", "version", "scores", "repeats")}
         scores = convert(content.get("scores"), dict[str, Score], f"{where}: scores")
@@ -147,19 +147,28 @@ class EvalResult(Record):
             scores[name] = Score.of_estimate(Estimate.of_repeats(values), float(np.std(values, ddof=1)))
         return scores
 
-    def common(self) -> dict[str, Any]:
+    @property
+    def made(self) -> dict[str, JSON]:
+        """Run, sampler and other settings by which all sets of samples were drawn."""
+        return shared([repeat.facts.made for repeat in self.repeats])
+
+    def common(self) -> dict[str, JSON]:
         """Return metadata equal for all sets of samples, with every set's `mismatch` and `deviates`."""
-        facts = [repeat.facts.json() for repeat in self.repeats]
-        common = {**shared(facts), "made": shared([repeat["made"] for repeat in facts])}
-        for name in ("mismatch", "deviates"):
-            if pairs := {key: pair for repeat in facts for key, pair in repeat.get(name, {}).items()}:
-                common[name] = pairs
+        facts = [repeat.facts for repeat in self.repeats]
+        common = {**shared([repeat.json() for repeat in facts]), "made": self.made}
+        every = {
+            "mismatch": [repeat.mismatch or {} for repeat in facts],
+            "deviates": [repeat.deviates or {} for repeat in facts],
+        }
+        for name, of_sets in every.items():
+            if any(of_sets):
+                common[name] = {key: pair for pairs in of_sets for key, pair in pairs.items()}
         return common
 
-    def alike(self) -> dict[str, Any]:
+    def alike(self) -> dict[str, JSON]:
         """Return the metadata that must be equal in comparable results."""
         facts = self.common()
-        alike = dict[str, Any]()
+        alike = dict[str, JSON]()
         for key in [*ALIKE, *(option.name for option in metric_options())]:
             parts = facts.get(key)
             named = {f"{key}.{part}": value for part, value in parts.items()} if isinstance(parts, dict) else {key: parts}
@@ -168,30 +177,32 @@ class EvalResult(Record):
 
     def table(self) -> Table:
         """Return scores with standard errors and intervals, and what limits their meaning."""
-        facts = self.common()
+        facts = Facts.of(self.common())
         notes = list[str]()
-        made = facts["made"]
-        extractor = EXTRACTORS.get(str(facts.get("extractor")))
+        made = facts.made
+        extractor = EXTRACTORS.get(str(facts.extractor))
         rows = [
             [title(name), (score.value, score.se), score.interval and [*score.interval]] for name, score in self.scores.items()
         ]
         if len(self.repeats) > 1:
             notes.append(f"Means of {len(self.repeats)} sets of samples; the standard errors are of these means.")
-        if facts["n_samples"] < ENOUGH:
+        if facts.n_samples < ENOUGH:
             notes.append(f"Fewer than {ENOUGH} images: compare these scores only with scores of as many images.")
-        for name, words in {"mismatch": "Samples and reference differ", "deviates": "This differs from the protocol"}.items():
-            for key, (value, expected) in facts.get(name, {}).items():
-                notes.append(f"{words}: {key} is {value}, not {expected}.")
+        for words, pairs in {
+            "Samples and reference differ": facts.mismatch,
+            "This differs from the protocol": facts.deviates,
+        }.items():
+            notes += [f"{words}: {key} is {value}, not {expected}." for key, (value, expected) in (pairs or {}).items()]
         return Table(
-            f"Scores of {facts.get('samples') or f'{len(self.repeats)} sets of samples'}, {facts['n_samples']} images",
+            f"Scores of {facts.samples or f'{len(self.repeats)} sets of samples'}, {facts.n_samples} images",
             ["score", "value ± standard error", "95 % interval"],
             rows,
             {
                 "run": made.get("run") and f"{made['run']}, step {made.get('step')}, weights {made.get('weights')}",
                 "drawn with": made.get("sampler") and f"{made['sampler']}, {made.get('nfe')} network evaluations an image",
-                "reference": facts.get("ref") and f"{facts['ref']}, {facts.get('n_ref') or 'unknown number of'} images",
+                "reference": facts.ref and f"{facts.ref}, {facts.n_ref or 'unknown number of'} images",
                 "extractor": extractor and f"{extractor.name}: {extractor.formula}; {extractor.source}",
-                "protocol": facts.get("protocol"),
+                "protocol": facts.protocol,
             },
             notes,
         )
@@ -199,7 +210,7 @@ class EvalResult(Record):
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, JSON]:
         scores = {name: score.json() for name, score in self.scores.items()}
         content = {**self.head(), "scores": scores, **self.common()}
         if len(self.repeats) > 1:
@@ -207,11 +218,11 @@ class EvalResult(Record):
         return content
 
     @classmethod
-    def of(cls, content: Any, where: object = "it") -> EvalResult:
+    def of(cls, content: JSON, where: object = "it") -> EvalResult:
         """Convert a parsed JSON result. where: file, for messages. Raises FormatError."""
         cls.check_head(content, where)
-        content = convert(content, dict[str, Any], where)
-        repeats = convert(content.get("repeats", [content]), list[dict[str, Any]], f"{where}: repeats")
+        whole: dict[str, JSON] = convert(content, dict[str, JSON], where)
+        repeats = convert(whole.get("repeats", [whole]), list[dict[str, JSON]], f"{where}: repeats")
         return cls([SetScores.of(repeat, where) for repeat in repeats])
 
 
@@ -232,12 +243,12 @@ def name_of(score: str, about: FeatureFacts, comparable: bool = True) -> str:
     return f"{score}[{about.extractor or 'unknown'}]"
 
 
-def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def shared(facts: Sequence[dict[str, JSON]]) -> dict[str, JSON]:
     """Return the entries that are equal in all dicts."""
     return {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
 
 
-def mismatches(first: dict[str, Any], second: dict[str, Any]) -> Pairs:
+def mismatches(first: dict[str, JSON], second: dict[str, JSON]) -> Pairs:
     """Return values that differ: key in both dicts → [value in `first`, value in `second`]."""
     return {key: [value, second[key]] for key, value in first.items() if key in second and value != second[key]}
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+Labels: TypeAlias = "np.ndarray | Tensor"  # class of each image, [N]
 ROWS = 4096  # images at a time
 PAIRS = 16384  # pairs of images of which E b² is the mean
 
@@ -84,7 +85,7 @@ def _variance(first: np.ndarray, second: np.ndarray, n: int) -> float:
     return max(float(np.var(first, ddof=1)) - pairs / len(first), 0.0) / n + pairs / (2 * n**2)
 
 
-def equal_classes(labels: Any) -> np.ndarray | None:
+def equal_classes(labels: Labels | None) -> np.ndarray | None:
     """Return the class of each image, numbered from 0, [N]; None unless images were drawn in equal numbers from two or more classes.
 
     labels: [N], or None.
@@ -143,7 +144,7 @@ def some_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     return first, (first + random.integers(1, n, size=PAIRS)) % n
 
 
-def frechet_influence(features: np.ndarray, own: Gaussian, reference: Gaussian, labels: Any = None) -> Influence:
+def frechet_influence(features: np.ndarray, own: Gaussian, reference: Gaussian, labels: Labels | None = None) -> Influence:
     """Return the effects of images on the Fréchet distance.
 
     features: [N, D], N ≥ 2. own: mean and covariance of the features. labels: [N], or None.
@@ -184,7 +185,7 @@ def kernel_influence(
     samples: Tensor,
     reference: Tensor,
     kernel: Callable[[Tensor, Tensor], Tensor],
-    labels: Any = None,
+    labels: Labels | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Influence, float, float]:
     """Return the effects of images on the squared kernel distance (MMD²), and two variances of the kernel, for subsets.

@@ -133,7 +133,7 @@ def _warn(result: EvalResult, evaluation: Evaluation) -> None:
             f"{facts.samples}: has {facts.n_samples} images; with fewer than {ENOUGH}, scores depend on the number of images: {few}"
         )
     keys = {key for scores in result.repeats for key in scores.facts.made}
-    if differ := keys - result.common()["made"].keys() - {"seed", "command"}:
+    if differ := keys - result.made.keys() - {"seed", "command"}:
         log.warning(
             f"sets of samples differ in more than the seed: {', '.join(sorted(differ))}; so the standard deviation is not over "
             "seeds alone"

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, STRICT
 from elbocli.scoring.metrics import Metric, Need, parse_metrics
+
+Option = str | float | None  # value of an option of a metric
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Protocol(NamedTuple):
     tables: str
     extractors: Sequence[str]
     metrics: str
-    options: Mapping[str, Any] = {}
+    options: Mapping[str, Option] = {}
     n: int = 50_000
     ref_images: int = 0
     classes: int = 0
@@ -103,17 +105,27 @@ PROTOCOLS = {
 USUAL = Protocol("", "", "", extractors=[""], metrics="fid,is")  # for evaluations without a protocol
 
 
-def settings_of(name: str, by_user: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields protocol, metrics and extractor of EvalSettings.
+class ProtocolSettings(TypedDict):
+    """Fields of EvalSettings that a protocol sets."""
 
-    name: protocol; '': no protocol.
-    by_user: option → value instead of the protocol's: `metrics`, `extractor`, and options of metrics.
+    protocol: str
+    metrics: Mapping[str, Metric]
+    extractor: str
+
+
+def settings_of(
+    name: str, options: Mapping[str, Option], metrics: str | None = None, extractor: str | None = None
+) -> ProtocolSettings:
+    """Return the fields of EvalSettings that a protocol sets.
+
+    name: protocol; '': no protocol. options: of metrics, instead of the protocol's.
+    metrics, extractor: instead of the protocol's; None: the protocol's.
     """
     protocol = PROTOCOLS.get(name, USUAL)
-    extractor = by_user.get("extractor", protocol.extractors[0])
-    metrics = protocol.metrics
+    extractor = protocol.extractors[0] if extractor is None else extractor
+    usual = protocol.metrics
     named = EXTRACTORS.lookup(extractor or DEFAULT)
     if protocol is USUAL and not (named and named.name == DEFAULT):
-        metrics = "fid"  # other networks have no logits, or random ones, or classes of their own
-    parsed = parse_metrics(by_user.get("metrics", metrics), {**protocol.options, **by_user})
+        usual = "fid"  # other networks have no logits, or random ones, or classes of their own
+    parsed = parse_metrics(usual if metrics is None else metrics, {**protocol.options, **options})
     return {"protocol": name, "metrics": parsed, "extractor": extractor}

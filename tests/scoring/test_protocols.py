@@ -27,9 +27,9 @@ ADM_METRICS = "fid,sfid,is,prc"
 BALANCED = np.arange(N) % 1000
 
 
-def settings(name, allow_mismatch=False, precision="fp32", **given):
+def settings(name, allow_mismatch=False, precision="fp32", metrics=None, extractor=None, **given):
     """Settings as the command makes them of the options that were given."""
-    return EvalSettings(**settings_of(name, given), allow_mismatch=allow_mismatch, precision=precision)
+    return EvalSettings(**settings_of(name, given, metrics, extractor), allow_mismatch=allow_mismatch, precision=precision)
 
 
 def samples(name="adm", n=N, labels=BALANCED, **about):

@@ -8,10 +8,31 @@ OUT_OF_MEMORY = re.compile(
 )
 
 
+class Parameter(str):
+    """Name of a parameter, as a part of an error's message; on the command line it is an option."""
+
+    __slots__ = ()
+
+    @property
+    def option(self) -> str:
+        return "--" + self.replace("_", "-")
+
+
 class ElboError(Exception):
-    """Base class of errors that the user can fix; the message names the path, the problem and the remedy."""
+    """Base class of errors that the user can fix; the message names the path, the problem and the remedy.
+
+    Arguments: parts of the message, texts and Parameters, which are joined without spaces.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "".join(map(str, self.args))
+
+    @property
+    def for_command_line(self) -> str:
+        """The message with the options of its Parameters."""
+        return "".join(part.option if isinstance(part, Parameter) else str(part) for part in self.args)
 
 
 class UsageError(ElboError):

@@ -156,7 +156,7 @@ def run(args: list[str]) -> int:
                 where = context.command_path if context else where
                 said = error.format_message() + (f" (see '{where} --help')" if code == 2 else "")
             case ElboError():
-                said = str(error)
+                said = error.for_command_line
                 if Command.verbose:
                     import traceback
 

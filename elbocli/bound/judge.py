@@ -18,7 +18,7 @@ from elbocli.core.objective import Objective
 from elbocli.core.paired import PairedEstimate, PairedMoments
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.weighting import Weighting
-from elbocli.errors import UsageError
+from elbocli.errors import Parameter, UsageError
 from elbocli.files.schedule_file import resolve_weighting
 
 AGREE = 4.0  # largest difference between the theorem's two sides that counts as agreement, in standard errors
@@ -46,7 +46,10 @@ def _measure(weighting: Weighting, low: float, high: float) -> Augmented:
     measure = Augmented(weighting, low, high)
     if not measure.largest > 0:
         raise UsageError(
-            f"{weighting.spec}: the largest w on logsnr {low:g} to {high:g} is 0; change --logsnr-min or --logsnr-max"
+            f"{weighting.spec}: the largest w on logsnr {low:g} to {high:g} is 0; change ",
+            Parameter("logsnr_min"),
+            " or ",
+            Parameter("logsnr_max"),
         )
     return measure
 

@@ -25,12 +25,15 @@ def one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def reading(
-    where: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
+    where: object,
+    then: str | tuple[str, ...] = "",
+    kind: type[ElboError] = FormatError,
+    on: tuple[type[Exception], ...] = (Exception,),
 ) -> Iterator[None]:
     """Convert library errors in the block to elbo errors; put the file before every message.
 
     where: the file's path, optionally with ": " and a description of the problem.
-    then: end of a converted message, such as '; get the file again'. on: types of library errors to convert.
+    then: end of a converted message, such as '; get the file again', or parts of it as of an error. on: types of library errors to convert.
     kind: class that library errors and UsageErrors become; a missing read permission becomes a DataError.
     """
     try:
@@ -38,12 +41,13 @@ def reading(
     except (UsageError, DataError, FormatError) as error:
         if str(error).startswith(str(where).partition(": ")[0]):
             raise
-        raise (kind if isinstance(error, UsageError) else type(error))(f"{where}: {error}") from error
+        raise (kind if isinstance(error, UsageError) else type(error))(f"{where}: ", *error.args) from error
     except ElboError:
         raise
     except on as error:
         said = f"could not read: {error.strerror}" if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise (DataError if isinstance(error, PermissionError) else kind)(f"{where}: {said}{then}") from error
+        end = (then,) if isinstance(then, str) else then
+        raise (DataError if isinstance(error, PermissionError) else kind)(f"{where}: {said}", *end) from error
 
 
 @contextlib.contextmanager

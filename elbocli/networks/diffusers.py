@@ -15,7 +15,7 @@ from torch import Tensor
 from elbocli.core.pixels import from_levels, to_levels
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import parse_level_code
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.errors import DataError, FormatError, Parameter, UsageError
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import file_sha256, quiet, reading
 from elbocli.files.records import parse_json, read_json
@@ -66,7 +66,8 @@ class DiffusersUNet(Network):
         if config.image_size % multiple:
             raise UsageError(
                 f"network: this {UNET} needs images whose side is a multiple of {multiple}, but the side is "
-                f"{config.image_size} pixels; pack with another `size`"
+                f"{config.image_size} pixels; pack with another ",
+                Parameter("size"),
             )
         self.code = parse_level_code(config.code)
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from elbocli.core.schedule import parse_level_code
-from elbocli.errors import UsageError
+from elbocli.errors import Parameter, UsageError
 from elbocli.files.records import Count
 from elbocli.networks import Depth, Network, NetworkConfig, Size, network
 
@@ -157,8 +157,9 @@ class LevelsConfig(NetworkConfig):
         object.__setattr__(self, "levels", tuple(int(level) if level == int(level) else level for level in self.levels))
         if self.image_size < 1 << self.halvings:
             raise UsageError(
-                f"network: the levels halve the image {self.halvings} times, too often for {self.image_size} pixels; choose "
-                "another preset, or pack with another `size`"
+                f"network: the levels halve the image {self.halvings} times, too often for {self.image_size} "
+                "pixels; choose another preset, or pack with another ",
+                Parameter("size"),
             )
         for level in self.levels:
             width = self.channels * level

@@ -104,7 +104,7 @@ class Entry:
         try:
             yield
         except ElboError as error:
-            self.missing.append(str(error))
+            self.missing.append(error.for_command_line)
 
     def add(self, panel: Panel, name: str, x: Values, y: Values, se: Values | None = None) -> None:
         self.curves.setdefault(panel, []).append(Curve(name, x, y, se))

@@ -59,7 +59,7 @@ def progress_of_runs(runs: Sequence[Path]) -> list[Row]:
         try:
             progress |= progress_of(run, config)
         except ElboError as error:
-            progress["message"] = str(error)
+            progress["message"] = error.for_command_line
         rows.append({"run": str(run), **progress, **{key: setting.get(key) for key in differing}})
     names = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in names} for row in rows]

@@ -12,7 +12,7 @@ import numpy as np
 from elbocli.core.registry import nearest
 from elbocli.core.streams import random_classes, random_classes_of
 from elbocli.data.labels import lines_of
-from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.errors import DataError, ElboError, FormatError, Parameter, UsageError
 from elbocli.runtime.progress import log
 
 DATA = "data"
@@ -65,7 +65,9 @@ def choose_labels(
     """
     if num_classes < 1:
         if classes not in (BALANCED, RANDOM):
-            raise UsageError(f"--classes {classes:.60}: the run is unconditional; leave --classes out")
+            raise UsageError(
+                Parameter("classes"), f" {classes:.60}: the run is unconditional; leave ", Parameter("classes"), " out"
+            )
         return None
     if classes == BALANCED:
         return np.arange(n) % num_classes
@@ -73,7 +75,9 @@ def choose_labels(
         return random_classes(n, num_classes, seed)
     if classes == DATA:
         if counts is None:
-            raise UsageError(f"--classes data: {UNKNOWN}; put the dataset back, or give --classes balanced")
+            raise UsageError(
+                Parameter("classes"), f" data: {UNKNOWN}; put the dataset back, or give ", Parameter("classes"), " balanced"
+            )
         return random_classes_of(counts, n, seed)
     name_of = dict(enumerate(names))
 

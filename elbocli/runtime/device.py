@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.errors import UsageError
+from elbocli.errors import Parameter, UsageError
 from elbocli.runtime.progress import log
 
 # Name of a precision → dtype of the network's activations.
@@ -40,8 +40,11 @@ def resolve_device(name: str) -> str:
             _warn_of_cpu_build()
         elif trouble := _cuda_trouble():
             raise UsageError(
-                f"{CARD}: this machine has an NVIDIA card, but CUDA does not start: {trouble}; torch {torch.__version__} is built "
-                f"for CUDA {torch.version.cuda}; update the driver, install a torch for an older CUDA, or choose --device cpu"
+                f"{CARD}: this machine has an NVIDIA card, but CUDA does not start: {trouble}; torch "
+                f"{torch.__version__} is built for CUDA {torch.version.cuda}; update the driver, install a torch "
+                "for an older CUDA, or choose ",
+                Parameter("device"),
+                " cpu",
             )
     return "cpu"
 
@@ -85,7 +88,9 @@ def choose_device(name: str) -> torch.device:
         else:
             _keep_freed_memory()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}; choose another --device") from error
+        raise UsageError(
+            f"device {name!r} can't be used here: {str(error).splitlines()[0]}; choose another ", Parameter("device")
+        ) from error
     return device
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from elbocli.errors import ElboError, NotJoined, PeerLost, ReaderGone, UsageError
+from elbocli.errors import ElboError, NotJoined, Parameter, PeerLost, ReaderGone, UsageError
 from elbocli.runtime.device import choose_device, resolve_device
 
 T = TypeVar("T")
@@ -87,9 +87,9 @@ class World:
             error = caught
         except BrokenPipeError:
             error = ReaderGone()
-        for rank, failed in enumerate(self.all((str(error), error.exit_code) if error else None)):
+        for rank, failed in enumerate(self.all((error.args, error.exit_code) if error else None)):
             if failed:
-                everywhere = ElboError(f"rank {rank}: {failed[0]}" if rank else failed[0])
+                everywhere = ElboError(f"rank {rank}: " if rank else "", *failed[0])
                 everywhere.exit_code = failed[1]
                 raise everywhere from error
 
@@ -144,7 +144,12 @@ def joined(device: str) -> Iterator[World]:
         raise UsageError(f"WORLD_SIZE is {size} without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE")
     meant = resolve_device(device)
     if meant.startswith("cuda:"):
-        raise UsageError(f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out")
+        raise UsageError(
+            Parameter("device"),
+            f" {meant}: under torchrun each process uses the GPU of its local rank; leave ",
+            Parameter("device"),
+            " out",
+        )
     cuda = meant == "cuda"
     rank = int(os.environ["RANK"])
     # With `srun --gpus-per-task=1` each process sees one GPU alone, as cuda:0.

@@ -1,12 +1,9 @@
 """Print text of any origin, with control characters escaped."""
 
-import re
 import sys
 from contextlib import suppress
 
 from elbocli.runtime.table import printable
-
-PARAMETER = re.compile("`([a-z_]+)`")  # in messages of core and nn, which know no options
 
 
 def visible(text: str) -> str:
@@ -20,8 +17,7 @@ def visible_lines(text: str) -> str:
 
 
 def tell(text: str) -> None:
-    """Print a message on standard error, with options' names for `parameters`; ignore write errors."""
-    text = PARAMETER.sub(lambda name: f"--{name[1].replace('_', '-')}", text)
+    """Print a message on standard error; ignore write errors."""
     with suppress(OSError, AttributeError):  # AttributeError: stderr is closed, and sys.stderr None
         sys.stderr.write(visible(text) + "\n")
         sys.stderr.flush()

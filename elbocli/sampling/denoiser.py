@@ -10,7 +10,7 @@ from torch import Tensor
 from elbocli.core.objective import NetworkFunction, check_output
 from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration
-from elbocli.errors import UsageError
+from elbocli.errors import Parameter, UsageError
 from elbocli.sampling.guidance import THRESHOLDS, Guidance
 from elbocli.sampling.samplers import Denoise, DenoiseWithVariance, Sampler
 
@@ -63,7 +63,9 @@ class Denoiser:
         x_hat, v = self._estimate(z, logsnr)
         if v.shape != z.shape:
             raise UsageError(
-                f"the network has no learned variance: {z.shape[1]} output channels, not {2 * z.shape[1]}; use `sampler` ddpm"
+                f"the network has no learned variance: {z.shape[1]} output channels, not {2 * z.shape[1]}; use ",
+                Parameter("sampler"),
+                " ddpm",
             )
         return x_hat, (v + 1).mul_(0.5)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from elbocli.core.noise import UNIT, Noise
 from elbocli.core.pixels import NEAREST, to_levels
 from elbocli.core.registry import Declaration
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.errors import DataError, FormatError, Parameter, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, read_space
 from elbocli.files.reading import reading
@@ -60,7 +60,7 @@ def compiled(denoiser: Denoiser, learned: bool, compile: bool, graphs: CudaGraph
     network: Any = denoiser.network
     if learned:
         if not getattr(network.config, "variance", False):
-            raise UsageError("the network has no learned variance; use --sampler ddpm")
+            raise UsageError("the network has no learned variance; use ", Parameter("sampler"), " ddpm")
         network = network.outputs
     network = torch.compile(network, dynamic=False) if compile else network
     guide = denoiser.guide and compiled(denoiser.guide, False, compile, graphs)
@@ -84,26 +84,40 @@ def check_guidance(trained: TrainedRun, guide: TrainedRun | None, guidance: Guid
     scale = guidance.scale
     channels = guidance.channels
     if channels > config.image_channels:
-        raise UsageError(f"--guidance-channels {channels}: {path} has {config.image_channels} channels; lower the number")
+        raise UsageError(
+            Parameter("guidance_channels"), f" {channels}: {path} has {config.image_channels} channels; lower the number"
+        )
     if guide is None:
         if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
-            raise UsageError(f"--guidance-scale {scale:g}: {path} has no classes, or no --label-dropout; add --guide RUN")
+            raise UsageError(
+                Parameter("guidance_scale"),
+                f" {scale:g}: {path} was trained without classes or without ",
+                Parameter("label_dropout"),
+                ", so it can't guide itself; add ",
+                Parameter("guide"),
+                " RUN, or leave ",
+                Parameter("guidance_scale"),
+                " out",
+            )
         return
     if scale == 1:
-        raise UsageError("a guide has no effect at --guidance-scale 1; try --guidance-scale 2")
+        raise UsageError("a guide has no effect at ", Parameter("guidance_scale"), " 1; try ", Parameter("guidance_scale"), " 2")
     classes = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
     if _images(trained) != _images(guide) or (classes[1][0] and classes[0] != classes[1]):
         raise UsageError(
-            f"--guide {guide.path}: draws other images or classes than {path}; name a guide with "
-            "the same image size, channels and latent space, and the same classes or none"
+            Parameter("guide"),
+            f" {guide.path}: draws other images or classes than {path}; name a guide with the same image "
+            "size, channels and latent space, and the same classes or none",
         )
     low = guide.settings.logsnr_min
     high = guide.settings.logsnr_max
     beyond = [at for at in levels[:-1] if guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
     if beyond:
         raise UsageError(
-            f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, but would be used at logsnr {beyond[0]:.4g}; "
-            f"add --guidance-interval {low:g} {high:g}"
+            Parameter("guide"),
+            f" {guide.path}: was trained on logsnr {low:g} to {high:g}, but would be used at logsnr {beyond[0]:.4g}; add ",
+            Parameter("guidance_interval"),
+            f" {low:g} {high:g}",
         )
 
 
@@ -144,7 +158,7 @@ def open_decoder(
     """
     if not data.latents:
         if autoencoder is not None:
-            raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
+            raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave ", Parameter("autoencoder"), " out")
         chosen = rounding or NEAREST
         return Decoder(network.shape, lambda x: to_levels(x, chosen), {"rounding": chosen.spec})
     space = read_space(data.more, network.image_channels, "config.yaml")
@@ -153,17 +167,24 @@ def open_decoder(
     )
     if folder is None:
         raise UsageError(
-            f"{space.autoencoder}: the autoencoder of the latents is missing; name its folder with --autoencoder DIR"
+            f"{space.autoencoder}: the autoencoder of the latents is missing; name its folder with ",
+            Parameter("autoencoder"),
+            " DIR",
         )
     model = Autoencoder(folder, device)
     size = space.pixel_size
     its = model.space(space.latent_convention, size, space.mirrored)
     same = (its.latent_shift, its.latent_scale) == (space.latent_shift, space.latent_scale)
     if not (same if space.autoencoder_sha256 == UNKNOWN else model.sha256 == space.autoencoder_sha256):
-        raise DataError(f"{folder}: is not the autoencoder of the run's latents; name {space.autoencoder} with --autoencoder DIR")
+        raise DataError(
+            f"{folder}: is not the autoencoder of the run's latents; name {space.autoencoder} with ",
+            Parameter("autoencoder"),
+            " DIR",
+        )
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):
         raise FormatError(
-            f"{folder}: can't decode {network.image_channels} channels to images of side {size}; name another --autoencoder"
+            f"{folder}: can't decode {network.image_channels} channels to images of side {size}; name another ",
+            Parameter("autoencoder"),
         )
     batch = model.comfortable_batch(size)
     return Decoder(
@@ -294,7 +315,10 @@ def _plan_drawing(trained: TrainedRun, guide: TrainedRun | None, settings: Sampl
         log.warning(f"{schedule.file}: is made for {made}, not for {purpose}; make a new file with 'elbo grid'")
     if plan.threshold.name != "none" and trained.data.latents:
         raise UsageError(
-            f"--threshold {plan.threshold.spec}: {trained.path} draws latents, which have no range; leave --threshold out"
+            Parameter("threshold"),
+            f" {plan.threshold.spec}: {trained.path} draws latents, which have no range; leave ",
+            Parameter("threshold"),
+            " out",
         )
     check_guidance(trained, guide, plan.guidance, plan.levels)
     graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from elbocli.core.prediction import alpha_sigma
-from elbocli.errors import DataError
+from elbocli.errors import DataError, Parameter
 from elbocli.sampling.samplers import Denoise, Move, Sampler, no_noise
 
 # Function: rising λ at which steps start → error of each step; the last step ends at λ = inf
@@ -57,7 +57,9 @@ class FineSolution:
                 z = z + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
         self.end = x_hat
         if not self.end.isfinite().all():
-            raise DataError("the network's data estimate is not finite; use another checkpoint, or `precision` fp32")
+            raise DataError(
+                "the network's data estimate is not finite; use another checkpoint, or ", Parameter("precision"), " fp32"
+            )
 
     def at(self, logsnr: float) -> Tensor:
         """Return z at this λ; λ = inf: the last x̂."""

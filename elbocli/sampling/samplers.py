@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
-from elbocli.errors import UsageError
+from elbocli.errors import Parameter, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -313,7 +313,7 @@ def choose_space(sampler: Sampler, prediction: Prediction, schedule: Schedule | 
 
 def no_noise() -> NoReturn:
     """Raise UsageError; use as `noise` of samplers that must not draw noise."""
-    raise UsageError("`sampler`: adds noise; for 'elbo grid' choose dpmpp-2m, or heun with s_churn=0")
+    raise UsageError(Parameter("sampler"), ": adds noise; for 'elbo grid' choose dpmpp-2m, or heun with s_churn=0")
 
 
 def walk(

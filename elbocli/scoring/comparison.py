@@ -13,7 +13,7 @@ import numpy as np
 from elbocli.bound.result import Bound, FlowLikelihood
 from elbocli.core.estimate import Estimate
 from elbocli.core.moments import FeatureMoments
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError, Parameter, UsageError
 from elbocli.files.features import SavedFeatures, read_features
 from elbocli.files.records import FORMATS, JSON, ExtraKeys, Record, parse_json, stored
 from elbocli.runtime.table import Table, rounded
@@ -249,7 +249,9 @@ def compare_results(results: Sequence[ScoredFile]) -> tuple[list[Compared], dict
     for side in others:
         scores = [score for score in first.sets[0].scores if all(score in scored.scores for scored in first.sets + side.sets)]
         if not scores:
-            raise DataError(f"{side.files[0]}: has no score in common with {first.files[0]}; score both with the same --metrics")
+            raise DataError(
+                f"{side.files[0]}: has no score in common with {first.files[0]}; score both with the same ", Parameter("metrics")
+            )
         differences = [_difference(first, side, score) for score in scores]
         compared.append(Compared(file=side.files[0], files=side.files, trainings=side.n_trainings, scores=differences))
     return compared, shared([result.alike for result in results])

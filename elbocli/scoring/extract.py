@@ -9,7 +9,7 @@ from msgspec import structs
 from torch import Tensor
 
 from elbocli.core.moments import NOTHING, FeatureMoments, StreamingFeatureMoments
-from elbocli.errors import DataError
+from elbocli.errors import DataError, Parameter
 from elbocli.files.features import LARGEST_FEATURE
 from elbocli.files.reading import add_digests
 from elbocli.runtime.background import Prefetcher
@@ -148,6 +148,7 @@ def _features_of(images: np.ndarray, evaluation: Evaluation, spatial: bool, wher
         if not usable.all():
             raise DataError(
                 f"{where}: features of image {begin + int(usable.int().argmin())} are not finite, or larger than "
-                f"{LARGEST_FEATURE:g}; the extractor {extractor.name} doesn't suit these images; choose another --extractor"
+                f"{LARGEST_FEATURE:g}; the extractor {extractor.name} doesn't suit these images; choose another ",
+                Parameter("extractor"),
             )
     return outputs

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from msgspec import structs
 
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError, Parameter, UsageError
 from elbocli.files.features import FeatureFacts
 from elbocli.files.records import JSON
 from elbocli.runs.classes import DATA, choose_labels
@@ -93,7 +93,8 @@ def open_evaluation(
     check_settings(settings)
     if settings.classes == DATA:
         raise UsageError(
-            "--classes data: a stream doesn't say these classes; draw the samples into .h5 or .npz, which keep labels"
+            Parameter("classes"),
+            " data: a stream doesn't say these classes; draw the samples into .h5 or .npz, which keep labels",
         )
     samples = [open_set(source, stack, world) for source in sources]
     reference = None if ref is None else open_reference(ref, stack, world)
@@ -128,7 +129,9 @@ def _make_extractor(evaluation: Evaluation) -> Extractor | None:
     name = settings.extractor or (source and source.about.extractor) or DEFAULT
     with evaluation.world.together():
         if source and not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
-            raise UsageError(f"{source.name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
+            raise UsageError(
+                f"{source.name}: has features of extractor file {name}; to trust {name}, add ", Parameter("extractor"), f" {name}"
+            )
         return make_extractor(name, settings.extractor_weights, evaluation.world.device, settings.precision)
 
 
@@ -151,8 +154,9 @@ def _with_labels(samples: SomeSet, logits: int, evaluation: Evaluation) -> SomeS
         labels = choose_labels(settings.classes, samples.n, number, settings.seed, names)
     if needed and labels is not None and not 0 <= labels.min() <= labels.max() < logits:
         raise DataError(
-            f"{samples.name}: labels from {labels.min()} to {labels.max()}, but the extractor knows classes 0 to {logits - 1}; "
-            "use an extractor that knows all labels, or other --metrics"
+            f"{samples.name}: labels from {labels.min()} to {labels.max()}, but the extractor knows classes "
+            f"0 to {logits - 1}; use an extractor that knows all labels, or other ",
+            Parameter("metrics"),
         )
     return samples.with_labels(labels)
 
@@ -176,19 +180,33 @@ def check_inputs(evaluation: Evaluation) -> None:
     }
     for need, is_given in given.items():
         if not is_given and (needing := evaluation.needing(need)):
-            raise UsageError(f"{needing[0]} needs {need.value}")
+            raise UsageError(f"{needing[0]} needs ", *need.value)
     for name, metric in evaluation.metrics.items():
         for some, least in zip([first, *evaluation.references], metric.least):
             if 0 < some.n < least:
-                raise DataError(f"{some.name}: has {some.n} images; --metrics {name} needs at least {least}; add images")
+                raise DataError(
+                    f"{some.name}: has {some.n} images; ", Parameter("metrics"), f" {name} needs at least {least}; add images"
+                )
     if settings.save_stats and first.n < 2:
-        raise DataError(f"{first.name}: has one image; --save-stats needs at least 2; add images")
+        raise DataError(f"{first.name}: has one image; ", Parameter("save_stats"), " needs at least 2; add images")
     if len(samples) > 1 and (settings.save_stats or settings.save_features or settings.neighbours):
-        raise UsageError(f"--save-stats, --save-features and --neighbours take 1 set of samples, not {len(samples)}; name 1 set")
+        raise UsageError(
+            Parameter("save_stats"),
+            ", ",
+            Parameter("save_features"),
+            " and ",
+            Parameter("neighbours"),
+            f" take 1 set of samples, not {len(samples)}; name 1 set",
+        )
     if settings.neighbours:
         files = [some for some in evaluation.sets if isinstance(some, ImageSet) and not some.streamed]
         if len(files) < 2 or len({some.reader.shape[1:] for some in files}) > 1:
-            raise UsageError("--neighbours needs images of one size in SAMPLES and --ref; name files, not streams or features")
+            raise UsageError(
+                Parameter("neighbours"),
+                " needs images of one size in SAMPLES and ",
+                Parameter("ref"),
+                "; name files, not streams or features",
+            )
 
 
 def check_facts(evaluation: Evaluation) -> None:
@@ -204,7 +222,11 @@ def check_facts(evaluation: Evaluation) -> None:
         for name, metric in evaluation.metrics.items():
             if metric.network not in ("", facts.get("extractor")):
                 raise UsageError(
-                    f"{some.name}: --metrics {name} needs other features; score images with --extractor {metric.network}"
+                    f"{some.name}: ",
+                    Parameter("metrics"),
+                    f" {name} needs other features; score images with ",
+                    Parameter("extractor"),
+                    f" {metric.network}",
                 )
         difference = mismatches({"n": some.n, **facts}, first)
         refuse(difference, some.name, samples[0].name, "score one set at a time, or sets made alike")
@@ -214,7 +236,11 @@ def check_facts(evaluation: Evaluation) -> None:
     for some in evaluation.sets if evaluation.spatial else ():
         if not _has_spatial(some, evaluation.extractor):
             needing = evaluation.spatial[0]
-            raise UsageError(f"{some.name}: no spatial features, which {needing} needs; score images with --extractor {DEFAULT}")
+            raise UsageError(
+                f"{some.name}: no spatial features, which {needing} needs; score images with ",
+                Parameter("extractor"),
+                f" {DEFAULT}",
+            )
 
 
 def _has_spatial(some: SomeSet, extractor: Extractor | None) -> bool:
@@ -246,7 +272,7 @@ def check_sizes(evaluation: Evaluation) -> list[int]:
     sizes = sizes[: len(evaluation.samples)]
     for name, _, logits in sizes:
         if not logits and (needing := evaluation.needing(Need.LOGITS)):
-            raise UsageError(f"{name}: has no logits, which {needing[0]} needs; choose other --metrics")
+            raise UsageError(f"{name}: has no logits, which {needing[0]} needs; choose other ", Parameter("metrics"))
     return [logits for *_, logits in sizes]
 
 

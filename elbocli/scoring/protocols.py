@@ -71,14 +71,14 @@ def deviations_of_files(settings: EvalSettings, samples: SomeSet, reference: Som
 def check_settings(settings: EvalSettings) -> None:
     """Raise UsageError for settings that deviate from their protocol without --allow-mismatch."""
     if not settings.allow_mismatch:
-        refuse(deviations(settings), "settings", f"--protocol {settings.protocol}", REMEDY, UsageError)
+        refuse(deviations(settings), "settings", f"protocol {settings.protocol}", REMEDY, UsageError)
 
 
 def check_files(settings: EvalSettings, samples: SomeSet, reference: SomeSet | None) -> None:
     """Raise DataError for files that deviate from the settings' protocol without --allow-mismatch."""
     if not settings.allow_mismatch:
         pairs = deviations_of_files(settings, samples, reference)
-        refuse(pairs, samples.name, f"--protocol {settings.protocol}", REMEDY, DataError)
+        refuse(pairs, samples.name, f"protocol {settings.protocol}", REMEDY, DataError)
 
 
 REMEDY = "follow the protocol, or add --allow-mismatch, and the result says what deviates"

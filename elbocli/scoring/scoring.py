@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from msgspec import structs
 
-from elbocli.errors import DataError
+from elbocli.errors import DataError, Parameter
 from elbocli.files.contact_sheet import Group, lay_out, write_contact_sheet
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 from elbocli.runs.classes import CHANCE, DATA, RANDOM, p_of_equal_shares
@@ -54,7 +54,9 @@ def score(evaluation: Evaluation, samples: Sequence[FeatureSet], reference: Feat
     """
     digests = [digest for some in samples if (digest := some.about.images_sha256)]
     if len(set(digests)) < len(digests):
-        raise DataError(f"two of {[some.name for some in samples]} hold the same images; draw each with a --seed of its own")
+        raise DataError(
+            f"two of {[some.name for some in samples]} hold the same images; draw each with a ", Parameter("seed"), " of its own"
+        )
     comparable = not any(_mismatch(some, reference) for some in samples)
     return EvalResult([_score_set(some, reference, evaluation, comparable) for some in samples])
 

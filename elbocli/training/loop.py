@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from elbocli.errors import Interrupted, UsageError
+from elbocli.errors import ElboError, Interrupted, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.networks import count_parameters
@@ -84,7 +84,8 @@ def run(
             _train(state, out, recorder, status, Ending(signals, settings.time_limit, world.size > 1))
         except BaseException as error:
             ended = isinstance(error, (KeyboardInterrupt, Interrupted)) or signals.received
-            status.write("interrupted" if ended else "failed", message=str(error))
+            message = error.for_command_line if isinstance(error, ElboError) else str(error)
+            status.write("interrupted" if ended else "failed", message=message)
             raise
 
 

@@ -23,7 +23,7 @@ from elbocli.commands.shared import progress_bar
 from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.report.figure import lettered
 from elbocli.runtime.progress import PAUSED, log, progress
-from elbocli.runtime.text import tell, visible, visible_lines
+from elbocli.runtime.text import visible, visible_lines
 
 # Terminals
 
@@ -54,11 +54,6 @@ def test_the_bar_keeps_its_time_and_its_loss(columns, shown):
     assert "loss=0.1235" in lines[-1], "a validation's numbers push out no loss"
     assert all(len(line.split("|")[1]) >= 20 for line in lines if "loss" in line), "values squeeze no bar"
     assert ("images_per_s=1234" in lines[-1]) == (columns > 80)
-
-
-def test_a_parameter_in_a_message_is_shown_as_its_option(capsys):
-    tell("run: no cell is left; use fewer `splits`, or `precision` fp32")
-    assert capsys.readouterr().err == "run: no cell is left; use fewer --splits, or --precision fp32\n"
 
 
 @pytest.fixture

@@ -336,7 +336,7 @@ def test_a_run_that_can_not_guide_itself_can_be_guided(given, make, drawn):
 def test_a_guide_of_other_images_or_levels_is_refused(make, trained, digits_folder, elbo, drawn, tmp_path):
     assert elbo("prep", digits_folder, tmp_path / "16.h5", "--size", 16, "--channels", 1).returncode == 0
     narrow = make(logsnr_max=5.0)
-    for guide, word in ((make(tmp_path / "16.h5"), "other images"), (narrow, "--guidance-interval -10 5")):
+    for guide, word in ((make(tmp_path / "16.h5"), "other images"), (narrow, "guidance_interval -10 5")):
         with pytest.raises(UsageError, match=word):
             drawn(trained, guide=guide, guidance=Guidance(2.0))
     drawn(trained, guide=narrow, guidance=Guidance(2.0, -10.0, 5.0))

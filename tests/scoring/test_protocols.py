@@ -134,7 +134,7 @@ def test_samples_that_deviate_are_refused_unless_that_is_allowed(name, change, k
     ],
 )
 def test_options_that_deviate_are_refused_unless_that_is_allowed(given, key, pair):
-    with pytest.raises(UsageError, match=f"{key} is {pair[0]}, but {pair[1]} for --protocol adm"):
+    with pytest.raises(UsageError, match=f"{key} is {pair[0]}, but {pair[1]} for protocol adm"):
         check_settings(settings("adm", **given))
     assert deviations(settings("adm", **given, allow_mismatch=True)) == {key: pair}
 

@@ -229,7 +229,7 @@ def test_what_a_metric_lacks_is_named(images, digits, tmp_path, monkeypatch):
     path = save(tmp_path / "a.npy", images[:40])
     pair = (path, digits)
     for word, given, metrics in (
-        ("`ref`", (path, None), ("fid",)),
+        ("ref", (path, None), ("fid",)),
         ("labels", pair, ("accuracy",)),
     ):
         with pytest.raises(UsageError, match=f"{metrics[0]} needs {word}"):

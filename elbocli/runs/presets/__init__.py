@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from elbocli.core.registry import nearest
-from elbocli.errors import UsageError
+from elbocli.errors import Parameter, UsageError
 from elbocli.files.records import Count, Record, stored
 
 FOLDER = Path(__file__).parent
@@ -96,6 +96,8 @@ def choose_preset(
     if fitting:
         return max(fitting)[-1]  # prefers presets for latents, then for a GPU, for many images, for a number of channels
     raise UsageError(
-        f"no preset fits {images} images of side {image_size} on a {'GPU' if gpu else 'CPU'}; choose a `preset` (see 'elbo "
-        "presets list'), or pack with another `size`"
+        f"no preset fits {images} images of side {image_size} on a {('GPU' if gpu else 'CPU')}; choose a ",
+        Parameter("preset"),
+        " (see 'elbo presets list'), or pack with another ",
+        Parameter("size"),
     )

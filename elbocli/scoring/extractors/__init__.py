@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import Registry
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.errors import DataError, FormatError, Parameter, UsageError
 from elbocli.files.reading import file_sha256, reading
 
 if TYPE_CHECKING:
@@ -115,7 +115,11 @@ def _published() -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
-    remedy = f"; give them with `extractor_weights` FILE ({path.name}, from torch-fidelity's releases)"
+    remedy = (
+        "; give them with ",
+        Parameter("extractor_weights"),
+        f" FILE ({path.name}, from torch-fidelity's releases)",
+    )
     with reading(f"{path}: the Inception weights could not be fetched", remedy, DataError):
         torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True)
     return path
@@ -129,7 +133,7 @@ def _published() -> Path:
 def tiny(weights: Path | None) -> Extractor:
     """Make the tiny extractor. Raises UsageError unless `weights` is None."""
     if weights is not None:
-        raise UsageError("elbo-tiny has no weights to load; leave `extractor_weights` out")
+        raise UsageError("elbo-tiny has no weights to load; leave ", Parameter("extractor_weights"), " out")
     from elbocli.scoring.extractors.vit import Tiny
 
     module = Tiny()
@@ -144,7 +148,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
     """
     if name.endswith(".pt2"):
         if weights is not None:
-            raise UsageError("a .pt2 program brings its own weights; leave `extractor_weights` out")
+            raise UsageError("a .pt2 program brings its own weights; leave ", Parameter("extractor_weights"), " out")
         from elbocli.files.tensor_files import read_program
 
         path = Path(name)

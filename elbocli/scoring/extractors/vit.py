@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.core.pixels import from_levels
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import FormatError, Parameter, UsageError
 from elbocli.files.pickles import read_torch_file
 from elbocli.files.reading import file_sha256, reading
 
@@ -67,7 +67,9 @@ def load_dinov2(path: Path | None) -> tuple[nn.Module, str]:
     Raises UsageError if timm or `path` is missing, FormatError for weights of another network.
     """
     if path is None:
-        raise UsageError(f"dinov2-vitl14 needs `extractor_weights` FILE: timm's weights {TIMM_NAME}; see docs/extractors.md")
+        raise UsageError(
+            "dinov2-vitl14 needs ", Parameter("extractor_weights"), f" FILE: timm's weights {TIMM_NAME}; see docs/extractors.md"
+        )
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         import timm
     tensors = read_torch_file(path)

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from elbocli.core.registry import Registry
-from elbocli.errors import UsageError
+from elbocli.errors import Parameter, UsageError
 from elbocli.runs.train_settings import convert_text
 
 if TYPE_CHECKING:
@@ -29,15 +29,23 @@ LARGEST_COUNT = 10**6
 
 
 class Need(Enum):
-    """Input that a metric may need besides the samples' features. Value: the input, for messages, and how to give it."""
+    """Input that a metric may need besides the samples' features. Value: parts of a message: the input, and how to give it."""
 
-    LOGITS = "logits"
-    LABELS = "labels: samples of several classes in .h5 or .npz, or `classes` as given to 'elbo sample'"
-    REFERENCE = "`ref` (a dataset, saved features or statistics); or save the samples' statistics with `save_stats` FILE"
-    REFERENCE_FEATURES = (
-        "the reference's images, and `ref` holds statistics only: name a dataset, or features saved by `save_features`"
+    LOGITS = ("logits",)
+    LABELS = ("labels: samples of several classes in .h5 or .npz, or ", Parameter("classes"), " as given to 'elbo sample'")
+    REFERENCE = (
+        Parameter("ref"),
+        " (a dataset, saved features or statistics); or save the samples' statistics with ",
+        Parameter("save_stats"),
+        " FILE",
     )
-    SPATIAL = "spatial features"
+    REFERENCE_FEATURES = (
+        "the reference's images, and ",
+        Parameter("ref"),
+        " holds statistics only: name a dataset, or features saved by ",
+        Parameter("save_features"),
+    )
+    SPATIAL = ("spatial features",)
 
 
 BOTH = frozenset({Need.REFERENCE, Need.REFERENCE_FEATURES})  # to compare the features of samples and reference

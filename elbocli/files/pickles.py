@@ -6,9 +6,10 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ from elbocli.errors import ElboError, FormatError
 from elbocli.files.reading import open_file, reading
 from elbocli.files.tensor_files import load, load_tensors
 
+Tree: TypeAlias = (
+    "Tensor | torch.dtype | OpaqueObject | Entries | Sequence[Tree] | AbstractSet[Hashable] | str | bytes | float | None"
+)
+Entries: TypeAlias = dict[Hashable, Tree]  # a dict in a checkpoint, whose keys may be numbers, too
 LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")  # first bytes of files by torch before 1.6, which are no zip archives
 
 
@@ -28,24 +33,24 @@ class OpaqueObject:
     """
 
     name = ""
-    args: tuple[Any, ...]
-    state: Any
-    items: dict[Any, Any]
+    args: tuple[Tree, ...]
+    state: Tree
+    items: Entries
 
-    def __new__(cls, *args: Any, **_: Any) -> OpaqueObject:
+    def __new__(cls, *args: Tree, **_: Tree) -> OpaqueObject:
         made = super().__new__(cls)
         made.args = args
         made.state = None
         made.items = {}
         return made
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: Tree) -> None:
         self.state = state
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: Hashable, value: Tree) -> None:
         self.items[key] = value
 
-    def append(self, value: Any) -> None:
+    def append(self, value: Tree) -> None:
         """Ignore an item of an object like a list or a set."""
 
     add = append
@@ -57,11 +62,11 @@ def _storage(content: bytes) -> Tensor:
     return torch.empty(0, dtype=stored.dtype).set_(stored)
 
 
-def _strided(stored: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _strided(stored: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Tree) -> Tensor:
     return stored.as_strided(size, stride, offset)
 
 
-KNOWN: dict[str, Any] = {  # name in a pickle → type or function that the unpickler uses instead
+KNOWN: dict[str, torch.dtype | Callable[..., Tree]] = {  # name in a pickle → type or function that the unpickler uses instead
     "torch.storage.UntypedStorage": torch.uint8,
     "torch.storage._load_from_bytes": _storage,
     "torch._utils._rebuild_tensor": _strided,
@@ -85,7 +90,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
         self._storages = dict[tuple[str, torch.dtype], Tensor]()
         self._archive = archive
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> torch.dtype | Callable[..., Tree]:
         full = f"{module}.{name}"
         if full in KNOWN:
             return KNOWN[full]
@@ -96,15 +101,17 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
                 return dtype
         return type("OpaqueObject", (OpaqueObject,), {"name": full})
 
-    def persistent_load(self, pid: Any) -> Tensor:
+    def persistent_load(self, pid: Tree) -> Tensor:
         """Load a tensor [n]. pid: torch's (…, dtype, name, …). Raises FormatError: not in the archive."""
-        _, dtype, key, *_ = pid
-        if self._archive is None or type(key) is not str or not isinstance(dtype, torch.dtype):
-            raise FormatError("the file lacks a tensor that its pickle refers to; get the file again")
-        if (key, dtype) not in self._storages:
-            content = bytearray(_member(self._archive, f"data/{key}"))
-            self._storages[key, dtype] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        return self._storages[key, dtype]
+        match pid:
+            case [_, torch.dtype() as dtype, str(key), *_] if self._archive is not None:
+                if (key, dtype) not in self._storages:
+                    content = bytearray(_member(self._archive, f"data/{key}"))
+                    self._storages[key, dtype] = (
+                        torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+                    )
+                return self._storages[key, dtype]
+        raise FormatError("the file lacks a tensor that its pickle refers to; get the file again")
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -115,7 +122,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     raise FormatError(f"the archive has no {name}; save a state dict with torch.save")
 
 
-def read_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path) -> Tree:
     """Read a checkpoint: torch's .pt or .pth, a pickle of modules (.pkl), or safetensors.
 
     Returns: the stored object; unknown classes become OpaqueObject. Raises FormatError: damaged file, or another format.
@@ -124,7 +131,7 @@ def read_torch_file(path: Path) -> Any:
         head = file.read(32)
         file.seek(0)
         if head[6:9] == b"\0\0{":  # a length below 2⁴⁸, and the first brace of safetensors' header
-            return load(path)
+            return Entries(load(path).items())
         if LEGACY in head:
             return load_tensors(path, "torch's format of before 1.6")
         unpickler = Unpickler(file)
@@ -139,41 +146,49 @@ def read_torch_file(path: Path) -> Any:
             raise FormatError("the file holds neither safetensors nor a complete pickle; get the file again") from error
 
 
-def contents(found: Any) -> dict[Any, Any]:
+def contents(found: Tree) -> Entries:
     """Return a dict, or the items of a pickled object like a dict; {} for other objects."""
     held = found.items if isinstance(found, OpaqueObject) else found
     return held if isinstance(held, dict) else {}
 
 
-def _meta(found: Any) -> dict[Any, Any]:
+def _meta(found: Tree) -> Entries:
     """Return the dict that EDM's torch_utils.persistence pickled for an object; else {}."""
     return contents(found.args[0]) if isinstance(found, OpaqueObject) and found.args else {}
 
 
-def attributes(found: Any) -> dict[Any, Any]:
+def attributes(found: Tree) -> Entries:
     """Return a pickled object's __dict__; {} if it has none."""
-    return contents(_meta(found).get("state") or getattr(found, "state", None))
+    return contents(_meta(found).get("state") or (found.state if isinstance(found, OpaqueObject) else None))
 
 
-def class_name(found: Any) -> str:
+def class_name(found: Tree) -> str:
     """Return a pickled object's class name, such as EDMPrecond; '' if it has none."""
     return str(_meta(found).get("class_name") or getattr(found, "name", "")).rpartition(".")[2]
 
 
-def submodules(module: Any, name: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
+def number(found: Entries, name: str, default: float) -> float:
+    """Return a number among a pickled object's attributes; `default` if it is missing. Raises FormatError."""
+    value = found.get(name, default)
+    if not isinstance(value, int | float):
+        raise FormatError(f"the file's {name} is no number; get the file again")
+    return value
+
+
+def submodules(module: Tree, name: str = "") -> Iterator[tuple[str, Entries]]:
     """Yield (name, attributes) of a pickled nn.Module and of all submodules; nothing for other objects."""
     told = attributes(module)
     if all(isinstance(told.get(kind), dict) for kind in ("_modules", "_parameters", "_buffers")):
         yield name, told
-        for key, inner in told["_modules"].items():
+        for key, inner in contents(told["_modules"]).items():
             yield from submodules(inner, f"{name}.{key}".strip("."))
 
 
-def module_tensors(module: Any) -> dict[str, Tensor]:
+def module_tensors(module: Tree) -> dict[str, Tensor]:
     """Return a pickled nn.Module's tensors, named as in its state_dict; {} for other objects."""
     return {
         f"{name}.{key}".strip("."): value
         for name, told in submodules(module)
-        for key, value in (told["_parameters"] | told["_buffers"]).items()
+        for key, value in (contents(told["_parameters"]) | contents(told["_buffers"])).items()
         if isinstance(value, Tensor)
     }

@@ -5,7 +5,7 @@ Every module in this package declares formats, and is imported automatically. No
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ from elbocli.core.schedule import parse_level_code
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN
-from elbocli.files.pickles import OpaqueObject, contents, module_tensors, read_torch_file
+from elbocli.files.pickles import Entries, OpaqueObject, Tree, contents, module_tensors, read_torch_file
 from elbocli.files.reading import file_sha256
 from elbocli.files.yaml_text import read_yaml
 from elbocli.networks import NetworkConfig, build_empty
@@ -89,19 +89,19 @@ class Source:
         self.notes = list[str]()
 
     @cached_property
-    def tree(self) -> Any:
+    def tree(self) -> Tree:
         """Content of a file; for a folder, a dict with the names in it as keys. Raises FormatError.
 
         Types: dict, list, numbers, text, Tensor, and OpaqueObject for any other pickled object.
         Of several averages in a training state of EDM2, only the first is kept, under the key "ema".
         """
         if self.path.is_dir():
-            return dict.fromkeys(sorted(file.name for file in self.path.iterdir()))
+            return Entries.fromkeys(sorted(file.name for file in self.path.iterdir()))
         tree = read_torch_file(self.path)
         averages = contents(contents(tree).get("ema"))
         emas = averages.get("emas")
         if isinstance(emas, list) and emas:
-            self.notes.append(f"ema is the first of {len(emas)} averages in the file, of std {averages.get('stds')}")
+            self.notes.append(f"ema is the first of {len(emas)} averages in the file, of std {averages.get('stds')!r}")
             tree = {**contents(tree), "ema": emas[0]}
         return tree
 
@@ -159,23 +159,24 @@ def source_format(name: str, **said: Any) -> Callable[[Any], Any]:
 # Weights in a file.
 
 
-def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
+def entries(tree: Tree) -> dict[str, dict[str, Tensor]]:
     """Return sets of weights in a file's content `tree`: top-level key → tensors by name. Key '': all of `tree`."""
     weights = {str(key): _named_tensors(value) for key, value in {"": tree, **contents(tree)}.items()}
     return {key: tensors for key, tensors in weights.items() if tensors}
 
 
-def _named_tensors(value: Any) -> dict[str, Tensor]:
-    tensors = isinstance(value, dict) and all(isinstance(each, Tensor) for each in value.values())
-    names: dict[str, Tensor] = value if tensors else module_tensors(value)
+def _named_tensors(value: Tree) -> dict[str, Tensor]:
+    names = {str(key): tensor for key, tensor in contents(value).items() if isinstance(tensor, Tensor)}
+    if not isinstance(value, dict) or len(names) < len(value):
+        names = module_tensors(value)
     while names and all(name.startswith(WRAPPERS) for name in names):
         names = {name.partition(".")[2]: tensor for name, tensor in names.items()}
     return names
 
 
 def state_dict(
-    source: Source, options: ImportOptions, meant: Callable[[Any], bool] = bool
-) -> tuple[dict[str, Tensor], bool, Any]:
+    source: Source, options: ImportOptions, meant: Callable[[dict[str, Tensor]], bool] = bool
+) -> tuple[dict[str, Tensor], bool, Tree]:
     """Return the weights that --weights chooses, renamed by --prefix and --rename.
 
     meant: function (tensors by name) → whether the format's network has such weights.
@@ -198,7 +199,7 @@ def state_dict(
     return weights, averaged, entry
 
 
-def _choose(candidates: Mapping[str, Any], source: Source, wanted: str) -> str:
+def _choose(candidates: Collection[str], source: Source, wanted: str) -> str:
     averages = [key for key in candidates if "ema" in key.lower()]
     last = [key for key in STATE_DICTS if key in candidates][:1]
     choices = [wanted] if wanted in candidates else {"ema": averages or last, "model": last}.get(wanted, [])
@@ -213,7 +214,7 @@ def _choose(candidates: Mapping[str, Any], source: Source, wanted: str) -> str:
     return choices[0]
 
 
-def inventory(tree: Any) -> str:
+def inventory(tree: Tree) -> str:
     """Describe a file's content in a few words, for messages."""
     return ", ".join(map(repr, [*contents(tree)][:6])) or getattr(tree, "name", type(tree).__name__)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from elbocli.core.prediction import logsnr_of
 from elbocli.core.registry import plain
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.pickles import attributes, class_name, contents, submodules
+from elbocli.files.pickles import Entries, Tree, attributes, class_name, contents, number, submodules
 from elbocli.files.reading import reading
 from elbocli.networks import edm2 as ours
 from elbocli.networks import published as formats
@@ -34,7 +34,7 @@ BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")  #
 MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")  # endings of weight names by which EDM2's network is recognised
 LABELS = "map_label.weight"
 READ = {"", "EDMPrecond", "DhariwalUNet"}  # classes of EDM that elbo can import; "": a state dict, which has no class
-CONSTANTS: dict[str, Any] = {  # attribute of EDM2's modules → the only value that elbo can import
+CONSTANTS: dict[str, float | list[int]] = {  # attribute of EDM2's modules → the only value that elbo can import
     "label_balance": ours.CLASS,
     "concat_balance": ours.JOINED,
     "res_balance": ours.RESIDUAL,
@@ -47,13 +47,13 @@ CONSTANTS: dict[str, Any] = {  # attribute of EDM2's modules → the only value 
 # Shared by EDM and EDM2.
 
 
-def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def objective(module: Tree, loss: Entries, kind: str) -> dict[str, str | float]:
     """Return prediction, weighting, schedule and range of λ of a network's training.
 
     module: pickled network. loss: attributes of the pickled loss function. kind: class name of EDM2's encoder; '' for EDM.
     """
-    mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
-    sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
+    mean, std = (plain(number(loss, name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
+    sigma_data = plain(number(attributes(module), "sigma_data", SIGMA_DATA))
     return {
         "prediction": f"edm:sigma_data={sigma_data}",
         "weighting": f"edm:mean={mean},std={std},sigma_data={sigma_data}",
@@ -63,7 +63,7 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
     }
 
 
-def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
+def layout(tensors: Mapping[str, Tensor], module: Tree, format: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Return config values by key, and a dict: elbo's name of a module → the file's name.
 
     module: pickled network. format: 'edm' or 'edm2'.
@@ -90,7 +90,7 @@ def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dic
         "levels": [shape_of(tensors, f"{start}{names['block']['conv1']}.weight")[0] for start in starts.values()],
         "blocks": blocks,
         "attention": tuple(side for side, start in starts.items() if f"{start}{qkv}.weight" in tensors),
-        "dropout": float(max((told.get("dropout", 0.0) for _, told in submodules(module)), default=0.0)),
+        "dropout": float(max((number(told, "dropout", 0.0) for _, told in submodules(module)), default=0.0)),
     }
     return known, {"first": first, **names["network"], **formats.block_modules(ways, names["block"])}
 
@@ -114,7 +114,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     """Import a checkpoint of EDM."""
     where = source.path
     held, averaged, module = formats.state_dict(source, options, meant=_is_edm)
-    strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
+    strange = {class_name(module), class_name(contents(attributes(module).get("_modules")).get("model"))} - READ
     if strange:
         raise FormatError(f"{where}: can't read {' and '.join(sorted(strange))}; elbo reads only DhariwalUNet in EDMPrecond")
     tensors = {name.removeprefix("model."): each for name, each in held.items()}
@@ -147,18 +147,20 @@ def _is_edm2(names: Iterable[str]) -> bool:
     return all(any(name.endswith(mark) for name in names) for mark in MARKS)
 
 
-def _check_constants(module: Any) -> None:
+def _check_constants(module: Tree) -> None:
     for name, told in submodules(module):
         wanted = dict(CONSTANTS)
         if told.get("num_heads"):
-            wanted["num_heads"] = heads_of(told["out_channels"])
+            wanted["num_heads"] = heads_of(int(number(told, "out_channels", 0)))
         for key, value in wanted.items():
             found = told.get(key, value)
             if (list(found) if isinstance(found, tuple) else found) != value:
-                raise FormatError(f"{name or 'the network'} has {key} {found}; elbo can import only networks with {key} {value}")
+                raise FormatError(
+                    f"{name or 'the network'} has {key} {found!r}; elbo can import only networks with {key} {value}"
+                )
 
 
-def _encoder(tree: Any, channels: int) -> str:
+def _encoder(tree: Tree, channels: int) -> str:
     """Return the class name of the file's encoder, or of the usual encoder for `channels`. Raises FormatError."""
     encoder = contents(tree).get("encoder")
     told = attributes(encoder)

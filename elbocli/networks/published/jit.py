@@ -7,12 +7,11 @@ Source: Li & He 2025, arXiv:2511.13720.
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from elbocli.files.pickles import attributes, contents
+from elbocli.files.pickles import attributes, contents, number
 from elbocli.files.reading import reading
 from elbocli.networks import published as formats
 from elbocli.networks.published import TABLES, Imported, ImportOptions, Source, shape_of, source_format
@@ -50,13 +49,14 @@ def jit(source: Source, options: ImportOptions) -> Imported:
         )
     size = grid_side(tensors, width) * patch
     usual = {"noise_scale": 2.0 if size == 512 else 1.0, "proj_dropout": 0.2 if depth == DEPTHS[-1] else 0.0}
-    script = TRAINED | usual | attributes(contents(source.tree).get("args"))
+    arguments = attributes(contents(source.tree).get("args"))
+    script = {name: number(arguments, name, value) for name, value in (TRAINED | usual).items()}
     with reading(source.path):
         config = JiTConfig(
             size,
             channels,
             shape_of(tensors, TABLE)[0] - 1,
-            dropout=float(script["proj_dropout"]),
+            dropout=script["proj_dropout"],
             width=width,
             depth=depth,
             heads=width // head,
@@ -83,7 +83,7 @@ def jit(source: Source, options: ImportOptions) -> Imported:
     return Imported(config, weights, _objective(script), averaged)
 
 
-def _objective(script: dict[str, Any]) -> dict[str, Any]:
+def _objective(script: dict[str, float]) -> dict[str, str | float]:
     """Return the settings of JiT's training: the loss of v = (x − z)/max(1 − t, t_eps) at t of a logit-normal distribution.
 
     script: arguments of its training script.

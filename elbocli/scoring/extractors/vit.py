@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from elbocli.core.pixels import from_levels
 from elbocli.errors import FormatError, Parameter, UsageError
-from elbocli.files.pickles import read_torch_file
+from elbocli.files.pickles import contents, read_torch_file
 from elbocli.files.reading import file_sha256, reading
 
 HUB_OFFSET = 0.1  # DINOv2's hub scales S × S position embeddings by (side + 0.1)/S instead of side/S
@@ -72,7 +72,7 @@ def load_dinov2(path: Path | None) -> tuple[nn.Module, str]:
         )
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         import timm
-    tensors = read_torch_file(path)
+    tensors = {str(name): tensor for name, tensor in contents(read_torch_file(path)).items() if isinstance(tensor, Tensor)}
     wrong = f"{path}: not weights of dinov2-vitl14"
     with torch.device("meta"):
         network: Any = timm.create_model(TIMM_NAME, img_size=SIZE)

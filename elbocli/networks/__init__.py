@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Protocol, Self, TypeVar
 
 import msgspec
 import torch
@@ -95,23 +95,37 @@ class NetworkConfig:
         return z, torch.zeros(count), labels
 
 
+class Training(Protocol):
+    """Settings of a network's training that its use needs."""
+
+    @property
+    def prediction(self) -> str: ...
+    @property
+    def logsnr_min(self) -> float: ...
+    @property
+    def logsnr_max(self) -> float: ...
+
+
 class Network(nn.Module):
     """Base of all networks.
 
-    recompute: whether `through` uses activation checkpointing, to save memory.
+    config: subclasses annotate it with the class of their own config.
+    recompute: whether `run_unit` uses activation checkpointing, to save memory.
+    train_settings: of the run that the network was opened from; None: not from a run.
     """
 
+    config: NetworkConfig
     recompute = False
-    train_settings: Any = None  # of the run that the network was opened from: its range of λ, its prediction
+    train_settings: Training | None = None
 
-    def __init__(self, config: Any):
+    def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config = config
 
     def units(self) -> list[nn.Module]:
         """Return the submodules that FSDP shards separately; []: FSDP shards the whole network.
 
-        `forward` must call each submodule once, by `through`, in the order of the list.
+        `forward` must call each submodule once, by `run_unit`, in the order of the list.
         """
         return []
 
@@ -125,7 +139,7 @@ class Network(nn.Module):
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the prediction. Subclasses override `forward`, or `outputs` for a learned variance."""
         out = self.outputs(z, logsnr, labels)
-        if not self.config.variance:
+        if not getattr(self.config, "variance", False):
             return out
         return out[:, : self.config.image_channels].clone()  # not a view, because FSDP attaches hooks to the output
 
@@ -137,7 +151,7 @@ class Network(nn.Module):
         """
         return self(z, logsnr, labels)
 
-    def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
+    def run_unit(self, unit: nn.Module, *inputs: Tensor | None) -> Tensor:
         """Call one of `units`, with activation checkpointing if `recompute` is set."""
         again = self.recompute and torch.is_grad_enabled()
         return checkpoint(unit, *inputs, use_reentrant=False) if again else unit(*inputs)

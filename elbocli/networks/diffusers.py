@@ -18,7 +18,7 @@ from elbocli.core.schedule import parse_level_code
 from elbocli.errors import DataError, FormatError, Parameter, UsageError
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import file_sha256, quiet, reading
-from elbocli.files.records import parse_json, read_json
+from elbocli.files.records import JSON, parse_json, read_json
 from elbocli.networks import Network, NetworkConfig, network
 from elbocli.networks.unet import ClassTable, named_labels
 from elbocli.runtime.device import sent
@@ -109,19 +109,19 @@ class Autoencoder:
         if any(about.values()):
             raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG} ({str(about)[:160]}); get both files again")
         self.model = model.to(device).eval().requires_grad_(False)
-        self.config: dict[str, Any] = dict(model.config)
+        self.config = dict(model.config)
         self.channels = int(self.config["latent_channels"])
         self.factor = 2 ** (len(self.config["block_out_channels"]) - 1)
         if not self.config["in_channels"] == self.config["out_channels"] == 3:
             raise FormatError(f"{folder / CONFIG}: in_channels or out_channels is not 3; choose an RGB autoencoder")
 
-    def space(self, convention: str, pixel_size: int, mirrored: int) -> LatentSpace:
+    def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
         """Return this autoencoder's latent space; the parameters are fields of LatentSpace, the first one latent_convention.
 
         Raises UsageError if the convention doesn't fit the autoencoder.
         """
         with reading(self.folder / CONFIG, kind=UsageError):
-            return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, int(mirrored))
+            return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
 
     def comfortable_batch(self, pixel_size: int) -> int:
         """Return a batch size for which the autoencoder needs little memory."""
@@ -147,16 +147,24 @@ class Autoencoder:
         return to_levels(x, rounding or space.rounding, INPUTS[space.latent_input])
 
 
-def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
+def space_of(
+    convention: str,
+    config: Mapping[str, JSON],
+    channels: int,
+    autoencoder: str,
+    autoencoder_sha256: str,
+    pixel_size: int,
+    mirrored: bool,
+) -> LatentSpace:
     """Return the latent space of an autoencoder.
 
-    convention: a name in CONVENTIONS. channels: of the latents.
-    config: contents of the autoencoder's config.json.
-    facts: autoencoder, autoencoder_sha256, pixel_size and mirrored of LatentSpace.
+    config: contents of the autoencoder's config.json. channels: of the latents. Others: fields of LatentSpace.
     """
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)
-    return LatentSpace(convention, [*shift], [*scale], declared.traits.input, *facts)
+    return LatentSpace(
+        convention, [*shift], [*scale], declared.traits.input, autoencoder, autoencoder_sha256, pixel_size, 1 if mirrored else 0
+    )
 
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -180,6 +180,8 @@ class Block(nn.Module):
 class EDM2(LevelsNetwork):
     """EDM2's U-Net."""
 
+    config: EDM2Config
+
     def __init__(self, config: EDM2Config):
         super().__init__(config)
         width = max(config.widths)

@@ -8,7 +8,7 @@ Source of U-ViT: Hoogeboom et al. 2023.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,8 @@ class DiTBlock(nn.Module):
 class DiT(Network):
     """Diffusion transformer over image patches."""
 
+    config: DiTConfig
+
     def __init__(self, config: DiTConfig):
         super().__init__(config)
         width = config.width
@@ -131,9 +133,12 @@ class DiT(Network):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        told: Any = self.conditioning
-        for layer in filter(None, (told.first, told.second, told.classes)):
-            nn.init.normal_(layer.weight, std=0.02)
+        conditioning = self.conditioning
+        weights = [conditioning.first.weight, conditioning.second.weight]
+        if conditioning.classes is not None:
+            weights.append(conditioning.classes.weight)
+        for weight in weights:
+            nn.init.normal_(weight, std=0.02)
 
     def units(self) -> list[nn.Module]:
         return [*self.blocks]
@@ -142,7 +147,7 @@ class DiT(Network):
         code = self.conditioning(logsnr, labels)
         x = self.tokens(z)
         for block in self.blocks:
-            x = self.through(block, x, code)
+            x = self.run_unit(block, x, code)
         return self.image(x, code)
 
     def tokens(self, z: Tensor) -> Tensor:
@@ -235,6 +240,8 @@ class JiTBlock(nn.Module):
 class JiT(DiT):
     """DiT with RMSNorm, SwiGLU, rotary positions and class tokens."""
 
+    config: JiTConfig
+
     def __init__(self, config: JiTConfig):
         super().__init__(config)
         self.context = config.class_tokens if config.num_classes else 0
@@ -264,7 +271,7 @@ class JiT(DiT):
             if self.conditioning.classes is not None and self.context and index == config.class_start:
                 of_class = self.conditioning.classes(named_labels(labels, -1, logsnr))[:, None]
                 x = torch.cat([(of_class + self.context_positions).to(x.dtype), x], 1)
-            x = self.through(block, x, code, angle[-x.shape[1] :])
+            x = self.run_unit(block, x, code, angle[-x.shape[1] :])
         return self.image(x[:, -(side**2) :], code)
 
 
@@ -322,6 +329,8 @@ class TransformerBlock(nn.Module):
 class UViT(Network):
     """U-ViT: a U-Net whose lowest level is a deep transformer."""
 
+    config: UViTConfig
+
     def __init__(self, config: UViTConfig):
         super().__init__(config)
         self.patches = PATCHINGS[config.patching]
@@ -358,18 +367,18 @@ class UViT(Network):
         skips = []
         for level, widen in zip(self.down, self.widen):
             for block in level:  # type: ignore[attr-defined]
-                x = self.through(block, x, code)
+                x = self.run_unit(block, x, code)
                 skips.append(x)
             x = widen(F.avg_pool2d(x, 2))
         x = x + self.position
         tokens = x.flatten(2).transpose(1, 2)
         for block in self.transformer:
-            tokens = self.through(block, tokens, code)
+            tokens = self.run_unit(block, tokens, code)
         x = tokens.transpose(1, 2).unflatten(2, x.shape[2:])
         for level, narrow in zip(reversed(self.up), reversed(self.narrow)):
             x = resized(narrow(x), "up")
             for block in level:  # type: ignore[attr-defined]
-                x = self.through(block, x, code, skips.pop())
+                x = self.run_unit(block, x, code, skips.pop())
         out = self.last(self.norm(x, silu=True))
         return self.config.cut(idwt(out.to(z.dtype), self.patches) if self.patches else out)
 

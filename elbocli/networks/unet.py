@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from elbocli.core.schedule import parse_level_code
@@ -65,10 +65,15 @@ class GroupNorm(nn.GroupNorm):
         return out.view_as(pixels).permute(0, 3, 1, 2)
 
 
+class _Context(FunctionCtx):
+    silu: bool
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _Normed(torch.autograd.Function):
     # silu(norm(x)·gain + bias), SiLU optional. x: [B, pixels, C]. gain, bias: [B or 1, groups, C/groups].
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, gain: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
         wide = gain.dtype
         groups = gain.shape[1:]
         if x.dtype == wide:
@@ -89,7 +94,7 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, mean, inverse, factor, offset = ctx.saved_tensors
         wide = gain.dtype
         groups = gain.shape[1:]
@@ -195,6 +200,7 @@ class AttendedConfig(LevelsConfig):
 class LevelsNetwork(Network):
     """Base class of U-Nets. down, middle, up: residual blocks of encoder, lowest level and decoder."""
 
+    config: AttendedConfig
     down: nn.ModuleList
     middle: nn.ModuleList
     up: nn.ModuleList
@@ -239,12 +245,12 @@ class LevelsNetwork(Network):
         """
         skips = [x]
         for block in self.down:
-            x = self.through(block, x, code)
+            x = self.run_unit(block, x, code)
             skips.append(x)
         for block in self.middle:
-            x = self.through(block, x, code)
+            x = self.run_unit(block, x, code)
         for block in self.up:
-            x = self.through(block, x, code, None if block.resample else skips.pop())
+            x = self.run_unit(block, x, code, None if block.resample else skips.pop())
         return x
 
 
@@ -346,11 +352,11 @@ def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     # FSDP may hand over sharded weights in a lower precision.
     kept = torch.promote_types(weight.dtype, torch.float32)
     wide = torch.float64 if x.is_cuda else kept
-    with as_it_comes(x):
+    with without_autocast(x):
         return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(kept)
 
 
-def as_it_comes(x: Tensor) -> AbstractContextManager[Any]:
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast on the device of x."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
@@ -358,7 +364,7 @@ def as_it_comes(x: Tensor) -> AbstractContextManager[Any]:
 def resized(x: Tensor, resample: str) -> Tensor:
     """Resize images: 'down' halves both sides, 'up' doubles both sides, '' changes nothing."""
     if resample == "up":
-        with as_it_comes(x):  # on CUDA, autocast would make the result float32, and all that is concatenated with it
+        with without_autocast(x):  # on CUDA, autocast would make the result float32, and all that is concatenated with it
             return F.interpolate(x, scale_factor=2, mode="nearest")
     return F.avg_pool2d(x, 2) if resample else x
 
@@ -463,6 +469,8 @@ class UNetConfig(AttendedConfig):
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")
 class UNet(LevelsNetwork):
+    config: UNetConfig
+
     def __init__(self, config: UNetConfig):
         super().__init__(config)
         width = config.embedding or 4 * config.channels

@@ -173,7 +173,7 @@ def open_decoder(
         )
     model = Autoencoder(folder, device)
     size = space.pixel_size
-    its = model.space(space.latent_convention, size, space.mirrored)
+    its = model.space(space.latent_convention, size, bool(space.mirrored))
     same = (its.latent_shift, its.latent_scale) == (space.latent_shift, space.latent_scale)
     if not (same if space.autoencoder_sha256 == UNKNOWN else model.sha256 == space.autoencoder_sha256):
         raise DataError(

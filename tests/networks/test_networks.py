@@ -361,6 +361,8 @@ def perceptron() -> Iterator[None]:
 
     @networks.network("perceptron", config=PerceptronConfig, source="this test")
     class Perceptron(Network):
+        config: PerceptronConfig
+
         def __init__(self, config: PerceptronConfig):
             super().__init__(config)
             pixels = config.image_channels * config.image_size**2

@@ -24,6 +24,7 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN
 from elbocli.files.pickles import Entries, OpaqueObject, Tree, contents, module_tensors, read_torch_file
 from elbocli.files.reading import file_sha256
+from elbocli.files.records import JSON
 from elbocli.files.yaml_text import read_yaml
 from elbocli.networks import NetworkConfig, build_empty
 from elbocli.networks.diffusers import Autoencoder, space_of
@@ -41,6 +42,9 @@ TABLES = read_yaml(Path(__file__).with_name("formats.yaml"))
 AUTOENCODER = "stabilityai/sd-vae-ft-mse"
 FACTOR = 8
 SCALE = 0.18215
+
+
+Settings = dict[str, str | float]  # field of TrainSettings → value
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class ImportOptions:
     network: str = ""
     autoencoder: Path | None = None
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """Return the given options that are fields of TrainSettings."""
         keys = ("prediction", "weighting", "schedule", "logsnr_min", "logsnr_max")
         return {key: value for key in keys if (value := getattr(self, key)) not in ("", None)}
@@ -125,9 +129,9 @@ class Imported(NamedTuple):
 
     network: NetworkConfig
     weights: dict[str, Tensor]
-    settings: dict[str, Any]
+    settings: Settings
     averaged: bool
-    data: dict[str, Any] = {}
+    data: dict[str, JSON] = {}
 
 
 class FormatTraits(NamedTuple):
@@ -230,7 +234,7 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
-    """Return names of modules in blocks: elbo's name → the file's name.
+    """Return a map from elbo's module names to the file's, for all modules inside blocks.
 
     blocks: elbo's name of a list of blocks → the file's names of these blocks, in order.
     parts: elbo's name of a module within a block → the file's name.
@@ -248,13 +252,13 @@ def fitted(
     config: NetworkConfig,
     source: Source,
     modules: Mapping[str, str] | None = None,
-    turned: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+    convert_layout: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
     without: str = "",
 ) -> dict[str, Tensor]:
     """Return a file's tensors as weights of elbo's network: name → tensor.
 
     modules: name of a module or weight: in elbo → in the file; None: names are equal.
-    turned: function (name in elbo, tensor in the file) → tensor in elbo, such as a transpose.
+    convert_layout: function (name in elbo, tensor in the file) → tensor in elbo, such as a transpose.
     without: regular expression for superfluous names to ignore.
     Raises FormatError if a weight is missing, superfluous, or of another shape.
     """
@@ -268,7 +272,7 @@ def fitted(
         shape = shape_of(tensors, theirs)
         value = tensors[theirs]
         with suppress(RuntimeError, IndexError):  # a tensor of another shape is refused below
-            value = turned(name, value)
+            value = convert_layout(name, value)
         if value.shape != empty.shape:
             raise FormatError(f"{where}: {theirs!r} has shape {list(shape)}, not {list(empty.shape)}; {OWN}")
         weights[name] = value.to(empty.dtype)
@@ -305,7 +309,7 @@ def parse_attention(text: str) -> AttentionOrder:
     return AttentionOrder(**{match[1]: int(match[2])}, outside=bool(match[3]))
 
 
-def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
+def range_settings(code: str, source: Source, options: ImportOptions) -> Settings:
     """Return logsnr_min and logsnr_max of a network's discrete timesteps; {}: no timesteps.
 
     code: SPEC of the network's input for the noise level. source: gets a note if neither `code` nor `options` gives the range.
@@ -321,7 +325,7 @@ def range_settings(code: str, source: Source, options: ImportOptions) -> dict[st
     return {}
 
 
-def timestep_settings(code: str, source: Source, options: ImportOptions, prediction: str = "eps") -> dict[str, Any]:
+def timestep_settings(code: str, source: Source, options: ImportOptions, prediction: str = "eps") -> Settings:
     """Return settings of training on the mean squared error of `prediction` at a network's timesteps.
 
     code: SPEC of the network's input for the noise level; without timesteps, only `prediction` is returned.
@@ -332,7 +336,7 @@ def timestep_settings(code: str, source: Source, options: ImportOptions, predict
     return {"prediction": prediction, **trained}
 
 
-def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
+def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, JSON]:
     """Return the keys of config.yaml that describe latents. Raises FormatError.
 
     convention: scaling of latents, a name in CONVENTIONS. options.autoencoder: folder; None: Stable Diffusion's autoencoder.
@@ -348,7 +352,7 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
     source.notes.append(
         f"latents taken as those of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"
     )
-    return asdict(space_of(convention, {"scaling_factor": SCALE}, channels, AUTOENCODER, UNKNOWN, FACTOR * size, 0))
+    return asdict(space_of(convention, {"scaling_factor": SCALE}, channels, AUTOENCODER, UNKNOWN, FACTOR * size, False))
 
 
 for module in iter_modules(__path__):

@@ -14,7 +14,7 @@ from elbocli.files.records import Count, convert, read_json
 from elbocli.files.schedule_file import read_config
 from elbocli.networks import published as formats
 from elbocli.networks.diffusers import CONFIG, UNET, WEIGHTS, DiffusersUNetConfig
-from elbocli.networks.published import OWN, TABLES, Imported, ImportOptions, Source, source_format
+from elbocli.networks.published import OWN, TABLES, Imported, ImportOptions, Settings, Source, source_format
 
 SCHEDULER = "scheduler_config.json"
 BETAS = {"linear": "t-linear", "scaled_linear": "t-scaled-linear", "squaredcos_cap_v2": "t-squaredcos"}
@@ -86,7 +86,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
+def _scheduled(source: Source, options: ImportOptions) -> tuple[Settings, str]:
     """Return settings of the run, and a SPEC of timestep as a function of λ, from `options.noise_input` or the scheduler's config.
 
     Raises UsageError if the config is needed and missing, FormatError if no SPEC describes the scheduler.

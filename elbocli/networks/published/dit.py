@@ -10,15 +10,15 @@ Source: Peebles & Xie 2023; Ma et al. 2024; Yu et al. 2025.
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import reading
+from elbocli.files.records import JSON
 from elbocli.networks import published as formats
-from elbocli.networks.published import TABLES, AttentionOrder, Imported, ImportOptions, Source, shape_of, source_format
+from elbocli.networks.published import TABLES, AttentionOrder, Imported, ImportOptions, Settings, Source, shape_of, source_format
 from elbocli.networks.transformers import DiTConfig, positions
 
 PATCH = "x_embedder.proj.weight"
@@ -30,7 +30,7 @@ PROJECTORS = "projectors."
 MARKS = {PATCH, POSITIONS, LAST, "blocks.0.adaLN_modulation.1.weight", "final_layer.adaLN_modulation.1.weight"}
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # width of DiT-S, B, L and XL → number of attention heads
 # Settings of a flow network trained on all times; times below 0.0006 and above 0.9994 lie outside the range.
-FLOW = {"prediction": "u-path", "weighting": "fm-ot", "schedule": "fm-ot", "logsnr_min": -15.0, "logsnr_max": 15.0}
+FLOW: Settings = {"prediction": "u-path", "weighting": "fm-ot", "schedule": "fm-ot", "logsnr_min": -15.0, "logsnr_max": 15.0}
 CODES = {"dit": "t-linear", "sit": "flow-reversed", "repa": "flow"}  # format → form of the networks' noise-level input
 
 
@@ -91,7 +91,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
             variance=outputs == doubled and not flow,
         )
 
-    def turned(name: str, tensor: Tensor) -> Tensor:
+    def convert_layout(name: str, tensor: Tensor) -> Tensor:
         if not name.startswith("last."):
             return tensor
         if flow and outputs == doubled:  # in each place of a patch, outputs are ordered by channel
@@ -100,8 +100,8 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
 
     blocks = {"blocks": [f"blocks.{index}" for index in range(config.depth)]}
     modules = TABLES["dit"]["network"] | formats.block_modules(blocks, TABLES["dit"]["block"])
-    weights = formats.fitted(tensors, config, source, modules, turned, rf"{POSITIONS}|{PROJECTORS}.*")
-    data: dict[str, Any] = {}
+    weights = formats.fitted(tensors, config, source, modules, convert_layout, rf"{POSITIONS}|{PROJECTORS}.*")
+    data: dict[str, JSON] = {}
     if channels not in (1, 3) or options.autoencoder:
         if channels != 4 and not options.autoencoder:
             raise UsageError(f"{where}: latents have {channels} channels, not Stable Diffusion's 4; add --autoencoder DIR")

@@ -8,7 +8,7 @@ Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696.
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from elbocli.files.pickles import Entries, Tree, attributes, class_name, content
 from elbocli.files.reading import reading
 from elbocli.networks import edm2 as ours
 from elbocli.networks import published as formats
-from elbocli.networks.published import TABLES, Imported, ImportOptions, Source, shape_of, source_format
+from elbocli.networks.published import TABLES, Imported, ImportOptions, Settings, Source, shape_of, source_format
 from elbocli.networks.unet import UNetConfig, heads_of
 
 # range of σ in sampling with EDM and EDM2, and σ of the data
@@ -47,7 +47,7 @@ CONSTANTS: dict[str, float | list[int]] = {  # attribute of EDM2's modules → t
 # Shared by EDM and EDM2.
 
 
-def objective(module: Tree, loss: Entries, kind: str) -> dict[str, str | float]:
+def objective(module: Tree, loss: Entries, kind: str) -> Settings:
     """Return prediction, weighting, schedule and range of λ of a network's training.
 
     module: pickled network. loss: attributes of the pickled loss function. kind: class name of EDM2's encoder; '' for EDM.
@@ -63,8 +63,29 @@ def objective(module: Tree, loss: Entries, kind: str) -> dict[str, str | float]:
     }
 
 
-def layout(tensors: Mapping[str, Tensor], module: Tree, format: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return config values by key, and a dict: elbo's name of a module → the file's name.
+class SharedConfig(TypedDict):
+    """Fields of UNetConfig and EDM2Config."""
+
+    image_size: int
+    image_channels: int
+    blocks: int
+    attention: tuple[int, ...]
+    dropout: float
+
+
+class Layout(NamedTuple):
+    """Layout of a network of EDM or EDM2.
+
+    config: fields of its config. widths: channels at each side. modules: elbo's name of a module → the file's name.
+    """
+
+    config: SharedConfig
+    widths: list[int]
+    modules: dict[str, str]
+
+
+def layout(tensors: Mapping[str, Tensor], module: Tree, format: str) -> Layout:
+    """Return the layout that a file's weights show.
 
     module: pickled network. format: 'edm' or 'edm2'.
     """
@@ -84,18 +105,19 @@ def layout(tensors: Mapping[str, Tensor], module: Tree, format: str) -> tuple[di
         "up": [f"dec.{side}x{side}_{name}" for side in reversed(sides) for name in ("up", *own)][1:],
     }
     starts = {side: f"enc.{side}x{side}_block0." for side in sides}
-    known = {
+    config: SharedConfig = {
         "image_size": sides[0],
         "image_channels": shape_of(tensors, f"{first}.weight")[1],
-        "levels": [shape_of(tensors, f"{start}{names['block']['conv1']}.weight")[0] for start in starts.values()],
         "blocks": blocks,
         "attention": tuple(side for side, start in starts.items() if f"{start}{qkv}.weight" in tensors),
         "dropout": float(max((number(told, "dropout", 0.0) for _, told in submodules(module)), default=0.0)),
     }
-    return known, {"first": first, **names["network"], **formats.block_modules(ways, names["block"])}
+    widths = [shape_of(tensors, f"{start}{names['block']['conv1']}.weight")[0] for start in starts.values()]
+    modules = {"first": first, **names["network"], **formats.block_modules(ways, names["block"])}
+    return Layout(config, widths, modules)
 
 
-def _turned(name: str, tensor: Tensor) -> Tensor:
+def _convert_layout(name: str, tensor: Tensor) -> Tensor:
     # EDM orders attention's channels by head, then by channel, then as q, k and v.
     if ".attention.qkv." in name:
         return tensor.unflatten(0, (heads_of(len(tensor) // 3), -1, 3)).movedim(2, 0).flatten(0, 2)
@@ -121,10 +143,11 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     if LABELS in tensors:
         tensors[LABELS] = tensors[LABELS].T
     width, channels = shape_of(tensors, "map_layer0.weight")
-    known, modules = layout(tensors, module, "edm")
+    shared, widths, modules = layout(tensors, module, "edm")
     with reading(where):
         config = UNetConfig(
-            **{**known, "levels": tuple(width / channels for width in known["levels"])},
+            **shared,
+            levels=tuple(width / channels for width in widths),
             num_classes=len(tensors.get(LABELS, ())),
             channels=channels,
             middle_attention=f"{modules['middle.0.attention.qkv']}.weight" in tensors,
@@ -132,7 +155,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
             code="logsnr:factor=-0.125",
         )
     # Only training needs the layer that knows how an image was augmented.
-    weights = formats.fitted(tensors, config, source, modules, _turned, r"map_augment\.weight|.*\.resample_filter")
+    weights = formats.fitted(tensors, config, source, modules, _convert_layout, r"map_augment\.weight|.*\.resample_filter")
     if isinstance(module, dict):
         source.notes.append(f"{where}: a state dict, whose network is taken to have EDM's preconditioning (EDMPrecond)")
     loss = contents(source.tree).get("loss_fn")
@@ -180,17 +203,17 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
     held, averaged, module = formats.state_dict(source, options, meant=_is_edm2)
     _check_constants(module)
     tensors = {name.removeprefix("unet."): each for name, each in held.items()}
-    known, modules = layout(tensors, module, "edm2")
-    channels = math.gcd(*known["levels"])
-    known |= {"levels": tuple(width // channels for width in known["levels"])}
-    known["image_channels"] -= 1
+    shared, widths, modules = layout(tensors, module, "edm2")
+    channels = math.gcd(*widths)
+    shared["image_channels"] -= 1
     with reading(source.path):
         config = ours.EDM2Config(
-            **known,
+            **shared,
+            levels=tuple(width // channels for width in widths),
             num_classes=shape_of(tensors, "emb_label.weight")[1] if "emb_label.weight" in tensors else 0,
             channels=channels,
         )
-    weights = formats.fitted(tensors, config, source, modules, _turned, r"logvar_(fourier|linear)\..*")
+    weights = formats.fitted(tensors, config, source, modules, _convert_layout, r"logvar_(fourier|linear)\..*")
     kind = _encoder(source.tree, config.image_channels)
     if kind == PIXELS and options.autoencoder is not None:
         raise UsageError(f"--autoencoder: {source.path} is a network of pixels; leave this option out")

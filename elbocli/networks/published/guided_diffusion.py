@@ -103,13 +103,13 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     names = TABLES["guided-diffusion"]
     modules = formats.block_modules(blocks_of, names["block"]) | formats.block_modules(attention_of, names["attention"])
 
-    def turned(name: str, tensor: Tensor) -> Tensor:
+    def convert_layout(name: str, tensor: Tensor) -> Tensor:
         if name.endswith((".attention.qkv.weight", ".attention.out.weight")):
             tensor = tensor.unsqueeze(3)
         if ".attention.qkv." not in name or attention.outside:
             return tensor
         return tensor.unflatten(0, (attention.heads_of(len(tensor) // 3), 3, -1)).transpose(0, 1).flatten(0, 2)
 
-    weights = formats.fitted(tensors, config, source, names["network"] | modules, turned)
+    weights = formats.fitted(tensors, config, source, names["network"] | modules, convert_layout)
     averaged = averaged or re.match(r"model\d+$", where.stem) is None
     return Imported(config, weights, formats.timestep_settings(code, source, options), averaged)

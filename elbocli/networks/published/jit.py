@@ -14,7 +14,7 @@ from torch import Tensor
 from elbocli.files.pickles import attributes, contents, number
 from elbocli.files.reading import reading
 from elbocli.networks import published as formats
-from elbocli.networks.published import TABLES, Imported, ImportOptions, Source, shape_of, source_format
+from elbocli.networks.published import TABLES, Imported, ImportOptions, Settings, Source, shape_of, source_format
 from elbocli.networks.published.dit import LAST, POSITIONS, TABLE, grid_side
 from elbocli.networks.transformers import JiTConfig
 
@@ -73,17 +73,17 @@ def jit(source: Source, options: ImportOptions) -> Imported:
     def halves(tensor: Tensor) -> Tensor:  # JiT rotates the pairs of channels (2j, 2j + 1) of a head, elbo (j, j + head/2)
         return tensor.unflatten(0, (-1, head // 2, 2)).transpose(1, 2).flatten(0, 2)
 
-    def turned(name: str, tensor: Tensor) -> Tensor:
+    def convert_layout(name: str, tensor: Tensor) -> Tensor:
         if ".qkv." in name:
             q, k, v = tensor.chunk(3)
             return torch.cat([halves(q), halves(k), v])
         return halves(tensor) if ".norm_q." in name or ".norm_k." in name else tensor
 
-    weights = formats.fitted(tensors, config, source, modules, turned, rf"{POSITIONS}|feat_rope.*")
+    weights = formats.fitted(tensors, config, source, modules, convert_layout, rf"{POSITIONS}|feat_rope.*")
     return Imported(config, weights, _objective(script), averaged)
 
 
-def _objective(script: dict[str, float]) -> dict[str, str | float]:
+def _objective(script: dict[str, float]) -> Settings:
     """Return the settings of JiT's training: the loss of v = (x − z)/max(1 − t, t_eps) at t of a logit-normal distribution.
 
     script: arguments of its training script.

@@ -387,7 +387,7 @@ def draw(
         raise UsageError(f"shape is {tuple(shape)} and n is {n}; pass the shape of one example, and the number of examples")
     chosen = parse_sampler(sampler) if isinstance(sampler, str) else sampler
     what = _predicted(prediction, trained)
-    schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, trained, clip=True)
+    schedule = _on_range(schedule or chosen.grid, logsnr_min, logsnr_max, trained, clip=True)
     where = choose_device(str(device))
     labels = _labels(labels, n)
     if guidance_scale != 1 and labels is None:

@@ -11,6 +11,7 @@ Load a plug-in with `--plugin FILE.py`, or install an entry point of the group `
 from elbocli.commands.shared.commands import add_command as command
 from elbocli.commands.shared.commands import option
 from elbocli.core.estimate import Estimate
+from elbocli.core.registry import Bounds, Positive
 from elbocli.core.schedule_curves import schedule
 from elbocli.core.weighting_curves import ErrorProfile, learned_weighting, weighting
 from elbocli.data.registry import ArrayRow, Span, source
@@ -21,6 +22,7 @@ from elbocli.scoring.metrics import Features, Metric, Need, metric
 
 __all__ = [
     "ArrayRow",
+    "Bounds",
     "ErrorProfile",
     "Estimate",
     "Extractor",
@@ -30,6 +32,7 @@ __all__ = [
     "Need",
     "Network",
     "NetworkConfig",
+    "Positive",
     "Span",
     "command",
     "extractor",

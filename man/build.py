@@ -17,7 +17,7 @@ import click
 
 from elbocli.commands.shared.commands import Command, Named, Option, examples
 from elbocli.main import elbo
-from elbocli.sampling.samplers import SamplerTraits
+from elbocli.sampling.samplers import Sampler
 from elbocli.version import __version__
 
 HERE = Path(__file__).parent
@@ -128,8 +128,8 @@ def listed(type_: Named) -> str:
     for name in type_.known:
         declared = table[name] if isinstance(table, dict) and name in table else None
         words.append(declared.spec if declared else name)
-        if declared and isinstance(declared.traits, SamplerTraits):
-            words[-1] += f" (on {declared.traits.grid})"
+        if declared and isinstance(declared, Sampler):
+            words[-1] += f" (on {declared.grid})"
     return ", ".join(words)
 
 

@@ -6,6 +6,8 @@ trajectory. Source: Song et al. 2021 (score-based SDEs), sec. 4.3; Grathwohl et 
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from elbocli.bound.measure import Measurement
 from elbocli.bound.result import FlowLikelihood, nats_fields
 from elbocli.core.paired import PairedMoments
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.registry import Registry
+from elbocli.core.registry import Bounds, Declaration, Registry
 from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.runs.examples import ImageBatch, draw_noise
@@ -82,7 +84,12 @@ def log_density(
     return -0.5 * last.square().sum(1) - 0.5 * size * math.log(2 * math.pi) - changed
 
 
-ESTIMATORS = Registry("estimator")
+@dataclass(frozen=True, repr=False)
+class Estimator(Declaration[[Measurement], FlowLikelihood]):
+    """Function that estimates −log p of the images of a Measurement."""
+
+
+ESTIMATORS = Registry("estimator", Estimator)
 
 
 @ESTIMATORS.declare(
@@ -90,10 +97,13 @@ ESTIMATORS = Registry("estimator")
     formula="E[-log p(x|z0) + log q(z0|x) - log p(z0)], p(z0) by the probability-flow equation",
     source="Song et al. 2021; Grathwohl et al. 2019 for the trace",
     known_as=["flow", "pf-ode"],
-    within={"steps": (4, 100000), "draws": (2, 1000), "probes": (1, 1000), "exact": (0, 4096)},
 )
 def estimate_by_ode(
-    measured: Measurement, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0
+    measured: Measurement,
+    steps: Annotated[float, Bounds(4, 100_000)] = 64.0,
+    draws: Annotated[float, Bounds(2, 1000)] = 2.0,
+    probes: Annotated[float, Bounds(1, 1000)] = 1.0,
+    exact: Annotated[float, Bounds(0, 4096)] = 16.0,
 ) -> FlowLikelihood:
     """Estimate −log p of images by the probability-flow ODE, solved by Heun's method.
 

@@ -95,8 +95,7 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
         if str(source) != "list":
             raise click.UsageError("RUN is missing; write the new run's folder after SOURCE")
         for name, declared in FORMATS.items():
-            traits = declared.traits
-            click.echo(f"{name}\n    {traits.about}\n    Licence: {traits.licence}\n    Source: {declared.source}")
+            click.echo(f"{name}\n    {declared.about}\n    Licence: {declared.licence}\n    Source: {declared.source}")
         return
     said = ImportOptions(**{key: value for key, value in options.items() if value is not None})
     import_run(source, run, said, format, command_line())

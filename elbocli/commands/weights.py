@@ -72,7 +72,7 @@ def list_(kind: str, as_json: bool) -> None:
     for declared in registry.values():
         row = {"name": declared.name, "formula": declared.formula, "parameters": dict(declared.params)}
         if kind == "weightings":
-            row["monotone"] = "yes" if declared.traits.monotone else "no"
+            row["monotone"] = "yes" if declared.monotone else "no"
         if Command.verbose or as_json:
             row["known as"] = list(declared.known_as)
         rows.append({**row, "source": declared.source})

@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from elbocli.core.registry import Declaration, Registry, plain
+from elbocli.core.registry import Bounds, Declaration, NotNegative, Positive, Registry, plain
 from elbocli.errors import UsageError
 
-# Functions (number of the update, from 1; images seen; images of the update) → β. After each update,
-# average ← β average + (1 − β) weights. β depends only on counters, so a resumed average is bit-identical.
-AVERAGES = Registry("average")
+
+@dataclass(frozen=True, repr=False)
+class AverageRule(Declaration[[int, int, int], float]):
+    """Function (number of the update, from 1; images seen; images of the update) → β.
+
+    After each update, average ← β average + (1 − β) weights. β depends only on counters, so a resumed average is bit-identical.
+    """
+
+
+AVERAGES = Registry("average", AverageRule)
 # the average that a bare number means; the average whose snapshots `elbo ema` combines
 BARE = "decay"
 STORED = "power"
@@ -25,9 +33,8 @@ MAX_STD = 1 / math.sqrt(12)  # relative standard deviation of t^γ at γ = 0; wi
     BARE,
     formula="min(beta, (1 + n)/(10 + n)) at update n",
     source="common since TensorFlow's ExponentialMovingAverage",
-    within={"beta": (0, math.nextafter(1, 0))},
 )
-def decay(step, images_seen, batch, beta=0.9999):
+def decay(step: int, images_seen: int, batch: int, beta: Annotated[float, Bounds(0, math.nextafter(1, 0))] = 0.9999) -> float:
     return min(beta, (1 + step) / (10 + step))
 
 
@@ -35,10 +42,8 @@ def decay(step, images_seen, batch, beta=0.9999):
     "halflife",
     formula="2^(-batch/h), h = min(images, ramp seen)",
     source="Karras et al. 2022 (EDM)",
-    positive=["images"],
-    within={"ramp": (0, math.inf)},
 )
-def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
+def halflife(step: int, images_seen: int, batch: int, images: Positive = 50e6, ramp: NotNegative = 0.05) -> float:
     half = min(images, ramp * (images_seen - batch)) if ramp else images
     return 0.5 ** (batch / half) if half > 0 else 0.0
 
@@ -47,10 +52,10 @@ def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     STORED,
     formula="(1 - 1/n)^(gamma + 1) at update n; weights t^gamma, standard deviation std n",
     source="Karras et al. 2023, arXiv:2312.02696 sec. 3.1",
-    positive=["std"],
-    within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
-def power(step, images_seen, batch, std=0.05):
+def power(
+    step: int, images_seen: int, batch: int, std: Annotated[float, Bounds(0, MAX_STD * (1 + 1e-12), above=0)] = 0.05
+) -> float:
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
@@ -72,7 +77,7 @@ def gamma_of(std: float) -> float:
 class Average:
     """Rule for averaging the weights, with its parameters."""
 
-    def __init__(self, declared: Declaration):
+    def __init__(self, declared: AverageRule):
         self.declared = declared
         self.beta = declared
         self.params = declared.params
@@ -86,7 +91,7 @@ class Average:
     @property
     def name(self) -> str:
         """Unique name in files, such as `ema-0.9999` or `ema-halflife-50M-ramp-0.05`."""
-        (_, first), *others = self.params.items()
+        (_, first), *others = ((key, float(value)) for key, value in self.params.items())
         words = [] if self.declared.name == BARE else [self.declared.name]
         words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
         return PREFIX + "-".join(words)

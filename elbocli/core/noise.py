@@ -8,24 +8,29 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.registry import Registry
+from elbocli.core.registry import Declaration, Registry
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-STARTS = Registry("start")  # functions λ of the noisiest level → scale s of the start noise z = s ε
+@dataclass(frozen=True, repr=False)
+class Start(Declaration[[float], float]):
+    """Function λ of the noisiest level → scale s of the start noise z = s ε."""
+
+
+STARTS = Registry("start", Start)
 start = STARTS.declare
 
 
 @start("unit", formula="z = eps", source="the prior of the bound, and of ADM, DiT and SiT")
-def unit(logsnr):
+def unit(logsnr: float) -> float:
     return 1.0
 
 
 @start("edm", formula="z = sigma eps, so z/alpha = sigma_edm eps", source="Karras et al. 2022, algorithm 2")
-def edm(logsnr):
+def edm(logsnr: float) -> float:
     return alpha_sigma(logsnr)[1]
 
 

@@ -10,10 +10,11 @@ Source: Kingma & Gao 2023, appendix on parameterizations; Karras et al. 2022, ta
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from elbocli.core.registry import Registry
+from elbocli.core.registry import Declaration, Positive, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,19 +54,24 @@ def resolution_shift(image_size: int) -> float:
     return 2.0 * math.log(64.0 / image_size)
 
 
-class PredictionTraits(NamedTuple):
-    """Properties of a prediction. path: whether the network's input is (1−τ)x + τε."""
-
-    path: bool = False
+Scales = tuple["Tensor", "Tensor", "Tensor"]
 
 
-PREDICTIONS = Registry(
-    "prediction", PredictionTraits
-)  # functions (α, σ) → (a, b, c_in): target = a·x + b·ε, network's input = c_in·z
+@dataclass(frozen=True, repr=False)
+class NamedPrediction(Declaration[["Tensor", "Tensor"], Scales]):
+    """Declared prediction, a function (α, σ) → (a, b, c_in): target = a·x + b·ε, network's input = c_in·z.
+
+    path: whether the network's input is (1−τ)x + τε.
+    """
+
+    path: bool = field(default=False, kw_only=True)
+
+
+PREDICTIONS = Registry("prediction", NamedPrediction)
 
 
 @PREDICTIONS.declare("eps", formula="eps", source="Ho et al. 2020", known_as=["epsilon", "noise", "eps-prediction", "pred-noise"])
-def eps(alpha, sigma):
+def eps(alpha: Tensor, sigma: Tensor) -> Scales:
     return alpha * 0, alpha * 0 + 1, alpha * 0 + 1
 
 
@@ -75,7 +81,7 @@ def eps(alpha, sigma):
     source="Li & He 2025 (JiT), table 2: eps whose input is not scaled to constant variance",
     path=True,
 )
-def eps_path(alpha, sigma):
+def eps_path(alpha: Tensor, sigma: Tensor) -> Scales:
     return alpha * 0, alpha * 0 + 1, 1 / (alpha + sigma)
 
 
@@ -85,7 +91,7 @@ def eps_path(alpha, sigma):
     source="Salimans & Ho 2022",
     known_as=["x0", "x-0", "x-start", "sample", "x-prediction", "pred-x0"],
 )
-def x(alpha, sigma):
+def x(alpha: Tensor, sigma: Tensor) -> Scales:
     return alpha * 0 + 1, alpha * 0, alpha * 0 + 1
 
 
@@ -94,14 +100,13 @@ def x(alpha, sigma):
     formula="x, of a network that sees (1-t) x + t noise_scale eps",
     source="Li & He 2025 (JiT), arXiv:2511.13720: x whose input is not scaled to constant variance",
     path=True,
-    positive=["noise_scale"],
 )
-def x_path(alpha, sigma, noise_scale=1.0):
+def x_path(alpha: Tensor, sigma: Tensor, noise_scale: Positive = 1.0) -> Scales:
     return alpha * 0 + 1, alpha * 0, 1 / (alpha + sigma / noise_scale)
 
 
 @PREDICTIONS.declare("v", formula="alpha eps - sigma x", source="Salimans & Ho 2022", known_as=["v-prediction", "pred-v"])
-def v(alpha, sigma):
+def v(alpha: Tensor, sigma: Tensor) -> Scales:
     return -sigma, alpha, alpha * 0 + 1
 
 
@@ -111,7 +116,7 @@ def v(alpha, sigma):
     source="Lipman et al. 2022: velocity of the optimal-transport path",
     known_as=["flow", "flow-prediction", "flow-matching", "rf", "rectified-flow"],
 )
-def u(alpha, sigma):
+def u(alpha: Tensor, sigma: Tensor) -> Scales:
     return alpha * 0 - 1, alpha * 0 + 1, alpha * 0 + 1
 
 
@@ -121,7 +126,7 @@ def u(alpha, sigma):
     source="Lipman et al. 2022; Ma et al. 2024 (SiT): u whose input is not scaled to constant variance",
     path=True,
 )
-def u_path(alpha, sigma):
+def u_path(alpha: Tensor, sigma: Tensor) -> Scales:
     return alpha * 0 - 1, alpha * 0 + 1, 1 / (alpha + sigma)
 
 
@@ -129,10 +134,9 @@ def u_path(alpha, sigma):
     "edm",
     formula="F of EDM's preconditioning",
     source="Karras et al. 2022, table 1",
-    positive=["sigma_data"],
     known_as=["karras"],
 )
-def edm(alpha, sigma, sigma_data=0.5):
+def edm(alpha: Tensor, sigma: Tensor, sigma_data: Positive = 0.5) -> Scales:
     scale = (sigma.square() + (sigma_data * alpha).square()).sqrt()
     return sigma / sigma_data / scale, -sigma_data * alpha / scale, 1 / scale
 
@@ -170,7 +174,7 @@ class Prediction:
     @property
     def path(self) -> bool:
         """Whether the network's input is (1−τ)x + τε."""
-        return bool(self.declared.traits.path)
+        return self.declared.path
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
         """Return the coefficients at each λ. logsnr: any shape, float64."""

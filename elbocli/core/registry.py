@@ -1,50 +1,119 @@
-"""Registries of named functions and classes with parameters, such as weightings."""
+"""Registries of named functions and classes with parameters, such as weightings.
+
+A parameter is an argument whose default is a number, or a word out of `Literal[…]`. Its annotation gives its bounds:
+
+    @weighting("sigmoid", monotone=True)
+    def sigmoid(logsnr: Tensor, bias: float = 2.0) -> Tensor: ...
+
+    @weighting("min-snr", monotone=False)
+    def min_snr(logsnr: Tensor, gamma: Positive = 5.0) -> Tensor: ...
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
-from inspect import getsourcefile, getsourcelines, signature
-from typing import Any, TypeVar
+from inspect import getsourcefile, getsourcelines, signature, unwrap
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, ParamSpec, Self, TypeVar, get_args, get_origin
 
 from elbocli.errors import PluginError, UsageError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LARGEST = 1e15  # largest absolute value of a parameter
-M = TypeVar("M", bound=Callable[..., Any])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result", covariant=True)
+Function = TypeVar("Function", bound=Callable[..., object])
+Value = float | str
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of a parameter, in its annotation `Annotated[float, Bounds(…)]`: least ≤ value ≤ most, and value > above."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+
+    def check(self, value: float, parameter: str) -> None:
+        """Raise UsageError unless the value of the parameter is within the bounds."""
+        if value <= self.above:
+            raise UsageError(f"{parameter} is {value:g}; it must be above {self.above:g}")
+        if not self.least <= value <= self.most:
+            raise UsageError(f"{parameter} is {value:g}; it must be from {self.least:g} to {self.most:g}")
+
+
+Positive = Annotated[float, Bounds(above=0)]
+NotNegative = Annotated[float, Bounds(least=0)]
+UnitInterval = Annotated[float, Bounds(0, 1)]
+
+
+@dataclass(frozen=True)
+class ParameterType:
+    """Type of a parameter: a number within `bounds`, or one of `words`."""
+
+    bounds: Bounds = Bounds()
+    words: tuple[str, ...] = ()
+
+    def convert(self, text: Value, parameter: str) -> Value:
+        """Return the value that a text means. parameter: name, for messages. Raises UsageError for an invalid value."""
+        if self.words:
+            word = alike(str(text))
+            if word not in self.words:
+                raise UsageError(f"{parameter} is {text!r}; it must be {' or '.join(self.words)}")
+            return word
+        value = number(text, parameter)
+        self.bounds.check(value, parameter)
+        return value
+
+
+def parameters_of(make: Callable[..., object]) -> dict[str, tuple[Value, ParameterType]]:
+    """Return the parameters of a function or class: name → (default, type)."""
+    function = unwrap(make)
+    scope = vars(sys.modules[function.__module__])
+    found: dict[str, tuple[Value, ParameterType]] = {}
+    for name, argument in signature(make).parameters.items():
+        annotation = argument.annotation
+        if isinstance(annotation, str) and isinstance(argument.default, Value):
+            annotation = eval(annotation, scope)  # a module with postponed annotations has them as text
+        if get_origin(annotation) is Literal:
+            found[name] = argument.default, ParameterType(words=get_args(annotation))
+        elif type(argument.default) is float:
+            bounds = next((part for part in get_args(annotation) if isinstance(part, Bounds)), Bounds())
+            found[name] = argument.default, ParameterType(bounds)
+    return found
 
 
 @dataclass(frozen=True, repr=False)
-class Declaration:
+class Declaration(Generic[Arguments, Result]):
     """Registered function or class, with values of its parameters. Calling a Declaration calls `make` with these values.
 
+    Subclasses add properties of their kind as fields, such as `monotone` of a weighting.
     formula, source: text for docs and help.
-    params: parameter → value.
-    positive: parameters that must be above 0.
-    within: parameter → (least, greatest) value.
-    choices: parameter → words, of parameters that aren't numbers.
-    traits: other properties, such as `monotone` of a weighting; None for none.
+    params: parameter → value. types: parameter → its type.
     known_as: other name → values of the parameters that the name sets.
     """
 
     name: str
-    make: Callable[..., Any]
+    make: Callable[..., Result]
     formula: str
     source: str
-    params: dict[str, Any]
-    positive: frozenset[str]
-    within: Mapping[str, tuple[float, float]]
-    choices: Mapping[str, tuple[str, ...]]
-    traits: Any
+    params: Mapping[str, Value]
+    types: Mapping[str, ParameterType]
     known_as: Mapping[str, Mapping[str, str]]
 
-    def __repr__(self) -> str:
-        return f"Declaration({self.spec!r})"
+    has_parameters: ClassVar[bool] = True  # False: arguments with a default are settings of another kind
 
-    def __call__(self, *args: Any) -> Any:
-        return self.make(*args, **self.params)
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec!r})"
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return self.make(*args, **kwargs, **self.params)
 
     @property
     def of_plugin(self) -> bool:
@@ -62,7 +131,7 @@ class Declaration:
         """Return the error that says what is wrong with the function or class. text: what it does, and what to do."""
         return PluginError(f"{self.place}: {self.name!r} {text}")
 
-    def expect_like(self, value: Any, logsnr: Any, call: str) -> Any:
+    def expect_like(self, value: object, logsnr: Tensor, call: str) -> Tensor:
         """Return the result of a call for a tensor λ. Raises PluginError unless it is a float tensor of λ's shape."""
         import torch
 
@@ -71,36 +140,26 @@ class Declaration:
         kind = f"{value.dtype} of shape {[*value.shape]}" if isinstance(value, torch.Tensor) else type(value).__name__
         raise self.fault(f"returns {kind} from {call}; return a float tensor of the argument's shape, here {[*logsnr.shape]}")
 
-    def bind(self, given: Mapping[str, str | float]) -> Declaration:
+    def bind(self, given: Mapping[str, Value]) -> Self:
         """Return a copy with the given values of parameters.
 
         given: parameter → value or text; the key "" is allowed if there is only one parameter.
         Raises UsageError for an unknown parameter or an invalid value.
         """
-        values: dict[str, Any] = {}
+        values: dict[str, Value] = {}
         for word, text in given.items():
             key = self._parameter(word)
             if key in values:
                 raise UsageError(f"{self.name}: {key} is given twice; give it once")
-            if key in self.choices:
-                values[key] = alike(str(text))
-                if values[key] not in self.choices[key]:
-                    raise UsageError(f"{self.name}: {key} is {text!r}; it must be {' or '.join(self.choices[key])}")
-                continue
-            value = values[key] = number(text, key)
-            low, high = self.within.get(key, (-math.inf, math.inf))
-            not_positive = key in self.positive and value <= 0
-            if not_positive or not low <= value <= high:
-                bounds = "above 0" if not_positive else f"from {low:g} to {high:g}"
-                raise UsageError(f"{self.name}: {key} is {value:g}; it must be {bounds}")
+            values[key] = self.types[key].convert(text, f"{self.name}: {key}")
         return replace(self, params={**self.params, **values})
 
     def _parameter(self, word: str) -> str:
         if not word and len(self.params) == 1:
             return next(iter(self.params))
-        for own in (word, word.lower()):
-            if own in self.params:
-                return own
+        for spelling in (word, word.lower()):
+            if spelling in self.params:
+                return spelling
         raise UsageError(f"{self.name} has no parameter {word!r}; it has {', '.join(self.params) or 'no parameters'}")
 
     @property
@@ -108,6 +167,9 @@ class Declaration:
         """SPEC `name:key=value,…` with all parameters."""
         words = ",".join(f"{key}={plain(value)}" for key, value in self.params.items())
         return f"{self.name}:{words}" if words else self.name
+
+
+Entry = TypeVar("Entry", bound=Declaration[..., object])
 
 
 def plain(value: float | str) -> str:
@@ -150,21 +212,21 @@ def load_installed() -> None:
             ) from error
 
 
-class Registry(dict[str, Declaration]):
+class Registry(dict[str, Entry]):
     """Registry: name → Declaration.
 
     kind: noun for messages, such as `weighting`.
-    traits: class (a NamedTuple) of every Declaration's `traits`; None: no such class.
+    entry: class of the declarations, whose own fields are properties of the kind.
     check: function that raises an error if a Declaration's results are wrong; applied to Declarations of plug-ins.
     """
 
-    def __init__(self, kind: str, traits: Any = None, check: Callable[[Declaration], None] | None = None):
+    def __init__(self, kind: str, entry: type[Entry], check: Callable[[Entry], None] | None = None):
         super().__init__()
         self.kind = kind
-        self.traits = traits
+        self.entry = entry
         self._check = check
 
-    def verify(self, declared: Declaration) -> None:
+    def verify(self, declared: Entry) -> None:
         """Check what a plug-in declared, with its values of parameters. Raises PluginError."""
         if self._check is None or not declared.of_plugin:
             return
@@ -176,53 +238,38 @@ class Registry(dict[str, Declaration]):
             raise declared.fault(f"fails: {type(error).__name__}: {error}; correct this {self.kind}") from error
 
     def declare(
-        self,
-        name: str,
-        *,
-        formula: str = "",
-        source: str = "",
-        positive: Iterable[str] = (),
-        within: Mapping[str, tuple[float, float]] | None = None,
-        choices: Mapping[str, tuple[str, ...]] | None = None,
-        traits: Any = None,
-        known_as: Iterable[str] = (),
-        **params: Any,
-    ) -> Callable[[M], M]:
+        self, name: str, *, formula: str = "", source: str = "", known_as: Iterable[str] = (), **properties: Any
+    ) -> Callable[[Function], Function]:
         """Return a decorator that registers a function or class under `name`.
 
-        Arguments of the function with a float default, and those in `choices`, become parameters.
         formula, source: text for docs and help.
-        positive: parameters that must be above 0.
-        within: parameter → (least, greatest) value.
-        choices: parameter → words, of parameters that aren't numbers.
-        traits: `traits` of the Declaration, in a registry whose own `traits` is None.
         known_as: aliases as `ALIAS`, or `ALIAS:key=value,…` for an alias that sets these parameters.
-        params: default values of further parameters, and values of fields of the registry's class `traits`.
-        Raises UsageError if the name is taken or a field of `traits` is missing, PluginError for a faulty function of a plug-in.
+        properties: fields that the registry's class of entries adds, such as `monotone` of a weighting.
+        Raises UsageError if the name is taken, or if a property is missing or unknown.
+        Raises PluginError for a faulty function of a plug-in.
         """
-        aka = {alike(other): sets for other, sets in map(parse_spec, known_as)}
-        if self.traits:
-            traits = {**self.traits._field_defaults, **{key: params.pop(key) for key in self.traits._fields if key in params}}
-            if missing := [key for key in self.traits._fields if key not in traits]:
-                raise UsageError(f"the {self.kind} {name!r} is declared without {missing[0]}=; add {missing[0]}=VALUE")
-            traits = self.traits(**traits)
+        own = fields(self.entry)[len(fields(Declaration)) :]
         if name in self:
             raise UsageError(f"a {self.kind} named {name!r} exists already; choose another name")
+        for missing in (each.name for each in own if each.default is MISSING and each.name not in properties):
+            raise UsageError(f"the {self.kind} {name!r} is declared without {missing}=; add {missing}=VALUE")
+        for unknown in properties.keys() - {each.name for each in own}:
+            raise UsageError(
+                f"the {self.kind} {name!r} is declared with {unknown}=, which is no property of it; "
+                f"a parameter is an argument of the function with its default, such as {unknown}: float = 1.0"
+            )
 
-        def enter(make: M) -> M:
-            arguments = signature(make).parameters.items()
-            defaults = {key: each.default for key, each in arguments if type(each.default) is float or key in (choices or {})}
-            declared = Declaration(
+        def enter(make: Function) -> Function:
+            parameters = parameters_of(make) if self.entry.has_parameters else {}
+            declared = self.entry(
                 name,
                 make,
                 formula,
                 source,
-                {**defaults, **params},
-                frozenset(positive),
-                within or {},
-                choices or {},
-                traits,
-                aka,
+                params={key: default for key, (default, _) in parameters.items()},
+                types={key: kind for key, (_, kind) in parameters.items()},
+                known_as={alike(other): values for other, values in map(parse_spec, known_as)},
+                **properties,
             )
             self.verify(declared)
             self[name] = declared
@@ -230,14 +277,14 @@ class Registry(dict[str, Declaration]):
 
         return enter
 
-    def lookup(self, name: str) -> Declaration | None:
+    def lookup(self, name: str) -> Entry | None:
         """Find a name or alias, ignoring case; None for an unknown name."""
         declared = self._lookup(name)
         if declared is None:
             load_installed()
         return declared or self._lookup(name)
 
-    def _lookup(self, name: str) -> Declaration | None:
+    def _lookup(self, name: str) -> Entry | None:
         if name in self:
             return self[name]
         word = alike(name)
@@ -248,14 +295,14 @@ class Registry(dict[str, Declaration]):
                 return declared.bind(declared.known_as[word])
         return None
 
-    def find(self, name: str) -> Declaration:
+    def find(self, name: str) -> Entry:
         """Find a name or alias, ignoring case. Raises UsageError for an unknown name."""
         declared = self.lookup(name)
         if declared is None:
             raise UsageError(f"no {self.kind} is called {name!r}; {nearest(name, self)}")
         return declared
 
-    def parse(self, text: str) -> Declaration:
+    def parse(self, text: str) -> Entry:
         """Return the Declaration of a SPEC `name:key=value,…`. Raises UsageError."""
         name, params = parse_spec(text)
         return self.find(name).bind(params)

@@ -7,15 +7,25 @@ Level code: a function of λ, such as σ or a timestep, that a published network
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elbocli.core.plots import draw_curve
 from elbocli.core.prediction import LIMIT
-from elbocli.core.registry import Declaration, Registry, number, parse_spec, plain
-from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve, rises
+from elbocli.core.registry import Declaration, Positive, Registry, number, parse_spec, plain
+from elbocli.core.schedule_curves import (
+    SCHEDULES,
+    NamedSchedule,
+    ScheduleCurve,
+    Steps,
+    rises,
+    t_linear,
+    t_scaled_linear,
+    t_squaredcos,
+)
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +49,7 @@ class Table:
     knots: pairs (t, λ); t rises strictly from 0 to 1, and λ falls strictly. Raises UsageError for other knots.
     """
 
-    def __init__(self, knots):
+    def __init__(self, knots: Sequence[tuple[float, float]]) -> None:
         import torch
 
         time, level = torch.tensor(knots, dtype=torch.float64).T.contiguous()
@@ -50,15 +60,15 @@ class Table:
         self.support = (float(level[-1]), float(level[0]))
         self.height = time.diff() / -level.diff()
 
-    def logsnr(self, t):
+    def logsnr(self, t: Tensor) -> Tensor:
         cell = cell_of(t, self.time)
         return self.level[cell] - (t - self.time[cell]) / self.height[cell]
 
-    def t(self, logsnr):
+    def t(self, logsnr: Tensor) -> Tensor:
         cell = cell_of(-logsnr, -self.level)
         return self.time[cell] + (self.level[cell] - logsnr) * self.height[cell]
 
-    def density(self, logsnr):
+    def density(self, logsnr: Tensor) -> Tensor:
         return self.height[cell_of(-logsnr, -self.level)] + logsnr * 0
 
 
@@ -76,7 +86,7 @@ class Schedule:
     logsnr_min: float
     logsnr_max: float
     shift: float = 0.0
-    declared: Declaration | None = None
+    declared: NamedSchedule | None = None
     file: Path | None = None
 
     def __post_init__(self) -> None:
@@ -169,7 +179,7 @@ def make_schedule(
     *,
     shift: float = 0.0,
     clip: bool = False,
-    declared: Declaration | None = None,
+    declared: NamedSchedule | None = None,
     file: Path | None = None,
 ) -> Schedule:
     """Return the schedule of a curve, shifted by `shift`, then truncated to [low, high].
@@ -221,47 +231,55 @@ def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
     return make_schedule(Table(list(knots)), name)
 
 
-LEVEL_CODES = Registry("level code")  # functions λ [B] → input of a network [B], in float32, or in float64 if λ is float64
+@dataclass(frozen=True, repr=False)
+class LevelCode(Declaration[["Tensor"], "Tensor"]):
+    """Function λ [B] → input of a network [B], in float32, or in float64 if λ is float64."""
+
+
+LEVEL_CODES = Registry("level code", LevelCode)
 level_code = LEVEL_CODES.declare
 
 
 @level_code("logsnr")  # factor -1/8 is EDM's ln(sigma)/4
-def logsnr(level, factor=1.0):
+def logsnr(level: Tensor, factor: float = 1.0) -> Tensor:
     return factor * level
 
 
 @level_code("sigma")  # Karras et al. 2022: sigma of the data plus noise
-def sigma(level):
+def sigma(level: Tensor) -> Tensor:
     return (-0.5 * level).exp()
 
 
 @level_code("flow")  # Lipman et al. 2022: factor t, with logsnr = 2 log((1-t)/t), where t = 1 is noise
-def flow(level, factor=1.0):
+def flow(level: Tensor, factor: float = 1.0) -> Tensor:
     return factor * (-0.5 * level).sigmoid()
 
 
 # Ma et al. 2024 (SiT): factor (1-t), where 1 is data; noise_scale: standard deviation of the noise at t = 1 (Li & He 2025: JiT)
-@level_code("flow-reversed", positive=["noise_scale"])
-def flow_reversed(level, factor=1.0, noise_scale=1.0):
+@level_code("flow-reversed")
+def flow_reversed(level: Tensor, factor: float = 1.0, noise_scale: Positive = 1.0) -> Tensor:
     return factor * (0.5 * level + math.log(noise_scale)).sigmoid()
 
 
-def _timestep(schedule, level, **params: float):
-    import torch
+def timestep_code(curve: Callable[..., Steps]) -> Callable[..., Tensor]:
+    """Return the level code that gives the number of one of a schedule's timesteps. curve: the schedule, with parameter `count`."""
 
-    curve = SCHEDULES[schedule].make(**params).on(level.device)
-    count = params["count"]
-    time = curve.t(level.double().clamp(*curve.support))
-    return (count * time - 0.5).clamp(0, count - 1).to(torch.promote_types(level.dtype, torch.float32))
+    @wraps(curve)  # the code has the schedule's parameters
+    def code(level: Tensor, *, count: float, **others: float) -> Tensor:
+        import torch
+
+        steps = curve(count=count, **others).on(level.device)
+        time = steps.t(level.double().clamp(*steps.support))
+        return (count * time - 0.5).clamp(0, count - 1).to(torch.promote_types(level.dtype, torch.float32))
+
+    return code
 
 
-for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
-    _declared = SCHEDULES[_name]
-    _params: Any = _declared.params
-    level_code(_name, within=_declared.within, **_params)(partial(_timestep, _name))  # number of one of the timesteps
+for _name, _curve in (("t-linear", t_linear), ("t-scaled-linear", t_scaled_linear), ("t-squaredcos", t_squaredcos)):
+    level_code(_name)(timestep_code(_curve))
 
 
-def parse_level_code(text: str) -> Declaration:
+def parse_level_code(text: str) -> LevelCode:
     """Return the level code of a text such as `logsnr:factor=-0.125` or `t:linear`. Raises UsageError."""
     words = text.strip()
     return LEVEL_CODES.parse("t-" + words[2:].replace(",", ":", 1) if words.startswith("t:") else words)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,25 +20,35 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope, weighting_faults
 from elbocli.core.plots import draw_curve
 from elbocli.core.prediction import LIMIT, Prediction
-from elbocli.core.registry import Declaration, Registry, number, parse_spec, plain
+from elbocli.core.registry import Declaration, Positive, Registry, UnitInterval, number, parse_spec, plain
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.weighting_curves import LEARNED_WEIGHTINGS, WEIGHTINGS, ErrorProfile, LearnedTraits
+from elbocli.core.weighting_curves import LEARNED_WEIGHTINGS, WEIGHTINGS, ErrorProfile, LearnedWeighting, NamedWeighting
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-FACTORS = Registry("factor")  # F(λ) in F(λ) ‖target − out‖²; `traits`: target, such as x; None: the network's target
+@dataclass(frozen=True, repr=False)
+class Factor(Declaration[["Tensor"], "Tensor"]):
+    """Function λ → F(λ) in the loss F(λ) ‖target − out‖².
+
+    target: SPEC of the target, such as x; "": the network's target.
+    """
+
+    target: str = field(default="", kw_only=True)
+
+
+FACTORS = Registry("factor", Factor)
 
 
 @FACTORS.declare("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
-def snr(logsnr):
+def snr(logsnr: Tensor) -> Tensor:
     return logsnr.exp()
 
 
 @FACTORS.declare("snr+1", formula="exp(logsnr) + 1", source="Salimans & Ho 2022: x loss with SNR+1 weights is the v loss")
-def snr_plus_one(logsnr):
+def snr_plus_one(logsnr: Tensor) -> Tensor:
     return logsnr.exp() + 1
 
 
@@ -48,7 +58,7 @@ def snr_plus_one(logsnr):
     source="Salimans & Ho 2022: x loss, truncated SNR",
     known_as=["snr-trunc"],
 )
-def truncated_snr(logsnr):
+def truncated_snr(logsnr: Tensor) -> Tensor:
     return logsnr.exp().clamp(min=1)
 
 
@@ -56,15 +66,14 @@ def truncated_snr(logsnr):
     "min-snr",
     formula="min(exp(logsnr), gamma) on x, /SNR on eps, /(SNR+1) on v",
     source="Hang et al. 2023: the same loss for every target",
-    traits="x",
-    positive=["gamma"],
+    target="x",
 )
-def min_snr(logsnr, gamma=5.0):
+def min_snr(logsnr: Tensor, gamma: Positive = 5.0) -> Tensor:
     return logsnr.exp().clamp(max=gamma)
 
 
 @FACTORS.declare("debiased", formula="exp(-logsnr/2)", source="Yu et al. 2024: debiased eps loss")
-def debiased(logsnr):
+def debiased(logsnr: Tensor) -> Tensor:
     return (-logsnr / 2).exp()
 
 
@@ -72,15 +81,14 @@ def debiased(logsnr):
     "clamped",
     formula="min(1, (t/least)^2), logsnr = 2 log((1-t)/t), on u; /t^2 on x",
     source="Li & He 2025 (JiT): v loss of an x prediction, where x is divided by max(t, least)",
-    traits="u",
-    within={"least": (0, 1)},
+    target="u",
 )
-def clamped(logsnr, least=0.05):
+def clamped(logsnr: Tensor, least: UnitInterval = 0.05) -> Tensor:
     return ((-logsnr / 2).sigmoid() / least).clamp(max=1).square()
 
 
 @FACTORS.declare("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1")
-def p2(logsnr, gamma=1.0):
+def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
     return (-logsnr).sigmoid() ** gamma
 
 
@@ -93,7 +101,7 @@ class ForeignLoss(NamedTuple):
     """
 
     prediction: Prediction
-    factor: Declaration | None
+    factor: Factor | NamedWeighting | None
     schedule: Schedule
 
     @property
@@ -107,7 +115,8 @@ class ForeignLoss(NamedTuple):
         weighed = self.prediction
         value = 2 * self.schedule.untruncated_density(logsnr)
         if self.factor is not None:
-            weighed = Prediction(self.factor.traits) if isinstance(self.factor.traits, str) else weighed
+            if isinstance(self.factor, Factor) and self.factor.target:
+                weighed = Prediction(self.factor.target)
             value = value * self.factor(logsnr)
         return value / weighed.coefficients(logsnr).eps_factor
 
@@ -136,36 +145,51 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     return values[left] + part * (first + part * (3 * rise - 2 * first - last + part * (first + last - 2 * rise)))
 
 
-class LearnedCurve(NamedTuple):
-    """Weighting learned in training, from the network's error at each λ.
+class MeasuredErrors(NamedTuple):
+    """Errors of a run's network, from which a learned weighting follows.
 
-    declared: entry of LEARNED_WEIGHTINGS.
-    schedule: schedule of the run; None: before training, when w is unknown.
+    schedule: schedule of the run.
     levels: λ at the centres of bins, [bins].
     log_error: logarithm of ‖ε − ε̂‖²/D in each bin, [bins].
     """
 
-    declared: Declaration
-    schedule: Schedule | None = None
-    levels: Any = None
-    log_error: Any = None
+    schedule: Schedule
+    levels: Tensor
+    log_error: Tensor
+
+
+class LearnedCurve(NamedTuple):
+    """Weighting learned in training, from the network's error at each λ.
+
+    declared: entry of LEARNED_WEIGHTINGS.
+    errors: errors measured in training; None: before training, when w is unknown.
+    """
+
+    declared: LearnedWeighting
+    errors: MeasuredErrors | None = None
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """Schedule of the run; None before training."""
+        return self.errors.schedule if self.errors else None
 
     @property
     def spec(self) -> str:
         return self.declared.spec
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        schedule = self.schedule
-        if schedule is None:
+        if self.errors is None:
             raise UsageError(f"weighting {self.spec!r} has no w(λ) before training; give a run that was trained with it")
 
+        schedule, levels, errors = self.errors
+
         def log_error(at: Tensor) -> Tensor:
-            return through(at.clamp(schedule.logsnr_min, schedule.logsnr_max), self.levels, self.log_error)
+            return through(at.clamp(schedule.logsnr_min, schedule.logsnr_max), levels, errors)
 
-        return self.declared(logsnr, ErrorProfile(self.levels, log_error, schedule.density))
+        return self.declared(logsnr, ErrorProfile(levels, log_error, schedule.density))
 
 
-WeightingCurve = Declaration | ForeignLoss | LearnedCurve  # a curve w(λ), before it is shifted or made monotone
+WeightingCurve = NamedWeighting | ForeignLoss | LearnedCurve  # a curve w(λ), before it is shifted or made monotone
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +216,7 @@ class Weighting:
     @property
     def of_density(self) -> bool:
         """Whether training learns the weighting from the schedule's density, so that the schedule can't be adaptive."""
-        return isinstance(self.curve, LearnedCurve) and self.curve.declared.traits.of_density
+        return isinstance(self.curve, LearnedCurve) and self.curve.declared.of_density
 
     def with_errors(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:
         """Return this learned weighting with w computed from a schedule and errors.
@@ -201,12 +225,12 @@ class Weighting:
         error: ‖ε − ε̂‖²/D in each bin, [bins].
         """
         assert isinstance(self.curve, LearnedCurve)
-        return replace(self, curve=LearnedCurve(self.curve.declared, schedule, middle, error.log()))
+        return replace(self, curve=LearnedCurve(self.curve.declared, MeasuredErrors(schedule, middle, error.log())))
 
     @property
     def schedule(self) -> Schedule | None:
         """Schedule from which the weighting is computed; None for a declared weighting."""
-        return None if isinstance(self.curve, Declaration) else self.curve.schedule
+        return None if isinstance(self.curve, NamedWeighting) else self.curve.schedule
 
     @property
     def spec(self) -> str:
@@ -260,7 +284,7 @@ class Weighting:
     def check(self, low: float, high: float) -> None:
         """Raise UsageError unless w is finite and 0 or more on [low, high]."""
         if faults := self.faults(low, high):
-            declared = self.curve if isinstance(self.curve, Declaration) and self.curve.of_plugin else None
+            declared = self.curve if isinstance(self.curve, NamedWeighting) and self.curve.of_plugin else None
             place = f" ({declared.place})" if declared else ""
             raise UsageError(f"{self.spec}{place}: w is {faults}; choose a weighting that is finite, and 0 or more")
 
@@ -314,10 +338,10 @@ def parse_weighting(
         return Weighting(ForeignLoss(*_parse_loss(name, words, given), schedule(inner)), shift, monotone)
     declared = WEIGHTINGS.lookup(name) or LEARNED_WEIGHTINGS.lookup(name) or WEIGHTINGS.find(name)
     declared = declared.bind(parse_spec(f"{name}:{words}")[1]).bind(given or {})
-    if not isinstance(declared.traits, LearnedTraits):
+    if isinstance(declared, NamedWeighting):
         return Weighting(declared, shift, monotone)
     if shift:
-        raise UsageError(f"{text!r}: {name!r} is learned at its own noise levels; omit the shift")
+        raise UsageError(f"{name} is learned from the run's errors, so it can't be shifted; leave out the shift")
     return Weighting(LearnedCurve(declared), monotone=monotone)
 
 
@@ -339,14 +363,14 @@ def _modifiers(words: str) -> tuple[str, float, bool]:
     return ",".join(others), shift or 0.0, monotone
 
 
-def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[Prediction, Declaration | None]:
+def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[Prediction, Factor | NamedWeighting | None]:
     """Parse `x-mse:min-snr:5` into target and factor. name: `x-mse`. words: `min-snr:5`. given: parameters that replace these."""
     parts = [part for part in words.split(",") if part]
     own = [*takewhile(re.compile("[^:=]*=").match, parts)]  # parameters of the target, before the factor's name
     chosen = ",".join(parts[len(own) :])
     if given and not chosen:
         raise UsageError(f"loss {name} has no factor, so no parameter {next(iter(given))!r}; leave this parameter out")
-    known = Registry("factor")
+    known: Registry[Factor | NamedWeighting] = Registry("factor", Factor)
     known.update(FACTORS | WEIGHTINGS | FACTORS)  # of a factor and a weighting with one name, the factor
     factor = known.parse(chosen).bind(given or {}) if chosen else None
     return Prediction(f"{name.removesuffix('-mse')}:{','.join(own)}"), factor

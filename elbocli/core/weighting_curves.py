@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections import ChainMap
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.monotone import Function, NonIncreasing, weighting_faults
-from elbocli.core.registry import Declaration, Registry
+from elbocli.core.registry import Declaration, Positive, Registry
 from elbocli.core.schedule_curves import SCHEDULES, normal_density
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class WeightingTraits(NamedTuple):
-    """Properties of a weighting besides its formula.
+@dataclass(frozen=True, repr=False)
+class NamedWeighting(Declaration[["Tensor"], "Tensor"]):
+    """Declared weighting, a function λ → w(λ), float64, any shape.
 
     monotone: whether w is declared non-increasing in λ.
     """
 
-    monotone: bool
+    monotone: bool = field(kw_only=True)
 
 
 DECLARED_ON = (-15.0, 15.0)  # range of λ on which a plug-in's weighting is checked before the range of a run is known
 
 
-def check_weighting(declared: Declaration) -> None:
+def check_weighting(declared: NamedWeighting) -> None:
     """Raise PluginError unless a weighting returns float tensors of λ's shape, finite and 0 or more on DECLARED_ON."""
     import torch
 
@@ -37,18 +39,17 @@ def check_weighting(declared: Declaration) -> None:
 
 
 # The functions use only tensor methods and the standard library, so that listing the names does not import torch.
-WEIGHTINGS = Registry("weighting", WeightingTraits, check_weighting)
-"""Functions λ → w(λ), float64, any shape."""
+WEIGHTINGS = Registry("weighting", NamedWeighting, check_weighting)
 weighting = WEIGHTINGS.declare
 PAPER = "arXiv:2303.00848"
 
 
-def _sech(x):
+def _sech(x: Tensor) -> Tensor:
     return 1 / x.cosh()
 
 
 @weighting("elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", known_as=["vdm", "vlb"])
-def elbo(logsnr):
+def elbo(logsnr: Tensor) -> Tensor:
     return logsnr * 0 + 1
 
 
@@ -59,7 +60,7 @@ def elbo(logsnr):
     source="Nichol & Dhariwal 2021: eps loss, cosine schedule",
     known_as=["eps-cosine"],
 )
-def iddpm(logsnr):
+def iddpm(logsnr: Tensor) -> Tensor:
     return _sech(logsnr / 2)
 
 
@@ -76,7 +77,7 @@ def iddpm(logsnr):
     source="Lipman et al. 2022: flow matching, optimal-transport path",
     known_as=["rf", "rectified-flow", "flow-matching", "sigma-sqrt"],
 )
-def v_cosine(logsnr):
+def v_cosine(logsnr: Tensor) -> Tensor:
     return (-logsnr / 2).exp()
 
 
@@ -86,12 +87,12 @@ def v_cosine(logsnr):
     monotone=True,
     source="Delbracio & Milanfar 2023: x loss, optimal-transport path",
 )
-def indi(logsnr):
+def indi(logsnr: Tensor) -> Tensor:
     return (-logsnr).exp() * _sech(logsnr / 4).square()
 
 
 @weighting("x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule")
-def x_cosine(logsnr):
+def x_cosine(logsnr: Tensor) -> Tensor:
     return (-logsnr).exp() * _sech(logsnr / 2)
 
 
@@ -101,7 +102,7 @@ def x_cosine(logsnr):
     monotone=True,
     source="Salimans & Ho 2022: truncated SNR, cosine schedule",
 )
-def snr_trunc(logsnr):
+def snr_trunc(logsnr: Tensor) -> Tensor:
     return _sech(logsnr / 2) * (-logsnr).exp().clamp(min=1)
 
 
@@ -111,7 +112,7 @@ def snr_trunc(logsnr):
     monotone=False,
     source="Choi et al. 2022: P2, k = 1, cosine schedule",
 )
-def p2(logsnr, gamma=1.0):
+def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
     return _sech(logsnr / 2) * (-logsnr).sigmoid() ** gamma
 
 
@@ -120,9 +121,8 @@ def p2(logsnr, gamma=1.0):
     formula="sech(logsnr/2) min(1, gamma exp(-logsnr))",
     monotone=False,
     source="Hang et al. 2023: Min-SNR, cosine schedule",
-    positive=["gamma"],
 )
-def min_snr(logsnr, gamma=5.0):
+def min_snr(logsnr: Tensor, gamma: Positive = 5.0) -> Tensor:
     return _sech(logsnr / 2) * (gamma * (-logsnr).exp()).clamp(max=1)
 
 
@@ -132,9 +132,8 @@ def min_snr(logsnr, gamma=5.0):
     monotone=False,
     source="soft Min-SNR of Crowson et al. 2024 on the unshifted cosine; k-diffusion shifts it: "
     "eps-mse:sigmoid:bias=1.386294@cosine:shift=1.386294",
-    positive=["sigma_data"],
 )
-def soft_min_snr(logsnr, sigma_data=0.5):
+def soft_min_snr(logsnr: Tensor, sigma_data: Positive = 0.5) -> Tensor:
     # k-diffusion's objective differs: eps-mse:sigmoid:bias=s@cosine:shift=s with s = −2 ln sigma_data.
     noise = (-logsnr).exp()
     return _sech(logsnr / 2) * noise / (noise + sigma_data**2)
@@ -145,9 +144,8 @@ def soft_min_snr(logsnr, sigma_data=0.5):
     formula="sigma^2 / beta(t(logsnr))",
     monotone=False,
     source="Ho et al. 2020: eps loss, linear beta schedule",
-    positive=["beta_max"],
 )
-def ddpm(logsnr, beta_min=0.1, beta_max=20.0):
+def ddpm(logsnr: Tensor, beta_min: float = 0.1, beta_max: Positive = 20.0) -> Tensor:
     return SCHEDULES["linear-beta"].make(beta_min=beta_min, beta_max=beta_max).density(logsnr)
 
 
@@ -156,10 +154,9 @@ def ddpm(logsnr, beta_min=0.1, beta_max=20.0):
     formula="N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2)",
     monotone=False,
     source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
-    positive=["std", "sigma_data"],
     known_as=["lognormal", "log-normal"],
 )
-def edm(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
+def edm(logsnr: Tensor, mean: float = -1.2, std: Positive = 1.2, sigma_data: Positive = 0.5) -> Tensor:
     return normal_density(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
 
 
@@ -168,15 +165,14 @@ def edm(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
     formula="edm held constant left of its peak",
     monotone=True,
     source=f"{PAPER} sec. 4",
-    positive=["std", "sigma_data"],
     known_as=["edm-monotone"],
 )
-def edm_monotonic(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
+def edm_monotonic(logsnr: Tensor, mean: float = -1.2, std: Positive = 1.2, sigma_data: Positive = 0.5) -> Tensor:
     return _edm_held(mean, std, sigma_data)(logsnr)
 
 
 @lru_cache(maxsize=64)  # finding the peak is slow
-def _edm_held(mean, std, sigma_data):
+def _edm_held(mean: float, std: float, sigma_data: float) -> NonIncreasing:
     return NonIncreasing(lambda logsnr: edm(logsnr, mean, std, sigma_data))
 
 
@@ -187,7 +183,7 @@ def _edm_held(mean, std, sigma_data):
     source=f"{PAPER} sec. 5; Hoogeboom et al. 2024 (SiD2), on x: e^bias sigmoid(logsnr - bias)",
     known_as=["sid2-128:bias=0", "sid2-256:bias=-1", "sid2:bias=-3", "sid2-512:bias=-3", "sid2-1024:bias=-4"],
 )
-def sigmoid(logsnr, bias=2.0):
+def sigmoid(logsnr: Tensor, bias: float = 2.0) -> Tensor:
     return (bias - logsnr).sigmoid()
 
 
@@ -196,10 +192,9 @@ def sigmoid(logsnr, bias=2.0):
     formula="N(logsnr; -2m, 4s^2) (1 + exp(-logsnr/2))^2",
     monotone=False,
     source="Esser et al. 2024: logit-normal t, optimal-transport path",
-    positive=["s"],
     known_as=["logit-normal"],
 )
-def sd3(logsnr, m=0.0, s=1.0):
+def sd3(logsnr: Tensor, m: float = 0.0, s: Positive = 1.0) -> Tensor:
     return normal_density(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()
 
 
@@ -215,16 +210,17 @@ class ErrorProfile(NamedTuple):
     density: Function
 
 
-class LearnedTraits(NamedTuple):
-    """Properties of a learned weighting.
+@dataclass(frozen=True, repr=False)
+class LearnedWeighting(Declaration[["Tensor", ErrorProfile], "Tensor"]):
+    """Declared weighting that follows a network's errors in training: a function (λ, ErrorProfile) → w(λ).
 
     of_density: whether w depends on the density of the schedule; then the schedule can't be adaptive.
     """
 
-    of_density: bool = False
+    of_density: bool = field(default=False, kw_only=True)
 
 
-def check_learned(declared: Declaration) -> None:
+def check_learned(declared: LearnedWeighting) -> None:
     """Raise PluginError unless a learned weighting returns float tensors of λ's shape, finite and 0 or more, for an example."""
     import torch
 
@@ -236,16 +232,15 @@ def check_learned(declared: Declaration) -> None:
         raise declared.fault(f"is {faults}; a weighting must be finite, and 0 or more")
 
 
-LEARNED_WEIGHTINGS = Registry("learned weighting", LearnedTraits, check_learned)
-"""Functions (λ, ErrorProfile) → w(λ), float64, any shape, of weightings that follow a network's errors in training."""
+LEARNED_WEIGHTINGS = Registry("learned weighting", LearnedWeighting, check_learned)
 learned_weighting = LEARNED_WEIGHTINGS.declare
-ALL_WEIGHTINGS = ChainMap(LEARNED_WEIGHTINGS, WEIGHTINGS)  # all names, those of WEIGHTINGS first
+ALL_WEIGHTINGS: ChainMap[str, Any] = ChainMap(LEARNED_WEIGHTINGS, WEIGHTINGS)  # all names, those of WEIGHTINGS first
 
 
 @learned_weighting(
     "uncertainty", formula="p(logsnr) / E|e|^2", source="Karras et al. 2024 (EDM2), arXiv:2312.02696, in effect", of_density=True
 )
-def uncertainty(logsnr, profile):
+def uncertainty(logsnr: Tensor, profile: ErrorProfile) -> Tensor:
     """Divide the schedule's density by the error, so that every t contributes equally to the loss."""
     # EDM2's loss ω/e^u ‖x̂ − x‖²/D + u is least in u where e^u = ω E‖x̂ − x‖²/D, and with this u, EDM2's loss weights ‖ε − ε̂‖²
     # by p/e for any ω (p: density, e: error). The best density, ∝ w e, is then p itself.

@@ -5,23 +5,35 @@ Datasets store the mean and standard deviation of the autoencoder's posterior, u
 
 # No numeric library is imported, so that --help is fast.
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from elbocli.core.registry import Declaration, Registry
 from elbocli.errors import FormatError, UsageError
 
-
-class ConventionTraits(NamedTuple):
-    """Properties of a latent convention. input: pixel range, a key of INPUTS. rounding: of decoded pixels, a key of ROUNDINGS."""
-
-    input: str
-    rounding: str = "nearest"
+if TYPE_CHECKING:
+    from elbocli.core.pixels import Rounding
 
 
-CONVENTIONS = Registry("latent convention")
+Affine = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True, repr=False)
+class Convention(Declaration[[Mapping[str, Any], int], Affine]):
+    """Latent convention: a function (config.json of the autoencoder, channels) → (shift, scale) of each channel.
+
+    input: pixel range, a key of INPUTS. rounding: of decoded pixels, a key of ROUNDINGS.
+    """
+
+    input: str = field(kw_only=True)
+    rounding: str = field(default="nearest", kw_only=True)
+
+
+CONVENTIONS = Registry("latent convention", Convention)
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
 """Pixel range → (divisor, offset): the autoencoder's input for a pixel value p (0 to 255) is p / divisor + offset."""
 
@@ -31,14 +43,12 @@ EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
 EDM2_TARGET_STD = 0.5
 
-Affine = tuple[tuple[float, ...], tuple[float, ...]]
-
 
 @CONVENTIONS.declare(
     "diffusers",
     formula="pixels in [-1,1], x0 = (z - shift) scale with the autoencoder's own shift and scaling factor",
     source="DiT, SiT, the pipelines of diffusers",
-    traits=ConventionTraits("[-1,1]"),
+    input="[-1,1]",
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     """Return shift and scale of each channel. config: content of config.json. Raises FormatError."""
@@ -61,7 +71,8 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     formula="pixels in [0,1], each of Stable Diffusion's 4 channels whitened to standard deviation 0.5; decoded levels "
     "are truncated",
     source="Karras et al. 2024 (EDM2), constants for ImageNet-512",
-    traits=ConventionTraits("[0,1]", "truncate"),
+    input="[0,1]",
+    rounding="truncate",
 )
 def edm2(config: Mapping[str, Any], channels: int) -> Affine:
     """Return shift and scale of each channel. Raises UsageError unless there are 4 channels."""
@@ -103,11 +114,11 @@ class LatentSpace:
             raise ValueError(f"unknown names, or numbers that are not finite or not above 0: {self}")
 
     @property
-    def rounding(self) -> Declaration:
+    def rounding(self) -> Rounding:
         """Default rounding of decoded pixels."""
         from elbocli.core.pixels import ROUNDINGS
 
-        return ROUNDINGS[CONVENTIONS[self.latent_convention].traits.rounding]
+        return ROUNDINGS[CONVENTIONS[self.latent_convention].rounding]
 
 
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:

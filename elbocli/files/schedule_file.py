@@ -16,8 +16,8 @@ from elbocli.core.schedule_curves import (
     MOST_TIMESTEPS,
     SCHEDULES,
     FmOt,
-    Moved,
     ScheduleCurve,
+    Shifted,
     Steps,
     logsnr_of_betas,
 )
@@ -109,7 +109,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
         )
     if flow:
         # t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s.
-        return prediction, Moved(FmOt(), -2 * math.log(config.flow_shift or config.shift))
+        return prediction, Shifted(FmOt(), -2 * math.log(config.flow_shift or config.shift))
     with reading(path):
         if config.trained_betas is not None:
             betas = torch.tensor(config.trained_betas, dtype=torch.float64)

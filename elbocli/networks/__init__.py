@@ -30,6 +30,7 @@ from elbocli.files.records import Count, plain
 
 Size = Annotated[int, Meta(ge=1, le=2**20)]
 Module = TypeVar("Module", bound=nn.Module)
+NetworkClass = TypeVar("NetworkClass", bound="type[Network]")
 Depth = Annotated[int, Meta(ge=1, le=1000)]
 
 
@@ -157,27 +158,34 @@ class Network(nn.Module):
         return checkpoint(unit, *inputs, use_reentrant=False) if again else unit(*inputs)
 
 
-NETWORKS = Registry("network family")  # `traits` of a declaration is the class of the network's config
+@dataclass(frozen=True, repr=False)
+class Family(Declaration[[NetworkConfig], Network]):
+    """Declared network family: a class of networks. config: class of the network's config."""
+
+    config: type[NetworkConfig] = field(kw_only=True)
 
 
-def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[Any], Any]:
+NETWORKS = Registry("network family", Family)
+
+
+def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[NetworkClass], NetworkClass]:
     """Return a decorator that declares a Network class.
 
     name: value of `family` in files. config: class of the network's config. source: paper or code, for docs.
     Raises UsageError: when the name is taken.
     """
-    return NETWORKS.declare(name, source=source, traits=config)
+    return NETWORKS.declare(name, source=source, config=config)
 
 
-def declaration_of(config: NetworkConfig) -> Declaration:
-    """Return the declaration of a config's network family."""
-    return next(declared for declared in NETWORKS.values() if declared.traits is type(config))
+def family_of(config: NetworkConfig) -> Family:
+    """Return the network family of a config."""
+    return next(family for family in NETWORKS.values() if family.config is type(config))
 
 
 def build(config: NetworkConfig) -> Network:
     """Build a new network. Raises UsageError if torch can't build the network."""
     with reading("network", kind=UsageError, on=(RuntimeError, OverflowError)):
-        return declaration_of(config).make(config)
+        return family_of(config)(config)
 
 
 def build_empty(config: NetworkConfig) -> Network:
@@ -207,7 +215,7 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     values = dict(section)
     family = values.pop("family", "unet")
     with reading(where):
-        config = NETWORKS.find(str(family)).traits
+        config = NETWORKS.find(str(family)).config
     for key in values.keys() - _stored(config):
         raise FormatError(f"{where}: network {family} has no setting {key}; {nearest(key, _stored(config))}")
     try:
@@ -224,7 +232,7 @@ def _stored(config: type[NetworkConfig]) -> list[str]:
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
     """Return a config as a section `network`; `config_of` is the inverse."""
-    return {"family": declaration_of(config).name} | {name: plain(getattr(config, name)) for name in _stored(type(config))}
+    return {"family": family_of(config).name} | {name: plain(getattr(config, name)) for name in _stored(type(config))}
 
 
 def count_parameters(module: nn.Module) -> int:

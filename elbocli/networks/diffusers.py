@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.pixels import from_levels, to_levels
-from elbocli.core.registry import Declaration
+from elbocli.core.pixels import Rounding, from_levels, to_levels
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import DataError, FormatError, Parameter, UsageError
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
@@ -140,7 +139,7 @@ class Autoencoder:
         return posterior.mean, posterior.std
 
     @torch.inference_mode()
-    def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration | None = None) -> Tensor:
+    def decode(self, x0: Tensor, space: LatentSpace, rounding: Rounding | None = None) -> Tensor:
         """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: None for `space.rounding`."""
         shift, scale = affine(space, self.device)
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
@@ -163,7 +162,7 @@ def space_of(
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)
     return LatentSpace(
-        convention, [*shift], [*scale], declared.traits.input, autoencoder, autoencoder_sha256, pixel_size, 1 if mirrored else 0
+        convention, [*shift], [*scale], declared.input, autoencoder, autoencoder_sha256, pixel_size, 1 if mirrored else 0
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from elbocli.core.averages import Average
 from elbocli.errors import UsageError
-from elbocli.networks import NetworkConfig, build_empty, declaration_of, section_of
+from elbocli.networks import NetworkConfig, build_empty, family_of, section_of
 from elbocli.runtime.processes import to_local
 
 Shape = tuple[int, ...]
@@ -94,7 +94,7 @@ def transfer(
     # gets a copy of the "no class" row. Without such a row it gets zeros if `quiet_classes` is set, otherwise random signs at the
     # magnitude of other rows. Without an old table, all rows are zero if `quiet_classes` is set; otherwise the new network
     # initialises the table. Weights on a grid of positions are interpolated.
-    family = declaration_of(before).name
+    family = family_of(before).name
     tables = class_axes(now)
     had = shapes_of(before)
     wanted = shapes_of(now)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.core.registry import Declaration
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import FACTORS
 from elbocli.core.weighting_curves import WEIGHTINGS
@@ -79,7 +80,8 @@ def import_matplotlib() -> None:
 
 def brief(spec: str) -> str:
     """Leave out default parameters: `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
-    for declared in (*WEIGHTINGS.values(), *SCHEDULES.values(), *FACTORS.values()):
+    known: list[Declaration[..., object]] = [*WEIGHTINGS.values(), *SCHEDULES.values(), *FACTORS.values()]
+    for declared in known:
         full = rf"\b{re.escape(declared.spec)}"
         spec = re.sub(rf"{full}(?=@|$)", declared.name, re.sub(f"{full},", f"{declared.name}:", spec))
     return spec

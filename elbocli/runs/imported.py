@@ -41,13 +41,13 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
     format = format or ("network" if options.network else "")
     declared = FORMATS.find(format) if format else None
     with reading(f"{path}: can't be imported"):
-        declared = declared or next((each for each in FORMATS.values() if each.traits.recognises(source)), None)
+        declared = declared or next((each for each in FORMATS.values() if each.recognises(source)), None)
     if declared is None:
         raise FormatError(
             f"{path}: no known format (it holds {inventory(source.tree)}); choose one from 'elbo import list' with --format"
         )
     for key, value in vars(options).items():
-        if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
+        if value != getattr(ImportOptions, key) and key not in (*declared.takes, *options.settings()):
             raise UsageError(f"--{key.replace('_', '-')}: not an option of the format {declared.name}; leave it out")
     with reading(f"{path}: can't be imported as {declared.name}"), reading(path, kind=UsageError, on=()):
         imported: Imported = declared.make(source, options)
@@ -65,7 +65,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
             "prediction": Prediction(run_settings.prediction).spec,
         }
     run_settings = replace(run_settings, **{key: spec for key, spec in specs.items() if key in settings})
-    licence = declared.traits.licence
+    licence = declared.licence
     call_once(network, imported.weights, path)
     with new_folder(run, overwrite=False) as aside:
         config = RunConfig(

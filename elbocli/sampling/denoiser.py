@@ -9,9 +9,8 @@ from torch import Tensor
 
 from elbocli.core.objective import NetworkFunction, check_output
 from elbocli.core.prediction import Prediction
-from elbocli.core.registry import Declaration
 from elbocli.errors import Parameter, UsageError
-from elbocli.sampling.guidance import THRESHOLDS, Guidance
+from elbocli.sampling.guidance import THRESHOLDS, Guidance, Threshold
 from elbocli.sampling.samplers import Denoise, DenoiseWithVariance, Sampler
 
 NO_THRESHOLD = THRESHOLDS["none"]
@@ -33,7 +32,7 @@ class Denoiser:
     guidance: Guidance = Guidance()
     labels: Tensor | None = None
     guide: Denoiser | None = None
-    threshold: Declaration = NO_THRESHOLD
+    threshold: Threshold = NO_THRESHOLD
     conditional: bool = True
     calls: int = 0
 
@@ -71,7 +70,7 @@ class Denoiser:
 
     def for_sampler(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
         """Return `with_variance` for a sampler that needs a learned variance, else the denoiser itself."""
-        return self.with_variance if sampler.traits.learned else self
+        return self.with_variance if sampler.learned else self
 
     def _estimate(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
         self.calls += 1

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.noise import UNIT, Noise
-from elbocli.core.pixels import NEAREST, to_levels
-from elbocli.core.registry import Declaration
+from elbocli.core.noise import UNIT, Noise, Start
+from elbocli.core.pixels import NEAREST, Rounding, to_levels
 from elbocli.errors import DataError, FormatError, Parameter, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, read_space
@@ -33,9 +32,10 @@ from elbocli.runtime.device import CudaGraphs, choose_device, sent
 from elbocli.runtime.processes import World, convert_dist_errors
 from elbocli.runtime.progress import log, progress
 from elbocli.sampling.denoiser import NO_THRESHOLD, Denoiser
-from elbocli.sampling.guidance import Guidance
+from elbocli.sampling.guidance import Guidance, Threshold
 from elbocli.sampling.plan import Sampling
 from elbocli.sampling.samplers import USUAL, Sampler, parse_sampler, purpose_of
+from elbocli.sampling.spacing import Spacing
 from elbocli.version import __version__
 
 
@@ -146,7 +146,7 @@ def open_decoder(
     device: torch.device,
     autoencoder: Path | None = None,
     run: Path = Path(),
-    rounding: Declaration | None = None,
+    rounding: Rounding | None = None,
 ) -> Decoder:
     """Return the decoder of a run.
 
@@ -213,12 +213,12 @@ class SampleSettings:
     sampler: Sampler = parse_sampler(USUAL)
     steps: int = 0
     schedule: str = ""
-    spacing: Declaration | None = None
-    start: Declaration = UNIT
+    spacing: Spacing | None = None
+    start: Start = UNIT
     guidance: Guidance = Guidance()
     guide: Path | None = None
     guide_weights: str = ""
-    threshold: Declaration = NO_THRESHOLD
+    threshold: Threshold = NO_THRESHOLD
     classes: str = ""
     weights: str = "ema"
     seed: int = 0
@@ -227,7 +227,7 @@ class SampleSettings:
     precision: str = "fp32"
     compile: str = "graphs"
     autoencoder: Path | None = None
-    rounding: Declaration | None = None
+    rounding: Rounding | None = None
     zoom: int = 0
     overwrite: bool = False
     command: str = ""
@@ -297,7 +297,7 @@ def _plan_drawing(trained: TrainedRun, guide: TrainedRun | None, settings: Sampl
     config = trained.network.config
     low = trained.settings.logsnr_min
     high = trained.settings.logsnr_max
-    spec = settings.schedule or settings.sampler.traits.grid
+    spec = settings.schedule or settings.sampler.grid
     schedule = trained.schedule() if spec == "run" else resolve_schedule(spec, low, high, clip=True, size=config.image_size)
     plan = Sampling.on_schedule(
         settings.sampler,
@@ -323,7 +323,7 @@ def _plan_drawing(trained: TrainedRun, guide: TrainedRun | None, settings: Sampl
     check_guidance(trained, guide, plan.guidance, plan.levels)
     graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
     with reading(trained.path, kind=UsageError, on=()):
-        denoiser = compiled(make_denoiser(trained, guide), plan.sampler.traits.learned, settings.compile == "on", graphs)
+        denoiser = compiled(make_denoiser(trained, guide), plan.sampler.learned, settings.compile == "on", graphs)
     names = trained.data.class_names or []
     names = [str(names[k] if k < len(names) else k) for k in range(config.num_classes)]
     counts = trained.class_counts()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from elbocli.core.registry import Registry
+from elbocli.core.registry import Bounds, Declaration, Registry
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,16 +46,23 @@ class Guidance:
 
 
 NO_GUIDANCE = Guidance()
-THRESHOLDS = Registry("threshold")  # functions x̂ [B, …] → clipped x̂
+
+
+@dataclass(frozen=True, repr=False)
+class Threshold(Declaration[["Tensor"], "Tensor"]):
+    """Function x̂ [B, …] → clipped x̂."""
+
+
+THRESHOLDS = Registry("threshold", Threshold)
 
 
 @THRESHOLDS.declare("none", formula="x_hat")
-def none(x_hat):
+def none(x_hat: Tensor) -> Tensor:
     return x_hat
 
 
 @THRESHOLDS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
-def static(x_hat):
+def static(x_hat: Tensor) -> Tensor:
     return x_hat.clamp(-1, 1)
 
 
@@ -63,10 +70,8 @@ def static(x_hat):
     "dynamic",
     formula="x_hat cut to [-s, s] and divided by s = max(1, percentile of |x_hat| in the image)",
     source="Saharia et al. 2022: Imagen",
-    positive=["percentile"],
-    within={"percentile": (0, 100)},
 )
-def dynamic(x_hat, percentile=99.5):
+def dynamic(x_hat: Tensor, percentile: Annotated[float, Bounds(0, 100, above=0)] = 99.5) -> Tensor:
     size = x_hat.abs().flatten(1)
     rank = math.ceil(percentile * size.shape[1] / 100)
     limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))

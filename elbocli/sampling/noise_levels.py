@@ -50,11 +50,11 @@ def make_grid(
     Raises UsageError for a sampler that adds noise, and settings that don't fit the run.
     Raises FormatError if `path` is not a run, DataError if estimates are not finite.
     """
-    if sampler.traits.learned:
+    if sampler.learned:
         no_noise()
     # A step refuses samplers that add noise now, not after minutes of measuring.
     sampler(torch.zeros(1), None, Move(-1.0, 1.0), lambda z, logsnr: z, no_noise)
-    steps = steps or sampler.traits.steps
+    steps = steps or sampler.steps
     place = choose_device(device)
     worse = None
     evaluations = 0

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.core.noise import UNIT, Noise
+from elbocli.core.noise import UNIT, Noise, Start
 from elbocli.core.prediction import Prediction
-from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.runtime.device import Precision, sent
 from elbocli.sampling.denoiser import NO_THRESHOLD, Denoiser
-from elbocli.sampling.guidance import NO_GUIDANCE, Guidance
+from elbocli.sampling.guidance import NO_GUIDANCE, Guidance, Threshold
 from elbocli.sampling.samplers import Sampler, choose_space, walk
-from elbocli.sampling.spacing import logsnr_grid, usual_spacing
+from elbocli.sampling.spacing import Spacing, logsnr_grid, usual_spacing
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Sampling:
     precision: Precision
     spacing: str = ""
     guidance: Guidance = NO_GUIDANCE
-    threshold: Declaration = NO_THRESHOLD
-    start: Declaration = UNIT
+    threshold: Threshold = NO_THRESHOLD
+    start: Start = UNIT
 
     @classmethod
     def on_schedule(
@@ -46,7 +45,7 @@ class Sampling:
         prediction: Prediction,
         precision: Precision,
         steps: int = 0,
-        spacing: Declaration | None = None,
+        spacing: Spacing | None = None,
         **options: Any,
     ) -> Sampling:
         """Return the plan that walks levels of a schedule.
@@ -58,7 +57,7 @@ class Sampling:
         """
         sampler = choose_space(sampler, prediction, schedule)
         spacing = spacing or usual_spacing(schedule, sampler)
-        levels = logsnr_grid(schedule, steps or sampler.traits.steps, spacing)
+        levels = logsnr_grid(schedule, steps or sampler.steps, spacing)
         return cls(sampler, tuple(levels), precision, spacing.spec, **options)
 
     @property
@@ -73,7 +72,7 @@ class Sampling:
 
         def denoise(z: Tensor, logsnr: float) -> Any:
             evaluated.append(logsnr)
-            return (z, z) if self.sampler.traits.learned else z
+            return (z, z) if self.sampler.learned else z
 
         walk(self.sampler, torch.zeros(1, 1), list(self.levels), denoise, lambda: torch.zeros(1, 1))
         return evaluated

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.registry import Declaration, Registry
+from elbocli.core.registry import Declaration, NotNegative, Positive, Registry, UnitInterval
 from elbocli.errors import Parameter, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Denoise = Callable[["Tensor", float], "Tensor"]
 DenoiseWithVariance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]  # (z, λ) → (x̂, gamma of `ddpm`)
 DrawNoise = Callable[[], "Tensor"]
+Stepped = tuple["Tensor", "Tensor"]  # (next z, x̂)
 USUAL = "dpmpp-2m"  # of all commands and of training, unless chosen: docs/samplers.md#which-sampler
 
 
@@ -51,18 +53,19 @@ class Move(NamedTuple):
         return (*alpha_sigma(self.now), *alpha_sigma(self.then))
 
 
-class SamplerTraits(NamedTuple):
-    """Properties of a sampler.
+@dataclass(frozen=True, repr=False)
+class Sampler(Declaration[["Tensor", "Tensor | None", Move, Denoise | DenoiseWithVariance, DrawNoise], Stepped]):
+    """Declared sampler, with values of its parameters.
 
     grid: default schedule of the noise levels. steps: default number of them.
     spacing: name of the default spacing of the noise levels; "": that of the schedule.
     learned: whether the denoiser must be a DenoiseWithVariance.
     """
 
-    grid: str
-    steps: int = 25
-    spacing: str = ""
-    learned: bool = False
+    grid: str = field(kw_only=True)
+    steps: int = field(default=25, kw_only=True)
+    spacing: str = field(default="", kw_only=True)
+    learned: bool = field(default=False, kw_only=True)
 
 
 def check_sampler(declared: Sampler) -> None:
@@ -70,23 +73,23 @@ def check_sampler(declared: Sampler) -> None:
     import torch
 
     z = torch.zeros(2, 1, 4, 4)
-    denoise = (lambda z, logsnr: (z / 2, z / 2)) if declared.traits.learned else (lambda z, logsnr: z / 2)
+    denoise = (lambda z, logsnr: (z / 2, z / 2)) if declared.learned else (lambda z, logsnr: z / 2)
     walk(declared, z, [-1.0, 1.0, math.inf], denoise, lambda: torch.zeros_like(z))
 
 
-SAMPLERS = Registry("sampler", SamplerTraits, check_sampler)
+SAMPLERS = Registry("sampler", Sampler, check_sampler)
 sampler = SAMPLERS.declare
 
 
 @sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine", known_as=["euler"])
-def ddim(z, last, move, denoise, noise):
+def ddim(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise) -> Stepped:
     alpha, sigma, alpha_then, sigma_then = move.scales
     x_hat = denoise(z, move.now)
     ratio = sigma_then / sigma
     return (z * ratio).add_(x_hat, alpha=alpha_then - alpha * ratio), x_hat
 
 
-def ancestor(z, x_hat, move, noise, gamma):
+def ancestor(z: Tensor, x_hat: Tensor, move: Move, noise: DrawNoise, gamma: float | Tensor) -> Tensor:
     """Draw z' from q(z' | z, x̂); if σ' = 0, return the mean.
 
     move: a Move. gamma: number or tensor that sets the variance, as in `ddpm`.
@@ -111,10 +114,9 @@ def ancestor(z, x_hat, move, noise, gamma):
     source="Ho et al. 2020; Kingma et al. 2021",
     grid="cosine",
     steps=128,
-    within={"gamma": (0, 1)},
     known_as=["euler-ancestral:gamma=0", "euler-a:gamma=0"],
 )
-def ddpm(z, last, move, denoise, noise, gamma=0.2):
+def ddpm(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, gamma: UnitInterval = 0.2) -> Stepped:
     """Make an ancestral step: draw z' from q(z' | z, x̂).
 
     gamma: the variance is small^(1−gamma) large^gamma, with small = c σ'², large = c σ² and c = 1 − e^{λ−λ'}.
@@ -131,12 +133,12 @@ def ddpm(z, last, move, denoise, noise, gamma=0.2):
     steps=128,
     learned=True,
 )
-def ddpm_learned(z, last, move, denoise, noise):
+def ddpm_learned(z: Tensor, last: Tensor | None, move: Move, denoise: DenoiseWithVariance, noise: DrawNoise) -> Stepped:
     x_hat, gamma = denoise(z, move.now)
     return ancestor(z, x_hat, move, noise, gamma), x_hat
 
 
-def advance(z, x_hat, last, move, eta=0.0):
+def advance(z: Tensor, x_hat: Tensor, last: Tensor | None, move: Move, eta: float = 0.0) -> Tensor:
     """Return the mean of the next z by a step of DPM-Solver++(2M), or of its SDE version.
 
     Solves dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
@@ -163,7 +165,7 @@ def advance(z, x_hat, last, move, eta=0.0):
     grid="edm-sample",
     known_as=["dpm++-2m", "dpmpp", "dpm++", "dpm-solver++", "dpm-solver++(2m)"],
 )
-def dpmpp_2m(z, last, move, denoise, noise):
+def dpmpp_2m(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise) -> Stepped:
     """Make a second-order step of DPM-Solver++ with one network evaluation."""
     x_hat = denoise(z, move.now)
     return advance(z, x_hat, last, move), x_hat
@@ -175,9 +177,8 @@ def dpmpp_2m(z, last, move, denoise, noise):
     source="Lu et al. 2022: SDE-DPM-Solver++(2M), midpoint",
     grid="edm-sample",
     known_as=["dpm++-2m-sde", "sde-dpm-solver++(2m)"],
-    positive=["eta"],
 )
-def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
+def dpmpp_2m_sde(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, eta: Positive = 1.0) -> Stepped:
     """Make a step of dpmpp-2m with added noise.
 
     eta: amount of noise, above 0; 1: the reverse SDE.
@@ -199,11 +200,21 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
         "edm-imagenet64:s_churn=40,s_min=0.05,s_max=50,s_noise=1.003,space=edm",  # table 5
         "jit:space=path,least=0.05",
     ],
-    within=dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise", "least"), (0, math.inf)),
-    positive=["noise_scale"],
-    choices={"space": ("auto", "edm", "path")},
 )
-def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0, space="auto", least=0.0, noise_scale=1.0):
+def heun(
+    z: Tensor,
+    last: Tensor | None,
+    move: Move,
+    denoise: Denoise,
+    noise: DrawNoise,
+    s_churn: NotNegative = 0.0,
+    s_min: NotNegative = 0.0,
+    s_max: NotNegative = 1e5,
+    s_noise: NotNegative = 1.0,
+    space: Literal["auto", "edm", "path"] = "auto",
+    least: NotNegative = 0.0,
+    noise_scale: Positive = 1.0,
+) -> Stepped:
     """Make a second-order step of Heun's method, after adding noise if s_churn > 0.
 
     s_churn: total relative growth of σ_edm by added noise; each step adds s_churn/steps, or √2 − 1 if that is smaller.
@@ -234,7 +245,7 @@ def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noi
     tau = odds / stretch
     tau_then = odds_then / stretch_then
 
-    def estimate(z, logsnr, scale, tau):
+    def estimate(z: Tensor, logsnr: float, scale: float, tau: float) -> Tensor:
         x_hat = denoise(z, logsnr)
         return x_hat if tau >= least else (z / scale).lerp(x_hat, tau / least)  # the slope of this x̂ is (y − x̂)/least
 
@@ -249,7 +260,9 @@ def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noi
     return euler.add_(estimate(euler, then, scale_then, tau_then) - x_hat, alpha=correction), x_hat
 
 
-DIFFUSIONS = {  # form → function (τ, norm) → diffusion coefficient g; Ma et al. 2024 (SiT), at their time t = 1 − τ
+DIFFUSIONS: dict[
+    str, Callable[[float, float], float]
+] = {  # form → function (τ, norm) → diffusion coefficient g; Ma et al. 2024 (SiT), at their time t = 1 − τ
     "constant": lambda tau, norm: norm,
     "sbdm": lambda tau, norm: norm * tau / (1 - tau),
     "sigma": lambda tau, norm: norm * tau,
@@ -267,10 +280,17 @@ DIFFUSIONS = {  # form → function (τ, norm) → diffusion coefficient g; Ma e
     steps=250,
     spacing="sit",
     known_as=["sit-sde", "repa-sde"],
-    within={"norm": (0, math.inf)},
-    choices={"diffusion": tuple(DIFFUSIONS), "last_step": ("mean", "tweedie")},
 )
-def euler_maruyama(z, last, move, denoise, noise, diffusion="sigma", norm=1.0, last_step="mean"):
+def euler_maruyama(
+    z: Tensor,
+    last: Tensor | None,
+    move: Move,
+    denoise: Denoise,
+    noise: DrawNoise,
+    diffusion: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma",
+    norm: NotNegative = 1.0,
+    last_step: Literal["mean", "tweedie"] = "mean",
+) -> Stepped:
     """Make an Euler-Maruyama step of dy = (v + g s) dt + √(2g) dW on the flow path y = (1−τ)x + τε, with t = 1 − τ.
 
     v = x̂ − ε̂ is the velocity towards data, s = −ε̂/τ the score. With exact x̂, the distribution of y at each time is the same
@@ -291,9 +311,6 @@ def euler_maruyama(z, last, move, denoise, noise, diffusion="sigma", norm=1.0, l
     eps_hat = (z - alpha * x_hat).div_(sigma)
     mean.sub_(eps_hat, alpha=stretch * h * g / tau)
     return (mean.add_(noise(), alpha=stretch * math.sqrt(2 * g * h)) if sigma_then else mean), x_hat
-
-
-Sampler = Declaration
 
 
 parse_sampler = SAMPLERS.parse

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import accumulate, repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from elbocli.core.registry import Declaration, Registry
+from elbocli.core.registry import Bounds, Declaration, Registry
 from elbocli.core.schedule_curves import Steps
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     from elbocli.core.schedule import Schedule
+    from elbocli.sampling.samplers import Sampler
 
 
-SPACINGS = Registry("spacing")  # functions (schedule, number of steps) → rising λ at which the steps start
+@dataclass(frozen=True, repr=False)
+class Spacing(Declaration[["Schedule", int], list[float]]):
+    """Function (schedule, number of steps) → rising λ at which the steps start."""
+
+
+SPACINGS = Registry("spacing", Spacing)
 spacing = SPACINGS.declare
 
 
 @spacing("even", formula="logsnr(t) at t even from 1 to 0", source="a walk of equal steps in t")
-def even(schedule, steps):
+def even(schedule: Schedule, steps: int) -> list[float]:
     import torch
 
     return schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
@@ -29,11 +36,9 @@ def even(schedule, steps):
     "sit",
     formula="logsnr(t) at t even from 1 to the t whose logsnr is 2 log((1-last)/last)",
     source="Ma et al. 2024 (SiT): a last step of .04 on the flow path",
-    positive=["last"],
-    within={"last": (0, 0.5)},
     known_as=["repa"],
 )
-def sit(schedule, steps, last=0.04):
+def sit(schedule: Schedule, steps: int, last: Annotated[float, Bounds(0, 0.5, above=0)] = 0.04) -> list[float]:
     import torch
 
     end = schedule.t(torch.tensor(2 * math.log((1 - last) / last), dtype=torch.float64))
@@ -41,7 +46,7 @@ def sit(schedule, steps, last=0.04):
 
 
 @spacing("trailing", formula="logsnr(t) at t = 1, (T-1)/T, ... 1/T", source="Li & He 2025 (JiT)", known_as=["jit"])
-def trailing(schedule, steps):
+def trailing(schedule: Schedule, steps: int) -> list[float]:
     import torch
 
     return schedule.logsnr(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]).tolist()
@@ -53,7 +58,7 @@ def trailing(schedule, steps):
     source="Nichol & Dhariwal 2021; ADM, DiT",
     known_as=["adm", "dit", "respaced"],
 )
-def timesteps(schedule, steps):
+def timesteps(schedule: Schedule, steps: int) -> list[float]:
     """Return rising λ of `steps` evenly spaced timesteps. Raises UsageError if the schedule has fewer."""
     levels = _levels(schedule)
     if steps > len(levels):
@@ -70,7 +75,7 @@ def timesteps(schedule, steps):
     source="Song et al. 2021; ADM's ddimN",
     known_as=["ddim"],
 )
-def stride(schedule, steps):
+def stride(schedule: Schedule, steps: int) -> list[float]:
     """Return rising λ at every k-th timestep. Raises UsageError: no k gives `steps` timesteps."""
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
@@ -80,7 +85,7 @@ def stride(schedule, steps):
     return levels[:: counts[steps]][::-1]
 
 
-def _levels(schedule):
+def _levels(schedule: Schedule) -> list[float]:
     """Return falling λ of the timesteps in the schedule's λ range. Raises UsageError: schedule without timesteps."""
     if not isinstance(schedule.curve, Steps):
         raise UsageError(
@@ -91,15 +96,15 @@ def _levels(schedule):
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
 
 
-def usual_spacing(schedule: Schedule, sampler: Declaration | None = None) -> Declaration:
+def usual_spacing(schedule: Schedule, sampler: Sampler | None = None) -> Spacing:
     """Return the default spacing: the sampler's; without one, `timesteps` for named discrete schedules, else `even`."""
-    if sampler and sampler.traits.spacing:
-        return SPACINGS[sampler.traits.spacing]
+    if sampler and sampler.spacing:
+        return SPACINGS[sampler.spacing]
     discrete = schedule.declared is not None and isinstance(schedule.curve, Steps)
     return SPACINGS["timesteps" if discrete else "even"]
 
 
-def logsnr_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
+def logsnr_grid(schedule: Schedule, steps: int, spacing: Spacing | None = None) -> list[float]:
     """Return the rising λ of a sampler's steps, [steps + 1]; the last is inf (clean data).
 
     spacing: one of SPACINGS; None: the default for the schedule.

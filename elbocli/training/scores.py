@@ -47,7 +47,7 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     network = state.resolved.network
     settings = state.settings
     world = state.world
-    schedule = resolve_schedule(how.sampler.traits.grid, settings.logsnr_min, settings.logsnr_max, clip=True)
+    schedule = resolve_schedule(how.sampler.grid, settings.logsnr_min, settings.logsnr_max, clip=True)
     prediction = state.objective.prediction
     plan = Sampling.on_schedule(how.sampler, schedule, prediction, state.spread.precision, how.steps)
     noise = Noise(settings.seed, network.shape, state.device)

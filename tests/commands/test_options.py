@@ -158,8 +158,8 @@ def test_each_help_fits_two_screens_and_the_options_of_training_are_its_settings
 SHADOWING = """
 from elbocli.core.weighting_curves import weighting
 
-@weighting("mine", formula="lr", monotone=True, source="this test", lr=1.0)
-def mine(logsnr, lr):
+@weighting("mine", formula="lr", monotone=True, source="this test")
+def mine(logsnr, lr=1.0):
     return logsnr * 0 + lr
 
 import sys

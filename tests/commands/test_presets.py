@@ -59,5 +59,5 @@ def test_every_key_of_a_network_is_on_the_page():
             for line in table.splitlines()
             if (cells := line.split("|"))[1:] and {f"`{family}`", "all"} & set(cells[1].replace(",", "").split())
         ]
-        known = {each.name for each in fields(NETWORKS[family].traits)} - {"image_size", "image_channels", "num_classes"}
+        known = {each.name for each in fields(NETWORKS[family].config)} - {"image_size", "image_channels", "num_classes"}
         assert known <= set(re.findall(r"`(\w+)`", " ".join(rows))), family

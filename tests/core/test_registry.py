@@ -1,6 +1,7 @@
 """A SPEC is read back as it was written; a name from another program keeps its meaning."""
 
 import math
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from elbocli.core.averages import AVERAGES, parse_average
 from elbocli.core.noise import STARTS
 from elbocli.core.pixels import ROUNDINGS
 from elbocli.core.prediction import PREDICTIONS, Prediction
-from elbocli.core.registry import Registry, alike, nearest, number, parse_spec, plain
+from elbocli.core.registry import Bounds, Declaration, Positive, Registry, alike, nearest, number, parse_spec, plain
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES, schedule
 from elbocli.core.weighting import FACTORS, parse_weighting
@@ -29,16 +30,20 @@ from elbocli.scoring.metrics import METRICS
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
 
 
-def made(**params):
-    return params
+class Shape(Declaration[[], object]):
+    """A declaration without properties."""
+
+
+def circle(r: Positive = 1.0, x: Annotated[float, Bounds(-2, 2)] = 0.0) -> tuple[float, float]:
+    return r, x
 
 
 @pytest.fixture
 def shapes():
-    registry = Registry("shape")
-    registry.declare("circle", formula="r^2", source="Euclid", positive=["r"], within={"x": (-2, 2)}, r=1.0, x=0.0)(made)
-    registry.declare("dot")(made)
-    registry.declare("ring", r=1.0)(made)
+    registry = Registry("shape", Shape)
+    registry.declare("circle", formula="r^2", source="Euclid")(circle)
+    registry.declare("dot")(lambda: None)
+    registry.declare("ring")(lambda r=1.0: r)
     return registry
 
 
@@ -57,12 +62,13 @@ def test_number_refuses_what_is_not_a_sane_number(text):
 
 @given(FLOATS, FLOATS)
 def test_a_declarations_spec_parses_to_the_same_parameters(r, x):
-    registry = Registry("shape")
-    registry.declare("circle", r=1.0, x=0.0)(made)
+    registry = Registry("shape", Shape)
+    registry.declare("circle")(lambda r=1.0, x=0.0: (r, x))
     declared = registry["circle"]
     name, params = parse_spec(declared.bind({"r": r, "x": x}).spec)
     assert name == "circle"
     assert declared.bind(params).params == {"r": r, "x": x}
+    assert declared.bind(params)() == (r, x)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +101,13 @@ def test_an_unknown_word_is_answered_with_the_first_of_many():
 def test_later_declarations_are_found_wherever_names_are():
     try:
 
-        @weighting("later", formula="a", monotone=True, source="this test", positive=["a"], a=1.0)
-        def later(logsnr, a):
+        @weighting("later", formula="a", monotone=True, source="this test")
+        def later(logsnr, a: Positive = 1.0):
             return logsnr * 0 + a
 
-        @schedule("late", formula="-k (2 t - 1)", source="this test", k=5.0)
+        @schedule("late", formula="-k (2 t - 1)", source="this test")
         class Late:
-            def __init__(self, k):
+            def __init__(self, k=5.0):
                 self.k = k
                 self.support = (-k, k)
 
@@ -128,7 +134,7 @@ def test_later_declarations_are_found_wherever_names_are():
 # Names of others
 
 
-REGISTRIES: list[Registry] = [WEIGHTINGS, LEARNED_WEIGHTINGS, SCHEDULES, PREDICTIONS, FACTORS, SAMPLERS, SPACINGS]
+REGISTRIES: list[Registry[Any]] = [WEIGHTINGS, LEARNED_WEIGHTINGS, SCHEDULES, PREDICTIONS, FACTORS, SAMPLERS, SPACINGS]
 REGISTRIES += [STARTS, THRESHOLDS, ROUNDINGS, AVERAGES, METRICS, EXTRACTORS]
 DECLARED = [(registry, declared) for registry in REGISTRIES for declared in registry.values()]
 IDS = [f"{registry.kind}-{declared.name}" for registry, declared in DECLARED]

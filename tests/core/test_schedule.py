@@ -12,7 +12,7 @@ from scipy import special, stats
 from elbocli.core.monotone import rising, slope
 from elbocli.core.prediction import LIMIT
 from elbocli.core.schedule import LEVEL_CODES, Table, make_schedule, parse_level_code, parse_schedule
-from elbocli.core.schedule_curves import BETAS, SCHEDULES, FmOt, Moved, Steps, check_schedule, logsnr_of_betas
+from elbocli.core.schedule_curves import BETAS, SCHEDULES, FmOt, Shifted, Steps, check_schedule, logsnr_of_betas
 from elbocli.errors import UsageError
 
 NAMES = sorted(name for name in SCHEDULES if not name.startswith("t-"))
@@ -314,7 +314,7 @@ def test_flow_matchings_time_shift_is_a_shift_of_the_level(shift):
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     later = shift * t / (1 + (shift - 1) * t)  # as SD3's schedulers write it
     level = 2 * ((1 - later) / later).log()
-    curve = Moved(FmOt(), -2 * math.log(shift))
+    curve = Shifted(FmOt(), -2 * math.log(shift))
     np.testing.assert_allclose(curve.logsnr(t), level, atol=1e-12)
     np.testing.assert_allclose(curve.t(level), t, atol=1e-14)
     np.testing.assert_allclose(-slope(curve.t, level), curve.density(level), rtol=1e-9)

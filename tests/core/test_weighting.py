@@ -12,7 +12,7 @@ from scipy import optimize
 from elbocli.core.monotone import SHOWN, in_words, likeness, rising, slope
 from elbocli.core.registry import Registry
 from elbocli.core.weighting import Weighting, parse_weighting
-from elbocli.core.weighting_curves import WEIGHTINGS, check_weighting
+from elbocli.core.weighting_curves import WEIGHTINGS, NamedWeighting, check_weighting
 from elbocli.errors import UsageError
 
 GRID = np.linspace(-15, 15, 3001)
@@ -24,7 +24,7 @@ LAMBDA = torch.from_numpy(GRID)
 NAMES = sorted(WEIGHTINGS)
 
 
-MONOTONE = [name for name in NAMES if WEIGHTINGS[name].traits.monotone]
+MONOTONE = [name for name in NAMES if WEIGHTINGS[name].monotone]
 
 
 def named(name, params=None, **modifiers):
@@ -107,8 +107,8 @@ def test_weighting_is_its_formula_at_any_parameters(chosen):
 def test_claimed_monotonicity_holds(name):
     w = named(name)
     steepest = np.diff(w(LAMBDA).numpy()).max()
-    assert (steepest <= 0) == WEIGHTINGS[name].traits.monotone
-    assert (w.rising(-15, 15) == []) == WEIGHTINGS[name].traits.monotone
+    assert (steepest <= 0) == WEIGHTINGS[name].monotone
+    assert (w.rising(-15, 15) == []) == WEIGHTINGS[name].monotone
 
 
 @settings(max_examples=20)
@@ -179,8 +179,8 @@ def test_the_rise_is_the_mass_that_no_augmentation_has(name, rise):
 
 
 def of_function(function, **modifiers):
-    registry = Registry("weighting")
-    registry.declare("mine")(function)
+    registry = Registry("weighting", NamedWeighting)
+    registry.declare("mine", monotone=False)(function)
     return Weighting(registry["mine"], **modifiers)
 
 

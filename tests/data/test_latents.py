@@ -137,7 +137,7 @@ def test_draws_have_the_posteriors_mean_and_deviation(convention, autoencoder, p
     path = pack_latents(autoencoder, latent_convention=convention)
     data = Dataset(path, latents=True)
     space = data.latent_space
-    assert space is not None and space.latent_input == CONVENTIONS[convention].traits.input
+    assert space is not None and space.latent_input == CONVENTIONS[convention].input
     examples = Batches(data, small(path, preset, batch_size=48, label_dropout=0.0), CPU)
     moments = data.read(np.arange(48)).astype(np.float64)
     shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (space.latent_shift, space.latent_scale))

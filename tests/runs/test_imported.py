@@ -204,7 +204,7 @@ def test_a_small_one_is_sampled_bounded_and_trained_further(name, elbo, digits, 
     write(tmp_path / "w.pkl")
     result = elbo("import", "w.pkl", "run", *said, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
-    assert FORMATS[name].traits.licence.encode() in result.stderr
+    assert FORMATS[name].licence.encode() in result.stderr
     if name == "dit":
         found = works(elbo, tmp_path / "run", digits)
     else:
@@ -225,4 +225,4 @@ def test_each_format_is_in_the_list_in_a_row_of_the_page_and_tested(elbo):
     rows = re.findall(r"^\| `([\w-]+)` \| .* \| .* \| .* \|$", PAGE, re.M)
     listed = elbo("import", "list").stdout.decode()
     assert len(rows) == len(set(rows)) and set(rows) == set(FORMATS) == {*SMALL, "diffusers", "network"}
-    assert all(f"{name}\n    {FORMATS[name].traits.about}\n    Licence: " in listed for name in rows)
+    assert all(f"{name}\n    {FORMATS[name].about}\n    Licence: " in listed for name in rows)

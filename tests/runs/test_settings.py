@@ -21,7 +21,7 @@ from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
 from elbocli.files.plugins import PluginFile
 from elbocli.files.schedule_file import resolve_weighting, to_text
-from elbocli.networks import NETWORKS, Network, NetworkConfig, declaration_of, network
+from elbocli.networks import NETWORKS, Network, NetworkConfig, family_of, network
 from elbocli.runs.config import ConfigFile, RunConfig, read_settings
 from elbocli.runs.settings import difference, resolve
 from elbocli.runs.train_settings import SETTINGS
@@ -212,7 +212,7 @@ def test_refinements_are_in_the_settings_that_they_refine(resolved, digits):
 def test_another_family_of_networks_drops_the_settings_of_the_presets(resolved):
     options = {"family": "dit", "width": 16, "depth": 1, "heads": 2, "patch": 2}
     network = resolved(**{f"network.{key}": value for key, value in options.items()}).network
-    assert declaration_of(network).name == "dit" and network.patch == 2 and network.num_classes == 10
+    assert family_of(network).name == "dit" and network.patch == 2 and network.num_classes == 10
 
 
 def test_the_images_size_is_told_to_what_asks_for_it(resolved):

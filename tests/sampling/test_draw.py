@@ -91,7 +91,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_is_the_same_in_any_batch(sampler, trained, learned, drawn):
-    run = learned if SAMPLERS[sampler].traits.learned else trained
+    run = learned if SAMPLERS[sampler].learned else trained
     whole = drawn(run, sampler=sampler)[0]
     parts = list[float]()
     for more in ({"batch_size": 4}, {"n": 9, "batch_size": 7}):

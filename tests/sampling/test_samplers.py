@@ -80,7 +80,7 @@ def no_noise():
 
 def wanted_by(sampler, denoise):
     """D(z, λ) → x̂ itself, or with a variance where the sampler walks with a learned one: that of ddpm everywhere."""
-    if not sampler.traits.learned:
+    if not sampler.learned:
         return denoise
     return lambda z, logsnr: (denoise(z, logsnr), torch.full_like(z, 0.2))
 
@@ -91,7 +91,7 @@ def wanted_by(sampler, denoise):
 def walked(mixture, spec, steps):
     """Data at the end of 2^16 walks with noise, or of 2000 without, on the sampler's usual grid."""
     sampler = parse_sampler(spec)
-    schedule = parse_schedule(GRIDS.get(spec, sampler.traits.grid), LOW, HIGH, clip=True)
+    schedule = parse_schedule(GRIDS.get(spec, sampler.grid), LOW, HIGH, clip=True)
     if spec in EQUATION:
         return walk(sampler, quantiles(2000), logsnr_grid(schedule, steps), mixture.denoise, no_noise)
     grid = logsnr_grid(schedule, steps, usual_spacing(schedule, sampler))
@@ -118,7 +118,7 @@ def test_moments_at_64_steps(mixture, spec):
 
 @pytest.mark.parametrize(("spec", "order"), EQUATION.items())
 def test_a_walk_along_the_equation_converges_with_its_order(mixture, spec, order):
-    grid = GRIDS.get(spec, parse_sampler(spec).traits.grid)
+    grid = GRIDS.get(spec, parse_sampler(spec).grid)
     z = quantiles(500)
     schedule = parse_schedule(grid, LOW, HIGH, clip=True)
     truth, *ends = (
@@ -386,7 +386,7 @@ def test_the_usual_grid_of_an_sde_is_its_authors_from_the_noisiest_level(steps, 
     schedule = parse_schedule("fm-ot", -limit, limit)
     spacing = usual_spacing(schedule, sampler)
     first = 1 / (1 + math.exp(-limit / 2))
-    assert (sampler.traits.grid, sampler.traits.steps) == ("fm-ot", 250) and spacing == SPACINGS.find("repa")
+    assert (sampler.grid, sampler.steps) == ("fm-ot", 250) and spacing == SPACINGS.find("repa")
     wanted = levels_of(np.linspace(first, 0.04, steps))
     np.testing.assert_allclose(logsnr_grid(schedule, steps, spacing)[1:], wanted[1:], rtol=1e-12)
 

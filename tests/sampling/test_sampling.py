@@ -324,7 +324,7 @@ def test_a_plan_knows_how_often_it_asks_the_network(spec, interval):
 
     def network(z, logsnr, labels):
         calls.append(float(logsnr[0]))
-        return torch.cat([z, z], 1) if sampler.traits.learned else z
+        return torch.cat([z, z], 1) if sampler.learned else z
 
     where = Precision("fp32", torch.device("cpu"))
     schedule = parse_schedule("cosine", -10, 10)

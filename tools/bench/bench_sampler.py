@@ -68,7 +68,7 @@ def ours(spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Callable[[
     """A walk; its evaluations."""
     denoiser = Denoiser(network, PREDICTION)
     sampler = parse_sampler(spec)
-    grid = logsnr_grid(parse_schedule(sampler.traits.grid, -12, 12, clip=True), steps)
+    grid = logsnr_grid(parse_schedule(sampler.grid, -12, 12, clip=True), steps)
     walk(sampler, z, grid, denoiser, noise)
     return denoiser.evaluations
 

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from elbocli.core.registry import Registry, nearest
+from elbocli.core.registry import Declaration, Registry, nearest
 from elbocli.core.schedule import parse_level_code
-from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.schedule_curves import SCHEDULES, support_of
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN
 from elbocli.files.pickles import Entries, OpaqueObject, Tree, contents, module_tensors, read_torch_file
@@ -134,30 +134,32 @@ class Imported(NamedTuple):
     data: dict[str, JSON] = {}
 
 
-class FormatTraits(NamedTuple):
-    """Description of a checkpoint format.
+@dataclass(frozen=True, repr=False)
+class Format(Declaration[[Source, ImportOptions], Imported]):
+    """Declared checkpoint format: a function (Source, ImportOptions) → Imported.
 
     about: sentence for `elbo import list`. licence: licence of the published weights.
     recognises: tells whether a Source has the format.
     takes: fields of ImportOptions that the format accepts, besides those that are also fields of TrainSettings.
     """
 
-    about: str
-    licence: str
-    recognises: Callable[[Source], bool]
-    takes: tuple[str, ...] = NAMED
+    about: str = field(kw_only=True)
+    licence: str = field(kw_only=True)
+    recognises: Callable[[Source], bool] = field(kw_only=True)
+    takes: tuple[str, ...] = field(default=NAMED, kw_only=True)
 
 
-FORMATS = Registry("format", FormatTraits)
+FORMATS = Registry("format", Format)
+Reader = Callable[[Source, ImportOptions], Imported]
 
 
-def source_format(name: str, **said: Any) -> Callable[[Any], Any]:
-    """Return a decorator that declares a function (Source, ImportOptions) → Imported as a format.
+def source_format(name: str, **traits: Any) -> Callable[[Reader], Reader]:
+    """Return a decorator that declares a function as a format.
 
-    said: `source`, and fields of FormatTraits; default of `about`, `source` and `licence`: texts in formats.yaml.
+    traits: `source`, and fields of Format. Default of `about`, `source` and `licence`: texts in formats.yaml.
     """
     texts = {key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}
-    return FORMATS.declare(name, **{**texts, **said})
+    return FORMATS.declare(name, **{**texts, **traits})
 
 
 # Weights in a file.
@@ -316,7 +318,7 @@ def range_settings(code: str, source: Source, options: ImportOptions) -> Setting
     """
     declared = parse_level_code(code)
     if declared.name in SCHEDULES:
-        low, high = SCHEDULES[declared.name].bind(declared.params)().support
+        low, high = support_of(SCHEDULES[declared.name].bind(declared.params)())
         return {"logsnr_min": low, "logsnr_max": high}
     if None in (options.logsnr_min, options.logsnr_max):
         source.notes.append(

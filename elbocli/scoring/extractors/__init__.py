@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elbocli.core.registry import Registry
+from elbocli.core.registry import Declaration, Registry
 from elbocli.errors import DataError, FormatError, Parameter, UsageError
 from elbocli.files.reading import file_sha256, reading
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-EXTRACTORS = Registry("extractor")
-extractor = EXTRACTORS.declare
-"""Decorator that declares a function (path of weights or None) → Extractor."""
 DEFAULT = "inception-v3-compat"
 TINY = "elbo-tiny"  # the extractor that needs no weights
 STRICT = "fp32"  # precision of published scores, and of files that state no precision
@@ -64,6 +62,15 @@ class Extractor(NamedTuple):
             features, logits = self(images)
         spatial = kept[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()  # ADM's order, NHWC
         return features, logits, spatial
+
+
+@dataclass(frozen=True, repr=False)
+class NamedExtractor(Declaration[["Path | None"], Extractor]):
+    """Declared extractor: a function (path of weights or None) → Extractor."""
+
+
+EXTRACTORS = Registry("extractor", NamedExtractor)
+extractor = EXTRACTORS.declare
 
 
 @extractor(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from copy import copy
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from importlib import import_module
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args, get_type_
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
-from elbocli.core.registry import Registry
+from elbocli.core.registry import Declaration, Registry
 from elbocli.errors import Parameter, UsageError
 from elbocli.runs.train_settings import convert_text
 
@@ -145,7 +146,14 @@ class Metric(Struct, frozen=True):
         raise NotImplementedError
 
 
-METRICS = Registry("metric")
+@dataclass(frozen=True, repr=False)
+class NamedMetric(Declaration[[], Metric]):
+    """Declared metric: a class whose fields are options of `elbo eval`."""
+
+    has_parameters = False
+
+
+METRICS = Registry("metric", NamedMetric)
 metric = METRICS.declare
 """Decorator that declares a subclass of Metric."""
 

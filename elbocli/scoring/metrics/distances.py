@@ -1,11 +1,16 @@
 """Distances between the features of samples and reference, and scores of the samples' logits."""
 
-from typing import Annotated, Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
 from elbocli.core.estimate import Estimate
 from elbocli.scoring.metrics import BOTH, LARGEST_COUNT, Features, Metric, Need, metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FID = "frechet_distance"
 KID = "kernel_distance"
@@ -85,7 +90,7 @@ class KernelDistance(Metric, frozen=True):
         size = self.kid_subset_size
         over_subsets = kid_features_to_metric(own, theirs, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False)
 
-        def cubic(x, y):
+        def cubic(x: Tensor, y: Tensor) -> Tensor:
             return (x @ y.T / x.shape[1] + 1) ** 3
 
         effects, across, unequal = kernel_influence(own, theirs, cubic, samples.labels, samples.device)

@@ -38,7 +38,7 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
 def read(format: str, path: Path, **options: Any) -> tuple[Imported, str]:
     """A file that is recognised as of this format alone, and the notes on it."""
     source = Source(path)
-    assert [each.name for each in FORMATS.values() if each.traits.recognises(source)] == [format]
+    assert [each.name for each in FORMATS.values() if each.recognises(source)] == [format]
     return FORMATS[format].make(source, ImportOptions(**options)), " ".join(source.notes)
 
 

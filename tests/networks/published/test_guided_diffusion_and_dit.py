@@ -74,7 +74,7 @@ def logsnr_of(steps: list[int], name: str = "linear") -> list[float]:
 
 
 def adm_of(source: Source, **options: Any) -> Imported:
-    assert [each.name for each in FORMATS.values() if each.traits.recognises(source)] == ["guided-diffusion"]
+    assert [each.name for each in FORMATS.values() if each.recognises(source)] == ["guided-diffusion"]
     return FORMATS["guided-diffusion"].make(source, ImportOptions(**options))
 
 

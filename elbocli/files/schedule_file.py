@@ -95,7 +95,7 @@ class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"})
     flow_shift: Positive | None = None
 
 
-def read_config(path: Path) -> tuple[str, ScheduleCurve]:
+def read_config(path: Path) -> tuple[str, Steps | Shifted]:
     """Return prediction and λ(t) of a scheduler_config.json of diffusers. Raises FormatError."""
     import torch
 

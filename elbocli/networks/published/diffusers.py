@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from elbocli.core.schedule import parse_level_code
+from elbocli.core.schedule_curves import Shifted
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import tensor_files
 from elbocli.files.reading import reading
@@ -101,11 +102,14 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[Settings, str]:
             f"{path}: no {SCHEDULER} in it or scheduler/; add --prediction and --noise-input (t:linear, t:squaredcos, …)"
         )
     config = read_json(file)
-    curve: Any
     prediction, curve = read_config(file)
     count = config.get("num_train_timesteps", 1000)
-    if prediction == "u":
-        shift = float(getattr(curve, "by", 0.0))
+    if (prediction == "u") != isinstance(curve, Shifted):
+        raise FormatError(
+            f"{file}: its prediction {prediction} does not fit its noise levels; import with --prediction and --noise-input"
+        )
+    if isinstance(curve, Shifted):
+        shift = curve.shift
         schedule = f"fm-ot:shift={shift:.12g}" if shift else "fm-ot"
         code = f"flow:factor={count}"
         flow = {"prediction": "u-path", "weighting": f"u-mse@{schedule}", "schedule": schedule}

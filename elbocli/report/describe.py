@@ -16,7 +16,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
 from elbocli.files.reading import read_bytes
 from elbocli.files.recognise import RESULTS, recognise, wrong_kind
-from elbocli.files.records import parse_json
+from elbocli.files.records import JSON, parse_json
 from elbocli.files.schedule_file import read_table
 from elbocli.files.yaml_text import read_yaml
 from elbocli.runs.config import RunConfig, read_config
@@ -28,7 +28,7 @@ SHOWN = 64
 LEAST = 8
 # keys of a description that are not shown, because their values are redundant or too long
 HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
-Facts = dict[str, object]
+Facts = dict[str, JSON]
 
 
 @dataclass(frozen=True)

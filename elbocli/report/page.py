@@ -85,7 +85,7 @@ class Picture(NamedTuple):
 
 @dataclass
 class Entry:
-    """What the page shows of one source.
+    """Content of the page about one source.
 
     facts: description of a run or loss log; without facts: another source. missing: messages about files of the run that can't be read.
     """

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from elbocli.errors import ElboError
 from elbocli.files.losslog import EVAL, read_metrics
+from elbocli.files.records import JSON
 from elbocli.runs.config import RunConfig, read_config
 from elbocli.runs.folder import RUNNING, read_status
 from elbocli.runtime.table import Table
 
-Row = dict[str, object]  # a run's values by the names of their columns
+Row = dict[str, JSON]  # a run's values by the names of their columns
 METRICS = ("loss", "val_loss", "val_bpd")
 
 

@@ -227,23 +227,23 @@ def _scored_bound(where: str, bound: Bound | FlowLikelihood, estimator: str, mad
 def compare_results(results: Sequence[ScoredFile]) -> tuple[list[Compared], dict[str, JSON]]:
     """Compare the scores of results, grouped by recipe, with those of the first recipe. Results of one recipe are compared singly.
 
-    Returns: sides, the first without scores; metadata that are equal in all results.
+    Returns: one entry for each side (the first, the baseline, has no scores), and the metadata that all results share.
     Raises DataError: results are not comparable.
     """
     sides = list[Side]()
     recipes = [[scored.recipe for scored in result.sets] for result in results]
     same = all(recipe == recipes[0][0] for of_file in recipes for recipe in of_file)
-    known = list[dict[str, JSON]]()
+    recipes_of_sides = list[dict[str, JSON]]()
     for result, of_file in zip(results, recipes, strict=True):
         refuse(mismatches(result.alike, results[0].alike), result.file, results[0].file, ALIKE)
         recipe = of_file[0] if all(other == of_file[0] for other in of_file) and not same else {}
-        if recipe and recipe in known:
-            side = sides[known.index(recipe)]
+        if recipe and recipe in recipes_of_sides:
+            side = sides[recipes_of_sides.index(recipe)]
             side.files.append(result.file)
             side.sets.extend(result.sets)
         else:
             sides.append(Side([result.file], list(result.sets)))
-            known.append(recipe)
+            recipes_of_sides.append(recipe)
     first, *others = sides
     compared = [Compared(file=first.files[0], files=first.files, trainings=first.n_trainings, scores=[])]
     for side in others:
@@ -263,15 +263,17 @@ def _difference(first: Side, other: Side, score: str) -> Difference:
     if min(n_first, n_other) > 1:
         before = first.by_training_seed(score)
         after = other.by_training_seed(score)
-        means = Estimate.of_repeats([*before.values()]), Estimate.of_repeats([*after.values()])
-        change = means[1].minus(means[0])
+        first_mean = Estimate.of_repeats([*before.values()])
+        other_mean = Estimate.of_repeats([*after.values()])
+        change = other_mean.minus(first_mean)
         how = f"{n_first} and {n_other} trainings, unpaired"
         if before.keys() == after.keys():
             change = _paired(before, after)
             how = f"paired by {n_first} training seeds"
-        return difference_of(score, means[0].value, means[1].value, change, how, conclusive=True)
-    sampled = first.estimate(score), other.estimate(score)
-    change = sampled[1].minus(sampled[0])
+        return difference_of(score, first_mean.value, other_mean.value, change, how, conclusive=True)
+    first_estimate = first.estimate(score)
+    other_estimate = other.estimate(score)
+    change = other_estimate.minus(first_estimate)
     how = "unpaired"
     before = first.by_seed(score)
     after = other.by_seed(score)
@@ -281,7 +283,7 @@ def _difference(first: Side, other: Side, score: str) -> Difference:
     scope, conclusive = _scope([[scored.made for scored in side.sets] for side in (first, other)])
     if first.sets[0].recipe == other.sets[0].recipe != {}:
         scope = f"one recipe, {scope}"
-    return difference_of(score, sampled[0].value, sampled[1].value, change, f"{scope}, {how}", conclusive)
+    return difference_of(score, first_estimate.value, other_estimate.value, change, f"{scope}, {how}", conclusive)
 
 
 def _paired(before: Mapping[Seed, float], after: Mapping[Seed, float]) -> Estimate:
@@ -323,7 +325,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     """Compare each file's Fréchet distance from a reference with the first file's.
 
     paths: features saved by `elbo eval --save-features`. ref: statistics or features of the reference.
-    Returns: files, the first without scores; metadata that are equal in all files.
+    Returns: one entry for each file (the first, the baseline, has no scores), and the metadata that all files share.
     Raises DataError: files are not comparable. Raises UsageError: the reference holds only images.
     """
     with contextlib.ExitStack() as stack:

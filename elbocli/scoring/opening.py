@@ -102,7 +102,7 @@ def open_evaluation(
 
 
 def prepare(evaluation: Evaluation) -> Evaluation:
-    """Make the extractor, unless there is one; add the extractor's facts and the labels to the sets; and check all of them.
+    """Make the extractor if there is none yet. Give each set its labels and the extractor's facts, then check the sets.
 
     Raises UsageError, DataError, FormatError: files that don't suit the metrics or don't fit each other.
     """

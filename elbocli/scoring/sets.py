@@ -1,4 +1,4 @@
-"""Sets of images, and sets of features: what an evaluation reads."""
+"""Sets of images and sets of features: the inputs of an evaluation."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")  # k
 # names of files of weights
 SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
 DIFFUSERS = "diffusion_pytorch_model"
-NAMED = ("weights", "prefix", "rename")  # ImportOptions that `state_dict` uses
+STATE_DICT_OPTIONS = ("weights", "prefix", "rename")  # ImportOptions that `state_dict` uses
 OWN = "import it as a network of a plug-in, by --plugin and --network"  # remedy for networks that elbo lacks
 TABLES = read_yaml(Path(__file__).with_name("formats.yaml"))
 # Published latent networks: autoencoder, downsampling factor, and scale of latents (sd-vae-ft-ema has the same).
@@ -146,7 +146,7 @@ class Format(Declaration[[Source, ImportOptions], Imported]):
     about: str = field(kw_only=True)
     licence: str = field(kw_only=True)
     recognises: Callable[[Source], bool] = field(kw_only=True)
-    takes: tuple[str, ...] = field(default=NAMED, kw_only=True)
+    takes: tuple[str, ...] = field(default=STATE_DICT_OPTIONS, kw_only=True)
 
 
 FORMATS = Registry("format", Format)

@@ -113,5 +113,11 @@ for _name, _code in CODES.items():
     source_format(
         _name,
         recognises=partial(_is, _name),
-        takes=(*formats.NAMED, "num_classes", "autoencoder", "attention", *(["noise_input"] if _name == "dit" else [])),
+        takes=(
+            *formats.STATE_DICT_OPTIONS,
+            "num_classes",
+            "autoencoder",
+            "attention",
+            *(["noise_input"] if _name == "dit" else []),
+        ),
     )(partial(_translate, _code))

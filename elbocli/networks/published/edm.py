@@ -196,7 +196,7 @@ def _encoder(tree: Tree, channels: int) -> str:
 @source_format(
     "edm2",
     recognises=lambda source: any(map(_is_edm2, formats.entries(source.tree).values())),
-    takes=(*formats.NAMED, "autoencoder"),
+    takes=(*formats.STATE_DICT_OPTIONS, "autoencoder"),
 )
 def edm2(source: Source, options: ImportOptions) -> Imported:
     """Import a checkpoint of EDM2."""

@@ -41,7 +41,7 @@ ATTENDED = {32, 16, 8}
 @source_format(
     "guided-diffusion",
     recognises=lambda source: any({TIME, FIRST} <= set(names) for names in formats.entries(source.tree).values()),
-    takes=(*formats.NAMED, "size", "noise_input", "attention"),
+    takes=(*formats.STATE_DICT_OPTIONS, "size", "noise_input", "attention"),
 )
 def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     where = source.path

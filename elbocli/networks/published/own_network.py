@@ -5,7 +5,16 @@ import re
 from elbocli.errors import UsageError
 from elbocli.files.yaml_text import parse_yaml
 from elbocli.networks import config_of
-from elbocli.networks.published import NAMED, Imported, ImportOptions, Source, fitted, range_settings, source_format, state_dict
+from elbocli.networks.published import (
+    STATE_DICT_OPTIONS,
+    Imported,
+    ImportOptions,
+    Source,
+    fitted,
+    range_settings,
+    source_format,
+    state_dict,
+)
 
 KEY = re.compile(r"(^|,)\s*(\w+)=")
 
@@ -13,7 +22,7 @@ KEY = re.compile(r"(^|,)\s*(\w+)=")
 @source_format(
     "network",
     recognises=lambda source: False,  # chosen by --network
-    takes=(*NAMED, "size", "channels", "num_classes", "network"),
+    takes=(*STATE_DICT_OPTIONS, "size", "channels", "num_classes", "network"),
 )
 def own_network(source: Source, options: ImportOptions) -> Imported:
     """Import weights of the network family that --network names, such as `mlp:width=64,levels=[1,2]`."""

@@ -18,7 +18,21 @@ from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from inspect import getsourcefile, getsourcelines, signature, unwrap
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, ParamSpec, Self, TypeVar, get_args, get_origin
+from types import SimpleNamespace
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    ParamSpec,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from elbocli.errors import PluginError, UsageError
 
@@ -76,11 +90,13 @@ def parameters_of(make: Callable[..., object]) -> dict[str, tuple[Value, Paramet
     """Return the parameters of a function or class: name → (default, type)."""
     function = unwrap(make)
     scope = vars(sys.modules[function.__module__])
+    arguments = {name: argument for name, argument in signature(make).parameters.items() if isinstance(argument.default, Value)}
+    # Of arguments without a default, the annotation may name a type that is imported for type checkers alone.
+    annotations = SimpleNamespace(__annotations__={name: argument.annotation for name, argument in arguments.items()})
+    hints = get_type_hints(annotations, scope, include_extras=True)
     found: dict[str, tuple[Value, ParameterType]] = {}
-    for name, argument in signature(make).parameters.items():
-        annotation = argument.annotation
-        if isinstance(annotation, str) and isinstance(argument.default, Value):
-            annotation = eval(annotation, scope)  # a module with postponed annotations has them as text
+    for name, argument in arguments.items():
+        annotation = hints[name]
         if get_origin(annotation) is Literal:
             found[name] = argument.default, ParameterType(words=get_args(annotation))
         elif type(argument.default) is float:

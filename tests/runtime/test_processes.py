@@ -113,7 +113,7 @@ def test_a_process_that_can_not_join_says_why(said, code, words, monkeypatch, el
 @pytest.mark.parametrize(
     ("device", "change", "word"),
     [
-        *(("cuda:1", {}, "--device cuda:1"), ("auto", {"ELBO_DEVICE": "cuda:0"}, "--device cuda:0")),
+        *(("cuda:1", {}, "device cuda:1"), ("auto", {"ELBO_DEVICE": "cuda:0"}, "device cuda:0")),
         *(("cpu", {name: None}, name) for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")),
     ],
 )

@@ -163,7 +163,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         if len(names) == 1:  # a source without labels has one class
             labels = None
             names = []
-        about = made.more | about
+        about = {**made.more, **about}
         yield SampleReader(name, rows, labels, made, names, {key: about[key] for key in PREPROCESSING if key in about})
 
 

@@ -26,8 +26,9 @@ else:
 
 Count = Annotated[int, Meta(ge=0, le=10**15)]  # of steps, images or bytes
 Positive = Annotated[int, Meta(ge=1, le=10**15)]
-ExtraKeys = Annotated[dict[str, Any], "keys that are no fields"]
+ExtraKeys = Annotated[Mapping[str, JSON], "keys that are no fields"]
 R = TypeVar("R", bound="type[Record]")
+T = TypeVar("T")
 _fields = cache(fields)
 
 
@@ -64,31 +65,32 @@ def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Cal
 class Record(msgspec.Struct, frozen=True):
     """Base class of records, which are all frozen. Unknown keys go to the field of type ExtraKeys; without one, they are ignored."""
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, JSON]:
         """Return a JSON object: format and version if declared, then the fields."""
         return {**self.head(), **self.facts()}
 
     @classmethod
-    def head(cls) -> dict[str, Any]:
+    def head(cls) -> dict[str, JSON]:
         """Return the declared `format` and `version`, or {}."""
-        known = FORMATS.get(cls)
-        head = {} if known is None else {"format": known.name, "version": known.version}
+        head = dict[str, JSON]()
+        if file_format := FORMATS.get(cls):
+            head = {"format": file_format.name, "version": file_format.version}
         return {key: value for key, value in head.items() if value}
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, JSON]:
         """Return the fields as JSON values, without format and version."""
-        facts = dict[str, Any]()
-        rest = dict[str, Any]()
-        for each in _fields(type(self)):
-            value = getattr(self, each.name)
-            if each.type == ExtraKeys:
-                rest = plain(value)
-            elif value is not None or each.default is not None:
-                facts[each.name] = plain(value)
-        return facts | rest
+        facts = dict[str, JSON]()
+        extra = dict[str, JSON]()
+        for field in _fields(type(self)):
+            value = getattr(self, field.name)
+            if field.type == ExtraKeys:
+                extra = {key: plain(extra_value) for key, extra_value in value.items()}
+            elif value is not None or field.default is not None:
+                facts[field.name] = plain(value)
+        return facts | extra
 
     @classmethod
-    def of(cls, content: Any, where: object = "it") -> Self:
+    def of(cls, content: object, where: object = "it") -> Self:
         """Make a record from a parsed file. where: the file, for messages.
 
         Raises FormatError: when a key is missing or wrong, or the file has another format.
@@ -97,43 +99,43 @@ class Record(msgspec.Struct, frozen=True):
         cls.check_head(content, where)
         if isinstance(content, Mapping):
             content = {key: value for key, value in content.items() if key not in ("format", "version")}
-            names = {each.name for each in _fields(cls) if each.type != ExtraKeys}
-            for each in _fields(cls):
-                if each.type == ExtraKeys:
-                    content[each.name] = {key: content.pop(key) for key in [*content] if key not in names}
-                elif each.required and (each.type is Any or NoneType in get_args(each.type)):
-                    content.setdefault(each.name, None)
+            names = {field.name for field in _fields(cls) if field.type != ExtraKeys}
+            for field in _fields(cls):
+                if field.type == ExtraKeys:
+                    content[field.name] = {key: content.pop(key) for key in [*content] if key not in names}
+                elif field.required and (field.type is JSON or NoneType in get_args(field.type)):
+                    content.setdefault(field.name, None)
         return convert(content, cls, where)
 
     @classmethod
-    def check_head(cls, content: Any, where: object) -> None:
+    def check_head(cls, content: object, where: object) -> None:
         """Raise FormatError for another format, DataError for a later version."""
-        known = FORMATS.get(cls)
-        if known and known.version and isinstance(content, dict):
-            check_format(where, content, known.name, known.version, known.remedy)
+        file_format = FORMATS.get(cls)
+        if file_format and file_format.version and isinstance(content, dict):
+            check_format(where, content, file_format.name, file_format.version, file_format.remedy)
 
 
-def convert(content: Any, hint: Any, where: object) -> Any:
+def convert(content: object, hint: type[T], where: object) -> T:
     """Convert a parsed value to the type `hint`. where: the file, for messages. Raises FormatError."""
     with reading(where):
         return msgspec.convert(content, hint)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Record | JSON) -> JSON:
     """Convert records to objects and tuples to lists, for JSON."""
     if isinstance(value, Record):
         return value.json()
     if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def parse_json(text: bytes | str, where: object, then: str = "") -> dict[str, Any]:
+def parse_json(text: bytes | str, where: object, then: str = "") -> dict[str, JSON]:
     """Parse a JSON object. where: the file, for messages. then: end of the message. Raises FormatError."""
     with reading(f"{where}: not usable JSON", then):
-        return msgspec.json.decode(text, type=dict[str, Any])
+        return msgspec.json.decode(text, type=dict[str, JSON])
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, JSON]:
     """Read a file with a JSON object. Raises FormatError, DataError."""
     return parse_json(read_bytes(path), path)

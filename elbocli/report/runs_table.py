@@ -25,7 +25,7 @@ def progress_of(run: Path, config: RunConfig) -> Row:
     if not (run / "status.json").exists():
         return {}
     status = read_status(run)
-    metrics = dict[str, float]()  # the last value of each
+    metrics = dict[str, JSON]()  # the last value of each
     for row in read_metrics(run / "metrics.jsonl"):
         metrics |= row.values
     seconds = None

@@ -91,8 +91,10 @@ class Comparison(Record, kw_only=True):
     def tables(self) -> list[Table]:
         """Return a table of the differences from the first side for each further side."""
         tables = list[Table]()
-        n_samples = self.alike.get("n_samples") or 0
-        few = f"{n_samples} images a score: compare only with scores of as many." if 0 < n_samples < ENOUGH else ""
+        n_samples = self.alike.get("n_samples")
+        few = ""
+        if isinstance(n_samples, int) and 0 < n_samples < ENOUGH:
+            few = f"{n_samples} images a score: compare only with scores of as many."
         for other in self.others:
             rows = [
                 [title(score.score)]

@@ -218,10 +218,10 @@ class EvalResult(Record):
         return content
 
     @classmethod
-    def of(cls, content: JSON, where: object = "it") -> EvalResult:
+    def of(cls, content: object, where: object = "it") -> EvalResult:
         """Convert a parsed JSON result. where: file, for messages. Raises FormatError."""
         cls.check_head(content, where)
-        whole: dict[str, JSON] = convert(content, dict[str, JSON], where)
+        whole = convert(content, dict[str, JSON], where)
         repeats = convert(whole.get("repeats", [whole]), list[dict[str, JSON]], f"{where}: repeats")
         return cls([SetScores.of(repeat, where) for repeat in repeats])
 

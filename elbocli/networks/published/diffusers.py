@@ -58,7 +58,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
         image_channels=channels,
         num_classes=classes,
         model=json.dumps({key: found[key] for key in TABLES["diffusers"]["settings"] if key in found}),
-        dropout=float(found.get("dropout") or 0.0),
+        dropout=convert(found.get("dropout") or 0.0, float, f"{where}: dropout"),
         code=code,
         null_class=classes < rows,
         variance=out == 2 * channels,
@@ -102,7 +102,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[Settings, str]:
         )
     config = read_json(file)
     prediction, curve = read_config(file)
-    count = config.get("num_train_timesteps", 1000)
+    count = convert(config.get("num_train_timesteps", 1000), int, f"{file}: num_train_timesteps")
     if (prediction == "u") != isinstance(curve, Shifted):
         raise FormatError(
             f"{file}: its prediction {prediction} does not fit its noise levels; import with --prediction and --noise-input"

@@ -100,12 +100,11 @@ def paragraphs(text: str) -> list[str]:
 def options(command: click.Command) -> list[str]:
     """Each option and what it does, from its declaration alone, so that pages don't change with click's version."""
     context = click.Context(command, help_option_names=["-h", "--help"])
-    grouped = isinstance(command, Command) and bool(command.groups)
     sections = command.sections(context) if isinstance(command, Command) else {"": command.get_params(context)}
     lines = [".SH OPTIONS"]
     for heading, found in sections.items():
         rows = [described(option) for option in found if isinstance(option, click.Option)]
-        lines += ([f".SS {escape(heading)}"] if grouped else []) + tagged(rows)
+        lines += ([f".SS {escape(heading)}"] if len(sections) > 1 else []) + tagged(rows)
     return lines
 
 

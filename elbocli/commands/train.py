@@ -1,56 +1,17 @@
 """Command line of `elbo train`."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import click
 
-from elbocli.commands.shared.commands import PATH, Command, Named, Value, command_line, common, launched, option, plugin_option
-from elbocli.runs.train_settings import KEPT, RUN, SETTINGS, VALIDATION, Setting
+from elbocli.commands.shared.commands import PATH, Command, command_line, common, launched, option, plugin_option
+from elbocli.commands.shared.setting_options import setting_options
+from elbocli.runs.train_settings import KEPT, RUN, VALIDATION, TrainSettings
 from elbocli.scoring.extractors import TINY
 
 
-def _type(setting: Setting) -> Any:
-    if get_origin(setting.kind) is Literal:
-        return click.Choice(get_args(setting.kind))
-    if setting.names:
-        return Named(setting.names, *setting.words)
-    if setting.kind in (int, float) and not setting.parse:
-        return Value(setting.hint, "count" if setting.kind is int else "number", zero=setting.zero)
-    return None if setting.kind is bool else str
-
-
-def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each training setting. Options that aren't given are None or ()."""
-    for name, setting in reversed(SETTINGS.items()):
-        word = name.replace("_", "-")
-        kind = _type(setting)
-        if setting.flags == "":
-            continue
-        option(
-            setting.flags or (f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}"),
-            name,
-            type=kind,
-            default=None,
-            multiple=get_origin(setting.kind) is tuple,
-            metavar=setting.metavar or (f"N|{setting.zero}" if setting.zero else None),
-            help=f"{setting.help}  [default: {setting.shown}]" if setting.shown else setting.help,
-            more=setting.more,
-        )(function)
-    return function
-
-
-GROUPS: dict[str, list[str]] = {}
-for name, setting in SETTINGS.items():
-    if setting.flags != "":
-        GROUPS.setdefault(setting.group, []).append(name)
-GROUPS[RUN] = ["out", "dry_run", "config", "init", "plugin", *GROUPS[RUN], "words"]
-GROUPS[KEPT] += ["log_to"]
-GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
-
-
-@click.command(cls=Command, groups=GROUPS)
+@click.command(cls=Command)
 @click.argument("data", type=PATH, required=False, envvar="ELBO_DATA", metavar="[DATA.h5]")
 @option(
     "-o",
@@ -59,11 +20,22 @@ GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
     default="run",
     help="The run, new or to continue.",
     more="It is a folder, whose path is printed at the end.",
+    group=RUN,
+)
+@option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the plan, with memory and time.",
+    more="The plan is YAML, with the memory of each device, the operations, and the time by a few steps on this device; under "
+    "torchrun, the memory of all its processes and no time. With "
+    "--preset and no DATA.h5, the plan is for the data that the preset is made for, if the preset names some.",
+    group=RUN,
 )
 @option(
     "--config",
     type=PATH,
     help="YAML of these options, or a run's config.yaml.",
+    group=RUN,
 )
 @option(
     "--init",
@@ -75,6 +47,7 @@ GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
     "matched by name where both datasets name them, else in order; a new class begins as no class. Images of another size shift "
     "the weighting by 2 log(old/new). Another prediction, other channels, and latents of another space are refused. The new run "
     "no longer needs the other one after its first checkpoint.",
+    group=RUN,
 )
 @option(
     "--set",
@@ -84,8 +57,9 @@ GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
     help="Set network.KEY or training.KEY; may be repeated.",
     more="KEY is any key of a preset's section network or train; docs/presets.md lists those of the network: network.channels=32, "
     "network.dropout=.1, training.beta2=.99. VALUE is YAML.",
+    group=RUN,
 )
-@setting_options
+@setting_options(TrainSettings)
 @option(
     "--log-to",
     multiple=True,
@@ -95,6 +69,7 @@ GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
     "RUN/tensorboard. wandb (pip install 'elbocli[wandb]') logs to Weights & Biases, in the project elbo unless "
     "$WANDB_PROJECT names one, and goes on with the same W&B run when the run goes on; $WANDB_MODE=offline keeps it in "
     "RUN/wandb. Errors of these loggers are warnings. Neither a preset nor --config can set this option: give it at each start.",
+    group=KEPT,
 )
 @option(
     "--eval-extractor",
@@ -103,16 +78,9 @@ GROUPS[VALIDATION] += ["eval_extractor", "eval_weights"]
     help="Extractor of 'elbo eval'.",
     more="A name or FILE.pt2. elbo-tiny needs no download, and serves to compare runs, not to publish. Neither a preset nor --config can set this option, "
     "because a program may run code: give it at each start.",
+    group=VALIDATION,
 )
-@option("--eval-weights", type=PATH, help="File of its weights.")
-@option(
-    "--dry-run",
-    is_flag=True,
-    help="Print the plan, with memory and time.",
-    more="The plan is YAML, with the memory of each device, the operations, and the time by a few steps on this device; under "
-    "torchrun, the memory of all its processes and no time. With "
-    "--preset and no DATA.h5, the plan is for the data that the preset is made for, if the preset names some.",
-)
+@option("--eval-weights", type=PATH, help="File of its weights.", group=VALIDATION)
 @plugin_option
 @common
 def train(

@@ -18,7 +18,7 @@ from elbocli.files.reading import reading
 from elbocli.files.recognise import wrong_kind
 from elbocli.files.records import Count, ExtraKeys, Record, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
-from elbocli.runs.train_settings import KEPT, SETTINGS, SPEED, VALIDATION, TrainSettings, convert_settings
+from elbocli.runs.train_settings import KEPT, SETTINGS, SPEED, VALIDATION, TrainSettings
 
 NOT_LEARNED = (SPEED, KEPT, VALIDATION)  # groups of settings that don't change the weights, but for val_split and precision
 
@@ -29,7 +29,7 @@ def read_settings(section: Mapping[str, Any], where: object) -> TrainSettings:
     Raises FormatError.
     """
     with reading(where):
-        return TrainSettings(**convert_settings(section))
+        return TrainSettings(**TrainSettings.convert(section))
 
 
 class SourceFacts(Record):

@@ -31,7 +31,7 @@ from elbocli.networks import NetworkConfig, build_empty, config_of, count_parame
 from elbocli.runs.config import ConfigFile, InitFacts, RunConfig
 from elbocli.runs.open import Initial, check_alike
 from elbocli.runs.presets import Preset, choose_preset, load_preset
-from elbocli.runs.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, STORED, TrainSettings, convert_settings
+from elbocli.runs.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, STORED, TrainSettings
 from elbocli.runtime import AUTO, PRECISIONS
 from elbocli.runtime.device import card_bytes, resolve_device, usual_precision
 from elbocli.runtime.progress import log
@@ -67,7 +67,7 @@ def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[
         words = [*values.pop("set", ()), *words]
         merged = {key: Path(str(values.pop(key))) for key in ("data", "init") if key in values}
         with reading(path, kind=UsageError):  # a file can't set --out
-            merged |= convert_settings(values)
+            merged |= TrainSettings.convert(values)
     merged |= {key: value for key, value in options.items() if value not in (None, ())}
     for word in words:
         key, _, value = word.partition("=")
@@ -199,7 +199,7 @@ def _settings(merged: Merged, objective: Objective, initial: Initial | None) -> 
 def _merge(given: Mapping[str, Any], data: RunData, existing: ConfigFile | None, initial: Initial | None) -> Merged:
     given = {key: value for key, value in given.items() if value is not None}
     network = {key.removeprefix(NETWORK): given.pop(key) for key in [*given] if key.startswith(NETWORK)}
-    options = convert_settings(given)
+    options = TrainSettings.convert(given)
     config = existing.config.settings.stored() if existing else {}
     init = initial.inherited(data) if initial and not existing else {}
     if existing and options.get("precision") == AUTO:  # the run keeps its precision
@@ -237,7 +237,7 @@ def _read_preset(name: str, data: RunData, initial: Initial | None) -> Preset:
     if preset.data and preset.data.kind and not data.latents:
         raise UsageError(f"--preset {name} is for latents, and {data.path} holds pixels; pack latents with 'elbo prep --latents'")
     with reading(f"preset {name}"):
-        train = convert_settings(preset.train, PRESET_SETTINGS)
+        train = TrainSettings.convert(preset.train, PRESET_SETTINGS)
     if initial:
         train.pop("prediction", None)  # a network with weights keeps its prediction
     return structs.replace(preset, train=train)

@@ -1,23 +1,14 @@
 """The settings of `elbo train`, each declared once: type, bounds, help, group."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from pkgutil import resolve_name
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-import msgspec
-from msgspec import Meta
-
-from elbocli.core.registry import nearest
 from elbocli.errors import UsageError
 from elbocli.files.records import plain
+from elbocli.files.settings import LARGEST, LARGEST_SEED, Number, Settings, setting
 from elbocli.runtime import AUTO
 
-LARGEST = 1e6
-LARGEST_COUNT = 10**12
-LARGEST_SEED = 2**63 - 1
 ADAPTIVE = "adaptive"
 
 RUN = "Run"
@@ -27,7 +18,6 @@ VALIDATION = "Validation and scores"
 
 IN_UNITS = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s)?")
 IN_COLONS = re.compile(r"(?:(?:([0-9]+)-)?([0-9]+):)?([0-9]+):([0-9][0-9])")
-Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 
 
 def seconds(value: Any) -> Any:
@@ -45,54 +35,15 @@ def seconds(value: Any) -> Any:
     return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1)))
 
 
-class Setting(NamedTuple):
-    """Declaration of a training setting.
-
-    help, more: text for the help; more text, only for the man page. group: heading in the help.
-    ge, gt, le: bounds of the value. parse: module and name of a function that reads the value from text.
-    names: module and name of a registry of allowed names. words: further allowed values.
-    zero: word for 0, such as 'none'. flags: the option's name; "": no option; None: as the setting is called.
-    metavar: placeholder of the value in the help. shown: default in the help; "": no default, or the preset's.
-    paced: whether the default shrinks with --steps when a run is shorter than its preset.
-    free: whether a resumed run may change the setting. preset: whether presets may set it.
-    stored: whether config.yaml has the setting; False: `resolve` merges the setting into another one.
-    hint, kind: type with bounds; type without bounds and `| None`. Both, and the group, follow from TrainSettings.
-    """
-
-    help: str
-    more: str = ""
-    group: str = ""
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    parse: str = ""
-    names: str = ""
-    words: tuple[str, ...] = ()
-    zero: str | None = None
-    flags: str | None = None
-    metavar: str | None = None
-    shown: str = ""
-    paced: bool = False
-    free: bool = False
-    preset: bool = True
-    stored: bool = True
-    hint: Any = None
-    kind: Any = None
-
-
-def setting(default: Any, help: str, **declared: Any) -> Any:
-    """Declare a setting, except its type. declared: fields of Setting. An int without bounds is a count."""
-    return field(default=default, metadata={"setting": Setting(help, **declared)})
-
-
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(Settings):
     """Training settings of a run. Raises UsageError for settings that contradict each other.
 
     Settings with stored=False, such as `bias`, aren't saved: `resolve` merges each into another setting.
     stated: names of the settings that an imported checkpoint tells, and that alone are in config.yaml; None: all.
     """
 
+    layered: ClassVar[bool] = True
     stated: frozenset[str] | None = None
 
     preset: str = setting(
@@ -305,51 +256,6 @@ class TrainSettings:
         return self.stated is None or name in self.stated
 
 
-def _settings() -> Iterator[tuple[str, Setting]]:
-    group = ""
-    for field_ in fields(TrainSettings)[1:]:  # the first, `stated`, is no setting
-        declared = field_.metadata["setting"]
-        kind = field_.type
-        group = declared.group or group
-        bounds = {key: bound for key in ("ge", "gt", "le") if (bound := getattr(declared, key)) is not None}
-        if kind is int:
-            bounds = {"ge": 0, "le": LARGEST_COUNT, **bounds}
-        while get_origin(kind) not in (None, Literal, tuple):  # of a union, the first type
-            kind = get_args(kind)[0]
-        yield field_.name, declared._replace(group=group, hint=Annotated[field_.type, Meta(**bounds)], kind=kind)
-
-
-SETTINGS = dict(_settings())
+SETTINGS = TrainSettings.declared()
 STORED = [name for name, declared in SETTINGS.items() if declared.stored]
 PRESET_SETTINGS = [name for name, declared in SETTINGS.items() if declared.preset]
-
-
-def convert_text(value: Any, hint: Any) -> Any:
-    """Convert text or a YAML value to an annotated type, such as "1e3" to an int. Raises ValueError."""
-    try:
-        return msgspec.convert(value, hint, strict=False)
-    except msgspec.ValidationError as error:
-        number = None
-        with suppress(ValueError):
-            number = float(value) if isinstance(value, str) else None
-        if number is not None and not value.isdigit():  # ".5" is no number in JSON, by whose rules msgspec converts
-            return convert_text(number, hint)
-        reason = str(error).replace("`", "")
-        raise ValueError(reason[0].lower() + reason[1:]) from error
-
-
-def convert_settings(values: Mapping[str, Any], allowed: Collection[str] = SETTINGS) -> dict[str, Any]:
-    """Convert settings to their types. Raises UsageError for a name outside `allowed`, or a bad value."""
-    converted = {}
-    for name, value in values.items():
-        if name not in allowed:
-            raise UsageError(f"unknown setting {name!r}; {nearest(name, allowed)}")
-        declared = SETTINGS[name]
-        try:
-            if declared.zero and value == declared.zero:
-                converted[name] = 0
-            else:
-                converted[name] = convert_text(resolve_name(declared.parse)(value) if declared.parse else value, declared.hint)
-        except ValueError as error:
-            raise UsageError(f"{name} is {value!r}: {error}") from error
-    return converted

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.commands import shared as cli
+from elbocli.commands.shared.commands import Option
 from elbocli.commands.train import train
 from elbocli.commands.weights import REGISTRIES, list_
 from elbocli.core.prediction import PREDICTIONS
@@ -25,7 +26,7 @@ from elbocli.main import elbo as group
 from elbocli.report.figure import brief
 from elbocli.runs import train_settings
 from elbocli.runs.presets import NAMES, load_preset
-from elbocli.runs.train_settings import SETTINGS, convert_settings, seconds
+from elbocli.runs.train_settings import SETTINGS, TrainSettings, seconds
 from elbocli.sampling.samplers import SAMPLERS
 from elbocli.version import __version__
 
@@ -104,7 +105,7 @@ def test_other_names_lead_to_options_and_words_for_zero_to_zero():
         assert named <= options and name not in options and (name[-1] == ":" or named), line
     for name, setting in SETTINGS.items():
         word = setting.zero
-        assert word is None or convert_settings({name: word}) == {name: 0} == convert_settings({name: 0})
+        assert word is None or TrainSettings.convert({name: word}) == {name: 0} == TrainSettings.convert({name: 0})
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_each_help_fits_two_screens_and_the_options_of_training_are_its_settings
     options = {option.name for option in train.params if isinstance(option, click.Option)}
     others = "out config init plugin log_to eval_extractor eval_weights overwrite dry_run words quiet verbose"
     assert options - {*others.split()} == {name for name, each in SETTINGS.items() if each.flags != ""}
-    assert {train_settings.SPEED, train_settings.KEPT} <= set(train.groups)
+    assert {train_settings.SPEED, train_settings.KEPT} <= {option.group for option in train.params if isinstance(option, Option)}
 
 
 SHADOWING = """
@@ -218,7 +219,7 @@ def test_units_and_colons_say_the_same(days, hours, minutes, rest):
 @pytest.mark.parametrize("text", ["90", "1.5", "", "soon", "50m3h", "1:2", "1.2.3h", "-5m", "1001d", "-1.0", "nan"])
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(UsageError):
-        convert_settings({"time_limit": text})
+        TrainSettings.convert({"time_limit": text})
 
 
 # Versions

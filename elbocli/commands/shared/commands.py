@@ -53,7 +53,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from msgspec import Meta  # both imports are here because they would slow down --help by 10 ms
 
-        from elbocli.runs.train_settings import convert_text
+        from elbocli.files.settings import convert_text
 
         if value == self.zero:
             return 0
@@ -138,16 +138,17 @@ FIGURE = Output("a figure", "images", suffixes=(".svg", ".png", ".pdf"))
 
 
 class Option(click.Option):
-    """Click option that shows its default. more: text for the man page."""
+    """Click option that shows its default. more: text for the man page. group: heading in the help; "": that of other options."""
 
-    def __init__(self, *args: Any, more: str = "", **kwargs: Any):
+    def __init__(self, *args: Any, more: str = "", group: str = "", **kwargs: Any):
         shown = kwargs.get("default") not in (None, "") and not kwargs.get("is_flag")
         super().__init__(*args, **{"show_default": shown, **kwargs})
         self.more = more
+        self.group = group
 
 
 def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
-    """Add an option to a command, as click.option does. more: text for the man page."""
+    """Add an option to a command, as click.option does. more, group: as in Option."""
     return click.option(*names, cls=Option, **attributes)
 
 
@@ -188,7 +189,10 @@ class Command(click.Command):
         """Return the help's sections: heading → options."""
         left = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
         sections = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
-        return {**sections, "Other options" if sections else "Options": list(left.values())}
+        for option in left.values():
+            sections.setdefault(getattr(option, "group", ""), []).append(option)
+        others = sections.pop("", [])
+        return {**sections, "Other options" if sections else "Options": others}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for heading, options in self.sections(ctx).items():

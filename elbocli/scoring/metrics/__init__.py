@@ -15,7 +15,7 @@ from msgspec.structs import fields
 
 from elbocli.core.registry import Declaration, Registry
 from elbocli.errors import Parameter, UsageError
-from elbocli.runs.train_settings import convert_text
+from elbocli.files.settings import convert_text
 
 if TYPE_CHECKING:
     import numpy as np

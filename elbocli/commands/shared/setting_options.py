@@ -1,0 +1,76 @@
+"""Options of commands, made from the declarations of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from elbocli.commands.shared.commands import PATH, Named, NameOrFile, Output, Value, option
+from elbocli.files.settings import Setting, Settings
+
+
+def option_type(setting: Setting) -> Any:
+    """Return the click type of a setting; None for a switch."""
+    if setting.names:
+        return Named(setting.names, *setting.words)
+    if setting.file:
+        return NameOrFile()
+    if setting.replaces:
+        return Output(*setting.replaces, suffixes=setting.suffixes)
+    if get_origin(setting.kind) is tuple and get_args(setting.kind)[-1] is not ...:
+        return tuple(_plain_type(part) for part in get_args(setting.kind))
+    if setting.kind in (int, float) and not setting.parse:
+        return Value(setting.hint, "count" if setting.kind is int else "number", zero=setting.zero)
+    return _plain_type(setting.kind)
+
+
+def _plain_type(kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if kind is Path:
+        return PATH
+    if kind is bool:
+        return None
+    return Value(kind, "number") if float in (kind, *get_args(kind)) else str
+
+
+def setting_option(settings: type[Settings], name: str) -> Callable[[Any], Any]:
+    """Return a decorator that adds the option of a setting.
+
+    The default is the setting's; if the settings are layered, an option that isn't given is None or ().
+    """
+    setting = settings.declared()[name]
+    word = f"--{name.replace('_', '-')}"
+    several = get_origin(setting.kind) is tuple and get_args(setting.kind)[-1] is ...
+    if setting.kind is bool:
+        how: dict[str, Any] = {"is_flag": not settings.layered or None}
+        word = f"{word}/--no-{word[2:]}" if settings.layered else word
+    else:
+        how = {"multiple": several}
+    return option(
+        *(setting.flags or word).split(),
+        name,
+        type=option_type(setting),
+        default=None if settings.layered else setting.default,
+        metavar=setting.metavar or (f"N|{setting.zero}" if setting.zero else None),
+        help=f"{setting.help}  [default: {setting.shown}]" if setting.shown else setting.help,
+        show_default=False if setting.shown or setting.zero else None,
+        more=setting.more,
+        group=setting.group,
+        **{key: value for key, value in how.items() if value is not None},
+    )
+
+
+def setting_options(settings: type[Settings]) -> Callable[[Any], Any]:
+    """Return a decorator that adds an option for each setting that has one."""
+
+    def add(function: Any) -> Any:
+        for name, setting in reversed(settings.declared().items()):
+            if setting.flags != "":
+                function = setting_option(settings, name)(function)
+        return function
+
+    return add

@@ -17,16 +17,10 @@ import numpy as np
 from harness import heard
 from torch import Tensor, nn
 
-from elbocli.core.noise import STARTS
-from elbocli.core.pixels import ROUNDINGS
 from elbocli.data import sources as sources_module
 from elbocli.data.pack import Encoder, Settings, latent_encoder, pack_images
 from elbocli.data.registry import Images
 from elbocli.files.dataset import Dataset
-from elbocli.sampling.draw import SampleSettings
-from elbocli.sampling.guidance import THRESHOLDS
-from elbocli.sampling.samplers import parse_sampler
-from elbocli.sampling.spacing import SPACINGS
 from elbocli.scoring import scoring
 from elbocli.scoring.metrics import metric_options, parse_metrics
 from elbocli.scoring.result import EvalResult
@@ -96,20 +90,6 @@ def largest_file(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-PARSE = {
-    "sampler": parse_sampler,
-    "threshold": THRESHOLDS.parse,
-    "start": STARTS.parse,
-    "rounding": ROUNDINGS.parse,
-    "spacing": SPACINGS.parse,
-}
-
-
-def typed(**settings: Any) -> SampleSettings:
-    """SampleSettings whose sampler, spacing, start, clip and rounding are given as text."""
-    return SampleSettings(**{key: PARSE[key](value) if key in PARSE else value for key, value in settings.items()})
 
 
 TINY = "frechet_distance[elbo-tiny]"

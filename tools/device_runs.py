@@ -20,7 +20,7 @@ from elbocli.runs.config import write_config
 from elbocli.runs.settings import Resolved, resolve
 from elbocli.runtime.device import Precision
 from elbocli.sampling import draw
-from elbocli.sampling.samplers import parse_sampler
+from elbocli.sampling.settings import SampleSettings
 from elbocli.training import loop
 from elbocli.training.state import TrainState
 from elbocli.training.step import update
@@ -69,8 +69,7 @@ def untrained(data: Dataset, out: Path, settings: Resolved) -> Path:
 
 def samples(run: Path, out: Path, device: str, **settings: Any) -> np.ndarray:
     """Images that `elbo sample` draws, [n, H, W, C]."""
-    sampler = parse_sampler(settings.pop("sampler", "ddim"))
-    draw.draw_samples(run, out, draw.SampleSettings(sampler=sampler, device=device, **settings))
+    draw.draw_samples(run, out, SampleSettings(**{"sampler": "ddim", "device": device, **settings}))
     return np.load(out)
 
 

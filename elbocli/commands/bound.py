@@ -14,17 +14,16 @@ from elbocli.commands.shared.commands import (
     Named,
     Output,
     common,
-    device_options,
     json_option,
     launched,
     option,
     overwrite_option,
     plugin_option,
     print_result,
-    seed_option,
     value,
-    weights_option,
 )
+from elbocli.commands.shared.setting_options import setting_option
+from elbocli.sampling.settings import WalkSettings
 
 if TYPE_CHECKING:
     from elbocli.bound.result import Bound, FlowLikelihood
@@ -70,10 +69,11 @@ GROUPS = {
 @option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.")
 @option("--logsnr-min", type=LEVEL, help="Noisiest level.  [default: the run's]")
 @option("--logsnr-max", type=LEVEL, help="Cleanest level, where images are read.  [default: the run's]")
-@weights_option
-@seed_option
+@setting_option(WalkSettings, "weights")
+@setting_option(WalkSettings, "seed")
 @option("--batch-size", type=COUNT, help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]")
-@device_options
+@setting_option(WalkSettings, "device")
+@setting_option(WalkSettings, "precision")
 @json_option
 @overwrite_option
 @plugin_option

@@ -15,10 +15,8 @@ from elbocli.commands.shared.commands import (
     NameOrFile,
     Output,
     Value,
-    batch_option,
     command_line,
     common,
-    device_option,
     json_option,
     option,
     overwrite_option,
@@ -26,6 +24,8 @@ from elbocli.commands.shared.commands import (
     print_result,
     stdin_or_fail,
 )
+from elbocli.commands.shared.setting_options import setting_option
+from elbocli.sampling.settings import WalkSettings
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, FEATURE_PRECISIONS, STRICT
 from elbocli.scoring.metrics import METRICS, metric_options
 from elbocli.scoring.settings import PROTOCOLS, EvalSettings, settings_of
@@ -117,8 +117,8 @@ def add_metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     default=0,
     help="Seed of --classes random.",
 )
-@batch_option
-@device_option
+@setting_option(WalkSettings, "batch_size")
+@setting_option(WalkSettings, "device")
 @option(
     "--precision",
     type=click.Choice(FEATURE_PRECISIONS),

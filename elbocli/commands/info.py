@@ -15,10 +15,11 @@ from elbocli.commands.shared.commands import (
     option,
     overwrite_option,
     print_json,
-    zoom_option,
 )
+from elbocli.commands.shared.setting_options import setting_option
 from elbocli.errors import UsageError
 from elbocli.runtime.text import visible
+from elbocli.sampling.settings import SampleSettings
 
 
 @click.command(cls=Command)
@@ -33,7 +34,7 @@ from elbocli.runtime.text import visible
     more="They are spread evenly over the file: 64 of at most 16 classes, and at least 8 of each. On standard output the "
     "picture replaces the lines.",
 )
-@zoom_option
+@setting_option(SampleSettings, "zoom", group="")
 @overwrite_option
 @common
 def info(files: tuple[Path, ...], as_json: bool, verify: bool, sheet: Path | None, zoom: int | None) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.noise import UNIT, Noise, Start
-from elbocli.core.pixels import NEAREST, Rounding, to_levels
+from elbocli.core.noise import STARTS, Noise
+from elbocli.core.pixels import NEAREST, ROUNDINGS, Rounding, to_levels
 from elbocli.errors import DataError, FormatError, Parameter, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, read_space
@@ -31,11 +31,12 @@ from elbocli.runtime.background import PATIENCE_S, Ending, catching_signals, int
 from elbocli.runtime.device import CudaGraphs, choose_device, sent
 from elbocli.runtime.processes import World, convert_dist_errors
 from elbocli.runtime.progress import log, progress
-from elbocli.sampling.denoiser import NO_THRESHOLD, Denoiser
-from elbocli.sampling.guidance import Guidance, Threshold
+from elbocli.sampling.denoiser import Denoiser
+from elbocli.sampling.guidance import THRESHOLDS, Guidance
 from elbocli.sampling.plan import Sampling
-from elbocli.sampling.samplers import USUAL, Sampler, parse_sampler, purpose_of
-from elbocli.sampling.spacing import Spacing
+from elbocli.sampling.samplers import parse_sampler, purpose_of
+from elbocli.sampling.settings import SampleSettings
+from elbocli.sampling.spacing import SPACINGS
 from elbocli.version import __version__
 
 
@@ -194,45 +195,6 @@ def open_decoder(
     )
 
 
-@dataclass(frozen=True)
-class SampleSettings:
-    """Settings of `elbo sample`.
-
-    steps: number of noise levels; 0: the sampler's default.
-    schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
-    classes: as in `choose_labels`; '': `data` if the training data's classes differ in frequency by more than chance, else
-    `balanced`.
-    guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
-    guide_weights: weights of the guide; '' with a `guide`: 'ema'; '' without: the run with `weights`, given no class.
-    spacing: choice of levels from the schedule; None: the default of sampler or schedule. start: standard deviation of the first noise.
-    compile: 'off', 'graphs' (CUDA graphs) or 'on' (also torch.compile). autoencoder: folder; None: the one that made the latents.
-    zoom: enlargement in a contact sheet; 0: enlarge small images to about 96 pixels.
-    """
-
-    n: int = 64
-    sampler: Sampler = parse_sampler(USUAL)
-    steps: int = 0
-    schedule: str = ""
-    spacing: Spacing | None = None
-    start: Start = UNIT
-    guidance: Guidance = Guidance()
-    guide: Path | None = None
-    guide_weights: str = ""
-    threshold: Threshold = NO_THRESHOLD
-    classes: str = ""
-    weights: str = "ema"
-    seed: int = 0
-    batch_size: int = 64
-    device: str = "auto"
-    precision: str = "fp32"
-    compile: str = "graphs"
-    autoencoder: Path | None = None
-    rounding: Rounding | None = None
-    zoom: int = 0
-    overwrite: bool = False
-    command: str = ""
-
-
 def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None) -> None:
     """Draw images from the run or checkpoint at `path` into `target`, a path or a binary stream.
 
@@ -297,18 +259,19 @@ def _plan_drawing(trained: TrainedRun, guide: TrainedRun | None, settings: Sampl
     config = trained.network.config
     low = trained.settings.logsnr_min
     high = trained.settings.logsnr_max
-    spec = settings.schedule or settings.sampler.grid
+    sampler = parse_sampler(settings.sampler)
+    spec = settings.schedule or sampler.grid
     schedule = trained.schedule() if spec == "run" else resolve_schedule(spec, low, high, clip=True, size=config.image_size)
     plan = Sampling.on_schedule(
-        settings.sampler,
+        sampler,
         schedule,
         trained.prediction,
         trained.precision(settings.precision, device),
-        settings.steps,
-        settings.spacing,
+        settings.steps or 0,
+        SPACINGS.parse(settings.spacing) if settings.spacing else None,
         guidance=settings.guidance,
-        threshold=settings.threshold,
-        start=settings.start,
+        threshold=THRESHOLDS.parse(settings.threshold),
+        start=STARTS.parse(settings.start),
     )
     purpose = purpose_of(plan.sampler, plan.steps, plan.guidance.scale)
     if (made := made_for(schedule)) not in (None, purpose):
@@ -330,7 +293,8 @@ def _plan_drawing(trained: TrainedRun, guide: TrainedRun | None, settings: Sampl
     effect = "samples have classes with these frequencies (--classes data)"
     classes = settings.classes or usual_classes(counts, trained.path, effect)
     labels = choose_labels(classes, settings.n, config.num_classes, settings.seed, names, counts)
-    output = open_decoder(trained.data, config, device, settings.autoencoder, trained.path, settings.rounding)
+    rounding = ROUNDINGS.parse(settings.rounding) if settings.rounding else None
+    output = open_decoder(trained.data, config, device, settings.autoencoder, trained.path, rounding)
     evaluations = plan.evaluations(guided=guide is not None or labels is not None)
     about = {
         "run": str(trained.path),
@@ -355,7 +319,7 @@ def _plan_drawing(trained: TrainedRun, guide: TrainedRun | None, settings: Sampl
     if labels is not None and classes not in (BALANCED, RANDOM):  # a file of labels, or the dataset, may change
         about["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
     header = SamplesHeader(
-        (settings.n, *output.shape), labels, np.arange(settings.n, dtype=np.int64), names, about, settings.zoom
+        (settings.n, *output.shape), labels, np.arange(settings.n, dtype=np.int64), names, about, settings.zoom or 0
     )
     return Drawing(
         plan,

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from elbocli.files.contact_sheet import Layout, lay_out, rows_of_classes
-from elbocli.sampling.draw import Decoder, SampleSettings
+from elbocli.sampling.draw import Decoder
+from elbocli.sampling.settings import SampleSettings
 from elbocli.training.scores import draw_averaged
 from elbocli.training.state import TrainState
 

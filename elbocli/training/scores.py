@@ -23,8 +23,10 @@ from elbocli.runs.classes import choose_labels, counts_for, usual_classes
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import log
 from elbocli.sampling.denoiser import Denoiser
-from elbocli.sampling.draw import Decoder, SampleSettings
+from elbocli.sampling.draw import Decoder
 from elbocli.sampling.plan import Sampling
+from elbocli.sampling.samplers import parse_sampler
+from elbocli.sampling.settings import SampleSettings
 from elbocli.scoring.extract import extract_reference, extract_samples
 from elbocli.scoring.extractors import make_extractor
 from elbocli.scoring.metrics import parse_metrics
@@ -47,9 +49,10 @@ def draw_averaged(state: TrainState, output: Decoder, how: SampleSettings, label
     network = state.resolved.network
     settings = state.settings
     world = state.world
-    schedule = resolve_schedule(how.sampler.grid, settings.logsnr_min, settings.logsnr_max, clip=True)
+    sampler = parse_sampler(how.sampler)
+    schedule = resolve_schedule(sampler.grid, settings.logsnr_min, settings.logsnr_max, clip=True)
     prediction = state.objective.prediction
-    plan = Sampling.on_schedule(how.sampler, schedule, prediction, state.spread.precision, how.steps)
+    plan = Sampling.on_schedule(sampler, schedule, prediction, state.spread.precision, how.steps or 0)
     noise = Noise(settings.seed, network.shape, state.device)
     denoiser = Denoiser(state.spread.forward, prediction)
     # Uncompiled: compiling for this batch size would take longer than all previews of most runs.

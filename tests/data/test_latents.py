@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from calls import encoder_of, pack, typed
+from calls import encoder_of, pack
 from harness import heard
 from PIL import Image
 
@@ -25,6 +25,7 @@ from elbocli.runs.config import read_config
 from elbocli.sampling import draw, plan
 from elbocli.sampling.guidance import Guidance
 from elbocli.sampling.samplers import walk
+from elbocli.sampling.settings import SampleSettings
 from elbocli.training import loop
 from elbocli.training.batches import Batches
 
@@ -45,7 +46,7 @@ def train(dataset: Path, out: Path, preset: Path, **options: Any) -> list[str]:
 
 
 def drawn(run: Path, out: Path, **options: Any) -> np.ndarray:
-    draw.draw_samples(run, out, typed(**{"n": 6, "steps": 4, "sampler": "ddim", **options}))
+    draw.draw_samples(run, out, SampleSettings(**{"n": 6, "steps": 4, "sampler": "ddim", **options}))
     return np.load(out)
 
 

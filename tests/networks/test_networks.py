@@ -11,7 +11,6 @@ import calls
 import numpy as np
 import pytest
 import torch
-from calls import typed
 from functorch.compile import make_boxed_func
 from PIL import Image
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from elbocli.runs.presets import load_preset
 from elbocli.runs.settings import resolve
 from elbocli.runtime.device import Precision
 from elbocli.sampling import draw
+from elbocli.sampling.settings import SampleSettings
 from elbocli.scoring import scoring
 from elbocli.scoring.settings import EvalSettings
 from elbocli.training import loop
@@ -386,7 +386,7 @@ def test_a_plug_ins_network_trains_resumes_and_samples(perceptron, digits, tmp_p
         loop.run(data, tmp_path / name, resolve({**options, "steps": steps}, data))
     whole, parts = (tmp_path / f"{name}/checkpoints/step-00000004/model.safetensors" for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
-    draw.draw_samples(tmp_path / "parts", tmp_path / "x.npy", typed(n=3, steps=3, compile=True))
+    draw.draw_samples(tmp_path / "parts", tmp_path / "x.npy", SampleSettings(n=3, steps=3, compile="on"))
     assert np.load(tmp_path / "x.npy").shape[0] == 3
 
 
@@ -424,7 +424,7 @@ def test_training_its_previews_sampling_and_decoding_run_in_their_precision(late
     options = {"preset": str(preset), "steps": 2, "preview_every": 2, "val_split": 8, "val_every": 2}
     loop.run(data, run, resolve({**options, "precision": "bf16"}, data))
     assert switched == {"bf16"}
-    draw.draw_samples(run, tmp_path / "x.h5", typed(n=2, steps=2, precision="tf32", device="cpu"))
+    draw.draw_samples(run, tmp_path / "x.h5", SampleSettings(n=2, steps=2, precision="tf32", device="cpu"))
     assert switched == {"bf16", "tf32"}
 
 

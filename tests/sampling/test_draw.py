@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from calls import typed
 from harness import heard
 from peers.dit import DiT
 from peers.parts import draw as draw_network
@@ -34,10 +33,10 @@ from elbocli.runs.classes import choose_labels
 from elbocli.runs.imported import import_run
 from elbocli.runs.open import open_run
 from elbocli.sampling import draw as sample
-from elbocli.sampling.draw import SampleSettings
 from elbocli.sampling.guidance import Guidance
 from elbocli.sampling.plan import Sampling
 from elbocli.sampling.samplers import SAMPLERS
+from elbocli.sampling.settings import SampleSettings
 from elbocli.sampling.spacing import logsnr_grid
 from elbocli.training import loop
 from elbocli.training.state import TrainState
@@ -53,7 +52,7 @@ def drawn(tmp_path: Path) -> Drawn:
 
     def draw(run: Path, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
         out = tmp_path / "drawn.h5"
-        sample.draw_samples(run, out, typed(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how}))
+        sample.draw_samples(run, out, SampleSettings(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how}))
         with h5py.File(out) as file:
             return file["images"][()].astype(int), json.loads(str(file.attrs["samples"]))
 

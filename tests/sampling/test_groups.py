@@ -16,7 +16,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from calls import typed
 from group import in_processes
 from harness import heard
 
@@ -24,6 +23,7 @@ from elbocli.errors import DataError
 from elbocli.sampling import draw as sample
 from elbocli.sampling.guidance import Guidance
 from elbocli.sampling.plan import Sampling
+from elbocli.sampling.settings import SampleSettings
 
 MANY = 301
 pytestmark = pytest.mark.long
@@ -201,7 +201,7 @@ def work(
     try:
         with target if hasattr(target, "close") else contextlib.nullcontext(), heard(counted) as lines:
             try:
-                sample.draw_samples(Path(run), target, typed(**settings), world)
+                sample.draw_samples(Path(run), target, SampleSettings(**settings), world)
             finally:
                 if world.first:
                     print("\n".join(lines), file=sys.stderr)

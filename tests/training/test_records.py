@@ -27,6 +27,7 @@ from elbocli.runs.folder import read_status
 from elbocli.runs.open import open_run, weighting_of_run
 from elbocli.runs.settings import read_options, resolve
 from elbocli.sampling.draw import open_decoder
+from elbocli.sampling.samplers import parse_sampler
 from elbocli.training import loop, previews, recorder, scores, targets
 from elbocli.training.previews import PREVIEW, preview, preview_labels
 from elbocli.training.state import TrainState
@@ -73,7 +74,7 @@ def test_a_preview_asks_for_no_more_images_at_once_than_training_and_is_the_same
         output = open_decoder(state.resolved.data, state.resolved.network, state.device)
         state.network.register_forward_pre_hook(lambda network, inputs, seen=seen: seen.append(len(inputs[0])))
         pictures.append(preview(state, output)[0].astype(int))
-        assert seen == [each for each in at_once for _ in range(previews.PREVIEW.sampler.steps)]
+        assert seen == [each for each in at_once for _ in range(parse_sampler(previews.PREVIEW.sampler).steps)]
     assert all(np.abs(picture - pictures[0]).max() <= 1 for picture in pictures)
 
 

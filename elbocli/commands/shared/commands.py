@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import click
 
 from elbocli.errors import UsageError
-from elbocli.runtime import AUTO, PRECISIONS
+from elbocli.runtime import AUTO
 from elbocli.runtime.table import aligned
 from elbocli.runtime.text import visible
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from elbocli.runtime.table import Table
-    from elbocli.sampling.guidance import Guidance
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # of torchrun, srun, mpirun
@@ -342,31 +340,9 @@ plugin_option = option(
 overwrite_option = option("--overwrite", is_flag=True, help="Replace an existing output.")
 
 
-weights_option = option(
-    "--weights",
-    type=NameOrFile(),
-    metavar="ema|model|NAME|FILE",
-    default="ema",
-    help="The run's first average (ema), its last weights (model), another average, or a file of 'elbo ema'.",
-    more="An average in the checkpoint is named as it was given to 'elbo train --ema', or as its file is called.",
-)
-
-batch_option = option("--batch-size", type=COUNT, default=64, help="Images per process at a time; results equal up to rounding.")
-
-seed_option = option("--seed", type=SEED, default=0, help="Seed of images and noise.")
-
 table_option = option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 
 json_option = option("--json", "as_json", is_flag=True, help="JSON on a terminal, too.")
-
-zoom_option = option(
-    "--zoom",
-    type=value(int, ge=1, le=64),
-    metavar="N",
-    help="Enlarge each image of a contact sheet N times; 1 keeps its pixels.  [default: to at most 96 pixels]",
-    more="Each pixel becomes a square of N x N equal pixels, so that the original image can be recovered. The default enlarges "
-    "less, or not at all, where the sheet would become wider than 4096 pixels.",
-)
 
 device_option = option(
     "--device",
@@ -375,19 +351,6 @@ device_option = option(
     show_default=False,
     help="cpu, cuda, cuda:1, …  [default: $ELBO_DEVICE, else cuda if there is one]",
 )
-
-
-def device_options(function: Any) -> Any:
-    """Add options --device and --precision."""
-    option(
-        "--precision",
-        type=click.Choice((AUTO, *PRECISIONS)),
-        default=AUTO,
-        help="Precision of the network; auto is the run's on CUDA, and fp32 on a CPU.",
-        more="fp32 is strict, and repeats results exactly; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; "
-        "bf16 and fp16 are by autocast.",
-    )(function)
-    return device_option(function)
 
 
 def out_option(*kinds: str) -> Callable[[Any], Any]:
@@ -407,52 +370,6 @@ def stdin_or_fail(what: str) -> Any:
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError(f"no input; name {what}, or pipe a file to standard input")
     return sys.stdin.buffer
-
-
-GUIDANCE = ("guidance_scale", "guidance_interval", "guidance_channels", "guide", "guide_weights")  # in the order of the help
-
-
-def guidance_options(function: Any) -> Any:
-    """Add the options of guidance."""
-    option(
-        "--guide-weights",
-        type=NameOrFile(),
-        metavar="ema|model|NAME|FILE",
-        default="",
-        help="The weights of --guide, as --weights names them; without --guide, those of RUN to guide away from.",
-    )(function)
-    option(
-        "--guide",
-        type=PATH,
-        metavar="RUN",
-        help="Guide away from this weaker run or checkpoint (autoguidance).",
-        more="It must know the same images, and the same classes or none.",
-    )(function)
-    option(
-        "--guidance-channels",
-        type=COUNT,
-        metavar="N",
-        help="Guide only the first N channels of pixels or latents.  [default: all]",
-        more="DiT's own sampling guides 3 of its latents' 4 channels, and its published scores use this. A learned variance is "
-        "never guided: it is the network's output with the class.",
-    )(function)
-    option("--guidance-interval", type=LEVEL, nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI.")(function)
-    option(
-        "--guidance-scale",
-        type=value(float, ge=-1e3, le=1e3),
-        default=1.0,
-        help="Scale of guidance; 1 is none.",
-        more="Guides away from the network without classes (classifier-free) or from --guide; 0 uses only that network.",
-    )(function)
-    return function
-
-
-def guidance_of(options: dict[str, Any]) -> Guidance:
-    """Move guidance's scale, interval and channels from `options` to a Guidance. Raises UsageError for an empty interval."""
-    from elbocli.sampling.guidance import Guidance
-
-    low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
-    return Guidance(options.pop("guidance_scale"), low, high, options.pop("guidance_channels") or 0)
 
 
 def print_result(content: Any, as_json: bool, *tables: Table) -> None:

@@ -37,19 +37,22 @@ def _plain_type(kind: Any) -> Any:
     return Value(kind, "number") if float in (kind, *get_args(kind)) else str
 
 
-def setting_option(settings: type[Settings], name: str) -> Callable[[Any], Any]:
+def setting_option(settings: type[Settings], name: str, group: str | None = None) -> Callable[[Any], Any]:
     """Return a decorator that adds the option of a setting.
 
     The default is the setting's; if the settings are layered, an option that isn't given is None or ().
+    group: heading in the help; None: the setting's.
     """
     setting = settings.declared()[name]
     word = f"--{name.replace('_', '-')}"
-    several = get_origin(setting.kind) is tuple and get_args(setting.kind)[-1] is ...
+    how: dict[str, Any] = {}
     if setting.kind is bool:
-        how: dict[str, Any] = {"is_flag": not settings.layered or None}
+        how = {} if settings.layered else {"is_flag": True}
         word = f"{word}/--no-{word[2:]}" if settings.layered else word
-    else:
-        how = {"multiple": several}
+    elif get_origin(setting.kind) is tuple and get_args(setting.kind)[-1] is ...:
+        how = {"multiple": True}
+    if setting.shown or setting.zero:
+        how["show_default"] = False
     return option(
         *(setting.flags or word).split(),
         name,
@@ -57,10 +60,9 @@ def setting_option(settings: type[Settings], name: str) -> Callable[[Any], Any]:
         default=None if settings.layered else setting.default,
         metavar=setting.metavar or (f"N|{setting.zero}" if setting.zero else None),
         help=f"{setting.help}  [default: {setting.shown}]" if setting.shown else setting.help,
-        show_default=False if setting.shown or setting.zero else None,
         more=setting.more,
-        group=setting.group,
-        **{key: value for key, value in how.items() if value is not None},
+        group=setting.group if group is None else group,
+        **how,
     )
 
 

@@ -109,10 +109,11 @@ class Settings:
                 kind = get_args(kind)[0]
             group = declared.group or group
             bounds = {key: bound for key in ("ge", "gt", "le") if (bound := getattr(declared, key)) is not None}
-            if hint is int:
+            if kind is int:
                 bounds = {"ge": 0, "le": LARGEST_COUNT, **bounds}
-            annotated = Annotated[hint, Meta(**bounds)] if bounds else hint
-            found[item.name] = declared._replace(group=group, default=item.default, hint=annotated, kind=kind)
+            if bounds:
+                hint = Annotated[kind, Meta(**bounds)] | None if type(None) in get_args(hint) else Annotated[kind, Meta(**bounds)]
+            found[item.name] = declared._replace(group=group, default=item.default, hint=hint, kind=kind)
         return found
 
     @classmethod

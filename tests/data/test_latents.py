@@ -23,7 +23,6 @@ from elbocli.networks.diffusers import Autoencoder
 from elbocli.runs import settings
 from elbocli.runs.config import read_config
 from elbocli.sampling import draw, plan
-from elbocli.sampling.guidance import Guidance
 from elbocli.sampling.samplers import walk
 from elbocli.sampling.settings import SampleSettings
 from elbocli.training import loop
@@ -243,10 +242,10 @@ def test_options_for_other_latents_and_pixels_are_refused(
     train(pack_latents(make_autoencoder(5)), other, preset, steps=1)
     refused: list[tuple[Path, dict[str, Any]]] = [
         *((run, {"threshold": name}) for name in ("static", "dynamic")),
-        (run, {"guide": other, "guidance": Guidance(2.0)}),
+        (run, {"guide": other, "guidance_scale": 2.0}),
         (trained, {"autoencoder": autoencoder}),
     ]
     for drawing, options in refused:
         with pytest.raises(UsageError):
             drawn(drawing, tmp_path / "a.npy", **options)
-    drawn(run, tmp_path / "a.npy", guide=run / "checkpoints" / "step-00000010", guidance=Guidance(2.0))
+    drawn(run, tmp_path / "a.npy", guide=run / "checkpoints" / "step-00000010", guidance_scale=2.0)

@@ -33,7 +33,6 @@ from elbocli.runs.classes import choose_labels
 from elbocli.runs.imported import import_run
 from elbocli.runs.open import open_run
 from elbocli.sampling import draw as sample
-from elbocli.sampling.guidance import Guidance
 from elbocli.sampling.plan import Sampling
 from elbocli.sampling.samplers import SAMPLERS
 from elbocli.sampling.settings import SampleSettings
@@ -106,8 +105,8 @@ def test_an_image_is_the_same_in_any_batch(sampler, trained, learned, drawn):
     [
         ({"sampler": "dpmpp-2m-sde"}, 5),
         ({"sampler": "heun"}, 9),
-        ({"sampler": "heun", "guidance": Guidance(2.0)}, 18),
-        ({"sampler": "ddim", "guidance": Guidance(2.0, -1.0, 1.0)}, 6),
+        ({"sampler": "heun", "guidance_scale": 2.0}, 18),
+        ({"sampler": "ddim", "guidance_scale": 2.0, "guidance_interval": (-1.0, 1.0)}, 6),
     ],
     ids=str,
 )
@@ -209,7 +208,7 @@ def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(trained, tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0), "precision": "bf16"}], ids=["plain", "guided"])
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 2.0, "precision": "bf16"}], ids=["plain", "guided"])
 def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch(options, trained, drawn, monkeypatch):
     sizes: list[int] = []
 
@@ -293,8 +292,8 @@ def test_the_grid_may_be_the_runs_own_schedule(trained, digits, preset, make, dr
 def test_guidance_acts_inside_its_interval_alone(trained, weak, drawn):
     plain = drawn(trained)[0]
     for guide in (None, weak):
-        outside, told = drawn(trained, guide=guide, guidance=Guidance(3.0, 20.0, 30.0))
-        guided, about = drawn(trained, guide=guide, guidance=Guidance(3.0))
+        outside, told = drawn(trained, guide=guide, guidance_scale=3.0, guidance_interval=(20.0, 30.0))
+        guided, about = drawn(trained, guide=guide, guidance_scale=3.0)
         assert np.array_equal(plain, outside) and not np.array_equal(plain, guided)
         assert (told["guidance_low"], told["guidance_high"], about["nfe"]) == (20.0, 30.0, 10)
         assert (about["guidance"], "guidance_low" in about) == (3.0, False)
@@ -305,9 +304,9 @@ def test_guidance_zero_draws_what_the_guide_alone_draws(trained, weak, make, dra
     """A guide without classes is told none; one with classes can't guide a network without."""
     plain = make(conditional=False)
     for run, guide in ((weak, trained), (trained, plain)):
-        assert np.abs(drawn(run, guide=guide, guidance=Guidance(0.0))[0] - drawn(guide)[0]).max() <= 1
+        assert np.abs(drawn(run, guide=guide, guidance_scale=0.0)[0] - drawn(guide)[0]).max() <= 1
     with pytest.raises(UsageError):
-        drawn(plain, guide=trained, guidance=Guidance(2.0))
+        drawn(plain, guide=trained, guidance_scale=2.0)
 
 
 def test_a_checkpoint_or_another_average_of_the_same_run_may_guide(make, drawn):
@@ -317,7 +316,7 @@ def test_a_checkpoint_or_another_average_of_the_same_run_may_guide(make, drawn):
         ({"guide": run / "checkpoints" / "step-00000002"}, (2, "ema-0.9")),
         ({"guide_weights": "0.05"}, (4, "ema-0.05")),
     ):
-        images, about = drawn(run, guidance=Guidance(4.0), **how)
+        images, about = drawn(run, guidance_scale=4.0, **how)
         assert not np.array_equal(plain, images)
         assert (about["guide_step"], about["guide_weights"]) == guide
 
@@ -328,8 +327,8 @@ def test_a_run_that_can_not_guide_itself_can_be_guided(given, make, drawn):
     run = make(**given)
     guide = make(steps=1, **given)
     with pytest.raises(UsageError):
-        drawn(run, guidance=Guidance(2.0))
-    assert drawn(run, guidance=Guidance(2.0), guide=guide)[1]["nfe"] == 10
+        drawn(run, guidance_scale=2.0)
+    assert drawn(run, guidance_scale=2.0, guide=guide)[1]["nfe"] == 10
 
 
 def test_a_guide_of_other_images_or_levels_is_refused(make, trained, digits_folder, elbo, drawn, tmp_path):
@@ -337,20 +336,20 @@ def test_a_guide_of_other_images_or_levels_is_refused(make, trained, digits_fold
     narrow = make(logsnr_max=5.0)
     for guide, word in ((make(tmp_path / "16.h5"), "other images"), (narrow, "guidance_interval -10 5")):
         with pytest.raises(UsageError, match=word):
-            drawn(trained, guide=guide, guidance=Guidance(2.0))
-    drawn(trained, guide=narrow, guidance=Guidance(2.0, -10.0, 5.0))
+            drawn(trained, guide=guide, guidance_scale=2.0)
+    drawn(trained, guide=narrow, guidance_scale=2.0, guidance_interval=(-10.0, 5.0))
 
 
 # Starts, rounding, clipping, variances
 
 
 def test_starts_roundings_and_clips_are_recorded_and_do_what_they_say(trained, drawn):
-    images, about = drawn(trained, guidance=Guidance(6.0))
+    images, about = drawn(trained, guidance_scale=6.0)
     assert (about["rounding"], about["start"], about["threshold"]) == ("nearest", "unit", "none")
     found = {}
     for text in ("rounding truncate", "rounding half-up", "threshold static", "threshold dynamic"):
         key, spec = text.split()
-        found[spec], about = drawn(trained, guidance=Guidance(6.0), **{key: spec})
+        found[spec], about = drawn(trained, guidance_scale=6.0, **{key: spec})
         assert about[key].startswith(spec) and np.array_equal(images, found[spec]) == (spec == "half-up")
     below = images - found["truncate"]
     assert set(np.unique(below)) == {0, 1} and 0.2 < below.mean() < 0.6
@@ -368,9 +367,9 @@ def test_a_learned_variance_is_that_of_each_value_and_no_constant(learned, train
         assert np.abs(images - drawn(learned, **{**how, "sampler": f"ddpm:gamma={gamma}"})[0]).max() > 1
     with h5py.File(tmp_path / "drawn.h5") as file:
         assert file["class_names"].asstr()[()].tolist() == [str(k) for k in range(10)]
-    about = drawn(learned, **how, guidance=Guidance(2.0, channels=1))[1]
+    about = drawn(learned, **how, guidance_scale=2.0, guidance_channels=1)[1]
     assert about["nfe"] == 10 and about["guidance_channels"] == 1
     with pytest.raises(UsageError):
-        drawn(learned, **how, guidance=Guidance(2.0, channels=2))
+        drawn(learned, **how, guidance_scale=2.0, guidance_channels=2)
     refused = elbo("sample", trained, "--sampler", "ddpm-learned", "--schedule", "run", "-o", tmp_path / "b.npy")
     assert refused.returncode == 2 and b"variance" in refused.stderr and not (tmp_path / "b.npy").exists()

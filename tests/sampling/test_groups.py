@@ -21,7 +21,6 @@ from harness import heard
 
 from elbocli.errors import DataError
 from elbocli.sampling import draw as sample
-from elbocli.sampling.guidance import Guidance
 from elbocli.sampling.plan import Sampling
 from elbocli.sampling.settings import SampleSettings
 
@@ -179,7 +178,7 @@ def work(
     Sampling.draw = draw  # type: ignore[method-assign, assignment]
     settings = {"n": 61, "steps": 4, "batch_size": 5, "device": "cpu", **(options or {})}
     if guide:
-        settings |= {"guide": Path(guide), "guidance": Guidance(2.0)}
+        settings |= {"guide": Path(guide), "guidance_scale": 2.0}
     if kill is not None and world.rank == kill % world.size:
         threading.Thread(target=kill_later, args=(Path(out), kill), daemon=True).start()
     target: Any = Path(out)

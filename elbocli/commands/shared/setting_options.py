@@ -22,7 +22,9 @@ def option_type(setting: Setting) -> Any:
         return Output(*setting.replaces, suffixes=setting.suffixes)
     if get_origin(setting.kind) is tuple and get_args(setting.kind)[-1] is not ...:
         return tuple(_plain_type(part) for part in get_args(setting.kind))
-    if setting.kind in (int, float) and not setting.parse:
+    if setting.parse:
+        return str
+    if setting.kind in (int, float):
         return Value(setting.hint, "count" if setting.kind is int else "number", zero=setting.zero)
     return _plain_type(setting.kind)
 

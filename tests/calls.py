@@ -18,8 +18,9 @@ from harness import heard
 from torch import Tensor, nn
 
 from elbocli.data import sources as sources_module
-from elbocli.data.pack import Encoder, Settings, latent_encoder, pack_images
+from elbocli.data.pack import Encoder, latent_encoder, pack_images
 from elbocli.data.registry import Images
+from elbocli.data.settings import PrepSettings
 from elbocli.files.dataset import Dataset
 from elbocli.scoring import scoring
 from elbocli.scoring.metrics import metric_options, parse_metrics
@@ -39,7 +40,7 @@ def pack(
 ) -> list[str]:
     """Pack a source or several. Returns what was said. at: is called with the number of images that are done."""
     with heard(lambda done, *_: at(done), level) as said:
-        pack_images(listed(sources), out, Settings(**settings))
+        pack_images(listed(sources), out, PrepSettings(**settings))
     return said
 
 
@@ -51,7 +52,7 @@ def packed(sources: Path | Sequence[Path], out: Path, **settings: Any) -> Datase
 
 def encoder_of(folder: Path, size: int = 16, device: str = "cpu", **settings: Any) -> Encoder:
     """The encoder of an autoencoder's folder."""
-    return latent_encoder(folder, Settings(size=size, device=device, **settings))
+    return latent_encoder(folder, PrepSettings(size=size, device=device, **settings))
 
 
 def open_source(sources: Path | Sequence[Path], **options: Any) -> Images:

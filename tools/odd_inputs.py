@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from elbocli.data.pack import Settings, pack_images
+from elbocli.data.pack import pack_images
+from elbocli.data.settings import PrepSettings
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 from elbocli.runtime.progress import log
@@ -333,7 +334,7 @@ def pack(source: Path, out: Path, **settings: Any) -> list[str]:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        pack_images([source], out, Settings(**settings))
+        pack_images([source], out, PrepSettings(**settings))
     finally:
         log.removeHandler(handler)
         log.setLevel(level)

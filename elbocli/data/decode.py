@@ -3,12 +3,12 @@
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from elbocli.data.registry import Shape
+from elbocli.data.settings import DecodeOptions
 from elbocli.errors import DataError
 from elbocli.files.contact_sheet import picture
 from elbocli.files.reading import reading
@@ -95,22 +95,6 @@ def halve(image: Image.Image) -> Image.Image:
 def is_picture(name: str) -> bool:
     """Tell whether a file name has the suffix of an image."""
     return name.lower().endswith(SUFFIXES)
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """Settings for decoding an image to a square.
-
-    size: side of the square in pixels; 0: not chosen yet.
-    channels: 1 or 3; 0: as in the file.
-    crop: key of CROPS.
-    grey_expected: report colour images as 'colour made grey'.
-    """
-
-    size: int = 0
-    channels: int = 3
-    crop: str = "center"
-    grey_expected: bool = False
 
 
 def open_image(content: bytes) -> Image.Image:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL
 
-from elbocli.data.decode import CROPS, DecodeOptions, header_shape, square
+from elbocli.data.decode import CROPS, header_shape, square
 from elbocli.data.labels import utf8
 from elbocli.data.registry import ArrayRow, ImageRef, Images, Shape
+from elbocli.data.settings import PrepSettings
 from elbocli.data.sources import choose, open_source
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import write_text
@@ -40,36 +41,7 @@ SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
 
-@dataclass(frozen=True)
-class Settings(DecodeOptions):
-    """Settings of `elbo prep`, named like the command's options. size, channels: 0 if elbo chooses."""
-
-    channels: int = 0
-    labels: Path | None = None
-    class_names: Path | None = None
-    subset: tuple[str, float] | None = None
-    limit: int | None = None
-    latents: Path | None = None
-    latent_convention: str = "diffusers"
-    mirror: bool = False
-    device: str = "auto"
-    precision: str = "fp32"
-    on_error: str = "stop"
-    overwrite: bool = False
-    command: str = ""
-
-    def pixel_settings(self) -> dict[str, Any]:
-        """Return the settings that the pixels depend on."""
-        return {
-            "image_size": self.size,
-            "channels": self.channels,
-            "crop": self.crop,
-            "filter": CROPS[self.crop][1],
-            "subset": "none" if self.subset is None else f"{self.subset[0]} {self.subset[1]:g}",
-        }
-
-
-def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
+def pack_images(sources: Sequence[Path], out: Path, settings: PrepSettings) -> None:
     """Pack `sources` into the dataset `out`. After a kill, the same call resumes.
 
     Raises DataError if there are no images, for an unusable image (with on_error 'stop'), and for a full disk.
@@ -107,7 +79,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
         }
         about = {
             "num_classes": len(classes),
-            **settings.pixel_settings(),
+            **_pixel_settings(settings),
             "elbo_version": __version__,
             "pillow_version": PIL.__version__,
             "source_sha256": notes["source_sha256"],
@@ -137,7 +109,18 @@ def look(source: Images) -> set[Shape]:
     return shapes
 
 
-def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
+def _pixel_settings(settings: PrepSettings) -> dict[str, str | int]:
+    # Settings that the pixels depend on.
+    return {
+        "image_size": settings.size,
+        "channels": settings.channels,
+        "crop": settings.crop,
+        "filter": CROPS[settings.crop][1],
+        "subset": "none" if settings.subset is None else f"{settings.subset[0]} {settings.subset[1]:g}",
+    }
+
+
+def _with_shape(settings: PrepSettings, shapes: set[Shape]) -> PrepSettings:
     # Images of one size keep it if it is at most USUAL_SIZE, or if crop is 'none'.
     sizes = {shape[:2] for shape in shapes}
     sides = list(map(min, sizes)) or [USUAL_SIZE]
@@ -171,7 +154,7 @@ class Encoder(NamedTuple):
     rows: Callable[[list[Any]], list[Any]] = lambda images: images
 
 
-def _encoder(settings: Settings) -> Encoder:
+def _encoder(settings: PrepSettings) -> Encoder:
     if settings.latents is None:
         if settings.mirror:
             raise UsageError("--mirror is for --latents; pixels are mirrored while training: elbo train --flip")
@@ -181,7 +164,7 @@ def _encoder(settings: Settings) -> Encoder:
     return latent_encoder(settings.latents, settings)
 
 
-def latent_encoder(folder: Path, settings: Settings) -> Encoder:
+def latent_encoder(folder: Path, settings: PrepSettings) -> Encoder:
     """Return an encoder of RGB images to latents, float16 [2C, h, w]: mean and standard deviation of the posterior.
 
     folder: a diffusers AutoencoderKL.
@@ -227,14 +210,14 @@ def latent_encoder(folder: Path, settings: Settings) -> Encoder:
     return Encoder(layout, batch, copies, attributes, fingerprint, rows)
 
 
-def _identity(source: Images, settings: Settings, encoder: Encoder) -> dict[str, str]:
+def _identity(source: Images, settings: PrepSettings, encoder: Encoder) -> dict[str, str]:
     # Everything that the result depends on, except the contents of images, by name for messages.
     files = hashlib.sha256()
     classes = hashlib.sha256(json.dumps(source.class_names).encode())
     for file, label in zip(source.files, source.labels):
         files.update(os.fsencode(file) + b"\n")
         classes.update(b"%d\n" % label)
-    about = {**settings.pixel_settings(), "pillow_version": PIL.__version__, **encoder.fingerprint}
+    about = {**_pixel_settings(settings), "pillow_version": PIL.__version__, **encoder.fingerprint}
     return {**{key: str(value) for key, value in about.items()}, "files": files.hexdigest(), "classes": classes.hexdigest()}
 
 
@@ -270,7 +253,7 @@ class Packed(NamedTuple):
     trouble: str = ""
 
 
-def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Encoder, signals: Signals) -> None:
+def _fill(writer: DatasetWriter, source: Images, settings: PrepSettings, encoder: Encoder, signals: Signals) -> None:
     # The notes' `source_sha256` is a sum of digests, to which a resumed run adds. Rows are flushed only between batches of the
     # encoder, so that batches, and thus the stored values, are the same after a kill.
     notes = writer.state.notes or {"compared": {}, "source_sha256": add_digests([]), "skipped": {}, "changed": {}}
@@ -316,7 +299,7 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: En
         progress(done, total, "img")
 
 
-def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
+def _packed_in_order(source: Images, start: int, settings: PrepSettings) -> Iterator[Packed]:
     threads = len(os.sched_getaffinity(0))
     step = 1 + AT_ONCE // (settings.size**2 * settings.channels)
 
@@ -329,7 +312,7 @@ def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator
         yield from ahead.get(task)
 
 
-def _pack(ref: ImageRef, settings: Settings) -> Packed:
+def _pack(ref: ImageRef, settings: PrepSettings) -> Packed:
     digest, content = _read(ref)
     try:
         if isinstance(content, ElboError):

@@ -9,9 +9,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from elbocli.data.decode import DecodeOptions, decode, is_picture
+from elbocli.data.decode import decode, is_picture
 from elbocli.data.kinds.arrays import NPZ, StreamRows, npy_rows, npz_labels, npz_rows, open_zip
 from elbocli.data.registry import DatasetRows, Images
+from elbocli.data.settings import DecodeOptions
 from elbocli.data.sources import holds_images, open_source
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import PIPE

@@ -162,7 +162,7 @@ def space_of(
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)
     return LatentSpace(
-        convention, [*shift], [*scale], declared.input, autoencoder, autoencoder_sha256, pixel_size, 1 if mirrored else 0
+        declared.name, [*shift], [*scale], declared.input, autoencoder, autoencoder_sha256, pixel_size, 1 if mirrored else 0
     )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from elbocli.commands.prep import prep as command
 from elbocli.data import pack as prep
+from elbocli.data.settings import PrepSettings
 from elbocli.data.decode import CROPS
 from elbocli.errors import Interrupted
 from elbocli.files.dataset import Dataset
@@ -97,7 +98,7 @@ with tarfile.open(folder / "all.tar", "w") as tar:
 prep.SAFE_EVERY_S = 0.0
 
 def pack(out, source):
-    prep.pack_images([folder / source], folder / out, prep.Settings(size=8, on_error="skip"))
+    prep.pack_images([folder / source], folder / out, PrepSettings(size=8, on_error="skip"))
 
 pack("whole.h5", "src")
 k, resumed = 0, 0

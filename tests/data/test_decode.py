@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from elbocli.data.decode import CROPS, DecodeOptions, decode, square
+from elbocli.data.decode import CROPS, decode, square
+from elbocli.data.settings import DecodeOptions
 from elbocli.errors import DataError
 
 skimage = pytest.importorskip("skimage", reason="its photographs are needed")

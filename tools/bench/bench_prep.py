@@ -17,7 +17,8 @@ import sklearn
 from compare import Row, compare
 from PIL import Image
 
-from elbocli.data.pack import Settings, pack_images
+from elbocli.data.pack import pack_images
+from elbocli.data.settings import PrepSettings
 
 COUNT = 2000
 WIDTH = 500
@@ -72,7 +73,7 @@ def rows(small: bool) -> Iterator[Row]:
         workers = os.cpu_count() or 1
 
         def ours() -> None:
-            pack_images([folder / "src"], folder / "out.h5", Settings(size=SIZE, overwrite=True))
+            pack_images([folder / "src"], folder / "out.h5", PrepSettings(size=SIZE, overwrite=True))
 
         def alone() -> None:
             with ThreadPoolExecutor(workers) as pool:

@@ -31,7 +31,7 @@ def option_type(setting: Setting) -> Any:
 
 def _plain_type(kind: Any) -> Any:
     if get_origin(kind) is Literal:
-        return click.Choice(get_args(kind))
+        return click.Choice([str(word) for word in get_args(kind) if word != 0])  # 0: not given
     if kind is Path:
         return PATH
     if kind is bool:
@@ -42,7 +42,7 @@ def _plain_type(kind: Any) -> Any:
 def setting_option(settings: type[Settings], name: str, group: str | None = None) -> Callable[[Any], Any]:
     """Return a decorator that adds the option of a setting.
 
-    The default is the setting's; if the settings are layered, an option that isn't given is None or ().
+    An option that isn't given has the setting's default; if the settings are layered, or a text tells the default, it is None or ().
     group: heading in the help; None: the setting's.
     """
     setting = settings.declared()[name]
@@ -59,7 +59,7 @@ def setting_option(settings: type[Settings], name: str, group: str | None = None
         *(setting.flags or word).split(),
         name,
         type=option_type(setting),
-        default=None if settings.layered else setting.default,
+        default=None if settings.layered or setting.shown else setting.default,
         metavar=setting.metavar or (f"N|{setting.zero}" if setting.zero else None),
         help=f"{setting.help}  [default: {setting.shown}]" if setting.shown else setting.help,
         more=setting.more,

@@ -36,9 +36,10 @@ from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import progress, showing_bar
 from elbocli.sampling.denoiser import Denoiser
-from elbocli.sampling.guidance import THRESHOLDS, Guidance
+from elbocli.sampling.guidance import THRESHOLDS
 from elbocli.sampling.plan import Sampling
 from elbocli.sampling.samplers import USUAL, Sampler, parse_sampler
+from elbocli.sampling.settings import SampleSettings
 from elbocli.sampling.spacing import SPACINGS
 from elbocli.scoring import scoring
 from elbocli.scoring.extractors import STRICT
@@ -385,6 +386,9 @@ def draw(
             labels = choose_labels(classes, n, network.network.config.num_classes, seed, counts=counts)
     if not shape or n < 1:
         raise UsageError(f"shape is {tuple(shape)} and n is {n}; pass the shape of one example, and the number of examples")
+    settings = SampleSettings.of(
+        {"n": n, "steps": steps, "guidance_scale": guidance_scale, "seed": seed, "batch_size": batch_size}
+    )
     chosen = parse_sampler(sampler) if isinstance(sampler, str) else sampler
     what = _predicted(prediction, trained)
     schedule = _on_range(schedule or chosen.grid, logsnr_min, logsnr_max, trained, clip=True)
@@ -399,9 +403,9 @@ def draw(
         schedule,
         what,
         Precision(precision, where),
-        steps or 0,
+        settings.steps or 0,
         SPACINGS.parse(spacing) if spacing else None,
-        guidance=Guidance(guidance_scale),
+        guidance=settings.guidance,
         threshold=THRESHOLDS.parse(threshold),
         start=STARTS.parse(start),
     )

@@ -15,7 +15,6 @@ from PIL import Image
 
 from elbocli.commands.prep import prep as command
 from elbocli.data import pack as prep
-from elbocli.data.settings import PrepSettings
 from elbocli.data.decode import CROPS
 from elbocli.errors import Interrupted
 from elbocli.files.dataset import Dataset
@@ -81,6 +80,7 @@ import io, tarfile
 import numpy as np
 from PIL import Image
 from elbocli.data import pack as prep
+from elbocli.data.settings import PrepSettings
 
 folder, source = Path(sys.argv[1]), sys.argv[2]
 draw = np.random.default_rng(0)

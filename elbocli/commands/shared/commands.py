@@ -311,7 +311,7 @@ SCHEDULE = Named("elbocli.core.schedule_curves.SCHEDULES")
 def common(function: Any) -> Any:
     """Add options -q and -v."""
     option("-v", "--verbose", is_flag=True, help="Say more; show where an error came from.")(function)
-    option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(function)
+    option("-q", "--quiet", is_flag=True, help="Show only warnings and errors.")(function)
     return function
 
 

@@ -42,7 +42,8 @@ def _plain_type(kind: Any) -> Any:
 def setting_option(settings: type[Settings], name: str, group: str | None = None) -> Callable[[Any], Any]:
     """Return a decorator that adds the option of a setting.
 
-    An option that isn't given has the setting's default; if the settings are layered, or a text tells the default, it is None or ().
+    An option that isn't given has the setting's default; it is None or () if the settings are layered, and None
+    if a text says what an empty default means.
     group: heading in the help; None: the setting's.
     """
     setting = settings.declared()[name]
@@ -59,7 +60,7 @@ def setting_option(settings: type[Settings], name: str, group: str | None = None
         *(setting.flags or word).split(),
         name,
         type=option_type(setting),
-        default=None if settings.layered or setting.shown else setting.default,
+        default=None if settings.layered or (setting.shown and not setting.default) else setting.default,
         metavar=setting.metavar or (f"N|{setting.zero}" if setting.zero else None),
         help=f"{setting.help}  [default: {setting.shown}]" if setting.shown else setting.help,
         more=setting.more,

@@ -517,13 +517,15 @@ def score(
     """
     if unknown := [name for name in options if name not in {option.name for option in metric_options()}]:
         raise UsageError(f"score has no argument {unknown[0]!r}; its options are those of the metrics")
-    settings = EvalSettings(
+    settings = EvalSettings.of(
+        {
+            "seed": seed,
+            "extractor_weights": extractor_weights,
+            "batch_size": batch_size,
+            "allow_mismatch": allow_mismatch,
+            "precision": precision,
+        },
         **settings_of(protocol, {name: value for name, value in options.items() if value is not None}, metrics, extractor),
-        seed=seed,
-        extractor_weights=Path(extractor_weights) if extractor_weights else None,
-        batch_size=batch_size,
-        allow_mismatch=allow_mismatch,
-        precision=precision,
     )
     samples = _source(images, labels, "images")
     reference = None if ref is None else _source(ref, None, "ref")

@@ -9,11 +9,9 @@ import click
 
 from elbocli.commands.shared.commands import (
     PATH,
-    SEED,
     STREAM,
     Command,
     NameOrFile,
-    Output,
     Value,
     command_line,
     common,
@@ -24,21 +22,13 @@ from elbocli.commands.shared.commands import (
     print_result,
     stdin_or_fail,
 )
-from elbocli.commands.shared.setting_options import setting_option
-from elbocli.sampling.settings import WalkSettings
-from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, FEATURE_PRECISIONS, STRICT
+from elbocli.commands.shared.setting_options import setting_options
+from elbocli.scoring.extractors import DEFAULT, EXTRACTORS
 from elbocli.scoring.metrics import METRICS, metric_options
-from elbocli.scoring.settings import PROTOCOLS, EvalSettings, settings_of
+from elbocli.scoring.settings import EXTRACTOR, PROTOCOLS, SCORES, EvalSettings, settings_of
 
 # Only --protocol sets is_order.
 OPTIONS = {item.name: item for item in metric_options() if item.name != "is_order"}
-GROUPS = {
-    "Scores": ("ref", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
-    "Extractor": ("extractor", "extractor_weights"),
-    "Outputs": ("neighbours", "save_stats", "save_features", "as_json", "overwrite"),
-    "A stream's draw": ("classes", "seed"),
-    "Speed and memory": ("batch_size", "device", "precision"),
-}
 
 
 def add_metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,22 +36,24 @@ def add_metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for name, item in reversed(OPTIONS.items()):
         words = get_args(get_args(item.kind)[0])
         kind: Any = click.Choice(words) if words else Value(item.kind, "count")
-        option(f"--{name.replace('_', '-')}", default=item.default, help=item.help, type=kind)(function)
+        option(f"--{name.replace('_', '-')}", default=item.default, help=item.help, type=kind, group=SCORES)(function)
     return function
 
 
-@click.command("eval", cls=Command, groups=GROUPS)
+@click.command("eval", cls=Command)
 @click.argument("samples", type=PATH, nargs=-1, metavar="[SAMPLES...|-]")
 @option(
     "--ref",
     type=PATH,
     help="Reference: a dataset or other images, saved features, or statistics (.npz, also ADM's and EDM's).",
+    group=SCORES,
 )
 @option(
     "--protocol",
     type=click.Choice(list(PROTOCOLS)),
     help="Score as published tables do: sets metrics, their options, extractor and n, and refuses others.",
     more="; ".join(f"{name}: {p.formula} ({p.tables})" for name, p in PROTOCOLS.items()) + ".",
+    group=SCORES,
 )
 @option(
     "--metrics",
@@ -70,6 +62,7 @@ def add_metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=False,
     help="Names from 'elbo list metrics'.  [default: fid,is by Inception, and fid by another --extractor]",
     more="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
+    group=SCORES,
 )
 @add_metric_options
 @option(
@@ -80,52 +73,9 @@ def add_metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     more="A program takes uint8 NCHW and gives features, or (features, logits). "
     + "; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
     + ".  elbocli.export_extractor(network, images, 'FILE.pt2') writes a network of yours as such a program.",
+    group=EXTRACTOR,
 )
-@option(
-    "--extractor-weights",
-    type=PATH,
-    help=f"Weights of the extractor.  [default: those of {DEFAULT} are fetched once into the user's cache]",
-)
-@option(
-    "--allow-mismatch",
-    is_flag=True,
-    help="Accept a reference made in another way, and deviations from --protocol; the result names them.",
-)
-@option("--save-stats", type=Output("statistics"), help="Also save the samples' statistics, for use as --ref.")
-@option(
-    "--save-features",
-    type=Output("features", suffixes=(".safetensors",)),
-    metavar="FILE.safetensors",
-    help="Also save the features, for SAMPLES or --ref.",
-)
-@option(
-    "--neighbours",
-    type=Output("images"),
-    metavar="FILE.png",
-    help="Also draw the samples that are closest to images of --ref.",
-)
-@option(
-    "--classes",
-    default="",
-    metavar="balanced|random|LIST|FILE",
-    help="Classes that a stream was drawn with, for accuracy; as in 'elbo sample'.",
-    more="They may be names if --ref is a dataset that has them.",
-)
-@option(
-    "--seed",
-    type=SEED,
-    default=0,
-    help="Seed of --classes random.",
-)
-@setting_option(WalkSettings, "batch_size")
-@setting_option(WalkSettings, "device")
-@option(
-    "--precision",
-    type=click.Choice(FEATURE_PRECISIONS),
-    default=STRICT,
-    help="Precision of the extractor; bf16 is faster, but changes FID.",
-    more="fp32 is strict; published tables use it.",
-)
+@setting_options(EvalSettings)
 @json_option
 @overwrite_option
 @plugin_option
@@ -134,7 +84,6 @@ def evaluate(
     samples: tuple[Path, ...],
     ref: Path | None,
     protocol: str | None,
-    device: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -154,7 +103,7 @@ def evaluate(
     by_user = {name: setting for name, setting in by_protocol.items() if context.get_parameter_source(name) is not source.DEFAULT}
     metrics = by_user.pop("metrics", None)
     extractor = by_user.pop("extractor", None)
-    settings = EvalSettings(command=command_line(), **settings_of(protocol or "", by_user, metrics, extractor), **options)
+    settings = EvalSettings.of(options, command=command_line(), **settings_of(protocol or "", by_user, metrics, extractor))
     for name, item in OPTIONS.items():
         if item.metric not in settings.metrics and context.get_parameter_source(name) is source.COMMANDLINE:
             raise click.UsageError(
@@ -165,7 +114,7 @@ def evaluate(
         if len(sources) > 1:
             raise click.UsageError("a stream can't be one of several SAMPLES; name files")
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]  # only rank 0 reads the stream
-    with joined(device) as world:
+    with joined(settings.device) as world:
         result = scoring.run(sources, ref, settings, world)
     if result:
         print_result(result.json(), as_json, result.table())

@@ -3,39 +3,76 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
+from elbocli.files.settings import LARGEST_SEED, Settings, setting
+from elbocli.runtime import AUTO
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, STRICT
 from elbocli.scoring.metrics import Metric, Need, parse_metrics
 
 Option = str | float | None  # value of an option of a metric
+SCORES = "Scores"
+EXTRACTOR = "Extractor"
 
 
-@dataclass(frozen=True)
-class EvalSettings:
-    """Settings of `elbo eval`.
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(Settings):
+    """Settings of `elbo eval`. A protocol sets metrics and extractor; `settings_of` returns these fields.
 
     metrics: by name.
     extractor: name, or file of a program; '': the extractor of saved features, or Inception for images.
     extractor_weights: None: the published weights.
-    classes: classes of a stream of samples: 'balanced', 'random', a list, or a file of labels; '': not given.
     neighbours: file for a picture of samples beside the closest reference images.
+    classes: classes of a stream of samples: 'balanced', 'random', a list, or a file of labels; '': not given.
     protocol: name in PROTOCOLS; '': no protocol. command: elbo's command line, for the result.
     """
 
     metrics: Mapping[str, Metric]
-    seed: int = 0
     extractor: str = ""
-    extractor_weights: Path | None = None
-    batch_size: int = 64
-    classes: str = ""
-    allow_mismatch: bool = False
-    command: str = ""
-    save_stats: Path | None = None
-    save_features: Path | None = None
-    neighbours: Path | None = None
     protocol: str = ""
-    precision: str = STRICT
+    command: str = ""
+    allow_mismatch: bool = setting(
+        False,
+        "Accept a reference made in another way, and deviations from --protocol; the result names them.",
+        group=SCORES,
+    )
+    extractor_weights: Path | None = setting(
+        None,
+        "Weights of the extractor.",
+        shown=f"those of {DEFAULT} are fetched once into the user's cache",
+        group=EXTRACTOR,
+    )
+    save_stats: Path | None = setting(
+        None, "Also save the samples' statistics, for use as --ref.", group="Outputs", replaces=("statistics",)
+    )
+    save_features: Path | None = setting(
+        None,
+        "Also save the features, for SAMPLES or --ref.",
+        replaces=("features",),
+        suffixes=(".safetensors",),
+        metavar="FILE.safetensors",
+    )
+    neighbours: Path | None = setting(
+        None,
+        "Also draw the samples that are closest to images of --ref.",
+        replaces=("images",),
+        metavar="FILE.png",
+    )
+    classes: str = setting(
+        "",
+        "Classes that a stream was drawn with, for accuracy; as in 'elbo sample'.",
+        more="They may be names if --ref is a dataset that has them.",
+        group="A stream's draw",
+        metavar="balanced|random|LIST|FILE",
+    )
+    seed: int = setting(0, "Seed of --classes random.", le=LARGEST_SEED)
+    batch_size: int = setting(64, "Images per process at a time; results equal up to rounding.", group="Speed and memory", ge=1)
+    device: str = setting(AUTO, "cpu, cuda, cuda:1, …", shown="$ELBO_DEVICE, else cuda if there is one", metavar="NAME")
+    precision: Literal["fp32", "bf16"] = setting(
+        STRICT,
+        "Precision of the extractor; bf16 is faster, but changes FID.",
+        more="fp32 is strict; published tables use it.",
+    )
 
     def needing(self, need: Need) -> list[str]:
         """Return the names of the metrics that need an input."""

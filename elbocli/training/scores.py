@@ -94,7 +94,7 @@ class TrainingScores:
         counts = counts_for(number, state.resolved.data.class_counts, data.path)
         classes = usual_classes(counts, data.path, "samples for scores have classes with these frequencies")
         self.labels = choose_labels(classes, self.how.n, number, settings.seed, counts=counts)
-        asks = EvalSettings(parse_metrics(settings.eval_metrics), settings.seed, extractor)
+        asks = EvalSettings(metrics=parse_metrics(settings.eval_metrics), seed=settings.seed, extractor=extractor)
         with world.together(), reading(f"--eval-extractor {extractor}", kind=UsageError):
             made = make_extractor(extractor, weights, world.device)
         with ExitStack() as stack:

@@ -41,7 +41,7 @@ def network():
 
 def evaluation(images, extractor, batch):
     """An evaluation of these images, without metrics."""
-    return Evaluation(EvalSettings({}, batch_size=batch), ALONE, [images], extractor=extractor)
+    return Evaluation(EvalSettings(metrics={}, batch_size=batch), ALONE, [images], extractor=extractor)
 
 
 def extracted(path, monkeypatch, extractor, asked):

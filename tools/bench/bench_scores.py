@@ -123,7 +123,7 @@ def folder_of_images(folder: Path, count: int) -> Path:
 
 def seen(images: ImageSet, extractor: Extractor) -> FeatureSet:
     """The features of images as `elbo eval` extracts them."""
-    evaluation = Evaluation(EvalSettings({}, batch_size=BATCH), ALONE, [images], extractor=extractor)
+    evaluation = Evaluation(EvalSettings(metrics={}, batch_size=BATCH), ALONE, [images], extractor=extractor)
     return extract_features(images, evaluation, {"values"})
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 DEFAULT = "inception-v3-compat"
 TINY = "elbo-tiny"  # the extractor that needs no weights
 STRICT = "fp32"  # precision of published scores, and of files that state no precision
-FEATURE_PRECISIONS = (STRICT, "bf16")
 PUBLISHED_INCEPTION = "6726825d"
 TINY_SHA256 = "3bcdfad010b982b1563a266ffada969d736ddb63c5a6af65690a9af7eeac0035"  # of elbo-tiny's weights
 SPATIAL_CHANNELS = 7  # 17 × 17 × 7 = 2023 values for Inception, about as many as the 2048 other features
@@ -29,7 +28,7 @@ class Extractor(NamedTuple):
     weights_sha256: digest of the weights; scores are comparable only if digests are equal.
     channels: number of image channels; 0: any number.
     spatial: submodule whose output [B,C,H,W] has the spatial features, if any.
-    precision: one of FEATURE_PRECISIONS; the caller sets TF32 and autocast.
+    precision: fp32 or bf16; the caller sets TF32 and autocast.
     """
 
     name: str
@@ -150,7 +149,7 @@ def tiny(weights: Path | None) -> Extractor:
 def make_extractor(name: str, weights: Path | None, device: Any, precision: str = STRICT) -> Extractor:
     """Make an extractor on a device. Raises ElboError.
 
-    name: a declared name, or the path of a .pt2 file. precision: one of FEATURE_PRECISIONS.
+    name: a declared name, or the path of a .pt2 file. precision: fp32 or bf16.
     weights: file of weights; None: weights that the extractor includes or downloads.
     """
     if name.endswith(".pt2"):

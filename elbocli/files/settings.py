@@ -28,6 +28,7 @@ LARGEST = 1e6
 LARGEST_COUNT = 10**12
 LARGEST_SEED = 2**63 - 1
 Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+Level = Annotated[float, Meta(ge=-50, le=50)]  # a logsnr
 
 
 class Setting(NamedTuple):

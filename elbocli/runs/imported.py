@@ -13,11 +13,12 @@ from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import new_folder
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.plugins import plugins_run
 from elbocli.files.reading import reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.networks import NetworkConfig, build_empty, loaded, section_of
-from elbocli.networks.published import FORMATS, Imported, ImportOptions, Source, inventory
+from elbocli.networks.published import FORMATS, Imported, Source, inventory
 from elbocli.runs.config import RunConfig, SourceFacts, read_settings, write_config
 from elbocli.runs.open import schedule_of
 from elbocli.runtime.progress import log
@@ -47,17 +48,17 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
             f"{path}: no known format (it holds {inventory(source.tree)}); choose one from 'elbo import list' with --format"
         )
     for key, value in vars(options).items():
-        if value != getattr(ImportOptions, key) and key not in (*declared.takes, *options.settings()):
+        if value != getattr(ImportOptions, key) and key not in (*declared.takes, *options.of_training()):
             raise UsageError(f"--{key.replace('_', '-')}: not an option of the format {declared.name}; leave it out")
     with reading(f"{path}: can't be imported as {declared.name}"), reading(path, kind=UsageError, on=()):
         imported: Imported = declared.make(source, options)
     network = imported.network
     drops = network.num_classes and getattr(network, "null_class", False)
-    settings = {"label_dropout": 0.1 if drops else 0.0, **imported.settings, **options.settings()}
+    settings = {"label_dropout": 0.1 if drops else 0.0, **imported.settings, **options.of_training()}
     if "prediction" not in settings:
         raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
     run_settings = read_settings(settings, run / store.CONFIG)
-    with reading(path, kind=UsageError if options.settings() else FormatError):
+    with reading(path, kind=UsageError if options.of_training() else FormatError):
         schedule = schedule_of(run_settings)
         specs: dict[str, Any] = {
             "weighting": resolve_weighting(run_settings.weighting).spec,

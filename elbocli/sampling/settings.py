@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from msgspec import Meta
-
-from elbocli.files.settings import LARGEST_SEED, Settings, setting
+from elbocli.files.settings import LARGEST_SEED, Level, Settings, setting
 from elbocli.runtime import AUTO
 from elbocli.sampling.guidance import Guidance
 from elbocli.sampling.samplers import USUAL
@@ -19,7 +17,6 @@ WEIGHTS = "Weights"
 SAMPLER = "Sampler"
 GUIDANCE = "Guidance"
 SPEED = "Speed and memory"
-Level = Annotated[float, Meta(ge=-50, le=50)]  # a logsnr
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,9 @@ from elbocli.core.adaptive import bin_edges
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.errors import DataError, FormatError, Interrupted, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.sample_files import SamplesHeader, open_samples
 from elbocli.files.schedule_file import to_text
-from elbocli.networks.published import ImportOptions
 from elbocli.networks.unet import UNet
 from elbocli.runs import settings
 from elbocli.runs.classes import choose_labels

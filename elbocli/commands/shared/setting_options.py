@@ -60,7 +60,7 @@ def setting_option(settings: type[Settings], name: str, group: str | None = None
         *(setting.flags or word).split(),
         name,
         type=option_type(setting),
-        default=None if settings.layered or (setting.shown and not setting.default) else setting.default,
+        default=None if settings.layered or ((setting.shown or "multiple" in how) and not setting.default) else setting.default,
         metavar=setting.metavar or (f"N|{setting.zero}" if setting.zero else None),
         help=f"{setting.help}  [default: {setting.shown}]" if setting.shown else setting.help,
         more=setting.more,

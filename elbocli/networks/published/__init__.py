@@ -21,6 +21,7 @@ from elbocli.core.registry import Declaration, Registry, nearest
 from elbocli.core.schedule import parse_level_code
 from elbocli.core.schedule_curves import SCHEDULES, support_of
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.latents import UNKNOWN
 from elbocli.files.pickles import Entries, OpaqueObject, Tree, contents, module_tensors, read_torch_file
 from elbocli.files.reading import file_sha256
@@ -45,40 +46,6 @@ SCALE = 0.18215
 
 
 Settings = dict[str, str | float]  # field of TrainSettings → value
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """Options of `elbo import` about a checkpoint; '' or None: option not given.
-
-    weights: ema (the average), model (the last weights), or the key of other weights in the file.
-    prediction, weighting, schedule: SPECs. noise_input: SPEC of the network's input for the noise level.
-    attention: heads=N or width=N; with ',new': q, k and v in ADM's new order.
-    size, channels, num_classes: side and channels of the images or latents, number of classes.
-    prefix: only names with this prefix are imported, without the prefix. rename: rules OLD=NEW for the beginnings of names.
-    network: FAMILY:KEY=VALUE,… of a plug-in's network. autoencoder: folder, for latents.
-    """
-
-    weights: str = "ema"
-    prediction: str = ""
-    noise_input: str = ""
-    weighting: str = ""
-    schedule: str = ""
-    attention: str = ""
-    size: int | None = None
-    channels: int | None = None
-    num_classes: int | None = None
-    logsnr_min: float | None = None
-    logsnr_max: float | None = None
-    prefix: str = ""
-    rename: tuple[str, ...] = ()
-    network: str = ""
-    autoencoder: Path | None = None
-
-    def settings(self) -> Settings:
-        """Return the given options that are fields of TrainSettings."""
-        keys = ("prediction", "weighting", "schedule", "logsnr_min", "logsnr_max")
-        return {key: value for key in keys if (value := getattr(self, key)) not in ("", None)}
 
 
 class Source:

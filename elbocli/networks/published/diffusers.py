@@ -9,12 +9,13 @@ from elbocli.core.schedule import parse_level_code
 from elbocli.core.schedule_curves import Shifted
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import tensor_files
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.reading import reading
 from elbocli.files.records import Count, convert, read_json
 from elbocli.files.schedule_file import read_config
 from elbocli.networks import published as formats
 from elbocli.networks.diffusers import CONFIG, UNET, WEIGHTS, DiffusersUNetConfig
-from elbocli.networks.published import OWN, TABLES, Imported, ImportOptions, Settings, Source, source_format
+from elbocli.networks.published import OWN, TABLES, Imported, Settings, Source, source_format
 
 SCHEDULER = "scheduler_config.json"
 BETAS = {"linear": "t-linear", "scaled_linear": "t-scaled-linear", "squaredcos_cap_v2": "t-squaredcos"}

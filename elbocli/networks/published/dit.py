@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.reading import reading
 from elbocli.files.records import JSON
 from elbocli.networks import published as formats
-from elbocli.networks.published import TABLES, AttentionOrder, Imported, ImportOptions, Settings, Source, shape_of, source_format
+from elbocli.networks.published import TABLES, AttentionOrder, Imported, Settings, Source, shape_of, source_format
 from elbocli.networks.transformers import DiTConfig, positions
 
 PATCH = "x_embedder.proj.weight"

@@ -15,11 +15,12 @@ from torch import Tensor
 from elbocli.core.prediction import logsnr_of
 from elbocli.core.registry import plain
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.pickles import Entries, Tree, attributes, class_name, contents, number, submodules
 from elbocli.files.reading import reading
 from elbocli.networks import edm2 as ours
 from elbocli.networks import published as formats
-from elbocli.networks.published import TABLES, Imported, ImportOptions, Settings, Source, shape_of, source_format
+from elbocli.networks.published import TABLES, Imported, Settings, Source, shape_of, source_format
 from elbocli.networks.unet import UNetConfig, heads_of
 
 # range of σ in sampling with EDM and EDM2, and σ of the data

@@ -8,9 +8,10 @@ import re
 from torch import Tensor
 
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.reading import reading
 from elbocli.networks import published as formats
-from elbocli.networks.published import TABLES, AttentionOrder, Imported, ImportOptions, Source, shape_of, source_format
+from elbocli.networks.published import TABLES, AttentionOrder, Imported, Source, shape_of, source_format
 from elbocli.networks.unet import UNetConfig
 
 TIME = "time_embed.0.weight"

@@ -11,10 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.pickles import attributes, contents, number
 from elbocli.files.reading import reading
 from elbocli.networks import published as formats
-from elbocli.networks.published import TABLES, Imported, ImportOptions, Settings, Source, shape_of, source_format
+from elbocli.networks.published import TABLES, Imported, Settings, Source, shape_of, source_format
 from elbocli.networks.published.dit import LAST, POSITIONS, TABLE, grid_side
 from elbocli.networks.transformers import JiTConfig
 

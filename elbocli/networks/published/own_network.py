@@ -3,18 +3,10 @@
 import re
 
 from elbocli.errors import UsageError
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.yaml_text import parse_yaml
 from elbocli.networks import config_of
-from elbocli.networks.published import (
-    STATE_DICT_OPTIONS,
-    Imported,
-    ImportOptions,
-    Source,
-    fitted,
-    range_settings,
-    source_format,
-    state_dict,
-)
+from elbocli.networks.published import STATE_DICT_OPTIONS, Imported, Source, fitted, range_settings, source_format, state_dict
 
 KEY = re.compile(r"(^|,)\s*(\w+)=")
 

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 
 from elbocli.core.prediction import Prediction, alpha_sigma
 from elbocli.errors import UsageError
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.latents import EDM2_MEAN, EDM2_STD
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.networks import build, count_parameters
-from elbocli.networks.published import FORMATS, Imported, ImportOptions, Source
+from elbocli.networks.published import FORMATS, Imported, Source
 from elbocli.sampling.denoiser import Denoiser
 
 LEVELS = torch.linspace(-8.76, 12.42, 3)

@@ -18,9 +18,10 @@ from peers.parts import draw
 from torch import Tensor
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.yaml_text import read_yaml
 from elbocli.networks import build, count_parameters
-from elbocli.networks.published import FORMATS, Imported, ImportOptions, Source, parse_attention
+from elbocli.networks.published import FORMATS, Imported, Source, parse_attention
 from elbocli.runs.imported import import_run
 from elbocli.runs.open import TrainedRun, open_run
 from elbocli.sampling.denoiser import Denoiser

@@ -14,9 +14,9 @@ from peers.parts import draw
 from torch import Tensor
 
 from elbocli.errors import ElboError
+from elbocli.files.import_options import ImportOptions
 from elbocli.files.yaml_text import read_yaml
 from elbocli.networks import count_parameters
-from elbocli.networks.published import ImportOptions
 from elbocli.runs.imported import import_run
 from elbocli.runs.open import TrainedRun, open_run
 from elbocli.sampling.denoiser import Denoiser

@@ -12,6 +12,7 @@ import torch
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
+from elbocli.bound.settings import BoundSettings
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.resumable import LATENTS
@@ -76,7 +77,7 @@ def samples(run: Path, out: Path, device: str, **settings: Any) -> np.ndarray:
 def bits(run: Path, device: str, images: int = 32) -> float:
     """Bits per dimension as `elbo bound` finds them on the run's own images."""
     settings: Any = {"images": images, "draws": 8, "device": device}
-    return float(estimate.measure_bound(open_measurement(run, None, **settings)).bound.bpd or 0)
+    return float(estimate.measure_bound(open_measurement(run, None, BoundSettings(**settings))).bound.bpd or 0)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.bound.settings import BoundSettings
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.elbo import prior
 from elbocli.core.objective import NetworkFunction, Objective
@@ -30,6 +31,7 @@ from elbocli.version import __version__
 FLOOR = 0.1
 PIXELS = 256 * 3072  # values in a default batch: 256 images of 32 × 32 × 3
 PLAIN = parse_weighting("elbo")
+DEFAULTS = BoundSettings()
 
 
 class Draws(NamedTuple):
@@ -172,50 +174,32 @@ class RunMeasurement(Measurement):
         }
 
 
-def open_measurement(
-    path: Path,
-    data: Path | None,
-    *,
-    images: int | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: str = "auto",
-    weights: str = "ema",
-    precision: str = "fp32",
-    logsnr_min: float | None = None,
-    logsnr_max: float | None = None,
-    draws: int = 16,
-) -> RunMeasurement:
+def open_measurement(path: Path, data: Path | None, settings: BoundSettings = DEFAULTS) -> RunMeasurement:
     """Open a run, and a dataset to evaluate the run on. Raises UsageError, DataError, FormatError.
 
     path: run or checkpoint. data: dataset; None: the run's training dataset.
-    images: largest number of images; None: all.
-    batch_size: network inputs at a time; None: 256, or fewer for large images.
-    logsnr_min, logsnr_max: range of λ; None: the run's range.
-    seed, device, weights, precision, draws: as the options of `elbo bound`.
     """
-    place = choose_device(device)
-    trained = open_run(path, place, weights)
+    place = choose_device(settings.device)
+    trained = open_run(path, place, settings.weights)
     dataset = open_data(trained, data)
-    settings = trained.settings
-    low = settings.logsnr_min if logsnr_min is None else logsnr_min
-    high = settings.logsnr_max if logsnr_max is None else logsnr_max
+    low = trained.settings.logsnr_min if settings.logsnr_min is None else settings.logsnr_min
+    high = trained.settings.logsnr_max if settings.logsnr_max is None else settings.logsnr_max
     check_range(low, high)
-    rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:images]
-    batch_size = batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:])))
-    posterior = Stream(seed, "bound-posterior")
+    rows = Stream(settings.seed, "bound-images").permutation(0, len(dataset))[: settings.images]
+    batch_size = settings.batch_size or max(8, min(256, PIXELS // math.prod(dataset.shape[1:])))
+    posterior = Stream(settings.seed, "bound-posterior")
     conditional = trained.network.config.num_classes > 0
-    size = max(1, batch_size // draws)  # all draws of the images are one network batch
+    size = max(1, batch_size // settings.draws)  # all draws of the images are one network batch
     measured = RunMeasurement(
         trained.network,
         trained.prediction,
         low,
         high,
-        trained.precision(precision, place),
+        trained.precision(settings.precision, place),
         images=Examples(dataset, rows, conditional, posterior, size=size),
         batch_size=batch_size,
-        draws=draws,
-        seed=seed,
+        draws=settings.draws,
+        seed=settings.seed,
         name=str(trained.checkpoint.path),
         population=len(dataset),
         total=len(rows),

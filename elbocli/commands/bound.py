@@ -1,13 +1,12 @@
 """Command line of `elbo bound`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from elbocli.bound.settings import OUTPUTS, QUESTIONS, BoundSettings
 from elbocli.commands.shared.commands import (
-    COUNT,
-    LEVEL,
     PATH,
     WEIGHTING,
     Command,
@@ -20,26 +19,16 @@ from elbocli.commands.shared.commands import (
     overwrite_option,
     plugin_option,
     print_result,
-    value,
 )
-from elbocli.commands.shared.setting_options import setting_option
-from elbocli.sampling.settings import WalkSettings
+from elbocli.commands.shared.setting_options import setting_options
 
 if TYPE_CHECKING:
     from elbocli.bound.result import Bound, FlowLikelihood
 
-IMAGES = 1000
 VARIATIONAL = "variational"
-GROUPS = {
-    "Questions": ("estimator", "check", "weighting"),
-    "Precision of the answer": ("images", "draws", "seed", "logsnr_min", "logsnr_max"),
-    "Outputs": ("curve", "log", "as_json", "overwrite"),
-    "Weights": ("weights",),
-    "Speed and memory": ("batch_size", "device", "precision"),
-}
 
 
-@click.command(cls=Command, groups=GROUPS)
+@click.command(cls=Command)
 @click.argument("run", type=PATH)
 @click.argument("data", type=PATH, required=False, metavar="[DATA.h5]")
 @option(
@@ -49,31 +38,21 @@ GROUPS = {
     help="Estimate -log p this way: variational, or ode:key=value,…",
     more="ode follows the probability-flow equation by Heun's method, with 2 x steps x draws evaluations for an image and a "
     "backward pass for each; solver_nats is the error of the finite number of steps, and nats_se includes it.",
+    group=QUESTIONS,
 )
-@option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
-@option(
-    "-n",
-    "--images",
-    type=value(int, ge=2, le=10**9),
-    default=IMAGES,
-    help="Number of images.",
-)
-@option("--draws", type=value(int, ge=2, le=10**6), default=16, help="Noise levels for each image, an even number.")
+@option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.", group=QUESTIONS)
 @option(
     "--weighting",
     type=WEIGHTING,
     multiple=True,
     help="w(logsnr) to check: NAME or NAME:key=value,…; may be repeated.  [default: the run's own]",
+    group=QUESTIONS,
 )
-@option("--curve", type=Output("a table"), help="Also a table (TSV) over logsnr: the error and the bound L(logsnr; x).")
-@option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.")
-@option("--logsnr-min", type=LEVEL, help="Noisiest level.  [default: the run's]")
-@option("--logsnr-max", type=LEVEL, help="Cleanest level, where images are read.  [default: the run's]")
-@setting_option(WalkSettings, "weights")
-@setting_option(WalkSettings, "seed")
-@option("--batch-size", type=COUNT, help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]")
-@setting_option(WalkSettings, "device")
-@setting_option(WalkSettings, "precision")
+@option(
+    "--curve", type=Output("a table"), help="Also a table (TSV) over logsnr: the error and the bound L(logsnr; x).", group=OUTPUTS
+)
+@option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.", group=OUTPUTS)
+@setting_options(BoundSettings)
 @json_option
 @overwrite_option
 @plugin_option
@@ -87,7 +66,7 @@ def bound(
     log: Path | None,
     check: bool,
     as_json: bool,
-    **how: Any,
+    **options: object,
 ) -> None:
     """Measure the variational bound, in bits per dimension.
 
@@ -122,7 +101,7 @@ def bound(
         for name, given in refused.items() if holds else ():
             if given:
                 raise click.UsageError(f"{name} can't be combined with {condition}; leave one of them out")
-    measured = open_measurement(run, data, **how)
+    measured = open_measurement(run, data, BoundSettings.of(options))
     result: Bound | FlowLikelihood | Theorem
     if check:
         result = check_theorem(measured, weighting)

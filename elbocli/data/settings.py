@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from elbocli.files.latents import CONVENTIONS
-from elbocli.files.settings import Settings, setting
-from elbocli.runtime import AUTO
+from elbocli.files.settings import Settings, device_setting, setting
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class PrepSettings(DecodeOptions, Settings):
     )
     mirror: bool = setting(False, "With --latents: also pack the latents of each mirrored image.")
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = setting("fp32", "Precision of the autoencoder; fp32 is strict.")
-    device: str = setting(AUTO, "cpu, cuda, cuda:1, …", shown="$ELBO_DEVICE, else cuda if there is one", metavar="NAME")
+    device: str = device_setting()
     on_error: Literal["stop", "skip"] = setting(
         "stop", "Stop at a file that is not a usable image, or skip it and list it in OUT.skipped.jsonl."
     )

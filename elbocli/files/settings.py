@@ -23,6 +23,7 @@ from msgspec import Meta
 
 from elbocli.core.registry import nearest
 from elbocli.errors import UsageError
+from elbocli.runtime import AUTO
 
 LARGEST = 1e6
 LARGEST_COUNT = 10**12
@@ -83,6 +84,12 @@ class Setting(NamedTuple):
 def setting(default: Any, help: str, **declared: Any) -> Any:
     """Declare a setting, except its type. declared: fields of Setting. An int without bounds is a count."""
     return field(default=default, metadata={"setting": Setting(help, **declared)})
+
+
+def device_setting(group: str = "") -> Any:
+    """Declare the device that a command computes on."""
+    shown = "$ELBO_DEVICE, else cuda if there is one"
+    return setting(AUTO, "cpu, cuda, cuda:1, …", shown=shown, group=group, metavar="NAME")
 
 
 class Settings:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from elbocli.files.settings import LARGEST_SEED, Level, Settings, setting
+from elbocli.files.settings import LARGEST_SEED, Level, Settings, device_setting, setting
 from elbocli.runtime import AUTO
 from elbocli.sampling.guidance import Guidance
 from elbocli.sampling.samplers import USUAL
@@ -17,6 +17,28 @@ WEIGHTS = "Weights"
 SAMPLER = "Sampler"
 GUIDANCE = "Guidance"
 SPEED = "Speed and memory"
+
+
+def weights_setting(group: str) -> Any:
+    """Declare the weights of a run to use."""
+    return setting(
+        "ema",
+        "The run's first average (ema), its last weights (model), another average, or a file of 'elbo ema'.",
+        more="An average in the checkpoint is named as it was given to 'elbo train --ema', or as its file is called.",
+        group=group,
+        file=True,
+        metavar="ema|model|NAME|FILE",
+    )
+
+
+def precision_setting() -> Any:
+    """Declare the arithmetic of a run's network."""
+    return setting(
+        AUTO,
+        "Precision of the network; auto is the run's on CUDA, and fp32 on a CPU.",
+        more="fp32 is strict, and repeats results exactly; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; "
+        "bf16 and fp16 are by autocast.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +63,7 @@ class WalkSettings(Settings):
         metavar="data|balanced|random|LIST|FILE",
     )
     seed: int = setting(0, "Seed of images and noise.", le=LARGEST_SEED)
-    weights: str = setting(
-        "ema",
-        "The run's first average (ema), its last weights (model), another average, or a file of 'elbo ema'.",
-        more="An average in the checkpoint is named as it was given to 'elbo train --ema', or as its file is called.",
-        group=WEIGHTS,
-        file=True,
-        metavar="ema|model|NAME|FILE",
-    )
+    weights: str = weights_setting(WEIGHTS)
     sampler: str = setting(
         USUAL,
         "NAME or NAME:key=value,…; see 'elbo list samplers'.",
@@ -87,13 +102,8 @@ class WalkSettings(Settings):
         metavar="ema|model|NAME|FILE",
     )
     batch_size: int = setting(64, "Images per process at a time; results equal up to rounding.", group=SPEED, ge=1)
-    device: str = setting(AUTO, "cpu, cuda, cuda:1, …", shown="$ELBO_DEVICE, else cuda if there is one", metavar="NAME")
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = setting(
-        AUTO,
-        "Precision of the network; auto is the run's on CUDA, and fp32 on a CPU.",
-        more="fp32 is strict, and repeats results exactly; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; "
-        "bf16 and fp16 are by autocast.",
-    )
+    device: str = device_setting()
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = precision_setting()
 
     @property
     def guidance(self) -> Guidance:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
-from elbocli.files.settings import LARGEST_SEED, Settings, setting
-from elbocli.runtime import AUTO
+from elbocli.files.settings import LARGEST_SEED, Settings, device_setting, setting
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS, STRICT
 from elbocli.scoring.metrics import Metric, Need, parse_metrics
 
@@ -67,7 +66,7 @@ class EvalSettings(Settings):
     )
     seed: int = setting(0, "Seed of --classes random.", le=LARGEST_SEED)
     batch_size: int = setting(64, "Images per process at a time; results equal up to rounding.", group="Speed and memory", ge=1)
-    device: str = setting(AUTO, "cpu, cuda, cuda:1, …", shown="$ELBO_DEVICE, else cuda if there is one", metavar="NAME")
+    device: str = device_setting()
     precision: Literal["fp32", "bf16"] = setting(
         STRICT,
         "Precision of the extractor; bf16 is faster, but changes FID.",

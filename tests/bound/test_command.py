@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from elbocli.bound.measure import RunMeasurement, open_measurement
+from elbocli.bound.settings import BoundSettings
 from elbocli.errors import DataError
 from elbocli.networks.diffusers import affine
 
@@ -96,7 +97,7 @@ def test_latents_are_drawn_once_as_training_draws_them(latent_run, latents):
     """From mean and std, by the image's number and the seed, whatever images come with it."""
 
     def drawn(batch: int, seed: int) -> tuple[RunMeasurement, torch.Tensor]:
-        asked = open_measurement(latent_run, latents, images=48, batch_size=batch, seed=seed)
+        asked = open_measurement(latent_run, latents, BoundSettings(images=48, batch_size=batch, seed=seed))
         each = {row: x for some in asked.images for row, x in zip(some.rows, some.content, strict=True)}
         return asked, torch.stack([each[row] for row in range(48)])
 

@@ -17,6 +17,7 @@ from elbocli.bound import estimate
 from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.bound.ode import ESTIMATORS
 from elbocli.bound.result import Bound, FlowLikelihood
+from elbocli.bound.settings import BoundSettings
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.elbo import prior, reconstruction
 from elbocli.core.objective import Objective
@@ -155,7 +156,7 @@ def test_fewer_than_two_images_or_draws_and_odd_ones_are_refused():
 
 def bpd(run: Path, schedule: str = "", **settings: Any) -> Bound:
     """The bound; its JSON reads back as it was."""
-    asked = open_measurement(run, None, **settings)
+    asked = open_measurement(run, None, BoundSettings(**settings))
     chosen = parse_schedule(schedule, asked.low, asked.high) if schedule else asked.schedule()
     found: Bound = estimate.estimate_bound(asked, chosen).bound
     assert Bound.of(json.loads(json.dumps(found.json(), allow_nan=False))) == found
@@ -188,7 +189,7 @@ def test_the_terms_add_up_and_prior_and_reconstruction_are_exact(trained, digits
 
 
 def test_the_curve_ends_at_the_bound_and_the_log_has_its_draws(trained):
-    asked = open_measurement(trained, None, images=40)
+    asked = open_measurement(trained, None, BoundSettings(images=40))
     found = estimate.measure_bound(asked)
     result = found.bound
     assert float(found.profile[-1]) == pytest.approx(result.prior.nats + result.diffusion.nats, rel=1e-12)
@@ -202,13 +203,13 @@ def test_the_curve_ends_at_the_bound_and_the_log_has_its_draws(trained):
 @pytest.fixture(scope="module")
 def logged(trained: Path) -> ErrorMoments:
     """Errors of all images by one seed."""
-    return estimate.measure_bound(open_measurement(trained, None, draws=24, batch_size=2048)).moments
+    return estimate.measure_bound(open_measurement(trained, None, BoundSettings(draws=24, batch_size=2048))).moments
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm", ""])
 def test_the_variance_that_a_log_predicts_is_the_one_measured(trained, logged, schedule):
     """From the errors of one seed, for independent t, against the losses of another seed."""
-    other = open_measurement(trained, None, draws=24, batch_size=2048, seed=1)
+    other = open_measurement(trained, None, BoundSettings(draws=24, batch_size=2048, seed=1))
     weighting = parse_weighting("sigmoid:bias=2")
     chosen = parse_schedule(schedule, other.low, other.high) if schedule else other.schedule(weighting)
     loss = torch.cat(
@@ -219,7 +220,7 @@ def test_the_variance_that_a_log_predicts_is_the_one_measured(trained, logged, s
 
 
 def test_a_network_that_fails_is_not_averaged(trained):
-    asked = open_measurement(trained, None, images=20)
+    asked = open_measurement(trained, None, BoundSettings(images=20))
     for parameter in asked.trained.network.parameters():
         parameter.data.fill_(torch.nan)
     with pytest.raises(NonFiniteError):

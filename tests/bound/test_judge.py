@@ -8,13 +8,14 @@ import pytest
 from elbocli.bound import estimate, judge
 from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.bound.result import Theorem
+from elbocli.bound.settings import BoundSettings
 from elbocli.core.objective import LossTerms, Objective
 
 
 @pytest.mark.long
 def test_both_sides_agree_and_say_how_well(trained):
     specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
-    asked = open_measurement(trained, None, draws=16, batch_size=1024)
+    asked = open_measurement(trained, None, BoundSettings(draws=16, batch_size=1024))
     found = judge.check_theorem(asked, specs)
     assert found.agree
     for check, spec in zip(found.checks, specs, strict=True):
@@ -28,7 +29,7 @@ def test_both_sides_agree_and_say_how_well(trained):
 
 def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained):
     """Both sides are the bound's diffusion term; from λ of 2 on, the prior is a fifth of them."""
-    asked = open_measurement(trained, None, images=100, logsnr_min=2.0)
+    asked = open_measurement(trained, None, BoundSettings(images=100, logsnr_min=2.0))
     (found,) = judge.check_theorem(asked, ["elbo"]).checks
     assert found.augmented_elbo is not None
     plain = estimate.measure_bound(asked).bound
@@ -38,7 +39,7 @@ def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained):
 
 def test_the_sides_are_drawn_apart(trained, monkeypatch):
     """No two sweeps share their noise."""
-    asked = open_measurement(trained, None, images=20)
+    asked = open_measurement(trained, None, BoundSettings(images=20))
     purposes = list[str]()
     whole = Measurement.draw_all
 

@@ -24,6 +24,7 @@ from elbocli import networks
 from elbocli.bound.estimate import measure_bound
 from elbocli.bound.judge import check_theorem
 from elbocli.bound.measure import open_measurement
+from elbocli.bound.settings import BoundSettings
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.networks import NETWORKS, Network, NetworkConfig, build, config_of, count_parameters, place, section_of
@@ -438,7 +439,7 @@ def test_bounds_encoding_scores_and_the_api_run_in_their_precision(trained, digi
     Image.fromarray(photos[0]).save(tmp_path / "images/x.png")
 
     def measurement() -> Any:
-        return open_measurement(trained, None, images=4, draws=2, **bf16)
+        return open_measurement(trained, None, BoundSettings(images=4, draws=2, **bf16))
 
     jobs: list[Callable[[], Any]] = [
         lambda: measure_bound(measurement()),

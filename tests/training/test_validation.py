@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import open_measurement
+from elbocli.bound.settings import BoundSettings
 from elbocli.errors import FormatError, NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.dataset import Dataset
@@ -210,7 +211,7 @@ def test_the_numbers_of_a_network_that_says_nothing_are_known(make):
 
 def test_bits_per_dimension_are_those_of_the_bound(make, run):
     """Against the same images at 16 noise levels each."""
-    wanted = estimate.measure_bound(open_measurement(run.path, None, draws=16, batch_size=2048)).bound
+    wanted = estimate.measure_bound(open_measurement(run.path, None, BoundSettings(draws=16, batch_size=2048))).bound
     asked = make()
     found = asked.finish(asked.partial(run.network))
     assert abs(found["val_bpd"] - wanted.bpd) < 2 * found["val_bpd_se"]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import click
 
 from elbocli.errors import UsageError
-from elbocli.runtime import AUTO
 from elbocli.runtime.table import aligned
 from elbocli.runtime.text import visible
 
@@ -169,7 +168,6 @@ def write_examples(self: click.Command, ctx: click.Context, formatter: click.Hel
 class Command(click.Command):
     """Click command with grouped help; checks output files before it runs.
 
-    groups: heading in the help → Python names of the options.
     path: full name of the running command. overwrite, quiet, verbose: its options. silent: this rank prints no messages.
     """
 
@@ -179,15 +177,11 @@ class Command(click.Command):
     verbose: ClassVar[bool] = False
     silent: ClassVar[bool] = False  # on ranks other than 0, because rank 0 prints the same messages
 
-    def __init__(self, *args: Any, groups: Mapping[str, Collection[str]] | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.groups = groups or {}
-
     def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
         """Return the help's sections: heading → options."""
-        left = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
-        sections = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
-        for option in left.values():
+        options = [option for option in self.get_params(ctx) if isinstance(option, click.Option)]
+        sections: dict[str, list[click.Option]] = {}
+        for option in options:
             sections.setdefault(getattr(option, "group", ""), []).append(option)
         others = sections.pop("", [])
         return {**sections, "Other options" if sections else "Options": others}
@@ -343,14 +337,6 @@ overwrite_option = option("--overwrite", is_flag=True, help="Replace an existing
 table_option = option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 
 json_option = option("--json", "as_json", is_flag=True, help="JSON on a terminal, too.")
-
-device_option = option(
-    "--device",
-    metavar="NAME",
-    default=AUTO,
-    show_default=False,
-    help="cpu, cuda, cuda:1, …  [default: $ELBO_DEVICE, else cuda if there is one]",
-)
 
 
 def out_option(*kinds: str) -> Callable[[Any], Any]:

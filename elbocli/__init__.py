@@ -4,7 +4,6 @@
 """
 
 from functools import cache
-from typing import Any
 
 from elbocli.version import __version__ as __version__
 
@@ -19,7 +18,7 @@ def _homes() -> dict[str, str]:
     return {name: module for module, name in re.findall(r"^from (\S+) import (\w+)", stub, re.M)}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name.startswith("_") or name not in _homes():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # names are imported on first use, so that `elbo --help` stays fast

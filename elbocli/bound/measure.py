@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_losslog
+from elbocli.files.records import JSON
 from elbocli.runs.examples import Examples, ImageBatch, draw_noise
 from elbocli.runs.open import TrainedRun, check_alike, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device
@@ -155,7 +156,7 @@ class RunMeasurement(Measurement):
                 return make_schedule(fitted.curve, "fitted:second-moment", self.low, self.high)
         return parse_schedule("uniform", self.low, self.high)
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, JSON]:
         """Return the run, dataset and settings as entries for the results of `elbo bound`."""
         return {
             "run": str(self.trained.path),

@@ -14,7 +14,7 @@ from elbocli.runtime.table import Table
 NATS = "nats per image"
 
 
-def measured_on(n_images: int, about: Mapping[str, Any]) -> dict[str, Any]:
+def measured_on(n_images: int, about: Mapping[str, object]) -> dict[str, object]:
     """Return which run and images a result is about, for its table. about: further keys of the JSON object."""
     images = f"{n_images} of {about['n_dataset']} in {about['dataset']}" if "dataset" in about else str(n_images)
     if (digest := about.get("payload_sha256")) and digest == about.get("trained_on"):

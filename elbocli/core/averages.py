@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated
 
 from elbocli.core.registry import Bounds, Declaration, NotNegative, Positive, Registry, plain
 from elbocli.errors import UsageError
@@ -113,12 +113,12 @@ def parse_average(text: str | float) -> Average:
     return Average(AVERAGES.parse(words))
 
 
-def canonical(value: Any) -> tuple[str, ...]:
+def canonical(value: object) -> tuple[str, ...]:
     """Return the full SPECs of averages. value: one SPEC or several. Raises UsageError, also for repeated averages."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
-    averages = {(average := parse_average(item)).name: average.spec for item in items}
+    averages = {(average := parse_average(str(item))).name: average.spec for item in items}
     if len(averages) < len(items):
         raise UsageError(f"ema: {value!r} gives an average twice; give each average once")
     return tuple(averages.values())

@@ -32,7 +32,7 @@ class LossTerms(NamedTuple):
         return f"LossTerms({len(self.loss)} examples)"
 
 
-def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
+def check_output(out: object, z: Tensor, variance: bool = False) -> Tensor:
     """Return a network's output after a check of its shape.
 
     z: the network's input, [B, C, …].
@@ -57,7 +57,7 @@ class Objective:
     schedule: Schedule
     prediction: Prediction
 
-    def losses(self, network: NetworkFunction, x: Tensor, eps: Tensor, labels: Any, logsnr: Tensor) -> LossTerms:
+    def losses(self, network: NetworkFunction, x: Tensor, eps: Tensor, labels: object, logsnr: Tensor) -> LossTerms:
         """Return a network's weighted loss on each example x, noised to z = αx + σε.
 
         x, eps: data and noise, [B, …].

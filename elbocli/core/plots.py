@@ -1,9 +1,17 @@
 """Curves over the log-SNR λ for notebooks, drawn by matplotlib."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
 
-def draw_curve(at: Any, value: Any, name: str, quantity: str, axis: Any = None, se: Any = None) -> Any:
+def draw_curve(
+    at: ArrayLike, value: ArrayLike, name: str, quantity: str, axis: Axes | None = None, se: ArrayLike | None = None
+) -> Axes:
     """Draw a quantity against λ; return the axis.
 
     at, value: λ and values, [N]. name: of the curve, for the legend. quantity: label of the vertical axis.

@@ -22,7 +22,6 @@ from types import SimpleNamespace
 from typing import (
     TYPE_CHECKING,
     Annotated,
-    Any,
     ClassVar,
     Generic,
     Literal,
@@ -254,7 +253,7 @@ class Registry(dict[str, Entry]):
             raise declared.fault(f"fails: {type(error).__name__}: {error}; correct this {self.kind}") from error
 
     def declare(
-        self, name: str, *, formula: str = "", source: str = "", known_as: Iterable[str] = (), **properties: Any
+        self, name: str, *, formula: str = "", source: str = "", known_as: Iterable[str] = (), **properties: object
     ) -> Callable[[Function], Function]:
         """Return a decorator that registers a function or class under `name`.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elbocli.core.plots import draw_curve
 from elbocli.core.prediction import LIMIT
@@ -29,6 +29,7 @@ from elbocli.core.schedule_curves import (
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from torch import Tensor
 
 
@@ -120,7 +121,7 @@ class Schedule:
         """Range of λ that the shifted curve covers before truncation."""
         return _support(self.curve, self.shift)
 
-    def plot(self, axis: Any = None) -> Any:
+    def plot(self, axis: Axes | None = None) -> Axes:
         """Draw the density p(λ) on a matplotlib axis, by default the current one; return the axis."""
         import torch
 

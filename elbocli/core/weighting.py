@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope, weighting_faults
 from elbocli.core.plots import draw_curve
@@ -26,6 +26,7 @@ from elbocli.core.weighting_curves import LEARNED_WEIGHTINGS, WEIGHTINGS, ErrorP
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from torch import Tensor
 
 
@@ -256,7 +257,7 @@ class Weighting:
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self._function(logsnr - self.shift)
 
-    def plot(self, low: float = -15, high: float = 15, axis: Any = None) -> Any:
+    def plot(self, low: float = -15, high: float = 15, axis: Axes | None = None) -> Axes:
         """Draw w from λ = low to high on a matplotlib axis, by default the current one; return the axis."""
         import torch
 

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -149,9 +149,9 @@ class Encoder(NamedTuple):
     layout: BlockLayout
     batch: int = 1
     copies: int = 1
-    attributes: dict[str, Any] = {}
-    fingerprint: dict[str, Any] = {}
-    rows: Callable[[list[Any]], list[Any]] = lambda images: images
+    attributes: Mapping[str, object] = {}
+    fingerprint: Mapping[str, object] = {}
+    rows: Callable[[list[np.ndarray]], list[np.ndarray]] = lambda images: images
 
 
 def _encoder(settings: PrepSettings) -> Encoder:
@@ -248,7 +248,7 @@ class Packed(NamedTuple):
     """
 
     digest: str
-    row: Any = b""
+    row: np.ndarray = np.empty(0, np.uint8)
     change: str = ""
     trouble: str = ""
 
@@ -259,7 +259,7 @@ def _fill(writer: DatasetWriter, source: Images, settings: PrepSettings, encoder
     notes = writer.state.notes or {"compared": {}, "source_sha256": add_digests([]), "skipped": {}, "changed": {}}
     total = len(source)
     done = writer.state.done
-    rows: list[Any] = []
+    rows: list[np.ndarray] = []
     batch: list[np.ndarray] = []
     if done:
         log.info(f"going on after {done} images, which are packed already")
@@ -283,7 +283,7 @@ def _fill(writer: DatasetWriter, source: Images, settings: PrepSettings, encoder
         if packed.change:
             notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
         done = done + 1
-        unsaved_bytes = unsaved_bytes + memoryview(packed.row).nbytes
+        unsaved_bytes = unsaved_bytes + packed.row.nbytes
         if batch and (len(batch) >= encoder.batch or done == total):
             rows += encoder.rows(batch)
             batch.clear()

@@ -96,7 +96,7 @@ class Images:
 
     files: list[str]
     labels: Any
-    refs: list[Any]
+    refs: list[ImageRef]
     class_names: list[str] = field(default_factory=list)
     prefix: str = ""
 

@@ -2,10 +2,10 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from elbocli.files.atomic import PIPE
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.reading import reading
 from elbocli.files.recognise import recognise, wrong_kind
-from elbocli.files.records import parse_json
+from elbocli.files.records import JSON, parse_json
 from elbocli.files.sample_files import SamplesAbout
 
 BATCH_BYTES = 256 << 20  # largest size of a batch
@@ -88,7 +88,7 @@ class SampleReader:
     labels: np.ndarray | None
     made: SamplesAbout
     class_names: Sequence[str]
-    preprocessing: dict[str, Any]
+    preprocessing: Mapping[str, JSON]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -133,7 +133,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     labels = None
     names = list[str]()
     made = SamplesAbout()
-    about = dict[str, Any]()
+    about = dict[str, JSON]()
     with contextlib.ExitStack() as stack:
         if not isinstance(source, Path):
             rows = StreamRows(source, name)
@@ -168,7 +168,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         yield SampleReader(name, rows, labels, made, names, {key: about[key] for key in PREPROCESSING if key in about})
 
 
-def refuse_terminal(stream: IO[Any]) -> None:
+def refuse_terminal(stream: IO[bytes] | IO[str]) -> None:
     """Raise UsageError if a stream for binary data is a terminal."""
     if stream.isatty():
         raise UsageError("standard output is a terminal; add -o FILE, or a pipe: elbo sample RUN | elbo eval --ref DATA.h5")

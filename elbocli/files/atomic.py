@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from elbocli.errors import DataError
 from elbocli.runtime.progress import log
@@ -175,7 +175,7 @@ def _ignore(inode: int) -> None:
 
 
 @contextmanager
-def new_file(path: Path, overwrite: bool | None = None, before_naming: Callable[[int], None] = _ignore) -> Iterator[IO[Any]]:
+def new_file(path: Path, overwrite: bool | None = None, before_naming: Callable[[int], None] = _ignore) -> Iterator[IO[bytes]]:
     """Open a file of bytes that gets the name `path` if the block succeeds.
 
     overwrite: whether to replace an existing file. None: as `named_together` says for its files, which get their names at the end
@@ -266,7 +266,7 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically. Raises DataError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 

@@ -8,7 +8,7 @@ snapshots/step-00001000/: ema-power-*.safetensors, meta.json
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +162,7 @@ def read_checkpoint(path: Path, verify: bool = True, resumable: bool = False) ->
     return Checkpoint(path, meta)
 
 
-def _run_id(run: Path) -> Any:
+def _run_id(run: Path) -> str | None:
     with suppress(ElboError):
         return read_yaml(run / CONFIG).get("run_id")
     return None
@@ -172,7 +172,7 @@ def save(
     run: Path,
     step: int,
     weights: dict[str, dict[str, Tensor]],
-    state: dict[str, Any] | None,
+    state: Mapping[str, object] | None,
     meta: dict[str, Any],
     kind: type[CheckpointMeta] = CheckpointMeta,
 ) -> Path:

@@ -12,12 +12,11 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -28,7 +27,7 @@ from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import recognise, wrong_kind
-from elbocli.files.records import Count, ExtraKeys, Record, stored
+from elbocli.files.records import JSON, Count, ExtraKeys, Record, stored
 from elbocli.files.resumable import IMAGES, LATENTS, BlockLayout, Resumable
 from elbocli.runtime.progress import progress
 
@@ -116,7 +115,7 @@ class Dataset:
             raise FormatError(f"{self.path}: array {name!r} is missing or a link; pack the images again")
         return member
 
-    def _text(self, name: str, member: Any) -> list[str]:
+    def _text(self, name: str, member: object) -> list[str]:
         words = _plain(member)
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise FormatError(f"{self.path}: array {name!r} is not a list of text; pack the images again")
@@ -280,7 +279,7 @@ def find_dataset(folder: Path) -> Path:
     return datasets[0]
 
 
-def contents_digest(attributes: dict[str, Any], members: Members) -> str:
+def contents_digest(attributes: Mapping[str, object], members: Members) -> str:
     """Return the sha256 of everything in a dataset but its block and `contents_sha256`."""
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
     # default=str: the attributes of a damaged file may have types that JSON lacks.
@@ -300,7 +299,7 @@ def contents_digest(attributes: dict[str, Any], members: Members) -> str:
     return digest.hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     # HDF5 has values that JSON lacks, such as NaN, complex numbers and references; these become text.
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
@@ -325,10 +324,10 @@ DIGESTS = f"{PAYLOAD} {CONTENTS}"  # value of attribute `digests`, so that a mis
 class DatasetWriter(Resumable):
     """Writer of a dataset: append rows, then call `finish`."""
 
-    def __init__(self, out: Path, layout: BlockLayout, limit: int, source: dict[str, Any]):
+    def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Mapping[str, JSON]):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
-    def finish(self, members: Members, attributes: dict[str, Any]) -> None:
+    def finish(self, members: Members, attributes: Mapping[str, object]) -> None:
         if self.complete:
             return
         about = {

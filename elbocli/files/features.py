@@ -15,7 +15,7 @@ import numpy as np
 
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_format, open_file, reading
-from elbocli.files.records import Count, ExtraKeys, Record, parse_json, stored
+from elbocli.files.records import JSON, Count, ExtraKeys, Record, parse_json, stored
 
 if TYPE_CHECKING:  # for types only, because packing images needs no torch
     from torch import Tensor
@@ -37,8 +37,8 @@ class FeatureFacts(Record, kw_only=True):
     """
 
     n: Count | None = None
-    preprocessing: dict[str, Any] | None = None
-    made: dict[str, Any] | None = None
+    preprocessing: dict[str, JSON] | None = None
+    made: dict[str, JSON] | None = None
     extractor: str | None = None
     weights_sha256: str | None = None
     feature_precision: str | None = None

@@ -121,7 +121,7 @@ class LatentSpace:
         return ROUNDINGS[CONVENTIONS[self.latent_convention].rounding]
 
 
-def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
+def read_space(attributes: Mapping[str, object], channels: int, where: object) -> LatentSpace:
     """Return the latent space that a file describes.
 
     attributes: of the file. channels: of the latents. where: file, for messages.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from elbocli.files.atomic import write_text, writing
 from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.recognise import expect
 from elbocli.files.records import Count, ExtraKeys, Record, parse_json, stored
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_BINS = 2000  # fitting builds matrices of bins × bins
 MOST_STEPS = 10**15
@@ -112,7 +115,7 @@ def text_line(record: Record) -> str:
     return json.dumps(record.json()) + "\n"
 
 
-def header(edges: Tensor, **about: Any) -> str:
+def header(edges: Tensor, **about: object) -> str:
     """Return the first line of a loss log.
 
     edges: [bins + 1]. about: other fields of LossLogHeader.
@@ -265,7 +268,7 @@ class LossLogArrays:
     eps_mse: np.ndarray
     eps_mse_se: np.ndarray
 
-    def plot(self, axis: Any = None, interval: int = -1) -> Any:
+    def plot(self, axis: "Axes | None" = None, interval: int = -1) -> "Axes":
         """Draw an interval's error by λ, ± 2 standard errors; axis: matplotlib's, by default the current one. Return the axis."""
         name = f"step {self.step[interval]}"
         return draw_curve(self.logsnr, self.eps_mse[interval], name, "E‖ε−ε̂‖²/D", axis, self.eps_mse_se[interval])
@@ -316,7 +319,7 @@ class LossLogWriter:
         self._last = step
 
 
-def table_text(table: Mapping[str, Any]) -> str:
+def table_text(table: Mapping[str, Tensor | np.ndarray]) -> str:
     """Return columns as TSV. table: name of a column → array or tensor."""
     rows = zip(*(column.tolist() for column in table.values()))
     return "".join("\t".join(map(str, row)) + "\n" for row in [table, *rows])

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.version import __version__
@@ -62,7 +62,7 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def check_format(where: object, found: Mapping[str, Any], name: str, known: int = 1, then: str = "") -> None:
+def check_format(where: object, found: Mapping[str, object], name: str, known: int = 1, then: str = "") -> None:
     """Check the format and version that are recorded in a file.
 
     where: the file, for messages. found: has the keys `format` and `version`.

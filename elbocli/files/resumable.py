@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from msgspec import structs
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.atomic import locked, put_in_place, write_all, write_json, writing
-from elbocli.files.records import Count, Record, read_json, stored
+from elbocli.files.records import JSON, Count, Record, read_json, stored
 from elbocli.runtime.progress import log
 
 # names of a dataset's block
@@ -60,7 +60,7 @@ class Journal(Record):
     named: inode number of the finished file, written just before the file gets its name; 0: unfinished.
     """
 
-    source: dict[str, Any]
+    source: Mapping[str, JSON]
     rows: Count
     done: Count
     sha256: str = ""
@@ -89,7 +89,7 @@ class Resumable:
     source: settings and digests that identify the contents; a file is resumed only with the same source.
     """
 
-    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: dict[str, Any]):
+    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Mapping[str, JSON]):
         self.out = out
         self.layout = layout
         self.offset = offset
@@ -147,7 +147,7 @@ class Resumable:
             own = self.state.source
             if there.source == own and unchanged(there):
                 size = there.rows * self.layout.row_bytes
-                written: Any = np.memmap(self.partial, np.uint8, "r", self.offset, (size,)) if size else b""
+                written = np.memmap(self.partial, np.uint8, "r", self.offset, (size,)).data if size else b""
                 digest = hashlib.sha256(written)
                 if digest.hexdigest() != there.sha256:
                     raise ValueError("the rows on disk differ from the journal's digest")

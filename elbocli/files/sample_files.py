@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from elbocli.files.atomic import new_file, new_folder, writing
 from elbocli.files.contact_sheet import Layout, lay_out, picture, rows_of_classes, write_contact_sheet
 from elbocli.files.dataset import DatasetWriter
 from elbocli.files.recognise import png_names
-from elbocli.files.records import ExtraKeys, Record, stored
+from elbocli.files.records import JSON, ExtraKeys, Record, stored
 from elbocli.files.resumable import IMAGES, BlockLayout, Resumable
 from elbocli.runtime.progress import progress
 from elbocli.version import __version__
@@ -48,7 +48,7 @@ class SamplesHeader:
     labels: np.ndarray | None
     seeds: np.ndarray
     class_names: list[str]
-    about: dict[str, Any]
+    about: Mapping[str, JSON]
     scale: int = 0
 
     @property
@@ -84,7 +84,7 @@ class StreamSink:
         self._name = Path(str(getattr(file, "name", "stream")))
         file.flush()
         # Unbuffered: at exit, a thread waiting for a slow reader would still hold the lock of the buffer.
-        self._file: Any = getattr(file, "raw", file)
+        self._file: IO[bytes] = getattr(file, "raw", file)
         self._write(npy_header(header.shape))
 
     def _write(self, data: bytes) -> None:
@@ -126,7 +126,7 @@ class FileSink:
         file = self._file
         header = self._header
         out = self._file.out
-        naming: Any = {"overwrite": file.overwrite, "before_naming": file.note_naming}
+        naming = file.overwrite, file.note_naming
         with writing(out):
             if file.complete:
                 pass
@@ -136,13 +136,13 @@ class FileSink:
                 file.name(npy_header(header.shape))
             elif out.suffix == ".npz":
                 labels: Any = {} if header.labels is None else {"arr_1": header.labels.astype("<i8")}
-                with new_file(out, **naming) as archive:
+                with new_file(out, *naming) as archive:
                     np.savez(archive, arr_0=file.block(), **labels, about=np.array(header.about_json))
             elif out.suffix == ".png":
-                with new_file(out, **naming) as sheet:
+                with new_file(out, *naming) as sheet:
                     write_contact_sheet(sheet, file.block(), header.layout)
             else:
-                with new_folder(out, **naming) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
+                with new_folder(out, *naming) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
                     images = file.block()
                     names = png_names(self.done)
                     saved = pool.map(lambda image, name: picture(image).save(folder / name), images, names)

@@ -4,7 +4,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -58,7 +58,7 @@ class ScheduleFile(Record, kw_only=True):
     knots: Annotated[list[Knot], Meta(min_length=2, max_length=LARGEST_TABLE)]
 
 
-def to_text(schedule: Schedule, **origin: Any) -> str:
+def to_text(schedule: Schedule, **origin: object) -> str:
     """Return a tabulated schedule as text of a schedule file. origin: how the schedule was made."""
     curve = schedule.curve
     assert isinstance(curve, Table)

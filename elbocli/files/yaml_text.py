@@ -1,12 +1,14 @@
 """Read and write mappings as YAML. Unlike in PyYAML, dates stay text and 1e-4 is a number."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from elbocli.files.reading import read_text, reading
+from elbocli.files.records import JSON
 
 FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)")
 INT = re.compile(r"[-+]?[0-9]+")
@@ -18,8 +20,8 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, JSON]:
+        found: dict[str, JSON] = {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str) or key in found:
@@ -30,7 +32,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
@@ -60,6 +62,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return parse_yaml(read_text(path), path)
 
 
-def yaml_text(value: dict[str, Any]) -> str:
+def yaml_text(value: Mapping[str, object]) -> str:
     """Return a mapping as YAML, with keys in their given order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

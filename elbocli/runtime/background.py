@@ -5,10 +5,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from elbocli.errors import ElboError, Interrupted, PeerLost
 
@@ -70,16 +70,12 @@ def interrupted(reason: int, saved: str) -> ElboError:
 def catching_signals() -> Iterator[Signals]:
     """Record signals inside the block, instead of acting on them."""
     signals = Signals()
-    before = dict[signal.Signals, Any]()
-    if current_thread() is main_thread():
-        for caught in CAUGHT:
-            if caught != signal.SIGHUP or signal.getsignal(caught) is not signal.SIG_IGN:
-                before[caught] = signal.signal(caught, signals.remember)
-    try:
+    with ExitStack() as stack:
+        if current_thread() is main_thread():
+            for caught in CAUGHT:
+                if caught != signal.SIGHUP or signal.getsignal(caught) is not signal.SIG_IGN:
+                    stack.callback(signal.signal, caught, signal.signal(caught, signals.remember))
         yield signals
-    finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler)
 
 
 class Ending:

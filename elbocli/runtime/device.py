@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,7 +162,7 @@ class Precision:
 @cache
 def multiplies_bf16() -> bool:
     """Return whether this CPU has AMX instructions, which multiply bfloat16 matrices."""
-    told: Any = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch can't tell
+    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch can't tell
     return bool(told.get("amx_bf16"))
 
 
@@ -208,7 +207,7 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._failed = False
         self._calls = Counter[Hashable]()
-        self._graphs: dict[Hashable, tuple[Any, list[Tensor | None], Tensor]] = {}
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]] = {}
 
     def call(self, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         """Return function(*inputs), by a CUDA graph once captured. function: deterministic; reads only inputs and weights."""

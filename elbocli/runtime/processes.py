@@ -30,7 +30,7 @@ JOINING = (
     "if a host's name has a loopback address, set GLOO_SOCKET_IFNAME to the interface between the nodes"
 )
 ENDING_S = 60.0  # seconds after which a failed process is killed; other processes wait for the end of the failed process
-_kept: list[Any] = []  # freeing a process group waits for its thread, which may wait for Python's lock for ever (torch 2.13)
+_kept: list[object] = []  # freeing a process group waits for its thread, which may wait for Python's lock for ever (torch 2.13)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class World:
         """Return the values of all processes, by rank."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
+        values = [value] * self.size
         dist.all_gather_object(values, value)
         return values
 
@@ -106,7 +106,7 @@ def shard_size(size: int) -> int:
     return size if local == 1 or size % local else local
 
 
-def to_local(tensor: Any) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """Return this process's shard of a DTensor; return other tensors unchanged."""
     if not hasattr(tensor, "to_local"):
         return tensor
@@ -114,7 +114,7 @@ def to_local(tensor: Any) -> Tensor:
         return tensor.to_local()
 
 
-def gathered(tensor: Any) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """Gather the shards of a DTensor from all processes; return other tensors unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 

@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 log = logging.getLogger("elbo")
 PAUSED = "paused_s"  # value of `progress`: seconds since the last report that were no progress, which the time left leaves out
 _show: Callable[..., None] | None = None
 
 
-def progress(done: int, total: int | None, unit: str, **values: Any) -> None:
+def progress(done: int, total: int | None, unit: str, **values: object) -> None:
     """Report that `done` of `total` `unit`s are done. Displayed only after a call of `show_progress_with`.
 
     total: None: unknown. values: numbers to display, such as loss=.1.
@@ -32,7 +31,7 @@ def showing_bar(shown: bool, total: int | None, unit: str) -> Iterator[None]:
 
     bar = tqdm(total=total, unit=unit, disable=not shown)
 
-    def show(done: int, total: int | None, unit: str, values: dict[str, Any]) -> None:
+    def show(done: int, total: int | None, unit: str, values: dict[str, object]) -> None:
         if done < bar.n or total != bar.total:  # another pass, or other images
             bar.reset(total)
         bar.set_postfix(values, refresh=False)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from textwrap import wrap
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 GAP = "  "  # between columns
 MOST_DECIMALS = 6  # numbers with more decimals are written with an exponent
@@ -30,7 +30,7 @@ def rounded(value: float, se: float | None = None, shown: bool = True) -> str:
     return " ± ".join(numbers) if shown else numbers[0]
 
 
-def cell(value: Any) -> str:
+def cell(value: object) -> str:
     """Format a value for a table: None, a bool, a number, text, an interval [low, high], or a tuple (number, standard error)."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -53,8 +53,8 @@ class Table(NamedTuple):
 
     title: str
     heads: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    facts: Mapping[str, Any] = {}
+    rows: Sequence[Sequence[object]]
+    facts: Mapping[str, object] = {}
     notes: Sequence[str] = ()
 
     @property

@@ -19,7 +19,7 @@ MOST_CPU_TFLOP = 1.0  # of a step on a CPU, where more would take minutes
 NOT_MEASURED = "not measured: {}"
 
 
-def measured_time(resolved: Resolved, dataset: Dataset, plan: dict[str, Any]) -> dict[str, Any] | str:
+def measured_time(resolved: Resolved, dataset: Dataset, plan: dict[str, Any]) -> dict[str, float] | str:
     """Return seconds per step and minutes of the run from a few updates on this device, or why nothing was measured.
 
     plan: from `plan.plan`. The minutes leave out previews, validation, scores and compilation.

@@ -109,7 +109,7 @@ class Muon(torch.optim.AdamW):
         self.matrices = matrices(network)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         group = self.param_groups[0]  # of the network's weights
         keep = 1 - self.found_inf  # type: ignore[attr-defined]
         update = keep > 0

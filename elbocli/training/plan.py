@@ -3,6 +3,7 @@
 Estimates are off by up to 25 %.
 """
 
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -56,12 +57,18 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
         kept[storage._cdata] = storage
         return tensor
 
-    def enter(unit: nn.Module, inputs: Any) -> None:
+    def enter(unit: nn.Module, inputs: tuple[object, ...]) -> None:
         entering.append(max(x.nbytes for x in inputs if isinstance(x, Tensor)) // BATCH)
 
     class FusedAttention(TorchFunctionMode):
         # autograd saves the inputs and the output of fused attention, but no attention matrix
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self,
+            func: Callable[..., Tensor],
+            types: object,
+            args: tuple[Tensor, ...] = (),
+            kwargs: Mapping[str, object] | None = None,
+        ) -> Tensor:
             if func is not F.scaled_dot_product_attention:
                 return func(*args, **(kwargs or {}))
             with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):

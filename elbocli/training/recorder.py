@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -100,14 +99,14 @@ class Recorder:
         """Return whether to draw the first preview now."""
         return not self.previewed and time.monotonic() - self._begun > FIRST_PREVIEW_S
 
-    def after(self, early: bool) -> dict[str, Any]:
+    def after(self, early: bool) -> dict[str, float | None]:
         """Log, validate, score and draw whatever is due; return numbers for the progress line.
 
         early: whether to draw a preview even if none is due. The numbers have the seconds of all but logging, as PAUSED. Raises NonFiniteError and DataError, on all ranks alike.
         """
         settings = self.settings
         step = self.state.steps_done
-        values = dict[str, Any]()
+        values = dict[str, float | None]()
         self._paused = 0.0
 
         def due(every: int) -> bool:
@@ -126,7 +125,7 @@ class Recorder:
             self._preview(self.decoder)
         return {**values, PAUSED: self._paused} if self._paused else values
 
-    def _log(self) -> dict[str, Any]:
+    def _log(self) -> dict[str, float | None]:
         state = self.state
         check(state)
         weighting = state.objective.weighting  # before `interval` updates a learned weighting
@@ -147,7 +146,7 @@ class Recorder:
         self._append(LOSSES, losslog.line(state.steps_done, state.images, sums, weight))
         return values
 
-    def _validate(self, validation: Validation) -> dict[str, Any]:
+    def _validate(self, validation: Validation) -> dict[str, float]:
         state = self.state
         world = self.world
         validation.objective = replace(state.objective, schedule=validation.schedule)  # a learned weighting has changed
@@ -186,7 +185,7 @@ class Recorder:
             write_contact_sheet(path, images, layout)
         self.targets.write(self.state.steps_done, {SAMPLES: path})
 
-    def _measured(self, values: dict[str, Any]) -> None:
+    def _measured(self, values: Mapping[str, float | None]) -> None:
         row = losslog.MetricsRow(self.state.steps_done, self.state.images, values)
         self._append(METRICS, losslog.text_line(row))
         self.targets.write(row.step, {"images": row.images, **values})

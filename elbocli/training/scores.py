@@ -4,7 +4,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +111,7 @@ class TrainingScores:
         crop = {key: value for key in PREPROCESSING if (value := getattr(data, key)) is not None}
         return ImageSet.of(SampleReader(name, rows, self.labels, SamplesAbout(), [], crop))
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, float | None]:
         """Draw and score samples; return numbers for metrics.jsonl, or {} on ranks other than 0.
 
         Raises DataError on all ranks if features are not finite.
@@ -121,7 +120,7 @@ class TrainingScores:
         images = draw_averaged(self.state, self.output, self.how, self.labels)
         about = self.evaluation.samples[0].about
         features = extract_samples(replace(self.image_set(images.numpy()), about=about), self.evaluation)
-        values = dict[str, Any]()
+        values = dict[str, float | None]()
         with self.state.world.together():
             if self.state.world.first:
                 result = score(self.evaluation, [features], self.reference)

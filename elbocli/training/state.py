@@ -6,7 +6,6 @@ Checkpoints hold unsharded tensors, so that a run may resume with DDP or FSDP.
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -252,7 +251,7 @@ class TrainState:
         return sums, loss / (steps * self.settings.batch_size), norm / steps
 
     @torch.no_grad()
-    def copies(self, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
+    def copies(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return unsharded CPU copies on rank 0, {} on other ranks. Call on every rank."""
         copies = {}
         for name, tensor in tensors.items():
@@ -261,7 +260,7 @@ class TrainState:
                 copies[name] = torch.empty(whole.shape, dtype=whole.dtype).copy_(whole)
         return copies
 
-    def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, object]]:
         """Return (`model` or `ema-…` → tensors by name, content of state.pt), as CPU copies on rank 0. Call on every rank."""
         weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema}.items()}
         optimizer = self.optimizer.state_dict()  # its state: index of the weight → tensors; empty before the first update

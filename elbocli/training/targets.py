@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,8 @@ from elbocli.runs.config import read_config
 from elbocli.runtime.progress import log
 
 SAMPLES = "samples"  # key of a preview (the path of a PNG file) among the values of a step
-Target = Callable[[int, Mapping[str, Any]], object]  # (step, values) → anything
+Values = Mapping[str, float | Path | None]  # numbers, and the path of a preview
+Target = Callable[[int, Values], object]  # (step, values) → anything
 
 
 def open_tensorboard(run: Path, step: int) -> Target:
@@ -25,9 +25,9 @@ def open_tensorboard(run: Path, step: int) -> Target:
 
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)  # hides later steps in old files
 
-    def write(step: int, values: Mapping[str, Any]) -> None:
+    def write(step: int, values: Values) -> None:
         for key, value in values.items():
-            if key == SAMPLES:
+            if isinstance(value, Path):
                 writer.add_image(key, np.atleast_3d(np.asarray(Image.open(value))), step, dataformats="HWC")
             elif value is not None:
                 group, _, rest = key.partition("_")
@@ -47,7 +47,7 @@ def open_wandb(run: Path, step: int) -> Target:
     begun = wandb.init(id=config.run_id, resume="allow", config=config.json(), allow_val_change=True)
     begun.define_metric("*", step_metric="step")  # W&B's counter can't go back when a run resumes at an earlier step
 
-    def write(step: int, values: Mapping[str, Any]) -> None:
+    def write(step: int, values: Values) -> None:
         shown = {key: wandb.Image(str(value)) if key == SAMPLES else value for key, value in values.items() if value is not None}
         begun.log({"step": step, **shown})
 
@@ -78,7 +78,7 @@ class LogTargets:
             with self._dropping(word):
                 self._targets[word] = PACKAGES[word](run, step)
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, step: int, values: Values) -> None:
         for word, target in list(self._targets.items()):
             with self._dropping(word):
                 target(step, values)

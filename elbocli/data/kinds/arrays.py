@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -41,7 +41,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 class StreamRows:
     """Images in an NPY stream, uint8 [N, H, W, C], read in order."""
 
-    def __init__(self, file: Any, name: str):
+    def __init__(self, file: IO[bytes], name: str):
         # buffered, so that a read from a pipe returns all requested bytes
         self.file = file
         self.name = name

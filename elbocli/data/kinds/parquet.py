@@ -9,13 +9,14 @@ import json
 import threading
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from elbocli.data.registry import Images, SourceFile, source
+from elbocli.data.registry import ImageRef, Images, SourceFile, source
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.reading import reading
 
 if TYPE_CHECKING:
+    from pyarrow import BinaryArray
     from pyarrow.parquet import ParquetFile
 
 LABELS = ("label", "labels", "fine_label")  # names of the label column, most preferred first
@@ -23,7 +24,7 @@ LOCK = threading.Lock()
 
 
 @lru_cache(2)
-def _row_group(path: str, number: int, column: str) -> Any:
+def _row_group(path: str, number: int, column: str) -> BinaryArray:
     # The image files of a row group, as a pyarrow array of bytes.
     with _opened(path) as file:
         return file.read_row_group(number, columns=[f"{column}.bytes"]).column(0).combine_chunks().field("bytes")
@@ -55,7 +56,7 @@ def open_parquet(*files: SourceFile) -> Images:
     layout = None
     labels = []
     names = []
-    refs = list[ParquetRow]()
+    refs = list[ImageRef]()
     for path in files:
         if not isinstance(path, Path):
             raise FormatError(f"{path.name}: a parquet file in an archive can't be read; unpack the archive first")

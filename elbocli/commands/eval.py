@@ -1,7 +1,6 @@
 """Command line of `elbo eval`."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +10,7 @@ from elbocli.commands.shared.commands import (
     PATH,
     STREAM,
     Command,
+    Function,
     NameOrFile,
     Value,
     command_line,
@@ -31,11 +31,11 @@ from elbocli.scoring.settings import EXTRACTOR, PROTOCOLS, SCORES, EvalSettings,
 OPTIONS = {item.name: item for item in metric_options() if item.name != "is_order"}
 
 
-def add_metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def add_metric_options(function: Function) -> Function:
     """Add the options of all metrics to a command."""
     for name, item in reversed(OPTIONS.items()):
         words = get_args(get_args(item.kind)[0])
-        kind: Any = click.Choice(words) if words else Value(item.kind, "count")
+        kind = click.Choice(words) if words else Value(item.kind, "count")
         option(f"--{name.replace('_', '-')}", default=item.default, help=item.help, type=kind, group=SCORES)(function)
     return function
 

@@ -14,6 +14,7 @@ from elbocli.commands.shared.commands import (
     SCHEDULE,
     WEIGHTING,
     Command,
+    Function,
     Group,
     common,
     option,
@@ -46,7 +47,7 @@ REGISTRIES = {
 SAME = 1e-6  # largest relative deviation of weightings that are the same up to a constant
 
 
-def _range_options(function: Any) -> Any:
+def _range_options(function: Function) -> Function:
     option("--logsnr-max", "high", type=LEVEL, default=15.0)(function)
     option("--logsnr-min", "low", type=LEVEL, default=-15.0)(function)
     return function

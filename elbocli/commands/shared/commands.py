@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from textwrap import dedent, indent
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import click
 
@@ -27,6 +27,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # of torchrun, srun, mpirun
 COMPLETE = "_ELBO_COMPLETE"  # environment variable by which a shell requests completions
 NAMES_WIDTH = 26
+Function = TypeVar("Function", bound=Callable[..., object] | click.Command)  # that a decorator adds options to
 SWITCH = re.compile(r"--(\S+) / --(no-|un)\1")
 ADDED: dict[str, click.Command] = {}  # by plug-ins
 
@@ -41,7 +42,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     bounds: bounds of a number: `ge`, `gt` or `le` → value; None: as annotated. zero: word for 0, such as 'none'.
     """
 
-    def __init__(self, hint: Any, name: str, bounds: Any = None, zero: Any = None):
+    def __init__(self, hint: Any, name: str, bounds: Any = None, zero: str | None = None):
         self.hint = hint
         self.name = name
         self.bounds = bounds
@@ -118,7 +119,7 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
         self.stdout = stdout
         self.streams = streams
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
         if path == STREAM and not self.stdout:
             self.fail("- is standard output, which other results use; name a file", param, ctx)
@@ -144,7 +145,7 @@ class Option(click.Option):
         self.group = group
 
 
-def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
+def option(*names: str, **attributes: Any) -> Callable[[Function], Function]:
     """Add an option to a command, as click.option does. more, group: as in Option."""
     return click.option(*names, cls=Option, **attributes)
 
@@ -206,7 +207,7 @@ class Command(click.Command):
                     raise click.UsageError(f"no option {name}; {rest}", ctx) from error
             raise
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         Command.path = ctx.command_path
         for name in ("overwrite", "quiet", "verbose"):
             setattr(Command, name, ctx.params.pop(name, False))
@@ -302,7 +303,7 @@ WEIGHTING = Named("elbocli.core.weighting_curves.WEIGHTINGS")
 SCHEDULE = Named("elbocli.core.schedule_curves.SCHEDULES")
 
 
-def common(function: Any) -> Any:
+def common(function: Function) -> Function:
     """Add options -q and -v."""
     option("-v", "--verbose", is_flag=True, help="Say more; show where an error came from.")(function)
     option("-q", "--quiet", is_flag=True, help="Show only warnings and errors.")(function)
@@ -339,7 +340,7 @@ table_option = option("--json", "as_json", is_flag=True, help="One JSON list ins
 json_option = option("--json", "as_json", is_flag=True, help="JSON on a terminal, too.")
 
 
-def out_option(*kinds: str) -> Callable[[Any], Any]:
+def out_option(*kinds: str) -> Callable[[Function], Function]:
     """Return a decorator that adds option -o. kinds: existing files that the output may replace, such as "a page"."""
     return option("-o", "--out", type=Output(*kinds, stdout=True), default="-", help="The file to write; - is standard output.")
 
@@ -351,14 +352,14 @@ def command_line() -> str:
     return shlex.join(["elbo", *sys.argv[1:]])
 
 
-def stdin_or_fail(what: str) -> Any:
+def stdin_or_fail(what: str) -> IO[bytes]:
     """Return standard input; raise click.UsageError if it is a terminal. what: the input, for messages."""
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError(f"no input; name {what}, or pipe a file to standard input")
     return sys.stdin.buffer
 
 
-def print_result(content: Any, as_json: bool, *tables: Table) -> None:
+def print_result(content: object, as_json: bool, *tables: Table) -> None:
     """Print a result: tables on a terminal, JSON elsewhere or if `as_json`."""
     if as_json or not sys.stdout.isatty():
         return print_json(content)
@@ -367,7 +368,7 @@ def print_result(content: Any, as_json: bool, *tables: Table) -> None:
     click.echo("\n".join(table.text(get_terminal_size().columns) for table in tables), nl=False)
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+def print_rows(rows: Sequence[Mapping[str, object]], as_json: bool) -> None:
     """Print rows of equal keys as a table with headings, or as one JSON list."""
     if as_json:
         return print_json(rows)
@@ -383,14 +384,14 @@ def _cell(value: Any) -> str:
     return visible(f"{value:,}" if isinstance(value, int) else value or "-")
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print a result as indented JSON. Raises ValueError for NaN."""
     import json  # imported here to save a millisecond for --help
 
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-def write_output(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
+def write_output(text: str, out: Path, report: Mapping[str, object] | None = None) -> None:
     """Write a text to `out`; - is standard output.
 
     report: JSON object to print on standard output; if `out` is -, only the report is printed.

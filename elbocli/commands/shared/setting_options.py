@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from elbocli.commands.shared.commands import PATH, Named, NameOrFile, Output, Value, option
+from elbocli.commands.shared.commands import PATH, Function, Named, NameOrFile, Output, Value, option
 from elbocli.files.settings import Setting, Settings
 
 
@@ -39,7 +39,7 @@ def _plain_type(kind: Any) -> Any:
     return Value(kind, "number") if float in (kind, *get_args(kind)) else str
 
 
-def setting_option(settings: type[Settings], name: str, group: str | None = None) -> Callable[[Any], Any]:
+def setting_option(settings: type[Settings], name: str, group: str | None = None) -> Callable[[Function], Function]:
     """Return a decorator that adds the option of a setting.
 
     An option that isn't given has the setting's default; it is None or () if the settings are layered, and None
@@ -48,7 +48,7 @@ def setting_option(settings: type[Settings], name: str, group: str | None = None
     """
     setting = settings.declared()[name]
     word = f"--{name.replace('_', '-')}"
-    how: dict[str, Any] = {}
+    how: dict[str, bool] = {}
     if setting.kind is bool:
         how = {} if settings.layered else {"is_flag": True}
         word = f"{word}/--no-{word[2:]}" if settings.layered else word
@@ -69,10 +69,10 @@ def setting_option(settings: type[Settings], name: str, group: str | None = None
     )
 
 
-def setting_options(settings: type[Settings]) -> Callable[[Any], Any]:
+def setting_options(settings: type[Settings]) -> Callable[[Function], Function]:
     """Return a decorator that adds an option for each setting that has one."""
 
-    def add(function: Any) -> Any:
+    def add(function: Function) -> Function:
         for name, setting in reversed(settings.declared().items()):
             if setting.flags != "":
                 function = setting_option(settings, name)(function)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ class Journal(Record):
     named: inode number of the finished file, written just before the file gets its name; 0: unfinished.
     """
 
-    source: Mapping[str, JSON]
+    source: dict[str, JSON]
     rows: Count
     done: Count
     sha256: str = ""
@@ -89,7 +89,7 @@ class Resumable:
     source: settings and digests that identify the contents; a file is resumed only with the same source.
     """
 
-    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Mapping[str, JSON]):
+    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: dict[str, JSON]):
         self.out = out
         self.layout = layout
         self.offset = offset

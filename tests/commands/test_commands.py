@@ -259,6 +259,7 @@ import torch
 from diffusers import AutoencoderKL  # once, for all children
 from elbocli.networks import diffusers
 from elbocli.data import pack as prep
+from elbocli.data.settings import PrepSettings
 torch.set_num_threads(1)
 diffusers.Autoencoder.comfortable_batch = lambda self, size: 3
 real = diffusers.Autoencoder.encode
@@ -272,7 +273,7 @@ def pack(out, after):
             os.kill(os.getpid(), 9)
         return real(self, pixels, space)
     diffusers.Autoencoder.encode = encode
-    settings = prep.Settings(size=16, latents=Path(sys.argv[3]), mirror=True, on_error="skip")
+    settings = PrepSettings(size=16, latents=Path(sys.argv[3]), mirror=True, on_error="skip")
     pid = os.fork()
     if pid == 0:
         prep.pack_images([Path(sys.argv[1])], Path(sys.argv[2]) / out, settings)

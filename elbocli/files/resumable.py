@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,14 +89,14 @@ class Resumable:
     source: settings and digests that identify the contents; a file is resumed only with the same source.
     """
 
-    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: dict[str, JSON]):
+    def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Mapping[str, JSON]):
         self.out = out
         self.layout = layout
         self.offset = offset
         self.limit = limit
         self.partial = out.with_name(out.name + ".partial")
         self.journal = journal_of(out)
-        self.state = Journal(source, 0, 0)
+        self.state = Journal(dict(source), 0, 0)
         self._digest = hashlib.sha256()
         self.overwrite = self.complete = False
 

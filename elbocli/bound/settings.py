@@ -1,4 +1,4 @@
-"""Settings of `elbo bound`. Imports no torch."""
+"""Settings of `elbo bound`. This module imports no torch."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
@@ -12,7 +12,6 @@ from elbocli.commands.shared.commands import (
     Command,
     Function,
     NameOrFile,
-    Value,
     command_line,
     common,
     json_option,
@@ -22,7 +21,7 @@ from elbocli.commands.shared.commands import (
     print_result,
     stdin_or_fail,
 )
-from elbocli.commands.shared.setting_options import setting_options
+from elbocli.commands.shared.setting_options import setting_option, setting_options
 from elbocli.scoring.extractors import DEFAULT, EXTRACTORS
 from elbocli.scoring.metrics import METRICS, metric_options
 from elbocli.scoring.settings import EXTRACTOR, PROTOCOLS, SCORES, EvalSettings, settings_of
@@ -34,9 +33,7 @@ OPTIONS = {item.name: item for item in metric_options() if item.name != "is_orde
 def add_metric_options(function: Function) -> Function:
     """Add the options of all metrics to a command."""
     for name, item in reversed(OPTIONS.items()):
-        words = get_args(get_args(item.kind)[0])
-        kind = click.Choice(words) if words else Value(item.kind, "count")
-        option(f"--{name.replace('_', '-')}", default=item.default, help=item.help, type=kind, group=SCORES)(function)
+        function = setting_option(name, item.setting._replace(group=SCORES))(function)
     return function
 
 

@@ -34,7 +34,7 @@ from elbocli.sampling.settings import SampleSettings
     more="They are spread evenly over the file: 64 of at most 16 classes, and at least 8 of each. On standard output the "
     "picture replaces the lines.",
 )
-@setting_option(SampleSettings, "zoom", group="")
+@setting_option("zoom", SampleSettings.declared()["zoom"]._replace(group=""))
 @overwrite_option
 @common
 def info(files: tuple[Path, ...], as_json: bool, verify: bool, sheet: Path | None, zoom: int | None) -> None:

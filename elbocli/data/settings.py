@@ -1,4 +1,4 @@
-"""Settings of `elbo prep`. Imports neither torch nor Pillow."""
+"""Settings of `elbo prep`. This module imports neither torch nor Pillow."""
 
 from __future__ import annotations
 

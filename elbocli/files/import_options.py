@@ -1,4 +1,4 @@
-"""Settings of `elbo import`. Imports no torch."""
+"""Settings of `elbo import`. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONTENTS = "Contents of SOURCE"
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions(Settings):
-    """What the user says of a checkpoint to import; '' or None: not said.
+    """Options of `elbo import` about a checkpoint; '' or None: option not given.
 
     weights: ema (the average), model (the last weights), or the key of other weights in the file.
     prediction, weighting, schedule: SPECs. noise_input: SPEC of the network's input for the noise level.

@@ -87,7 +87,7 @@ def setting(default: Any, help: str, **declared: Any) -> Any:
 
 
 def device_setting(group: str = "") -> Any:
-    """Declare the device that a command computes on."""
+    """Declare the setting that names the device to compute on."""
     shown = "$ELBO_DEVICE, else cuda if there is one"
     return setting(AUTO, "cpu, cuda, cuda:1, …", shown=shown, group=group, metavar="NAME")
 
@@ -95,7 +95,7 @@ def device_setting(group: str = "") -> Any:
 class Settings:
     """Base of frozen dataclasses whose fields are declared by `setting`. Other fields are no options.
 
-    layered: whether presets and config files give the values of options that aren't given.
+    layered: whether presets and config files give the values of settings that no option gives.
     """
 
     layered: ClassVar[bool] = False
@@ -136,7 +136,11 @@ class Settings:
 
     @classmethod
     def of(cls, values: Mapping[str, object], **others: object) -> Self:
-        """Return settings with the given values; None: not given. others: fields that are no options. Raises UsageError."""
+        """Return settings.
+
+        values: setting → value or text; None: the default. others: values of the fields that are no options.
+        Raises UsageError for an unknown setting, or a bad value.
+        """
         return cls(**cls.convert({name: value for name, value in values.items() if value is not None}), **others)
 
 

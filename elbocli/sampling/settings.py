@@ -1,4 +1,4 @@
-"""Settings of `elbo sample` and `elbo grid`. Imports no torch."""
+"""Settings of `elbo sample` and `elbo grid`. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPEED = "Speed and memory"
 
 
 def weights_setting(group: str) -> Any:
-    """Declare the weights of a run to use."""
+    """Declare the setting that names the weights of a run."""
     return setting(
         "ema",
         "The run's first average (ema), its last weights (model), another average, or a file of 'elbo ema'.",
@@ -32,7 +32,7 @@ def weights_setting(group: str) -> Any:
 
 
 def precision_setting() -> Any:
-    """Declare the arithmetic of a run's network."""
+    """Declare the number format of a run's network."""
     return setting(
         AUTO,
         "Precision of the network; auto is the run's on CUDA, and fp32 on a CPU.",

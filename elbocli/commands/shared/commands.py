@@ -67,7 +67,6 @@ def value(kind: type, le: float = 10**12, **bounds: float) -> Value:
 
 
 COUNT = value(int, ge=1)
-SEED = value(int, ge=0, le=2**63 - 1)
 LEVEL = value(float, ge=-50, le=50)
 
 

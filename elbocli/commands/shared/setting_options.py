@@ -39,32 +39,29 @@ def _plain_type(kind: Any) -> Any:
     return Value(kind, "number") if float in (kind, *get_args(kind)) else str
 
 
-def setting_option(settings: type[Settings], name: str, group: str | None = None) -> Callable[[Function], Function]:
-    """Return a decorator that adds the option of a setting.
+def setting_option(name: str, setting: Setting, layered: bool = False) -> Callable[[Function], Function]:
+    """Return a decorator that adds the option of a setting. An option that isn't given is None or ().
 
-    An option that isn't given has the setting's default; it is None or () if the settings are layered, and None
-    if a text says what an empty default means.
-    group: heading in the help; None: the setting's.
+    layered: whether presets and config files give its value then, which the help doesn't show.
     """
-    setting = settings.declared()[name]
     word = f"--{name.replace('_', '-')}"
     how: dict[str, bool] = {}
     if setting.kind is bool:
-        how = {} if settings.layered else {"is_flag": True}
-        word = f"{word}/--no-{word[2:]}" if settings.layered else word
+        how = {} if layered else {"is_flag": True}
+        word = f"{word}/--no-{word[2:]}" if layered else word
     elif get_origin(setting.kind) is tuple and get_args(setting.kind)[-1] is ...:
         how = {"multiple": True}
-    if setting.shown or setting.zero:
-        how["show_default"] = False
+    plain = layered or setting.kind is bool or setting.default in (None, "", ())
+    shown = setting.shown or ("" if plain else str(setting.default))
     return option(
         *(setting.flags or word).split(),
         name,
         type=option_type(setting),
-        default=None if settings.layered or ((setting.shown or "multiple" in how) and not setting.default) else setting.default,
+        default=None,
         metavar=setting.metavar or (f"N|{setting.zero}" if setting.zero else None),
-        help=f"{setting.help}  [default: {setting.shown}]" if setting.shown else setting.help,
+        help=f"{setting.help}  [default: {shown}]" if shown else setting.help,
         more=setting.more,
-        group=setting.group if group is None else group,
+        group=setting.group,
         **how,
     )
 
@@ -75,7 +72,7 @@ def setting_options(settings: type[Settings]) -> Callable[[Function], Function]:
     def add(function: Function) -> Function:
         for name, setting in reversed(settings.declared().items()):
             if setting.flags != "":
-                function = setting_option(settings, name)(function)
+                function = setting_option(name, setting, settings.layered)(function)
         return function
 
     return add

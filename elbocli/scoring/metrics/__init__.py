@@ -14,8 +14,8 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from elbocli.core.registry import Declaration, Registry
-from elbocli.errors import Parameter, UsageError
-from elbocli.files.settings import convert_text
+from elbocli.errors import Parameter
+from elbocli.files.settings import Setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,31 +159,24 @@ metric = METRICS.declare
 
 
 class MetricOption(NamedTuple):
-    """Option of `elbo eval` for a metric. kind: type with bounds."""
+    """Option of `elbo eval` for a metric."""
 
     metric: str
     name: str
-    kind: Any
-    default: Any
-    help: str
-
-    def convert(self, value: Any) -> Any:
-        """Return a value of the option's type. Raises UsageError for an invalid value."""
-        try:
-            return convert_text(value, self.kind)
-        except ValueError as error:
-            raise UsageError(f"{self.name} is {value!r}: {error}") from error
+    setting: Setting
 
 
 def metric_options() -> list[MetricOption]:
     """Return the options of all metrics."""
     options = []
     for name, declared in METRICS.items():
-        kind: Any = declared.make
-        hints = get_type_hints(kind, include_extras=True)
-        for field in fields(kind):
-            told = next(part.description for part in get_args(hints[field.name])[1:] if isinstance(part, Meta))
-            options.append(MetricOption(name, field.name, hints[field.name], field.default, told or ""))
+        make: Any = declared.make
+        hints = get_type_hints(make, include_extras=True)
+        for field in fields(make):
+            kind, *told = get_args(hints[field.name])
+            help = next(part.description for part in told if isinstance(part, Meta))
+            setting = Setting(help or "", default=field.default, hint=hints[field.name], kind=kind)
+            options.append(MetricOption(name, field.name, setting))
     return options
 
 
@@ -198,7 +191,9 @@ def parse_metrics(names: str, given: Mapping[str, Any] | None = None) -> dict[st
     for name in names.split(","):
         declared = METRICS.find(name.strip())
         own = [option for option in metric_options() if option.metric == declared.name and option.name in given]
-        metrics[declared.name] = declared.make(**{option.name: option.convert(given[option.name]) for option in own})
+        metrics[declared.name] = declared.make(
+            **{option.name: option.setting.convert(option.name, given[option.name]) for option in own}
+        )
     return metrics
 
 

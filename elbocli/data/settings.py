@@ -30,8 +30,9 @@ class DecodeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepSettings(DecodeOptions, Settings):
-    """Settings of `elbo prep`. size, channels: 0 if elbo chooses.
+    """Settings of `elbo prep`. Raises UsageError for an unknown latent convention.
 
+    size, channels: 0: elbo chooses.
     overwrite: whether to replace an existing dataset. command: elbo's command line, for the dataset.
     """
 
@@ -83,3 +84,6 @@ class PrepSettings(DecodeOptions, Settings):
     )
     overwrite: bool = False
     command: str = ""
+
+    def __post_init__(self) -> None:
+        CONVENTIONS.find(self.latent_convention)

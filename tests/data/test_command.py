@@ -41,6 +41,7 @@ MISTAKES = """
 1 | gone.csv            | digits a.h5 --labels gone.csv
 1 | left of 300         | digits a.h5 --size 8 --subset val 0.001
 1 | 8 x 8 pixels        | digits a.h5 --size 16 --crop none
+2 | edm2 | digits out.h5 --latent-convention foo
 """
 """Exit code, word of the message, and what is typed."""
 
